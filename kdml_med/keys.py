@@ -1,0 +1,57 @@
+"""Names that cross rooms: one enum for each dictionary or table that one module writes and another reads."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class NetworkName(StrEnum):
+    """Names of cohort members in predictions, losses, tables and checkpoints."""
+
+    TEACHER = "teacher"
+    ENSEMBLE = "ensemble"
+
+    @staticmethod
+    def student(index: int) -> str:
+        """Name of the student with this zero-based index."""
+        return f"student_{index}"
+
+
+class BatchKey(StrEnum):
+    """Keys of a sample (and of a collated batch) that a dataset yields."""
+
+    IMAGE = "image"
+    """float32, [channels, height, width], RGB, rows are y."""
+    LABEL = "label"
+    """int64 class index; -1 where the dataset has no label."""
+    SAMPLE_ID = "sample_id"
+    SLIDE_ID = "slide_id"
+    PATIENT_ID = "patient_id"
+
+
+class LossTerm(StrEnum):
+    """Second half of a loss name, as in ``student_0_kd``; ``LOSS`` alone is the sum that is back-propagated."""
+
+    TASK = "task"
+    KD = "kd"
+    ML = "ml"
+    LOSS = "loss"
+
+
+class Split(StrEnum):
+    """Values of the ``split`` column of splits.csv."""
+
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+
+
+class PredictionColumn(StrEnum):
+    """Columns of predictions.parquet: one row for each tile and network."""
+
+    SAMPLE_ID = "sample_id"
+    SLIDE_ID = "slide_id"
+    PATIENT_ID = "patient_id"
+    NETWORK = "network"
+    LABEL = "label"
+    PROBABILITY = "probability"

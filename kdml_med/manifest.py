@@ -1,0 +1,228 @@
+"""The dataset folder: the only hand-over between preprocessing and training.
+
+A dataset folder holds
+
+    dataset.json        what the folder is and how it was made (``DatasetInfo``)
+    manifest.parquet    one row per tile (``TILE_COLUMNS``)
+    slides.csv          one row per slide: where it came from, counts, stain matrix
+    splits.csv          patient_id and split or fold (``kdml_med.splits``)
+    shards/             one uncompressed tar per slide; members are JPEG or PNG
+    failures.csv        every input that could not be used, with the reason
+
+A tile is the byte range ``[offset, offset + size)`` of the file ``image_root / shard``. Imported folders use the same
+three columns with one file per tile and offset 0, so nothing is copied and there is one way to read a tile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdml_med.errors import InputError
+
+SCHEMA_VERSION = 1
+DATASET_FILE = "dataset.json"
+MANIFEST_FILE = "manifest.parquet"
+SLIDES_FILE = "slides.csv"
+SPLITS_FILE = "splits.csv"
+FAILURES_FILE = "failures.csv"
+SHARDS_DIR = "shards"
+
+TILE_COLUMNS = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),  # unique in the dataset
+        pa.field("patient_id", pa.string(), nullable=False),
+        pa.field("slide_id", pa.string(), nullable=False),
+        pa.field("label", pa.string()),  # class name, null when unlabelled
+        pa.field("site", pa.string()),  # tissue source site or hospital, null when unknown
+        pa.field("x_l0", pa.int64()),  # left edge, level-0 pixels; null for imported tiles
+        pa.field("y_l0", pa.int64()),  # top edge, level-0 pixels
+        pa.field("size_l0", pa.float64()),  # side of the tile, level-0 pixels
+        pa.field("mpp", pa.float64()),  # micrometres per pixel of the stored tile; null when unknown
+        pa.field("tissue_fraction", pa.float64()),  # 0..1; null when not measured
+        pa.field("background_fraction", pa.float64()),  # 0..1, share of near-white pixels
+        pa.field("pen_fraction", pa.float64()),  # 0..1, share of pixels coloured like marker ink
+        pa.field("sharpness", pa.float64()),  # variance of the Laplacian of the grey image, grey levels squared
+        pa.field("shard", pa.string(), nullable=False),  # path relative to image_root, "/" as separator
+        pa.field("offset", pa.int64(), nullable=False),  # bytes
+        pa.field("size", pa.int64(), nullable=False),  # bytes
+    ]
+)
+
+
+@dataclass
+class DatasetInfo:
+    """What dataset.json holds.
+
+    Attributes:
+        kind: "tiles" (frames come with the detection task).
+        classes: class names in index order; the last one is the positive class. Empty without labels.
+        tile_size_px: side of a stored tile, pixels; None when tiles differ or are unknown.
+        mpp: micrometres per pixel of stored tiles; None when unknown.
+        image_root: folder that ``shard`` paths start from: "." is the dataset folder; absolute for imported tiles.
+        label_level: "patient" or "slide": what carries one label, and so what metrics aggregate to by default.
+        options: the settings that decide the bytes of the tiles, as given to the program.
+        made_by: program, package version and versions of the decoding libraries.
+        splits: mode, seed and SHA-256 of splits.csv, once splits are frozen.
+        synthetic: True for generated cohorts; reports then say that their figures prove plumbing only.
+        schema_version: of this layout.
+    """
+
+    kind: str = "tiles"
+    classes: list[str] = field(default_factory=list)
+    tile_size_px: int | None = None
+    mpp: float | None = None
+    image_root: str = "."
+    label_level: str = "patient"
+    options: dict[str, Any] = field(default_factory=dict)
+    made_by: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, Any] | None = None
+    synthetic: bool = False
+    schema_version: int = SCHEMA_VERSION
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old bytes or all of the new ones, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a CSV file atomically, with Unix line ends and no index column."""
+    write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
+
+
+def write_info(dataset_dir: Path, info: DatasetInfo) -> None:
+    """Write dataset.json."""
+    text = json.dumps(asdict(info), indent=2, sort_keys=True, ensure_ascii=False)
+    write_atomically(dataset_dir / DATASET_FILE, (text + "\n").encode())
+
+
+def read_info(dataset_dir: Path) -> DatasetInfo:
+    """Read and check dataset.json.
+
+    Raises:
+        InputError: the folder or the file is missing, is not JSON, or was written by another schema version.
+    """
+    path = Path(dataset_dir) / DATASET_FILE
+    if not path.is_file():
+        raise InputError(
+            f"{dataset_dir} is not a dataset folder: it has no {DATASET_FILE}. Make one with "
+            "`python -m preprocessing.tile_slides` or `python -m preprocessing.import_tiles`."
+        )
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not valid JSON ({error}). Make the dataset again.") from error
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}: make it again.")
+    unknown = sorted(set(content) - set(DatasetInfo.__dataclass_fields__))
+    if unknown:
+        raise InputError(f"{path} has unknown keys {unknown}; known: {sorted(DatasetInfo.__dataclass_fields__)}.")
+    return DatasetInfo(**content)
+
+
+def tile_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Arrow table of tile rows with exactly the columns and types of the contract; absent keys become null."""
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=TILE_COLUMNS)
+
+
+def write_manifest(path: Path, table: pa.Table) -> None:
+    """Write manifest rows to a parquet file atomically; the same rows give the same bytes.
+
+    Raises:
+        InputError: the rows break the contract, see ``validate_manifest``.
+    """
+    table = table.select(TILE_COLUMNS.names).cast(TILE_COLUMNS)
+    validate_manifest(table, str(path))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_atomically(path, sink.getvalue().to_pybytes())
+
+
+def validate_manifest(table: pa.Table, where: str) -> None:
+    """Check the rules that readers rely on.
+
+    Raises:
+        InputError: a column is missing, an id is empty, a sample_id occurs twice, or a slide has two patients.
+    """
+    missing = [name for name in TILE_COLUMNS.names if name not in table.column_names]
+    if missing:
+        raise InputError(f"{where} lacks the columns {missing}; expected {TILE_COLUMNS.names}.")
+    frame = table.select(["sample_id", "patient_id", "slide_id"]).to_pandas()
+    for name in frame.columns:
+        empty = frame.index[frame[name].isna() | (frame[name] == "")]
+        if len(empty):
+            raise InputError(f"{where}: row {empty[0]} has no {name}.")
+    repeated = frame["sample_id"][frame["sample_id"].duplicated()]
+    if len(repeated):
+        raise InputError(f"{where}: sample_id {repeated.iloc[0]!r} occurs more than once.")
+    patients = frame.groupby("slide_id")["patient_id"].nunique()
+    shared = patients[patients > 1]
+    if len(shared):
+        raise InputError(f"{where}: slide {shared.index[0]!r} belongs to {shared.iloc[0]} patients, expected one.")
+
+
+def read_manifest(dataset_dir: Path) -> pd.DataFrame:
+    """Read and check manifest.parquet.
+
+    Returns:
+        One row per tile, columns of ``TILE_COLUMNS`` in that order.
+
+    Raises:
+        InputError: the file is missing, unreadable, or breaks the contract.
+    """
+    path = Path(dataset_dir) / MANIFEST_FILE
+    if not path.is_file():
+        raise InputError(f"{dataset_dir} has no {MANIFEST_FILE}: tiling did not finish. Run the same command again.")
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path} cannot be read as parquet ({error}). Make the dataset again.") from error
+    validate_manifest(table, str(path))
+    frame: pd.DataFrame = table.select(TILE_COLUMNS.names).to_pandas()
+    return frame
+
+
+def image_root(dataset_dir: Path, info: DatasetInfo) -> Path:
+    """Folder that the ``shard`` column starts from."""
+    return (Path(dataset_dir) / info.image_root).resolve()
+
+
+def read_member(root: Path, shard: str, offset: int, size: int) -> bytes:
+    """Encoded bytes of one tile.
+
+    Raises:
+        InputError: the shard is missing or shorter than the manifest says.
+    """
+    path = root / shard
+    try:
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            data = stream.read(size)
+    except OSError as error:
+        raise InputError(f"cannot read tile data from {path}: {error.strerror}.") from error
+    if len(data) != size:
+        raise InputError(f"{path} is cut short: {size} bytes expected at {offset}, {len(data)} found.")
+    return data
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
