@@ -1,0 +1,358 @@
+"""Label tables: which patient a slide belongs to, and what is known about that patient or slide.
+
+A table is CSV or TSV with a header. Column names are recognised where they are usual (``KNOWN_COLUMNS``), or named by
+the caller. Every value is text: a patient "007" stays "007".
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import pandas as pd
+
+from kdml_med.errors import InputError
+
+LabelLevel = Literal["patient", "slide"]
+
+KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
+    "patient": ("patient", "patient_id", "patientid", "patient_uuid", "case", "case_id", "bcr_patient_barcode"),
+    "slide": ("slide", "slide_id", "slideid", "image", "image_id", "file", "filename", "file_name"),
+    "label": ("label", "msistatus", "msi_status", "msi", "ismsih", "status", "grade"),
+    "site": ("site", "tissue_source_site", "hospital", "center", "centre"),
+    "mpp": ("mpp", "slide_mpp", "mpp_x"),
+}
+"""Names recognised for each role; case does not matter, and space and "-" count as "_"."""
+
+MSI_CLASSES = ("MSS", "MSI")
+_MSI_VOCABULARY = {
+    **dict.fromkeys(("msi-h", "msih", "msi", "msimut", "dmmr"), "MSI"),
+    # MSI-L behaves like MSS in treatment and biology, and the published tile sets count it so.
+    **dict.fromkeys(("mss", "msi-l", "msil", "nonmsih", "pmmr"), "MSS"),
+}
+_BLANK = frozenset({"", "na", "n/a", "nan", "null", "unknown"})
+
+# Only these are cut off: in "TCGA-AA-3672-01Z-00-DX1.23748e80-…" the part after the point belongs to the name.
+_IMAGE_SUFFIX = re.compile(
+    r"(\.ome)?\.(svs|svslide|ndpi|mrxs|vms|vmu|scn|bif|dcm|tiff?|btf|czi|isyntax|png|jpe?g|bmp|webp|tar)$",
+    re.IGNORECASE,
+)
+_TCGA_PATIENT = re.compile(r"^TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class LabelMatch:
+    """What the table says about one slide.
+
+    Attributes:
+        patient_id: as written in the table.
+        label: class name; None when the status is blank.
+        site: tissue source site or hospital; None when unknown.
+    """
+
+    patient_id: str
+    label: str | None
+    site: str | None
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """A checked label table; make one with ``read_labels``.
+
+    Attributes:
+        classes: the two class names in index order; the last one is the positive class.
+        label_level: "patient" or "slide": what carries one label.
+        by_slide: True when the table has a slide column, so that only the slides it lists are known.
+        matches: what is known, by slide name without suffix (``by_slide``) or by patient id.
+        resolutions: micrometres per pixel, by the same keys; only where the table gives them.
+    """
+
+    classes: list[str]
+    label_level: LabelLevel
+    by_slide: bool
+    matches: dict[str, LabelMatch] = field(repr=False)
+    resolutions: dict[str, float] = field(default_factory=dict, repr=False)
+
+    def match(self, slide_id: str) -> LabelMatch | None:
+        """Patient, label and site of a slide, or None when the table does not know it.
+
+        With a slide column, names are compared without folder and image suffix. Without one, the patient id is the
+        slide name or a beginning of it that ends before a character that is neither letter nor digit; the longest wins.
+        """
+        key = self._key(slide_id)
+        return None if key is None else self.matches[key]
+
+    def mpp(self, slide_id: str) -> float | None:
+        """Micrometres per pixel (level 0) that the table gives for a slide, or None."""
+        key = self._key(slide_id)
+        return None if key is None else self.resolutions.get(key)
+
+    @property
+    def patient_ids(self) -> list[str]:
+        """Sorted ids of all patients in the table."""
+        return sorted({match.patient_id for match in self.matches.values()})
+
+    def _key(self, slide_id: str) -> str | None:
+        name = slide_name(slide_id)
+        if self.by_slide:
+            candidates = [name]
+            if _TCGA_PATIENT.match(name):
+                candidates.append(name.split(".")[0])  # tables often list the barcode without the file's UUID
+        else:
+            ends = [len(name), *(i for i in range(len(name) - 1, 0, -1) if not name[i].isalnum())]
+            candidates = [name[:end] for end in ends]
+        return next((key for key in candidates if key in self.matches), None)
+
+
+def slide_name(text: str) -> str:
+    """Name of a slide without the folders before it (of either system) and without an image suffix."""
+    return _IMAGE_SUFFIX.sub("", PurePosixPath(text.strip().replace("\\", "/")).name)
+
+
+def tcga_site(patient_id: str) -> str | None:
+    """Tissue source site of a TCGA barcode (its second field), or None for any other id."""
+    found = _TCGA_PATIENT.match(patient_id)
+    return found.group(1).upper() if found else None
+
+
+def is_blank(value: str) -> bool:
+    """Whether a cell says nothing: empty, NA, N/A, NaN, null or unknown, in any case."""
+    return value.strip().lower() in _BLANK
+
+
+def read_text_table(path: Path | str) -> pd.DataFrame:
+    """Read a CSV or TSV file; every cell is text without surrounding space.
+
+    Returns:
+        Columns as in the header; the index is the line in the file (the header is row 1). Empty lines are left out.
+
+    Raises:
+        InputError: no such file, not text, no rows, a repeated column, or a row with too many or too few cells.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot read the table {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a UTF-8 text table; save it as CSV (not as a spreadsheet).") from error
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text.lstrip().split("\n")[0]))
+    header: list[str] = []
+    rows: list[list[str]] = []
+    numbers: list[int] = []
+    for cells in reader:
+        cells = [cell.strip() for cell in cells]
+        if not any(cells):
+            continue
+        if not header:
+            header = cells
+            continue
+        if len(cells) != len(header):
+            raise InputError(f"{path}, row {reader.line_num}: {len(cells)} cells, but the header has {len(header)}.")
+        rows.append(cells)
+        numbers.append(reader.line_num)
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise InputError(f"{path}: the columns {repeated} occur more than once in the header; rename one.")
+    if not rows:
+        raise InputError(f"{path} has no rows below its header.")
+    return pd.DataFrame(rows, columns=header, index=numbers, dtype=object)
+
+
+def _delimiter(path: Path, header: str) -> str:
+    if path.suffix.lower() in {".tsv", ".tab"}:
+        return "\t"
+    return max(",\t;", key=header.count)  # the first of equals: a comma for a table with one column
+
+
+def find_column(columns: Iterable[str], role: str, named: str | None, *, required: bool, where: str) -> str | None:
+    """Column that plays a role ("patient", "slide", "label", "site", "mpp").
+
+    Args:
+        columns: the header.
+        role: key of ``KNOWN_COLUMNS``.
+        named: the column that the caller asks for; None to recognise it by its name.
+        required: whether its absence is an error.
+        where: the file, for messages.
+
+    Raises:
+        InputError: the named column is not there, none is recognised but one is required, or several are.
+    """
+    columns = list(columns)
+    option = f"--{role}-column"
+    if named is not None:
+        if named not in columns:
+            raise InputError(f"{where} has no column {named!r} ({option}); its columns are {columns}.")
+        return named
+    known = KNOWN_COLUMNS[role]
+    found = [name for name in columns if re.sub(r"[ \-]", "_", name.strip().lower()) in known]
+    if len(found) > 1:
+        raise InputError(
+            f"{where}: {found} could each be the {role} column; name one with {option}. Columns: {columns}."
+        )
+    if not found and required:
+        raise InputError(
+            f"{where}: no {role} column recognised; name it with {option}. Columns: {columns}; "
+            f"recognised names: {list(known)}."
+        )
+    return found[0] if found else None
+
+
+def read_labels(
+    path: Path | str,
+    *,
+    patient_column: str | None = None,
+    slide_column: str | None = None,
+    label_column: str | None = None,
+    site_column: str | None = None,
+    mpp_column: str | None = None,
+    classes: Sequence[str] | None = None,
+    label_level: LabelLevel = "patient",
+) -> LabelTable:
+    """Read and check a label table.
+
+    MSI vocabularies become "MSS" and "MSI" in that order: MSI-H, MSI, MSIMUT, dMMR are MSI; MSS, MSI-L, nonMSIH,
+    pMMR are MSS. A blank status means unlabelled. At patient level a labelled row speaks for all rows of its patient.
+
+    Args:
+        path: CSV or TSV file with a header.
+        patient_column: name of a column; None recognises it by its name. So for the other columns.
+        slide_column: slide or image names; without one, slides are found by the beginning of their name.
+        label_column: status or class.
+        site_column: hospital; without one, the site comes from TCGA barcodes.
+        mpp_column: micrometres per pixel at level 0.
+        classes: two class names, the positive one last; None takes MSS and MSI, or the two values found, sorted.
+        label_level: what carries one label.
+
+    Raises:
+        InputError: a column is not found or ambiguous; the classes are not two; or a row has no patient, an unknown
+            value, a bad mpp, repeats a patient or slide, or contradicts another row. The message names the row.
+    """
+    if label_level not in ("patient", "slide"):
+        raise InputError(f'label level {label_level!r}: expected "patient" or "slide".')
+    where = str(path)
+    frame = read_text_table(path)
+    patient_name = find_column(frame.columns, "patient", patient_column, required=True, where=where)
+    label_name = find_column(frame.columns, "label", label_column, required=True, where=where)
+    slide = find_column(frame.columns, "slide", slide_column, required=label_level == "slide", where=where)
+    site_name = find_column(frame.columns, "site", site_column, required=False, where=where)
+    mpp_name = find_column(frame.columns, "mpp", mpp_column, required=False, where=where)
+
+    patients = frame[patient_name]
+    _check_ids(patients, "patient id", where)
+    labels, class_names = parse_labels(frame[label_name], classes, where=where)
+    if label_level == "patient":
+        labels = patient_labels(patients, labels, where=where)
+    if slide is None:
+        keys = patients
+        _check_unique(keys, "patient", "Keep one row per patient, or name a slide column with --slide-column", where)
+    else:
+        _check_ids(frame[slide], "slide name", where)
+        keys = frame[slide].map(slide_name)
+        _check_unique(keys, "slide", "Keep one row per slide", where)
+    sites = [None] * len(frame) if site_name is None else [None if is_blank(s) else s for s in frame[site_name]]
+    matches = {
+        key: LabelMatch(patient, label, site or tcga_site(patient))
+        for key, patient, label, site in zip(keys, patients, labels, sites, strict=True)
+    }
+    resolutions = {} if mpp_name is None else _parse_mpp(frame[mpp_name], keys, where)
+    return LabelTable(class_names, label_level, slide is not None, matches, resolutions)
+
+
+def parse_labels(
+    values: pd.Series[str], classes: Sequence[str] | None, *, where: str
+) -> tuple[pd.Series[str], list[str]]:
+    """Class name of each row (None where blank) and the two classes in index order, see ``read_labels``.
+
+    Args:
+        values: text; the index is the row in the file, the name is the column.
+        classes: two class names, positive last, or None.
+        where: the file, for messages.
+
+    Raises:
+        InputError: not exactly two classes, or a value that is not one of them.
+    """
+    blank = values.map(is_blank)
+    canonical = values.str.lower().map(_MSI_VOCABULARY)
+    found = sorted(set(values[~blank]))
+    if classes is not None:
+        if len(classes) != 2 or len(set(classes)) != 2:
+            raise InputError(f"classes {list(classes)}: exactly two different names are needed, the positive one last.")
+        names = list(classes)
+        if set(names) == set(MSI_CLASSES):
+            values = canonical.where(canonical.notna(), values)
+    elif found and bool(canonical[~blank].notna().all()):
+        names, values = list(MSI_CLASSES), canonical
+    elif len(found) == 2:
+        names = found
+    else:
+        shown = ", ".join(map(repr, found[:8])) + (", …" if len(found) > 8 else "")
+        raise InputError(
+            f"{where}, column {values.name!r}: exactly two classes are needed, found {len(found)}: {shown}. Name two "
+            "with --classes A B (the positive one last) and leave the status of the other rows blank."
+        )
+    bad = values[~blank & ~values.isin(names)]
+    if len(bad):
+        raise InputError(
+            f"{where}, row {bad.index[0]}: {values.name} is {bad.iloc[0]!r}, expected one of {names} or a blank. "
+            f"Correct the value, leave it blank, or name other classes with --classes ({len(bad)} such rows)."
+        )
+    return values.astype(object).where(~blank, None), names
+
+
+def patient_labels(patients: pd.Series[str], labels: pd.Series[str], *, where: str) -> pd.Series[str]:
+    """Give every row the label of its patient; rows are as in the file.
+
+    Raises:
+        InputError: a patient has two labels.
+    """
+    known = pd.DataFrame({"patient": patients, "label": labels}).dropna()
+    first = known[~known["patient"].duplicated()]
+    other = known["patient"].map(first.set_index("patient")["label"]) != known["label"]
+    if other.any():
+        row = known.index[other][0]
+        patient, label = known.loc[row, "patient"], known.loc[row, "label"]
+        start = first[first["patient"] == patient]
+        raise InputError(
+            f"{where}: patient {patient!r} has the labels {start['label'].iloc[0]!r} (row {start.index[0]}) and "
+            f"{label!r} (row {row}). Correct the table, or use --label-level slide if labels belong to slides."
+        )
+    mapped = patients.map(first.set_index("patient")["label"])
+    return mapped.astype(object).where(mapped.notna(), None)
+
+
+def _check_ids(values: pd.Series[str], what: str, where: str) -> None:
+    empty = values.index[values.map(is_blank)]
+    if len(empty):
+        raise InputError(f"{where}, row {empty[0]}: no {what} in column {values.name!r} ({len(empty)} such rows).")
+
+
+def _check_unique(keys: pd.Series[str], what: str, advice: str, where: str) -> None:
+    repeated = keys[keys.duplicated()]
+    if len(repeated):
+        rows = list(keys.index[keys == repeated.iloc[0]])
+        raise InputError(f"{where}: {what} {repeated.iloc[0]!r} is in rows {rows}. {advice}.")
+
+
+def _parse_mpp(values: pd.Series[str], keys: pd.Series[str], where: str) -> dict[str, float]:
+    resolutions = {}
+    for (row, text), key in zip(values.items(), keys, strict=True):
+        if is_blank(text):
+            continue
+        try:
+            mpp = float(text)
+        except ValueError:
+            mpp = math.nan
+        if not 0 < mpp < math.inf:
+            raise InputError(
+                f"{where}, row {row}: {values.name} is {text!r}, "
+                "expected micrometres per pixel such as 0.25, or a blank."
+            )
+        resolutions[key] = mpp
+    return resolutions
