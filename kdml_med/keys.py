@@ -29,6 +29,15 @@ class BatchKey(StrEnum):
     PATIENT_ID = "patient_id"
 
 
+class OutputKey(StrEnum):
+    """Keys that this project adds to ``engine.state.output`` beside MONAI's image, label, pred and loss."""
+
+    LOSS_TERMS = "loss_terms"
+    """Detached scalars by loss name."""
+    PROBABILITIES = "probabilities"
+    """float32, [batch, classes], by network name and "ensemble"."""
+
+
 class LossTerm(StrEnum):
     """Second half of a loss name, as in ``student_0_kd``; ``LOSS`` alone is the sum that is back-propagated."""
 

@@ -1,0 +1,97 @@
+"""Dictionary transforms that MONAI lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.transforms import MapTransform, RandomizableTransform
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class RandStainJitterd(RandomizableTransform, MapTransform):  # type: ignore[misc]
+    """Vary how strongly a stained section absorbs, separately in red, green and blue.
+
+    Works on optical density, where the amount of stain is a factor: OD' = OD · factor + offset for each colour channel,
+    so that white stays white when the offset is 0.
+
+    Args:
+        keys: image entries, float [3, height, width] in 0..1.
+        strength: factors are drawn from 1 ± strength.
+        offset: offsets are drawn from ± offset, optical density (natural logarithm).
+        prob: probability of changing a sample.
+        allow_missing_keys: skip absent keys.
+
+    Source:
+        The idea of jittering in stain density space: Tellez et al. 2018, doi:10.1109/TMI.2018.2820199 (there after
+        separation into haematoxylin and eosin, here per colour channel).
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Hashable] | Hashable,
+        *,
+        strength: float = 0.2,
+        offset: float = 0.05,
+        prob: float = 1.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        self.strength, self.offset = strength, offset
+        self.factors, self.offsets = torch.ones(3), torch.zeros(3)
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw the factors and offsets of one sample."""
+        super().randomize(data)
+        # Drawn even when the sample stays as it is, so that later transforms do not depend on this decision.
+        self.factors = torch.from_numpy(self.R.uniform(1 - self.strength, 1 + self.strength, 3)).float()
+        self.offsets = torch.from_numpy(self.R.uniform(-self.offset, self.offset, 3)).float()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Change the images of one sample; the input is left as it was."""
+        result = dict(data)
+        self.randomize()
+        if self._do_transform:
+            for key in self.key_iterator(result):
+                image: Tensor = result[key]
+                density = -torch.log(image.clamp(min=1 / 255))
+                changed = torch.exp(-(density * self.factors.view(3, 1, 1) + self.offsets.view(3, 1, 1)))
+                result[key] = changed.clamp(0.0, 1.0)
+        return result
+
+
+class NormalizeColourd(MapTransform):  # type: ignore[misc]
+    """Subtract a mean and divide by a standard deviation, colour by colour.
+
+    Args:
+        keys: image entries, float [3, height, width] in 0..1.
+        mean: of red, green, blue; ImageNet's by default, as published weights expect.
+        std: likewise.
+        allow_missing_keys: skip absent keys.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Hashable] | Hashable,
+        *,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Normalise the images of one sample; the result is a plain tensor."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = torch.as_tensor(result[key])
+            # MONAI's spatial transforms return MetaTensors, whose bookkeeping slows collation and nobody here reads.
+            result[key] = (getattr(image, "as_tensor", lambda: image)() - self.mean) / self.std
+        return result

@@ -1,0 +1,6 @@
+"""Engines: MONAI's supervised trainer and evaluator for a cohort."""
+
+from kdml_med.engines.evaluator import CohortEvaluator, ensemble_probabilities
+from kdml_med.engines.trainer import KDMLTrainer, prepare_cohort_batch
+
+__all__ = ["CohortEvaluator", "KDMLTrainer", "ensemble_probabilities", "prepare_cohort_batch"]

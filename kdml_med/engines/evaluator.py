@@ -1,0 +1,58 @@
+"""Evaluation of a whole cohort and of the ensemble of its students."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from monai.engines import SupervisedEvaluator
+from torch import Tensor
+
+from kdml_med.engines.trainer import prepare_cohort_batch
+from kdml_med.keys import NetworkName, OutputKey
+
+
+def ensemble_probabilities(logits: Mapping[str, Tensor], *, average: str = "probabilities") -> dict[str, Tensor]:
+    """Class probabilities of every network, and of the ensemble of the students.
+
+    Args:
+        logits: float, [batch, classes], by network name; the teacher is no part of the ensemble.
+        average: "probabilities" for the mean of the students' probabilities, "logits" for the softmax of their mean
+            logits.
+
+    Returns:
+        float32, [batch, classes], by network name, and "ensemble".
+
+    Raises:
+        ValueError: average is neither of the two.
+    """
+    if average not in ("probabilities", "logits"):
+        raise ValueError(f"average must be 'probabilities' or 'logits', got {average!r}.")
+    logits = {name: value.float() for name, value in logits.items()}
+    probabilities = {name: torch.softmax(value, dim=1) for name, value in logits.items()}
+    students = [name for name in logits if name != NetworkName.TEACHER]
+    if average == "logits":
+        ensemble = torch.softmax(torch.stack([logits[name] for name in students]).mean(dim=0), dim=1)
+    else:
+        ensemble = torch.stack([probabilities[name] for name in students]).mean(dim=0)
+    return probabilities | {NetworkName.ENSEMBLE.value: ensemble}
+
+
+class CohortEvaluator(SupervisedEvaluator):  # type: ignore[misc]
+    """Supervised evaluator that adds the class probabilities of every network and of the ensemble to its output.
+
+    Args:
+        ensemble_average: see ``ensemble_probabilities``.
+        **kwargs: see ``monai.engines.SupervisedEvaluator``; ``decollate`` is always off, as in ``KDMLTrainer``.
+    """
+
+    def __init__(self, *, ensemble_average: str = "probabilities", **kwargs: Any) -> None:
+        kwargs.setdefault("prepare_batch", prepare_cohort_batch)
+        self.ensemble_average = ensemble_average
+        super().__init__(decollate=False, **kwargs)
+
+    def _iteration(self, engine: CohortEvaluator, batchdata: dict[str, Any]) -> dict[str, Any]:
+        output: dict[str, Any] = super()._iteration(engine, batchdata)
+        output[OutputKey.PROBABILITIES] = ensemble_probabilities(output["pred"], average=self.ensemble_average)
+        return output

@@ -1,0 +1,135 @@
+"""The loss of a whole cohort: labels, teacher and peers, composed for each student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdml_med.keys import LossTerm, NetworkName
+from kdml_med.losses.distillation import distillation_loss
+from kdml_med.losses.mutual import mutual_loss
+
+
+class CohortLoss(nn.Module):
+    """Sum of every network's own loss; each network receives the gradient of its own loss only.
+
+    For the teacher, L_t = CE(z_t, y). For student k of K,
+
+        L_k = alpha · CE(z_k, y) + beta · T² · KL(σ(z_t / T) ‖ σ(z_k / T))
+              + gamma · T_p² / (K - 1) · Σ_{j≠k} KL(σ(z_j / T_p) ‖ σ(z_k / T_p))
+
+    where z_t and z_j are detached. A term whose weight is zero is not computed.
+
+    Args:
+        alpha: weight of the labels for students.
+        beta: weight of the teacher.
+        gamma: weight of the peers.
+        temperature: T towards the teacher.
+        peer_temperature: T_p between peers.
+        ramp_up_epochs: beta and gamma grow linearly from 0 and reach their value in the epoch after this many; 0 for
+            full weight at once. Early on, teacher and peers know nothing worth imitating.
+        class_weights: weight of each class in the cross-entropy, for uneven classes; None for equal weights.
+        train_teacher: False leaves the teacher's loss out (frozen teacher).
+
+    Raises:
+        ValueError: a weight is negative, a temperature is not positive, or nothing is left to learn from.
+
+    Source:
+        Niyaz and Bathula 2022, arXiv:2110.11023 (abstract); the composition is recorded in docs/decisions.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        *,
+        temperature: float = 4.0,
+        peer_temperature: float = 1.0,
+        ramp_up_epochs: int = 0,
+        class_weights: list[float] | None = None,
+        train_teacher: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value in {"alpha": alpha, "beta": beta, "gamma": gamma, "ramp_up_epochs": ramp_up_epochs}.items():
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}.")
+        for name, value in {"temperature": temperature, "peer_temperature": peer_temperature}.items():
+            if value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}.")
+        if alpha == beta == gamma == 0:
+            raise ValueError("alpha, beta and gamma are all zero: the students would learn from nothing.")
+        self.alpha, self.beta, self.gamma = alpha, beta, gamma
+        self.temperature, self.peer_temperature = temperature, peer_temperature
+        self.ramp_up_epochs = ramp_up_epochs
+        self.train_teacher = train_teacher
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights)
+        self.class_weights: Tensor | None
+        self.epoch = ramp_up_epochs + 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the ramp which epoch is running, counted from 1."""
+        self.epoch = epoch
+
+    def weights(self) -> dict[str, float]:
+        """The weights in force in this epoch."""
+        ramp = min(1.0, self.epoch / (self.ramp_up_epochs + 1))
+        return {"alpha": self.alpha, "beta": self.beta * ramp, "gamma": self.gamma * ramp}
+
+    def forward(self, predictions: Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
+        """Compute every term.
+
+        Args:
+            predictions: logits [batch, classes] by network name.
+            target: int64, [batch], class indices.
+
+        Returns:
+            Unweighted terms ("teacher_task", "student_0_task", "student_0_kd", "student_0_ml", ...) and "loss", the
+            weighted sum to back-propagate. All are scalars in nats.
+
+        Raises:
+            ValueError: beta is positive and there is no teacher among the predictions.
+        """
+        teacher = predictions.get(NetworkName.TEACHER)
+        students = {name: logits for name, logits in predictions.items() if name != NetworkName.TEACHER}
+        if self.beta > 0 and teacher is None:
+            raise ValueError("beta is positive, but the cohort has no teacher: set beta to 0 or build a teacher.")
+        weights = self.weights()
+        terms: dict[str, Tensor] = {}
+        parts: list[Tensor] = []
+
+        def add(name: str, term: LossTerm, weight: float, value: Tensor) -> None:
+            terms[f"{name}_{term}"] = value
+            parts.append(weight * value)
+
+        if teacher is not None and self.train_teacher:
+            add(NetworkName.TEACHER, LossTerm.TASK, 1.0, self._task_loss(teacher, target))
+        for name, logits in students.items():
+            if self.alpha > 0:
+                add(name, LossTerm.TASK, weights["alpha"], self._task_loss(logits, target))
+            if self.beta > 0 and teacher is not None:
+                kd = distillation_loss(logits, teacher, temperature=self.temperature)
+                add(name, LossTerm.KD, weights["beta"], kd)
+            peers = [other for peer, other in students.items() if peer != name]
+            if self.gamma > 0 and peers:
+                ml = mutual_loss(logits, peers, temperature=self.peer_temperature)
+                add(name, LossTerm.ML, weights["gamma"], ml)
+        if not parts:
+            raise ValueError("no loss term applies: a single student without a teacher needs alpha above 0.")
+        terms[LossTerm.LOSS] = torch.stack(parts).sum()
+        return terms
+
+    def _task_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            return F.cross_entropy(logits.float(), target, weight=self.class_weights)
+
+    def extra_repr(self) -> str:
+        """Settings, for printing."""
+        names = ("alpha", "beta", "gamma", "temperature", "peer_temperature", "ramp_up_epochs")
+        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return ", ".join(f"{name}={value}" for name, value in settings.items())

@@ -1,0 +1,180 @@
+"""Teacher and students as one module: one forward pass gives the logits of all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from kdml_med.errors import InputError
+from kdml_med.keys import NetworkName
+from kdml_med.networks.registry import CohortSpec, NetworkSpec, architecture_name, build_network, cohort_spec
+from kdml_med.networks.weights import load_initial_weights, read_state_dict
+
+
+class Cohort(nn.Module):
+    """A teacher (or none) and at least one student.
+
+    Args:
+        networks: networks by name, "teacher" and "student_0", "student_1", ... .
+        frozen_teacher: the teacher only answers: no gradients, and its batch statistics stay as they are.
+
+    Raises:
+        ValueError: there is no student, or a frozen teacher is asked for and there is none.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module], *, frozen_teacher: bool = False) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(networks)
+        if not self.student_names:
+            raise ValueError("a cohort needs at least one student.")
+        if frozen_teacher and not self.has_teacher:
+            raise ValueError("frozen_teacher needs a teacher.")
+        self.frozen_teacher = frozen_teacher
+        if frozen_teacher:
+            self.networks[NetworkName.TEACHER].requires_grad_(False).eval()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all networks, teacher first."""
+        return list(self.networks)
+
+    @property
+    def student_names(self) -> list[str]:
+        """Names of the students."""
+        return [name for name in self.networks if name != NetworkName.TEACHER]
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher was built."""
+        return NetworkName.TEACHER in self.networks
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training mode; a frozen teacher stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen_teacher:
+            self.networks[NetworkName.TEACHER].eval()
+        return self
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Run each network once.
+
+        Args:
+            image: float, [batch, channels, height, width].
+
+        Returns:
+            Logits [batch, classes] by network name.
+        """
+        logits = {}
+        for name, network in self.networks.items():
+            frozen = self.frozen_teacher and name == NetworkName.TEACHER
+            with torch.no_grad() if frozen else contextlib.nullcontext():
+                logits[name] = network(image)
+        return logits
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """One optimizer group for each network that learns, named after it."""
+        groups = []
+        for name, network in self.networks.items():
+            parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+            if parameters:
+                groups.append({"params": parameters, "name": name})
+        return groups
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Number of parameters by network name; "ensemble" is the sum over the students."""
+        counts = {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}
+        return counts | {NetworkName.ENSEMBLE.value: sum(counts[name] for name in self.student_names)}
+
+
+@contextlib.contextmanager
+def network_seed(seed: int, name: str) -> Iterator[None]:
+    """Seed torch for building the network of this name, and put the global random state back afterwards.
+
+    Each network has a stream of its own, so that its initial weights do not depend on which others are built.
+    """
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        yield
+
+
+def build_cohort(
+    version: str = "v1",
+    *,
+    num_classes: int = 2,
+    seed: int = 0,
+    teacher: NetworkSpec | None = None,
+    students: Sequence[NetworkSpec] | None = None,
+    use_teacher: bool = True,
+    initial_weights: Mapping[str, str] | str | None = None,
+    teacher_checkpoint: str | None = None,
+) -> Cohort:
+    """Build a named or a custom cohort.
+
+    Args:
+        version: name in ``kdml_med.networks.registry.VERSIONS``.
+        num_classes: number of classes.
+        seed: of the initial weights; each network has a stream of its own.
+        teacher: replaces the version's teacher.
+        students: replaces the version's students; any number from one.
+        use_teacher: False builds no teacher at all.
+        initial_weights: files to start from, by network name ("student_0") or architecture ("mobilenet_v2"); one plain
+            path goes to every network.
+        teacher_checkpoint: state dict of a trained teacher, which is then frozen (offline distillation).
+
+    Raises:
+        InputError: unknown names, files that do not fit, or a teacher checkpoint without a teacher.
+    """
+    spec = cohort_spec(version, teacher=teacher, students=students)
+    if not use_teacher:
+        if teacher_checkpoint:
+            raise InputError("teacher_checkpoint is given, but the cohort has no teacher: set use_teacher or drop it.")
+        spec = CohortSpec(None, spec.students)
+    specs = spec.networks()
+    files = _weights_by_network(specs, initial_weights)
+    networks = {}
+    for name, network_spec in specs.items():
+        with network_seed(seed, name):
+            networks[name] = build_network(network_spec, num_classes=num_classes)
+        if name in files:
+            load_initial_weights(networks[name], Path(files[name]))
+    if teacher_checkpoint:
+        load_trained(networks[NetworkName.TEACHER], Path(teacher_checkpoint))
+    return Cohort(networks, frozen_teacher=bool(teacher_checkpoint))
+
+
+def load_trained(network: nn.Module, path: Path) -> None:
+    """Load a complete state dict of a trained network.
+
+    Raises:
+        InputError: the file is missing or does not fit exactly.
+    """
+    try:
+        network.load_state_dict(read_state_dict(path))
+    except RuntimeError as error:
+        raise InputError(f"{path} is not a state dict of this {type(network).__name__}: {error}") from error
+
+
+def _weights_by_network(
+    specs: Mapping[str, NetworkSpec], initial_weights: Mapping[str, str] | str | None
+) -> dict[str, str]:
+    if not initial_weights:
+        return {}
+    if isinstance(initial_weights, str):
+        return dict.fromkeys(specs, initial_weights)
+    known = set(specs) | {architecture_name(spec) for spec in specs.values()}
+    unknown = sorted(set(initial_weights) - known)
+    if unknown:
+        raise InputError(f"initial_weights names {unknown}, but this cohort has {sorted(known)}.")
+    files = {}
+    for name, spec in specs.items():
+        path = initial_weights.get(name) or initial_weights.get(architecture_name(spec))
+        if path:
+            files[name] = path
+    return files

@@ -1,0 +1,136 @@
+"""Named networks and named versions of teacher-student cohorts; anything else comes in by its import path."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from monai.networks.nets import resnet as monai_resnet
+from torch import nn
+
+from kdml_med.errors import InputError
+from kdml_med.networks.mobilenet import MobileNetV2
+
+NetworkSpec = str | Mapping[str, Any]
+"""A name, or a mapping with "name" and the builder's keyword arguments. A name with a dot is an import path."""
+
+
+def _resnet(name: str) -> Callable[..., nn.Module]:
+    builder = getattr(monai_resnet, name)
+
+    def build(num_classes: int = 2, **kwargs: Any) -> nn.Module:
+        # MONAI's defaults (stem stride 1, biased shortcuts) neither match the published ImageNet weights nor the
+        # published cost: stride 1 in the stem makes every later layer work on four times the pixels.
+        settings: dict[str, Any] = {
+            "spatial_dims": 2,
+            "n_input_channels": 3,
+            "conv1_t_stride": 2,
+            "bias_downsample": False,
+        }
+        network: nn.Module = builder(num_classes=num_classes, **(settings | kwargs))
+        return network
+
+    return build
+
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": _resnet("resnet18"),
+    "resnet34": _resnet("resnet34"),
+    "resnet50": _resnet("resnet50"),
+    "mobilenet_v2": MobileNetV2,
+}
+
+
+@dataclass(frozen=True)
+class CohortSpec:
+    """Which networks make a cohort; ``teacher`` is None for peers without a teacher."""
+
+    teacher: NetworkSpec | None
+    students: tuple[NetworkSpec, ...]
+
+    def networks(self) -> dict[str, NetworkSpec]:
+        """Specs by cohort name, teacher first."""
+        named: dict[str, NetworkSpec] = {} if self.teacher is None else {"teacher": self.teacher}
+        return named | {f"student_{index}": spec for index, spec in enumerate(self.students)}
+
+
+_SHORT_MOBILENET: NetworkSpec = {"name": "mobilenet_v2", "last_block": 13}
+
+VERSIONS: dict[str, CohortSpec] = {
+    "v1": CohortSpec("resnet50", ("resnet18", "resnet18")),
+    "v2": CohortSpec("resnet50", ("mobilenet_v2", "mobilenet_v2")),
+    "v3": CohortSpec("resnet50", ("resnet18", "mobilenet_v2")),
+    "edge": CohortSpec("mobilenet_v2", (_SHORT_MOBILENET, _SHORT_MOBILENET)),
+}
+
+
+def architecture_name(spec: NetworkSpec) -> str:
+    """Name or import path in a spec."""
+    if isinstance(spec, str):
+        return spec
+    if "name" not in spec:
+        raise InputError(
+            f"network {dict(spec)} has no 'name'; expected one of {sorted(ARCHITECTURES)} or a dotted path."
+        )
+    return str(spec["name"])
+
+
+def build_network(spec: NetworkSpec, *, num_classes: int) -> nn.Module:
+    """Build one network.
+
+    Args:
+        spec: a name from ``ARCHITECTURES``, a dotted import path of a callable that takes ``num_classes``, or a mapping
+            with "name" and further keyword arguments.
+        num_classes: number of outputs.
+
+    Raises:
+        InputError: the name is unknown, the path cannot be imported, or the builder refuses its arguments.
+    """
+    name = architecture_name(spec)
+    kwargs = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "name"}
+    builder = ARCHITECTURES.get(name) or _import(name)
+    arguments = {"num_classes": num_classes} | kwargs
+    try:
+        return builder(**arguments)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"network {name!r} cannot be built with {arguments}: {error}") from error
+
+
+def cohort_spec(
+    version: str, *, teacher: NetworkSpec | None = None, students: Sequence[NetworkSpec] | None = None
+) -> CohortSpec:
+    """The named version, with the teacher or the students replaced where they are given.
+
+    Raises:
+        InputError: the version is unknown or there are no students.
+    """
+    if version not in VERSIONS:
+        near = get_close_matches(version, VERSIONS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"unknown version {version!r}; known: {', '.join(VERSIONS)}.{hint}")
+    named = VERSIONS[version]
+    spec = CohortSpec(
+        teacher if teacher is not None else named.teacher, tuple(students) if students is not None else named.students
+    )
+    if not spec.students:
+        raise InputError("a cohort needs at least one student; `students` is an empty list.")
+    return spec
+
+
+def _import(path: str) -> Callable[..., nn.Module]:
+    module_name, _, attribute = path.rpartition(".")
+    if not module_name:
+        near = get_close_matches(path, ARCHITECTURES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise InputError(
+            f"unknown network {path!r}; known: {', '.join(sorted(ARCHITECTURES))}, or a dotted import path such as "
+            f"'monai.networks.nets.DenseNet121'.{hint}"
+        )
+    try:
+        builder: Callable[..., nn.Module] = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"network {path!r} cannot be imported: {error}.") from error
+    return builder

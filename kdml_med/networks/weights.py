@@ -1,0 +1,78 @@
+"""Start a network from published or own weights in a file, and refuse what does not fit."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kdml_med.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+CLASSIFIER_PREFIXES = ("fc.", "classifier.")
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a state dict without running any code of the file.
+
+    Args:
+        path: ``.safetensors``, or a file of ``torch.save`` with plain tensors (loaded with ``weights_only``).
+
+    Raises:
+        InputError: no such file, not readable as weights, or the file holds something else than named tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"weights file {path} does not exist.")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path} is not a plain state dict (names to tensors); export the network's state_dict().")
+    return dict(state)
+
+
+def load_initial_weights(network: nn.Module, path: Path) -> list[str]:
+    """Copy weights from a file into a network, by name.
+
+    The classifier is left as it is where the file lacks it or has another number of classes. Layers of the file behind
+    the end of a shortened body are left out. Everything else must fit, so that a network never starts half random.
+
+    Args:
+        network: changed in place; tensors are cast to its own dtype (fp16 files are fine).
+        path: see ``read_state_dict``.
+
+    Returns:
+        Names of the network's own entries that the file did not fill (classifier only).
+
+    Raises:
+        InputError: entries of the body are missing in the file or have another shape.
+    """
+    source = read_state_dict(path)
+    target = network.state_dict()
+    # Batch counters exist only in files saved by a batch norm with momentum=None in use; they do not affect results.
+    wanted = [name for name in target if not name.endswith("num_batches_tracked")]
+    fitting = {name: source[name] for name in wanted if name in source and source[name].shape == target[name].shape}
+    unfilled = [name for name in wanted if name not in fitting]
+    body = [name for name in unfilled if not name.startswith(CLASSIFIER_PREFIXES)]
+    if body:
+        name = body[0]
+        found = f"shape {tuple(source[name].shape)}" if name in source else "nothing"
+        raise InputError(
+            f"{path} does not fit {type(network).__name__}: {len(body)} of {len(wanted)} entries, first {name!r}: "
+            f"expected shape {tuple(target[name].shape)}, found {found}. Does the file belong to this architecture?"
+        )
+    network.load_state_dict(fitting, strict=False)
+    unused = len(set(source) - set(fitting))
+    logger.info(
+        "%s: %d entries loaded, %d left random, %d unused", Path(path).name, len(fitting), len(unfilled), unused
+    )
+    return unfilled
