@@ -111,8 +111,8 @@ class TileDataset(Dataset[dict[str, Any]]):
         if split is not None and UNLABELLED in self.labels:
             row = self.tiles.iloc[self.labels.index(UNLABELLED)]
             raise InputError(
-                f"tile {row['sample_id']!r} of patient {row['patient_id']!r} has label {row['label']!r}, expected one of "
-                f"{self.classes}. Training and evaluation need labels: tile again with --labels."
+                f"tile {row['sample_id']!r} of patient {row['patient_id']!r} has label {row['label']!r}, expected one "
+                f"of {self.classes}. Training and evaluation need labels: tile again with --labels."
             )
 
     def __len__(self) -> int:
@@ -155,7 +155,7 @@ def select_tiles(dataset_dir: Path, info: DatasetInfo, split: str | None, fold: 
     assigned = assign_splits(dataset_dir, manifest, info, fold=fold)
     if split is None:
         return manifest
-    tiles = manifest[(assigned == split).to_numpy()].reset_index(drop=True)
+    tiles: pd.DataFrame = manifest[(assigned == split).to_numpy()].reset_index(drop=True)
     if tiles.empty:
         raise InputError(f"split {split!r} of {dataset_dir} has no tiles; present: {sorted(set(assigned))}.")
     return tiles

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform
 from torch import Tensor
 
@@ -13,7 +14,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class RandStainJitterd(RandomizableTransform, MapTransform):  # type: ignore[misc]
+class RandStainJitterd(RandomizableTransform, MapTransform):
     """Vary how strongly a stained section absorbs, separately in red, green and blue.
 
     Works on optical density, where the amount of stain is a factor: OD' = OD · factor + offset for each colour channel,
@@ -65,7 +66,7 @@ class RandStainJitterd(RandomizableTransform, MapTransform):  # type: ignore[mis
         return result
 
 
-class NormalizeColourd(MapTransform):  # type: ignore[misc]
+class NormalizeColourd(MapTransform):
     """Subtract a mean and divide by a standard deviation, colour by colour.
 
     Args:
@@ -93,5 +94,6 @@ class NormalizeColourd(MapTransform):  # type: ignore[misc]
         for key in self.key_iterator(result):
             image = torch.as_tensor(result[key])
             # MONAI's spatial transforms return MetaTensors, whose bookkeeping slows collation and nobody here reads.
-            result[key] = (getattr(image, "as_tensor", lambda: image)() - self.mean) / self.std
+            plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+            result[key] = (plain - self.mean) / self.std
         return result

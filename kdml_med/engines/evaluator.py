@@ -39,7 +39,7 @@ def ensemble_probabilities(logits: Mapping[str, Tensor], *, average: str = "prob
     return probabilities | {NetworkName.ENSEMBLE.value: ensemble}
 
 
-class CohortEvaluator(SupervisedEvaluator):  # type: ignore[misc]
+class CohortEvaluator(SupervisedEvaluator):
     """Supervised evaluator that adds the class probabilities of every network and of the ensemble to its output.
 
     Args:

@@ -21,7 +21,7 @@ def prepare_cohort_batch(
     return image, batch[BatchKey.LABEL].to(device=device, non_blocking=non_blocking)
 
 
-class KDMLTrainer(SupervisedTrainer):  # type: ignore[misc]
+class KDMLTrainer(SupervisedTrainer):
     """Supervised trainer whose network answers with named logits and whose loss answers with named terms.
 
     One forward pass, one backward pass and one optimizer step serve all networks. The loop itself is MONAI's; this

@@ -1,0 +1,8 @@
+"""Handlers that connect engines to metrics, files and TensorBoard."""
+
+from kdml_med.handlers.checkpoint import CohortCheckpoint
+from kdml_med.handlers.metrics import CohortMetrics, at_least_as_good
+from kdml_med.handlers.progress import CohortProgress
+from kdml_med.handlers.tensorboard import CohortTensorBoard
+
+__all__ = ["CohortCheckpoint", "CohortMetrics", "CohortProgress", "CohortTensorBoard", "at_least_as_good"]

@@ -1,0 +1,133 @@
+"""Tile, slide and patient metrics of every network while an evaluator runs."""
+
+from __future__ import annotations
+
+import logging
+import math
+from itertools import combinations
+from typing import Any
+
+import pandas as pd
+import torch
+from ignite.engine import Engine
+from ignite.metrics import Metric
+from torch import Tensor
+
+from kdml_med.keys import BatchKey, NetworkName, OutputKey, PredictionColumn
+from kdml_med.metrics.aggregation import AggregationMethod, Level
+from kdml_med.metrics.evaluation import evaluate_predictions
+
+logger = logging.getLogger(__name__)
+
+UNDEFINED = -1.0
+"""Value of the key metric when a class is absent: below every AUROC, and unlike NaN it can be compared."""
+
+
+class CohortMetrics(Metric):
+    """Collects tile predictions and aggregates them to slides or patients when the evaluation ends.
+
+    Attached under its key name it leaves in ``engine.state.metrics``, for each network and the ensemble,
+    "{network}_tile_auroc", "{network}_{level}_auroc" and so on, "agreement_{a}_{b}" for each pair of networks (share of
+    tiles on which both decide alike), and the key metric: the AUROC of the ensemble at the chosen level, or
+    ``UNDEFINED`` where a class is absent. The predictions themselves are in ``engine.state.predictions``.
+
+    Args:
+        level: what carries a label, "patient" or "slide".
+        aggregation: how tiles become one probability, see ``kdml_med.metrics.aggregation.aggregate_tiles``.
+        threshold: from which probability a tile or a patient is called positive.
+        positive_class: index of the class whose probability counts; the last one by default.
+    """
+
+    def __init__(
+        self,
+        *,
+        level: Level = "patient",
+        aggregation: AggregationMethod = "mean",
+        threshold: float = 0.5,
+        positive_class: int = -1,
+    ) -> None:
+        self.level, self.aggregation, self.threshold = level, aggregation, threshold
+        self.positive_class = positive_class
+        super().__init__(output_transform=lambda output: output)
+
+    @property
+    def key(self) -> str:
+        """Name of the key metric."""
+        return f"{NetworkName.ENSEMBLE}_{self.level}_auroc"
+
+    def reset(self) -> None:
+        """Forget everything collected."""
+        self._probabilities: dict[str, list[Tensor]] = {}
+        self._identifiers: dict[str, list[Any]] = {
+            BatchKey.SAMPLE_ID: [],
+            BatchKey.SLIDE_ID: [],
+            BatchKey.PATIENT_ID: [],
+            BatchKey.LABEL: [],
+        }
+
+    def iteration_completed(self, engine: Engine) -> None:
+        """Collect one batch; identifiers come from the batch, probabilities from the output."""
+        for key, values in self._identifiers.items():
+            batch = engine.state.batch[key]
+            values.extend(batch.tolist() if isinstance(batch, Tensor) else batch)
+        for name, probabilities in engine.state.output[OutputKey.PROBABILITIES].items():
+            self._probabilities.setdefault(name, []).append(probabilities[:, self.positive_class].double().cpu())
+
+    def update(self, output: Any) -> None:
+        """Unused: a batch needs identifiers too, see ``iteration_completed``."""
+
+    def predictions(self) -> pd.DataFrame:
+        """One row per tile and network, columns of ``PredictionColumn``; network by network, tiles in loading order."""
+        frames = []
+        for name, parts in self._probabilities.items():
+            frame = pd.DataFrame(self._identifiers)
+            frame[PredictionColumn.NETWORK.value] = name
+            frame[PredictionColumn.PROBABILITY.value] = torch.cat(parts).numpy()
+            frames.append(frame)
+        columns = [str(column) for column in PredictionColumn]
+        return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
+
+    def compute(self) -> dict[str, float]:
+        """All metrics by name; NaN where one is not defined."""
+        predictions = self.predictions()
+        result: dict[str, float] = {}
+        for name, levels in evaluate_predictions(
+            predictions, level=self.level, method=self.aggregation, threshold=self.threshold, resamples=0
+        ).items():
+            for level, figures in levels.items():
+                for figure, value in figures.items():
+                    if isinstance(value, int | float):
+                        result[f"{name}_{level}_{figure}"] = float(value)
+                    elif value is None:
+                        result[f"{name}_{level}_{figure}"] = math.nan
+        return result | self._agreement()
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """Put everything into the engine's state; ``name`` is the key metric."""
+        engine.state.predictions = self.predictions()
+        metrics = self.compute()
+        value = metrics.get(self.key, math.nan)
+        if math.isnan(value):
+            logger.warning("%s is not defined: the evaluated %ss are all of one class.", self.key, self.level)
+            value = UNDEFINED
+        engine.state.metrics.update(metrics)
+        engine.state.metrics[name] = value
+
+    def _agreement(self) -> dict[str, float]:
+        decisions = {
+            name: torch.cat(parts) >= self.threshold
+            for name, parts in self._probabilities.items()
+            if name != NetworkName.ENSEMBLE
+        }
+        return {
+            f"agreement_{a}_{b}": float((decisions[a] == decisions[b]).double().mean())
+            for a, b in combinations(decisions, 2)
+        }
+
+
+def at_least_as_good(current: float, best: float) -> bool:
+    """Whether a key metric is worth keeping: among equals the later epoch wins, it has learned longer.
+
+    Few validation patients give few distinct AUROC values, so that ties are common.
+    """
+    return current >= best

@@ -1,0 +1,73 @@
+"""One line per epoch on the terminal, and a progress bar inside it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator, Trainer
+from tqdm import tqdm
+
+from kdml_med.keys import LossTerm, NetworkName, OutputKey
+
+logger = logging.getLogger(__name__)
+
+
+class CohortProgress:
+    """Shows a bar over all iterations, and logs losses and key metric at the end of every epoch.
+
+    Args:
+        evaluator: validation engine; None shows training only.
+    """
+
+    def __init__(self, evaluator: Evaluator | None = None) -> None:
+        self.evaluator = evaluator
+        self.bar: tqdm[None] | None = None
+        self.sums: dict[str, float] = {}
+        self.started = 0.0
+
+    def attach(self, engine: Trainer) -> None:
+        """Register with the trainer; behind the validation handler, so that the line has this epoch's metric."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+
+    def _epoch_started(self, engine: Engine) -> None:
+        self.sums, self.started = {}, time.monotonic()
+        self.bar = tqdm(
+            total=engine.state.epoch_length,
+            desc=f"epoch {engine.state.epoch}/{engine.state.max_epochs}",
+            unit="batch",
+            file=sys.stderr,
+            leave=False,
+            disable=None,
+        )
+
+    def _iteration_completed(self, engine: Engine) -> None:
+        for name, value in engine.state.output[OutputKey.LOSS_TERMS].items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        if self.bar is not None:
+            self.bar.update()
+            self.bar.set_postfix(loss=f"{float(engine.state.output[OutputKey.LOSS_TERMS][LossTerm.LOSS]):.3f}")
+
+    def _epoch_completed(self, engine: Engine) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        means = {name: value / engine.state.epoch_length for name, value in self.sums.items()}
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in means.items() if name != LossTerm.LOSS)
+        logger.info(
+            "epoch %d/%d  %.0f s  loss %.3f  (%s)",
+            engine.state.epoch,
+            engine.state.max_epochs,
+            time.monotonic() - self.started,
+            means[LossTerm.LOSS],
+            losses,
+        )
+        if self.evaluator is not None and self.evaluator.state.epoch == engine.state.epoch:
+            state = self.evaluator.state
+            value = state.metrics.get(state.key_metric_name, float("nan"))
+            best = "best so far" if state.best_metric_epoch == engine.state.epoch else f"best {state.best_metric:.3f}"
+            tile = state.metrics.get(f"{NetworkName.ENSEMBLE}_tile_auroc", float("nan"))
+            logger.info("  validation: %s %.3f (%s), tile auroc %.3f", state.key_metric_name, value, best, tile)
