@@ -1,0 +1,1 @@
+"""Whole slides to tiles: reading, geometry, tissue, quality, stain and shards."""

@@ -1,0 +1,351 @@
+"""One slide: find the tissue, cut the tiles, judge them, store them."""
+
+from __future__ import annotations
+
+import math
+import queue
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import imagecodecs
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from kdml_med.errors import InputError
+from kdml_med.manifest import SHARDS_DIR
+from kdml_med.wsi.grid import ReadPlan, TileGrid, choose_plane, make_grid
+from kdml_med.wsi.options import TilingOptions
+from kdml_med.wsi.overview import UNREADABLE, write_thumbnail
+from kdml_med.wsi.quality import TileQuality, measure_quality
+from kdml_med.wsi.shards import ShardWriter, SlideRecord, shard_path, write_sidecar
+from kdml_med.wsi.slide import Pixels, Slide, SlideError, open_slide, resolve_mpp
+from kdml_med.wsi.stain import StainFit, fit_stains, normalise_stains
+from kdml_med.wsi.tissue import MaskIntegral, Overview, read_overview, tissue_mask
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+_BAND_ROWS = 8
+"""Rows of tiles that one thread takes at a time: neighbouring rows share native tiles, and those are decoded once."""
+
+_STAIN_SAMPLE = 24
+"""Tiles that the stain fit looks at, evenly spread over the tissue."""
+
+
+@dataclass(frozen=True)
+class SlideJob:
+    """A slide to tile, and what the label table knows about it."""
+
+    path: Path
+    slide_id: str
+    patient_id: str
+    label: str | None = None
+    site: str | None = None
+    table_mpp: float | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A place on the grid that shows enough tissue in the overview."""
+
+    x_l0: int
+    y_l0: int
+    tissue_fraction: float
+
+
+@dataclass(frozen=True)
+class CutTile:
+    """A candidate after reading: encoded when kept, with a reason when not."""
+
+    candidate: Candidate
+    quality: TileQuality | None
+    reason: str | None
+    data: bytes | None = None
+
+
+class TileReader:
+    """Reads, judges and encodes single tiles of one slide. One for each thread."""
+
+    def __init__(self, slide: Slide, grid: TileGrid, plan: ReadPlan, options: TilingOptions) -> None:
+        self._slide, self._grid, self._plan, self._options = slide, grid, plan, options
+        level = slide.levels[plan.level]
+        self._width_r, self._height_r = level.width // plan.factor, level.height // plan.factor
+
+    def read(self, candidate: Candidate) -> Pixels:
+        """Pixels of a tile in its final size.
+
+        Returns:
+            uint8, [tile_size_px, tile_size_px, 3], RGB.
+
+        Raises:
+            SlideError: a part of it cannot be decoded.
+        """
+        size_px = self._options.tile_size_px
+        left, top, right, bottom = self._plan.box_r(candidate.x_l0, candidate.y_l0, self._grid.size_l0)
+        # A level cut to whole pixels can end a fraction of a pixel before the slide does.
+        right, bottom = min(right, self._width_r), min(bottom, self._height_r)
+        x_r, y_r = int(left), int(top)
+        width_r, height_r = math.ceil(right) - x_r, math.ceil(bottom) - y_r
+        pixels = self._slide.read(self._plan.level, self._plan.factor, x_r, y_r, width_r, height_r)
+        box = (left - x_r, top - y_r, right - x_r, bottom - y_r)
+        image = Image.fromarray(pixels).resize((size_px, size_px), Image.Resampling.BICUBIC, box=box)
+        return np.asarray(image)
+
+    def cut(self, candidate: Candidate, stain: StainFit | None) -> CutTile:
+        """Read a tile, judge it, and encode it when it is kept; normalised when ``stain`` is given."""
+        try:
+            tile = self.read(candidate)
+        except SlideError:
+            return CutTile(candidate, None, UNREADABLE)
+        quality = measure_quality(tile)
+        reason = _rejection(quality, self._options)
+        if reason is not None:
+            return CutTile(candidate, quality, reason)
+        if stain is not None:
+            tile = normalise_stains(tile, stain)
+        return CutTile(candidate, quality, None, encode_tile(tile, self._options))
+
+
+def encode_tile(tile: Pixels, options: TilingOptions) -> bytes:
+    """Tile as a JPEG (colour not subsampled: H&E differs in colour more than in brightness) or PNG file."""
+    tile = np.ascontiguousarray(tile)
+    if options.image_format == "png":
+        return bytes(imagecodecs.png_encode(tile, level=1, filter=imagecodecs.PNG.FILTER.PAETH))
+    return bytes(simplejpeg.encode_jpeg(tile, options.jpeg_quality, "RGB", "444"))
+
+
+def _rejection(quality: TileQuality, options: TilingOptions) -> str | None:
+    if quality.background_fraction > options.max_background:
+        return "background"
+    if quality.pen_fraction > options.max_pen:
+        return "pen"
+    if quality.sharpness < options.min_sharpness:
+        return "blur"
+    return None
+
+
+def cut_slide(
+    job: SlideJob,
+    out_dir: Path,
+    options: TilingOptions,
+    *,
+    threads: int = 1,
+    on_tiles: Callable[[int], None] = lambda count: None,
+) -> SlideRecord:
+    """Tile one slide into its shard, its table and its thumbnail.
+
+    Args:
+        job: the slide.
+        out_dir: dataset folder.
+        options: of the run.
+        threads: that read bands of the slide at the same time; the result does not depend on it.
+        on_tiles: called with a number of tiles whenever so many more were looked at.
+
+    Raises:
+        SlideError: nothing can be made of this slide; the message says why.
+        InputError: the output cannot be written.
+    """
+    slide = open_slide(job.path, fast=options.reader == "auto")
+    try:
+        return _Cutter(job, slide, out_dir, options, threads, on_tiles).run()
+    finally:
+        slide.close()
+
+
+class _Cutter:
+    """The steps of ``cut_slide``, which share a good deal."""
+
+    def __init__(
+        self,
+        job: SlideJob,
+        slide: Slide,
+        out_dir: Path,
+        options: TilingOptions,
+        threads: int,
+        on_tiles: Callable[[int], None],
+    ) -> None:
+        self.job, self.slide, self.out_dir, self.options = job, slide, out_dir, options
+        self.threads, self.on_tiles = threads, on_tiles
+        self.slide_mpp, source = resolve_mpp(slide, table_mpp=job.table_mpp, assumed_mpp=options.assume_mpp)
+        full = slide.levels[0]
+        try:
+            self.grid = make_grid(
+                full.width, full.height, slide_mpp=self.slide_mpp, mpp=options.mpp, tile_size_px=options.tile_size_px
+            )
+        except InputError as error:
+            raise SlideError(str(error)) from error
+        if not len(self.grid):
+            raise SlideError(
+                f"is smaller ({full.width} × {full.height} px) than one tile ({self.grid.size_l0:.0f} px at level 0)"
+            )
+        factors = [slide.factors(level) for level in range(len(slide.levels))]
+        downsamples = [level.downsample for level in slide.levels]
+        self.plan = choose_plane(downsamples, factors, slide_mpp=self.slide_mpp, mpp=options.mpp)
+        self.record = SlideRecord(
+            slide_id=job.slide_id,
+            patient_id=job.patient_id,
+            file_name=job.path.name,
+            width_l0=full.width,
+            height_l0=full.height,
+            mpp=self.slide_mpp,
+            mpp_source=source,
+            level=self.plan.level,
+            downsample=self.plan.downsample,
+        )
+        self.reasons: dict[tuple[int, int], str | None] = {}
+
+    def run(self) -> SlideRecord:
+        overview = read_overview(self.slide, self.slide_mpp)
+        candidates = self._find_candidates(overview)
+        if not candidates:
+            self._write_thumbnail(overview)
+            raise SlideError(f"no tissue found: none of {len(self.grid)} tiles reaches --min-tissue")
+        self.readers: queue.SimpleQueue[TileReader] = queue.SimpleQueue()
+        clones = [self.slide] + [self.slide.clone() for _ in range(self.threads - 1)]
+        try:
+            for clone in clones:
+                self.readers.put(TileReader(clone, self.grid, self.plan, self.options))
+            self.record.stain = self._fit_stain(candidates)
+            rows = self._write_shard(self._cut_all(candidates))
+        finally:
+            for clone in clones[1:]:
+                clone.close()
+        self._write_thumbnail(overview)
+        if not rows:
+            shard_path(self.out_dir, self.job.slide_id).unlink(missing_ok=True)
+            raise SlideError(self._why_nothing_is_left(len(candidates)))
+        self.record.tiles = len(rows)
+        write_sidecar(self.out_dir, self.record, rows)
+        return self.record
+
+    def _find_candidates(self, overview: Overview) -> list[Candidate]:
+        shares = MaskIntegral(tissue_mask(overview), overview.downsample)
+        candidates = []
+        for x_l0, y_l0 in self.grid.origins():
+            share = shares.fraction(x_l0, y_l0, self.grid.size_l0)
+            if share >= self.options.min_tissue:
+                candidates.append(Candidate(x_l0, y_l0, share))
+            else:
+                self.reasons[x_l0, y_l0] = "tissue"
+                self.record.rejected["tissue"] += 1
+        return candidates
+
+    def _fit_stain(self, candidates: Sequence[Candidate]) -> StainFit | None:
+        picks = np.linspace(0, len(candidates) - 1, min(_STAIN_SAMPLE, len(candidates))).round().astype(int)
+        reader = self.readers.get()
+        sample = []
+        for pick in picks:
+            try:
+                sample.append(reader.read(candidates[pick])[::2, ::2].reshape(-1, 3))
+            except SlideError:
+                continue  # counted when its turn comes
+        self.readers.put(reader)
+        return fit_stains(np.concatenate(sample)) if sample else None
+
+    def _cut_all(self, candidates: Sequence[Candidate]) -> Iterator[CutTile]:
+        """Tiles in reading order; with a limit, drawn anew until enough are kept or none are left."""
+        limit = self.options.limit_tiles
+        if limit is None:
+            yield from self._cut_bands(candidates)
+            return
+        # The name is mixed in so that slides of one size do not all get the same places.
+        seed = [self.options.seed, *self.job.slide_id.encode()]
+        order = np.random.default_rng(seed).permutation(len(candidates))
+        cut: list[CutTile] = []
+        start, missing = 0, limit
+        while missing > 0 and start < len(order):
+            chosen = [candidates[i] for i in sorted(order[start : start + missing])]
+            start += missing
+            cut.extend(self._cut_bands(chosen))
+            missing = limit - sum(tile.data is not None for tile in cut)
+        yield from sorted(cut, key=lambda tile: (tile.candidate.y_l0, tile.candidate.x_l0))
+
+    def _cut_bands(self, candidates: Sequence[Candidate]) -> Iterator[CutTile]:
+        stain = self.record.stain if self.options.stain == "macenko" else None
+
+        def cut_band(band: Sequence[Candidate]) -> list[CutTile]:
+            reader = self.readers.get()
+            try:
+                return [reader.cut(candidate, stain) for candidate in band]
+            finally:
+                self.readers.put(reader)
+
+        rows_per_band = max(1, min(_BAND_ROWS, self.grid.rows // (2 * self.threads)))
+        bands = split_bands(candidates, rows_per_band * self.grid.stride_l0)
+        for tiles in in_order(cut_band, bands, self.threads):
+            self.on_tiles(len(tiles))
+            yield from tiles
+
+    def _write_shard(self, tiles: Iterable[CutTile]) -> list[dict[str, Any]]:
+        path = shard_path(self.out_dir, self.job.slide_id)
+        rows = []
+        try:
+            with ShardWriter(path) as shard:
+                for tile in tiles:
+                    place = tile.candidate
+                    self.reasons[place.x_l0, place.y_l0] = tile.reason
+                    if tile.reason == UNREADABLE:
+                        self.record.unreadable += 1
+                    elif tile.reason is not None:
+                        self.record.rejected[tile.reason] += 1
+                    if tile.data is not None:
+                        name = f"x{place.x_l0:07d}_y{place.y_l0:07d}"
+                        offset = shard.add(f"{name}.{self.options.suffix}", tile.data)
+                        rows.append(self._row(tile, f"{self.job.slide_id}_{name}", offset, len(tile.data)))
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}.") from error
+        return rows
+
+    def _row(self, tile: CutTile, sample_id: str, offset: int, size: int) -> dict[str, Any]:
+        return {
+            "sample_id": sample_id,
+            "patient_id": self.job.patient_id,
+            "slide_id": self.job.slide_id,
+            "label": self.job.label,
+            "site": self.job.site,
+            "size_l0": self.grid.size_l0,
+            "mpp": self.options.mpp,
+            "shard": f"{SHARDS_DIR}/{self.job.slide_id}.tar",
+            "offset": offset,
+            "size": size,
+            **vars(tile.candidate),
+            **vars(tile.quality),
+        }
+
+    def _write_thumbnail(self, overview: Overview) -> None:
+        write_thumbnail(self.out_dir, self.job.slide_id, overview, self.grid, self.reasons)
+
+    def _why_nothing_is_left(self, candidates: int) -> str:
+        counts = {k: v for k, v in self.record.rejected.items() if v and k != "tissue"}
+        if self.record.unreadable:
+            counts[UNREADABLE] = self.record.unreadable
+        parts = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
+        return f"none of {candidates} tissue tiles was kept ({parts})"
+
+
+def split_bands(candidates: Sequence[Candidate], height_l0: int) -> list[list[Candidate]]:
+    """Candidates grouped into horizontal bands of a height, in reading order; empty bands are left out."""
+    bands: dict[int, list[Candidate]] = {}
+    for candidate in candidates:
+        bands.setdefault(candidate.y_l0 // height_l0, []).append(candidate)
+    return [bands[index] for index in sorted(bands)]
+
+
+def in_order(work: Callable[[_Item], _Result], items: Sequence[_Item], threads: int) -> Iterator[_Result]:
+    """Results of ``work`` in the order of ``items``, a few items ahead of the consumer and no more."""
+    if threads == 1 or len(items) < 2:
+        yield from map(work, items)
+        return
+    ahead: deque[Future[_Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            ahead.append(pool.submit(work, item))
+            if len(ahead) > 2 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()

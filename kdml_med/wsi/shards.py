@@ -1,0 +1,170 @@
+"""What is stored of one slide: a tar of tiles, and beside it a table of them with a record of the slide.
+
+The tar is renamed into place first and the table last. A slide with both is finished; with one or none it is not.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdml_med.errors import InputError
+from kdml_med.manifest import SHARDS_DIR, TILE_COLUMNS, tile_table, validate_manifest, write_atomically
+from kdml_med.wsi.stain import StainFit
+
+_RECORD_KEY = b"kdml_med.slide"
+_STAIN_COLUMNS = [f"stain_{stain}_{channel}" for stain in "he" for channel in "rgb"] + ["stain_h_max", "stain_e_max"]
+
+REJECTIONS = ("tissue", "background", "pen", "blur")
+"""Reasons for leaving a tile out, in the order in which they are tested."""
+
+
+@dataclass
+class SlideRecord:
+    """One row of slides.csv.
+
+    Attributes:
+        slide_id: file name without suffix.
+        patient_id: whom the slide belongs to.
+        file_name: without folders, so that the output is the same on every machine.
+        width_l0: level-0 pixels.
+        height_l0: level-0 pixels.
+        mpp: micrometres per level-0 pixel.
+        mpp_source: where that number comes from.
+        level: pyramid level that was read.
+        downsample: of the plane that was read, reduction while decoding included.
+        tiles: how many are stored.
+        rejected: tiles left out, by reason.
+        unreadable: tiles lost because the file is damaged there.
+        stain: fitted stains; None when the slide did not allow a fit.
+    """
+
+    slide_id: str
+    patient_id: str
+    file_name: str
+    width_l0: int
+    height_l0: int
+    mpp: float
+    mpp_source: str
+    level: int = 0
+    downsample: float = 1.0
+    tiles: int = 0
+    rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REJECTIONS, 0))
+    unreadable: int = 0
+    stain: StainFit | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        """Flat row of slides.csv."""
+        row = {k: v for k, v in vars(self).items() if k not in ("rejected", "unreadable", "stain")}
+        row |= {f"rejected_{reason}": self.rejected[reason] for reason in REJECTIONS}
+        row["unreadable"] = self.unreadable
+        stain: list[float | None] = [None] * len(_STAIN_COLUMNS)
+        if self.stain is not None:
+            stain = [*self.stain.matrix.T.ravel().tolist(), *self.stain.max_concentrations.tolist()]
+        return row | dict(zip(_STAIN_COLUMNS, stain, strict=True))
+
+
+class ShardWriter:
+    """Writes an uncompressed tar whose bytes depend on nothing but its members; renamed into place when whole.
+
+    Used as a context manager: leaving it without an error publishes the file, with one removes what was written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self._temporary.open("wb")
+
+    def add(self, name: str, data: bytes) -> int:
+        """Append one member.
+
+        Returns:
+            Where its data begins in the file, bytes.
+        """
+        header = tarfile.TarInfo(name)
+        header.size = len(data)  # owner, group and time stay 0: the same tiles give the same file
+        self._stream.write(header.tobuf(tarfile.USTAR_FORMAT))
+        offset = self._stream.tell()
+        self._stream.write(data)
+        self._stream.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+        return offset
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._stream as stream:
+            if kind is None:
+                stream.write(bytes(2 * tarfile.BLOCKSIZE))
+                stream.flush()
+                os.fsync(stream.fileno())
+        if kind is None:
+            self._temporary.replace(self._path)
+        else:
+            self._temporary.unlink(missing_ok=True)
+
+
+def shard_path(out_dir: Path, slide_id: str) -> Path:
+    """Where the tiles of a slide are."""
+    return out_dir / SHARDS_DIR / f"{slide_id}.tar"
+
+
+def sidecar_path(out_dir: Path, slide_id: str) -> Path:
+    """Where the table of a slide's tiles is."""
+    return out_dir / SHARDS_DIR / f"{slide_id}.parquet"
+
+
+def finished_slides(out_dir: Path) -> list[str]:
+    """Sorted ids of the slides that are stored completely."""
+    sidecars = (out_dir / SHARDS_DIR).glob("*.parquet")
+    return sorted(
+        path.stem for path in sidecars if not path.name.startswith(".") and path.with_suffix(".tar").is_file()
+    )
+
+
+def write_sidecar(out_dir: Path, record: SlideRecord, rows: list[dict[str, Any]]) -> None:
+    """Write the tile rows and the record of a slide: the last step, which makes it finished."""
+    path = sidecar_path(out_dir, record.slide_id)
+    table = tile_table(rows)
+    validate_manifest(table, str(path))
+    content = asdict(record)
+    if record.stain is not None:
+        content["stain"] = {name: value.tolist() for name, value in vars(record.stain).items()}
+    table = table.replace_schema_metadata({_RECORD_KEY: json.dumps(content, sort_keys=True).encode()})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    write_atomically(path, sink.getvalue())
+
+
+def read_sidecar(out_dir: Path, slide_id: str) -> tuple[SlideRecord, pa.Table]:
+    """Read back what ``write_sidecar`` wrote.
+
+    Returns:
+        The record, and the rows with the columns of ``TILE_COLUMNS``.
+
+    Raises:
+        InputError: the file is damaged or not from this program.
+    """
+    path = sidecar_path(out_dir, slide_id)
+    try:
+        table = pq.read_table(path)
+        content = json.loads(table.schema.metadata[_RECORD_KEY])
+        record = SlideRecord(**content)
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}). Delete it and run the same command again.") from error
+    if content["stain"] is not None:
+        record.stain = StainFit(**{name: np.array(value, dtype=np.float64) for name, value in content["stain"].items()})
+    return record, table.replace_schema_metadata(None).select(TILE_COLUMNS.names).cast(TILE_COLUMNS)

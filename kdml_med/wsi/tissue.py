@@ -1,0 +1,143 @@
+"""Where the tissue is: a small picture of the whole slide and a mask on it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+
+from kdml_med.wsi.grid import choose_plane
+from kdml_med.wsi.slide import Pixels, Slide, SlideError
+
+Mask = npt.NDArray[np.bool_]
+
+OVERVIEW_MPP = 8.0
+"""Micrometres per pixel of the overview: a nucleus is one pixel, a gland many."""
+
+_BLOCK_R = 2048  # pixels; the overview is read in squares of this side, so memory does not grow with the slide
+_SMALLEST_BLOCK_R = 64  # pixels; damage is fenced in down to squares of this side
+_CHROMA_RANGE = (8.0, 24.0)
+_BRIGHT = 235.0
+_DARK = 25.0
+_MIN_PIECE_UM2 = 50.0**2
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A small picture of a whole slide.
+
+    Attributes:
+        pixels: uint8, [height, width, 3], RGB; white where nothing could be decoded.
+        unread: bool, [height, width]; where nothing could be decoded.
+        downsample: level-0 pixels per overview pixel.
+        mpp: micrometres per overview pixel.
+    """
+
+    pixels: Pixels
+    unread: Mask
+    downsample: float
+    mpp: float
+
+
+def read_overview(slide: Slide, slide_mpp: float, mpp: float = OVERVIEW_MPP) -> Overview:
+    """Read the whole slide at low resolution, from the level nearest to it.
+
+    Args:
+        slide: to read.
+        slide_mpp: micrometres per level-0 pixel.
+        mpp: micrometres per pixel wanted; a slide that is coarser is read as it is.
+    """
+    mpp = max(mpp, slide_mpp)
+    level_factors = [slide.factors(level) for level in range(len(slide.levels))]
+    plane = choose_plane([level.downsample for level in slide.levels], level_factors, slide_mpp=slide_mpp, mpp=mpp)
+    level = slide.levels[plane.level]
+    width_r, height_r = level.width // plane.factor, level.height // plane.factor
+    # A whole number of plane pixels per overview pixel keeps blocks independent of each other.
+    step = max(1, math.floor(mpp / (slide_mpp * plane.downsample) + 0.02))
+    block_r = step * 2 ** max(0, int(math.log2(_BLOCK_R / step)))  # halves of it stay whole numbers of steps
+    shape = math.ceil(height_r / step), math.ceil(width_r / step)
+    canvas, unread = np.full((*shape, 3), 255, np.uint8), np.zeros(shape, np.bool_)
+
+    def paste(x_r: int, y_r: int, side_r: int) -> None:
+        w, h = min(side_r, width_r - x_r), min(side_r, height_r - y_r)
+        if w <= 0 or h <= 0:
+            return
+        area = np.s_[y_r // step : math.ceil((y_r + h) / step), x_r // step : math.ceil((x_r + w) / step)]
+        half_r = side_r // 2
+        try:
+            block = slide.read(plane.level, plane.factor, x_r, y_r, w, h)
+        except SlideError:
+            if half_r < _SMALLEST_BLOCK_R or half_r % step:
+                unread[area] = True
+                return
+            # One damaged place must not hide everything around it.
+            for corner_y in (y_r, y_r + half_r):
+                for corner_x in (x_r, x_r + half_r):
+                    paste(corner_x, corner_y, half_r)
+            return
+        canvas[area] = np.asarray(Image.fromarray(block).reduce(step)) if step > 1 else block
+
+    for y_r in range(0, height_r, block_r):
+        for x_r in range(0, width_r, block_r):
+            paste(x_r, y_r, block_r)
+    downsample = plane.downsample * step
+    return Overview(canvas, unread, downsample, downsample * slide_mpp)
+
+
+def tissue_mask(overview: Overview) -> Mask:
+    """Which overview pixels show tissue.
+
+    Stained tissue is coloured and glass is grey, so the spread between the channels is thresholded: Otsu's value kept
+    inside a fixed range, because Otsu always divides, also a slide that is all glass or all tissue. Near-white and
+    near-black pixels are never tissue. Pieces under 50 × 50 µm are dropped and holes of that size filled. What could
+    not be read counts as tissue, so that it is looked at again in full resolution.
+
+    Returns:
+        bool, [height, width].
+    """
+    pixels = ndimage.uniform_filter(overview.pixels.astype(np.float32), size=(3, 3, 1))
+    chroma = pixels.max(axis=2) - pixels.min(axis=2)
+    threshold = _CHROMA_RANGE[0]
+    if chroma.max() > chroma.min():
+        threshold = float(np.clip(threshold_otsu(chroma), *_CHROMA_RANGE))
+    mean = pixels.mean(axis=2)
+    mask = (chroma > threshold) & (mean < _BRIGHT) & (mean > _DARK)
+    smallest = _MIN_PIECE_UM2 / overview.mpp**2
+    mask = _drop_small(mask, smallest)
+    filled: Mask = ~_drop_small(~mask, smallest)
+    return filled | overview.unread
+
+
+def _drop_small(mask: Mask, smallest: float) -> Mask:
+    pieces, count = ndimage.label(mask)
+    if not count:
+        return mask
+    areas = np.bincount(pieces.ravel())
+    keep = areas >= smallest
+    keep[0] = False
+    kept: Mask = keep[pieces]
+    return kept
+
+
+class MaskIntegral:
+    """Tissue share of any rectangle of a mask in constant time."""
+
+    def __init__(self, mask: Mask, downsample: float) -> None:
+        self._sums = np.pad(mask.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+        self._downsample: float = downsample
+
+    def fraction(self, x_l0: float, y_l0: float, size_l0: float) -> float:
+        """Share of tissue, 0..1, in a square given in level-0 pixels; rounded outwards to whole mask pixels."""
+        height, width = self._sums.shape[0] - 1, self._sums.shape[1] - 1
+        left = min(int(x_l0 / self._downsample), width - 1)
+        top = min(int(y_l0 / self._downsample), height - 1)
+        right = min(max(math.ceil((x_l0 + size_l0) / self._downsample), left + 1), width)
+        bottom = min(max(math.ceil((y_l0 + size_l0) / self._downsample), top + 1), height)
+        sums = self._sums
+        total: float = float(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left])
+        return total / float((right - left) * (bottom - top))
