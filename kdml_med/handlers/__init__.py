@@ -1,8 +1,15 @@
 """Handlers that connect engines to metrics, files and TensorBoard."""
 
 from kdml_med.handlers.checkpoint import CohortCheckpoint
-from kdml_med.handlers.metrics import CohortMetrics, at_least_as_good
+from kdml_med.handlers.metrics import CohortMetrics, CohortPredictions, at_least_as_good
 from kdml_med.handlers.progress import CohortProgress
 from kdml_med.handlers.tensorboard import CohortTensorBoard
 
-__all__ = ["CohortCheckpoint", "CohortMetrics", "CohortProgress", "CohortTensorBoard", "at_least_as_good"]
+__all__ = [
+    "CohortCheckpoint",
+    "CohortMetrics",
+    "CohortPredictions",
+    "CohortProgress",
+    "CohortTensorBoard",
+    "at_least_as_good",
+]

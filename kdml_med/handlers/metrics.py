@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from torch import Tensor
 
@@ -21,6 +21,53 @@ logger = logging.getLogger(__name__)
 
 UNDEFINED = -1.0
 """Value of the key metric when a class is absent: below every AUROC, and unlike NaN it can be compared."""
+
+
+class CohortPredictions:
+    """Collects the tile predictions of an evaluation and leaves them in ``engine.state.predictions``.
+
+    Args:
+        positive_class: index of the class whose probability counts; the last one by default.
+    """
+
+    def __init__(self, *, positive_class: int = -1) -> None:
+        self.positive_class = positive_class
+        self.reset()
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.reset)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.publish)
+
+    def reset(self) -> None:
+        """Forget everything collected."""
+        self.probabilities: dict[str, list[Tensor]] = {}
+        keys = (BatchKey.SAMPLE_ID, BatchKey.SLIDE_ID, BatchKey.PATIENT_ID, BatchKey.LABEL)
+        self._identifiers: dict[str, list[Any]] = {key.value: [] for key in keys}
+
+    def collect(self, engine: Engine) -> None:
+        """Take one batch; identifiers come from the batch, probabilities from the output."""
+        for key, values in self._identifiers.items():
+            batch = engine.state.batch[key]
+            values.extend(batch.tolist() if isinstance(batch, Tensor) else batch)
+        for name, probabilities in engine.state.output[OutputKey.PROBABILITIES].items():
+            self.probabilities.setdefault(name, []).append(probabilities[:, self.positive_class].double().cpu())
+
+    def publish(self, engine: Engine) -> None:
+        """Leave the table in the engine's state."""
+        engine.state.predictions = self.table()
+
+    def table(self) -> pd.DataFrame:
+        """One row per tile and network, columns of ``PredictionColumn``; network by network, tiles in loading order."""
+        frames = []
+        for name, parts in self.probabilities.items():
+            frame = pd.DataFrame(self._identifiers)
+            frame[PredictionColumn.NETWORK.value] = name
+            frame[PredictionColumn.PROBABILITY.value] = torch.cat(parts).numpy()
+            frames.append(frame)
+        columns = [str(column) for column in PredictionColumn]
+        return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
 
 class CohortMetrics(Metric):
@@ -47,7 +94,7 @@ class CohortMetrics(Metric):
         positive_class: int = -1,
     ) -> None:
         self.level, self.aggregation, self.threshold = level, aggregation, threshold
-        self.positive_class = positive_class
+        self.collector = CohortPredictions(positive_class=positive_class)
         super().__init__(output_transform=lambda output: output)
 
     @property
@@ -57,39 +104,18 @@ class CohortMetrics(Metric):
 
     def reset(self) -> None:
         """Forget everything collected."""
-        self._probabilities: dict[str, list[Tensor]] = {}
-        self._identifiers: dict[str, list[Any]] = {
-            BatchKey.SAMPLE_ID: [],
-            BatchKey.SLIDE_ID: [],
-            BatchKey.PATIENT_ID: [],
-            BatchKey.LABEL: [],
-        }
+        self.collector.reset()
 
     def iteration_completed(self, engine: Engine) -> None:
-        """Collect one batch; identifiers come from the batch, probabilities from the output."""
-        for key, values in self._identifiers.items():
-            batch = engine.state.batch[key]
-            values.extend(batch.tolist() if isinstance(batch, Tensor) else batch)
-        for name, probabilities in engine.state.output[OutputKey.PROBABILITIES].items():
-            self._probabilities.setdefault(name, []).append(probabilities[:, self.positive_class].double().cpu())
+        """Collect one batch."""
+        self.collector.collect(engine)
 
     def update(self, output: Any) -> None:
         """Unused: a batch needs identifiers too, see ``iteration_completed``."""
 
-    def predictions(self) -> pd.DataFrame:
-        """One row per tile and network, columns of ``PredictionColumn``; network by network, tiles in loading order."""
-        frames = []
-        for name, parts in self._probabilities.items():
-            frame = pd.DataFrame(self._identifiers)
-            frame[PredictionColumn.NETWORK.value] = name
-            frame[PredictionColumn.PROBABILITY.value] = torch.cat(parts).numpy()
-            frames.append(frame)
-        columns = [str(column) for column in PredictionColumn]
-        return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
-
     def compute(self) -> dict[str, float]:
         """All metrics by name; NaN where one is not defined."""
-        predictions = self.predictions()
+        predictions = self.collector.table()
         result: dict[str, float] = {}
         for name, levels in evaluate_predictions(
             predictions, level=self.level, method=self.aggregation, threshold=self.threshold, resamples=0
@@ -104,7 +130,7 @@ class CohortMetrics(Metric):
 
     def completed(self, engine: Engine, name: str) -> None:
         """Put everything into the engine's state; ``name`` is the key metric."""
-        engine.state.predictions = self.predictions()
+        self.collector.publish(engine)
         metrics = self.compute()
         value = metrics.get(self.key, math.nan)
         if math.isnan(value):
@@ -116,7 +142,7 @@ class CohortMetrics(Metric):
     def _agreement(self) -> dict[str, float]:
         decisions = {
             name: torch.cat(parts) >= self.threshold
-            for name, parts in self._probabilities.items()
+            for name, parts in self.collector.probabilities.items()
             if name != NetworkName.ENSEMBLE
         }
         return {

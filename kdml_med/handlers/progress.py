@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator, Trainer
@@ -24,7 +25,7 @@ class CohortProgress:
 
     def __init__(self, evaluator: Evaluator | None = None) -> None:
         self.evaluator = evaluator
-        self.bar: tqdm[None] | None = None
+        self.bar: tqdm[Any] | None = None
         self.sums: dict[str, float] = {}
         self.started = 0.0
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from ignite.engine import Engine, Events
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -149,7 +148,7 @@ class CohortTensorBoard:
             metric = f"best/{self.evaluator.state.key_metric_name}"
             best = float(self.evaluator.state.best_metric)
             for summary in hparams_summary(values, {metric: best}):
-                self.writer.file_writer.add_summary(summary)
+                self.writer._get_file_writer().add_summary(summary)
             self.writer.add_scalar(metric, best, self.evaluator.state.best_metric_epoch)
         self.writer.close()
         self.writer = None
@@ -179,7 +178,7 @@ def tile_figure(dataset: Any, predictions: pd.DataFrame, *, count: int = 12) -> 
         uint8, [height, width, 3].
     """
     # Rows of one network stand in loading order, which is the order of the dataset.
-    wide = {name: rows.reset_index(drop=True) for name, rows in predictions.groupby("network", sort=False)}
+    wide = {str(name): rows.reset_index(drop=True) for name, rows in predictions.groupby("network", sort=False)}
     ensemble = wide[NetworkName.ENSEMBLE.value]
     fixed = np.linspace(0, len(ensemble) - 1, min(count // 2, len(ensemble))).round().astype(int).tolist()
     error = (ensemble["probability"] - ensemble["label"]).abs().where(ensemble["label"] >= 0, 0.0)
@@ -187,7 +186,7 @@ def tile_figure(dataset: Any, predictions: pd.DataFrame, *, count: int = 12) -> 
     shown = list(dict.fromkeys(fixed + worst[: count - len(fixed)]))
     columns = min(6, len(shown))
     lines = -(-len(shown) // columns)
-    names = sorted(wide, key=lambda name: network_order(str(name)))
+    names = sorted(wide, key=network_order)
     figure = Figure(figsize=(2.0 * columns, (2.25 + 0.16 * len(names)) * lines), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = np.atleast_1d(figure.subplots(lines, columns)).ravel()
