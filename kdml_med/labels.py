@@ -24,6 +24,7 @@ LabelLevel = Literal["patient", "slide"]
 KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
     "patient": ("patient", "patient_id", "patientid", "patient_uuid", "case", "case_id", "bcr_patient_barcode"),
     "slide": ("slide", "slide_id", "slideid", "image", "image_id", "file", "filename", "file_name"),
+    "image": ("image", "image_id", "image_path", "tile", "tile_id", "file", "filename", "file_name", "path"),
     "label": ("label", "msistatus", "msi_status", "msi", "ismsih", "status", "grade"),
     "site": ("site", "tissue_source_site", "hospital", "center", "centre"),
     "mpp": ("mpp", "slide_mpp", "mpp_x"),
@@ -172,7 +173,7 @@ def _delimiter(path: Path, header: str) -> str:
 
 
 def find_column(columns: Iterable[str], role: str, named: str | None, *, required: bool, where: str) -> str | None:
-    """Column that plays a role ("patient", "slide", "label", "site", "mpp").
+    """Column that plays a role such as "patient" or "label".
 
     Args:
         columns: the header.
@@ -248,7 +249,7 @@ def read_labels(
     _check_ids(patients, "patient id", where)
     labels, class_names = parse_labels(frame[label_name], classes, where=where)
     if label_level == "patient":
-        labels = patient_labels(patients, labels, where=where)
+        labels = owner_labels(patients, labels, owner="patient", where=where)
     if slide is None:
         keys = patients
         _check_unique(keys, "patient", "Keep one row per patient, or name a slide column with --slide-column", where)
@@ -261,7 +262,7 @@ def read_labels(
         key: LabelMatch(patient, label, site or tcga_site(patient))
         for key, patient, label, site in zip(keys, patients, labels, sites, strict=True)
     }
-    resolutions = {} if mpp_name is None else _parse_mpp(frame[mpp_name], keys, where)
+    resolutions = {} if mpp_name is None else parse_mpp(frame[mpp_name], keys, where)
     return LabelTable(class_names, label_level, slide is not None, matches, resolutions)
 
 
@@ -306,24 +307,31 @@ def parse_labels(
     return values.astype(object).where(~blank, None), names
 
 
-def patient_labels(patients: pd.Series[str], labels: pd.Series[str], *, where: str) -> pd.Series[str]:
-    """Give every row the label of its patient; rows are as in the file.
+def owner_labels(owners: pd.Series[str], labels: pd.Series[str], *, owner: LabelLevel, where: str) -> pd.Series[str]:
+    """Give every row the label of its patient or slide: a labelled row speaks for the blank ones of the same owner.
+
+    Args:
+        owners: patient or slide of each row; the index is the row in the file.
+        labels: class names, None where blank; the same index.
+        owner: what carries the label, for messages.
+        where: the file, for messages.
 
     Raises:
-        InputError: a patient has two labels.
+        InputError: an owner has two labels.
     """
-    known = pd.DataFrame({"patient": patients, "label": labels}).dropna()
-    first = known[~known["patient"].duplicated()]
-    other = known["patient"].map(first.set_index("patient")["label"]) != known["label"]
+    known = pd.DataFrame({"owner": owners, "label": labels}).dropna()
+    first = known[~known["owner"].duplicated()]
+    other = known["owner"].map(first.set_index("owner")["label"]) != known["label"]
     if other.any():
         row = known.index[other][0]
-        patient, label = known.loc[row, "patient"], known.loc[row, "label"]
-        start = first[first["patient"] == patient]
+        name, label = known.loc[row, "owner"], known.loc[row, "label"]
+        start = first[first["owner"] == name]
+        advice = ", or use --label-level slide if labels belong to slides" if owner == "patient" else ""
         raise InputError(
-            f"{where}: patient {patient!r} has the labels {start['label'].iloc[0]!r} (row {start.index[0]}) and "
-            f"{label!r} (row {row}). Correct the table, or use --label-level slide if labels belong to slides."
+            f"{where}: {owner} {name!r} has the labels {start['label'].iloc[0]!r} (row {start.index[0]}) and "
+            f"{label!r} (row {row}). Correct the table{advice}."
         )
-    mapped = patients.map(first.set_index("patient")["label"])
+    mapped = owners.map(first.set_index("owner")["label"])
     return mapped.astype(object).where(mapped.notna(), None)
 
 
@@ -340,7 +348,17 @@ def _check_unique(keys: pd.Series[str], what: str, advice: str, where: str) -> N
         raise InputError(f"{where}: {what} {repeated.iloc[0]!r} is in rows {rows}. {advice}.")
 
 
-def _parse_mpp(values: pd.Series[str], keys: pd.Series[str], where: str) -> dict[str, float]:
+def parse_mpp(values: pd.Series[str], keys: Iterable[str], where: str) -> dict[str, float]:
+    """Micrometres per pixel by key, for the cells that are not blank.
+
+    Args:
+        values: text; the index is the row in the file, the name is the column.
+        keys: what each row is about.
+        where: the file, for messages.
+
+    Raises:
+        InputError: a value is not a positive number.
+    """
     resolutions = {}
     for (row, text), key in zip(values.items(), keys, strict=True):
         if is_blank(text):

@@ -22,15 +22,17 @@ def command(
     dataset: Annotated[Path, typer.Argument(help="Dataset folder.", show_default=False)],
     fractions: Annotated[
         tuple[float, float, float] | None,
-        typer.Option(help=f"Shares of patients for train, val and test [default: {DEFAULT_FRACTIONS}]."),
+        typer.Option(help=f"Shares of patients for train, val and test; {DEFAULT_FRACTIONS} unless given."),
     ] = None,
     folds: Annotated[int | None, typer.Option(help="Make this many folds instead, at least 3.")] = None,
     from_table: Annotated[
         Path | None, typer.Option(help="Freeze this table (patient_id and split or fold) instead of making one.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the shuffling.")] = 0,
-    site_preserved: Annotated[bool, typer.Option(help="Keep all patients of a site together.")] = False,
-    force: Annotated[bool, typer.Option(help="Replace splits that are frozen already.")] = False,
+    site_preserved: Annotated[
+        bool, typer.Option("--site-preserved", help="Keep all patients of a site together.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace splits that are frozen already.")] = False,
 ) -> ExitCode:
     """Split a dataset by patient, stratified by label, and freeze the result in splits.csv."""
     info = read_info(dataset)

@@ -1,0 +1,123 @@
+"""Make a dataset folder from tiles that exist already, without copying them.
+
+python -m preprocessing.import_tiles SOURCE --out DATASET --layout kather
+python -m preprocessing.import_tiles IMAGES --out DATASET --layout csv --labels labels.csv
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from tqdm import tqdm
+
+from kdml_med.errors import ExitCode, InputError
+from kdml_med.importing import KATHER_MPP, ImportResult, TableColumns, import_tile_folders, import_tile_table
+from kdml_med.manifest import FAILURES_FILE
+from kdml_med.splits import has_splits
+from preprocessing.program import run
+
+log = logging.getLogger(__name__)
+
+
+class Layout(StrEnum):
+    """How the tiles lie."""
+
+    KATHER = "kather"
+    CSV = "csv"
+
+
+class Level(StrEnum):
+    """What carries one label."""
+
+    PATIENT = "patient"
+    SLIDE = "slide"
+
+
+def import_tiles(
+    source: Annotated[Path, typer.Argument(help="Folder that holds the tiles.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Dataset folder to write.", show_default=False)],
+    layout: Annotated[
+        Layout, typer.Option(help="kather: <cohort>_TRAIN/<class>/ and _TEST; csv: a table with one row per image.")
+    ],
+    labels: Annotated[Path | None, typer.Option(help="csv: the table, CSV or TSV.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="csv: take rows with COLUMN=VALUE; repeatable.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="csv: image names (else found by its name).")] = None,
+    patient_column: Annotated[str | None, typer.Option(help="csv: patient ids.")] = None,
+    slide_column: Annotated[str | None, typer.Option(help="csv: slide names.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="csv: classes.")] = None,
+    site_column: Annotated[str | None, typer.Option(help="csv: hospitals.")] = None,
+    mpp_column: Annotated[str | None, typer.Option(help="csv: micrometres per pixel.")] = None,
+    split_column: Annotated[str | None, typer.Option(help="csv: train, val, test; used only when named.")] = None,
+    label_level: Annotated[Level, typer.Option(help="csv: what carries one label.")] = Level.PATIENT,
+    classes: Annotated[tuple[str, str] | None, typer.Option(help="Two classes, the positive one last.")] = None,
+    cohort: Annotated[str | None, typer.Option(help="kather: the name before _TRAIN, where there are several.")] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help=f"Micrometres per pixel (kather: {KATHER_MPP} unless given).")
+    ] = None,
+    val_fraction: Annotated[
+        float, typer.Option(help="Share of train patients that validate, where the split has no validation.")
+    ] = 0.15,
+    seed: Annotated[int, typer.Option(help="Seed of their choice.")] = 0,
+    check_images: Annotated[
+        bool, typer.Option("--check-images", help="kather: parse every header, not only the first (csv always does).")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace splits that are frozen already.")] = False,
+) -> ExitCode:
+    """Write manifest, slides, failures and, where the tiles come with one, the split."""
+    if mpp is not None and not mpp > 0:
+        raise InputError(f"--mpp is {mpp}, expected micrometres per pixel such as 0.5.")
+    common: dict[str, Any] = {"classes": classes, "val_fraction": val_fraction, "seed": seed, "force": force}
+    if layout is Layout.KATHER:
+        common |= {"cohort": cohort, "mpp": KATHER_MPP if mpp is None else mpp, "check_images": check_images}
+        result = import_tile_folders(source, out, **common, progress=_progress)
+    else:
+        if labels is None:
+            raise InputError("--layout csv needs the table: --labels FILE.")
+        columns = TableColumns(
+            image=image_column,
+            patient=patient_column,
+            slide=slide_column,
+            label=label_column,
+            site=site_column,
+            mpp=mpp_column,
+            split=split_column,
+        )
+        common |= {"columns": columns, "where": _parse_where(where or []), "label_level": label_level.value, "mpp": mpp}
+        result = import_tile_table(source, out, labels, **common, progress=_progress)
+    return _report(result, out)
+
+
+def _progress(images: Sequence[Any]) -> Iterable[Any]:
+    return tqdm(images, unit="image", disable=None)
+
+
+def _parse_where(conditions: Sequence[str]) -> dict[str, str]:
+    pairs = [condition.partition("=") for condition in conditions]
+    wrong = [condition for condition, pair in zip(conditions, pairs, strict=True) if not pair[0] or not pair[1]]
+    if wrong:
+        raise InputError(f"--where {wrong[0]!r}: expected COLUMN=VALUE, such as task=hrd.")
+    return {name: value for name, _, value in pairs}
+
+
+def _report(result: ImportResult, out: Path) -> ExitCode:
+    log.info("%d tiles of %d patients in %s", result.tiles, result.patients, out)
+    if result.unlisted:
+        log.info(
+            "%d images in the folder are not among the chosen rows of the table and were left out", result.unlisted
+        )
+    if not has_splits(out):
+        log.info("before training: python -m preprocessing.make_splits %s", out)
+    if result.failures:
+        name, reason = result.failures[0]
+        log.info("%d could not be used, see %s; first: %s: %s", len(result.failures), out / FAILURES_FILE, name, reason)
+        return ExitCode.SOME_FAILED
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    run(import_tiles)
