@@ -75,7 +75,7 @@ def paint_glands(
         _paint_body(hematoxylin, eosin, lumen, centre / mpp, radius / mpp, harmonics, bool(regular), 15 / mpp)
         points, angles = (_ring if regular else _nest)(rng, radius, harmonics)
         which = np.rint(angles / np.pi * ORIENTATIONS).astype(np.int64) % ORIENTATIONS
-        strength = rng.uniform(1.0, 1.5, len(points))
+        strength = rng.uniform(0.85, 1.2, len(points))
         stamp(hematoxylin, np.rint((centre + points) / mpp).astype(np.int64), kernels, which, strength)
     return lumen
 

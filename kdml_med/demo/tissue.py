@@ -33,7 +33,7 @@ CELL_PX = 224
 """Side of a cell of the recorded local truth, level-0 pixels (112 µm)."""
 
 # How strongly the three properties vary from place to place (sd of the same scales as in ``phenotype``).
-LOCAL_LYMPHOCYTES = 0.75
+LOCAL_LYMPHOCYTES = 0.7
 LOCAL_MUCIN = 0.8
 LOCAL_GLANDS = 1.2
 LOCAL_SIGMA_UM = 60.0
@@ -203,7 +203,7 @@ def _place_lymphocytes(rng: np.random.Generator, density: FloatArray, allowed: B
 def _paint_lymphocytes(rng: np.random.Generator, canvas: FloatArray, centres: IntArray) -> None:
     """Small round nuclei, the darkest thing on the slide; in place."""
     diameters = rng.integers(0, 3, len(centres))
-    strength = rng.uniform(1.9, 2.5, len(centres))
+    strength = rng.uniform(2.2, 2.8, len(centres))
     for index, diameter_um in enumerate((6.5, 7.2, 8.0)):
         kernels = ellipse_kernels(diameter_um / MPP, 0.92 * diameter_um / MPP, 1)
         chosen = diameters == index
