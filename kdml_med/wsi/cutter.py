@@ -309,7 +309,7 @@ class _Cutter:
             "label": self.job.label,
             "site": self.job.site,
             "size_l0": self.grid.size_l0,
-            "mpp": self.options.mpp,
+            "mpp": self.grid.size_l0 * self.slide_mpp / self.options.tile_size_px,
             "shard": f"{SHARDS_DIR}/{self.job.slide_id}.tar",
             "offset": offset,
             "size": size,

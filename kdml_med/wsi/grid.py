@@ -29,6 +29,21 @@ nobody can see, while refusing it would mean decoding four times the pixels.
 """
 
 
+SNAP_TOLERANCE = 0.0025
+"""A tile side within this share of a whole number of level-0 pixels is made whole.
+
+Anyone can then read exactly the same square again, and a slide at 0.499 µm/px gives 0.5 µm/px tiles by copying pixels
+instead of stretching 224.4 of them to 224. The manifest records the resolution that results.
+"""
+
+FINE_MPP = 0.35
+"""Decoding at half size is as good as proper filtering only while pixels are finer than the optics resolve.
+
+A 0.75 aperture resolves about 0.4 µm, so neighbouring 0.25 µm pixels differ little and any halving will do; at 0.5 µm
+the picture holds detail up to the last pixel, and the crude filter of the JPEG decoder shows.
+"""
+
+
 @dataclass(frozen=True)
 class TileGrid:
     """Square tiles on a slide, from the top left corner, without overlap.
@@ -40,7 +55,7 @@ class TileGrid:
     Attributes:
         width_l0: of the slide, level-0 pixels.
         height_l0: of the slide, level-0 pixels.
-        size_l0: exact side of a tile in level-0 pixels, in general not a whole number.
+        size_l0: side of a tile in level-0 pixels; whole unless that would miss the size by over ``SNAP_TOLERANCE``.
     """
 
     width_l0: int
@@ -98,8 +113,7 @@ def make_grid(width_l0: int, height_l0: int, *, slide_mpp: float, mpp: float, ti
             f"{slide_mpp / mpp:.2f} is refused, {MAX_UPSAMPLING} is the limit. Ask for a coarser --mpp."
         )
     size_l0 = tile_size_px * mpp / slide_mpp
-    # 224 * 0.5 / 0.25 must be 448 and not 448.00000000000006, which would make the stride 449.
-    if abs(size_l0 - round(size_l0)) < 1e-6:
+    if abs(round(size_l0) / size_l0 - 1) <= SNAP_TOLERANCE:
         size_l0 = float(round(size_l0))
     return TileGrid(width_l0, height_l0, size_l0)
 
@@ -125,7 +139,12 @@ class ReadPlan:
 
 
 def choose_plane(
-    downsamples: Sequence[float], factors: Sequence[Sequence[int]], *, slide_mpp: float, mpp: float
+    downsamples: Sequence[float],
+    factors: Sequence[Sequence[int]],
+    *,
+    slide_mpp: float,
+    mpp: float,
+    fine_mpp: float = FINE_MPP,
 ) -> ReadPlan:
     """The coarsest plane that still has the detail that was asked for.
 
@@ -136,6 +155,7 @@ def choose_plane(
         factors: for each level, the integer reductions that its decoder offers.
         slide_mpp: micrometres per level-0 pixel.
         mpp: micrometres per pixel wanted.
+        fine_mpp: the last halving of a reduction must start from pixels at least as fine, micrometres.
     """
     wanted = mpp / slide_mpp
     planes = [
@@ -143,6 +163,7 @@ def choose_plane(
         for level, (downsample, offered) in enumerate(zip(downsamples, factors, strict=True))
         for factor in offered
         if downsample * factor <= wanted * READ_TOLERANCE
+        and (factor == 1 or downsample * factor / 2 * slide_mpp <= fine_mpp)
     ]
     if not planes:
         return ReadPlan(0, 1, downsamples[0])

@@ -57,12 +57,12 @@ class TilingOptions:
     mpp: float = 0.5
     tile_size_px: int = 224
     image_format: ImageFormat = "jpeg"
-    jpeg_quality: int = 95
+    jpeg_quality: int = 96
     stain: StainMode = "none"
     min_tissue: float = 0.5
     max_background: float = 0.75
     max_pen: float = 0.1
-    min_sharpness: float = 10.0
+    min_sharpness: float = 20.0
     assume_mpp: float | None = None
     preset: str | None = None
     limit_tiles: int | None = None

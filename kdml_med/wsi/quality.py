@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from kdml_med.wsi.slide import Pixels
 
@@ -33,34 +34,39 @@ def measure_quality(tile: Pixels) -> TileQuality:
     Args:
         tile: uint8, [height, width, 3], RGB; at least 3 pixels on each side.
     """
-    wide = tile.astype(np.int16)
-    total = wide[..., 0] + wide[..., 1] + wide[..., 2]
-    background = np.count_nonzero(total >= 3 * BACKGROUND_LEVEL) / total.size
-    return TileQuality(background, pen_fraction(tile), _sharpness(total))
+    planes = np.ascontiguousarray(tile.transpose(2, 0, 1))  # arithmetic on interleaved channels is ten times slower
+    total = np.add(planes[0], planes[1], dtype=np.int16)
+    total += planes[2]
+    background = int(np.count_nonzero(total >= 3 * BACKGROUND_LEVEL)) / total.size
+    return TileQuality(background, _pen_fraction(planes), _sharpness(total))
 
 
-def pen_fraction(tile: Pixels) -> float:
+def _pen_fraction(planes: Pixels) -> float:
     """Share of pixels coloured like blue, green, red or black marker ink.
 
     Haematoxylin and eosin run from violet to pink: red always exceeds green. Green and blue ink break that rule; red
     ink is redder than erythrocytes are; black ink is dark without colour. Every second pixel each way is looked at.
 
     Args:
-        tile: uint8, [height, width, 3], RGB.
+        planes: uint8, [3, height, width]; red, green, blue.
     """
-    sample = tile[::2, ::2].astype(np.int16)
-    red, green, blue = sample[..., 0], sample[..., 1], sample[..., 2]
-    green_or_blue_ink = (green >= red) & (np.maximum(green, blue) - red > 40)
-    red_ink = (red - np.maximum(green, blue) > 110) & (green < 60) & (red > 150)
-    brightest = sample.max(axis=2)
-    black_ink = (brightest < 50) & (brightest - sample.min(axis=2) < 20)
-    return float(np.count_nonzero(green_or_blue_ink | red_ink | black_ink)) / red.size
+    red, green, blue = planes[:, ::2, ::2].astype(np.int16)
+    coldest = np.maximum(green, blue)
+    excess = coldest - red
+    green_or_blue_ink = (excess > 40) & (green >= red)
+    red_ink = (excess < -110) & (green < 60) & (red > 150)
+    brightest = np.maximum(red, coldest)
+    black_ink = (brightest < 50) & (brightest - np.minimum(np.minimum(red, green), blue) < 20)
+    return int(np.count_nonzero(green_or_blue_ink | red_ink | black_ink)) / int(red.size)
 
 
-def _sharpness(total: np.ndarray[tuple[int, ...], np.dtype[np.int16]]) -> float:
+def _sharpness(total: npt.NDArray[np.int16]) -> float:
     """Variance of the four-neighbour Laplacian of ``total / 3``, on every second row: half the work, same estimate."""
     centre = total[1:-1:2]
     rows = centre.shape[0]
-    edges = total[0:-2:2][:rows, 1:-1] + total[2::2][:rows, 1:-1] + centre[:, :-2] + centre[:, 2:]
-    laplacian = (edges - 4 * centre[:, 1:-1]).astype(np.float32)
-    return float(laplacian.var()) / 9.0
+    edges = total[0:-2:2][:rows, 1:-1] + total[2::2][:rows, 1:-1]
+    edges += centre[:, :-2]
+    edges += centre[:, 2:]
+    edges -= 4 * centre[:, 1:-1]
+    laplacian = edges.astype(np.float32).ravel()
+    return float(np.dot(laplacian, laplacian)) / laplacian.size / 9.0 - (float(laplacian.mean()) / 3.0) ** 2

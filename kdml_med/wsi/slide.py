@@ -181,7 +181,12 @@ def open_slide(path: Path, *, fast: bool = True) -> Slide:
         raise SlideError(f"cannot be read: {error}") from error
     if vendor is None:
         return FieldSlide(path)
-    return OpenSlideSlide(path)
+    slide = OpenSlideSlide(path)
+    if fast:
+        from kdml_med.wsi.native import open_native  # it builds on this module
+
+        return open_native(slide) or slide
+    return slide
 
 
 def resolve_mpp(slide: Slide, *, table_mpp: float | None, assumed_mpp: float | None) -> tuple[float, str]:

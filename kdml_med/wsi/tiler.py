@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from kdml_med.errors import InputError
@@ -260,7 +261,7 @@ def _open_folder(out_dir: Path, info: DatasetInfo) -> None:
         raise InputError(f"{out_dir} was made by {there.made_by.get('program')}: choose another --out.")
     old: dict[str, Any] = there.options | {"classes": there.classes, "label_level": there.label_level}
     new: dict[str, Any] = info.options | {"classes": info.classes, "label_level": info.label_level}
-    for name in sorted(set(old) | set(new)):
+    for name in dict.fromkeys(["labels", *new, *old]):
         if old.get(name) != new.get(name):
             raise InputError(
                 f"{out_dir} was made with {name} = {old.get(name)!r}, this run has {new.get(name)!r}: "
@@ -320,11 +321,25 @@ def _write_tables(out_dir: Path, labels: Labels | None, report: TilingReport) ->
     manifest = pa.concat_tables(tables) if tables else TILE_COLUMNS.empty_table()
     report.tiles = manifest.num_rows
     report.failures = sorted(failures.items())
-    write_manifest(out_dir / MANIFEST_FILE, manifest)
+    if not _holds(out_dir / MANIFEST_FILE, manifest):
+        write_manifest(out_dir / MANIFEST_FILE, manifest)
     rows = [record.to_row() for record in records]
     columns = list(_EMPTY_RECORD.to_row())
-    write_table(out_dir / SLIDES_FILE, pd.DataFrame(rows, columns=columns))
-    write_table(out_dir / FAILURES_FILE, pd.DataFrame(report.failures, columns=["input", "reason"]))
+    for name, frame in (
+        (SLIDES_FILE, pd.DataFrame(rows, columns=columns)),
+        (FAILURES_FILE, pd.DataFrame(report.failures, columns=["input", "reason"])),
+    ):
+        path, text = out_dir / name, frame.to_csv(index=False, lineterminator="\n")
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_table(path, frame)
+
+
+def _holds(path: Path, table: pa.Table) -> bool:
+    """Whether a parquet file is already what it should be: a run with nothing to do should touch nothing."""
+    try:
+        return bool(pq.read_table(path).equals(table))
+    except (OSError, pa.ArrowException):
+        return False
 
 
 _EMPTY_RECORD = SlideRecord("", "", "", 0, 0, 0.0, "")

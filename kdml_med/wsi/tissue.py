@@ -20,7 +20,7 @@ OVERVIEW_MPP = 8.0
 """Micrometres per pixel of the overview: a nucleus is one pixel, a gland many."""
 
 _BLOCK_R = 2048  # pixels; the overview is read in squares of this side, so memory does not grow with the slide
-_SMALLEST_BLOCK_R = 64  # pixels; damage is fenced in down to squares of this side
+_SMALLEST_BLOCK_R = 16  # pixels; damage is fenced in down to squares of this side
 _CHROMA_RANGE = (8.0, 24.0)
 _BRIGHT = 235.0
 _DARK = 25.0
@@ -54,7 +54,9 @@ def read_overview(slide: Slide, slide_mpp: float, mpp: float = OVERVIEW_MPP) -> 
     """
     mpp = max(mpp, slide_mpp)
     level_factors = [slide.factors(level) for level in range(len(slide.levels))]
-    plane = choose_plane([level.downsample for level in slide.levels], level_factors, slide_mpp=slide_mpp, mpp=mpp)
+    plane = choose_plane(
+        [level.downsample for level in slide.levels], level_factors, slide_mpp=slide_mpp, mpp=mpp, fine_mpp=mpp
+    )
     level = slide.levels[plane.level]
     width_r, height_r = level.width // plane.factor, level.height // plane.factor
     # A whole number of plane pixels per overview pixel keeps blocks independent of each other.

@@ -1,0 +1,222 @@
+"""Fast reader for TIFF pyramids of JPEG tiles, as Aperio and many converters write them.
+
+The TIFF tags say where each compressed tile lies; the file is mapped and tiles are decoded directly, each one once for
+neighbouring requests and, where that is enough, at a fraction of its size: a JPEG decoder makes a half-size picture
+from a part of the coefficients, for less than the price of the full one. OpenSlide stays the judge: each level is
+compared with it on opening, and levels that differ are left to it.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import tifffile
+from PIL import Image
+
+from kdml_med.wsi.slide import OpenSlideSlide, Pixels, SlideError
+
+_VENDORS = ("aperio", "generic-tiff")
+_JPEG = 7
+_RGB, _YCBCR = 2, 6  # TIFF PhotometricInterpretation
+_FACTORS = (1, 2, 4, 8)
+_START = b"\xff\xd8"
+_PROBES = 3
+_MAX_DIFFERENCE = 2.0  # grey levels, mean; a wrong colour transform gives twenty and more
+
+
+def _adobe_marker(photometric: int) -> bytes:
+    """APP14 segment that says whether the three components are RGB or YCbCr; TIFF leaves that to its own tag."""
+    transform = 0 if photometric == _RGB else 1
+    return b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform])
+
+
+@dataclass(frozen=True)
+class TileIndex:
+    """Where the compressed tiles of one level are.
+
+    Attributes:
+        offsets: int64, [rows × columns], bytes from the start of the file, row by row.
+        counts: int64, [rows × columns], bytes; 0 for a tile that the scanner left out.
+        columns: tiles side by side.
+        width: of a tile, level pixels.
+        height: of a tile, level pixels.
+        head: what a tile needs before its own data: start of image, shared tables, colour marker.
+    """
+
+    offsets: np.ndarray[tuple[int], np.dtype[np.int64]]
+    counts: np.ndarray[tuple[int], np.dtype[np.int64]]
+    columns: int
+    width: int
+    height: int
+    head: bytes
+
+
+class NativeSlide:
+    """A slide whose JPEG tiles are decoded directly. Not for several threads at once: each takes a ``clone``."""
+
+    def __init__(self, base: OpenSlideSlide, indices: dict[int, TileIndex], mapped: mmap.mmap) -> None:
+        self._base, self._indices, self._mapped = base, indices, mapped
+        self.path = base.path
+        self.levels = base.levels
+        self.header_mpp, self.header_source = base.header_mpp, base.header_source
+        # Decoded tiles by row and column, of one plane and of rows that may be asked for again.
+        self._plane = (-1, -1)
+        self._rows: dict[int, dict[int, Pixels | None]] = {}
+
+    def factors(self, level: int) -> tuple[int, ...]:
+        """See ``Slide.factors``."""
+        index = self._indices.get(level)
+        if index is None:
+            return (1,)
+        return tuple(f for f in _FACTORS if index.width % f == 0 and index.height % f == 0)
+
+    def read(self, level: int, factor: int, x_r: int, y_r: int, width_r: int, height_r: int) -> Pixels:
+        """See ``Slide.read``. Requests in reading order decode each tile once."""
+        index = self._indices.get(level)
+        if index is None:
+            return self._base.read(level, factor, x_r, y_r, width_r, height_r)
+        tile_w, tile_h = index.width // factor, index.height // factor
+        first_row, last_row = y_r // tile_h, (y_r + height_r - 1) // tile_h
+        first_column, last_column = x_r // tile_w, (x_r + width_r - 1) // tile_w
+        self._forget((level, factor), first_row)
+        out = np.empty((height_r, width_r, 3), np.uint8)
+        for row in range(first_row, last_row + 1):
+            top = row * tile_h - y_r
+            for column in range(first_column, last_column + 1):
+                tile = self._tile(index, level, factor, row, column)
+                left = column * tile_w - x_r
+                part = tile[max(0, -top) : height_r - top, max(0, -left) : width_r - left]
+                y, x = max(0, top), max(0, left)
+                out[y : y + part.shape[0], x : x + part.shape[1]] = part
+        return out
+
+    def clone(self) -> NativeSlide:
+        """See ``Slide.clone``."""
+        return NativeSlide(self._base.clone(), self._indices, self._mapped)
+
+    def close(self) -> None:
+        """See ``Slide.close``. The mapping goes with its last user."""
+        self._rows.clear()
+        self._base.close()
+
+    def _forget(self, plane: tuple[int, int], first_row: int) -> None:
+        if plane != self._plane or (self._rows and first_row < min(self._rows)):
+            self._rows.clear()
+            self._plane = plane
+        for row in [row for row in self._rows if row < first_row]:
+            del self._rows[row]
+
+    def _tile(self, index: TileIndex, level: int, factor: int, row: int, column: int) -> Pixels:
+        tiles = self._rows.setdefault(row, {})
+        if column not in tiles:
+            number = row * index.columns + column
+            if index.counts[number] == 0:
+                tiles[column] = self._missing_tile(index, level, factor, row, column)
+            else:
+                tiles[column] = decode_tile(self._mapped, index, number, factor)
+        tile = tiles[column]
+        if tile is None:
+            raise SlideError(f"tile {column}, {row} of level {level} cannot be decoded")
+        return tile
+
+    def _missing_tile(self, index: TileIndex, level: int, factor: int, row: int, column: int) -> Pixels | None:
+        """A tile that was never written; what to show there depends on the format, and OpenSlide knows."""
+        x, y = column * index.width, row * index.height
+        width = min(index.width, self.levels[level].width - x)
+        height = min(index.height, self.levels[level].height - y)
+        whole = np.full((index.height, index.width, 3), 255, np.uint8)
+        try:
+            whole[:height, :width] = self._base.read(level, 1, x, y, width, height)
+        except SlideError:
+            return None
+        return np.asarray(Image.fromarray(whole).reduce(factor)) if factor > 1 else whole
+
+
+def decode_tile(mapped: mmap.mmap, index: TileIndex, number: int, factor: int) -> Pixels | None:
+    """Decode one compressed tile at ``1 / factor`` of its size; None when its data are damaged."""
+    start = int(index.offsets[number])
+    data = mapped[start : start + int(index.counts[number])]
+    if data[:2] != _START:
+        return None
+    shape = (index.height // factor, index.width // factor, 3)
+    try:
+        # min_factor alone is without effect: the decoder also wants to know how small the picture may become.
+        tile: Pixels = simplejpeg.decode_jpeg(
+            index.head + data[2:], "RGB", min_height=shape[0], min_width=shape[1], min_factor=factor
+        )
+    except ValueError:
+        return None
+    return tile if tile.shape == shape else None
+
+
+def open_native(base: OpenSlideSlide) -> NativeSlide | None:
+    """The fast reader for a slide, or None when OpenSlide must read all of it."""
+    if base.vendor not in _VENDORS:
+        return None
+    try:
+        with base.path.open("rb") as stream:
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        indices = _read_indices(base)
+    except Exception:  # the tags of a damaged file can fail in any way, and OpenSlide has its own view of them
+        return None
+    sound = {level: index for level, index in indices.items() if _agrees(base, level, index, mapped)}
+    return NativeSlide(base, sound, mapped) if sound else None
+
+
+def _read_indices(base: OpenSlideSlide) -> dict[int, TileIndex]:
+    """Tile indices of the levels that consist of 8-bit JPEG tiles in three colours."""
+    indices: dict[int, TileIndex] = {}
+    with tifffile.TiffFile(Path(base.path)) as tiff:
+        for page in tiff.pages:
+            if not isinstance(page, tifffile.TiffPage):
+                continue
+            fits = (
+                page.is_tiled
+                and page.compression == _JPEG
+                and page.photometric in (_RGB, _YCBCR)
+                and page.samplesperpixel == 3
+                and page.bitspersample == 8
+                and page.planarconfig == 1
+            )
+            level = next(
+                (i for i, v in enumerate(base.levels) if (v.height, v.width) == page.shape[:2] and i not in indices),
+                None,
+            )
+            if not fits or level is None:
+                continue
+            columns = math.ceil(page.imagewidth / page.tilewidth)
+            tables = page.jpegtables or _START + b"\xff\xd9"
+            indices[level] = TileIndex(
+                offsets=np.asarray(page.dataoffsets, np.int64),
+                counts=np.asarray(page.databytecounts, np.int64),
+                columns=columns,
+                width=page.tilewidth,
+                height=page.tilelength,
+                head=tables[:-2] + _adobe_marker(page.photometric),
+            )
+            if len(indices[level].counts) != columns * math.ceil(page.imagelength / page.tilelength):
+                del indices[level]
+    return indices
+
+
+def _agrees(base: OpenSlideSlide, level: int, index: TileIndex, mapped: mmap.mmap) -> bool:
+    """Whether the richest tile of a level looks as OpenSlide shows it; damaged ones are passed over."""
+    for number in np.argsort(-index.counts, kind="stable")[:_PROBES]:
+        tile = decode_tile(mapped, index, int(number), 1)
+        if tile is None:
+            continue
+        x, y = int(number) % index.columns * index.width, int(number) // index.columns * index.height
+        width = min(index.width, base.levels[level].width - x)
+        height = min(index.height, base.levels[level].height - y)
+        try:
+            judge = base.read(level, 1, x, y, width, height)
+        except SlideError:
+            continue
+        difference = np.abs(tile[:height, :width].astype(np.int16) - judge).mean()
+        return bool(difference <= _MAX_DIFFERENCE)
+    return False
