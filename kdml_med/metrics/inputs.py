@@ -22,5 +22,5 @@ def as_binary(
         )
     wrong = truth[(truth != 0) & (truth != 1)]
     if len(wrong):
-        raise ValueError(f"labels must be 0 or 1, found {wrong[0]!r}; leave unlabelled samples out.")
+        raise ValueError(f"labels must be 0 or 1, found {wrong[0]}; leave unlabelled samples out.")
     return truth.astype(bool), scores

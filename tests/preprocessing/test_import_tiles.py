@@ -1,0 +1,213 @@
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from kdml_med.errors import ExitCode, InputError
+from kdml_med.importing import TableColumns, import_tile_folders, import_tile_table
+from kdml_med.manifest import image_root, read_info, read_manifest, read_member
+from kdml_med.splits import assign_splits, has_splits
+from preprocessing.import_tiles import Layout, import_tiles
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "preprocessing.import_tiles", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def picture(path: Path, size: tuple[int, int] = (32, 32)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (200, 140, 180)).save(path)
+
+
+def failures(dataset: Path) -> dict[str, str]:
+    table = pd.read_csv(dataset / "failures.csv", dtype=str)
+    return dict(zip(table["input"], table["reason"], strict=True))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def kather(tmp_path: Path) -> Path:
+    """The form of Zenodo 2530835: 12 patients in train, 4 in test, two tiles each, a third of them MSI."""
+    root = tmp_path / "source"
+    for number in range(16):
+        part = "TRAIN" if number < 12 else "TEST"
+        label = "MSIMUT" if number % 3 == 0 else "MSS"
+        for tile in "AB":
+            name = f"blk-{tile * 12}-TCGA-{'AA' if number % 2 else 'G4'}-36{number:02}-01Z-00-DX1.png"
+            picture(root / f"CRC_DX_{part}" / label / name)
+    return root
+
+
+def test_official_split_is_kept_and_validation_comes_from_train(kather: Path, tmp_path: Path) -> None:
+    out = tmp_path / "dataset"
+    done = run(kather, "--out", out, "--layout", "kather")
+    assert done.returncode == 0, done.stderr
+    info, manifest = read_info(out), read_manifest(out)
+    assert (info.classes, info.tile_size_px, info.mpp) == (["MSS", "MSI"], 32, 0.5)
+    assert (len(manifest), manifest["patient_id"].nunique()) == (32, 16)
+    split = assign_splits(out, manifest, info)
+    official = manifest["shard"].str.startswith("CRC_DX_TEST").map({True: "test", False: "train"})
+    assert (split.replace("val", "train") == official).all()
+    table = pd.crosstab(manifest["label"], split)
+    assert (table[["train", "val", "test"]] > 0).all(axis=None)
+    first = manifest.iloc[0]
+    assert first["slide_id"] == f"{first['patient_id']}-01Z-00-DX1"
+    assert first["site"] in {"AA", "G4"}
+    data = read_member(image_root(out, info), first["shard"], first["offset"], first["size"])
+    assert Image.open(io.BytesIO(data)).size == (32, 32)
+
+
+def test_same_command_gives_the_same_bytes(kather: Path, tmp_path: Path) -> None:
+    results = []
+    for _ in range(2):
+        import_tile_folders(kather, tmp_path / "dataset")
+        results.append(contents(tmp_path / "dataset"))
+    assert results[0] == results[1]
+    assert set(results[0]) == {"dataset.json", "manifest.parquet", "slides.csv", "splits.csv", "failures.csv"}
+
+
+def test_unusable_tiles_are_listed_and_the_others_go_on(kather: Path, tmp_path: Path) -> None:
+    folder = kather / "CRC_DX_TRAIN" / "MSS"
+    (folder / "blk-BROKEN-TCGA-AA-3601-01Z-00-DX1.png").write_bytes(b"no image")
+    (folder / "blk-EMPTY-TCGA-AA-3601-01Z-00-DX1.png").touch()
+    (folder / "stranger.png").write_bytes(b"x")
+    (folder / "scan-TCGA-AA-3601-01Z-00-DX1.tif").write_bytes(b"x")
+    (folder / ".DS_Store").write_bytes(b"x")
+    assert import_tiles(kather, tmp_path / "dataset", Layout.KATHER, check_images=True) == ExitCode.SOME_FAILED
+    reasons = {Path(name).name[:7]: reason for name, reason in failures(tmp_path / "dataset").items()}
+    assert sorted(reasons) == ["blk-BRO", "blk-EMP", "scan-TC", "strange"]
+    assert "header" in reasons["blk-BRO"]
+    assert "TCGA barcode" in reasons["strange"]
+    assert len(read_manifest(tmp_path / "dataset")) == 32
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("CRC_DX_TEST/MSS/b-TCGA-G4-3602-01Z-00-DX1.png", "'TCGA-G4-3602' is in the folders"),
+        ("CRC_DX_TRAIN/MSIMUT/b-TCGA-G4-3602-01Z-00-DX1.png", "'TCGA-G4-3602' has tiles of the classes"),
+        ("STAD_TRAIN/MSS/b-TCGA-G4-4602-01Z-00-DX1.png", r"several cohorts, \['CRC_DX', 'STAD'\]"),
+        ("CRC_DX_TRAIN/OTHER/b-TCGA-G4-3602-01Z-00-DX1.png", "found 3: 'MSIMUT', 'MSS', 'OTHER'"),
+    ],
+)
+def test_contradictions_stop_the_import(kather: Path, tmp_path: Path, path: str, message: str) -> None:
+    picture(kather / path)
+    with pytest.raises(InputError, match=message):
+        import_tile_folders(kather, tmp_path / "dataset")
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_one_of_several_cohorts_can_be_named(kather: Path, tmp_path: Path) -> None:
+    picture(kather / "STAD_TRAIN/MSS/b-TCGA-G4-4602-01Z-00-DX1.png")
+    assert import_tile_folders(kather, tmp_path / "dataset", cohort="CRC_DX").patients == 16
+    with pytest.raises(InputError, match="no folders BRCA_TRAIN"):
+        import_tile_folders(kather, tmp_path / "dataset", cohort="BRCA")
+    with pytest.raises(InputError, match="not its counterpart"):
+        import_tile_folders(kather, tmp_path / "dataset", cohort="STAD")
+
+
+def test_class_folders_without_an_official_split_get_none(kather: Path, tmp_path: Path) -> None:
+    result = import_tile_folders(kather / "CRC_DX_TRAIN", tmp_path / "dataset")
+    assert (result.tiles, has_splits(tmp_path / "dataset")) == (24, False)
+
+
+def test_folder_of_another_dataset_is_not_overwritten(kather: Path, tmp_path: Path) -> None:
+    import_tile_folders(kather, tmp_path / "dataset")
+    before = contents(tmp_path / "dataset")
+    with pytest.raises(InputError, match="choose another folder"):
+        import_tile_folders(kather / "CRC_DX_TRAIN", tmp_path / "dataset")
+    assert contents(tmp_path / "dataset") == before
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    root = tmp_path / "images"
+    for number in range(6):
+        picture(root / f"deep/i{number}.jpg", (40, 40) if number else (40, 30))
+    return root
+
+
+def table(folder: Path, text: str) -> Path:
+    path = folder / "table.csv"
+    path.write_text(text)
+    return path
+
+
+def test_table_names_images_by_path_name_or_stem(images: Path, tmp_path: Path) -> None:
+    path = table(tmp_path, "image,patient,grade,mpp\ndeep/i0.jpg,1,a,0.5\ni1.jpg,1,a,0.5\ni2,2,b,\ngone.jpg,2,b,1\n")
+    out = tmp_path / "dataset"
+    done = run(images, "--out", out, "--layout", "csv", "--labels", path)
+    assert done.returncode == 3, done.stderr
+    assert "3 images in the folder are not among" in done.stderr
+    manifest, info = read_manifest(out), read_info(out)
+    assert manifest["shard"].tolist() == ["deep/i0.jpg", "deep/i1.jpg", "deep/i2.jpg"]
+    assert manifest["slide_id"].tolist() == ["1", "1", "2"]
+    assert manifest["mpp"].isna().tolist() == [False, False, True]
+    assert (info.tile_size_px, info.mpp, info.classes) == (None, None, ["a", "b"])
+    assert list(failures(out)) == ["gone.jpg"]
+    assert "row 5" in failures(out)["gone.jpg"]
+
+
+def test_label_level_slide_makes_each_image_its_slide(images: Path, tmp_path: Path) -> None:
+    path = table(tmp_path, "image,patient,grade\ni1,1,a\ni2,1,b\ni3,2,\n")
+    import_tile_table(images, tmp_path / "dataset", path, label_level="slide", mpp=0.62)
+    manifest, info = read_manifest(tmp_path / "dataset"), read_info(tmp_path / "dataset")
+    assert manifest["slide_id"].tolist() == ["deep/i1", "deep/i2", "deep/i3"]
+    assert manifest["label"].isna().tolist() == [False, False, True]
+    assert (info.label_level, info.mpp, info.tile_size_px) == ("slide", 0.62, 40)
+    with pytest.raises(InputError, match="patient '1' has the labels"):
+        import_tile_table(images, tmp_path / "dataset", path)
+
+
+def test_conditions_choose_rows(images: Path, tmp_path: Path) -> None:
+    path = table(tmp_path, "image,task,patient,label\ni1,x,1,0\ni2,x,2,1\ni1,y,1,1\ni2,y,2,0\n")
+    import_tiles(images, tmp_path / "dataset", Layout.CSV, labels=path, where=["task=x"])
+    assert read_manifest(tmp_path / "dataset")["label"].tolist() == ["0", "1"]
+    with pytest.raises(InputError, match="COLUMN=VALUE"):
+        import_tiles(images, tmp_path / "dataset", Layout.CSV, labels=path, where=["task"])
+    with pytest.raises(InputError, match="--labels FILE"):
+        import_tiles(images, tmp_path / "dataset", Layout.CSV)
+
+
+def test_split_column_is_kept_when_named(images: Path, tmp_path: Path) -> None:
+    text = "".join(f"i{n},p{n},{'ab'[n % 2]},{'training' if n < 4 else 'Test'}\n" for n in range(6))
+    path = table(tmp_path, "image,patient,label,set\n" + text)
+    out = tmp_path / "dataset"
+    import_tile_table(images, out, path, columns=TableColumns(split="set"), val_fraction=0.5)
+    split = assign_splits(out, read_manifest(out), read_info(out))
+    assert split.value_counts().to_dict() == {"train": 2, "val": 2, "test": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "message"),
+    [
+        ("image,patient,label\ni1,1,a\ni1.jpg,2,b\n", {}, "rows 2 and 3 name the same image deep/i1.jpg"),
+        ("image,patient,label\ni1,,a\ni2,2,b\n", {}, "row 2: no patient id"),
+        ("image,patient,label,s\ni1,1,a,train\ni2,2,b,no\n", {"split": "s"}, "row 3: s is 'no'"),
+        ("image,patient,label,s\ni1,1,a,train\ni2,1,a,test\ni3,2,b,test\n", {"split": "s"}, "'1' is in two splits"),
+        ("image,patient,label,slide\ni1,1,a,x\ni2,2,b,x\n", {}, "slide 'x' belongs to 2 patients"),
+        ("name,patient,label\ni1,1,a\ni2,2,b\n", {}, "no image column recognised"),
+        ("image,patient,label\nz1,1,a\nz2,2,b\n", {}, "no usable image"),
+    ],
+)
+def test_bad_tables_name_the_row(
+    images: Path, tmp_path: Path, text: str, columns: dict[str, str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        import_tile_table(images, tmp_path / "dataset", table(tmp_path, text), columns=TableColumns(**columns))
+
+
+def test_ambiguous_names_are_failures(images: Path, tmp_path: Path) -> None:
+    picture(images / "other/i1.jpg")
+    path = table(tmp_path, "image,patient,label\ni1,1,a\nother/i1.jpg,1,a\ni2,2,b\n")
+    result = import_tile_table(images, tmp_path / "dataset", path)
+    assert result.tiles == 2
+    assert "fits 2 files" in failures(tmp_path / "dataset")["i1"]

@@ -1,0 +1,148 @@
+from pathlib import Path
+
+import pytest
+
+from kdml_med.errors import InputError
+from kdml_med.labels import LabelMatch, read_labels, slide_name
+
+
+def write(folder: Path, text: str, name: str = "labels.csv") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("status", "label"),
+    [
+        ("MSI-H", "MSI"),
+        ("msi", "MSI"),
+        ("MSIMUT", "MSI"),
+        ("dMMR", "MSI"),
+        ("MSS", "MSS"),
+        ("MSI-L", "MSS"),
+        ("nonMSIH", "MSS"),
+        ("pMMR", "MSS"),
+        ("", None),
+        ("NA", None),
+        ("unknown", None),
+    ],
+)
+def test_msi_words_become_two_classes(tmp_path: Path, status: str, label: str | None) -> None:
+    table = read_labels(write(tmp_path, f"patient,status\np1,{status}\np2,MSS\n"))
+    match = table.match("p1")
+    assert table.classes == ["MSS", "MSI"]
+    assert match is not None
+    assert match.label == label
+
+
+def test_other_words_are_sorted_unless_classes_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "patient_id\tgrade\n1\tmalignant\n2\tbenign\n", "labels.tsv")
+    assert read_labels(path).classes == ["benign", "malignant"]
+    assert read_labels(path, classes=["malignant", "benign"]).classes == ["malignant", "benign"]
+
+
+def test_named_classes_keep_the_words_of_the_table(tmp_path: Path) -> None:
+    path = write(tmp_path, "patient,status\np1,MSI-L\np2,MSI-H\n")
+    assert read_labels(path, classes=["MSI-L", "MSI-H"]).match("p1") == LabelMatch("p1", "MSI-L", None)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_delimiter_and_byte_order_mark_are_recognised(tmp_path: Path, delimiter: str) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes(f"\ufeffCase ID{delimiter}Status\r\n007{delimiter}MSS\r\n".encode())
+    assert read_labels(path).patient_ids == ["007"]
+
+
+def test_slide_belongs_to_the_longest_patient_id_that_ends_at_a_separator(tmp_path: Path) -> None:
+    table = read_labels(write(tmp_path, "patient,label\nP1,a\nP1-B,b\nTCGA-AA-3672,a\n"))
+    found = {slide: table.match(slide) for slide in ("P1", "P1-B_2.svs", "P1_B.svs", "P12", "XP1", "P1-Bx")}
+    assert {slide: match and match.patient_id for slide, match in found.items()} == {
+        "P1": "P1",
+        "P1-B_2.svs": "P1-B",
+        "P1_B.svs": "P1",
+        "P12": None,
+        "XP1": None,
+        "P1-Bx": "P1",
+    }
+    barcode = table.match("TCGA-AA-3672-01Z-00-DX1.2a81cf11-4c16")
+    assert barcode == LabelMatch("TCGA-AA-3672", "a", "AA")
+
+
+def test_slide_column_is_compared_without_folder_and_suffix(tmp_path: Path) -> None:
+    table = read_labels(
+        write(tmp_path, "patient,slide,label,mpp,site\np1,a/s.1.svs,x,0.25,north\np1,s2.ome.tiff,x,,\np2,s3,y,,\n")
+    )
+    assert table.match("s.1") == LabelMatch("p1", "x", "north")
+    assert table.match("/elsewhere/s.1.ndpi") == LabelMatch("p1", "x", "north")
+    assert table.match("s2") == LabelMatch("p1", "x", None)
+    assert table.match("p1") is None
+    assert (table.mpp("s.1"), table.mpp("s2"), table.mpp("other")) == (0.25, None, None)
+
+
+def test_listed_barcode_fits_a_file_name_with_its_uuid(tmp_path: Path) -> None:
+    table = read_labels(write(tmp_path, "patient,slide,label\nTCGA-AA-3672,TCGA-AA-3672-01Z-00-DX1,MSS\n"))
+    assert table.match("TCGA-AA-3672-01Z-00-DX1.2a81cf11.svs") is not None
+    assert table.match("TCGA-AA-3672-01Z-00-DX2.2a81cf11.svs") is None
+
+
+def test_label_of_a_patient_speaks_for_its_unlabelled_slides(tmp_path: Path) -> None:
+    path = write(tmp_path, "patient,slide,label\np1,s1,\np1,s2,MSI\np2,s3,MSS\n")
+    patient, slide = (read_labels(path, label_level=level).match("s1") for level in ("patient", "slide"))
+    assert patient is not None
+    assert slide is not None
+    assert (patient.label, slide.label) == ("MSI", None)
+
+
+def test_slides_of_a_patient_may_differ_at_slide_level(tmp_path: Path) -> None:
+    path = write(tmp_path, "patient,slide,label\np1,s1,benign\np1,s2,malignant\n")
+    table = read_labels(path, label_level="slide")
+    assert table.match("s2") == LabelMatch("p1", "malignant", None)
+    with pytest.raises(InputError, match=r"'p1' has the labels 'benign' \(row 2\) and 'malignant' \(row 3\)"):
+        read_labels(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("who,label\np,a\n", {}, r"no patient column recognised.*\['who', 'label'\]"),
+        ("patient,what\np,a\n", {}, "no label column recognised"),
+        ("patient,case_id,label\np,q,a\n", {}, r"\['patient', 'case_id'\] could each be the patient column"),
+        ("patient,label\np,a\n", {"label_column": "MSI"}, "no column 'MSI'"),
+        ("patient,label\np,a\nq,b\nr,c\n", {}, "found 3: 'a', 'b', 'c'"),
+        ("patient,label\np,a\nq,a\n", {}, "found 1: 'a'"),
+        ("patient,label\np,\n", {}, "found 0"),
+        ("patient,label\np,a\n\nq,c\n", {"classes": ["a", "b"]}, "row 4: label is 'c'"),
+        ("patient,label\np,a\n", {"classes": ["a"]}, "exactly two different names"),
+        ("patient,label\np,MSS\n,MSI\n", {}, "row 3: no patient id"),
+        ("patient,label\np,MSS\nq,MSI\np,MSS\n", {}, r"patient 'p' is in rows \[2, 4\]"),
+        ("patient,slide,label\np,s.svs,MSS\np,s.tif,MSS\n", {}, r"slide 's' is in rows \[2, 3\]"),
+        ("patient,slide,label\np,,MSS\n", {}, "row 2: no slide name"),
+        ("patient,label\np,MSS\n", {"label_level": "slide"}, "no slide column"),
+        ("patient,label\np,MSS\n", {"label_level": "tile"}, "label level 'tile'"),
+        ("patient,label,mpp\np,MSS,-1\n", {}, "row 2: mpp is '-1'"),
+        ("patient,label,mpp\np,MSS,fine\n", {}, "row 2: mpp is 'fine'"),
+        ("patient,label\np,MSS,x\n", {}, "row 2: 3 cells, but the header has 2"),
+        ("patient,label,label\np,a,b\n", {}, "more than once"),
+        ("patient,label\n", {}, "no rows"),
+        ("", {}, "no rows"),
+    ],
+)
+def test_error_names_what_to_correct(
+    tmp_path: Path, text: str, options: dict[str, str | list[str]], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        read_labels(write(tmp_path, text), **options)  # type: ignore[arg-type]
+
+
+def test_unreadable_table_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read the table"):
+        read_labels(tmp_path / "absent.csv")
+    (tmp_path / "table.xlsx").write_bytes(b"PK\x03\x04\xff\xfe")
+    with pytest.raises(InputError, match="not a UTF-8 text table"):
+        read_labels(tmp_path / "table.xlsx")
+
+
+def test_only_image_suffixes_are_cut_off() -> None:
+    assert slide_name("C:\\slides\\TCGA-AA-3672-01Z-00-DX1.2a81cf11.svs") == "TCGA-AA-3672-01Z-00-DX1.2a81cf11"
+    assert slide_name("scan.v2") == "scan.v2"

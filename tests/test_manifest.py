@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdml_med.errors import InputError
+from kdml_med.manifest import (
+    DATASET_FILE,
+    MANIFEST_FILE,
+    TILE_COLUMNS,
+    DatasetInfo,
+    content_hash,
+    image_root,
+    read_info,
+    read_manifest,
+    read_member,
+    tile_table,
+    write_info,
+    write_manifest,
+)
+
+
+def tile(number: int, **changes: Any) -> dict[str, Any]:
+    row = {"sample_id": f"t{number}", "patient_id": "p1", "slide_id": "s1", "shard": "shards/s1.tar", "offset": 512}
+    return row | {"size": 3} | changes
+
+
+def test_manifest_comes_back_with_its_columns_and_nulls(tmp_path: Path) -> None:
+    write_manifest(tmp_path / MANIFEST_FILE, tile_table([tile(0, label="MSI", mpp=0.5), tile(1)]))
+    frame = read_manifest(tmp_path)
+    assert list(frame.columns) == TILE_COLUMNS.names
+    assert frame["label"].isna().tolist() == [False, True]
+    assert frame["offset"].tolist() == [512, 512]
+
+
+def test_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_manifest(tmp_path / name, tile_table([tile(0), tile(1)]))
+    assert content_hash(tmp_path / "a") == content_hash(tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([tile(0), tile(0)], "sample_id 't0' occurs more than once"),
+        ([tile(0, patient_id="")], "row 0 has no patient_id"),
+        ([tile(0), tile(1, patient_id="p2")], "slide 's1' belongs to 2 patients"),
+    ],
+)
+def test_broken_rows_are_not_written(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        write_manifest(tmp_path / MANIFEST_FILE, tile_table(rows))
+    assert not (tmp_path / MANIFEST_FILE).exists()
+
+
+def test_missing_or_damaged_manifest_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Run the same command again"):
+        read_manifest(tmp_path)
+    (tmp_path / MANIFEST_FILE).write_bytes(b"not parquet at all")
+    with pytest.raises(InputError, match="cannot be read as parquet"):
+        read_manifest(tmp_path)
+
+
+def test_info_comes_back(tmp_path: Path) -> None:
+    info = DatasetInfo(classes=["MSS", "MSI"], tile_size_px=224, mpp=0.5, options={"größe": 1})
+    write_info(tmp_path, info)
+    assert read_info(tmp_path) == info
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        (json.dumps({"schema_version": 99}), "schema version 99"),
+        (json.dumps({"schema_version": 1, "tile_size": 3}), r"unknown keys \['tile_size'\]"),
+    ],
+)
+def test_unreadable_info_says_why(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / DATASET_FILE).write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_info(tmp_path)
+
+
+def test_folder_without_info_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a dataset folder"):
+        read_info(tmp_path)
+
+
+def test_member_is_a_byte_range(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789")
+    assert read_member(tmp_path, "file", 3, 4) == b"3456"
+    with pytest.raises(InputError, match="cut short"):
+        read_member(tmp_path, "file", 8, 4)
+    with pytest.raises(InputError, match="cannot read tile data"):
+        read_member(tmp_path, "absent", 0, 4)
+
+
+def test_image_root_is_the_folder_itself_or_elsewhere(tmp_path: Path) -> None:
+    assert image_root(tmp_path, DatasetInfo()) == tmp_path.resolve()
+    assert image_root(tmp_path, DatasetInfo(image_root="/data/tiles")) == Path("/data/tiles")

@@ -1,0 +1,304 @@
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdml_med.errors import InputError
+from kdml_med.manifest import DatasetInfo, read_info, tile_table, write_info, write_manifest
+from kdml_med.splits import (
+    DEFAULT_FRACTIONS,
+    assign_splits,
+    check_splits,
+    describe_splits,
+    freeze_splits,
+    has_splits,
+    make_splits,
+    read_splits,
+)
+
+CLASSES = ["MSS", "MSI"]
+
+
+def cohort(negative: int, positive: int, unlabelled: int = 0, sites: int = 4, tiles: int = 2) -> pd.DataFrame:
+    labels = ["MSS"] * negative + ["MSI"] * positive + [None] * unlabelled
+    rows = [
+        {
+            "sample_id": f"p{index:03}/{tile}",
+            "patient_id": f"p{index:03}",
+            "slide_id": f"p{index:03}-s",
+            "label": label,
+            "site": f"site{index % sites}",
+            "shard": f"shards/p{index:03}.tar",
+            "offset": 512 * tile,
+            "size": 100,
+        }
+        for index, label in enumerate(labels)
+        for tile in range(tiles)
+    ]
+    return pd.DataFrame(rows).astype({"label": object})
+
+
+COHORTS = st.builds(cohort, st.integers(5, 60), st.integers(5, 60), st.integers(0, 20))
+
+
+def counts(manifest: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
+    """Patients by label (rows) and split or fold (columns)."""
+    labels = manifest.drop_duplicates("patient_id").set_index("patient_id")["label"].fillna("none")
+    parts = splits.set_index("patient_id").iloc[:, 0]
+    return pd.crosstab(labels, parts)
+
+
+@settings(max_examples=40, deadline=None)
+@given(COHORTS, st.integers(0, 5), st.sampled_from([None, 3, 5]))
+def test_every_patient_is_in_one_split_and_classes_keep_their_shares(
+    manifest: pd.DataFrame, seed: int, folds: int | None
+) -> None:
+    splits = make_splits(manifest, classes=CLASSES, folds=folds, seed=seed)
+    assert splits["patient_id"].is_unique
+    assert set(splits["patient_id"]) == set(manifest["patient_id"])
+    table = counts(manifest, splits)
+    assert (table.loc[CLASSES] > 0).all(axis=None)
+    shares = dict(enumerate([1 / folds] * folds)) if folds else dict(zip(["train", "val", "test"], DEFAULT_FRACTIONS))  # noqa: B905
+    for label in CLASSES:
+        for part, share in shares.items():
+            assert abs(table.loc[label, part] - share * table.loc[label].sum()) <= 2
+
+
+@settings(max_examples=20, deadline=None)
+@given(COHORTS, st.integers(0, 5), st.booleans(), st.integers(0, 1000))
+def test_order_of_rows_does_not_matter(manifest: pd.DataFrame, seed: int, sites: bool, order: int) -> None:
+    shuffled = manifest.sample(frac=1, random_state=order).iloc[: len(manifest) // 2]
+    shuffled = pd.concat([shuffled, manifest.drop_duplicates("patient_id")])  # fewer tiles, the same patients
+    first, second = (make_splits(m, classes=CLASSES, seed=seed, site_preserved=sites) for m in (manifest, shuffled))
+    pd.testing.assert_frame_equal(first, second)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(40, 120), st.integers(20, 60), st.integers(8, 20), st.integers(0, 5))
+def test_sites_stay_together(negative: int, positive: int, sites: int, seed: int) -> None:
+    manifest = cohort(negative, positive, sites=sites)
+    splits = make_splits(manifest, classes=CLASSES, seed=seed, site_preserved=True)
+    part = manifest["patient_id"].map(splits.set_index("patient_id")["split"])
+    assert (part.groupby(manifest["site"]).nunique() == 1).all()
+    table = counts(manifest, splits)
+    assert (table > 0).all(axis=None)
+    assert 0.4 <= table["train"].sum() / table.sum(axis=None) <= 0.75
+
+
+def test_seeds_give_different_splits() -> None:
+    manifest = cohort(30, 30)
+    found = {tuple(make_splits(manifest, classes=CLASSES, seed=seed)["split"]) for seed in range(4)}
+    assert len(found) == 4
+
+
+def test_patient_seen_at_two_sites_joins_them() -> None:
+    manifest = cohort(30, 30, sites=10)
+    moved = (manifest["patient_id"] == "p000") & manifest["sample_id"].str.endswith("/1")
+    manifest.loc[moved, "site"] = "site5"
+    splits = make_splits(manifest, classes=CLASSES, site_preserved=True).set_index("patient_id")["split"]
+    together = manifest["patient_id"][manifest["site"].isin(["site0", "site5"])]
+    assert splits[together].nunique() == 1
+
+
+def test_patients_with_slides_of_both_classes_serve_both() -> None:
+    manifest = cohort(4, 4)
+    mixed = cohort(3, 0).assign(patient_id=lambda m: "x" + m["patient_id"], label=["MSS", "MSI"] * 3)
+    manifest = pd.concat([manifest, mixed], ignore_index=True)
+    table = describe_splits(manifest, make_splits(manifest, classes=CLASSES))
+    assert len(table) == 6
+    assert (table["patients"] > 0).all()
+
+
+def test_rare_class_held_partly_by_mixed_patients_reaches_every_split() -> None:
+    manifest = cohort(20, 2)
+    mixed = cohort(1, 0).assign(patient_id="x", label=["MSS", "MSI"])
+    manifest = pd.concat([manifest, mixed], ignore_index=True)
+    for seed in range(10):
+        table = describe_splits(manifest, make_splits(manifest, classes=CLASSES, seed=seed))
+        assert set(table["split"][table["label"] == "MSI"]) == {"train", "val", "test"}
+
+
+def test_fraction_zero_leaves_a_split_empty() -> None:
+    splits = make_splits(cohort(4, 2), classes=CLASSES, fractions=(0.8, 0.2, 0))
+    assert set(splits["split"]) == {"train", "val"}
+
+
+def test_unlabelled_cohort_can_be_split() -> None:
+    splits = make_splits(cohort(0, 0, 10), classes=[])
+    assert splits["split"].value_counts().to_dict() == {"train": 6, "val": 2, "test": 2}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "options", "message"),
+    [
+        (cohort(10, 2), {}, "3 parts need at least 3 patients of each class, there are 10 with 'MSS' and 2 with 'MSI'"),
+        (cohort(10, 4), {"folds": 5}, "5 parts need at least 5 patients of each class"),
+        (cohort(1, 1), {}, "need at least 3 patients, there are 2"),
+        (cohort(9, 9, sites=2), {"site_preserved": True}, "need at least 3 sites, there are 2"),
+        (cohort(9, 9).assign(site=None), {"site_preserved": True}, "18 patients have no site, the first is 'p000'"),
+        (cohort(9, 9), {"folds": 2}, "folds is 2"),
+        (cohort(9, 9), {"folds": 3, "fractions": (0.6, 0.2, 0.2)}, "not both"),
+        (cohort(9, 9), {"fractions": (0.6, 0.2, 0.1)}, "add up to 1"),
+        (cohort(9, 9), {"fractions": (0.8, 0.2)}, "expected three"),
+        (cohort(9, 9), {"classes": ["a", "b"]}, r"labels \['MSI', 'MSS'\] that are not among"),
+    ],
+)
+def test_impossible_splits_say_what_is_needed(manifest: pd.DataFrame, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_splits(manifest, **{"classes": CLASSES, **options})
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    write_manifest(tmp_path / "manifest.parquet", tile_table(cohort(6, 6).to_dict("records")))  # type: ignore[arg-type]
+    write_info(tmp_path, DatasetInfo(classes=CLASSES))
+    return tmp_path
+
+
+def freeze(dataset: Path, manifest: pd.DataFrame, **options: Any) -> pd.DataFrame:
+    splits = make_splits(manifest, classes=CLASSES, **options)
+    freeze_splits(dataset, splits, mode="folds" if "folds" in options else "fractions", seed=0, force=True)
+    return splits
+
+
+def test_frozen_splits_come_back(dataset: Path) -> None:
+    manifest = cohort(6, 6)
+    assert not has_splits(dataset)
+    splits = freeze(dataset, manifest)
+    assert has_splits(dataset)
+    info = read_info(dataset)
+    assert info.splits is not None
+    assert (info.splits["mode"], info.splits["seed"]) == ("fractions", 0)
+    pd.testing.assert_frame_equal(read_splits(dataset, manifest, info), splits, check_dtype=False)
+    assigned = assign_splits(dataset, manifest, info)
+    assert assigned.index.equals(manifest.index)
+    assert assigned.tolist() == splits.set_index("patient_id")["split"].loc[manifest["patient_id"]].tolist()
+
+
+def test_folds_take_turns(dataset: Path) -> None:
+    manifest = cohort(6, 6)
+    folds = freeze(dataset, manifest, folds=4).set_index("patient_id")["fold"]
+    of_row = manifest["patient_id"].map(folds).to_numpy()
+    info = read_info(dataset)
+    for fold in range(4):
+        assigned = assign_splits(dataset, manifest, info, fold=fold).to_numpy()
+        np.testing.assert_array_equal(assigned == "test", of_row == fold)
+        np.testing.assert_array_equal(assigned == "val", of_row == (fold + 1) % 4)
+    for wrong, message in ((None, "say which one tests, 0 to 3"), (4, "has the folds 0 to 3")):
+        with pytest.raises(InputError, match=message):
+            assign_splits(dataset, manifest, info, fold=wrong)
+
+
+def test_fold_of_splits_is_refused(dataset: Path) -> None:
+    freeze(dataset, cohort(6, 6))
+    with pytest.raises(InputError, match="has splits, not folds"):
+        assign_splits(dataset, cohort(6, 6), read_info(dataset), fold=0)
+
+
+def test_other_splits_need_force(dataset: Path) -> None:
+    manifest = cohort(6, 6)
+    first, second = (make_splits(manifest, classes=CLASSES, seed=seed) for seed in (0, 1))
+    freeze_splits(dataset, first, mode="fractions", seed=0)
+    before = [(dataset / name).read_bytes() for name in ("splits.csv", "dataset.json")]
+    freeze_splits(dataset, first, mode="fractions", seed=0)
+    with pytest.raises(InputError, match="--force"):
+        freeze_splits(dataset, second, mode="fractions", seed=1)
+    assert before == [(dataset / name).read_bytes() for name in ("splits.csv", "dataset.json")]
+    freeze_splits(dataset, second, mode="fractions", seed=1, force=True)
+    read_splits(dataset, manifest, read_info(dataset))
+
+
+def rewrite(dataset: Path, old: str, new: str, *, refreeze: bool) -> None:
+    """Edit splits.csv; with ``refreeze`` the hash in dataset.json follows, so that other checks must catch it."""
+    path = dataset / "splits.csv"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    if refreeze:
+        info = read_info(dataset)
+        info.splits = {**(info.splits or {}), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        write_info(dataset, info)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            "p000,train\np000,test\n",
+            r"patient 'p000' is in splits \['test', 'train'\]: this would leak \(rows \[2, 3\]\)",
+        ),
+        ("p000,train\np000,train\n", "patient 'p000' occurs 2 times"),
+        ("", "1 patients of the manifest are not in .*splits.csv: p000"),
+        ("p000,train\nzz,test\n", "1 patients of .*splits.csv are not in the manifest: zz"),
+        ("p000,training\n", "row 2: split is 'training', expected one of"),
+    ],
+)
+def test_gate_stops_leaks_even_when_the_hash_fits(dataset: Path, row: str, message: str) -> None:
+    manifest = cohort(6, 6)
+    splits = freeze(dataset, manifest).set_index("patient_id")["split"]
+    rewrite(dataset, f"p000,{splits['p000']}\n", row, refreeze=True)
+    with pytest.raises(InputError, match=message):
+        assign_splits(dataset, manifest, read_info(dataset))
+
+
+def test_gate_stops_an_edited_file(dataset: Path) -> None:
+    manifest = cohort(6, 6)
+    splits = freeze(dataset, manifest).set_index("patient_id")["split"]
+    other = "test" if splits["p000"] == "train" else "train"
+    rewrite(dataset, f"p000,{splits['p000']}\n", f"p000,{other}\n", refreeze=False)
+    with pytest.raises(InputError, match=r"edited after it was frozen.*--from-table"):
+        read_splits(dataset, manifest, read_info(dataset))
+
+
+def test_gate_stops_a_file_that_was_never_frozen(dataset: Path) -> None:
+    manifest = cohort(6, 6)
+    make_splits(manifest, classes=CLASSES).to_csv(dataset / "splits.csv", index=False)
+    with pytest.raises(InputError, match="was never frozen"):
+        read_splits(dataset, manifest, read_info(dataset))
+
+
+def test_gate_stops_one_stored_tile_in_two_splits(dataset: Path) -> None:
+    manifest = cohort(6, 6)
+    splits = freeze(dataset, manifest)
+    train, test = (splits["patient_id"][splits["split"] == name].iloc[0] for name in ("train", "test"))
+    shared = manifest["patient_id"].isin([train, test])
+    leaking = manifest.assign(shard=manifest["shard"].where(~shared, "shards/both.tar"))
+    with pytest.raises(InputError, match=f"both.tar, byte 0, is listed for the patients .*{min(train, test)}"):
+        assign_splits(dataset, leaking, read_info(dataset))
+
+
+def test_gate_stops_a_shared_site_that_was_to_be_preserved(dataset: Path) -> None:
+    manifest = cohort(6, 6)
+    freeze_splits(dataset, make_splits(manifest, classes=CLASSES), mode="fractions", seed=0, site_preserved=True)
+    with pytest.raises(InputError, match="recorded as keeping sites together"):
+        read_splits(dataset, manifest, read_info(dataset))
+
+
+def test_dataset_without_splits_says_how_to_make_them(dataset: Path) -> None:
+    with pytest.raises(InputError, match=r"python -m preprocessing\.make_splits"):
+        assign_splits(dataset, cohort(6, 6), read_info(dataset))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"patient_id": ["a"], "part": ["train"]}, "columns are"),
+        ({"patient_id": [], "split": []}, "no patients"),
+        ({"patient_id": ["a", "b", "c"], "fold": ["0", "1", "3"]}, "without gaps"),
+        ({"patient_id": ["a", "b", "c"], "fold": ["0", "1", "x"]}, "without gaps"),
+    ],
+)
+def test_malformed_splits_are_refused(table: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_splits(pd.DataFrame(table), pd.DataFrame({"patient_id": ["a", "b", "c"]}), "table.csv")
+
+
+def test_record_is_json(dataset: Path) -> None:
+    freeze(dataset, cohort(6, 6))
+    assert set(json.loads((dataset / "dataset.json").read_text())["splits"]) == {"mode", "seed", "sha256"}
