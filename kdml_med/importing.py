@@ -19,18 +19,9 @@ from PIL import Image
 
 import kdml_med
 from kdml_med.errors import InputError
+from kdml_med.image_table import TableColumns, read_image_table
 from kdml_med.keys import Split
-from kdml_med.labels import (
-    LabelLevel,
-    find_column,
-    is_blank,
-    owner_labels,
-    parse_labels,
-    parse_mpp,
-    read_text_table,
-    slide_name,
-    tcga_site,
-)
+from kdml_med.labels import LabelLevel, parse_labels, tcga_site
 from kdml_med.manifest import (
     DATASET_FILE,
     FAILURES_FILE,
@@ -51,16 +42,6 @@ _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", "
 _FORMATS = ("PNG", "JPEG")
 _PART_FOLDER = re.compile(r"^(?:(?P<cohort>.+?)[_-])?(?P<part>train|test)(?:[_-](?P<label>.+))?$", re.IGNORECASE)
 _BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Za-z0-9])")
-_SPLIT_NAMES = {
-    "train": Split.TRAIN.value,
-    "training": Split.TRAIN.value,
-    "val": Split.VAL.value,
-    "valid": Split.VAL.value,
-    "validation": Split.VAL.value,
-    "test": Split.TEST.value,
-    "testing": Split.TEST.value,
-}
-
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
 
@@ -79,19 +60,6 @@ class ImportResult:
     patients: int
     unlisted: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class TableColumns:
-    """Column names of an image table; None recognises a column by its name, except for ``split``."""
-
-    image: str | None = None
-    patient: str | None = None
-    slide: str | None = None
-    label: str | None = None
-    site: str | None = None
-    mpp: str | None = None
-    split: str | None = None
 
 
 def import_tile_folders(
@@ -199,7 +167,7 @@ def import_tile_table(
         InputError: a column or row of the table is unusable (the message names it), or no image is.
     """
     source = _existing_folder(source)
-    listed, names = _read_image_table(table, columns or TableColumns(), where or {}, classes, label_level)
+    listed, names = read_image_table(table, columns or TableColumns(), where or {}, classes, label_level)
     sizes = dict(_scan(source, source))
     index = _index_names(sizes)
     rows: list[dict[str, Any]] = []
@@ -238,68 +206,6 @@ def import_tile_table(
     result = _write(out, info, frame, failures, val_fraction=val_fraction, seed=seed, force=force)
     result.unlisted = len(sizes) - len(first_row)
     return result
-
-
-def _read_image_table(
-    table: Path,
-    columns: TableColumns,
-    where: Mapping[str, str],
-    classes: Sequence[str] | None,
-    label_level: LabelLevel,
-) -> tuple[pd.DataFrame, list[str]]:
-    """Columns image, patient_id, slide_id, label, site, mpp, split; None where unknown. And the class names."""
-    name = str(table)
-    frame = read_text_table(table)
-    for column, value in where.items():
-        if column not in frame:
-            raise InputError(f"{name} has no column {column!r} (--where); its columns are {list(frame.columns)}.")
-        frame = frame[frame[column] == value]
-        if frame.empty:
-            raise InputError(f"{name} has no rows left with {column}={value} (--where).")
-    header = list(frame.columns)
-
-    def column_of(role: str, named: str | None, *, required: bool, among: Sequence[str] = header) -> str | None:
-        return find_column(among if named is None else header, role, named, required=required, where=name)
-
-    image = column_of("image", columns.image, required=True)
-    patient = column_of("patient", columns.patient, required=True)
-    label = column_of("label", columns.label, required=True)
-    # Not "image" or "file", which name slides in tables of slides.
-    slides = [column for column in header if column.lower().startswith("slide")]
-    slide = column_of("slide", columns.slide, required=False, among=slides)
-    site = column_of("site", columns.site, required=False)
-    mpp = column_of("mpp", columns.mpp, required=False)
-    for ids, what in ((image, "image name"), (patient, "patient id"), (slide, "slide name")):
-        empty = [row for row, value in frame[ids].items() if is_blank(value)] if ids else []
-        if empty:
-            raise InputError(f"{name}, row {empty[0]}: no {what} in column {ids!r} ({len(empty)} such rows).")
-    labels, names = parse_labels(frame[label], classes, where=name)
-    result = pd.DataFrame({"image": frame[image], "patient_id": frame[patient]}, dtype=object)
-    result["slide_id"] = None if slide is None else frame[slide].map(slide_name).astype(object)
-    if label_level == "patient" or slide is not None:
-        owners = result["patient_id"] if label_level == "patient" else result["slide_id"]
-        labels = owner_labels(owners, labels, owner=label_level, where=name)
-    result["label"] = labels
-    stated = [None] * len(frame) if site is None else [None if is_blank(value) else value for value in frame[site]]
-    result["site"] = pd.Series(
-        [value or tcga_site(owner) for value, owner in zip(stated, frame[patient], strict=True)], frame.index, object
-    )
-    values = {} if mpp is None else parse_mpp(frame[mpp], frame.index, name)
-    result["mpp"] = pd.Series([values.get(row) for row in frame.index], frame.index, object)
-    result["split"] = None if columns.split is None else _read_split_column(frame, columns.split, name)
-    return result, names
-
-
-def _read_split_column(frame: pd.DataFrame, named: str, where: str) -> pd.Series[Any]:
-    if named not in frame:
-        raise InputError(f"{where} has no column {named!r} (--split-column); its columns are {list(frame.columns)}.")
-    names = frame[named].str.lower().map(_SPLIT_NAMES)
-    wrong = frame.index[names.isna()]
-    if len(wrong):
-        raise InputError(
-            f"{where}, row {wrong[0]}: {named} is {frame.loc[wrong[0], named]!r}, expected train, val or test."
-        )
-    return names.astype(object)
 
 
 def _existing_folder(source: Path) -> Path:

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from kdml_med.errors import ExitCode, InputError
-from kdml_med.importing import TableColumns, import_tile_folders, import_tile_table
+from kdml_med.image_table import TableColumns
+from kdml_med.importing import import_tile_folders, import_tile_table
 from kdml_med.manifest import image_root, read_info, read_manifest, read_member
 from kdml_med.splits import assign_splits, has_splits
 from preprocessing.import_tiles import Layout, import_tiles

@@ -1,0 +1,124 @@
+"""Tables with one row per image: the label table of tiles that exist already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kdml_med.errors import InputError
+from kdml_med.keys import Split
+from kdml_med.labels import (
+    LabelLevel,
+    find_column,
+    is_blank,
+    owner_labels,
+    parse_labels,
+    parse_mpp,
+    read_text_table,
+    slide_name,
+    tcga_site,
+)
+
+_SPLIT_NAMES = {
+    "train": Split.TRAIN.value,
+    "training": Split.TRAIN.value,
+    "val": Split.VAL.value,
+    "valid": Split.VAL.value,
+    "validation": Split.VAL.value,
+    "test": Split.TEST.value,
+    "testing": Split.TEST.value,
+}
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """Column names of an image table; None recognises a column by its name, except for ``split``."""
+
+    image: str | None = None
+    patient: str | None = None
+    slide: str | None = None
+    label: str | None = None
+    site: str | None = None
+    mpp: str | None = None
+    split: str | None = None
+
+
+def read_image_table(
+    table: Path,
+    columns: TableColumns,
+    where: Mapping[str, str],
+    classes: Sequence[str] | None,
+    label_level: LabelLevel,
+) -> tuple[pd.DataFrame, list[str]]:
+    """Read and check an image table.
+
+    Args:
+        table: CSV or TSV file with a header.
+        columns: names of its columns.
+        where: column → value; only rows that have all of them are taken.
+        classes: two class names, positive last; None as for ``read_labels``.
+        label_level: what carries one label, "patient" or "slide".
+
+    Returns:
+        Columns image, patient_id, slide_id, label, site, mpp and split, None where unknown, the index being the row in
+        the file; and the class names in index order.
+
+    Raises:
+        InputError: a column is not found or ambiguous, or a row is unusable; the message names it.
+    """
+    name = str(table)
+    frame = read_text_table(table)
+    for column, value in where.items():
+        if column not in frame:
+            raise InputError(f"{name} has no column {column!r} (--where); its columns are {list(frame.columns)}.")
+        frame = frame[frame[column] == value]
+        if frame.empty:
+            raise InputError(f"{name} has no rows left with {column}={value} (--where).")
+    header = list(frame.columns)
+
+    def column_of(role: str, named: str | None, *, required: bool, among: Sequence[str] = header) -> str | None:
+        return find_column(among if named is None else header, role, named, required=required, where=name)
+
+    image = column_of("image", columns.image, required=True)
+    patient = column_of("patient", columns.patient, required=True)
+    label = column_of("label", columns.label, required=True)
+    # Not "image" or "file", which name slides in tables of slides.
+    slides = [column for column in header if column.lower().startswith("slide")]
+    slide = column_of("slide", columns.slide, required=False, among=slides)
+    site = column_of("site", columns.site, required=False)
+    mpp = column_of("mpp", columns.mpp, required=False)
+    for ids, what in ((image, "image name"), (patient, "patient id"), (slide, "slide name")):
+        empty = [row for row, value in frame[ids].items() if is_blank(value)] if ids else []
+        if empty:
+            raise InputError(f"{name}, row {empty[0]}: no {what} in column {ids!r} ({len(empty)} such rows).")
+    labels, names = parse_labels(frame[label], classes, where=name)
+    result = pd.DataFrame({"image": frame[image], "patient_id": frame[patient]}, dtype=object)
+    result["slide_id"] = None if slide is None else frame[slide].map(slide_name).astype(object)
+    if label_level == "patient" or slide is not None:
+        owners = result["patient_id"] if label_level == "patient" else result["slide_id"]
+        labels = owner_labels(owners, labels, owner=label_level, where=name)
+    result["label"] = labels
+    stated = [None] * len(frame) if site is None else [None if is_blank(value) else value for value in frame[site]]
+    result["site"] = pd.Series(
+        [value or tcga_site(owner) for value, owner in zip(stated, frame[patient], strict=True)], frame.index, object
+    )
+    values = {} if mpp is None else parse_mpp(frame[mpp], frame.index, name)
+    result["mpp"] = pd.Series([values.get(row) for row in frame.index], frame.index, object)
+    result["split"] = None if columns.split is None else _read_split_column(frame, columns.split, name)
+    return result, names
+
+
+def _read_split_column(frame: pd.DataFrame, named: str, where: str) -> pd.Series[Any]:
+    if named not in frame:
+        raise InputError(f"{where} has no column {named!r} (--split-column); its columns are {list(frame.columns)}.")
+    names = frame[named].str.lower().map(_SPLIT_NAMES)
+    wrong = frame.index[names.isna()]
+    if len(wrong):
+        raise InputError(
+            f"{where}, row {wrong[0]}: {named} is {frame.loc[wrong[0], named]!r}, expected train, val or test."
+        )
+    return names.astype(object)
