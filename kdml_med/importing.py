@@ -35,7 +35,7 @@ from kdml_med.manifest import (
     write_manifest,
     write_table,
 )
-from kdml_med.splits import freeze_splits, make_splits
+from kdml_med.splits import check_replaceable, freeze_splits, make_splits
 
 KATHER_MPP = 0.5  # Zenodo 2530835: 224 px are 112 µm
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
@@ -365,6 +365,8 @@ def _write(
         if present.image_root != info.image_root:
             raise InputError(f"{out} holds a dataset of {present.image_root}; choose another folder for this one.")
         info.splits = present.splits
+        if splits is not None:
+            check_replaceable(out, splits, force=force)
     columns = [name for name in frame.columns if name not in ("split", "image")]
     names = [str(name) for name in columns]
     rows = (dict(zip(names, values, strict=True)) for values in frame[columns].itertuples(index=False, name=None))

@@ -242,8 +242,23 @@ def freeze_splits(
     Raises:
         InputError: the splits are malformed, or others are frozen there and ``force`` is not set.
     """
-    dataset_dir = Path(dataset_dir)
-    path = dataset_dir / SPLITS_FILE
+    digest = check_replaceable(dataset_dir, splits, force=force)
+    info = read_info(dataset_dir)
+    write_table(Path(dataset_dir) / SPLITS_FILE, splits.sort_values("patient_id", kind="stable"))
+    info.splits = {"mode": mode, "seed": seed, **details, "sha256": digest}
+    write_info(dataset_dir, info)
+
+
+def check_replaceable(dataset_dir: Path, splits: pd.DataFrame, *, force: bool) -> str:
+    """Check that splits may be frozen in a dataset folder.
+
+    Returns:
+        SHA-256 of the file that they become, hexadecimal.
+
+    Raises:
+        InputError: as ``freeze_splits``.
+    """
+    path = Path(dataset_dir) / SPLITS_FILE
     info = read_info(dataset_dir)
     splits = splits.sort_values("patient_id", kind="stable")
     _check_structure(splits, "the new splits")
@@ -255,9 +270,7 @@ def freeze_splits(
             f"{path} holds other splits. Results on other splits cannot be compared with earlier ones; to replace them "
             "anyway pass --force."
         )
-    write_table(path, splits)
-    info.splits = {"mode": mode, "seed": seed, **details, "sha256": digest}
-    write_info(dataset_dir, info)
+    return digest
 
 
 def has_splits(dataset_dir: Path) -> bool:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,14 @@ def test_unreadable_table_is_an_input_error(tmp_path: Path) -> None:
 def test_only_image_suffixes_are_cut_off() -> None:
     assert slide_name("C:\\slides\\TCGA-AA-3672-01Z-00-DX1.2a81cf11.svs") == "TCGA-AA-3672-01Z-00-DX1.2a81cf11"
     assert slide_name("scan.v2") == "scan.v2"
+
+
+@pytest.mark.real_data
+def test_published_status_table_is_read_as_it_is() -> None:
+    root = os.environ.get("KDML_MED_DATA")
+    path = Path(root or "") / "histology" / "tcga_crc_msi_status.csv"
+    if not root or not path.is_file():
+        pytest.skip("the research data folder is not at hand; KDML_MED_DATA names it")
+    table = read_labels(path)
+    labels = [match.label for match in table.matches.values()]
+    assert {label: labels.count(label) for label in ("MSS", "MSI", None)} == {"MSS": 389, "MSI": 65, None: 174}

@@ -1,4 +1,5 @@
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,16 @@ def test_folder_of_another_dataset_is_not_overwritten(kather: Path, tmp_path: Pa
     assert contents(tmp_path / "dataset") == before
 
 
+def test_other_validation_patients_need_force(kather: Path, tmp_path: Path) -> None:
+    import_tile_folders(kather, tmp_path / "dataset")
+    before = contents(tmp_path / "dataset")
+    with pytest.raises(InputError, match="--force"):
+        import_tile_folders(kather, tmp_path / "dataset", val_fraction=0.4)
+    assert contents(tmp_path / "dataset") == before
+    import_tile_folders(kather, tmp_path / "dataset", val_fraction=0.4, force=True)
+    assert contents(tmp_path / "dataset") != before
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     root = tmp_path / "images"
@@ -204,6 +215,32 @@ def test_bad_tables_name_the_row(
 ) -> None:
     with pytest.raises(InputError, match=message):
         import_tile_table(images, tmp_path / "dataset", table(tmp_path, text), columns=TableColumns(**columns))
+
+
+def research_data() -> Path:
+    root = os.environ.get("KDML_MED_DATA")
+    if not root or not (Path(root) / "histology").is_dir():
+        pytest.skip("the research data folder is not at hand; KDML_MED_DATA names it")
+    return Path(root) / "histology"
+
+
+@pytest.mark.real_data
+def test_gland_fields_import_by_slide(tmp_path: Path) -> None:
+    source = research_data() / "glas"
+    result = import_tile_table(source, tmp_path / "dataset", source / "labels.csv", label_level="slide", mpp=0.62)
+    manifest = read_manifest(tmp_path / "dataset")
+    assert (result.tiles, result.patients, result.failures) == (118, 12, [])
+    assert manifest["slide_id"].nunique() == 118
+    assert read_info(tmp_path / "dataset").classes == ["benign", "malignant"]
+
+
+@pytest.mark.real_data
+def test_repair_deficiency_tiles_import_by_task(tmp_path: Path) -> None:
+    source = research_data() / "tcga_hrd_tp53_tiles"
+    for task in ("hrd", "tp53"):
+        result = import_tile_table(source, tmp_path / task, source / "labels.csv", where={"task": task})
+        assert (result.tiles, result.patients, result.unlisted, result.failures) == (100, 10, 100, [])
+        assert read_info(tmp_path / task).tile_size_px == 224
 
 
 def test_ambiguous_names_are_failures(images: Path, tmp_path: Path) -> None:
