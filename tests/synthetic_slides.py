@@ -46,6 +46,7 @@ def write_slide(
     photometric: str = "rgb",
     picture: Pixels | None = None,
     seed: int = 0,
+    quality: int = 90,
 ) -> Pixels:
     """Write a tiled JPEG pyramid in Aperio's dialect.
 
@@ -59,6 +60,7 @@ def write_slide(
         photometric: "rgb" or "ycbcr": how the JPEG data are stored.
         picture: level-0 pixels; default ``tissue_picture``.
         seed: of that.
+        quality: of the JPEG data, 1 to 100.
 
     Returns:
         Level-0 pixels before compression.
@@ -82,7 +84,7 @@ def write_slide(
                 photometric="rgb",
                 tile=(native_tile_px, native_tile_px),
                 compression="jpeg",
-                compressionargs={"level": 90, **({"outcolorspace": "rgb"} if photometric == "rgb" else {})},
+                compressionargs={"level": quality, **({"outcolorspace": "rgb"} if photometric == "rgb" else {})},
                 description="|".join(fields),
                 metadata=None,
                 **colour,

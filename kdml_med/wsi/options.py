@@ -57,7 +57,7 @@ class TilingOptions:
     mpp: float = 0.5
     tile_size_px: int = 224
     image_format: ImageFormat = "jpeg"
-    jpeg_quality: int = 96
+    jpeg_quality: int = 97
     stain: StainMode = "none"
     min_tissue: float = 0.5
     max_background: float = 0.75
