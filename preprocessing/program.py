@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -18,14 +20,19 @@ def run(command: Callable[..., int | None]) -> None:
     to standard error without a traceback and gives ``ExitCode.BAD_INPUT``; Ctrl-C gives 130.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+    @functools.wraps(command)
+    def checked(*args: Any, **kwargs: Any) -> None:
+        try:
+            code = command(*args, **kwargs)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = ExitCode.BAD_INPUT
+        except KeyboardInterrupt:
+            print("interrupted; run the same command again to go on", file=sys.stderr)
+            code = 130
+        raise typer.Exit(int(code or ExitCode.OK))
+
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
-    try:
-        code = app(standalone_mode=False)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = ExitCode.BAD_INPUT
-    except (typer.Abort, KeyboardInterrupt):
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        code = 130
-    sys.exit(int(code or ExitCode.OK))
+    app.command()(checked)
+    app()

@@ -1,0 +1,57 @@
+# One command surface for people and for CI. `make setup` is enough for everything else.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint types bench docs check clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := demo
+CONFIGS := bundles/msi_kdml/configs
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## make .venv with the tested versions of constraints.txt
+
+# torch first and alone: any other order lets a dependency pull a newer build with gigabytes of GPU libraries.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,deploy,docs]'
+	touch $@
+
+demo: setup  ## generated slides -> tiles -> training -> test evaluation, in demo/
+	$(BIN)/python -m preprocessing.make_demo --task msi --out $(DEMO)/slides
+	$(BIN)/python -m preprocessing.tile_slides $(DEMO)/slides/slides --labels $(DEMO)/slides/labels.csv \
+		--out $(DEMO)/tiles --mpp 1.75 --tile-size 64 --limit-tiles 24 --workers 2
+	$(BIN)/python -m preprocessing.make_splits $(DEMO)/tiles
+	$(BIN)/python -m monai.bundle run --config_file $(CONFIGS)/train.json \
+		--dataset_dir $(DEMO)/tiles --run_dir $(DEMO)/run
+	$(BIN)/python -m monai.bundle run --config_file "['$(CONFIGS)/train.json','$(CONFIGS)/evaluate.json']" \
+		--dataset_dir $(DEMO)/tiles --run_dir $(DEMO)/run
+
+test: setup  ## fast tests, no network, no data of one's own
+	$(BIN)/python -m pytest -m "not slow and not real_data"
+
+test-all: setup  ## every test; real-data tests need KDML_MED_DATA=<folder>
+	$(BIN)/python -m pytest
+
+lint: setup  ## format and style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup  ## mypy, strict
+	$(BIN)/mypy
+
+bench: setup  ## tiling speed against the decoding floor and an OpenSlide loop
+	$(BIN)/python tests/benchmarks/bench_tiling.py
+
+docs: setup  ## the documentation as a site in site/
+	$(BIN)/mkdocs build --strict
+
+check: lint types test  ## what has to pass before a change lands
+
+clean:  ## remove what the targets made, except .venv
+	rm -rf $(DEMO) site build dist *.egg-info
