@@ -94,8 +94,8 @@ def draw_phenotype(label: str, tissue_seed: np.random.SeedSequence, scan_seed: n
     (hematoxylin, eosin), white, gamma = _draw_scan(np.random.default_rng(scan_seed))
     return Phenotype(
         label=label,
-        lymphocytes_per_mm2=float(np.exp(np.log(700.0) + 1.0 * lymphocytes)),
-        mucin_fraction=_logistic(-2.2 + 0.5 * mucin),
+        lymphocytes_per_mm2=float(np.exp(np.log(700.0) + 0.95 * lymphocytes)),
+        mucin_fraction=_logistic(-2.2 + 0.4 * mucin),
         gland_regularity=_logistic(0.4 - 0.55 * glands),
         hematoxylin=hematoxylin,
         eosin=eosin,
@@ -105,14 +105,14 @@ def draw_phenotype(label: str, tissue_seed: np.random.SeedSequence, scan_seed: n
 
 
 def _draw_scan(rng: np.random.Generator) -> tuple[list[RGB], RGB, float]:
-    """Stain vectors (hematoxylin, eosin; amounts ±13 %, hue by jitter of each channel), white and gamma."""
+    """Stain vectors (hematoxylin, eosin; amounts ±8 %, hue by jitter of each channel), white and gamma."""
     stains = []
     for vector in (HEMATOXYLIN, EOSIN):
-        jittered = np.array(vector) + rng.normal(0, 0.02, 3)
-        amount = rng.uniform(0.88, 1.14) * np.linalg.norm(vector) / np.linalg.norm(jittered)
+        jittered = np.array(vector) + rng.normal(0, 0.013, 3)
+        amount = rng.uniform(0.92, 1.09) * np.linalg.norm(vector) / np.linalg.norm(jittered)
         stains.append(_triple(np.maximum(jittered, 0.03) * amount))
     white = np.clip(rng.uniform(236, 250) + rng.normal(0, 2.0, 3), 228, 254)
-    return stains, _triple(white), round(float(rng.uniform(0.94, 1.08)), 4)
+    return stains, _triple(white), round(float(rng.uniform(0.96, 1.05)), 4)
 
 
 def _cut_normal(rng: np.random.Generator, size: int) -> npt.NDArray[np.float64]:

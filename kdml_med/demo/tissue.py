@@ -33,10 +33,12 @@ CELL_PX = 224
 """Side of a cell of the recorded local truth, level-0 pixels (112 µm)."""
 
 # How strongly the three properties vary from place to place (sd of the same scales as in ``phenotype``).
-LOCAL_LYMPHOCYTES = 0.7
+LOCAL_LYMPHOCYTES = 0.85
 LOCAL_MUCIN = 0.8
 LOCAL_GLANDS = 1.2
 LOCAL_SIGMA_UM = 60.0
+# Sections differ in thickness from place to place; it also keeps a small network from knowing patients by colour.
+THICKNESS_SPREAD = 0.11
 
 
 @dataclass
@@ -91,7 +93,10 @@ def paint_tissue(phenotype: Phenotype, size_px: int, layout: np.random.Generator
 
     # Outlines fade over a few pixels, as a cut edge does.
     cover = np.clip(outline / 0.03 + 0.5, 0, 1)
-    return Tissue(hematoxylin * cover, eosin * cover, mask, lymphocytes, mucin, regularity)
+    for stain in (hematoxylin, eosin):
+        thickness = 1 + THICKNESS_SPREAD * smooth_noise(layout, coarse, LOCAL_SIGMA_UM / (MPP * COARSE))
+        stain *= cover * enlarge(np.clip(thickness, 0.65, 1.35), shape)
+    return Tissue(hematoxylin, eosin, mask, lymphocytes, mucin, regularity)
 
 
 def local_truth(tissue: Tissue) -> dict[str, Any]:
