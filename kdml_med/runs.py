@@ -165,9 +165,12 @@ def results_table(metrics: Mapping[str, Any]) -> str:
                 _figure(group["accuracy"]),
             ]
         )
+    intervals = [figures[level]["auroc_ci95"] for figures in metrics["networks"].values()]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
+    if any(low is not None and low == high for low, high in intervals):
+        lines += ["", f"An interval without width: no resample of these few {level}s differs. The true one is wider."]
     return "\n".join(lines)
 
 

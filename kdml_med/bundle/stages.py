@@ -143,6 +143,8 @@ def describe_run(
             "mpp": training.info.mpp,
             "level": level,
             "aggregation": settings["aggregation"],
+            "ensemble_average": settings["ensemble_average"],
+            "fold": settings["fold"],
             "synthetic": training.info.synthetic,
             "kdml_med": version("kdml_med"),
             "seen_patients": {

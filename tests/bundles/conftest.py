@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.synthetic_tiles import write_tile_dataset
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIGS = Path("bundles/msi_kdml/configs")
+SMALL_NETWORKS = [
+    "--teacher",
+    "{'name': 'mobilenet_v2', 'last_block': 3}",
+    "--students",
+    "[{'name': 'mobilenet_v2', 'last_block': 2}, {'name': 'mobilenet_v2', 'last_block': 2}]",
+]
+
+
+def bundle_command(*words: str | Path) -> list[str]:
+    return [sys.executable, "-m", "monai.bundle", *map(str, words)]
+
+
+def run_bundle(*words: str | Path, cwd: Path = REPOSITORY, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run `python -m monai.bundle …` as a person would, from the repository root."""
+    # One thread: the networks are so small that more only wait for each other.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        bundle_command(*words), cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert not check or result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return result
+
+
+def train_words(dataset: Path, run_dir: Path, *more: str) -> list[str | Path]:
+    return [
+        "run", "--config_file", CONFIGS / "train.json", "--dataset_dir", dataset, "--run_dir", run_dir,
+        "--batch_size", "8", "--max_epochs", "2", *SMALL_NETWORKS, *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tile_dataset(tmp_path_factory.mktemp("dataset") / "tiles")
+
+
+@pytest.fixture(scope="session")
+def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the training command."""
+    run_dir = tmp_path_factory.mktemp("runs") / "trained"
+    result = run_bundle(*train_words(dataset, run_dir))
+    (run_dir / "screen.txt").write_text(result.stdout)
+    return run_dir
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text())

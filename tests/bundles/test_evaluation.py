@@ -1,0 +1,140 @@
+"""Evaluation, inference and export of a finished run, as the README says."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from sklearn.metrics import roc_auc_score
+
+from kdml_med.runs import load_network
+from tests.bundles.conftest import CONFIGS, REPOSITORY, read_json, run_bundle
+from tests.synthetic_tiles import write_tile_dataset
+
+
+def evaluate_words(dataset: Path, run_dir: Path, *more: str) -> list[str | Path]:
+    files = f"['{CONFIGS}/train.json','{CONFIGS}/evaluate.json']"
+    return ["run", "--config_file", files, "--dataset_dir", dataset, "--run_dir", run_dir, *more]
+
+
+def infer_words(dataset: Path, run_dir: Path, *more: str | Path) -> list[str | Path]:
+    files = CONFIGS / "inference.json"
+    return ["run", "--config_file", files, "--dataset_dir", dataset, "--run_dir", run_dir, *more]
+
+
+@pytest.fixture(scope="module")
+def evaluated(dataset: Path, trained: Path) -> Path:
+    run_bundle(*evaluate_words(dataset, trained))
+    return trained / "evaluation_test"
+
+
+def test_metrics_agree_with_scikit_learn_on_the_written_predictions(evaluated: Path, dataset: Path) -> None:
+    metrics = read_json(evaluated / "metrics.json")
+    predictions = pd.read_parquet(evaluated / "predictions.parquet")
+    splits = pd.read_csv(dataset / "splits.csv").set_index("patient_id")["split"]
+    assert set(predictions["patient_id"].map(splits)) == {"test"}
+    for network, rows in predictions.groupby("network"):
+        figures = metrics["networks"][network]
+        assert figures["tile"]["auroc"] == pytest.approx(roc_auc_score(rows["label"], rows["probability"]))
+        patients = rows.groupby("patient_id").agg({"label": "first", "probability": "mean"})
+        expected = roc_auc_score(patients["label"], patients["probability"])
+        assert figures["patient"]["auroc"] == pytest.approx(expected)
+    students = predictions[predictions["network"].str.startswith("student")]
+    mean = students.groupby("sample_id")["probability"].mean()
+    ensemble = predictions[predictions["network"] == "ensemble"].set_index("sample_id")["probability"]
+    np.testing.assert_allclose(ensemble.sort_index(), mean.sort_index(), rtol=1e-6)
+
+
+def test_inference_needs_no_labels(trained: Path, tmp_path: Path) -> None:
+    slides = write_tile_dataset(tmp_path / "new", patients=3, labelled=False, seed=5)
+    run_bundle(*infer_words(slides, trained, "--output_dir", tmp_path / "out"))
+    patients = pd.read_csv(tmp_path / "out/patients.csv")
+    assert list(patients["patient_id"]) == ["P00", "P01", "P02"]
+    assert patients["label"].isna().all()
+    predictions = pd.read_parquet(tmp_path / "out/predictions.parquet")
+    assert set(predictions["network"]) == {"student_0", "student_1", "ensemble"}
+    ensemble = predictions[predictions["network"] == "ensemble"].groupby("patient_id")["probability"].mean()
+    np.testing.assert_allclose(patients["probability_ensemble"], ensemble, rtol=1e-9)
+
+
+def test_patients_seen_in_training_are_refused_as_test_patients(dataset: Path, trained: Path, tmp_path: Path) -> None:
+    other = write_tile_dataset(tmp_path / "other", seed=1)
+    result = run_bundle(*evaluate_words(other, trained), check=False)
+    assert result.returncode == 2
+    assert "used in training this run" in result.stderr
+
+
+def test_tiles_of_another_resolution_are_refused(trained: Path, tmp_path: Path) -> None:
+    slides = write_tile_dataset(tmp_path / "new", patients=2, labelled=False, mpp=0.25)
+    result = run_bundle(*infer_words(slides, trained), check=False)
+    assert result.returncode == 2
+    assert "trained at 1.0 µm/px" in result.stderr
+
+
+def test_a_folder_that_is_no_run_is_refused(dataset: Path, tmp_path: Path) -> None:
+    result = run_bundle(*evaluate_words(dataset, tmp_path), check=False)
+    assert result.returncode == 2
+    assert "is not a finished training run" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_commands_work_inside_the_bundle_folder(dataset: Path, trained: Path, tmp_path: Path) -> None:
+    words = ["run", "--config_file", "configs/inference.json", "--dataset_dir", dataset, "--run_dir", trained]
+    run_bundle(*words, "--output_dir", tmp_path / "out", cwd=REPOSITORY / "bundles/msi_kdml")
+    assert (tmp_path / "out/patients.csv").is_file()
+
+
+def export_words(command: str, trained: Path, target: Path, *more: str) -> list[str | Path]:
+    return [
+        command, "--net_id", "student_def", "--config_file", CONFIGS / "inference.json",
+        "--meta_file", CONFIGS / "metadata.json", "--run_dir", trained,
+        "--ckpt_file", trained / "checkpoints/student_0.pt", "--filepath", target, *more,
+    ]  # fmt: skip
+
+
+def test_student_exports_to_torchscript_with_the_same_answers(trained: Path, tmp_path: Path) -> None:
+    run_bundle(*export_words("ckpt_export", trained, tmp_path / "student.ts"))
+    image = torch.rand(3, 3, 32, 32)
+    with torch.no_grad(), pytest.warns(DeprecationWarning, match="jit"):
+        exported = torch.jit.load(tmp_path / "student.ts")(image)
+    torch.testing.assert_close(exported, load_network(trained, "student_0")(image), rtol=1e-5, atol=1e-6)
+
+
+def test_student_exports_to_onnx_with_the_same_answers(trained: Path, tmp_path: Path) -> None:
+    run_bundle(*export_words("onnx_export", trained, tmp_path / "student.onnx", "--input_shape", "[1,3,32,32]"))
+    image = torch.rand(1, 3, 32, 32)
+    session = onnxruntime.InferenceSession(tmp_path / "student.onnx")
+    exported = session.run(None, {session.get_inputs()[0].name: image.numpy()})[0]
+    with torch.no_grad():
+        expected = load_network(trained, "student_0")(image)
+    np.testing.assert_allclose(exported, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_metadata_is_verified_with_the_shipped_schema() -> None:
+    schema = "bundles/msi_kdml/docs/metadata_schema.json"
+    result = run_bundle("verify_metadata", "--meta_file", CONFIGS / "metadata.json", "--filepath", schema)
+    assert "metadata is verified with no error" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(("file", "kind"), [("train.json", "train"), ("inference.json", "inference")])
+def test_configs_have_the_properties_monai_asks_for(
+    dataset: Path, trained: Path, tmp_path: Path, file: str, kind: str
+) -> None:
+    run_dir = trained if kind == "inference" else tmp_path / "run"
+    workflow = ConfigWorkflow(
+        config_file=str(REPOSITORY / CONFIGS / file),
+        workflow_type=kind,
+        logging_file=False,
+        dataset_dir=str(dataset),
+        run_dir=str(run_dir),
+        bundle_root=str(REPOSITORY / "bundles/msi_kdml"),
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)

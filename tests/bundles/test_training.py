@@ -1,0 +1,147 @@
+"""The training command, run in a subprocess as the README says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from kdml_med.runs import load_cohort, load_network
+from tests.bundles.conftest import REPOSITORY, bundle_command, read_json, run_bundle, train_words
+
+NETWORKS = ["teacher", "student_0", "student_1", "ensemble"]
+RESULTS = ["metrics.json", "predictions.parquet", "patients.csv", "cohort.json"]
+WEIGHTS = [f"checkpoints/{name}.pt" for name in ("last", "best", "teacher", "student_0", "student_1")]
+
+
+def contents(run_dir: Path) -> dict[str, bytes]:
+    return {name: (run_dir / name).read_bytes() for name in RESULTS + WEIGHTS}
+
+
+def test_training_leaves_the_promised_files_and_a_table(trained: Path) -> None:
+    for name in RESULTS + WEIGHTS:
+        assert (trained / name).is_file(), name
+    screen = (trained / "screen.txt").read_text()
+    assert "epoch 2/2" in screen
+    assert "patient AUROC" in screen
+    assert "Generated data" in screen
+    metrics = read_json(trained / "metrics.json")
+    assert sorted(metrics["networks"]) == sorted(NETWORKS)
+    assert metrics["split"] == "val"
+    low, high = metrics["networks"]["ensemble"]["patient"]["auroc_ci95"]
+    assert 0 <= low <= high <= 1
+
+
+def test_checkpoints_load_with_weights_only_and_rebuild_the_networks(trained: Path) -> None:
+    for name in WEIGHTS:
+        torch.load(trained / name, weights_only=True)
+    cohort = load_cohort(trained)
+    assert cohort.names == ["teacher", "student_0", "student_1"]
+    best = torch.load(trained / "checkpoints/best.pt", weights_only=True)["network"]
+    for key, value in cohort.state_dict().items():
+        assert torch.equal(value, best[key]), key
+    student = load_network(trained, "student_1")
+    assert torch.equal(student(torch.ones(1, 3, 32, 32)), cohort.eval()(torch.ones(1, 3, 32, 32))["student_1"])
+
+
+def test_tensorboard_shows_losses_metrics_images_curves_and_settings(trained: Path) -> None:
+    events = EventAccumulator(str(trained / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
+    events.Reload()
+    tags = events.Tags()
+    scalars = set(tags["scalars"])
+    for term in ("teacher_task", "student_0_task", "student_0_kd", "student_0_ml", "student_1_ml", "total"):
+        assert f"train_loss/{term}" in scalars
+    for name in NETWORKS:
+        assert f"val_patient_auroc/{name}" in scalars
+        assert f"val_tile_accuracy/{name}" in scalars
+        assert f"val_precision_recall/{name}" in tags["tensors"]
+    for name in ("alpha", "beta", "gamma"):
+        assert f"train_weight/{name}" in scalars
+    assert "train_learning_rate/student_0" in scalars
+    assert "val_agreement/student_0_student_1" in scalars
+    assert [event.step for event in events.Images("val_tiles")] == [1, 2]
+    assert "_hparams_/session_start_info" in events.summary_metadata or any(
+        "hparams" in tag for tag in tags["tensors"] + list(events.summary_metadata)
+    )
+    assert [event.value for event in events.Scalars("train_weight/beta")] == [0.5, 1.0]
+
+
+def test_same_command_gives_the_same_bytes(dataset: Path, trained: Path, tmp_path: Path) -> None:
+    run_bundle(*train_words(dataset, tmp_path / "again"))
+    again, before = contents(tmp_path / "again"), contents(trained)
+    assert [name for name in before if before[name] != again[name]] == []
+
+
+def test_killed_training_goes_on_to_the_same_bytes(dataset: Path, trained: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "killed"
+    last = run_dir / "checkpoints/last.pt"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        bundle_command(*train_words(dataset, run_dir)), cwd=REPOSITORY, env=environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
+        os.sched_yield()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert last.is_file()
+    assert not (run_dir / "metrics.json").exists(), "it was to be killed before the end"
+    result = run_bundle(*train_words(dataset, run_dir))
+    assert "Going on behind epoch" in result.stdout
+    resumed, uninterrupted = contents(run_dir), contents(trained)
+    assert [name for name in resumed if resumed[name] != uninterrupted[name]] == []
+
+
+def test_finished_run_is_left_as_it_is(dataset: Path, trained: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    result = run_bundle(*train_words(dataset, copy))
+    assert "nothing to do" in result.stdout
+    assert contents(copy) == contents(trained)
+
+
+def test_other_settings_for_the_same_run_are_refused(dataset: Path, trained: Path) -> None:
+    result = run_bundle(*train_words(dataset, trained, "--gamma", "0.5"), check=False)
+    assert result.returncode == 2
+    assert "--gamma was 1.0, now 0.5" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_unknown_option_is_refused_with_the_nearest_name(dataset: Path, tmp_path: Path) -> None:
+    result = run_bundle(*train_words(dataset, tmp_path / "run", "--learning_rat", "0.1"), check=False)
+    assert result.returncode == 2
+    assert "unknown option --learning_rat. Did you mean --learning_rate?" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_patient_in_two_splits_is_refused(dataset: Path, tmp_path: Path) -> None:
+    leaking = shutil.copytree(dataset, tmp_path / "leaking")
+    splits = pd.read_csv(leaking / "splits.csv")
+    twice = pd.concat([splits, splits[:1].assign(split="test" if splits["split"][0] != "test" else "train")])
+    twice.to_csv(leaking / "splits.csv", index=False)
+    result = run_bundle(*train_words(leaking, tmp_path / "run"), check=False)
+    assert result.returncode == 2
+    assert "splits.csv" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_without_distillation_no_teacher_is_built(dataset: Path, tmp_path: Path) -> None:
+    run_bundle(*train_words(dataset, tmp_path / "run", "--beta", "0"))
+    metrics = read_json(tmp_path / "run/metrics.json")
+    assert sorted(metrics["networks"]) == ["ensemble", "student_0", "student_1"]
+    assert not (tmp_path / "run/checkpoints/teacher.pt").exists()
+
+
+def test_trained_teacher_is_frozen(dataset: Path, trained: Path, tmp_path: Path) -> None:
+    teacher = trained / "checkpoints/teacher.pt"
+    run_bundle(*train_words(dataset, tmp_path / "run", "--teacher_checkpoint", str(teacher)))
+    before = torch.load(teacher, weights_only=True)
+    after = torch.load(tmp_path / "run/checkpoints/teacher.pt", weights_only=True)
+    assert all(torch.equal(before[key], after[key]) for key in before)
