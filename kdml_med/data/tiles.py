@@ -45,7 +45,8 @@ def decode_image(data: bytes, *, where: str) -> np.ndarray[Any, np.dtype[np.uint
             decoded: np.ndarray[Any, np.dtype[np.uint8]] = simplejpeg.decode_jpeg(data, colorspace="RGB")
             return decoded
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        # Pillow reports a broken PNG chunk as a SyntaxError, and a header with absurd sizes as a bomb.
         raise InputError(f"{where} cannot be decoded as an image: {error}.") from error
 
 
@@ -110,9 +111,10 @@ class TileDataset(Dataset[dict[str, Any]]):
         self.labels: list[int] = [index.get(label, UNLABELLED) for label in self.tiles["label"]]
         if split is not None and UNLABELLED in self.labels:
             row = self.tiles.iloc[self.labels.index(UNLABELLED)]
+            found = "no label" if pd.isna(row["label"]) else f"label {row['label']!r}"
             raise InputError(
-                f"tile {row['sample_id']!r} of patient {row['patient_id']!r} has label {row['label']!r}, expected one "
-                f"of {self.classes}. Training and evaluation need labels: tile again with --labels."
+                f"tile {row['sample_id']!r} of patient {row['patient_id']!r} has {found}, expected one of "
+                f"{self.classes}. Training and evaluation need labels: tile again with --labels."
             )
 
     def __len__(self) -> int:

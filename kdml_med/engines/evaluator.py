@@ -13,6 +13,16 @@ from kdml_med.engines.trainer import prepare_cohort_batch
 from kdml_med.keys import NetworkName, OutputKey
 
 
+def check_average(average: str) -> None:
+    """Refuse anything but the two ways to average.
+
+    Raises:
+        ValueError: average is neither "probabilities" nor "logits".
+    """
+    if average not in ("probabilities", "logits"):
+        raise ValueError(f"average must be 'probabilities' or 'logits', got {average!r}.")
+
+
 def ensemble_probabilities(logits: Mapping[str, Tensor], *, average: str = "probabilities") -> dict[str, Tensor]:
     """Class probabilities of every network, and of the ensemble of the students.
 
@@ -27,8 +37,7 @@ def ensemble_probabilities(logits: Mapping[str, Tensor], *, average: str = "prob
     Raises:
         ValueError: average is neither of the two.
     """
-    if average not in ("probabilities", "logits"):
-        raise ValueError(f"average must be 'probabilities' or 'logits', got {average!r}.")
+    check_average(average)
     logits = {name: value.float() for name, value in logits.items()}
     probabilities = {name: torch.softmax(value, dim=1) for name, value in logits.items()}
     students = [name for name in logits if name != NetworkName.TEACHER]
@@ -48,6 +57,7 @@ class CohortEvaluator(SupervisedEvaluator):
     """
 
     def __init__(self, *, ensemble_average: str = "probabilities", **kwargs: Any) -> None:
+        check_average(ensemble_average)  # now, not after the first epoch of training
         kwargs.setdefault("prepare_batch", prepare_cohort_batch)
         self.ensemble_average = ensemble_average
         super().__init__(decollate=False, **kwargs)

@@ -93,7 +93,8 @@ class CohortLoss(nn.Module):
             weighted sum to back-propagate. All are scalars in nats.
 
         Raises:
-            ValueError: beta is positive and there is no teacher among the predictions.
+            ValueError: beta is positive and there is no teacher among the predictions, or a student would learn from
+                nothing.
         """
         teacher = predictions.get(NetworkName.TEACHER)
         students = {name: logits for name, logits in predictions.items() if name != NetworkName.TEACHER}
@@ -110,6 +111,7 @@ class CohortLoss(nn.Module):
         if teacher is not None and self.train_teacher:
             add(NetworkName.TEACHER, LossTerm.TASK, 1.0, self._task_loss(teacher, target))
         for name, logits in students.items():
+            before = len(parts)
             if self.alpha > 0:
                 add(name, LossTerm.TASK, weights["alpha"], self._task_loss(logits, target))
             if self.beta > 0 and teacher is not None:
@@ -119,8 +121,8 @@ class CohortLoss(nn.Module):
             if self.gamma > 0 and peers:
                 ml = mutual_loss(logits, peers, temperature=self.peer_temperature)
                 add(name, LossTerm.ML, weights["gamma"], ml)
-        if not parts:
-            raise ValueError("no loss term applies: a single student without a teacher needs alpha above 0.")
+            if len(parts) == before:
+                raise ValueError(f"{name} has nothing to learn from: without peers, alpha or beta must be above 0.")
         terms[LossTerm.LOSS] = torch.stack(parts).sum()
         return terms
 

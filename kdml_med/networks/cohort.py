@@ -100,7 +100,8 @@ def network_seed(seed: int, name: str) -> Iterator[None]:
     """
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        # torch.manual_seed would also seed every GPU, whose state is not put back.
+        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         yield
 
 

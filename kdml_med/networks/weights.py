@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -17,6 +15,7 @@ from kdml_med.errors import InputError
 logger = logging.getLogger(__name__)
 
 CLASSIFIER_PREFIXES = ("fc.", "classifier.")
+SHORTENED_PREFIX = "features."
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -33,8 +32,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise InputError(f"weights file {path} does not exist.")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a damaged file raises nearly anything, from KeyError to UnicodeDecodeError
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} cannot be read as weights: {reason}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} is not a plain state dict (names to tensors); export the network's state_dict().")
     return dict(state)
@@ -54,7 +54,8 @@ def load_initial_weights(network: nn.Module, path: Path) -> list[str]:
         Names of the network's own entries that the file did not fill (classifier only).
 
     Raises:
-        InputError: entries of the body are missing in the file or have another shape.
+        InputError: entries of the body are missing in the file or have another shape, or the file has layers in the
+            middle of the body that the network lacks.
     """
     source = read_state_dict(path)
     target = network.state_dict()
@@ -70,9 +71,25 @@ def load_initial_weights(network: nn.Module, path: Path) -> list[str]:
             f"{path} does not fit {type(network).__name__}: {len(body)} of {len(wanted)} entries, first {name!r}: "
             f"expected shape {tuple(target[name].shape)}, found {found}. Does the file belong to this architecture?"
         )
+    surplus = [name for name in source if name not in target and _belongs_inside(name, network)]
+    if surplus:
+        raise InputError(
+            f"{path} does not fit {type(network).__name__}: {len(surplus)} entries, first {surplus[0]!r}, have no "
+            "place in it. Does the file belong to a deeper network?"
+        )
     network.load_state_dict(fitting, strict=False)
     unused = len(set(source) - set(fitting))
     logger.info(
         "%s: %d entries loaded, %d left random, %d unused", Path(path).name, len(fitting), len(unfilled), unused
     )
     return unfilled
+
+
+def _belongs_inside(name: str, network: nn.Module) -> bool:
+    """Whether an entry of a file lies within a part that the network has, other than behind a body cut short.
+
+    A ResNet-34 holds every entry of a ResNet-18 in the same shape; only its surplus blocks tell them apart.
+    """
+    part = name.partition(".")[0]
+    known = part in dict(network.named_children()) and not name.startswith(CLASSIFIER_PREFIXES)
+    return known and not name.startswith(SHORTENED_PREFIX) and not name.endswith("num_batches_tracked")
