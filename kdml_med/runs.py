@@ -93,7 +93,7 @@ def load_cohort(run_dir: str | Path, *, students_only: bool = False) -> Cohort:
     Raises:
         InputError: no such run, or the weights do not fit.
     """
-    names = list(read_run_json(Path(run_dir), COHORT_FILE)["networks"])
+    names = sorted(read_run_json(Path(run_dir), COHORT_FILE)["networks"], key=network_order)
     if students_only:
         names = [name for name in names if name != NetworkName.TEACHER]
     return Cohort({name: load_network(run_dir, name) for name in names})

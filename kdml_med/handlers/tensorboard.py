@@ -27,9 +27,9 @@ SCALARS = ("auroc", "accuracy")
 class CohortTensorBoard:
     """Writes scalars, example tiles, precision-recall curves and settings as TensorBoard events.
 
-    Tags group the charts: ``train_loss/…`` (every term of every network, per iteration), ``train_weight/…`` and
-    ``train_learning_rate/…`` (per epoch), ``val_patient_auroc/…``, ``val_tile_accuracy/…`` and so on (one chart for
-    each network, and all networks in one chart under CUSTOM SCALARS), ``val_agreement/…`` between networks,
+    Tags group the charts: ``train_loss/…`` (every term of every network, per iteration), ``train_learning_rate/…``
+    (likewise), ``train_weight/…`` (per epoch), ``val_patient_auroc/…``, ``val_tile_accuracy/…`` and so on (one chart
+    for each network, and all networks in one chart under CUSTOM SCALARS), ``val_agreement/…`` between networks,
     ``val_precision_recall/…`` and ``val_tiles``.
 
     Args:
@@ -65,7 +65,10 @@ class CohortTensorBoard:
     def attach(self, engine: Trainer) -> None:
         """Register with the trainer, and with the evaluator where there is one."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
+        engine.add_event_handler(Events.ITERATION_STARTED(every=self.interval), self._learning_rates)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self._losses)
+        # At the end of the epoch: the loss hears of a new epoch only after the handlers attached to its start.
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._weights)
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self._validation)
         engine.add_event_handler(Events.COMPLETED, self._finish)
@@ -75,9 +78,15 @@ class CohortTensorBoard:
         if self.writer is None:
             # A resumed run repeats the interrupted epoch: points behind its start are taken back.
             self.writer = SummaryWriter(str(self.log_dir), purge_step=engine.state.iteration + 1)
+
+    def _learning_rates(self, engine: Engine) -> None:
+        assert self.writer is not None
         for group in self.optimizer.param_groups:
             name = group.get("name", "all")
-            self.writer.add_scalar(f"train_learning_rate/{name}", group["lr"], engine.state.epoch)
+            self.writer.add_scalar(f"train_learning_rate/{name}", group["lr"], engine.state.iteration)
+
+    def _weights(self, engine: Engine) -> None:
+        assert self.writer is not None
         weights = getattr(engine.cohort_loss, "weights", None)
         if weights is not None:
             for name, value in weights().items():

@@ -282,7 +282,15 @@ class _Progress:
     """The bar on standard error: slides done, tiles looked at, tiles per second."""
 
     def __init__(self, total: int, skipped: int, show: bool) -> None:
-        self._bar = tqdm(total=total + skipped, initial=skipped, unit="slide", desc="tiling", disable=not show)
+        self._bar = tqdm(
+            total=total + skipped,
+            initial=skipped,
+            unit="slide",
+            desc="tiling",
+            disable=not show,
+            # A log file gets a line now and then, a terminal a moving bar.
+            mininterval=0.2 if sys.stderr.isatty() else 10,
+        )
         self._show, self._tiles, self._started = show, 0, time.monotonic()
 
     def add_tiles(self, count: int) -> None:
