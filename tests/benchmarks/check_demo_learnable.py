@@ -30,6 +30,8 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from kdml_med.demo.artefacts import PenStroke, pen_mask
+from kdml_med.demo.fields import block_mean
 from kdml_med.demo.slides import write_demo_cohort
 
 TRAIN_PATIENTS = 22
@@ -46,14 +48,20 @@ class Tiles:
     truth: npt.NDArray[np.float64]
 
 
-def cut_tiles(cohort: Path, side_px: int, least_tissue: float = 0.5) -> Tiles:
-    """Cut the cells of the recorded local truth, so that tiles and true features match."""
+def cut_tiles(cohort: Path, side_px: int, least_tissue: float = 0.5, most_pen: float = 0.1) -> Tiles:
+    """Cut the cells of the recorded local truth, so that tiles and true features match.
+
+    Tiles with more than ``most_pen`` under ink are left out, as a tiler's quality check does; blurred ones stay.
+    """
     pixels, label, patient, truth = [], [], [], []
     for number, row in enumerate(pd.read_csv(cohort / "labels.csv").itertuples()):
         slide = openslide.OpenSlide(cohort / "slides" / f"{row.slide}.svs")
-        local = json.loads((cohort / "truth" / f"{row.slide}.json").read_text())["local"]
-        cell = local["cell_px"]
-        for i, j in np.argwhere(np.array(local["tissue_fraction"]) >= least_tissue):
+        truth_of_slide = json.loads((cohort / "truth" / f"{row.slide}.json").read_text())
+        local = truth_of_slide["local"]
+        cell, cells = local["cell_px"], len(local["tissue_fraction"])
+        ink = pen_mask([PenStroke(**stroke) for stroke in truth_of_slide["pen"]], truth_of_slide["size_px"])
+        pen = block_mean(ink[: cells * cell, : cells * cell], cell)
+        for i, j in np.argwhere((np.array(local["tissue_fraction"]) >= least_tissue) & (pen <= most_pen)):
             region = slide.read_region((int(j) * cell, int(i) * cell), 0, (cell, cell)).convert("RGB")
             pixels.append(np.asarray(region.resize((side_px, side_px), Image.Resampling.BOX)))
             label.append(int(row.MSIStatus == "MSI-H"))
