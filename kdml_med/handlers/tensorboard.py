@@ -17,23 +17,27 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
-from kdml_med.keys import LossTerm, NetworkName, OutputKey
+from kdml_med.handlers.metrics import UNDEFINED
+from kdml_med.keys import NetworkName, OutputKey
 from kdml_med.metrics.aggregation import AggregationMethod, Level, aggregate_predictions
 from kdml_med.runs import network_order
 
-SCALARS = ("auroc", "accuracy")
+FIGURES = ("auroc", "accuracy")
+COHORT_RUN = "cohort"
 
 
 class CohortTensorBoard:
     """Writes scalars, example tiles, precision-recall curves and settings as TensorBoard events.
 
-    Tags group the charts: ``train_loss/…`` (every term of every network, per iteration), ``train_learning_rate/…``
-    (likewise), ``train_weight/…`` (per epoch), ``val_patient_auroc/…``, ``val_tile_accuracy/…`` and so on (one chart
-    for each network, and all networks in one chart under CUSTOM SCALARS), ``val_agreement/…`` between networks,
-    ``val_precision_recall/…`` and ``val_tiles``.
+    Every network, and the ensemble, is a run of its own below ``log_dir``, so that one chart shows all of them, each in
+    its colour: ``train/task_loss``, ``train/kd_loss``, ``train/ml_loss``, ``train/learning_rate`` (per iteration),
+    ``val/tile_auroc``, ``val/patient_auroc``, ``val/tile_accuracy``, ``val/patient_accuracy`` and
+    ``val/precision_recall`` (per epoch). What belongs to no single network is in run "cohort": ``train/total_loss``,
+    the weights of the terms (``weights/beta``), the agreement between networks (``agreement/…``), example tiles with
+    every network's answer, and the settings (HPARAMS).
 
     Args:
-        log_dir: folder of the event files.
+        log_dir: folder of the runs.
         optimizer: its learning rates are shown.
         evaluator: validation engine with ``CohortMetrics``; None shows training only.
         settings: knobs of the run, for the HPARAMS page.
@@ -53,14 +57,15 @@ class CohortTensorBoard:
         level: Level = "patient",
         aggregation: AggregationMethod = "mean",
         interval: int = 1,
-        tiles: int = 12,
+        tiles: int = 8,
     ) -> None:
         self.log_dir = Path(log_dir)
         self.optimizer, self.evaluator = optimizer, evaluator
         self.settings = dict(settings or {})
         self.level, self.aggregation = level, aggregation
         self.interval, self.tiles = interval, tiles
-        self.writer: SummaryWriter | None = None
+        self.writers: dict[str, SummaryWriter] = {}
+        self.first_iteration = 1
 
     def attach(self, engine: Trainer) -> None:
         """Register with the trainer, and with the evaluator where there is one."""
@@ -74,109 +79,99 @@ class CohortTensorBoard:
         engine.add_event_handler(Events.COMPLETED, self._finish)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._close_and_raise)
 
+    def writer(self, run: str) -> SummaryWriter:
+        """Writer of a run, opened on first use; points of an interrupted epoch, which is repeated, are taken back."""
+        if run not in self.writers:
+            self.writers[run] = SummaryWriter(str(self.log_dir / run), purge_step=self.first_iteration)
+        return self.writers[run]
+
     def _epoch_started(self, engine: Engine) -> None:
-        if self.writer is None:
-            # A resumed run repeats the interrupted epoch: points behind its start are taken back.
-            self.writer = SummaryWriter(str(self.log_dir), purge_step=engine.state.iteration + 1)
+        if not self.writers:
+            self.first_iteration = engine.state.iteration + 1
+            self.writer(COHORT_RUN)
 
     def _learning_rates(self, engine: Engine) -> None:
-        assert self.writer is not None
         for group in self.optimizer.param_groups:
-            name = group.get("name", "all")
-            self.writer.add_scalar(f"train_learning_rate/{name}", group["lr"], engine.state.iteration)
+            writer = self.writer(group.get("name", COHORT_RUN))
+            writer.add_scalar("train/learning_rate", group["lr"], engine.state.iteration)
+
+    def _losses(self, engine: Engine) -> None:
+        for name, value in engine.state.output[OutputKey.LOSS_TERMS].items():
+            network, _, term = name.rpartition("_")
+            run, tag = (network, f"{term}_loss") if network else (COHORT_RUN, "total_loss")
+            self.writer(run).add_scalar(f"train/{tag}", float(value), engine.state.iteration)
 
     def _weights(self, engine: Engine) -> None:
-        assert self.writer is not None
         weights = getattr(engine.cohort_loss, "weights", None)
         if weights is not None:
             for name, value in weights().items():
-                self.writer.add_scalar(f"train_weight/{name}", value, engine.state.epoch)
-
-    def _losses(self, engine: Engine) -> None:
-        assert self.writer is not None
-        for name, value in engine.state.output[OutputKey.LOSS_TERMS].items():
-            tag = "total" if name == LossTerm.LOSS else name
-            self.writer.add_scalar(f"train_loss/{tag}", float(value), engine.state.iteration)
+                self.writer(COHORT_RUN).add_scalar(f"weights/{name}", value, engine.state.epoch)
 
     def _validation(self, engine: Engine) -> None:
-        if self.writer is None:
+        if not self.writers:
             return
-        epoch = engine.state.epoch
+        epoch, metrics = engine.state.epoch, engine.state.metrics
         predictions: pd.DataFrame = engine.state.predictions
-        networks = sorted(predictions["network"].unique(), key=network_order)
-        self._layout(networks, sorted(tag for tag in engine.state.metrics if tag.startswith("agreement_")))
-        for level in dict.fromkeys(("tile", self.level)):
-            for figure in SCALARS:
-                for name in networks:
-                    value = engine.state.metrics.get(f"{name}_{level}_{figure}", math.nan)
-                    if not math.isnan(value):
-                        self.writer.add_scalar(f"val_{level}_{figure}/{name}", value, epoch)
-        for name, value in engine.state.metrics.items():
+        for name in sorted(predictions["network"].unique(), key=network_order):
+            for level in dict.fromkeys(("tile", self.level)):
+                for figure in FIGURES:
+                    value = metrics.get(f"{name}_{level}_{figure}", math.nan)
+                    if not math.isnan(value) and value != UNDEFINED:
+                        self.writer(name).add_scalar(f"val/{level}_{figure}", value, epoch)
+        for name, value in metrics.items():
             if name.startswith("agreement_"):
-                self.writer.add_scalar(f"val_agreement/{name.removeprefix('agreement_')}", value, epoch)
-        self._precision_recall(predictions, networks, epoch)
+                self.writer(COHORT_RUN).add_scalar(f"agreement/{name.removeprefix('agreement_')}", value, epoch)
+        self._precision_recall(predictions, epoch)
         dataset = getattr(engine.data_loader, "dataset", None)
         if self.tiles and hasattr(dataset, "read"):
-            image = tile_figure(dataset, predictions, count=self.tiles)
-            self.writer.add_image("val_tiles", image, epoch, dataformats="HWC")
-        self.writer.flush()
+            for tag, image in tile_figures(dataset, predictions, count=self.tiles).items():
+                self.writer(COHORT_RUN).add_image(tag, image, epoch, dataformats="HWC")
+        for writer in self.writers.values():
+            writer.flush()
 
-    def _layout(self, networks: list[str], agreements: list[str]) -> None:
-        assert self.writer is not None
-        charts = {
-            f"{level} {figure}": ["Multiline", [f"val_{level}_{figure}/{name}$" for name in networks]]
-            for level in dict.fromkeys((self.level, "tile"))
-            for figure in SCALARS
-        }
-        if agreements:
-            tags = [f"val_agreement/{name.removeprefix('agreement_')}$" for name in agreements]
-            charts["agreement between networks"] = ["Multiline", tags]
-        losses = {
-            f"{term} loss": ["Multiline", [f"train_loss/.*_{term}$"]]
-            for term in (LossTerm.TASK, LossTerm.KD, LossTerm.ML)
-        }
-        self.writer.add_custom_scalars({"Validation": charts, "Training": losses})
-
-    def _precision_recall(self, predictions: pd.DataFrame, networks: list[str], epoch: int) -> None:
-        assert self.writer is not None
+    def _precision_recall(self, predictions: pd.DataFrame, epoch: int) -> None:
         labelled = predictions[predictions["label"] >= 0]
         if labelled["label"].nunique() < 2:
             return
-        groups = aggregate_predictions(labelled, self.level, self.aggregation)
-        for name in networks:
-            rows = groups[groups["network"] == name]
+        for name, rows in aggregate_predictions(labelled, self.level, self.aggregation).groupby("network"):
             labels, probabilities = rows["label"].to_numpy(dtype=np.int64), rows["probability"].to_numpy()
-            self.writer.add_pr_curve(f"val_precision_recall/{name}", labels, probabilities, epoch)
+            self.writer(str(name)).add_pr_curve("val/precision_recall", labels, probabilities, epoch)
 
     def _finish(self, engine: Engine) -> None:
-        if self.writer is None:
+        if not self.writers:
             return
         if self.settings and self.evaluator is not None and self.evaluator.state.best_metric_epoch > 0:
+            writer = self.writer(COHORT_RUN)
             values = {name: _hparam(value) for name, value in self.settings.items()}
-            # Written here and not by add_hparams, which would open a second run folder beside this one.
+            # Written here and not by add_hparams, which would open one more run folder.
             metric = f"best/{self.evaluator.state.key_metric_name}"
             best = float(self.evaluator.state.best_metric)
             for summary in hparams_summary(values, {metric: best}):
-                self.writer._get_file_writer().add_summary(summary)
-            self.writer.add_scalar(metric, best, self.evaluator.state.best_metric_epoch)
-        self.writer.close()
-        self.writer = None
+                writer._get_file_writer().add_summary(summary)
+            writer.add_scalar(metric, best, self.evaluator.state.best_metric_epoch)
+        self._close()
 
     def _close_and_raise(self, engine: Engine, error: Exception) -> None:
-        if self.writer is not None:
-            self.writer.close()
+        self._close()
         raise error
+
+    def _close(self) -> None:
+        for writer in self.writers.values():
+            writer.close()
+        self.writers = {}
 
 
 def _hparam(value: Any) -> bool | int | float | str:
     return value if isinstance(value, bool | int | float | str) else str(value)
 
 
-def tile_figure(dataset: Any, predictions: pd.DataFrame, *, count: int = 12) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def tile_figures(
+    dataset: Any, predictions: pd.DataFrame, *, count: int = 8
+) -> dict[str, np.ndarray[Any, np.dtype[np.uint8]]]:
     """Example tiles with their label and every network's probability of the positive class.
 
-    The first half are spread evenly over the split and stay the same from epoch to epoch; the second half are the
-    tiles on which the ensemble is most wrong now.
+    Half are spread evenly over the split and stay the same from epoch to epoch; the others are the tiles on which the
+    ensemble is most wrong now. A wrong decision has a red title.
 
     Args:
         dataset: gives ``read(index)`` (uint8 [height, width, 3]) and ``classes``; samples in the order of the tiles.
@@ -184,7 +179,7 @@ def tile_figure(dataset: Any, predictions: pd.DataFrame, *, count: int = 12) -> 
         count: number of tiles.
 
     Returns:
-        uint8, [height, width, 3].
+        uint8, [height, width, 3], by tag.
     """
     # Rows of one network stand in loading order, which is the order of the dataset.
     wide = {str(name): rows.reset_index(drop=True) for name, rows in predictions.groupby("network", sort=False)}
@@ -192,30 +187,35 @@ def tile_figure(dataset: Any, predictions: pd.DataFrame, *, count: int = 12) -> 
     fixed = np.linspace(0, len(ensemble) - 1, min(count // 2, len(ensemble))).round().astype(int).tolist()
     error = (ensemble["probability"] - ensemble["label"]).abs().where(ensemble["label"] >= 0, 0.0)
     worst = [int(index) for index in error.sort_values(ascending=False, kind="stable").index if index not in fixed]
-    shown = list(dict.fromkeys(fixed + worst[: count - len(fixed)]))
-    columns = min(6, len(shown))
-    lines = -(-len(shown) // columns)
+    tags = {f"val_tiles_spread/{number}": index for number, index in enumerate(dict.fromkeys(fixed), start=1)}
+    tags |= {f"val_tiles_worst/{number}": index for number, index in enumerate(worst[: count - len(tags)], start=1)}
     names = sorted(wide, key=network_order)
-    figure = Figure(figsize=(2.0 * columns, (2.25 + 0.16 * len(names)) * lines), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = np.atleast_1d(figure.subplots(lines, columns)).ravel()
-    for axis in axes:
-        axis.set_axis_off()
-    for axis, index in zip(axes, shown, strict=False):
+    positive = dataset.classes[-1] if dataset.classes else "positive"
+    figures = {}
+    for tag, index in tags.items():
         label = int(ensemble["label"][index])
         truth = dataset.classes[label] if label >= 0 else "no label"
-        wrong = label >= 0 and bool(error[index] > 0.5)
-        axis.imshow(dataset.read(index))
-        axis.set_title(
-            f"{truth} · {ensemble['patient_id'][index]}", fontsize=7, color="firebrick" if wrong else "black"
+        lines = [f"{name:<10}{wide[name]['probability'][index]:.2f}" for name in names]
+        figures[tag] = _tile_figure(
+            dataset.read(index),
+            title=f"{truth} · {ensemble['patient_id'][index]}",
+            text="\n".join([f"probability of {positive}", *lines]),
+            wrong=label >= 0 and bool(error[index] > 0.5),
         )
-        text = "\n".join(f"{name}  {wide[name]['probability'][index]:.2f}" for name in names)
-        axis.text(0.0, -0.03, text, transform=axis.transAxes, fontsize=6.5, va="top", family="monospace")
-    positive = dataset.classes[-1] if dataset.classes else "positive class"
-    figure.suptitle(
-        f"probability of {positive}; first {len(fixed)} tiles fixed, then the ensemble's worst (wrong ones in red)",
-        fontsize=8,
-    )
+    return figures
+
+
+def _tile_figure(
+    tile: np.ndarray[Any, np.dtype[np.uint8]], *, title: str, text: str, wrong: bool
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    # As wide as TensorBoard's image cards, so that the text is readable without enlarging.
+    figure = Figure(figsize=(2.8, 3.3 + 0.17 * text.count("\n")), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    axis.set_axis_off()
+    axis.imshow(tile)
+    axis.set_title(title, fontsize=10, color="firebrick" if wrong else "black")
+    figure.supxlabel(text, fontsize=9, family="monospace", x=0.08, ha="left", ma="left")
     canvas.draw()
     image: np.ndarray[Any, np.dtype[np.uint8]] = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     return image
