@@ -1,0 +1,326 @@
+import hashlib
+import struct
+import zlib
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.transforms import Compose, RandFlipd, RandRotate90d
+from PIL import Image
+
+from kdml_med.data import EpochSampler, NormalizeColourd, RandStainJitterd, TileDataset, TileLoader
+from kdml_med.data.tiles import decode_image, image_to_tensor
+from kdml_med.errors import InputError
+from kdml_med.manifest import read_info, write_info
+from tests.data.folders import CLASSES, encode, tile_pixels, write_dataset
+
+PATIENTS = {
+    "p0": ("train", "MSS", 3),
+    "p1": ("train", "MSI", 2),
+    "p2": ("train", "MSS", 4),
+    "p3": ("val", "MSS", 2),
+    "p4": ("val", "MSI", 1),
+    "p5": ("test", "MSI", 2),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("dataset"), PATIENTS)
+
+
+def augmentation():
+    return Compose(
+        [
+            RandFlipd("image", prob=0.5, spatial_axis=0),
+            RandRotate90d("image", prob=0.5),
+            RandStainJitterd("image"),
+            NormalizeColourd("image"),
+        ]
+    )
+
+
+def augmented(folder, seed=0):
+    return TileDataset(folder, "train", transform=augmentation(), seed=seed)
+
+
+def epoch_tensors(folder, epoch, *, num_workers=0, batch_size=2, seed=0):
+    """Augmented tensors of one epoch by sample_id."""
+    loader = TileLoader(augmented(folder), batch_size=batch_size, training=True, seed=seed, num_workers=num_workers)
+    loader.sampler.set_epoch(epoch)
+    return {
+        sample_id: image
+        for batch in loader
+        for sample_id, image in zip(batch["sample_id"], batch["image"], strict=True)
+    }
+
+
+def test_samples_carry_pixels_label_and_identifiers(folder):
+    dataset = TileDataset(folder, "train")
+    assert len(dataset) == 9
+    assert dataset.classes == CLASSES
+    sample = dataset[3]
+    assert {name: sample[name] for name in ("label", "sample_id", "slide_id", "patient_id")} == {
+        "label": 1,
+        "sample_id": "p1/0",
+        "slide_id": "p1-s",
+        "patient_id": "p1",
+    }
+    # PNG keeps every value, so pixel (row 2, column 5) is value / 255 in channel-first order.
+    pixels = tile_pixels(3, 16)
+    assert sample["image"].shape == (3, 16, 16)
+    assert sample["image"].dtype == torch.float32
+    np.testing.assert_allclose(sample["image"][:, 2, 5].numpy(), pixels[2, 5] / 255, rtol=1e-6)
+
+
+def test_jpeg_tiles_decode_to_about_their_pixels(folder):
+    smooth = np.broadcast_to(np.linspace(40, 200, 16, dtype=np.uint8)[:, None, None], (16, 16, 3))
+    decoded = decode_image(encode(smooth, "jpg"), where="tile")
+    assert np.abs(decoded.astype(int) - smooth).max() <= 4
+    assert TileDataset(folder, "train")[1]["image"].shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
+def test_images_of_other_modes_become_rgb(tmp_path, mode):
+    Image.fromarray(tile_pixels(0, 16)).convert(mode).save(tmp_path / "tile.png")
+    assert decode_image((tmp_path / "tile.png").read_bytes(), where="tile").shape == (16, 16, 3)
+
+
+def test_tiles_are_resized_to_the_image_size(folder):
+    assert TileDataset(folder, "train", image_size=24)[0]["image"].shape == (3, 24, 24)
+    white = np.full((16, 16, 3), 255, np.uint8)
+    assert image_to_tensor(white, 8).tolist() == torch.ones(3, 8, 8).tolist()
+
+
+@pytest.mark.parametrize(("split", "patients"), [("train", "p0 p1 p2"), ("val", "p3 p4"), ("test", "p5")])
+def test_a_split_holds_the_tiles_of_its_patients(folder, split, patients):
+    dataset = TileDataset(folder, split)
+    assert set(dataset.tiles["patient_id"]) == set(patients.split())
+    assert len(dataset) == sum(PATIENTS[patient][2] for patient in patients.split())
+
+
+def test_without_a_split_every_tile_is_there_labelled_or_not(tmp_path):
+    folder = write_dataset(tmp_path, {"a": ("test", "MSI", 2), "b": ("test", None, 1)}, freeze=False)
+    assert [sample["label"] for sample in (TileDataset(folder)[index] for index in range(3))] == [1, 1, -1]
+
+
+def test_class_weights_are_inverse_to_the_number_of_tiles(folder):
+    # 7 MSS and 2 MSI tiles: 9 / (2 · 7) and 9 / (2 · 2).
+    assert TileDataset(folder, "train").class_weights() == pytest.approx([9 / 14, 9 / 4])
+
+
+def test_augmentation_depends_on_seed_epoch_and_sample_only(folder):
+    dataset = augmented(folder)
+    first = dataset[3, 4]["image"]
+    dataset[3, 1], dataset[7, 4], dataset[4]  # other reads in between
+    assert torch.equal(dataset[3, 4]["image"], first)
+    assert torch.equal(augmented(folder)[3, 4]["image"], first)
+    assert not torch.equal(dataset[4, 4]["image"], first)
+    assert not torch.equal(augmented(folder, seed=1)[3, 4]["image"], first)
+
+
+def test_epochs_and_samples_do_not_share_their_augmentation(folder):
+    jitter = RandStainJitterd("image")
+    dataset = TileDataset(folder, "train", transform=jitter)
+    seen = set()
+    for epoch in range(1, 4):
+        for position in range(len(dataset)):
+            dataset[epoch, position]
+            seen.add(tuple(jitter.factors.tolist()))
+    assert len(seen) == 3 * len(dataset)
+
+
+def test_batches_do_not_depend_on_workers_batch_size_or_order(folder):
+    reference = epoch_tensors(folder, 2)
+    assert len(reference) == 8  # nine tiles by two: the last tile alone is left out
+    for other in (
+        epoch_tensors(folder, 2, num_workers=2),
+        epoch_tensors(folder, 2, batch_size=3),
+        epoch_tensors(folder, 2, seed=9),
+    ):
+        shared = reference.keys() & other.keys()
+        assert len(shared) >= 7
+        assert all(torch.equal(reference[name], other[name]) for name in shared)
+    later = epoch_tensors(folder, 3)
+    assert not any(torch.equal(later[name], reference[name]) for name in later.keys() & reference.keys())
+
+
+def test_workers_deliver_batches_in_the_same_order(folder):
+    def order(num_workers):
+        loader = TileLoader(TileDataset(folder, "train"), batch_size=2, training=True, seed=4, num_workers=num_workers)
+        loader.sampler.set_epoch(1)
+        return [batch["sample_id"] for batch in loader]
+
+    assert order(2) == order(0)
+
+
+def test_loading_leaves_the_global_random_state_alone(folder):
+    before = torch.get_rng_state()
+    epoch_tensors(folder, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def labelled(counts):
+    """Stands in for a dataset: what a sampler asks of it, with this many samples in each class."""
+
+    class Labelled(list):
+        class_weights = TileDataset.class_weights
+
+    dataset = Labelled(range(sum(counts)))
+    dataset.labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    dataset.classes = CLASSES
+    return dataset
+
+
+def indices(sampler, epoch):
+    sampler.set_epoch(epoch)
+    pairs = list(sampler)
+    assert len(pairs) == len(sampler)
+    assert {number for number, _ in pairs} == {epoch}
+    return [index for _, index in pairs]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(1, 4), st.integers(0, 1000), st.integers(1, 50))
+def test_processes_share_every_index_once_per_epoch(size, replicas, seed, epoch):
+    dataset = labelled([size])
+    parts = [
+        indices(EpochSampler(dataset, seed=seed, num_replicas=replicas, rank=rank), epoch) for rank in range(replicas)
+    ]
+    assert len({len(part) for part in parts}) == 1
+    # Dealt out in turn, so the common order is the parts interleaved; the end is topped up where it does not divide.
+    order = [part[position] for position in range(len(parts[0])) for part in parts]
+    assert sorted(order[:size]) == list(range(size))
+    assert len(order) - size < replicas
+
+
+def test_one_process_sees_every_index_exactly_once_and_in_another_order_each_epoch():
+    sampler = EpochSampler(labelled([30]), seed=3)
+    first, second = indices(sampler, 1), indices(sampler, 2)
+    assert sorted(first) == sorted(second) == list(range(30))
+    assert first != second
+    assert first == indices(EpochSampler(labelled([30]), seed=3), 1)
+    assert first != indices(EpochSampler(labelled([30]), seed=4), 1)
+    assert first != list(range(30))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 20), st.integers(1, 70), st.integers(1, 3))
+def test_an_epoch_can_have_any_number_of_samples(size, wanted, replicas):
+    samplers = [
+        EpochSampler(labelled([size]), samples_per_epoch=wanted, num_replicas=replicas, rank=rank)
+        for rank in range(replicas)
+    ]
+    order = [index for part in zip(*(indices(sampler, 1) for sampler in samplers), strict=True) for index in part]
+    assert wanted <= len(order) < wanted + replicas
+    counts = np.bincount(order, minlength=size)
+    assert counts.max() - counts.min() <= 1
+
+
+def test_balancing_draws_every_class_equally_often():
+    sampler = EpochSampler(labelled([190, 10]), balance=True, samples_per_epoch=4000)
+    positive = np.mean([index >= 190 for index in indices(sampler, 1)])
+    # Binomial with n = 4000 and p = 1/2: six standard deviations are 6 · sqrt(1/4 / 4000) = 0.047.
+    assert positive == pytest.approx(0.5, abs=0.048)
+    assert indices(sampler, 1) != indices(sampler, 2)
+    unbalanced = EpochSampler(labelled([190, 10]), samples_per_epoch=4000)
+    assert np.mean([index >= 190 for index in indices(unbalanced, 1)]) == 0.05
+
+
+@pytest.mark.parametrize(
+    ("tiles", "batch_size", "sizes"),
+    [(9, 4, [4, 4]), (9, 2, [2, 2, 2, 2]), (9, 5, [5, 4]), (9, 9, [9]), (9, 10, [9]), (3, 1, [1, 1, 1]), (1, 4, [1])],
+)
+def test_only_a_single_last_tile_is_left_out_of_training(tmp_path, tiles, batch_size, sizes):
+    folder = write_dataset(tmp_path, {"a": ("train", "MSS", tiles)}, size_px=8)
+    loader = TileLoader(TileDataset(folder, "train"), batch_size=batch_size, training=True)
+    assert [len(batch["label"]) for batch in loader] == sizes
+    assert len(loader) == len(sizes)
+
+
+def test_evaluation_reads_every_tile_in_order(folder):
+    loader = TileLoader(TileDataset(folder, "train"), batch_size=4)
+    names = [name for batch in loader for name in batch["sample_id"]]
+    assert names == list(TileDataset(folder, "train").tiles["sample_id"])
+
+
+def test_unlabelled_tiles_in_a_labelled_split_are_refused(tmp_path):
+    folder = write_dataset(tmp_path, {"a": ("train", "MSS", 1), "b": ("train", None, 1)})
+    with pytest.raises(InputError, match=r"tile 'b/0' of patient 'b' has no label, expected one of \['MSS', 'MSI'\]"):
+        TileDataset(folder, "train")
+
+
+def test_a_label_that_is_no_class_of_the_dataset_is_refused(tmp_path):
+    folder = write_dataset(tmp_path, {"a": ("train", "MSI-H", 1)})
+    with pytest.raises(InputError, match="has label 'MSI-H', expected one of"):
+        TileDataset(folder, "train")
+
+
+def test_an_empty_split_is_refused(tmp_path):
+    folder = write_dataset(tmp_path, {"a": ("train", "MSS", 1)})
+    with pytest.raises(InputError, match=r"split 'val' of .* has no tiles; present: \['train'\]"):
+        TileDataset(folder, "val")
+
+
+def test_a_patient_in_two_splits_is_refused_even_for_inference(tmp_path):
+    folder = write_dataset(tmp_path, {"a": ("train", "MSS", 1), "b": ("test", "MSI", 1)})
+    path = folder / "splits.csv"
+    leaking = pd.DataFrame({"patient_id": ["a", "a", "b"], "split": ["train", "test", "test"]}).to_csv(index=False)
+    path.write_text(leaking)
+    info = read_info(folder)
+    info.splits["sha256"] = hashlib.sha256(leaking.encode()).hexdigest()
+    write_info(folder, info)
+    for split in ("train", "test", None):
+        with pytest.raises(InputError, match=r"patient 'a' is in splits \['test', 'train'\]: this would leak"):
+            TileDataset(folder, split)
+
+
+def test_edited_splits_are_refused(tmp_path):
+    folder = write_dataset(tmp_path, {"a": ("train", "MSS", 1), "b": ("test", "MSI", 1)})
+    path = folder / "splits.csv"
+    path.write_text(path.read_text().replace("b,test", "b,train"))
+    with pytest.raises(InputError, match="was edited after it was frozen"):
+        TileDataset(folder, "train")
+
+
+@pytest.mark.parametrize("tile", [0, 1])
+def test_a_broken_tile_is_named_with_its_file(tmp_path, tile):
+    folder = write_dataset(tmp_path, {"a": ("train", "MSS", 2)})
+    dataset = TileDataset(folder, "train")
+    path = folder / dataset.tiles["shard"][tile]
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    with pytest.raises(InputError, match=rf"tile 'a/{tile}' in .*a_{tile}\.\w+ cannot be decoded as an image"):
+        dataset[tile]
+    path.write_bytes(content[:-10])
+    with pytest.raises(InputError, match=rf"a_{tile}\.\w+ is cut short: {len(content)} bytes expected"):
+        dataset[tile]
+    path.unlink()
+    with pytest.raises(InputError, match=rf"cannot read tile data from .*a_{tile}"):
+        dataset[tile]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_damaged_images_raise_nothing_but_input_errors(suffix):
+    whole = encode(tile_pixels(0, 12), suffix)
+    refused = 0
+    for position in range(len(whole)):
+        # Single bits matter: a chunk that claims to be a little shorter fails elsewhere than a nonsensical one.
+        flipped = [whole[:position] + bytes([whole[position] ^ bits]) + whole[position + 1 :] for bits in (1, 16, 255)]
+        for content in (*flipped, whole[:position]):
+            try:
+                assert decode_image(content, where="tile").ndim == 3
+            except InputError:
+                refused += 1
+    assert refused > len(whole)
+
+
+def test_an_image_that_claims_an_absurd_size_is_refused():
+    content = bytearray(encode(tile_pixels(0, 12), "png"))
+    content[16:24] = struct.pack(">II", 30_000, 30_000)  # width and height in the header chunk, which ends with a CRC
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    with pytest.raises(InputError, match=r"tile 7 cannot be decoded as an image: .*900000000 pixels"):
+        decode_image(bytes(content), where="tile 7")

@@ -1,0 +1,186 @@
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ignite.engine import Events
+
+from kdml_med.data import RandStainJitterd, TileDataset, TileLoader
+from kdml_med.engines import KDMLTrainer
+from kdml_med.losses import CohortLoss
+from kdml_med.networks import Cohort, build_cohort
+from tests.data.folders import write_dataset
+from tests.networks.tiny import PLAIN, TINY
+
+MOBILE = {"name": "mobilenet_v2", "last_block": 2}
+
+
+def batches(count, size=4, classes=2):
+    generator = torch.Generator().manual_seed(11)
+    return [
+        {
+            "image": torch.randn(size, 3, 32, 32, generator=generator),
+            "label": torch.randint(0, classes, (size,), generator=generator),
+        }
+        for _ in range(count)
+    ]
+
+
+def trainer_of(cohort, data, loss, *, epochs=1, optimizer=None, **kwargs):
+    return KDMLTrainer(
+        device="cpu",
+        max_epochs=epochs,
+        train_data_loader=data,
+        network=cohort,
+        optimizer=optimizer or torch.optim.AdamW(cohort.parameter_groups(), lr=1e-2),
+        loss_function=loss,
+        **kwargs,
+    )
+
+
+def equal_states(network, other):
+    state, others = network.state_dict(), other.state_dict()
+    return state.keys() == others.keys() and all(torch.equal(state[name], others[name]) for name in state)
+
+
+@pytest.mark.parametrize("use_teacher", [False, True])
+def test_independent_students_train_bit_for_bit_as_if_alone(use_teacher):
+    def build():
+        return build_cohort(seed=3, teacher=TINY, students=[MOBILE, TINY, MOBILE], use_teacher=use_teacher)
+
+    cohort, data = build(), batches(3)
+    trainer_of(cohort, data, CohortLoss(beta=0.0, gamma=0.0), epochs=2).run()
+    for name in cohort.names:
+        alone = Cohort({"student_0": build().networks[name]})
+        start = copy.deepcopy(alone.networks["student_0"])
+        trainer_of(alone, data, CohortLoss(beta=0.0, gamma=0.0), epochs=2).run()
+        assert equal_states(cohort.networks[name], alone.networks["student_0"]), name
+        assert not equal_states(start, alone.networks["student_0"])
+
+
+def test_peers_change_what_students_learn():
+    def trained(gamma):
+        cohort = build_cohort(seed=3, students=[TINY, TINY], use_teacher=False)
+        trainer_of(cohort, batches(2), CohortLoss(beta=0.0, gamma=gamma)).run()
+        return cohort.networks["student_0"]
+
+    assert equal_states(trained(0.0), trained(0.0))
+    assert not equal_states(trained(0.0), trained(1.0))
+
+
+def test_teacher_trains_the_same_whatever_the_students_do():
+    def trained(students, **weights):
+        cohort = build_cohort(seed=3, teacher=MOBILE, students=students)
+        trainer_of(cohort, batches(3), CohortLoss(**weights)).run()
+        return cohort.networks["teacher"]
+
+    assert equal_states(trained([TINY]), trained([MOBILE, TINY], beta=7.0, gamma=3.0, temperature=2.0))
+
+
+def test_everyone_learns_to_tell_bright_from_dark():
+    (batch,) = batches(1, size=16)
+    batch["image"] += 4.0 * batch["label"].view(-1, 1, 1, 1)
+    cohort = build_cohort(teacher=PLAIN, students=[PLAIN, PLAIN])
+    optimizer = torch.optim.Adam(cohort.parameter_groups(), lr=0.1)
+    trainer_of(cohort, [batch], CohortLoss(), epochs=30, optimizer=optimizer).run()
+    for name, logits in cohort(batch["image"]).items():
+        assert torch.equal(logits.argmax(dim=1), batch["label"]), name
+
+
+def test_loss_terms_are_in_the_output_and_detached():
+    cohort = build_cohort(teacher=TINY, students=[TINY, TINY])
+    trainer = trainer_of(cohort, batches(2), CohortLoss())
+    trainer.run()
+    terms = trainer.state.output["loss_terms"]
+    kinds = {f"student_{index}_{kind}" for index in range(2) for kind in ("task", "kd", "ml")}
+    assert set(terms) == {"teacher_task", "loss"} | kinds
+    assert not any(value.requires_grad for value in terms.values())
+    assert terms["loss"].item() == trainer.state.output["loss"].item()
+    assert terms["loss"].item() == pytest.approx(sum(value.item() for name, value in terms.items() if name != "loss"))
+    assert set(trainer.state.output["pred"]) == {"teacher", "student_0", "student_1"}
+
+
+def test_the_loss_hears_of_every_epoch_before_its_first_batch():
+    seen = []
+
+    class Listening(CohortLoss):
+        def set_epoch(self, epoch):
+            super().set_epoch(epoch)
+            seen.append(f"epoch {epoch}")
+
+        def forward(self, predictions, target):
+            seen.append(self.weights()["gamma"])
+            return super().forward(predictions, target)
+
+    cohort = build_cohort(students=[TINY, TINY], use_teacher=False)
+    trainer_of(cohort, batches(2), Listening(beta=0.0, gamma=1.0, ramp_up_epochs=1), epochs=2).run()
+    assert seen == ["epoch 1", 0.5, 0.5, "epoch 2", 1.0, 1.0]
+
+
+def test_any_callable_that_gives_named_terms_can_be_the_loss():
+    def squares(predictions, _target):
+        terms = {name: value.square().mean() for name, value in predictions.items()}
+        return terms | {"loss": sum(terms.values())}
+
+    trainer = trainer_of(build_cohort(students=[TINY], use_teacher=False), batches(2), squares, epochs=2)
+    trainer.run()
+    assert set(trainer.state.output["loss_terms"]) == {"student_0", "loss"}
+
+
+def test_training_stops_at_the_first_term_that_is_not_finite_and_names_it():
+    cohort, data = build_cohort(teacher=TINY, students=[TINY, TINY]), batches(3)
+    broken = cohort.networks["student_1"]
+
+    def spoil(module, inputs, output):
+        return output * float("nan") if trainer.state.iteration == 2 else output
+
+    broken.register_forward_hook(spoil)
+    trainer = trainer_of(cohort, data, CohortLoss(gamma=0.0))
+    weights = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: weights.append(copy.deepcopy(cohort.state_dict())))
+    expected = r"loss terms \['student_1_task', 'student_1_kd'\] are not finite in epoch 1, iteration 2"
+    with pytest.raises(FloatingPointError, match=expected):
+        trainer.run()
+    assert len(weights) == 1
+    for name, parameter in cohort.named_parameters():
+        assert torch.equal(parameter, weights[0][name]), name
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_accumulated_batches_make_the_step_of_one_bigger_batch(steps):
+    small = batches(steps, size=4)
+    big = [{key: torch.cat([batch[key] for batch in small]) for key in ("image", "label")}]
+
+    def trained(data, **kwargs):
+        cohort = build_cohort(seed=1, teacher=PLAIN, students=[PLAIN, PLAIN])
+        optimizer = torch.optim.SGD(cohort.parameter_groups(), lr=0.5)
+        trainer_of(cohort, data, CohortLoss(), optimizer=optimizer, **kwargs).run()
+        return cohort.state_dict()
+
+    accumulated, whole = trained(small, accumulation_steps=steps), trained(big)
+    start = build_cohort(seed=1, teacher=PLAIN, students=[PLAIN, PLAIN]).state_dict()
+    for name, value in whole.items():
+        torch.testing.assert_close(accumulated[name], value, rtol=1e-5, atol=1e-6)
+        assert (value - start[name]).abs().max() > 1e-4, name
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_tiles_come_shuffled_and_augmented_anew_in_every_epoch(tmp_path, num_workers):
+    folder = write_dataset(tmp_path, {"a": ("train", "MSS", 3), "b": ("train", "MSI", 3)}, size_px=8)
+    dataset = TileDataset(folder, "train", transform=RandStainJitterd("image"), seed=5)
+    loader = TileLoader(dataset, batch_size=2, training=True, seed=5, num_workers=num_workers)
+    trainer = trainer_of(build_cohort(students=[TINY], use_teacher=False), loader, CohortLoss(beta=0.0), epochs=2)
+    seen = SimpleNamespace(names=[], images=[])
+
+    def remember():
+        seen.names += [(trainer.state.epoch, name) for name in trainer.state.batch["sample_id"]]
+        seen.images += list(trainer.state.output["image"])
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, remember)
+    trainer.run()
+    names = list(dataset.tiles["sample_id"])
+    assert sorted(seen.names) == sorted((epoch, name) for epoch in (1, 2) for name in names)
+    # Each tile looks as it must in the epoch that the engine counts, workers or not.
+    for (epoch, name), image in zip(seen.names, seen.images, strict=True):
+        assert torch.equal(image, dataset[epoch, names.index(name)]["image"])
+    assert [name for _, name in seen.names[:6]] != [name for _, name in seen.names[6:]]

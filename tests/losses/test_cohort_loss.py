@@ -1,0 +1,200 @@
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from kdml_med.losses import CohortLoss
+from kdml_med.losses import cohort as cohort_module
+from kdml_med.networks import build_cohort
+from tests.networks.tiny import TINY
+from tests.reference import cross_entropy, mutual_divergence, softened_kl
+
+TARGET = torch.tensor([0, 2, 1, 1, 0])
+
+
+def predictions(students, *, teacher):
+    names = (["teacher"] if teacher else []) + [f"student_{index}" for index in range(students)]
+    generator = torch.Generator().manual_seed(7)
+    return {name: torch.randn(len(TARGET), 3, generator=generator) for name in names}
+
+
+def refuse(*_args, **_kwargs):
+    raise AssertionError("computed although its weight is zero")
+
+
+@pytest.mark.parametrize(
+    ("students", "teacher", "expected"),
+    [
+        (1, False, {"student_0_task"}),
+        (1, True, {"teacher_task", "student_0_task", "student_0_kd"}),
+        (2, False, {"student_0_task", "student_0_ml", "student_1_task", "student_1_ml"}),
+        (
+            2,
+            True,
+            {"teacher_task"} | {f"student_{index}_{term}" for index in range(2) for term in ("task", "kd", "ml")},
+        ),
+        (3, False, {f"student_{index}_{term}" for index in range(3) for term in ("task", "ml")}),
+        (
+            3,
+            True,
+            {"teacher_task"} | {f"student_{index}_{term}" for index in range(3) for term in ("task", "kd", "ml")},
+        ),
+    ],
+)
+def test_terms_are_those_that_the_cohort_has(students, teacher, expected):
+    loss = CohortLoss(beta=1.0 if teacher else 0.0)
+    assert set(loss(predictions(students, teacher=teacher), TARGET)) == expected | {"loss"}
+
+
+@pytest.mark.parametrize("class_weights", [None, [0.5, 2.0, 1.0]])
+def test_every_term_and_the_weighted_sum_equal_the_reference(class_weights):
+    logits = predictions(3, teacher=True)
+    loss = CohortLoss(0.7, 0.3, 1.9, temperature=3, peer_temperature=2, class_weights=class_weights)
+    terms = loss(logits, TARGET)
+    students = [f"student_{index}" for index in range(3)]
+    expected = {"teacher_task": cross_entropy(logits["teacher"], TARGET.tolist(), class_weights)}
+    total = expected["teacher_task"]
+    for name in students:
+        peers = [logits[other] for other in students if other != name]
+        task = cross_entropy(logits[name], TARGET.tolist(), class_weights)
+        kd = softened_kl(logits["teacher"], logits[name], 3)
+        ml = mutual_divergence(peers, logits[name], 2)
+        expected |= {f"{name}_task": task, f"{name}_kd": kd, f"{name}_ml": ml}
+        total += 0.7 * task + 0.3 * kd + 1.9 * ml
+    expected["loss"] = total
+    assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weights", "function", "term"),
+    [
+        ({"beta": 0.0}, "distillation_loss", "kd"),
+        ({"gamma": 0.0}, "mutual_loss", "ml"),
+    ],
+)
+def test_a_term_of_weight_zero_is_neither_named_nor_computed(monkeypatch, weights, function, term):
+    monkeypatch.setattr(cohort_module, function, refuse)
+    terms = CohortLoss(**weights)(predictions(2, teacher=True), TARGET)
+    assert not [name for name in terms if name.endswith(term)]
+    with pytest.raises(AssertionError, match="weight is zero"):
+        CohortLoss()(predictions(2, teacher=True), TARGET)
+
+
+def test_labels_are_not_looked_at_without_alpha_and_with_a_frozen_teacher(monkeypatch):
+    monkeypatch.setattr(CohortLoss, "_task_loss", refuse)
+    terms = CohortLoss(alpha=0.0, train_teacher=False)(predictions(2, teacher=True), TARGET)
+    assert set(terms) == {"student_0_kd", "student_0_ml", "student_1_kd", "student_1_ml", "loss"}
+
+
+def test_a_frozen_teacher_teaches_but_has_no_term_of_its_own():
+    terms = CohortLoss(train_teacher=False)(predictions(1, teacher=True), TARGET)
+    assert set(terms) == {"student_0_task", "student_0_kd", "loss"}
+
+
+def test_ramp_reaches_full_weight_in_the_epoch_after_it():
+    # Four epochs of ramp: fifths of beta = 2 and gamma = 1 in epochs 1 to 4, all of it from epoch 5 on.
+    loss = CohortLoss(0.5, 2.0, 1.0, ramp_up_epochs=4)
+    seen = {}
+    for epoch in (1, 2, 3, 4, 5, 50):
+        loss.set_epoch(epoch)
+        seen[epoch] = tuple(loss.weights().values())
+    expected = {1: (0.5, 0.4, 0.2), 2: (0.5, 0.8, 0.4), 3: (0.5, 1.2, 0.6), 4: (0.5, 1.6, 0.8)}
+    expected |= {5: (0.5, 2.0, 1.0), 50: (0.5, 2.0, 1.0)}
+    for epoch, weights in expected.items():
+        assert seen[epoch] == pytest.approx(weights)
+
+
+def test_without_a_ramp_or_without_epochs_the_weights_are_full():
+    loss = CohortLoss(0.5, 2.0, 1.0)
+    loss.set_epoch(1)
+    assert loss.weights() == CohortLoss(0.5, 2.0, 1.0, ramp_up_epochs=9).weights()
+    assert loss.weights() == {"alpha": 0.5, "beta": 2.0, "gamma": 1.0}
+
+
+def test_the_ramp_scales_what_is_back_propagated_but_not_the_reported_terms():
+    logits, loss = predictions(2, teacher=True), CohortLoss(ramp_up_epochs=1)
+    full = loss(logits, TARGET)
+    loss.set_epoch(1)
+    half = loss(logits, TARGET)
+    imitation = sum(value for name, value in full.items() if name.endswith(("_kd", "_ml")))
+    assert half["loss"].item() == pytest.approx((full["loss"] - imitation / 2).item())
+    assert half["student_0_kd"].item() == full["student_0_kd"].item()
+
+
+def own_loss(name, logits, target, *, alpha, beta, gamma, temperature, peer_temperature):
+    """Loss of one network with everybody else's logits held constant, written out from the formula."""
+
+    def kl(constant, free, t):
+        p = F.softmax(constant.detach() / t, dim=1)
+        return t**2 * (p * (p.log() - F.log_softmax(free / t, dim=1))).sum(dim=1).mean()
+
+    task = -F.log_softmax(logits[name], dim=1)[range(len(target)), target].mean()
+    if name == "teacher":
+        return task
+    peers = [value for other, value in logits.items() if other not in (name, "teacher")]
+    ml = sum(kl(peer, logits[name], peer_temperature) for peer in peers) / len(peers)
+    return alpha * task + beta * kl(logits["teacher"], logits[name], temperature) + gamma * ml
+
+
+def test_each_network_receives_the_gradient_of_its_own_loss_only():
+    settings = {"alpha": 0.8, "beta": 1.5, "gamma": 2.5, "temperature": 3.0, "peer_temperature": 1.5}
+    cohort = build_cohort(num_classes=3, teacher={"name": TINY, "width": 8}, students=[TINY, TINY, TINY])
+    image, target = (
+        torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 1, 2, 0, 1, 2]),
+    )
+    CohortLoss(**settings)(cohort(image), target)["loss"].backward()
+    for name, network in cohort.networks.items():
+        parameters = list(network.parameters())
+        expected = torch.autograd.grad(own_loss(name, cohort(image), target, **settings), parameters)
+        for parameter, gradient in zip(parameters, expected, strict=True):
+            assert gradient.abs().max() > 1e-4
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_teacher_learns_the_same_with_and_without_students():
+    cohort = build_cohort(num_classes=3, teacher=TINY, students=[TINY, TINY])
+    alone = copy.deepcopy(cohort.networks["teacher"])
+    image = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    CohortLoss()(cohort(image), TARGET)["loss"].backward()
+    F.cross_entropy(alone(image), TARGET).backward()
+    for together, apart in zip(cohort.networks["teacher"].parameters(), alone.parameters(), strict=True):
+        assert torch.equal(together.grad, apart.grad)
+
+
+def test_half_precision_predictions_give_a_float32_loss():
+    logits = {name: value.bfloat16() for name, value in predictions(2, teacher=True).items()}
+    terms = CohortLoss(class_weights=[1.0, 2.0, 1.0])(logits, TARGET)
+    same = CohortLoss(class_weights=[1.0, 2.0, 1.0])({name: value.float() for name, value in logits.items()}, TARGET)
+    assert {value.dtype for value in terms.values()} == {torch.float32}
+    assert torch.equal(terms["loss"], same["loss"])
+
+
+def test_beta_without_a_teacher_is_refused():
+    with pytest.raises(ValueError, match="no teacher: set beta to 0"):
+        CohortLoss()(predictions(2, teacher=False), TARGET)
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_a_student_with_nothing_to_learn_from_is_refused(teacher):
+    # With alpha = beta = 0 only peers are left, and a single student has none; a teacher that learns does not help it.
+    with pytest.raises(ValueError, match="student_0 has nothing to learn from"):
+        CohortLoss(alpha=0.0, beta=0.0)(predictions(1, teacher=teacher), TARGET)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": -1.0}, "alpha must not be negative"),
+        ({"beta": -0.1}, "beta must not be negative"),
+        ({"gamma": -0.1}, "gamma must not be negative"),
+        ({"ramp_up_epochs": -1}, "ramp_up_epochs must not be negative"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"peer_temperature": -2.0}, "peer_temperature must be positive"),
+        ({"alpha": 0.0, "beta": 0.0, "gamma": 0.0}, "learn from nothing"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        CohortLoss(**settings)

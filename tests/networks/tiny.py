@@ -1,0 +1,30 @@
+"""Networks small enough to train in a test, named in cohorts by their import path."""
+
+from torch import Tensor, nn
+
+TINY = "tests.networks.tiny.TinyNet"
+PLAIN = "tests.networks.tiny.PlainNet"
+
+
+class TinyNet(nn.Module):
+    """A convolution with batch norm and a classifier."""
+
+    def __init__(self, num_classes: int, *, width: int = 4) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.fc(self.body(image).mean(dim=(2, 3)))
+
+
+class PlainNet(nn.Module):
+    """The same without batch norm: samples of a batch do not see each other."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Tanh())
+        self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.fc(self.body(image).mean(dim=(2, 3)))

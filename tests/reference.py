@@ -1,0 +1,149 @@
+"""Slow, plain implementations that the fast ones are compared with; each says where it comes from."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+Floats = NDArray[np.float64]
+
+# He et al. 2015, arXiv:1512.03385, table 1: blocks in each of the four stages.
+RESNET_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
+BOTTLENECKS = {"resnet50"}
+
+# Sandler et al. 2018, arXiv:1801.04381, table 2, written out block by block: expansion, channels, stride.
+MOBILENET_BLOCKS = [
+    (1, 16, 1),
+    *[(6, 24, 2), (6, 24, 1)],
+    *[(6, 32, 2), (6, 32, 1), (6, 32, 1)],
+    *[(6, 64, 2), (6, 64, 1), (6, 64, 1), (6, 64, 1)],
+    *[(6, 96, 1), (6, 96, 1), (6, 96, 1)],
+    *[(6, 160, 2), (6, 160, 1), (6, 160, 1)],
+    (6, 320, 1),
+]
+
+
+def softmax(logits: Sequence[float], temperature: float) -> list[float]:
+    """Hinton et al. 2015, arXiv:1503.02531, equation 1."""
+    largest = max(logits)
+    powers = [math.exp((logit - largest) / temperature) for logit in logits]
+    return [power / sum(powers) for power in powers]
+
+
+def softened_kl(target: ArrayLike, logits: ArrayLike, temperature: float) -> float:
+    """T² · mean over rows of Σ_i p_i · ln(p_i / q_i), p from the target and q from the logits, both softened by T.
+
+    Hinton et al. 2015, arXiv:1503.02531, section 2: cross-entropy with soft targets, times T²; the entropy of the
+    targets is subtracted, so that the value is a divergence. With T = 1 it is Zhang et al. 2018, arXiv:1706.00384,
+    equation 3.
+    """
+    total = 0.0
+    rows = list(zip(np.asarray(target, np.float64), np.asarray(logits, np.float64), strict=True))
+    for target_row, row in rows:
+        p, q = softmax(list(target_row), temperature), softmax(list(row), temperature)
+        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    return temperature**2 * total / len(rows)
+
+
+def softened_kl_gradient(target: ArrayLike, logits: ArrayLike, temperature: float) -> Floats:
+    """Derivative of ``softened_kl`` by the logits: T / batch · (q - p).
+
+    Hinton et al. 2015, arXiv:1503.02531, equation 2, times T² and averaged over the batch.
+    """
+    target, logits = np.asarray(target, np.float64), np.asarray(logits, np.float64)
+    q = np.array([softmax(list(row), temperature) for row in logits])
+    p = np.array([softmax(list(row), temperature) for row in target])
+    return temperature * (q - p) / len(logits)
+
+
+def mutual_divergence(peers: Sequence[ArrayLike], logits: ArrayLike, temperature: float) -> float:
+    """Mean over the peers of the divergence from peer to student: Zhang et al. 2018, arXiv:1706.00384, equation 8."""
+    return sum(softened_kl(peer, logits, temperature) for peer in peers) / len(peers)
+
+
+def cross_entropy(logits: ArrayLike, target: Sequence[int], class_weights: Sequence[float] | None = None) -> float:
+    """Weighted mean of -ln σ(z)_y; the weights are those of the classes that occur."""
+    rows = np.asarray(logits, np.float64)
+    weights = [1.0 if class_weights is None else class_weights[label] for label in target]
+    losses = [-math.log(softmax(list(row), 1.0)[label]) for row, label in zip(rows, target, strict=True)]
+    return sum(weight * loss for weight, loss in zip(weights, losses, strict=True)) / sum(weights)
+
+
+def resnet_names(name: str) -> list[str]:
+    """Entries of torchvision's state dict of a ResNet with basic or bottleneck blocks and projection shortcuts."""
+
+    def norm(prefix: str) -> list[str]:
+        return [f"{prefix}.{part}" for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
+
+    names = ["conv1.weight", *norm("bn1")]
+    for stage, blocks in enumerate(RESNET_BLOCKS[name], 1):
+        for block in range(blocks):
+            prefix = f"layer{stage}.{block}"
+            for number in range(1, 4 if name in BOTTLENECKS else 3):
+                names += [f"{prefix}.conv{number}.weight", *norm(f"{prefix}.bn{number}")]
+            # Shapes change where a stage begins; the first stage of basic blocks keeps 64 channels and the size.
+            if block == 0 and (stage > 1 or name in BOTTLENECKS):
+                names += [f"{prefix}.downsample.0.weight", *norm(f"{prefix}.downsample.1")]
+    return [*names, "fc.weight", "fc.bias"]
+
+
+def _norm(x: Tensor, state: Mapping[str, Tensor], prefix: str) -> Tensor:
+    mean, var = state[f"{prefix}.running_mean"], state[f"{prefix}.running_var"]
+    return F.batch_norm(x, mean, var, state[f"{prefix}.weight"], state[f"{prefix}.bias"])
+
+
+def resnet_logits(name: str, state: Mapping[str, Tensor], image: Tensor) -> Tensor:
+    """A ResNet in evaluation mode, from its state dict alone.
+
+    He et al. 2015, arXiv:1512.03385, figure 5 and table 1, option B shortcuts; in bottlenecks the 3×3 convolution
+    carries the stride, as torchvision's weights expect ("v1.5").
+    """
+    x = F.relu(_norm(F.conv2d(image, state["conv1.weight"], stride=2, padding=3), state, "bn1"))
+    x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+    for stage, blocks in enumerate(RESNET_BLOCKS[name], 1):
+        for block in range(blocks):
+            prefix = f"layer{stage}.{block}"
+            stride = 2 if stage > 1 and block == 0 else 1
+            steps = [(1, 1, 0), (2, stride, 1), (3, 1, 0)] if name in BOTTLENECKS else [(1, stride, 1), (2, 1, 1)]
+            out = x
+            for number, step, padding in steps:
+                out = F.conv2d(out, state[f"{prefix}.conv{number}.weight"], stride=step, padding=padding)
+                out = _norm(out, state, f"{prefix}.bn{number}")
+                if number < len(steps):
+                    out = F.relu(out)
+            if f"{prefix}.downsample.0.weight" in state:
+                x = _norm(
+                    F.conv2d(x, state[f"{prefix}.downsample.0.weight"], stride=stride), state, f"{prefix}.downsample.1"
+                )
+            x = F.relu(x + out)
+    return x.mean(dim=(2, 3)) @ state["fc.weight"].T + state["fc.bias"]
+
+
+def mobilenet_logits(state: Mapping[str, Tensor], image: Tensor, last_block: int = len(MOBILENET_BLOCKS)) -> Tensor:
+    """MobileNetV2 in evaluation mode, from its state dict alone, ended after a block.
+
+    Sandler et al. 2018, arXiv:1801.04381, tables 1 and 2; entries are named as torchvision names them.
+    """
+
+    def unit(x: Tensor, prefix: str, *, stride: int = 1, groups: int = 1) -> Tensor:
+        weight = state[f"{prefix}.0.weight"]
+        x = F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=groups)
+        return _norm(x, state, f"{prefix}.1").clamp(0, 6)
+
+    x = unit(image, "features.0", stride=2)
+    for number, (expansion, channels, stride) in enumerate(MOBILENET_BLOCKS[:last_block], 1):
+        prefix, out = f"features.{number}.conv", x
+        if expansion > 1:
+            out = unit(out, f"{prefix}.0")
+        depthwise = 1 if expansion > 1 else 0
+        out = unit(out, f"{prefix}.{depthwise}", stride=stride, groups=x.shape[1] * expansion)
+        out = F.conv2d(out, state[f"{prefix}.{depthwise + 1}.weight"])
+        out = _norm(out, state, f"{prefix}.{depthwise + 2}")
+        x = x + out if stride == 1 and x.shape[1] == channels else out
+    if last_block == len(MOBILENET_BLOCKS):
+        x = unit(x, "features.18")
+    return torch.einsum("bc,kc->bk", x.mean(dim=(2, 3)), state["classifier.1.weight"]) + state["classifier.1.bias"]
