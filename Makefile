@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## generated slides -> tiles -> training -> test evaluation, in demo/
 	$(BIN)/python -m preprocessing.make_demo --task msi --out $(DEMO)/slides
 	$(BIN)/python -m preprocessing.tile_slides $(DEMO)/slides/slides --labels $(DEMO)/slides/labels.csv \
-		--out $(DEMO)/tiles --mpp 1.75 --tile-size 64 --limit-tiles 24 --workers 2
+		--out $(DEMO)/tiles --mpp 1.75 --tile-size 64 --limit-tiles 24 --workers 2 --synthetic
 	$(BIN)/python -m preprocessing.make_splits $(DEMO)/tiles
 	$(BIN)/python -m monai.bundle run --config_file $(CONFIGS)/train.json \
 		--dataset_dir $(DEMO)/tiles --run_dir $(DEMO)/run

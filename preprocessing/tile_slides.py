@@ -31,7 +31,9 @@ def main(
     patient_column: Annotated[str | None, Option(help="Column of --labels with the patient id.")] = None,
     slide_column: Annotated[str | None, Option(help="Column of --labels with the slide name.")] = None,
     label_column: Annotated[str | None, Option(help="Column of --labels with the label.")] = None,
-    classes: Annotated[str | None, Option(help="Class names, comma between them, positive class last.")] = None,
+    site_column: Annotated[str | None, Option(help="Column of --labels with the hospital.")] = None,
+    mpp_column: Annotated[str | None, Option(help="Column of --labels with micrometres per pixel.")] = None,
+    classes: Annotated[tuple[str, str] | None, Option(help="Two classes, the positive one last.")] = None,
     label_level: Annotated[str, Option(help="What carries one label: patient or slide.")] = "patient",
     mpp: Annotated[float | None, Option(help=f"Micrometres per tile pixel. [default: {_DEFAULT.mpp}]")] = None,
     tile_size: Annotated[int | None, Option(help=f"Tile side, pixels. [default: {_DEFAULT.tile_size_px}]")] = None,
@@ -54,6 +56,7 @@ def main(
     limit_tiles: Annotated[int | None, Option(help="At most so many tiles of each slide, drawn at random.")] = None,
     seed: Annotated[int, Option(help="Of the draw by --limit-tiles.")] = _DEFAULT.seed,
     reader: Annotated[str, Option(help="auto, or openslide to do without the fast reader.")] = _DEFAULT.reader,
+    synthetic: Annotated[bool, Option("--synthetic", help="The slides are generated; reports will say so.")] = False,
 ) -> ExitCode:
     """Cut slides into tiles of a stated physical size, and store them as a dataset folder."""
     size = geometry(preset, mpp=mpp, tile_size_px=tile_size, min_tissue=min_tissue, max_background=max_background)
@@ -68,15 +71,21 @@ def main(
         "seed": seed,
         "reader": reader,
     }
-    columns = {"patient_column": patient_column, "slide_column": slide_column, "label_column": label_column}
+    columns = {
+        "patient_column": patient_column,
+        "slide_column": slide_column,
+        "label_column": label_column,
+        "site_column": site_column,
+        "mpp_column": mpp_column,
+    }
     table = _read_table(labels, columns, classes, label_level)
-    report = tile_slides(inputs, out, TilingOptions(**settings), labels=table, workers=workers)
+    report = tile_slides(inputs, out, TilingOptions(**settings), labels=table, workers=workers, synthetic=synthetic)
     _print_report(report, out)
     return ExitCode.SOME_FAILED if report.failures else ExitCode.OK
 
 
 def _read_table(
-    path: Path | None, columns: dict[str, str | None], classes: str | None, label_level: str
+    path: Path | None, columns: dict[str, str | None], classes: tuple[str, str] | None, label_level: str
 ) -> LabelTable | None:
     if path is None:
         given = [name for name, value in {**columns, "classes": classes}.items() if value is not None]
@@ -85,8 +94,7 @@ def _read_table(
         return None
     if label_level not in ("patient", "slide"):
         raise InputError(f"--label-level is {label_level!r}, expected patient or slide.")
-    names = [name.strip() for name in classes.split(",")] if classes else None
-    return read_labels(path, **columns, classes=names, label_level="slide" if label_level == "slide" else "patient")
+    return read_labels(path, **columns, classes=classes, label_level="slide" if label_level == "slide" else "patient")
 
 
 def _print_report(report: TilingReport, out: Path) -> None:

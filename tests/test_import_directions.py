@@ -21,7 +21,7 @@ ALLOWED = {
     "networks": {"errors", "keys"},
     "wsi": CONTRACT,
     "demo": CONTRACT | {"wsi"},
-    "data": CONTRACT,
+    "data": CONTRACT | {"wsi"},  # stain normalisation as a training transform
     "engines": {"errors", "keys", "losses", "networks"},
     "runs": CONTRACT | {"metrics", "networks"},
     "handlers": CONTRACT | {"engines", "losses", "metrics", "networks", "runs"},

@@ -1,22 +1,29 @@
 """What bundle configs call, so that they need no Python of their own."""
 
 from kdml_med.bundle.command_line import check_command_line, find_root
-from kdml_med.bundle.stages import (
-    describe_run,
+from kdml_med.bundle.preparation import (
+    build_loss,
+    build_training_cohort,
+    fold_of,
+    load_trained_cohort,
     prepare_evaluation,
     prepare_training,
     read_description,
-    save_evaluation,
-    save_inference,
+    record_run,
 )
+from kdml_med.bundle.results import save_evaluation, save_inference
 
 __all__ = [
+    "build_loss",
+    "build_training_cohort",
     "check_command_line",
-    "describe_run",
     "find_root",
+    "fold_of",
+    "load_trained_cohort",
     "prepare_evaluation",
     "prepare_training",
     "read_description",
+    "record_run",
     "save_evaluation",
     "save_inference",
 ]

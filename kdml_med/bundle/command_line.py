@@ -117,11 +117,11 @@ def _config_files(arguments: Mapping[str, str]) -> list[Path]:
 
 
 @contextlib.contextmanager
-def errors_for_people() -> Iterator[None]:
-    """Turn ``InputError`` into one line on standard error and ``ExitCode.BAD_INPUT``."""
+def errors_for_people(kind: type[Exception] = InputError) -> Iterator[None]:
+    """Turn errors of this kind into one line on standard error and ``ExitCode.BAD_INPUT``."""
     try:
         yield
-    except InputError as error:
+    except kind as error:
         _fail(str(error))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,15 @@ from torch.utils.data.distributed import DistributedSampler
 
 from kdml_med.errors import InputError
 from kdml_med.keys import BatchKey
-from kdml_med.manifest import DatasetInfo, image_root, read_info, read_manifest, read_member
-from kdml_med.splits import assign_splits
+from kdml_med.manifest import SLIDES_FILE, DatasetInfo, image_root, read_info, read_manifest, read_member
+from kdml_med.splits import assign_splits, read_splits
+from kdml_med.wsi.shards import read_stain_fits
+from kdml_med.wsi.stain import StainFit, normalise_stains
+
+logger = logging.getLogger(__name__)
 
 UNLABELLED = -1
+STAINS = ("none", "macenko")
 NO_EPOCH = 0
 
 
@@ -78,14 +84,18 @@ class TileDataset(Dataset[dict[str, Any]]):
         fold: number of the test fold where splits.csv holds folds.
         transform: MONAI transform on a dictionary with ``BatchKey`` keys; None for none.
         image_size: side in pixels that tiles are resized to; None keeps the stored size.
+        stain: "macenko" normalises stains with the slide's own matrix from slides.csv, unless the tiles are stored
+            normalised; "none" takes them as they are stored.
         seed: of the random transforms.
 
     Attributes:
         tiles: the manifest rows behind the samples, in sample order.
         classes: class names in index order, the last one positive.
+        stain: the normalisation that the pixels come with, "none" or "macenko".
 
     Raises:
-        InputError: the folder breaks its contract, its splits leak, or the split is empty or has unlabelled tiles.
+        InputError: the folder breaks its contract, its splits leak, the split has no labelled tiles, or a slide has no
+            stain matrix.
     """
 
     def __init__(
@@ -96,8 +106,11 @@ class TileDataset(Dataset[dict[str, Any]]):
         fold: int | None = None,
         transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         image_size: int | None = None,
+        stain: str = "none",
         seed: int = 0,
     ) -> None:
+        if stain not in STAINS:
+            raise InputError(f"stain must be one of {', '.join(STAINS)}, got {stain!r}.")
         self.dataset_dir = Path(dataset_dir)
         self.info: DatasetInfo = read_info(self.dataset_dir)
         self.tiles = select_tiles(self.dataset_dir, self.info, split, fold)
@@ -109,13 +122,9 @@ class TileDataset(Dataset[dict[str, Any]]):
         self.root = image_root(self.dataset_dir, self.info)
         index = {name: position for position, name in enumerate(self.classes)}
         self.labels: list[int] = [index.get(label, UNLABELLED) for label in self.tiles["label"]]
-        if split is not None and UNLABELLED in self.labels:
-            row = self.tiles.iloc[self.labels.index(UNLABELLED)]
-            found = "no label" if pd.isna(row["label"]) else f"label {row['label']!r}"
-            raise InputError(
-                f"tile {row['sample_id']!r} of patient {row['patient_id']!r} has {found}, expected one of "
-                f"{self.classes}. Training and evaluation need labels: tile again with --labels."
-            )
+        stored = self.info.options.get("stain", "none")
+        self.stain = "macenko" if "macenko" in (stain, stored) else "none"
+        self._stain_fits = {} if self.stain == stored else self._read_stain_fits()
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -124,7 +133,20 @@ class TileDataset(Dataset[dict[str, Any]]):
         """Stored pixels of a tile: uint8, [height, width, 3]."""
         row = self.tiles.iloc[index]
         data = read_member(self.root, row["shard"], int(row["offset"]), int(row["size"]))
-        return decode_image(data, where=f"tile {row['sample_id']!r} in {self.root / row['shard']}")
+        image = decode_image(data, where=f"tile {row['sample_id']!r} in {self.root / row['shard']}")
+        fit = self._stain_fits.get(row["slide_id"])
+        return image if fit is None else normalise_stains(image, fit)
+
+    def _read_stain_fits(self) -> dict[str, StainFit]:
+        path = self.dataset_dir / SLIDES_FILE
+        fits = read_stain_fits(path) if path.is_file() else {}
+        missing = sorted(set(self.tiles["slide_id"]) - set(fits))
+        if missing:
+            raise InputError(
+                f"{path} has no stain matrix for {len(missing)} slides, first {missing[0]!r}: leave --stain out, or "
+                "make the dataset with `python -m preprocessing.tile_slides`."
+            )
+        return fits
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         epoch, position = index if isinstance(index, tuple) else (NO_EPOCH, index)
@@ -152,15 +174,29 @@ class TileDataset(Dataset[dict[str, Any]]):
 def select_tiles(dataset_dir: Path, info: DatasetInfo, split: str | None, fold: int | None) -> pd.DataFrame:
     """Manifest rows of a split, or all of them; either way the splits, where there are any, must not leak."""
     manifest = read_manifest(dataset_dir)
-    if split is None and info.splits is None:
+    if split is None:
+        if info.splits is not None:
+            read_splits(dataset_dir, manifest, info)
         return manifest
     assigned = assign_splits(dataset_dir, manifest, info, fold=fold)
-    if split is None:
-        return manifest
-    tiles: pd.DataFrame = manifest[(assigned == split).to_numpy()].reset_index(drop=True)
+    tiles: pd.DataFrame = manifest[(assigned == split).to_numpy()]
     if tiles.empty:
         raise InputError(f"split {split!r} of {dataset_dir} has no tiles; present: {sorted(set(assigned))}.")
-    return tiles
+    labelled: pd.DataFrame = tiles[tiles["label"].notna()].reset_index(drop=True)
+    unknown = labelled[~labelled["label"].isin(info.classes)]
+    if len(unknown):
+        row = unknown.iloc[0]
+        raise InputError(
+            f"tile {row['sample_id']!r} of patient {row['patient_id']!r} has label {row['label']!r}, expected one of "
+            f"{info.classes}: make the dataset again."
+        )
+    if labelled.empty:
+        raise InputError(
+            f"split {split!r} of {dataset_dir} has no labelled tiles: make the dataset with a label table."
+        )
+    if len(labelled) < len(tiles):
+        logger.info("split %s: %d tiles without a label are left out", split, len(tiles) - len(labelled))
+    return labelled
 
 
 class EpochSampler(DistributedSampler[Any]):

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 # The field of view is that of the public MSI tiles (112 µm); the resolution is coarse so that a CPU trains in minutes.
 TILE_SIZE_PX = 64
 MPP = 1.75
+TILES_PER_SLIDE = 24
 
 
 def ensure_demo_dataset(dataset_dir: Path, *, patients: int = 36, seed: int = 0, workers: int = 2) -> None:
@@ -35,14 +36,14 @@ def ensure_demo_dataset(dataset_dir: Path, *, patients: int = 36, seed: int = 0,
         if info.splits is not None:
             return
     print(
-        "No --dataset_dir given: using the built-in demo cohort of generated slides. It shows that the pipeline\n"
+        "The default dataset is the built-in demo cohort of generated slides. It shows that the pipeline\n"
         f"works; its figures say nothing about accuracy. Making it once in {dataset_dir} (about a minute) ...",
         flush=True,
     )
     slides_dir = dataset_dir.with_name(dataset_dir.name + "_slides")
     write_demo_cohort(slides_dir, patients=patients, seed=seed)
     labels = read_labels(slides_dir / "labels.csv")
-    options = TilingOptions(mpp=MPP, tile_size_px=TILE_SIZE_PX)
+    options = TilingOptions(mpp=MPP, tile_size_px=TILE_SIZE_PX, limit_tiles=TILES_PER_SLIDE)
     slides = sorted((slides_dir / "slides").glob("*.svs"))
     report = tile_slides(slides, dataset_dir, options, labels=labels, workers=workers, synthetic=True)
     if report.failures:

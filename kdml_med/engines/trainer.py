@@ -53,7 +53,7 @@ class KDMLTrainer(SupervisedTrainer):
         if not torch.isfinite(total):
             bad = [name for name, value in terms.items() if name != LossTerm.LOSS and not torch.isfinite(value)]
             raise FloatingPointError(
-                f"loss terms {bad} are not finite in epoch {self.state.epoch}, iteration {self.state.iteration}: lower "
-                "the learning rate, or look for broken images in this batch. The last checkpoint is from before."
+                f"loss terms {bad} are not finite in epoch {self.state.epoch}, iteration {self.state.iteration}: start "
+                "again in a new --run_dir with a lower --learning_rate, or look for broken images in this batch."
             )
         return total

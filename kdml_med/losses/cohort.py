@@ -30,7 +30,7 @@ class CohortLoss(nn.Module):
         gamma: weight of the peers.
         temperature: T towards the teacher.
         peer_temperature: T_p between peers.
-        ramp_up_epochs: beta and gamma grow linearly from 0 and reach their value in the epoch after this many; 0 for
+        ramp_up_epochs: in epoch e, beta and gamma are e / (ramp_up_epochs + 1) of their value, later all of it; 0 for
             full weight at once. Early on, teacher and peers know nothing worth imitating.
         class_weights: weight of each class in the cross-entropy, for uneven classes; None for equal weights.
         train_teacher: False leaves the teacher's loss out (frozen teacher).

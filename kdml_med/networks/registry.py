@@ -127,7 +127,7 @@ def _import(path: str) -> Callable[..., nn.Module]:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise InputError(
             f"unknown network {path!r}; known: {', '.join(sorted(ARCHITECTURES))}, or a dotted import path such as "
-            f"'monai.networks.nets.DenseNet121'.{hint}"
+            f"'monai.networks.nets.EfficientNetBN'.{hint}"
         )
     try:
         builder: Callable[..., nn.Module] = getattr(importlib.import_module(module_name), attribute)

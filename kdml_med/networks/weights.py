@@ -59,7 +59,7 @@ def load_initial_weights(network: nn.Module, path: Path) -> list[str]:
     """
     source = read_state_dict(path)
     target = network.state_dict()
-    # Batch counters exist only in files saved by a batch norm with momentum=None in use; they do not affect results.
+    # Batch counters matter only to a batch norm with momentum=None, and published files often lack them.
     wanted = [name for name in target if not name.endswith("num_batches_tracked")]
     fitting = {name: source[name] for name in wanted if name in source and source[name].shape == target[name].shape}
     unfilled = [name for name in wanted if name not in fitting]

@@ -211,6 +211,8 @@ class _Cutter:
             for clone in clones:
                 self.readers.put(TileReader(clone, self.grid, self.plan, self.options))
             self.record.stain = self._fit_stain(candidates)
+            if self.options.stain == "macenko" and self.record.stain is None:
+                raise SlideError("its two stains cannot be told apart, so it cannot be normalised; use --stain none")
             rows = self._write_shard(self._cut_all(candidates))
         finally:
             for clone in clones[1:]:

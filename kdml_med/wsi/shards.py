@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -115,6 +116,18 @@ class ShardWriter:
             self._temporary.replace(self._path)
         else:
             self._temporary.unlink(missing_ok=True)
+
+
+def read_stain_fits(path: Path) -> dict[str, StainFit]:
+    """Stain fits of slides.csv by slide; slides that did not allow a fit are left out."""
+    table = pd.read_csv(path, dtype={"slide_id": str})
+    if not set(_STAIN_COLUMNS) <= set(table.columns):
+        return {}
+    fits = {}
+    for slide_id, *values in table.dropna(subset=_STAIN_COLUMNS)[["slide_id", *_STAIN_COLUMNS]].itertuples(index=False):
+        numbers = np.array(values, dtype=np.float64)
+        fits[str(slide_id)] = StainFit(numbers[:6].reshape(2, 3).T, numbers[6:])
+    return fits
 
 
 def shard_path(out_dir: Path, slide_id: str) -> Path:

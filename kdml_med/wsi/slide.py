@@ -31,6 +31,9 @@ _RESOLUTION_TAG, _UNIT_TAG = 282, 296
 _UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # TIFF ResolutionUnit: inch, centimetre
 
 
+_AFFORDABLE_DOWNSAMPLE = 3.0
+
+
 class SlideError(Exception):
     """A slide, or a region of it, cannot be used. The message is for a person and goes to failures.csv."""
 
@@ -60,7 +63,7 @@ class Slide(Protocol):
     header_source: str
 
     def factors(self, level: int) -> tuple[int, ...]:
-        """Integer reductions that ``read`` offers on this level; 1 is always there."""
+        """Integer reductions that ``read`` offers on this level; on level 0, 1 is always there."""
         ...
 
     def read(self, level: int, factor: int, x_r: int, y_r: int, width_r: int, height_r: int) -> Pixels:
@@ -98,8 +101,12 @@ class OpenSlideSlide:
         self.header_mpp, self.header_source = _mpp_of_properties(properties)
 
     def factors(self, level: int) -> tuple[int, ...]:
-        """See ``Slide.factors``."""
-        return (1,)
+        """See ``Slide.factors``; none for a level that OpenSlide cannot place exactly."""
+        # OpenSlide places a region by the level's downsample as it estimates it. Where that is no whole number, pixels
+        # are shifted by up to half and interpolated. Up to 2x, reading full resolution instead is affordable.
+        downsample = self._downsamples[level]
+        shifted = abs(downsample - round(downsample)) > 1e-6
+        return () if shifted and downsample < _AFFORDABLE_DOWNSAMPLE else (1,)
 
     def read(self, level: int, factor: int, x_r: int, y_r: int, width_r: int, height_r: int) -> Pixels:
         """See ``Slide.read``."""

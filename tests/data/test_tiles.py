@@ -1,4 +1,5 @@
 import hashlib
+import logging
 import struct
 import zlib
 
@@ -15,6 +16,7 @@ from kdml_med.data import EpochSampler, NormalizeColourd, RandStainJitterd, Tile
 from kdml_med.data.tiles import decode_image, image_to_tensor
 from kdml_med.errors import InputError
 from kdml_med.manifest import read_info, write_info
+from kdml_med.wsi.stain import REFERENCE, StainFit, normalise_stains
 from tests.data.folders import CLASSES, encode, tile_pixels, write_dataset
 
 PATIENTS = {
@@ -247,10 +249,14 @@ def test_evaluation_reads_every_tile_in_order(folder):
     assert names == list(TileDataset(folder, "train").tiles["sample_id"])
 
 
-def test_unlabelled_tiles_in_a_labelled_split_are_refused(tmp_path):
-    folder = write_dataset(tmp_path, {"a": ("train", "MSS", 1), "b": ("train", None, 1)})
-    with pytest.raises(InputError, match=r"tile 'b/0' of patient 'b' has no label, expected one of \['MSS', 'MSI'\]"):
-        TileDataset(folder, "train")
+def test_unlabelled_tiles_are_left_out_of_a_split_and_counted(tmp_path, caplog):
+    folder = write_dataset(tmp_path, {"a": ("train", "MSS", 2), "b": ("train", None, 1), "c": ("val", None, 1)})
+    with caplog.at_level(logging.INFO):
+        assert set(TileDataset(folder, "train").tiles["patient_id"]) == {"a"}
+    assert "1 tiles without a label are left out" in caplog.text
+    assert len(TileDataset(folder)) == 4
+    with pytest.raises(InputError, match=r"split 'val' of .* has no labelled tiles"):
+        TileDataset(folder, "val")
 
 
 def test_a_label_that_is_no_class_of_the_dataset_is_refused(tmp_path):
@@ -324,3 +330,42 @@ def test_an_image_that_claims_an_absurd_size_is_refused():
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     with pytest.raises(InputError, match=r"tile 7 cannot be decoded as an image: .*900000000 pixels"):
         decode_image(bytes(content), where="tile 7")
+
+
+def with_stain_fits(folder, names):
+    fit = REFERENCE
+    values = [*fit.matrix.T.ravel(), *(fit.max_concentrations * 0.5)]
+    columns = [f"stain_{stain}_{part}" for stain in "he" for part in "rgb"] + ["stain_h_max", "stain_e_max"]
+    pd.DataFrame([[name, *values] for name in names], columns=["slide_id", *columns]).to_csv(
+        folder / "slides.csv", index=False
+    )
+
+
+def test_stains_are_normalised_with_the_matrix_of_the_slide(tmp_path):
+    folder = write_dataset(tmp_path, {"a": ("train", "MSS", 1)})
+    plain = TileDataset(folder, "train")
+    with_stain_fits(folder, plain.tiles["slide_id"].unique())
+    normalised = TileDataset(folder, "train", stain="macenko")
+    fit = StainFit(REFERENCE.matrix, REFERENCE.max_concentrations * 0.5)
+    np.testing.assert_array_equal(normalised.read(0), normalise_stains(plain.read(0), fit))
+    assert (normalised.read(0) != plain.read(0)).any()
+    assert (plain.stain, normalised.stain) == ("none", "macenko")
+
+
+def test_tiles_stored_normalised_are_not_normalised_twice(tmp_path):
+    folder = write_dataset(tmp_path, {"a": ("train", "MSS", 1)})
+    info = read_info(folder)
+    info.options = {"stain": "macenko"}
+    write_info(folder, info)
+    for asked in ("none", "macenko"):
+        dataset = TileDataset(folder, "train", stain=asked)
+        assert dataset.stain == "macenko"
+        np.testing.assert_array_equal(dataset.read(0), TileDataset(folder).read(0))
+
+
+def test_a_slide_without_a_stain_matrix_is_named(tmp_path):
+    folder = write_dataset(tmp_path, {"a": ("train", "MSS", 1)})
+    with pytest.raises(InputError, match="no stain matrix for 1 slides"):
+        TileDataset(folder, "train", stain="macenko")
+    with pytest.raises(InputError, match="stain must be one of none, macenko, got 'vahadane'"):
+        TileDataset(folder, "train", stain="vahadane")
