@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from tqdm import tqdm
 
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.image_table import TableColumns
 from kdml_med.importing import KATHER_MPP, ImportResult, import_tile_folders, import_tile_table
 from kdml_med.manifest import FAILURES_FILE
+from kdml_med.progress import progress_bar
 from kdml_med.splits import has_splits
 from preprocessing.program import run
 
@@ -94,7 +94,10 @@ def import_tiles(
 
 
 def _progress(images: Sequence[Any]) -> Iterable[Any]:
-    return tqdm(images, unit="image", disable=None)
+    with progress_bar(len(images), what="importing", unit="image") as bar:
+        for image in images:
+            yield image
+            bar.update()
 
 
 def _parse_where(conditions: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import multiprocessing
 import os
 import signal
@@ -31,6 +30,7 @@ from kdml_med.demo.fields import block_mean
 from kdml_med.demo.pyramid import write_svs
 from kdml_med.errors import InputError
 from kdml_med.manifest import write_atomically, write_table
+from kdml_med.progress import progress_bar
 
 GENERATOR_VERSION = 1
 """Raise whenever the same seed gives other pictures."""
@@ -43,8 +43,6 @@ NOTICE = (
     "This cohort is generated. It proves that the plumbing works, from slides to a report; "
     "it proves nothing about the accuracy of any model on real tissue."
 )
-
-logger = logging.getLogger(__name__)
 
 
 def slide_id(index: int) -> str:
@@ -65,7 +63,7 @@ def write_demo_cohort(
         patients: number of patients, at least 4.
         seed: of the cohort, 0 or more.
         workers: processes; 0 takes all cores.
-        progress: log a line for each slide.
+        progress: show a bar on standard error.
 
     Returns:
         ``out_dir``.
@@ -78,12 +76,9 @@ def write_demo_cohort(
     _claim_folder(out_dir, {"generator": GENERATOR_VERSION, "patients": patients, "seed": seed, "task": "msi"})
     missing = [index for index in range(patients) if not _is_complete(out_dir, index)]
     done = patients - len(missing)
-    if progress and done:
-        logger.info("%d of %d slides are there already", done, patients)
-    for index in _write_slides(out_dir, seed, missing, workers):
-        done += 1
-        if progress:
-            logger.info("%d of %d slides: %s", done, patients, slide_id(index))
+    with progress_bar(patients, what="generating", unit="slide", done=done, show=progress) as bar:
+        for _ in _write_slides(out_dir, seed, missing, workers):
+            bar.update()
     rows = [(phenotype.patient_id(i), slide_id(i), phenotype.patient_label(seed, i)) for i in range(patients)]
     write_table(out_dir / LABELS_FILE, pd.DataFrame(rows, columns=["patient", "slide", "MSIStatus"]))
     return out_dir

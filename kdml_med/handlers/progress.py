@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from typing import Any
 
@@ -12,6 +11,7 @@ from monai.engines import Evaluator, Trainer
 from tqdm import tqdm
 
 from kdml_med.keys import LossTerm, NetworkName, OutputKey
+from kdml_med.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +37,8 @@ class CohortProgress:
 
     def _epoch_started(self, engine: Engine) -> None:
         self.sums, self.started = {}, time.monotonic()
-        self.bar = tqdm(
-            total=engine.state.epoch_length,
-            desc=f"epoch {engine.state.epoch}/{engine.state.max_epochs}",
-            unit="batch",
-            file=sys.stderr,
-            leave=False,
-            disable=None,
-        )
+        what = f"epoch {engine.state.epoch}/{engine.state.max_epochs}"
+        self.bar = progress_bar(engine.state.epoch_length, what=what, unit="batch")
 
     def _iteration_completed(self, engine: Engine) -> None:
         for name, value in engine.state.output[OutputKey.LOSS_TERMS].items():

@@ -33,8 +33,8 @@ class CohortTensorBoard:
     its colour: ``train/task_loss``, ``train/kd_loss``, ``train/ml_loss``, ``train/learning_rate`` (per iteration),
     ``val/tile_auroc``, ``val/patient_auroc``, ``val/tile_accuracy``, ``val/patient_accuracy`` and
     ``val/precision_recall`` (per epoch). What belongs to no single network is in run "cohort": ``train/total_loss``,
-    the weights of the terms (``weights/beta``), the agreement between networks (``agreement/…``), example tiles with
-    every network's answer, and the settings (HPARAMS).
+    the weights of the terms (``weights/beta``), the agreement between networks (``val_agreement/…``), example tiles
+    with every network's answer, and the settings (HPARAMS).
 
     Args:
         log_dir: folder of the runs.
@@ -120,7 +120,7 @@ class CohortTensorBoard:
                         self.writer(name).add_scalar(f"val/{level}_{figure}", value, epoch)
         for name, value in metrics.items():
             if name.startswith("agreement_"):
-                self.writer(COHORT_RUN).add_scalar(f"agreement/{name.removeprefix('agreement_')}", value, epoch)
+                self.writer(COHORT_RUN).add_scalar(f"val_agreement/{name.removeprefix('agreement_')}", value, epoch)
         self._precision_recall(predictions, epoch)
         dataset = getattr(engine.data_loader, "dataset", None)
         if self.tiles and hasattr(dataset, "read"):
@@ -144,7 +144,7 @@ class CohortTensorBoard:
             writer = self.writer(COHORT_RUN)
             values = {name: _hparam(value) for name, value in self.settings.items()}
             # Written here and not by add_hparams, which would open one more run folder.
-            metric = f"best/{self.evaluator.state.key_metric_name}"
+            metric = f"val_best/{self.evaluator.state.key_metric_name}"
             best = float(self.evaluator.state.best_metric)
             for summary in hparams_summary(values, {metric: best}):
                 writer._get_file_writer().add_summary(summary)
@@ -209,13 +209,13 @@ def _tile_figure(
     tile: np.ndarray[Any, np.dtype[np.uint8]], *, title: str, text: str, wrong: bool
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
     # As wide as TensorBoard's image cards, so that the text is readable without enlarging.
-    figure = Figure(figsize=(2.8, 3.3 + 0.17 * text.count("\n")), dpi=110, layout="constrained")
+    figure = Figure(figsize=(2.5, 3.0 + 0.17 * text.count("\n")), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axis = figure.subplots()
     axis.set_axis_off()
     axis.imshow(tile)
     axis.set_title(title, fontsize=10, color="firebrick" if wrong else "black")
-    figure.supxlabel(text, fontsize=9, family="monospace", x=0.08, ha="left", ma="left")
+    figure.supxlabel(text, fontsize=8, family="monospace", x=0.08, ha="left", ma="left")
     canvas.draw()
     image: np.ndarray[Any, np.dtype[np.uint8]] = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     return image

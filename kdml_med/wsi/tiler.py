@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from kdml_med.errors import InputError
 from kdml_med.labels import slide_name, tcga_site
@@ -32,6 +31,7 @@ from kdml_med.manifest import (
     write_manifest,
     write_table,
 )
+from kdml_med.progress import progress_bar
 from kdml_med.wsi.cutter import SlideJob
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.pool import Outcome, run_jobs
@@ -282,15 +282,7 @@ class _Progress:
     """The bar on standard error: slides done, tiles looked at, tiles per second."""
 
     def __init__(self, total: int, skipped: int, show: bool) -> None:
-        self._bar = tqdm(
-            total=total + skipped,
-            initial=skipped,
-            unit="slide",
-            desc="tiling",
-            disable=not show,
-            # A log file gets a line now and then, a terminal a moving bar.
-            mininterval=0.2 if sys.stderr.isatty() else 10,
-        )
+        self._bar = progress_bar(total + skipped, what="tiling", unit="slide", done=skipped, show=show)
         self._show, self._tiles, self._started = show, 0, time.monotonic()
 
     def add_tiles(self, count: int) -> None:
