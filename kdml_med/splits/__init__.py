@@ -1,0 +1,24 @@
+"""Which patients train, validate and test; and the gate that keeps one patient from doing two of these."""
+
+from kdml_med.splits.frozen import (
+    assign_splits,
+    check_replaceable,
+    check_splits,
+    describe_splits,
+    freeze_splits,
+    has_splits,
+    read_splits,
+)
+from kdml_med.splits.making import DEFAULT_FRACTIONS, make_splits
+
+__all__ = [
+    "DEFAULT_FRACTIONS",
+    "assign_splits",
+    "check_replaceable",
+    "check_splits",
+    "describe_splits",
+    "freeze_splits",
+    "has_splits",
+    "make_splits",
+    "read_splits",
+]

@@ -1,0 +1,217 @@
+"""Drawing splits: patients stay whole, classes are spread evenly, and sites stay whole where that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from kdml_med.errors import InputError
+from kdml_med.keys import Split
+
+DEFAULT_FRACTIONS = (0.6, 0.15, 0.25)
+SPLIT_NAMES = [split.value for split in Split]
+_RESTARTS = 64  # of the greedy search; sites are few, so this takes milliseconds
+
+Codes = npt.NDArray[np.int64]
+
+
+def make_splits(
+    manifest: pd.DataFrame,
+    *,
+    classes: Sequence[str],
+    fractions: Sequence[float] | None = None,
+    folds: int | None = None,
+    seed: int = 0,
+    site_preserved: bool = False,
+) -> pd.DataFrame:
+    """Assign patients to splits or folds, stratified by label.
+
+    The strata are patients with the negative label only, with both labels (possible when slides carry the labels), with
+    the positive label only, and without any. Every split gets both classes. The result depends on the patients, their
+    labels (and sites) and the seed, not on the order or number of rows.
+
+    Args:
+        manifest: columns patient_id, label and, for ``site_preserved``, site.
+        classes: class names in index order; empty without labels.
+        fractions: of patients for train, val and test, adding up to 1; val or test may be 0. By default
+            ``DEFAULT_FRACTIONS``. Not together with ``folds``.
+        folds: number of folds, at least 3: one tests, one validates, the rest train.
+        seed: of the shuffling.
+        site_preserved: keep all patients of a site together, so that a test site was never seen in training.
+
+    Returns:
+        Columns patient_id and split, or patient_id and fold (int); sorted by patient_id.
+
+    Raises:
+        InputError: too few patients (or sites) of a class, unknown labels, missing sites, or unusable fractions.
+
+    Source:
+        Why sites: Howard et al. 2021, Nat Commun 12:4423, site-specific signatures in TCGA slides.
+    """
+    shares = _shares(fractions, folds)
+    patients = _patient_table(manifest, classes)
+    used = [index for index, share in enumerate(shares) if share > 0]
+    unit_name = "site" if site_preserved else "patient"
+    units = _site_units(manifest, patients) if site_preserved else np.arange(len(patients))
+    covers = _count(units, patients[["negative", "positive"]].to_numpy(dtype=np.int64))
+    _check_enough(covers, len(used), unit_name, classes)
+
+    generator = np.random.default_rng(seed)
+    strata = patients["stratum"].to_numpy()
+    codes = None if site_preserved else _cut_strata(strata, shares, generator)
+    if codes is None or _missing(codes, covers, used):
+        sizes = _count(units, np.eye(4, dtype=np.int64)[strata])
+        codes = _search(sizes, covers, shares, used, generator)
+        if _missing(codes, covers, used):
+            raise InputError(
+                f"no assignment of {covers.shape[0]} {unit_name}s to {len(used)} parts was found that gives every part "
+                "both classes. Use fewer folds" + (", or do not keep sites together." if site_preserved else ".")
+            )
+    assigned = codes[units]
+    values: Any = assigned if folds is not None else [SPLIT_NAMES[code] for code in assigned]
+    return pd.DataFrame({"patient_id": patients.index, "fold" if folds is not None else "split": values})
+
+
+def _shares(fractions: Sequence[float] | None, folds: int | None) -> list[float]:
+    if folds is not None:
+        if fractions is not None:
+            raise InputError("give fractions or folds, not both.")
+        if folds < 3:
+            raise InputError(f"folds is {folds}, expected at least 3: one tests, one validates, the rest train.")
+        return [1 / folds] * folds
+    shares = [float(share) for share in (DEFAULT_FRACTIONS if fractions is None else fractions)]
+    if len(shares) != 3 or min(shares) < 0 or shares[0] == 0 or abs(sum(shares) - 1) > 1e-6:
+        raise InputError(f"fractions are {shares}, expected three (train, val, test) that add up to 1, train above 0.")
+    return shares
+
+
+def _patient_table(manifest: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """One row per patient, sorted: whether it has each class, and its stratum 0 … 3."""
+    pairs = manifest[["patient_id", "label"]].drop_duplicates()
+    labels = pairs["label"]
+    unknown = sorted(set(labels.dropna()) - set(classes))
+    if unknown:
+        raise InputError(f"the manifest has labels {unknown} that are not among the classes {list(classes)}.")
+    positive = labels == classes[-1] if len(classes) else labels.notna()
+    flags = pd.DataFrame({"negative": labels.notna() & ~positive, "positive": positive.astype(bool)})
+    table = flags.groupby(pairs["patient_id"]).any().sort_index()
+    # Order: none, negative, both, positive.
+    order = np.array([[0, 3], [1, 2]])
+    table["stratum"] = order[table["negative"].to_numpy(dtype=int), table["positive"].to_numpy(dtype=int)]
+    return table
+
+
+def _site_units(manifest: pd.DataFrame, patients: pd.DataFrame) -> Codes:
+    """Unit of each patient: sites joined where a patient was seen at two of them."""
+    pairs = manifest[["patient_id", "site"]].drop_duplicates()
+    without = sorted(set(pairs["patient_id"][pairs["site"].isna()]))
+    if without:
+        raise InputError(
+            f"{len(without)} patients have no site, the first is {without[0]!r}. Keeping sites together needs "
+            "the site of every patient: add a site column to the label table and make the dataset again."
+        )
+    sites, _ = pd.factorize(pairs["site"], sort=True)
+    rows = patients.index.get_indexer(pd.Index(pairs["patient_id"]))
+    size = len(patients) + int(sites.max(initial=-1)) + 1
+    graph = coo_array((np.ones(len(rows)), (rows, sites + len(patients))), shape=(size, size))
+    _, component = connected_components(graph, directed=False)
+    codes, _ = pd.factorize(component[: len(patients)])  # numbered along the sorted patients
+    return np.asarray(codes, dtype=np.int64)
+
+
+def _count(units: Codes, table: Codes) -> Codes:
+    """Sum of table rows, [patients, columns], for each unit: [units, columns]."""
+    result = np.zeros((int(units.max(initial=-1)) + 1, table.shape[1]), dtype=np.int64)
+    np.add.at(result, units, table)
+    return result
+
+
+def _check_enough(covers: Codes, parts: int, unit: str, classes: Sequence[str]) -> None:
+    if len(covers) < parts:
+        raise InputError(f"{parts} parts need at least {parts} {unit}s, there are {len(covers)}.")
+    if not covers.any():
+        return  # nothing is labelled, so there is nothing to balance
+    negative = " or ".join(classes[:-1])
+    counts = {name: int(count) for name, count in zip((negative, classes[-1]), (covers > 0).sum(axis=0), strict=True)}
+    if min(counts.values()) < parts:
+        found = " and ".join(f"{count} with {name!r}" for name, count in counts.items())
+        raise InputError(
+            f"{parts} parts need at least {parts} {unit}s of each class, there are {found}. "
+            f"Add {unit}s, use fewer folds, or leave out a part with a fraction of 0."
+        )
+
+
+def _cut_strata(strata: Codes, shares: Sequence[float], generator: np.random.Generator) -> Codes:
+    """Shuffle each stratum and cut it by the shares, rounding to whole patients."""
+    codes = np.zeros(len(strata), dtype=np.int64)
+    owed = np.zeros(len(shares))  # what rounding took so far, so that it does not add up over strata
+    for stratum in np.unique(strata):
+        members = generator.permutation(np.flatnonzero(strata == stratum))
+        wanted = np.asarray(shares) * len(members) + owed
+        counts = np.maximum(np.floor(wanted + 1e-9), 0).astype(np.int64)
+        while counts.sum() > len(members):  # a debt of earlier strata can ask for less than none
+            counts[np.argmax(np.where(counts > 0, counts - wanted, -np.inf))] -= 1
+        while counts.sum() < len(members):
+            counts[np.argmax(wanted - counts)] += 1
+        used = np.flatnonzero(np.asarray(shares) > 0)
+        for part in used[counts[used] == 0]:
+            if counts.max() > 1 and len(members) >= len(used):
+                counts[np.argmax(counts)] -= 1
+                counts[part] += 1
+        owed = wanted - counts
+        codes[members] = np.repeat(np.arange(len(shares)), counts)
+    return codes
+
+
+def _missing(codes: Codes, covers: Codes, used: Sequence[int]) -> int:
+    """How many (part, class) pairs have no unit, plus the parts without any unit."""
+    needed = covers.any(axis=0)
+    held = np.array([[(covers[codes == part, column] > 0).any() for column in (0, 1)] for part in used])
+    empty = sum(not (codes == part).any() for part in used)
+    return int((~held[:, needed]).sum()) + empty
+
+
+def _search(
+    sizes: Codes, covers: Codes, shares: Sequence[float], used: Sequence[int], generator: np.random.Generator
+) -> Codes:
+    """Greedy assignment of units of unequal size, best of several orders.
+
+    Args:
+        sizes: [units, strata], patients.
+        covers: [units, 2], patients with each class.
+        shares: [parts].
+        used: parts with a share above 0.
+        generator: for the orders.
+
+    Returns:
+        [units], part of each unit.
+    """
+    totals = np.maximum(sizes.sum(axis=0), 1)
+    weights = np.concatenate([sizes / totals, sizes.sum(axis=1, keepdims=True) / sizes.sum()], axis=1)
+    targets = np.outer(shares, weights.sum(axis=0))
+    best: tuple[float, float] = (np.inf, np.inf)
+    result = np.zeros(len(sizes), dtype=np.int64)
+    for restart in range(_RESTARTS):
+        # Large units first, a little shuffled; every other time fill gaps in the classes before sizes.
+        order = np.argsort(-weights[:, -1] * generator.uniform(0.5, 1.5, len(sizes)), kind="stable")
+        codes = np.zeros(len(sizes), dtype=np.int64)
+        filled = np.zeros_like(targets)
+        held = np.zeros((len(shares), 2), dtype=bool)
+        for unit in order:
+            growth = ((filled + weights[unit] - targets) ** 2 - (filled - targets) ** 2).sum(axis=1)
+            gain = (~held & (covers[unit] > 0)).sum(axis=1) if restart % 2 else 0
+            cost = growth - 1e6 * gain
+            part = used[int(np.argmin(cost[list(used)]))]
+            codes[unit] = part
+            filled[part] += weights[unit]
+            held[part] |= covers[unit] > 0
+        score = (float(_missing(codes, covers, used)), float(((filled - targets) ** 2).sum()))
+        if score < best:
+            best, result = score, codes
+    return result
