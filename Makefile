@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := demo
 CONFIGS := bundles/msi_kdml/configs
+# Two processes of one thread each: threads of several processes that share two cores mostly wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -33,10 +35,10 @@ demo: setup  ## generated slides -> tiles -> training -> test evaluation, in dem
 		--dataset_dir $(DEMO)/tiles --run_dir $(DEMO)/run
 
 test: setup  ## fast tests, no network, no data of one's own
-	$(BIN)/python -m pytest -m "not slow and not real_data"
+	$(PYTEST) -m "not slow and not real_data"
 
 test-all: setup  ## every test; real-data tests need KDML_MED_DATA=<folder>
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: setup  ## format and style
 	$(BIN)/ruff format --check .
