@@ -10,6 +10,7 @@ from kdml_med.bundle.preparation import (
     prepare_training,
     read_description,
     record_run,
+    run_training,
 )
 from kdml_med.bundle.results import save_evaluation, save_inference
 
@@ -24,6 +25,7 @@ __all__ = [
     "prepare_training",
     "read_description",
     "record_run",
+    "run_training",
     "save_evaluation",
     "save_inference",
 ]

@@ -117,11 +117,12 @@ def _config_files(arguments: Mapping[str, str]) -> list[Path]:
 
 
 @contextlib.contextmanager
-def errors_for_people(kind: type[Exception] = InputError) -> Iterator[None]:
-    """Turn errors of this kind into one line on standard error and ``ExitCode.BAD_INPUT``."""
+def errors_for_people(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn ``InputError``, and errors of these kinds, into one line on standard error and ``ExitCode.BAD_INPUT``."""
+    caught: tuple[type[Exception], ...] = (InputError, *kinds)
     try:
         yield
-    except kind as error:
+    except caught as error:
         _fail(str(error))
 
 

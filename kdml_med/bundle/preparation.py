@@ -8,18 +8,21 @@ import logging
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import pandas as pd
 import torch
 from monai.utils import set_determinism
 
 from kdml_med.bundle.command_line import check_command_line, errors_for_people
 from kdml_med.data.tiles import TileDataset
+from kdml_med.engines.evaluator import AVERAGES
+from kdml_med.engines.trainer import KDMLTrainer
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
 from kdml_med.losses.cohort import CohortLoss
-from kdml_med.manifest import MANIFEST_FILE, DatasetInfo, content_hash, read_info
-from kdml_med.metrics.aggregation import Level
+from kdml_med.manifest import MANIFEST_FILE, SPLITS_FILE, DatasetInfo, content_hash, read_info
+from kdml_med.metrics.aggregation import AggregationMethod, Level
 from kdml_med.networks.cohort import Cohort, build_cohort
 from kdml_med.networks.registry import cohort_spec
 from kdml_med.runs import COHORT_FILE, SETTINGS_FILE, checkpoint_path, load_cohort, read_run_json, write_json
@@ -64,16 +67,20 @@ def prepare_training(
             ensure_demo_dataset(Path(dataset_dir))
         for split in (Split.TRAIN, Split.VAL):
             TileDataset(dataset_dir, split, fold=settings["fold"], stain=settings["stain"])
+        _check_knobs(settings)
         info = read_info(Path(dataset_dir))
         if info.tile_size_px is None and settings["image_size"] is None:
             raise InputError(f"the images of {dataset_dir} differ in size: say --image_size, the side in pixels.")
-        if settings["level"] == "patient" and info.label_level == "slide":
-            raise InputError(
-                f"the labels of {dataset_dir} belong to slides, and a patient can have both: leave --level out."
-            )
+        _check_level(settings["level"] or info.label_level, info, dataset_dir)
         _check_settings(Path(run_dir), _recorded(dataset_dir, settings), resume=resume)
     seed_everything(int(settings["seed"]))
     logger.info("Dataset %s, run folder %s", dataset_dir, run_dir)
+
+
+def run_training(trainer: KDMLTrainer) -> None:
+    """Train; a tile that cannot be read, or a loss that is not finite, ends the run with one line."""
+    with errors_for_people(FloatingPointError):
+        trainer.run()
 
 
 def build_training_cohort(**settings: Any) -> Cohort:
@@ -158,10 +165,22 @@ def fold_of(dataset_dir: str, description: Mapping[str, Any]) -> int | None:
     """Fold that a run was trained for, where the dataset has folds at all."""
     with errors_for_people():
         splits = read_info(Path(dataset_dir)).splits or {}
-    return description["fold"] if splits.get("mode") == "folds" else None
+        if not splits:
+            return None
+        columns = pd.read_csv(Path(dataset_dir) / SPLITS_FILE, nrows=0).columns
+    return description["fold"] if "fold" in columns else None
 
 
-def prepare_evaluation(dataset_dir: str, run_dir: str, *, split: str | None, fold: int | None, device: str) -> None:
+def prepare_evaluation(
+    dataset_dir: str,
+    run_dir: str,
+    *,
+    split: str | None,
+    fold: int | None,
+    level: Level,
+    stain: str,
+    device: str,
+) -> None:
     """Check a run and a dataset before they are brought together, and seed.
 
     Args:
@@ -169,6 +188,8 @@ def prepare_evaluation(dataset_dir: str, run_dir: str, *, split: str | None, fol
         run_dir: folder of the run.
         split: what is evaluated; None for inference on everything.
         fold: test fold, where the dataset has folds.
+        level: "patient" or "slide", what is aggregated to.
+        stain: normalisation to apply, "none" or "macenko".
         device: to compute on.
 
     Raises:
@@ -179,17 +200,18 @@ def prepare_evaluation(dataset_dir: str, run_dir: str, *, split: str | None, fol
         check_command_line()
         _check_device(device, amp=False)
         description = read_run_json(Path(run_dir), COHORT_FILE)
-        dataset = TileDataset(dataset_dir, split, fold=fold, stain=description["stain"])
+        dataset = TileDataset(dataset_dir, split, fold=fold, stain=stain)
         if dataset.classes and dataset.classes != description["classes"]:
             raise InputError(
                 f"the run knows the classes {description['classes']}, the dataset has {dataset.classes}; they must be "
                 "the same and in the same order."
             )
+        _check_level(level, dataset.info, dataset_dir)
         _check_scale(dataset.info, description, dataset_dir)
         if dataset.stain != description["stain"]:
             raise InputError(
-                f"the tiles of {dataset_dir} are stored with stain normalisation {dataset.stain!r}, the run was "
-                f"trained with {description['stain']!r}: tile the slides again with --stain {description['stain']}."
+                f"the tiles of {dataset_dir} come with stain normalisation {dataset.stain!r}, the run was trained with "
+                f"{description['stain']!r}: leave --stain out, or tile the slides again without it."
             )
         if split not in (None, Split.TRAIN, Split.VAL):
             _check_unseen(dataset, description)
@@ -210,17 +232,39 @@ def _check_device(device: str, amp: bool) -> None:
         raise InputError(f"amp (mixed precision) needs a GPU, the device is {device!r}: leave --amp out.")
 
 
+def _check_knobs(settings: Mapping[str, Any]) -> None:
+    """Settings that would otherwise be noticed in the middle of the run."""
+    known = {
+        "aggregation": get_args(AggregationMethod),
+        "ensemble_average": AVERAGES,
+        "level": (None, *get_args(Level)),
+    }
+    for name, values in known.items():
+        if settings[name] not in values:
+            shown = ", ".join(str(value) for value in values if value is not None)
+            raise InputError(f"--{name} is {settings[name]!r}, expected one of: {shown}.")
+    if settings["beta"] > 0 and not settings["use_teacher"]:
+        raise InputError("--beta is above 0, but --use_teacher is off: there is nobody to learn from. Set --beta 0.")
+    students = cohort_spec(settings["version"], students=settings["students"]).students
+    if settings["alpha"] == settings["beta"] == 0 and len(students) == 1:
+        raise InputError("a single student has no peers: --alpha or --beta must be above 0.")
+
+
+def _check_level(level: str, info: DatasetInfo, dataset_dir: str) -> None:
+    if level == "patient" and info.classes and info.label_level == "slide":
+        raise InputError(
+            f"the labels of {dataset_dir} belong to slides, and a patient can have both: use --level slide."
+        )
+
+
 def _check_scale(info: DatasetInfo, description: Mapping[str, Any], dataset_dir: str) -> None:
-    if not (info.mpp and description["mpp"]):
-        return
-    if abs(info.mpp / description["mpp"] - 1) > _SCALE_TOLERANCE:
+    if info.mpp and description["mpp"] and abs(info.mpp / description["mpp"] - 1) > _SCALE_TOLERANCE:
         raise InputError(
             f"the run was trained at {description['mpp']} µm/px, the tiles of {dataset_dir} have {info.mpp} µm/px: "
             f"tile the slides again with --mpp {description['mpp']}."
         )
-    if not (info.tile_size_px and description["tile_size_px"]):
-        return
-    if abs(info.tile_size_px / description["tile_size_px"] - 1) > _SCALE_TOLERANCE:
+    sizes = (info.tile_size_px, description["tile_size_px"])
+    if all(sizes) and abs(sizes[0] / sizes[1] - 1) > _SCALE_TOLERANCE:
         raise InputError(
             f"the run was trained on tiles of {description['tile_size_px']} px, those of {dataset_dir} have "
             f"{info.tile_size_px} px and would be resized: tile the slides again with --tile-size "

@@ -143,8 +143,8 @@ class TileDataset(Dataset[dict[str, Any]]):
         missing = sorted(set(self.tiles["slide_id"]) - set(fits))
         if missing:
             raise InputError(
-                f"{path} has no stain matrix for {len(missing)} slides, first {missing[0]!r}: leave --stain out, or "
-                "make the dataset with `python -m preprocessing.tile_slides`."
+                f"{path} has no stain matrix for {len(missing)} slides, first {missing[0]!r}: its stains could "
+                "not be told apart, or the tiles were imported. Normalisation cannot be had for this dataset."
             )
         return fits
 

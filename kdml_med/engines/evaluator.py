@@ -12,6 +12,8 @@ from torch import Tensor
 from kdml_med.engines.trainer import prepare_cohort_batch
 from kdml_med.keys import NetworkName, OutputKey
 
+AVERAGES = ("probabilities", "logits")
+
 
 def check_average(average: str) -> None:
     """Refuse anything but the two ways to average.
@@ -19,7 +21,7 @@ def check_average(average: str) -> None:
     Raises:
         ValueError: average is neither "probabilities" nor "logits".
     """
-    if average not in ("probabilities", "logits"):
+    if average not in AVERAGES:
         raise ValueError(f"average must be 'probabilities' or 'logits', got {average!r}.")
 
 

@@ -72,7 +72,7 @@ class NativeSlide:
         """See ``Slide.factors``."""
         index = self._indices.get(level)
         if index is None:
-            return (1,)
+            return self._base.factors(level)
         return tuple(f for f in _FACTORS if index.width % f == 0 and index.height % f == 0)
 
     def read(self, level: int, factor: int, x_r: int, y_r: int, width_r: int, height_r: int) -> Pixels:

@@ -29,9 +29,7 @@ SLIDE_SUFFIXES = (
 _FIELD_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _RESOLUTION_TAG, _UNIT_TAG = 282, 296
 _UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # TIFF ResolutionUnit: inch, centimetre
-
-
-_AFFORDABLE_DOWNSAMPLE = 3.0
+_AFFORDABLE_DOWNSAMPLE = 3.0  # full resolution costs less than nine times the pixels of such a level
 
 
 class SlideError(Exception):
@@ -103,7 +101,7 @@ class OpenSlideSlide:
     def factors(self, level: int) -> tuple[int, ...]:
         """See ``Slide.factors``; none for a level that OpenSlide cannot place exactly."""
         # OpenSlide places a region by the level's downsample as it estimates it. Where that is no whole number, pixels
-        # are shifted by up to half and interpolated. Up to 2x, reading full resolution instead is affordable.
+        # are shifted by up to half and interpolated; on fine levels, full resolution is read instead.
         downsample = self._downsamples[level]
         shifted = abs(downsample - round(downsample)) > 1e-6
         return () if shifted and downsample < _AFFORDABLE_DOWNSAMPLE else (1,)

@@ -259,8 +259,16 @@ def _open_folder(out_dir: Path, info: DatasetInfo) -> None:
     there = read_info(out_dir)
     if there.made_by.get("program") != info.made_by["program"]:
         raise InputError(f"{out_dir} was made by {there.made_by.get('program')}: choose another --out.")
-    old: dict[str, Any] = there.options | {"classes": there.classes, "label_level": there.label_level}
-    new: dict[str, Any] = info.options | {"classes": info.classes, "label_level": info.label_level}
+    old: dict[str, Any] = there.options | {
+        "classes": there.classes,
+        "label_level": there.label_level,
+        "synthetic": there.synthetic,
+    }
+    new: dict[str, Any] = info.options | {
+        "classes": info.classes,
+        "label_level": info.label_level,
+        "synthetic": info.synthetic,
+    }
     for name in dict.fromkeys(["labels", *new, *old]):
         if old.get(name) != new.get(name):
             raise InputError(

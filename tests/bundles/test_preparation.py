@@ -17,7 +17,10 @@ from tests.synthetic_tiles import CLASSES, write_tile_dataset
 
 SETTINGS: dict[str, Any] = {
     "seed": 0, "device": "cpu", "amp": False, "fold": None, "stain": "none", "image_size": None, "level": None,
+    "aggregation": "mean", "ensemble_average": "probabilities", "version": "v1", "students": None, "alpha": 1.0,
+    "beta": 1.0, "use_teacher": True,
 }  # fmt: skip
+EVALUATION: dict[str, Any] = {"fold": None, "level": "patient", "stain": "none", "device": "cpu"}
 
 
 def refused(capsys: pytest.CaptureFixture[str], call: Any, *args: Any, **kwargs: Any) -> str:
@@ -52,7 +55,12 @@ def change_info(folder: Path, **changes: Any) -> Path:
     ("info", "settings", "message"),
     [
         ({"tile_size_px": None}, {}, "differ in size: say --image_size"),
-        ({"label_level": "slide"}, {"level": "patient"}, "leave --level out"),
+        ({"label_level": "slide"}, {"level": "patient"}, "use --level slide"),
+        ({}, {"use_teacher": False}, "Set --beta 0"),
+        ({}, {"students": ["resnet18"], "alpha": 0, "beta": 0}, "has no peers"),
+        ({}, {"aggregation": "max"}, "--aggregation is 'max', expected one of: mean"),
+        ({}, {"level": "tile"}, "expected one of: patient, slide"),
+        ({}, {"ensemble_average": "median"}, "expected one of: probabilities, logits"),
         ({}, {"device": "cuda"}, "use --device cpu"),
         ({}, {"amp": True}, "leave --amp out"),
         ({}, {"fold": 1}, "has splits, not folds"),
@@ -82,14 +90,24 @@ def test_wrong_networks_and_losses_are_said_in_one_line(capsys: pytest.CaptureFi
         ({"classes": ["benign", "malignant"]}, "the run knows the classes"),
         ({"mpp": 0.5}, "trained at 0.5 µm/px"),
         ({"tile_size_px": 64}, "trained on tiles of 64 px"),
-        ({"stain": "macenko"}, "no stain matrix"),
+        ({"stain": "macenko"}, "leave --stain out"),
     ],
 )
 def test_run_and_dataset_must_fit(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict, message: str
 ) -> None:
     write_json(tmp_path / COHORT_FILE, description(**changes))
-    error = refused(capsys, prepare_evaluation, str(dataset), str(tmp_path), split="test", fold=None, device="cpu")
+    error = refused(
+        capsys,
+        prepare_evaluation,
+        str(dataset),
+        str(tmp_path),
+        split="test",
+        fold=None,
+        level="patient",
+        stain="none",
+        device="cpu",
+    )
     assert message in error
 
 
@@ -98,8 +116,18 @@ def test_tiles_stored_normalised_do_not_fit_a_run_without(
 ) -> None:
     change_info(copy, options={"stain": "macenko"})
     write_json(tmp_path / COHORT_FILE, description())
-    error = refused(capsys, prepare_evaluation, str(copy), str(tmp_path), split="test", fold=None, device="cpu")
-    assert "tile the slides again with --stain none" in error
+    error = refused(
+        capsys,
+        prepare_evaluation,
+        str(copy),
+        str(tmp_path),
+        split="test",
+        fold=None,
+        level="patient",
+        stain="none",
+        device="cpu",
+    )
+    assert "come with stain normalisation 'macenko'" in error
 
 
 def test_inference_works_on_a_dataset_with_folds(tmp_path: Path) -> None:
@@ -107,7 +135,7 @@ def test_inference_works_on_a_dataset_with_folds(tmp_path: Path) -> None:
     splits = make_splits(read_manifest(folder), classes=CLASSES, folds=3, seed=0)
     freeze_splits(folder, splits, mode="folds", seed=0)
     write_json(tmp_path / COHORT_FILE, description(fold=2))
-    prepare_evaluation(str(folder), str(tmp_path), split=None, fold=None, device="cpu")
+    prepare_evaluation(str(folder), str(tmp_path), split=None, **EVALUATION)
     assert fold_of(str(folder), description(fold=2)) == 2
 
 
