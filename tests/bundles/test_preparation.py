@@ -103,10 +103,7 @@ def test_run_and_dataset_must_fit(
         str(dataset),
         str(tmp_path),
         split="test",
-        fold=None,
-        level="patient",
-        stain="none",
-        device="cpu",
+        **EVALUATION,
     )
     assert message in error
 
@@ -122,10 +119,7 @@ def test_tiles_stored_normalised_do_not_fit_a_run_without(
         str(copy),
         str(tmp_path),
         split="test",
-        fold=None,
-        level="patient",
-        stain="none",
-        device="cpu",
+        **EVALUATION,
     )
     assert "come with stain normalisation 'macenko'" in error
 
