@@ -44,8 +44,9 @@ class CohortProgress:
         for name, value in engine.state.output[OutputKey.LOSS_TERMS].items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
         if self.bar is not None:
+            loss = float(engine.state.output[OutputKey.LOSS_TERMS][LossTerm.LOSS])
+            self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             self.bar.update()
-            self.bar.set_postfix(loss=f"{float(engine.state.output[OutputKey.LOSS_TERMS][LossTerm.LOSS]):.3f}")
 
     def _epoch_completed(self, engine: Engine) -> None:
         if self.bar is not None:

@@ -29,6 +29,9 @@ SLIDE_SUFFIXES = (
 _FIELD_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _RESOLUTION_TAG, _UNIT_TAG = 282, 296
 _UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # TIFF ResolutionUnit: inch, centimetre
+ASSUMED = "assumed"
+"""Source of a resolution that nothing but --assume-mpp states."""
+
 _AFFORDABLE_DOWNSAMPLE = 3.0  # full resolution costs less than nine times the pixels of such a level
 
 
@@ -213,7 +216,7 @@ def resolve_mpp(slide: Slide, *, table_mpp: float | None, assumed_mpp: float | N
             raise SlideError(f"the label table gives {table_mpp:.6g} µm/px, plausible is {MIN_MPP} to {MAX_MPP}")
         return table_mpp, "label table"
     if assumed_mpp is not None:
-        return assumed_mpp, "assumed"
+        return assumed_mpp, ASSUMED
     remedy = "state the resolution with --assume-mpp or in an mpp column of the label table"
     if header is None:
         raise SlideError(f"no resolution in the file; {remedy}")

@@ -36,7 +36,7 @@ from kdml_med.wsi.cutter import SlideJob
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.pool import Outcome, run_jobs
 from kdml_med.wsi.shards import SlideRecord, finished_slides, read_sidecar, sidecar_path, write_sidecar
-from kdml_med.wsi.slide import SLIDE_SUFFIXES
+from kdml_med.wsi.slide import ASSUMED, SLIDE_SUFFIXES
 
 _LIBRARIES = (
     "kdml_med",
@@ -269,12 +269,23 @@ def _open_folder(out_dir: Path, info: DatasetInfo) -> None:
         "label_level": info.label_level,
         "synthetic": info.synthetic,
     }
+    # The usual second run: slides without a resolution were refused, now it is stated. No finished slide changes.
+    stated = old.get("assume_mpp") != new["assume_mpp"] and not _any_assumed(out_dir)
+    if stated:
+        old["assume_mpp"] = there.options["assume_mpp"] = new["assume_mpp"]
     for name in dict.fromkeys(["labels", *new, *old]):
         if old.get(name) != new.get(name):
             raise InputError(
                 f"{out_dir} was made with {name} = {old.get(name)!r}, this run has {new.get(name)!r}: "
                 "use the same options, or choose another --out."
             )
+    if stated:
+        write_info(out_dir, there)
+
+
+def _any_assumed(out_dir: Path) -> bool:
+    records = (read_sidecar(out_dir, slide_id)[0] for slide_id in finished_slides(out_dir))
+    return any(record.mpp_source == ASSUMED for record in records)
 
 
 def _remove_leftovers(out_dir: Path) -> None:

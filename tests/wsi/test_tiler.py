@@ -291,9 +291,11 @@ def test_png_and_normalised_tiles(tmp_path, slide):
 def test_plain_image_with_stated_resolution(tmp_path):
     Image.fromarray(tissue_picture(900, 700)).save(tmp_path / "field.png")
     assert "--assume-mpp" in run([tmp_path / "field.png"], tmp_path / "a").failures[0][1]
-    report = run([tmp_path / "field.png"], tmp_path / "b", replace(SMALL, assume_mpp=0.5))
+    report = run([tmp_path / "field.png"], tmp_path / "a", replace(SMALL, assume_mpp=0.5))
+    with pytest.raises(InputError, match=r"assume_mpp = 0\.5, this run has 0\.25"):
+        run([tmp_path / "field.png"], tmp_path / "a", replace(SMALL, assume_mpp=0.25))
     assert report.tiles > 4
-    assert set(read_manifest(tmp_path / "b")["size_l0"]) == {112.0}
+    assert set(read_manifest(tmp_path / "a")["size_l0"]) == {112.0}
 
 
 def test_presets_have_the_published_sizes_and_decide_alone():
