@@ -13,7 +13,7 @@ FRAMEWORKS = {"torch", "monai", "ignite", "safetensors", "tensorboard"}
 CONTRACT = {"errors", "keys", "labels", "manifest", "progress", "splits"}
 # What each room may import of the others; the rooms above these in the design may import them all.
 ALLOWED = {
-    **dict.fromkeys(CONTRACT, CONTRACT),
+    **dict.fromkeys(sorted(CONTRACT), CONTRACT),
     "image_table": CONTRACT,
     "importing": CONTRACT | {"image_table"},
     "metrics": {"errors", "keys"},
@@ -26,7 +26,7 @@ ALLOWED = {
     "runs": CONTRACT | {"metrics", "networks"},
     "handlers": CONTRACT | {"engines", "losses", "metrics", "networks", "runs"},
 }
-WITHOUT_FRAMEWORKS = [*CONTRACT, "image_table", "importing", "metrics", "wsi", "demo"]
+WITHOUT_FRAMEWORKS = [*sorted(CONTRACT), "image_table", "importing", "metrics", "wsi", "demo"]
 
 
 def imported_modules(source: str, package: str) -> Iterator[str]:
