@@ -48,7 +48,7 @@ types: setup  ## mypy, strict
 	$(BIN)/mypy
 
 bench: setup  ## tiling speed against the decoding floor and an OpenSlide loop
-	$(BIN)/python tests/benchmarks/bench_tiling.py
+	$(BIN)/python -m tests.benchmarks.bench_tiling
 
 docs: setup  ## the documentation as a site in site/
 	$(BIN)/mkdocs build --strict
