@@ -33,7 +33,7 @@ class CohortTensorBoard:
     its colour: ``train/task_loss``, ``train/kd_loss``, ``train/ml_loss``, ``train/learning_rate`` (per iteration),
     ``val/tile_auroc``, ``val/patient_auroc``, ``val/tile_accuracy``, ``val/patient_accuracy`` and
     ``val/precision_recall`` (per epoch). What belongs to no single network is in run "cohort": ``train/total_loss``,
-    the weights of the terms (``weights/beta``), the agreement between networks (``val_agreement/…``), example tiles
+    the weights of the terms (``weights/beta``), the agreement between networks (``val/agreement_…``), example tiles
     with every network's answer, and the settings (HPARAMS).
 
     Args:
@@ -120,7 +120,7 @@ class CohortTensorBoard:
                         self.writer(name).add_scalar(f"val/{level}_{figure}", value, epoch)
         for name, value in metrics.items():
             if name.startswith("agreement_"):
-                self.writer(COHORT_RUN).add_scalar(f"val_agreement/{name.removeprefix('agreement_')}", value, epoch)
+                self.writer(COHORT_RUN).add_scalar(f"val/{name}", value, epoch)
         self._precision_recall(predictions, epoch)
         dataset = getattr(engine.data_loader, "dataset", None)
         if self.tiles and hasattr(dataset, "read"):
@@ -144,7 +144,7 @@ class CohortTensorBoard:
             writer = self.writer(COHORT_RUN)
             values = {name: _hparam(value) for name, value in self.settings.items()}
             # Written here and not by add_hparams, which would open one more run folder.
-            metric = f"val_best/{self.evaluator.state.key_metric_name}"
+            metric = f"val/best_{self.evaluator.state.key_metric_name}"
             best = float(self.evaluator.state.best_metric)
             for summary in hparams_summary(values, {metric: best}):
                 writer._get_file_writer().add_summary(summary)

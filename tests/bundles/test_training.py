@@ -76,7 +76,7 @@ def test_tensorboard_has_a_run_for_every_network(trained: Path) -> None:
 def test_tensorboard_shows_weights_agreement_tiles_and_settings_of_the_cohort(trained: Path) -> None:
     events = events_of(trained, "cohort")
     assert [event.value for event in events.Scalars("weights/beta")] == [0.5, 1.0]
-    assert {"val_agreement/student_0_student_1", "train/total_loss"} <= set(events.Tags()["scalars"])
+    assert {"val/agreement_student_0_student_1", "train/total_loss"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Images("val_tiles_worst/1")] == [1, 2]
     assert "_hparams_/session_start_info" in events.summary_metadata
 
