@@ -23,7 +23,7 @@ from torch import nn
 
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, PredictionColumn
-from kdml_med.manifest import write_atomically, write_table
+from kdml_med.manifest import write_atomically
 from kdml_med.metrics.aggregation import AggregationMethod, Level, aggregate_predictions
 from kdml_med.networks.cohort import Cohort, load_trained
 from kdml_med.networks.registry import build_network
@@ -138,11 +138,6 @@ def network_order(name: str) -> tuple[int, int, str]:
         return (2, 0, name)
     number = name.rpartition("_")[2]
     return (1, int(number) if number.isdigit() else 0, name)
-
-
-def write_patients(path: Path, table: pd.DataFrame) -> None:
-    """Write patients.csv."""
-    write_table(path, table)
 
 
 def results_table(metrics: Mapping[str, Any]) -> str:

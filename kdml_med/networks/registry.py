@@ -12,6 +12,7 @@ from monai.networks.nets import resnet as monai_resnet
 from torch import nn
 
 from kdml_med.errors import InputError
+from kdml_med.keys import NetworkName
 from kdml_med.networks.mobilenet import MobileNetV2
 
 NetworkSpec = str | Mapping[str, Any]
@@ -53,8 +54,8 @@ class CohortSpec:
 
     def networks(self) -> dict[str, NetworkSpec]:
         """Specs by cohort name, teacher first."""
-        named: dict[str, NetworkSpec] = {} if self.teacher is None else {"teacher": self.teacher}
-        return named | {f"student_{index}": spec for index, spec in enumerate(self.students)}
+        named: dict[str, NetworkSpec] = {} if self.teacher is None else {NetworkName.TEACHER.value: self.teacher}
+        return named | {NetworkName.student(index): spec for index, spec in enumerate(self.students)}
 
 
 _SHORT_MOBILENET: NetworkSpec = {"name": "mobilenet_v2", "last_block": 13}
