@@ -30,7 +30,7 @@ from kdml_med.manifest import (
     DatasetInfo,
     content_hash,
     read_info,
-    tile_table,
+    manifest_table,
     write_info,
     write_manifest,
     write_table,
@@ -370,7 +370,7 @@ def _write(
     columns = [name for name in frame.columns if name not in ("split", "image")]
     names = [str(name) for name in columns]
     rows = (dict(zip(names, values, strict=True)) for values in frame[columns].itertuples(index=False, name=None))
-    write_manifest(out / MANIFEST_FILE, tile_table(rows))
+    write_manifest(out / MANIFEST_FILE, manifest_table(rows))
     slides = frame.groupby("slide_id", sort=True).agg(
         patient_id=("patient_id", "first"), label=("label", "first"), site=("site", "first"), tiles=("shard", "size")
     )

@@ -23,9 +23,10 @@ class BatchKey(StrEnum):
     IMAGE = "image"
     """float32, [channels, height, width], RGB, rows are y."""
     LABEL = "label"
-    """int64 class index; -1 where the dataset has no label."""
+    """int64 class index; -1 where the dataset has no label. Detection: a list with the boxes of each image."""
     SAMPLE_ID = "sample_id"
     SLIDE_ID = "slide_id"
+    SEQUENCE_ID = "sequence_id"
     PATIENT_ID = "patient_id"
 
 
@@ -36,6 +37,8 @@ class OutputKey(StrEnum):
     """Detached scalars by loss name."""
     PROBABILITIES = "probabilities"
     """float32, [batch, classes], by network name and "ensemble"."""
+    DETECTIONS = "detections"
+    """For each network name and "ensemble" a list with the ``Detections`` of each image."""
 
 
 class LossTerm(StrEnum):
@@ -53,6 +56,20 @@ class Split(StrEnum):
     TRAIN = "train"
     VAL = "val"
     TEST = "test"
+
+
+class DetectionColumn(StrEnum):
+    """Columns of detections.parquet: one row for each detected box and network."""
+
+    SAMPLE_ID = "sample_id"
+    SEQUENCE_ID = "sequence_id"
+    PATIENT_ID = "patient_id"
+    NETWORK = "network"
+    SCORE = "score"
+    XMIN = "xmin"
+    YMIN = "ymin"
+    XMAX = "xmax"
+    YMAX = "ymax"
 
 
 class PredictionColumn(StrEnum):

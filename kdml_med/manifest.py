@@ -3,13 +3,13 @@
 A dataset folder holds
 
     dataset.json        what the folder is and how it was made (``DatasetInfo``)
-    manifest.parquet    one row per tile (``TILE_COLUMNS``)
-    slides.csv          one row per slide: where it came from, counts, stain matrix
+    manifest.parquet    one row per tile (``TILE_COLUMNS``) or colonoscopy frame (``FRAME_COLUMNS``)
+    slides.csv          tiles: one row per slide: where it came from, counts, stain matrix
     splits.csv          patient_id and split or fold (``kdml_med.splits``)
-    shards/             one uncompressed tar per slide; members are JPEG or PNG
+    shards/             one uncompressed tar per slide or sequence; members are JPEG or PNG
     failures.csv        every input that could not be used, with the reason
 
-A tile is the byte range ``[offset, offset + size)`` of the file ``image_root / shard``. Imported folders use the same
+A tile or frame is the byte range ``[offset, offset + size)`` of the file ``image_root / shard``. Imported folders use the same
 three columns with one file per tile and offset 0, so nothing is copied and there is one way to read a tile.
 """
 
@@ -20,6 +20,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +59,61 @@ TILE_COLUMNS = pa.schema(
     ]
 )
 
+FRAME_COLUMNS = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),  # unique in the dataset
+        pa.field("patient_id", pa.string(), nullable=False),  # the sequence's where patients are unknown
+        pa.field("sequence_id", pa.string(), nullable=False),  # the frame's own sample_id where sequences are unknown
+        pa.field("label", pa.string()),  # "polyp" with boxes, "negative" without, null when unlabelled
+        pa.field("site", pa.string()),  # hospital, null when unknown
+        pa.field("frame_index", pa.int64()),  # number in the video or order in the sequence, from 0
+        pa.field("boxes", pa.list_(pa.list_(pa.float64()))),  # [xmin, ymin, xmax, ymax], pixels of the stored frame
+        pa.field("polyp_ids", pa.list_(pa.string())),  # one for each box, unique in the dataset; null when unknown
+        pa.field("width", pa.int64(), nullable=False),  # of the stored frame, pixels
+        pa.field("height", pa.int64(), nullable=False),
+        pa.field("crop_x", pa.int64(), nullable=False),  # left edge of the stored part, pixels of the source frame
+        pa.field("crop_y", pa.int64(), nullable=False),  # top edge
+        pa.field("scale", pa.float64(), nullable=False),  # stored pixels per source pixel
+        pa.field("source", pa.string(), nullable=False),  # image or video that it came from, relative to the input
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+    ]
+)
+
+FRAME_CLASSES = ("negative", "polyp")
+
+
+class DatasetKind(StrEnum):
+    """What the rows of a manifest are."""
+
+    TILES = "tiles"
+    FRAMES = "frames"
+
+    @property
+    def columns(self) -> pa.Schema:
+        """Columns of the manifest."""
+        return TILE_COLUMNS if self is DatasetKind.TILES else FRAME_COLUMNS
+
+    @property
+    def group(self) -> str:
+        """Column of what rows are cut from."""
+        return "slide_id" if self is DatasetKind.TILES else "sequence_id"
+
 
 @dataclass
 class DatasetInfo:
     """What dataset.json holds.
 
     Attributes:
-        kind: "tiles" (frames come with the detection task).
+        kind: "tiles" or "frames".
         classes: class names in index order; the last one is the positive class. Empty without labels.
         tile_size_px: side of a stored tile, pixels; None when tiles differ or are unknown.
+        frame_size_px: longest side of a stored frame, pixels; None when they keep their size.
         mpp: micrometres per pixel of stored tiles; None when unknown.
         image_root: folder that ``shard`` paths start from: "." is the dataset folder; absolute for imported tiles.
-        label_level: "patient" or "slide": what carries one label, and so what metrics aggregate to by default.
+        label_level: tiles: "patient" or "slide", what carries one label, and so what metrics aggregate to by default.
+            frames: "patient" or "sequence", what stays together in a split; "frame" where the source has neither.
         options: the settings that decide the bytes of the tiles, as given to the program.
         made_by: program, package version and versions of the decoding libraries.
         splits: mode, seed and SHA-256 of splits.csv, once splits are frozen.
@@ -80,6 +124,7 @@ class DatasetInfo:
     kind: str = "tiles"
     classes: list[str] = field(default_factory=list)
     tile_size_px: int | None = None
+    frame_size_px: int | None = None
     mpp: float | None = None
     image_root: str = "."
     label_level: str = "patient"
@@ -121,8 +166,8 @@ def read_info(dataset_dir: Path) -> DatasetInfo:
     path = Path(dataset_dir) / DATASET_FILE
     if not path.is_file():
         raise InputError(
-            f"{dataset_dir} is not a dataset folder: it has no {DATASET_FILE}. Make one with "
-            "`python -m preprocessing.tile_slides` or `python -m preprocessing.import_tiles`."
+            f"{dataset_dir} is not a dataset folder: it has no {DATASET_FILE}. Make one with `python -m "
+            "preprocessing.tile_slides`, `preprocessing.import_tiles` or `preprocessing.prepare_frames`."
         )
     try:
         content = json.loads(path.read_text())
@@ -137,9 +182,14 @@ def read_info(dataset_dir: Path) -> DatasetInfo:
     return DatasetInfo(**content)
 
 
-def tile_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Arrow table of tile rows with exactly the columns and types of the contract; absent keys become null."""
-    return pa.Table.from_pylist([dict(row) for row in rows], schema=TILE_COLUMNS)
+def manifest_table(rows: Iterable[Mapping[str, Any]], kind: DatasetKind = DatasetKind.TILES) -> pa.Table:
+    """Arrow table of rows with exactly the columns and types of the contract; absent keys become null."""
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=kind.columns)
+
+
+def kind_of(table: pa.Table) -> DatasetKind:
+    """Kind of a manifest, told by its columns."""
+    return DatasetKind.FRAMES if DatasetKind.FRAMES.group in table.column_names else DatasetKind.TILES
 
 
 def write_manifest(path: Path, table: pa.Table) -> None:
@@ -148,7 +198,8 @@ def write_manifest(path: Path, table: pa.Table) -> None:
     Raises:
         InputError: the rows break the contract, see ``validate_manifest``.
     """
-    table = table.select(TILE_COLUMNS.names).cast(TILE_COLUMNS)
+    columns = kind_of(table).columns
+    table = table.select(columns.names).cast(columns)
     validate_manifest(table, str(path))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
@@ -159,12 +210,14 @@ def validate_manifest(table: pa.Table, where: str) -> None:
     """Check the rules that readers rely on.
 
     Raises:
-        InputError: a column is missing, an id is empty, a sample_id occurs twice, or a slide has two patients.
+        InputError: a column is missing, an id is empty, a sample_id occurs twice, or a slide or sequence has two
+            patients.
     """
-    missing = [name for name in TILE_COLUMNS.names if name not in table.column_names]
+    kind = kind_of(table)
+    missing = [name for name in kind.columns.names if name not in table.column_names]
     if missing:
-        raise InputError(f"{where} lacks the columns {missing}; expected {TILE_COLUMNS.names}.")
-    frame = table.select(["sample_id", "patient_id", "slide_id"]).to_pandas()
+        raise InputError(f"{where} lacks the columns {missing}; expected {kind.columns.names}.")
+    frame = table.select(["sample_id", "patient_id", kind.group]).to_pandas()
     for name in frame.columns:
         empty = frame.index[frame[name].isna() | (frame[name] == "")]
         if len(empty):
@@ -172,30 +225,33 @@ def validate_manifest(table: pa.Table, where: str) -> None:
     repeated = frame["sample_id"][frame["sample_id"].duplicated()]
     if len(repeated):
         raise InputError(f"{where}: sample_id {repeated.iloc[0]!r} occurs more than once.")
-    patients = frame.groupby("slide_id")["patient_id"].nunique()
+    patients = frame.groupby(kind.group)["patient_id"].nunique()
     shared = patients[patients > 1]
     if len(shared):
-        raise InputError(f"{where}: slide {shared.index[0]!r} belongs to {shared.iloc[0]} patients, expected one.")
+        what = kind.group.removesuffix("_id")
+        raise InputError(f"{where}: {what} {shared.index[0]!r} belongs to {shared.iloc[0]} patients, expected one.")
 
 
 def read_manifest(dataset_dir: Path) -> pd.DataFrame:
     """Read and check manifest.parquet.
 
     Returns:
-        One row per tile, columns of ``TILE_COLUMNS`` in that order.
+        One row per tile or frame, columns of ``TILE_COLUMNS`` or ``FRAME_COLUMNS`` in that order.
 
     Raises:
         InputError: the file is missing, unreadable, or breaks the contract.
     """
     path = Path(dataset_dir) / MANIFEST_FILE
     if not path.is_file():
-        raise InputError(f"{dataset_dir} has no {MANIFEST_FILE}: tiling did not finish. Run the same command again.")
+        raise InputError(
+            f"{dataset_dir} has no {MANIFEST_FILE}: preprocessing did not finish. Run the same command again."
+        )
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read as parquet ({error}). Make the dataset again.") from error
     validate_manifest(table, str(path))
-    frame: pd.DataFrame = table.select(TILE_COLUMNS.names).to_pandas()
+    frame: pd.DataFrame = table.select(kind_of(table).columns.names).to_pandas()
     return frame
 
 
@@ -205,7 +261,7 @@ def image_root(dataset_dir: Path, info: DatasetInfo) -> Path:
 
 
 def read_member(root: Path, shard: str, offset: int, size: int) -> bytes:
-    """Encoded bytes of one tile.
+    """Encoded bytes of one tile or frame.
 
     Raises:
         InputError: the shard is missing or shorter than the manifest says.
@@ -216,7 +272,7 @@ def read_member(root: Path, shard: str, offset: int, size: int) -> bytes:
             stream.seek(offset)
             data = stream.read(size)
     except OSError as error:
-        raise InputError(f"cannot read tile data from {path}: {error.strerror}.") from error
+        raise InputError(f"cannot read image data from {path}: {error.strerror}.") from error
     if len(data) != size:
         raise InputError(f"{path} is cut short: {size} bytes expected at {offset}, {len(data)} found.")
     return data

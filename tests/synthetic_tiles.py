@@ -13,7 +13,7 @@ from kdml_med.manifest import (
     DatasetInfo,
     read_info,
     read_manifest,
-    tile_table,
+    manifest_table,
     write_info,
     write_manifest,
 )
@@ -67,7 +67,7 @@ def write_tile_dataset(
         path = folder / shard
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.getvalue())
-    write_manifest(folder / MANIFEST_FILE, tile_table(rows))
+    write_manifest(folder / MANIFEST_FILE, manifest_table(rows))
     info = DatasetInfo(classes=CLASSES if labelled else [], tile_size_px=32, mpp=mpp, synthetic=True)
     write_info(folder, info)
     if labelled and split:

@@ -15,7 +15,7 @@ from kdml_med.manifest import (
     read_info,
     read_manifest,
     read_member,
-    tile_table,
+    manifest_table,
     write_info,
     write_manifest,
 )
@@ -27,7 +27,7 @@ def tile(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def test_manifest_comes_back_with_its_columns_and_nulls(tmp_path: Path) -> None:
-    write_manifest(tmp_path / MANIFEST_FILE, tile_table([tile(0, label="MSI", mpp=0.5), tile(1)]))
+    write_manifest(tmp_path / MANIFEST_FILE, manifest_table([tile(0, label="MSI", mpp=0.5), tile(1)]))
     frame = read_manifest(tmp_path)
     assert list(frame.columns) == TILE_COLUMNS.names
     assert frame["label"].isna().tolist() == [False, True]
@@ -36,7 +36,7 @@ def test_manifest_comes_back_with_its_columns_and_nulls(tmp_path: Path) -> None:
 
 def test_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write_manifest(tmp_path / name, tile_table([tile(0), tile(1)]))
+        write_manifest(tmp_path / name, manifest_table([tile(0), tile(1)]))
     assert content_hash(tmp_path / "a") == content_hash(tmp_path / "b")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
@@ -51,7 +51,7 @@ def test_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
 )
 def test_broken_rows_are_not_written(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        write_manifest(tmp_path / MANIFEST_FILE, tile_table(rows))
+        write_manifest(tmp_path / MANIFEST_FILE, manifest_table(rows))
     assert not (tmp_path / MANIFEST_FILE).exists()
 
 
@@ -93,7 +93,7 @@ def test_member_is_a_byte_range(tmp_path: Path) -> None:
     assert read_member(tmp_path, "file", 3, 4) == b"3456"
     with pytest.raises(InputError, match="cut short"):
         read_member(tmp_path, "file", 8, 4)
-    with pytest.raises(InputError, match="cannot read tile data"):
+    with pytest.raises(InputError, match="cannot read image data"):
         read_member(tmp_path, "absent", 0, 4)
 
 

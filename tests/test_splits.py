@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdml_med.errors import InputError
-from kdml_med.manifest import DatasetInfo, read_info, tile_table, write_info, write_manifest
+from kdml_med.manifest import DatasetInfo, read_info, manifest_table, write_info, write_manifest
 from kdml_med.splits import (
     DEFAULT_FRACTIONS,
     assign_splits,
@@ -156,7 +156,7 @@ def test_impossible_splits_say_what_is_needed(manifest: pd.DataFrame, options: d
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    write_manifest(tmp_path / "manifest.parquet", tile_table(cohort(6, 6).to_dict("records")))  # type: ignore[arg-type]
+    write_manifest(tmp_path / "manifest.parquet", manifest_table(cohort(6, 6).to_dict("records")))  # type: ignore[arg-type]
     write_info(tmp_path, DatasetInfo(classes=CLASSES))
     return tmp_path
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdml_med.errors import InputError
-from kdml_med.manifest import SHARDS_DIR, TILE_COLUMNS, tile_table, validate_manifest, write_atomically
+from kdml_med.manifest import SHARDS_DIR, TILE_COLUMNS, manifest_table, validate_manifest, write_atomically
 from kdml_med.wsi.stain import StainFit
 
 _RECORD_KEY = b"kdml_med.slide"
@@ -151,7 +151,7 @@ def finished_slides(out_dir: Path) -> list[str]:
 def write_sidecar(out_dir: Path, record: SlideRecord, rows: list[dict[str, Any]]) -> None:
     """Write the tile rows and the record of a slide: the last step, which makes it finished."""
     path = sidecar_path(out_dir, record.slide_id)
-    table = tile_table(rows)
+    table = manifest_table(rows)
     validate_manifest(table, str(path))
     content = asdict(record)
     if record.stain is not None:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from kdml_med.manifest import DatasetInfo, tile_table, write_info, write_manifest
+from kdml_med.manifest import DatasetInfo, manifest_table, write_info, write_manifest
 from kdml_med.splits import freeze_splits
 
 CLASSES = ["MSS", "MSI"]
@@ -51,7 +51,7 @@ def write_dataset(
                 }
             )
     write_info(folder, DatasetInfo(classes=CLASSES, tile_size_px=size_px))
-    write_manifest(folder / "manifest.parquet", tile_table(rows))
+    write_manifest(folder / "manifest.parquet", manifest_table(rows))
     if freeze:
         splits = pd.DataFrame({"patient_id": list(patients), "split": [split for split, _, _ in patients.values()]})
         freeze_splits(folder, splits, mode="table", seed=None)

@@ -305,7 +305,7 @@ def test_a_broken_tile_is_named_with_its_file(tmp_path, tile):
     with pytest.raises(InputError, match=rf"a_{tile}\.\w+ is cut short: {len(content)} bytes expected"):
         dataset[tile]
     path.unlink()
-    with pytest.raises(InputError, match=rf"cannot read tile data from .*a_{tile}"):
+    with pytest.raises(InputError, match=rf"cannot read image data from .*a_{tile}"):
         dataset[tile]
 
 

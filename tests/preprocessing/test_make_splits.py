@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from kdml_med.errors import InputError
-from kdml_med.manifest import DatasetInfo, read_info, read_manifest, tile_table, write_info, write_manifest
+from kdml_med.manifest import DatasetInfo, read_info, read_manifest, manifest_table, write_info, write_manifest
 from kdml_med.splits import assign_splits
 from preprocessing.make_splits import command
 
@@ -32,7 +32,7 @@ def dataset(tmp_path: Path) -> Path:
         for patient in range(20)
         for tile in range(3)
     ]
-    write_manifest(tmp_path / "manifest.parquet", tile_table(rows))
+    write_manifest(tmp_path / "manifest.parquet", manifest_table(rows))
     write_info(tmp_path, DatasetInfo(classes=["MSS", "MSI"]))
     return tmp_path
 
