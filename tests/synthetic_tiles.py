@@ -11,9 +11,9 @@ from PIL import Image
 from kdml_med.manifest import (
     MANIFEST_FILE,
     DatasetInfo,
+    manifest_table,
     read_info,
     read_manifest,
-    manifest_table,
     write_info,
     write_manifest,
 )

@@ -12,10 +12,10 @@ from kdml_med.manifest import (
     DatasetInfo,
     content_hash,
     image_root,
+    manifest_table,
     read_info,
     read_manifest,
     read_member,
-    manifest_table,
     write_info,
     write_manifest,
 )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdml_med.errors import InputError
-from kdml_med.manifest import DatasetInfo, read_info, manifest_table, write_info, write_manifest
+from kdml_med.manifest import DatasetInfo, manifest_table, read_info, write_info, write_manifest
 from kdml_med.splits import (
     DEFAULT_FRACTIONS,
     assign_splits,

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from kdml_med.errors import InputError
-from kdml_med.manifest import DatasetInfo, read_info, read_manifest, manifest_table, write_info, write_manifest
+from kdml_med.manifest import DatasetInfo, manifest_table, read_info, read_manifest, write_info, write_manifest
 from kdml_med.splits import assign_splits
 from preprocessing.make_splits import command
 
