@@ -17,6 +17,7 @@ ALLOWED = {
     "image_table": CONTRACT,
     "importing": CONTRACT | {"image_table"},
     "metrics": {"errors", "keys"},
+    "box_fusion": {"errors"},
     "losses": {"errors", "keys"},
     "networks": {"errors", "keys"},
     "wsi": CONTRACT,
@@ -26,7 +27,7 @@ ALLOWED = {
     "runs": CONTRACT | {"metrics", "networks"},
     "handlers": CONTRACT | {"engines", "losses", "metrics", "networks", "runs"},
 }
-WITHOUT_FRAMEWORKS = [*sorted(CONTRACT), "image_table", "importing", "metrics", "wsi", "demo"]
+WITHOUT_FRAMEWORKS = [*sorted(CONTRACT), "image_table", "importing", "metrics", "box_fusion", "wsi", "demo"]
 
 
 def imported_modules(source: str, package: str) -> Iterator[str]:

@@ -1,7 +1,17 @@
-"""Metrics for predictions of tiles, slides and patients: NumPy and pandas in, numbers out; no engine, no torch."""
+"""Metrics for predictions of tiles, slides and patients, and for detected boxes.
+
+NumPy and pandas in, numbers out; no engine, no torch.
+"""
 
 from kdml_med.metrics.aggregation import aggregate_predictions, aggregate_tiles
 from kdml_med.metrics.bootstrap import Interval, bootstrap_interval, resample_auroc
+from kdml_med.metrics.box_matching import (
+    AnnotatedFrames,
+    Matches,
+    box_iou,
+    match_detections,
+    read_frames,
+)
 from kdml_med.metrics.calibration import brier_score, expected_calibration_error
 from kdml_med.metrics.classification import (
     accuracy,
@@ -13,10 +23,16 @@ from kdml_med.metrics.classification import (
     specificity,
     threshold_for_sensitivity,
 )
+from kdml_med.metrics.detection import choose_threshold, choose_thresholds, score_curve
+from kdml_med.metrics.detection_evaluation import evaluate_detections, sequence_table
+from kdml_med.metrics.detection_report import detection_results_table
 from kdml_med.metrics.evaluation import evaluate_predictions
+from kdml_med.metrics.froc import froc_curve
 
 __all__ = [
+    "AnnotatedFrames",
     "Interval",
+    "Matches",
     "accuracy",
     "aggregate_predictions",
     "aggregate_tiles",
@@ -24,12 +40,22 @@ __all__ = [
     "balanced_accuracy",
     "binary_auroc",
     "bootstrap_interval",
+    "box_iou",
     "brier_score",
+    "choose_threshold",
+    "choose_thresholds",
     "classification_summary",
+    "detection_results_table",
+    "evaluate_detections",
     "evaluate_predictions",
     "expected_calibration_error",
+    "froc_curve",
+    "match_detections",
+    "read_frames",
     "resample_auroc",
+    "score_curve",
     "sensitivity",
+    "sequence_table",
     "specificity",
     "threshold_for_sensitivity",
 ]

@@ -104,18 +104,40 @@ def resample_auroc(
         ValueError: lengths differ, a label is neither 0 nor 1, or a missing group.
     """
     truth, scores = as_binary(labels, probabilities)
-    codes, count = _group_codes(groups, len(truth))
     result = np.full(resamples, np.nan)
-    if count < 2 or np.isnan(scores).any():
-        return result
     start = 0
-    for picks in _draws(count, resamples, seed, per_draw=max(len(truth), count)):
+    for weights in resampled_weights(groups, len(truth), resamples=resamples, seed=seed):
+        if not np.isnan(scores).any():
+            result[start : start + len(weights)] = weighted_auroc(truth, scores, weights)
+        start += len(weights)
+    return result
+
+
+def resampled_weights(
+    groups: npt.ArrayLike | None, length: int, *, resamples: int, seed: int, per_draw: int = 0
+) -> Iterator[npt.NDArray[np.int64]]:
+    """How often each sample occurs in each resample; what a statistic needs that takes weights.
+
+    Args:
+        groups: [length], patient of each sample; None when each sample is its own.
+        length: number of samples.
+        resamples: how often to draw.
+        seed: of the draws.
+        per_draw: elements that the caller holds for each draw, where they are more than the samples.
+
+    Yields:
+        [draws, length], together ``resamples`` rows; nothing with fewer than two groups.
+
+    Raises:
+        ValueError: another number of groups, or a missing group.
+    """
+    codes, count = _group_codes(groups, length)
+    if count < 2:
+        return
+    for picks in _draws(count, resamples, seed, per_draw=max(length, count, per_draw)):
         offsets = np.arange(len(picks))[:, None] * count
         multiplicities = np.bincount((picks + offsets).ravel(), minlength=len(picks) * count)
-        weights = multiplicities.reshape(len(picks), count)[:, codes]
-        result[start : start + len(picks)] = weighted_auroc(truth, scores, weights)
-        start += len(picks)
-    return result
+        yield multiplicities.reshape(len(picks), count)[:, codes]
 
 
 def weighted_auroc(

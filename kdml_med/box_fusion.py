@@ -1,0 +1,129 @@
+"""Weighted box fusion: one set of boxes from several detectors, instead of one NMS over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdml_med.errors import InputError
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass
+class _Cluster:
+    """Boxes that were fused so far.
+
+    Attributes:
+        corners: [4], sum of the boxes, each times its weighted score.
+        score: sum of the weighted scores.
+        weight: sum of the models' weights.
+    """
+
+    corners: Floats
+    score: float
+    weight: float
+
+    @property
+    def box(self) -> Floats:
+        return self.corners / self.score
+
+
+def weighted_box_fusion(
+    boxes: Sequence[npt.ArrayLike],
+    scores: Sequence[npt.ArrayLike],
+    *,
+    iou_threshold: float = 0.55,
+    weights: Sequence[float] | None = None,
+    score_threshold: float = 0.0,
+) -> tuple[Floats, Floats]:
+    """Fuse the boxes that several models give for one image and one class.
+
+    Boxes of all models are taken by falling score. Each joins the fused box that it overlaps most, when that is by more
+    than the threshold, else it starts a new one. A fused box is the mean of its boxes weighted by their scores, and its
+    score their mean, times min(T, N)/N for T boxes of N models: what few models see is lowered. The result does not
+    depend on the order of the models where scores differ.
+
+    With weights, T and N are sums of weights and the mean of the scores is weighted. The authors' program multiplies
+    scores by weights and divides by T, which is the same but where a model with a large weight gives several boxes
+    of one cluster: there its scores can pass 1, and these cannot.
+
+    Args:
+        boxes: for each model [n, 4], xmin, ymin, xmax, ymax, in any unit.
+        scores: for each model [n], 0..1. Boxes with score 0 have no weight and are left out.
+        iou_threshold: overlap above which boxes are of one object.
+        weights: of the models, positive; None for equal ones.
+        score_threshold: boxes with a lower score are left out before the fusion.
+
+    Returns:
+        Fused boxes, float64 [m, 4], and scores, float64 [m], highest first.
+
+    Raises:
+        InputError: no model, shapes differ, a weight is not positive, or a score is not in 0..1.
+
+    Source:
+        Solovyev, Wang & Gabruseva 2021, arXiv:1910.13302, section 3; the authors' program ensemble-boxes for weights.
+    """
+    corners, ranks, models = _all_boxes(boxes, scores, weights, score_threshold)
+    clusters: list[_Cluster] = []
+    fused = np.empty((len(ranks), 4))  # box of each cluster, rows beyond the last cluster unused
+    for box, score, weight in zip(corners, ranks, models, strict=True):
+        overlap = _overlaps(box, fused[: len(clusters)])
+        best = int(overlap.argmax()) if len(overlap) else -1
+        if best >= 0 and overlap[best] > iou_threshold:
+            cluster = clusters[best]
+            cluster.corners = cluster.corners + score * box
+            cluster.score += score
+            cluster.weight += weight
+        else:
+            best = len(clusters)
+            clusters.append(_Cluster(score * box, score, weight))
+        fused[best] = clusters[best].box
+    everyone = float(len(boxes) if weights is None else sum(weights))
+    # Mean score · min(T, N) / N; the mean is Σ score / T, so T cancels where it is the smaller.
+    result = np.array([cluster.score / max(cluster.weight, everyone) for cluster in clusters], dtype=np.float64)
+    order = np.argsort(-result, kind="stable")
+    return fused[: len(clusters)][order], result[order]
+
+
+def _all_boxes(
+    boxes: Sequence[npt.ArrayLike],
+    scores: Sequence[npt.ArrayLike],
+    weights: Sequence[float] | None,
+    score_threshold: float,
+) -> tuple[Floats, Floats, Floats]:
+    """Boxes [n, 4], weighted scores [n] and weights of their models [n]; highest weighted score first."""
+    used = [1.0] * len(boxes) if weights is None else [float(weight) for weight in weights]
+    if not boxes or len(boxes) != len(scores) or len(boxes) != len(used):
+        raise InputError(
+            f"box fusion got boxes of {len(boxes)} models, scores of {len(scores)} and {len(used)} weights; "
+            "expected the same number, at least one."
+        )
+    if not all(0 < weight < np.inf for weight in used):
+        raise InputError(f"box fusion got the weights {used}, expected positive ones.")
+    parts: list[tuple[Any, ...]] = []
+    for model, (own, own_scores, weight) in enumerate(zip(boxes, scores, used, strict=True)):
+        corners, values = np.asarray(own, dtype=np.float64), np.asarray(own_scores, dtype=np.float64)
+        corners = corners.reshape(0, 4) if corners.size == 0 else corners
+        if values.ndim != 1 or corners.shape != (len(values), 4):
+            raise InputError(f"model {model} has boxes {corners.shape} and scores {values.shape}, not [n, 4] and [n].")
+        if not ((values >= 0) & (values <= 1)).all():
+            raise InputError(f"model {model} has a score outside of 0..1.")
+        kept = (values > 0) & (values >= score_threshold)
+        parts.append((corners[kept], weight * values[kept], np.full(int(kept.sum()), weight)))
+    corners, ranks, models = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(-ranks, kind="stable")
+    return corners[order], ranks[order], models[order]
+
+
+def _overlaps(box: Floats, others: Floats) -> Floats:
+    """IoU of one box with others, [n]; 0 for boxes without an area."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    shared = np.clip(sides, 0, None).prod(axis=1)
+    union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - shared
+    result: Floats = np.divide(shared, union, out=np.zeros(len(others)), where=shared > 0)
+    return result
