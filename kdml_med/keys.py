@@ -17,6 +17,13 @@ class NetworkName(StrEnum):
         return f"student_{index}"
 
 
+class Task(StrEnum):
+    """What a cohort is trained for."""
+
+    CLASSIFICATION = "classification"
+    DETECTION = "detection"
+
+
 class BatchKey(StrEnum):
     """Keys of a sample (and of a collated batch) that a dataset yields."""
 
@@ -27,6 +34,10 @@ class BatchKey(StrEnum):
     SAMPLE_ID = "sample_id"
     SLIDE_ID = "slide_id"
     SEQUENCE_ID = "sequence_id"
+    SCALE = "scale"
+    """float32; pixels of the network's input per pixel of the stored frame."""
+    FRAME_SIZE = "frame_size"
+    """float32, [width, height] of the stored frame, pixels."""
     PATIENT_ID = "patient_id"
 
 

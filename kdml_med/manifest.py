@@ -9,8 +9,8 @@ A dataset folder holds
     shards/             one uncompressed tar per slide or sequence; members are JPEG or PNG
     failures.csv        every input that could not be used, with the reason
 
-A tile or frame is the byte range ``[offset, offset + size)`` of the file ``image_root / shard``. Imported folders use the same
-three columns with one file per tile and offset 0, so nothing is copied and there is one way to read a tile.
+A tile or frame is the byte range ``[offset, offset + size)`` of the file ``image_root / shard``. Imported folders use
+the same three columns with one file per tile and offset 0, so nothing is copied and there is one way to read a tile.
 """
 
 from __future__ import annotations
@@ -94,6 +94,11 @@ class DatasetKind(StrEnum):
     def columns(self) -> pa.Schema:
         """Columns of the manifest."""
         return TILE_COLUMNS if self is DatasetKind.TILES else FRAME_COLUMNS
+
+    @property
+    def row(self) -> str:
+        """What one row is called."""
+        return self.value.removesuffix("s")
 
     @property
     def group(self) -> str:

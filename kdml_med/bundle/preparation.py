@@ -20,7 +20,7 @@ from kdml_med.engines.evaluator import AVERAGES
 from kdml_med.engines.trainer import KDMLTrainer
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
-from kdml_med.losses.cohort import CohortLoss
+from kdml_med.losses.cohort import ClassificationCohortLoss
 from kdml_med.manifest import MANIFEST_FILE, SPLITS_FILE, DatasetInfo, content_hash, read_info
 from kdml_med.metrics.aggregation import AggregationMethod, Level
 from kdml_med.networks.cohort import Cohort, build_cohort
@@ -89,10 +89,10 @@ def build_training_cohort(**settings: Any) -> Cohort:
         return build_cohort(**settings)
 
 
-def build_loss(**settings: Any) -> CohortLoss:
-    """``CohortLoss`` for a config: what is wrong with the settings is said in one line."""
+def build_loss(**settings: Any) -> ClassificationCohortLoss:
+    """``ClassificationCohortLoss`` for a config: what is wrong with the settings is said in one line."""
     with errors_for_people(ValueError):
-        return CohortLoss(**settings)
+        return ClassificationCohortLoss(**settings)
 
 
 def load_trained_cohort(run_dir: str, *, students_only: bool = False) -> Cohort:
@@ -108,7 +108,7 @@ def record_run(
     *,
     settings: Mapping[str, Any],
     level: Level,
-    built: tuple[Cohort, CohortLoss],
+    built: tuple[Cohort, ClassificationCohortLoss],
 ) -> None:
     """Write settings.json, and cohort.json with what is needed to build, feed and judge the networks again.
 
@@ -144,7 +144,7 @@ def record_run(
             "synthetic": info.synthetic,
             "kdml_med": version("kdml_med"),
             "seen_patients": {
-                str(part.split): sorted({_hashed(patient) for patient in part.tiles["patient_id"]})
+                str(part.split): sorted({_hashed(patient) for patient in part.rows["patient_id"]})
                 for part in (training, validation)
             },
         },
@@ -274,7 +274,7 @@ def _check_scale(info: DatasetInfo, description: Mapping[str, Any], dataset_dir:
 
 def _check_unseen(dataset: TileDataset, description: Mapping[str, Any]) -> None:
     seen = {patient for part in description["seen_patients"].values() for patient in part}
-    overlap = [name for name in dataset.tiles["patient_id"].unique() if _hashed(name) in seen]
+    overlap = [name for name in dataset.rows["patient_id"].unique() if _hashed(name) in seen]
     if overlap:
         raise InputError(
             f"{len(overlap)} patients of split {dataset.split!r} have ids that were used in training this run, first "

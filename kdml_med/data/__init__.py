@@ -1,6 +1,19 @@
 """Datasets and transforms."""
 
-from kdml_med.data.tiles import EpochSampler, TileDataset, TileLoader
-from kdml_med.data.transforms import NormalizeColourd, RandStainJitterd
+from kdml_med.data.frames import FrameDataset, PlaceFrame, RandPlaceFrame
+from kdml_med.data.samples import EpochSampler, ManifestDataset, SampleLoader
+from kdml_med.data.tiles import TileDataset
+from kdml_med.data.transforms import NormalizeColourd, RandColourJitterd, RandStainJitterd
 
-__all__ = ["EpochSampler", "NormalizeColourd", "RandStainJitterd", "TileDataset", "TileLoader"]
+__all__ = [
+    "EpochSampler",
+    "FrameDataset",
+    "ManifestDataset",
+    "NormalizeColourd",
+    "PlaceFrame",
+    "RandColourJitterd",
+    "RandPlaceFrame",
+    "RandStainJitterd",
+    "SampleLoader",
+    "TileDataset",
+]

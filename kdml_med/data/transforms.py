@@ -66,6 +66,55 @@ class RandStainJitterd(RandomizableTransform, MapTransform):
         return result
 
 
+class RandColourJitterd(RandomizableTransform, MapTransform):
+    """Vary brightness, contrast, saturation and white balance, as light sources, cameras and processors do.
+
+    Args:
+        keys: image entries, float [3, height, width] in 0..1.
+        brightness: factor is drawn from 1 ± brightness.
+        contrast: likewise, around the mean grey level.
+        saturation: likewise, around the grey of each pixel.
+        balance: likewise, for red, green and blue each on its own.
+        prob: probability of changing a sample.
+        allow_missing_keys: skip absent keys.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Hashable] | Hashable,
+        *,
+        brightness: float = 0.25,
+        contrast: float = 0.25,
+        saturation: float = 0.25,
+        balance: float = 0.08,
+        prob: float = 1.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        self.ranges = torch.tensor([brightness, contrast, saturation, balance, balance, balance])
+        self.factors = torch.ones(6)
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw the factors of one sample."""
+        super().randomize(data)
+        # Drawn even when the sample stays as it is, so that later transforms do not depend on this decision.
+        self.factors = 1 + self.ranges * torch.from_numpy(self.R.uniform(-1, 1, 6)).float()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Change the images of one sample; the input is left as it was."""
+        result = dict(data)
+        self.randomize()
+        if self._do_transform:
+            brightness, contrast, saturation = self.factors[:3]
+            for key in self.key_iterator(result):
+                image: Tensor = result[key] * (brightness * self.factors[3:].view(3, 1, 1))
+                image = (image - image.mean()) * contrast + image.mean()
+                grey = image.mean(dim=0, keepdim=True)
+                result[key] = ((image - grey) * saturation + grey).clamp(0.0, 1.0)
+        return result
+
+
 class NormalizeColourd(MapTransform):
     """Subtract a mean and divide by a standard deviation, colour by colour.
 

@@ -1,6 +1,15 @@
 """Engines: MONAI's supervised trainer and evaluator for a cohort."""
 
-from kdml_med.engines.evaluator import CohortEvaluator, ensemble_probabilities
+from kdml_med.engines.detection import DetectionEvaluator, Detections
+from kdml_med.engines.evaluator import ClassificationEvaluator, CohortEvaluator, ensemble_probabilities
 from kdml_med.engines.trainer import KDMLTrainer, prepare_cohort_batch
 
-__all__ = ["CohortEvaluator", "KDMLTrainer", "ensemble_probabilities", "prepare_cohort_batch"]
+__all__ = [
+    "ClassificationEvaluator",
+    "CohortEvaluator",
+    "DetectionEvaluator",
+    "Detections",
+    "KDMLTrainer",
+    "ensemble_probabilities",
+    "prepare_cohort_batch",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,20 +52,38 @@ def ensemble_probabilities(logits: Mapping[str, Tensor], *, average: str = "prob
 
 
 class CohortEvaluator(SupervisedEvaluator):
-    """Supervised evaluator that adds the class probabilities of every network and of the ensemble to its output.
+    """Supervised evaluator that adds to its output what the networks, and the ensemble of the students, answer.
+
+    Args:
+        **kwargs: see ``monai.engines.SupervisedEvaluator``; ``decollate`` is always off, as in ``KDMLTrainer``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("prepare_batch", prepare_cohort_batch)
+        super().__init__(decollate=False, **kwargs)
+
+    @abstractmethod
+    def answer(self, predictions: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What goes to the output beside the raw predictions, by ``OutputKey``."""
+
+    def _iteration(self, engine: CohortEvaluator, batchdata: dict[str, Any]) -> dict[str, Any]:
+        output: dict[str, Any] = super()._iteration(engine, batchdata)
+        return output | self.answer(output["pred"], batchdata)
+
+
+class ClassificationEvaluator(CohortEvaluator):
+    """Evaluator of classifiers: adds the class probabilities of every network and of the ensemble.
 
     Args:
         ensemble_average: see ``ensemble_probabilities``.
-        **kwargs: see ``monai.engines.SupervisedEvaluator``; ``decollate`` is always off, as in ``KDMLTrainer``.
+        **kwargs: see ``CohortEvaluator``.
     """
 
     def __init__(self, *, ensemble_average: str = "probabilities", **kwargs: Any) -> None:
         check_average(ensemble_average)  # now, not after the first epoch of training
-        kwargs.setdefault("prepare_batch", prepare_cohort_batch)
         self.ensemble_average = ensemble_average
-        super().__init__(decollate=False, **kwargs)
+        super().__init__(**kwargs)
 
-    def _iteration(self, engine: CohortEvaluator, batchdata: dict[str, Any]) -> dict[str, Any]:
-        output: dict[str, Any] = super()._iteration(engine, batchdata)
-        output[OutputKey.PROBABILITIES] = ensemble_probabilities(output["pred"], average=self.ensemble_average)
-        return output
+    def answer(self, predictions: Mapping[str, Tensor], batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Probabilities [batch, classes] by network name."""
+        return {OutputKey.PROBABILITIES: ensemble_probabilities(predictions, average=self.ensemble_average)}

@@ -15,10 +15,17 @@ from kdml_med.keys import BatchKey, LossTerm, OutputKey
 
 def prepare_cohort_batch(
     batch: Mapping[str, Any], device: torch.device | None = None, non_blocking: bool = False, **_: Any
-) -> tuple[Tensor, Tensor]:
-    """Images and labels of a batch on the device; identifiers stay in ``engine.state.batch``."""
+) -> tuple[Tensor, Any]:
+    """Images and labels of a batch on the device; identifiers stay in ``engine.state.batch``.
+
+    Boxes come as the list of boxes of each image and the images' (height, width), which anchors are made for.
+    """
     image = batch[BatchKey.IMAGE].to(device=device, non_blocking=non_blocking)
-    return image, batch[BatchKey.LABEL].to(device=device, non_blocking=non_blocking)
+    label = batch[BatchKey.LABEL]
+    if isinstance(label, Tensor):
+        return image, label.to(device=device, non_blocking=non_blocking)
+    boxes = [part.to(device=device, non_blocking=non_blocking) for part in label]
+    return image, (boxes, tuple(image.shape[-2:]))
 
 
 class KDMLTrainer(SupervisedTrainer):
@@ -46,7 +53,7 @@ class KDMLTrainer(SupervisedTrainer):
         if hasattr(loss_function, "set_epoch"):
             self.add_event_handler(Events.EPOCH_STARTED, lambda: loss_function.set_epoch(self.state.epoch))
 
-    def _total_loss(self, predictions: dict[str, Tensor], target: Tensor) -> Tensor:
+    def _total_loss(self, predictions: dict[str, Any], target: Any) -> Tensor:
         terms = self.cohort_loss(predictions, target)
         self.state.output[OutputKey.LOSS_TERMS] = {name: value.detach() for name, value in terms.items()}
         total = terms[LossTerm.LOSS]

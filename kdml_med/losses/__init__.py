@@ -1,7 +1,8 @@
 """Losses of online distillation and mutual learning."""
 
-from kdml_med.losses.cohort import CohortLoss
+from kdml_med.losses.cohort import ClassificationCohortLoss, CohortLoss
+from kdml_med.losses.detection import DetectionCohortLoss
 from kdml_med.losses.distillation import distillation_loss
 from kdml_med.losses.mutual import mutual_loss
 
-__all__ = ["CohortLoss", "distillation_loss", "mutual_loss"]
+__all__ = ["ClassificationCohortLoss", "CohortLoss", "DetectionCohortLoss", "distillation_loss", "mutual_loss"]

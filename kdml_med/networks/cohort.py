@@ -1,4 +1,4 @@
-"""Teacher and students as one module: one forward pass gives the logits of all of them."""
+"""Teacher and students as one module: one forward pass gives the answers of all of them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kdml_med.errors import InputError
-from kdml_med.keys import NetworkName
-from kdml_med.networks.registry import CohortSpec, NetworkSpec, architecture_name, build_network, cohort_spec
+from kdml_med.keys import NetworkName, Task
+from kdml_med.networks.registry import CohortSpec, NetworkSpec, body_name, build_network, cohort_spec
 from kdml_med.networks.weights import load_initial_weights, read_state_dict
 
 
@@ -61,21 +61,21 @@ class Cohort(nn.Module):
             self.networks[NetworkName.TEACHER].eval()
         return self
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    def forward(self, image: Tensor) -> dict[str, Any]:
         """Run each network once.
 
         Args:
             image: float, [batch, channels, height, width].
 
         Returns:
-            Logits [batch, classes] by network name.
+            Answers by network name: logits [batch, classes] of classifiers, ``AnchorPredictions`` of detectors.
         """
-        logits = {}
+        answers = {}
         for name, network in self.networks.items():
             frozen = self.frozen_teacher and name == NetworkName.TEACHER
             with torch.no_grad() if frozen else contextlib.nullcontext():
-                logits[name] = network(image)
-        return logits
+                answers[name] = network(image)
+        return answers
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One optimizer group for each network that learns, named after it."""
@@ -108,6 +108,7 @@ def network_seed(seed: int, name: str) -> Iterator[None]:
 def build_cohort(
     version: str = "v1",
     *,
+    task: str = Task.CLASSIFICATION,
     num_classes: int = 2,
     seed: int = 0,
     teacher: NetworkSpec | None = None,
@@ -115,12 +116,14 @@ def build_cohort(
     use_teacher: bool = True,
     initial_weights: Mapping[str, str] | str | None = None,
     teacher_checkpoint: str | None = None,
+    frozen_stages: int = 0,
 ) -> Cohort:
     """Build a named or a custom cohort.
 
     Args:
         version: name in ``kdml_med.networks.registry.VERSIONS``.
-        num_classes: number of classes.
+        task: "classification" or "detection": what the named versions consist of.
+        num_classes: number of classes; detectors do not count background.
         seed: of the initial weights; each network has a stream of its own.
         teacher: replaces the version's teacher.
         students: replaces the version's students; any number from one.
@@ -128,11 +131,14 @@ def build_cohort(
         initial_weights: files to start from, by network name ("student_0") or architecture ("mobilenet_v2"); one plain
             path goes to every network.
         teacher_checkpoint: state dict of a trained teacher, which is then frozen (offline distillation).
+        frozen_stages: leave the first stages of every detector's body as they are in ``initial_weights``; 1 is up to
+            stride 2, 2 up to stride 4, and so on.
 
     Raises:
-        InputError: unknown names, files that do not fit, or a teacher checkpoint without a teacher.
+        InputError: unknown names, files that do not fit, a teacher checkpoint without a teacher, or stages to be frozen
+            that start from random weights or that a network does not have.
     """
-    spec = cohort_spec(version, teacher=teacher, students=students)
+    spec = cohort_spec(version, task=Task(task), teacher=teacher, students=students)
     if not use_teacher:
         if teacher_checkpoint:
             raise InputError("teacher_checkpoint is given, but the cohort has no teacher: set use_teacher or drop it.")
@@ -145,9 +151,24 @@ def build_cohort(
             networks[name] = build_network(network_spec, num_classes=num_classes)
         if name in files:
             load_initial_weights(networks[name], Path(files[name]))
+        if frozen_stages:
+            _freeze(networks[name], name, frozen_stages, started=name in files)
     if teacher_checkpoint:
         load_trained(networks[NetworkName.TEACHER], Path(teacher_checkpoint))
     return Cohort(networks, frozen_teacher=bool(teacher_checkpoint))
+
+
+def _freeze(network: nn.Module, name: str, stages: int, *, started: bool) -> None:
+    if not hasattr(network, "freeze"):
+        raise InputError(
+            f"{name} is a {type(network).__name__}, which has no stages to freeze: set frozen_stages to 0."
+        )
+    if not started:
+        raise InputError(f"{name} has no initial_weights: its first stages would stay random. Set frozen_stages to 0.")
+    try:
+        network.freeze(stages)  # type: ignore[operator]
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def load_trained(network: nn.Module, path: Path) -> None:
@@ -169,13 +190,13 @@ def _weights_by_network(
         return {}
     if isinstance(initial_weights, str):
         return dict.fromkeys(specs, initial_weights)
-    known = set(specs) | {architecture_name(spec) for spec in specs.values()}
+    known = set(specs) | {body_name(spec) for spec in specs.values()}
     unknown = sorted(set(initial_weights) - known)
     if unknown:
         raise InputError(f"initial_weights names {unknown}, but this cohort has {sorted(known)}.")
     files = {}
     for name, spec in specs.items():
-        path = initial_weights.get(name) or initial_weights.get(architecture_name(spec))
+        path = initial_weights.get(name) or initial_weights.get(body_name(spec))
         if path:
             files[name] = path
     return files

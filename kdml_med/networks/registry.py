@@ -12,8 +12,9 @@ from monai.networks.nets import resnet as monai_resnet
 from torch import nn
 
 from kdml_med.errors import InputError
-from kdml_med.keys import NetworkName
+from kdml_med.keys import NetworkName, Task
 from kdml_med.networks.mobilenet import MobileNetV2
+from kdml_med.networks.retinanet import RetinaNet
 
 NetworkSpec = str | Mapping[str, Any]
 """A name, or a mapping with "name" and the builder's keyword arguments. A name with a dot is an import path."""
@@ -42,6 +43,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "resnet34": _resnet("resnet34"),
     "resnet50": _resnet("resnet50"),
     "mobilenet_v2": MobileNetV2,
+    "retinanet": RetinaNet,
 }
 
 
@@ -60,11 +62,29 @@ class CohortSpec:
 
 _SHORT_MOBILENET: NetworkSpec = {"name": "mobilenet_v2", "last_block": 13}
 
-VERSIONS: dict[str, CohortSpec] = {
-    "v1": CohortSpec("resnet50", ("resnet18", "resnet18")),
-    "v2": CohortSpec("resnet50", ("mobilenet_v2", "mobilenet_v2")),
-    "v3": CohortSpec("resnet50", ("resnet18", "mobilenet_v2")),
-    "edge": CohortSpec("mobilenet_v2", (_SHORT_MOBILENET, _SHORT_MOBILENET)),
+
+def _detector(body: str, **settings: Any) -> NetworkSpec:
+    return {"name": "retinanet", "body": body, **settings}
+
+
+# Detectors of students have a pyramid half as wide as their teacher's. The edge students keep the whole body: polyps
+# fill much of a frame, so that a body cut short does not see one whole.
+VERSIONS: dict[Task, dict[str, CohortSpec]] = {
+    Task.CLASSIFICATION: {
+        "v1": CohortSpec("resnet50", ("resnet18", "resnet18")),
+        "v2": CohortSpec("resnet50", ("mobilenet_v2", "mobilenet_v2")),
+        "v3": CohortSpec("resnet50", ("resnet18", "mobilenet_v2")),
+        "edge": CohortSpec("mobilenet_v2", (_SHORT_MOBILENET, _SHORT_MOBILENET)),
+    },
+    Task.DETECTION: {
+        "v1": CohortSpec(_detector("resnet50", width=128), (_detector("resnet18"), _detector("resnet18"))),
+        "v2": CohortSpec(_detector("resnet50", width=128), (_detector("mobilenet_v2"), _detector("mobilenet_v2"))),
+        "v3": CohortSpec(_detector("resnet50", width=128), (_detector("resnet18"), _detector("mobilenet_v2"))),
+        "edge": CohortSpec(
+            _detector("mobilenet_v2", width=128, head_convs=2),
+            (_detector("mobilenet_v2", head_convs=2), _detector("mobilenet_v2", head_convs=2)),
+        ),
+    },
 }
 
 
@@ -77,6 +97,12 @@ def architecture_name(spec: NetworkSpec) -> str:
             f"network {dict(spec)} has no 'name'; expected one of {sorted(ARCHITECTURES)} or a dotted path."
         )
     return str(spec["name"])
+
+
+def body_name(spec: NetworkSpec) -> str:
+    """Architecture whose published weights a network takes: its own, or that of its body."""
+    body = None if isinstance(spec, str) else spec.get("body")
+    return architecture_name(spec) if body is None else str(body)
 
 
 def build_network(spec: NetworkSpec, *, num_classes: int) -> nn.Module:
@@ -101,18 +127,23 @@ def build_network(spec: NetworkSpec, *, num_classes: int) -> nn.Module:
 
 
 def cohort_spec(
-    version: str, *, teacher: NetworkSpec | None = None, students: Sequence[NetworkSpec] | None = None
+    version: str,
+    *,
+    task: Task = Task.CLASSIFICATION,
+    teacher: NetworkSpec | None = None,
+    students: Sequence[NetworkSpec] | None = None,
 ) -> CohortSpec:
     """The named version, with the teacher or the students replaced where they are given.
 
     Raises:
         InputError: the version is unknown or there are no students.
     """
-    if version not in VERSIONS:
-        near = get_close_matches(version, VERSIONS, n=1)
+    versions = VERSIONS[task]
+    if version not in versions:
+        near = get_close_matches(version, versions, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown version {version!r}; known: {', '.join(VERSIONS)}.{hint}")
-    named = VERSIONS[version]
+        raise InputError(f"unknown version {version!r}; known: {', '.join(versions)}.{hint}")
+    named = versions[version]
     spec = CohortSpec(
         teacher if teacher is not None else named.teacher, tuple(students) if students is not None else named.students
     )

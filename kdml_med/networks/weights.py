@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdml_med.errors import InputError
+from kdml_med.networks.retinanet import RetinaNet
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ def load_initial_weights(network: nn.Module, path: Path) -> list[str]:
             middle of the body that the network lacks.
     """
     source = read_state_dict(path)
+    # A detector's weights are published for the classifier that its body was taken from.
+    network = network.body if isinstance(network, RetinaNet) else network
     target = network.state_dict()
     # Batch counters matter only to a batch norm with momentum=None, and published files often lack them.
     wanted = [name for name in target if not name.endswith("num_batches_tracked")]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from monai.transforms import Compose, RandFlipd, RandRotate90d
 from PIL import Image
 
-from kdml_med.data import EpochSampler, NormalizeColourd, RandStainJitterd, TileDataset, TileLoader
-from kdml_med.data.tiles import decode_image, image_to_tensor
+from kdml_med.data import EpochSampler, NormalizeColourd, RandStainJitterd, SampleLoader, TileDataset
+from kdml_med.data.images import decode_image, image_to_tensor
 from kdml_med.errors import InputError
 from kdml_med.manifest import read_info, write_info
 from kdml_med.wsi.stain import REFERENCE, StainFit, normalise_stains
@@ -51,7 +51,7 @@ def augmented(folder, seed=0):
 
 def epoch_tensors(folder, epoch, *, num_workers=0, batch_size=2, seed=0):
     """Augmented tensors of one epoch by sample_id."""
-    loader = TileLoader(augmented(folder), batch_size=batch_size, training=True, seed=seed, num_workers=num_workers)
+    loader = SampleLoader(augmented(folder), batch_size=batch_size, training=True, seed=seed, num_workers=num_workers)
     loader.sampler.set_epoch(epoch)
     return {
         sample_id: image
@@ -100,7 +100,7 @@ def test_tiles_are_resized_to_the_image_size(folder):
 @pytest.mark.parametrize(("split", "patients"), [("train", "p0 p1 p2"), ("val", "p3 p4"), ("test", "p5")])
 def test_a_split_holds_the_tiles_of_its_patients(folder, split, patients):
     dataset = TileDataset(folder, split)
-    assert set(dataset.tiles["patient_id"]) == set(patients.split())
+    assert set(dataset.rows["patient_id"]) == set(patients.split())
     assert len(dataset) == sum(PATIENTS[patient][2] for patient in patients.split())
 
 
@@ -152,7 +152,9 @@ def test_batches_do_not_depend_on_workers_batch_size_or_order(folder):
 
 def test_workers_deliver_batches_in_the_same_order(folder):
     def order(num_workers):
-        loader = TileLoader(TileDataset(folder, "train"), batch_size=2, training=True, seed=4, num_workers=num_workers)
+        loader = SampleLoader(
+            TileDataset(folder, "train"), batch_size=2, training=True, seed=4, num_workers=num_workers
+        )
         loader.sampler.set_epoch(1)
         return [batch["sample_id"] for batch in loader]
 
@@ -238,21 +240,21 @@ def test_balancing_draws_every_class_equally_often():
 )
 def test_only_a_single_last_tile_is_left_out_of_training(tmp_path, tiles, batch_size, sizes):
     folder = write_dataset(tmp_path, {"a": ("train", "MSS", tiles)}, size_px=8)
-    loader = TileLoader(TileDataset(folder, "train"), batch_size=batch_size, training=True)
+    loader = SampleLoader(TileDataset(folder, "train"), batch_size=batch_size, training=True)
     assert [len(batch["label"]) for batch in loader] == sizes
     assert len(loader) == len(sizes)
 
 
 def test_evaluation_reads_every_tile_in_order(folder):
-    loader = TileLoader(TileDataset(folder, "train"), batch_size=4)
+    loader = SampleLoader(TileDataset(folder, "train"), batch_size=4)
     names = [name for batch in loader for name in batch["sample_id"]]
-    assert names == list(TileDataset(folder, "train").tiles["sample_id"])
+    assert names == list(TileDataset(folder, "train").rows["sample_id"])
 
 
 def test_unlabelled_tiles_are_left_out_of_a_split_and_counted(tmp_path, caplog):
     folder = write_dataset(tmp_path, {"a": ("train", "MSS", 2), "b": ("train", None, 1), "c": ("val", None, 1)})
     with caplog.at_level(logging.INFO):
-        assert set(TileDataset(folder, "train").tiles["patient_id"]) == {"a"}
+        assert set(TileDataset(folder, "train").rows["patient_id"]) == {"a"}
     assert "1 tiles without a label are left out" in caplog.text
     assert len(TileDataset(folder)) == 4
     with pytest.raises(InputError, match=r"split 'val' of .* has no labelled tiles"):
@@ -296,7 +298,7 @@ def test_edited_splits_are_refused(tmp_path):
 def test_a_broken_tile_is_named_with_its_file(tmp_path, tile):
     folder = write_dataset(tmp_path, {"a": ("train", "MSS", 2)})
     dataset = TileDataset(folder, "train")
-    path = folder / dataset.tiles["shard"][tile]
+    path = folder / dataset.rows["shard"][tile]
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
     with pytest.raises(InputError, match=rf"tile 'a/{tile}' in .*a_{tile}\.\w+ cannot be decoded as an image"):
@@ -344,7 +346,7 @@ def with_stain_fits(folder, names):
 def test_stains_are_normalised_with_the_matrix_of_the_slide(tmp_path):
     folder = write_dataset(tmp_path, {"a": ("train", "MSS", 1)})
     plain = TileDataset(folder, "train")
-    with_stain_fits(folder, plain.tiles["slide_id"].unique())
+    with_stain_fits(folder, plain.rows["slide_id"].unique())
     normalised = TileDataset(folder, "train", stain="macenko")
     fit = StainFit(REFERENCE.matrix, REFERENCE.max_concentrations * 0.5)
     np.testing.assert_array_equal(normalised.read(0), normalise_stains(plain.read(0), fit))

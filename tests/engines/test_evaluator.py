@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from kdml_med.engines import CohortEvaluator, ensemble_probabilities
+from kdml_med.engines import ClassificationEvaluator, ensemble_probabilities
 from kdml_med.networks import build_cohort
 from tests.networks.tiny import TINY
 
@@ -19,7 +19,7 @@ LOGITS = {
 def evaluate(cohort, **kwargs):
     generator = torch.Generator().manual_seed(0)
     data = [{"image": torch.randn(3, 3, 8, 8, generator=generator), "label": torch.tensor([0, 1, 1])}]
-    evaluator = CohortEvaluator(device="cpu", val_data_loader=data, network=cohort, **kwargs)
+    evaluator = ClassificationEvaluator(device="cpu", val_data_loader=data, network=cohort, **kwargs)
     evaluator.run()
     return evaluator.state.output
 

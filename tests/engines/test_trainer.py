@@ -5,9 +5,9 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from kdml_med.data import RandStainJitterd, TileDataset, TileLoader
+from kdml_med.data import RandStainJitterd, SampleLoader, TileDataset
 from kdml_med.engines import KDMLTrainer
-from kdml_med.losses import CohortLoss
+from kdml_med.losses import ClassificationCohortLoss
 from kdml_med.networks import Cohort, build_cohort
 from tests.data.folders import write_dataset
 from tests.networks.tiny import PLAIN, TINY
@@ -49,11 +49,11 @@ def test_independent_students_train_bit_for_bit_as_if_alone(use_teacher):
         return build_cohort(seed=3, teacher=TINY, students=[MOBILE, TINY, MOBILE], use_teacher=use_teacher)
 
     cohort, data = build(), batches(3)
-    trainer_of(cohort, data, CohortLoss(beta=0.0, gamma=0.0), epochs=2).run()
+    trainer_of(cohort, data, ClassificationCohortLoss(beta=0.0, gamma=0.0), epochs=2).run()
     for name in cohort.names:
         alone = Cohort({"student_0": build().networks[name]})
         start = copy.deepcopy(alone.networks["student_0"])
-        trainer_of(alone, data, CohortLoss(beta=0.0, gamma=0.0), epochs=2).run()
+        trainer_of(alone, data, ClassificationCohortLoss(beta=0.0, gamma=0.0), epochs=2).run()
         assert equal_states(cohort.networks[name], alone.networks["student_0"]), name
         assert not equal_states(start, alone.networks["student_0"])
 
@@ -61,7 +61,7 @@ def test_independent_students_train_bit_for_bit_as_if_alone(use_teacher):
 def test_peers_change_what_students_learn():
     def trained(gamma):
         cohort = build_cohort(seed=3, students=[TINY, TINY], use_teacher=False)
-        trainer_of(cohort, batches(2), CohortLoss(beta=0.0, gamma=gamma)).run()
+        trainer_of(cohort, batches(2), ClassificationCohortLoss(beta=0.0, gamma=gamma)).run()
         return cohort.networks["student_0"]
 
     assert equal_states(trained(0.0), trained(0.0))
@@ -71,7 +71,7 @@ def test_peers_change_what_students_learn():
 def test_teacher_trains_the_same_whatever_the_students_do():
     def trained(students, **weights):
         cohort = build_cohort(seed=3, teacher=MOBILE, students=students)
-        trainer_of(cohort, batches(3), CohortLoss(**weights)).run()
+        trainer_of(cohort, batches(3), ClassificationCohortLoss(**weights)).run()
         return cohort.networks["teacher"]
 
     assert equal_states(trained([TINY]), trained([MOBILE, TINY], beta=7.0, gamma=3.0, temperature=2.0))
@@ -82,14 +82,14 @@ def test_everyone_learns_to_tell_bright_from_dark():
     batch["image"] += 4.0 * batch["label"].view(-1, 1, 1, 1)
     cohort = build_cohort(teacher=PLAIN, students=[PLAIN, PLAIN])
     optimizer = torch.optim.Adam(cohort.parameter_groups(), lr=0.1)
-    trainer_of(cohort, [batch], CohortLoss(), epochs=30, optimizer=optimizer).run()
+    trainer_of(cohort, [batch], ClassificationCohortLoss(), epochs=30, optimizer=optimizer).run()
     for name, logits in cohort(batch["image"]).items():
         assert torch.equal(logits.argmax(dim=1), batch["label"]), name
 
 
 def test_loss_terms_are_in_the_output_and_detached():
     cohort = build_cohort(teacher=TINY, students=[TINY, TINY])
-    trainer = trainer_of(cohort, batches(2), CohortLoss())
+    trainer = trainer_of(cohort, batches(2), ClassificationCohortLoss())
     trainer.run()
     terms = trainer.state.output["loss_terms"]
     kinds = {f"student_{index}_{kind}" for index in range(2) for kind in ("task", "kd", "ml")}
@@ -103,7 +103,7 @@ def test_loss_terms_are_in_the_output_and_detached():
 def test_the_loss_hears_of_every_epoch_before_its_first_batch():
     seen = []
 
-    class Listening(CohortLoss):
+    class Listening(ClassificationCohortLoss):
         def set_epoch(self, epoch):
             super().set_epoch(epoch)
             seen.append(f"epoch {epoch}")
@@ -135,7 +135,7 @@ def test_training_stops_at_the_first_term_that_is_not_finite_and_names_it():
         return output * float("nan") if trainer.state.iteration == 2 else output
 
     broken.register_forward_hook(spoil)
-    trainer = trainer_of(cohort, data, CohortLoss(gamma=0.0))
+    trainer = trainer_of(cohort, data, ClassificationCohortLoss(gamma=0.0))
     weights = []
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: weights.append(copy.deepcopy(cohort.state_dict())))
     expected = r"loss terms \['student_1_task', 'student_1_kd'\] are not finite in epoch 1, iteration 2"
@@ -154,7 +154,7 @@ def test_accumulated_batches_make_the_step_of_one_bigger_batch(steps):
     def trained(data, **kwargs):
         cohort = build_cohort(seed=1, teacher=PLAIN, students=[PLAIN, PLAIN])
         optimizer = torch.optim.SGD(cohort.parameter_groups(), lr=0.5)
-        trainer_of(cohort, data, CohortLoss(), optimizer=optimizer, **kwargs).run()
+        trainer_of(cohort, data, ClassificationCohortLoss(), optimizer=optimizer, **kwargs).run()
         return cohort.state_dict()
 
     accumulated, whole = trained(small, accumulation_steps=steps), trained(big)
@@ -168,8 +168,10 @@ def test_accumulated_batches_make_the_step_of_one_bigger_batch(steps):
 def test_tiles_come_shuffled_and_augmented_anew_in_every_epoch(tmp_path, num_workers):
     folder = write_dataset(tmp_path, {"a": ("train", "MSS", 3), "b": ("train", "MSI", 3)}, size_px=8)
     dataset = TileDataset(folder, "train", transform=RandStainJitterd("image"), seed=5)
-    loader = TileLoader(dataset, batch_size=2, training=True, seed=5, num_workers=num_workers)
-    trainer = trainer_of(build_cohort(students=[TINY], use_teacher=False), loader, CohortLoss(beta=0.0), epochs=2)
+    loader = SampleLoader(dataset, batch_size=2, training=True, seed=5, num_workers=num_workers)
+    trainer = trainer_of(
+        build_cohort(students=[TINY], use_teacher=False), loader, ClassificationCohortLoss(beta=0.0), epochs=2
+    )
     seen = SimpleNamespace(names=[], images=[])
 
     def remember():
@@ -178,7 +180,7 @@ def test_tiles_come_shuffled_and_augmented_anew_in_every_epoch(tmp_path, num_wor
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED, remember)
     trainer.run()
-    names = list(dataset.tiles["sample_id"])
+    names = list(dataset.rows["sample_id"])
     assert sorted(seen.names) == sorted((epoch, name) for epoch in (1, 2) for name in names)
     # Each tile looks as it must in the epoch that the engine counts, workers or not.
     for (epoch, name), image in zip(seen.names, seen.images, strict=True):

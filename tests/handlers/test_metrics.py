@@ -8,7 +8,7 @@ import torch
 from monai.utils import CommonKeys
 from sklearn.metrics import roc_auc_score
 
-from kdml_med.engines import CohortEvaluator
+from kdml_med.engines import ClassificationEvaluator
 from kdml_med.handlers import CohortMetrics, CohortPredictions, at_least_as_good
 from kdml_med.handlers.metrics import UNDEFINED
 from kdml_med.keys import BatchKey
@@ -44,9 +44,9 @@ def batches(labels: list[int], seed: int = 0) -> list[dict]:
     return [torch.utils.data.default_collate(samples[start : start + 4]) for start in range(0, len(samples), 4)]
 
 
-def evaluate(labels: list[int], **kwargs: str) -> CohortEvaluator:
+def evaluate(labels: list[int], **kwargs: str) -> ClassificationEvaluator:
     metrics = CohortMetrics(**kwargs)
-    evaluator = CohortEvaluator(
+    evaluator = ClassificationEvaluator(
         device=torch.device("cpu"),
         val_data_loader=batches(labels),
         network=Oracle(),
@@ -106,7 +106,7 @@ def test_a_second_evaluation_starts_anew() -> None:
 
 
 def test_predictions_are_collected_without_labels() -> None:
-    evaluator = CohortEvaluator(
+    evaluator = ClassificationEvaluator(
         device=torch.device("cpu"),
         val_data_loader=batches([-1, -1]),
         network=Oracle(),

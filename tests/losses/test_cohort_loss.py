@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdml_med.losses import CohortLoss
+from kdml_med.losses import ClassificationCohortLoss
 from kdml_med.losses import cohort as cohort_module
 from kdml_med.networks import build_cohort
 from tests.networks.tiny import TINY
@@ -43,14 +43,14 @@ def refuse(*_args, **_kwargs):
     ],
 )
 def test_terms_are_those_that_the_cohort_has(students, teacher, expected):
-    loss = CohortLoss(beta=1.0 if teacher else 0.0)
+    loss = ClassificationCohortLoss(beta=1.0 if teacher else 0.0)
     assert set(loss(predictions(students, teacher=teacher), TARGET)) == expected | {"loss"}
 
 
 @pytest.mark.parametrize("class_weights", [None, [0.5, 2.0, 1.0]])
 def test_every_term_and_the_weighted_sum_equal_the_reference(class_weights):
     logits = predictions(3, teacher=True)
-    loss = CohortLoss(0.7, 0.3, 1.9, temperature=3, peer_temperature=2, class_weights=class_weights)
+    loss = ClassificationCohortLoss(0.7, 0.3, 1.9, temperature=3, peer_temperature=2, class_weights=class_weights)
     terms = loss(logits, TARGET)
     students = [f"student_{index}" for index in range(3)]
     expected = {"teacher_task": cross_entropy(logits["teacher"], TARGET.tolist(), class_weights)}
@@ -75,26 +75,26 @@ def test_every_term_and_the_weighted_sum_equal_the_reference(class_weights):
 )
 def test_a_term_of_weight_zero_is_neither_named_nor_computed(monkeypatch, weights, function, term):
     monkeypatch.setattr(cohort_module, function, refuse)
-    terms = CohortLoss(**weights)(predictions(2, teacher=True), TARGET)
+    terms = ClassificationCohortLoss(**weights)(predictions(2, teacher=True), TARGET)
     assert not [name for name in terms if name.endswith(term)]
     with pytest.raises(AssertionError, match="weight is zero"):
-        CohortLoss()(predictions(2, teacher=True), TARGET)
+        ClassificationCohortLoss()(predictions(2, teacher=True), TARGET)
 
 
 def test_labels_are_not_looked_at_without_alpha_and_with_a_frozen_teacher(monkeypatch):
-    monkeypatch.setattr(CohortLoss, "_task_loss", refuse)
-    terms = CohortLoss(alpha=0.0, train_teacher=False)(predictions(2, teacher=True), TARGET)
+    monkeypatch.setattr(ClassificationCohortLoss, "task_loss", refuse)
+    terms = ClassificationCohortLoss(alpha=0.0, train_teacher=False)(predictions(2, teacher=True), TARGET)
     assert set(terms) == {"student_0_kd", "student_0_ml", "student_1_kd", "student_1_ml", "loss"}
 
 
 def test_a_frozen_teacher_teaches_but_has_no_term_of_its_own():
-    terms = CohortLoss(train_teacher=False)(predictions(1, teacher=True), TARGET)
+    terms = ClassificationCohortLoss(train_teacher=False)(predictions(1, teacher=True), TARGET)
     assert set(terms) == {"student_0_task", "student_0_kd", "loss"}
 
 
 def test_ramp_reaches_full_weight_in_the_epoch_after_it():
     # Four epochs of ramp: fifths of beta = 2 and gamma = 1 in epochs 1 to 4, all of it from epoch 5 on.
-    loss = CohortLoss(0.5, 2.0, 1.0, ramp_up_epochs=4)
+    loss = ClassificationCohortLoss(0.5, 2.0, 1.0, ramp_up_epochs=4)
     seen = {}
     for epoch in (1, 2, 3, 4, 5, 50):
         loss.set_epoch(epoch)
@@ -106,14 +106,14 @@ def test_ramp_reaches_full_weight_in_the_epoch_after_it():
 
 
 def test_without_a_ramp_or_without_epochs_the_weights_are_full():
-    loss = CohortLoss(0.5, 2.0, 1.0)
+    loss = ClassificationCohortLoss(0.5, 2.0, 1.0)
     loss.set_epoch(1)
-    assert loss.weights() == CohortLoss(0.5, 2.0, 1.0, ramp_up_epochs=9).weights()
+    assert loss.weights() == ClassificationCohortLoss(0.5, 2.0, 1.0, ramp_up_epochs=9).weights()
     assert loss.weights() == {"alpha": 0.5, "beta": 2.0, "gamma": 1.0}
 
 
 def test_the_ramp_scales_what_is_back_propagated_but_not_the_reported_terms():
-    logits, loss = predictions(2, teacher=True), CohortLoss(ramp_up_epochs=1)
+    logits, loss = predictions(2, teacher=True), ClassificationCohortLoss(ramp_up_epochs=1)
     full = loss(logits, TARGET)
     loss.set_epoch(1)
     half = loss(logits, TARGET)
@@ -144,7 +144,7 @@ def test_each_network_receives_the_gradient_of_its_own_loss_only():
         torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
         torch.tensor([0, 1, 2, 0, 1, 2]),
     )
-    CohortLoss(**settings)(cohort(image), target)["loss"].backward()
+    ClassificationCohortLoss(**settings)(cohort(image), target)["loss"].backward()
     for name, network in cohort.networks.items():
         parameters = list(network.parameters())
         expected = torch.autograd.grad(own_loss(name, cohort(image), target, **settings), parameters)
@@ -157,7 +157,7 @@ def test_the_teacher_learns_the_same_with_and_without_students():
     cohort = build_cohort(num_classes=3, teacher=TINY, students=[TINY, TINY])
     alone = copy.deepcopy(cohort.networks["teacher"])
     image = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    CohortLoss()(cohort(image), TARGET)["loss"].backward()
+    ClassificationCohortLoss()(cohort(image), TARGET)["loss"].backward()
     F.cross_entropy(alone(image), TARGET).backward()
     for together, apart in zip(cohort.networks["teacher"].parameters(), alone.parameters(), strict=True):
         assert torch.equal(together.grad, apart.grad)
@@ -165,22 +165,24 @@ def test_the_teacher_learns_the_same_with_and_without_students():
 
 def test_half_precision_predictions_give_a_float32_loss():
     logits = {name: value.bfloat16() for name, value in predictions(2, teacher=True).items()}
-    terms = CohortLoss(class_weights=[1.0, 2.0, 1.0])(logits, TARGET)
-    same = CohortLoss(class_weights=[1.0, 2.0, 1.0])({name: value.float() for name, value in logits.items()}, TARGET)
+    terms = ClassificationCohortLoss(class_weights=[1.0, 2.0, 1.0])(logits, TARGET)
+    same = ClassificationCohortLoss(class_weights=[1.0, 2.0, 1.0])(
+        {name: value.float() for name, value in logits.items()}, TARGET
+    )
     assert {value.dtype for value in terms.values()} == {torch.float32}
     assert torch.equal(terms["loss"], same["loss"])
 
 
 def test_beta_without_a_teacher_is_refused():
     with pytest.raises(ValueError, match="no teacher: set beta to 0"):
-        CohortLoss()(predictions(2, teacher=False), TARGET)
+        ClassificationCohortLoss()(predictions(2, teacher=False), TARGET)
 
 
 @pytest.mark.parametrize("teacher", [False, True])
 def test_a_student_with_nothing_to_learn_from_is_refused(teacher):
     # With alpha = beta = 0 only peers are left, and a single student has none; a teacher that learns does not help it.
     with pytest.raises(ValueError, match="student_0 has nothing to learn from"):
-        CohortLoss(alpha=0.0, beta=0.0)(predictions(1, teacher=teacher), TARGET)
+        ClassificationCohortLoss(alpha=0.0, beta=0.0)(predictions(1, teacher=teacher), TARGET)
 
 
 @pytest.mark.parametrize(
@@ -197,4 +199,4 @@ def test_a_student_with_nothing_to_learn_from_is_refused(teacher):
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        CohortLoss(**settings)
+        ClassificationCohortLoss(**settings)

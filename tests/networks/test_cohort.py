@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kdml_med.errors import InputError
-from kdml_med.losses import CohortLoss
+from kdml_med.losses import ClassificationCohortLoss
 from kdml_med.networks import Cohort, build_cohort
 from kdml_med.networks import cohort as cohort_module
 from tests.networks.tiny import TINY, TinyNet
@@ -36,7 +36,7 @@ def test_any_number_of_students_answers_by_name(students, teacher):
     assert cohort.student_names == names
     for name, network in cohort.networks.items():
         assert torch.equal(logits[name], network(images()))
-    assert CohortLoss(beta=float(teacher))(logits, torch.tensor([0, 1, 2, 0]))["loss"].isfinite()
+    assert ClassificationCohortLoss(beta=float(teacher))(logits, torch.tensor([0, 1, 2, 0]))["loss"].isfinite()
 
 
 def test_each_network_runs_forward_once():
@@ -129,7 +129,7 @@ def test_a_frozen_teacher_takes_no_gradient_and_has_no_optimizer_group(frozen):
 def test_a_frozen_teacher_does_not_change_while_the_students_train(frozen):
     before = copy.deepcopy(frozen)
     optimizer = torch.optim.AdamW(frozen.parameter_groups(), lr=0.1)
-    loss = CohortLoss(train_teacher=False)
+    loss = ClassificationCohortLoss(train_teacher=False)
     for step in range(3):
         frozen.train()
         optimizer.zero_grad()

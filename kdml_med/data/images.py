@@ -1,0 +1,52 @@
+"""Encoded images to pixels, and pixels to tensors."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kdml_med.errors import InputError
+
+
+def decode_image(data: bytes, *, where: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Decode JPEG, PNG or any other format that Pillow reads.
+
+    Args:
+        data: encoded image.
+        where: what to call it in an error.
+
+    Returns:
+        uint8, [height, width, 3], RGB.
+
+    Raises:
+        InputError: the bytes are no image.
+    """
+    try:
+        if simplejpeg.is_jpeg(data):
+            decoded: np.ndarray[Any, np.dtype[np.uint8]] = simplejpeg.decode_jpeg(data, colorspace="RGB")
+            return decoded
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        # Pillow reports a broken PNG chunk as a SyntaxError, and a header with absurd sizes as a bomb.
+        raise InputError(f"{where} cannot be decoded as an image: {error}.") from error
+
+
+def image_to_tensor(image: np.ndarray[Any, np.dtype[np.uint8]], size_px: int | None) -> Tensor:
+    """Resize an image to a square and scale it to 0..1.
+
+    Args:
+        image: uint8, [height, width, 3].
+        size_px: side of the result; None keeps the size. Reduction is anti-aliased.
+
+    Returns:
+        float32, [3, height, width].
+    """
+    if size_px is not None and image.shape[:2] != (size_px, size_px):
+        image = np.asarray(Image.fromarray(image).resize((size_px, size_px), Image.Resampling.BICUBIC))
+    return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255.0)

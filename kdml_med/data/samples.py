@@ -1,0 +1,239 @@
+"""Rows of a dataset folder as samples, seeded one by one, and the order and batches that they come in."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from monai.transforms import Randomizable
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data.distributed import DistributedSampler
+
+from kdml_med.data.images import decode_image
+from kdml_med.errors import InputError
+from kdml_med.keys import BatchKey
+from kdml_med.manifest import DatasetInfo, DatasetKind, image_root, read_info, read_manifest, read_member
+from kdml_med.splits import assign_splits, read_splits
+
+logger = logging.getLogger(__name__)
+
+UNLABELLED = -1
+NO_EPOCH = 0
+
+
+class ManifestDataset(Dataset[dict[str, Any]]):
+    """Rows of a manifest as samples: one split of a dataset folder, or the whole folder.
+
+    Random transforms are seeded for each sample from (seed, epoch, sample_id), so that a sample does not depend on the
+    number of workers, on the order of reading, or on whether the run was interrupted before. The epoch comes with the
+    index, from ``EpochSampler``.
+
+    Args:
+        dataset_dir: dataset folder, see ``kdml_med.manifest``.
+        split: "train", "val" or "test"; None takes every row, labelled or not (inference).
+        fold: number of the test fold where splits.csv holds folds.
+        transform: MONAI transform on a dictionary with ``BatchKey`` keys; None for none.
+        seed: of the random transforms.
+
+    Attributes:
+        rows: the manifest rows behind the samples, in sample order.
+        classes: class names in index order, the last one positive.
+        labels: class index of each sample; -1 without a label.
+
+    Raises:
+        InputError: the folder breaks its contract or holds another kind of rows, its splits leak, or the split has no
+            labelled rows.
+    """
+
+    kind: ClassVar[DatasetKind]
+
+    def __init__(
+        self,
+        dataset_dir: str | Path,
+        split: str | None = None,
+        *,
+        fold: int | None = None,
+        transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.dataset_dir = Path(dataset_dir)
+        self.info: DatasetInfo = read_info(self.dataset_dir)
+        if self.info.kind != self.kind:
+            raise InputError(f"{dataset_dir} is a dataset of {self.info.kind}, this task needs {self.kind}.")
+        self.rows = select_rows(self.dataset_dir, self.info, split, fold)
+        self.classes = list(self.info.classes)
+        self.transform = transform
+        self.seed = seed
+        self.split = split
+        self.root = image_root(self.dataset_dir, self.info)
+        index = {name: position for position, name in enumerate(self.classes)}
+        self.labels: list[int] = [index.get(label, UNLABELLED) for label in self.rows["label"]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Stored pixels of a row: uint8, [height, width, 3]."""
+        row = self.rows.iloc[index]
+        data = read_member(self.root, row["shard"], int(row["offset"]), int(row["size"]))
+        return decode_image(data, where=f"{self.kind.row} {row['sample_id']!r} in {self.root / row['shard']}")
+
+    @abstractmethod
+    def sample(self, position: int) -> dict[str, Any]:
+        """The sample of a row before the transform."""
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, position = index if isinstance(index, tuple) else (NO_EPOCH, index)
+        sample = self.sample(position)
+        if self.transform is None:
+            return sample
+        if isinstance(self.transform, Randomizable):
+            digest = hashlib.sha256(f"{self.seed}/{epoch}/{sample[BatchKey.SAMPLE_ID]}".encode()).digest()
+            self.transform.set_random_state(seed=int.from_bytes(digest[:4], "little"))
+        return self.transform(sample)
+
+    def class_weights(self) -> list[float]:
+        """Weight of each class, inverse to its number of rows, with mean 1 over the rows."""
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        return [float(len(self.labels) / (len(self.classes) * count)) if count else 0.0 for count in counts]
+
+
+def select_rows(dataset_dir: Path, info: DatasetInfo, split: str | None, fold: int | None) -> pd.DataFrame:
+    """Manifest rows of a split, or all of them; either way the splits, where there are any, must not leak."""
+    what = DatasetKind(info.kind).row
+    manifest = read_manifest(dataset_dir)
+    if split is None:
+        if info.splits is not None:
+            read_splits(dataset_dir, manifest, info)
+        return manifest
+    assigned = assign_splits(dataset_dir, manifest, info, fold=fold)
+    rows: pd.DataFrame = manifest[(assigned == split).to_numpy()]
+    if rows.empty:
+        raise InputError(f"split {split!r} of {dataset_dir} has no {what}s; present: {sorted(set(assigned))}.")
+    labelled: pd.DataFrame = rows[rows["label"].notna()].reset_index(drop=True)
+    unknown = labelled[~labelled["label"].isin(info.classes)]
+    if len(unknown):
+        row = unknown.iloc[0]
+        raise InputError(
+            f"{what} {row['sample_id']!r} of patient {row['patient_id']!r} has label {row['label']!r}, expected one of "
+            f"{info.classes}: make the dataset again."
+        )
+    if labelled.empty:
+        raise InputError(
+            f"split {split!r} of {dataset_dir} has no labelled {what}s: make the dataset with a label table."
+        )
+    if len(labelled) < len(rows):
+        logger.info("split %s: %d %ss without a label are left out", split, len(rows) - len(labelled), what)
+    return labelled
+
+
+def collate_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Batch of samples; boxes, of which every image has its own number, stay a list."""
+    boxes = [sample[BatchKey.LABEL] for sample in samples]
+    if not isinstance(boxes[0], Tensor):
+        batch: dict[str, Any] = default_collate(list(samples))
+        return batch
+    rest: dict[str, Any] = default_collate(
+        [{key: sample[key] for key in sample if key != BatchKey.LABEL} for sample in samples]
+    )
+    return rest | {BatchKey.LABEL.value: boxes}
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """Shuffled (epoch, index) pairs, drawn from (seed, epoch) alone.
+
+    It is a ``DistributedSampler`` because MONAI's engines tell those the epoch, and so that several processes share an
+    epoch. With one process it deals out everything.
+
+    Args:
+        dataset: gives the length and, for balancing, ``labels``.
+        seed: of the order.
+        balance: draw every class equally often, with replacement.
+        samples_per_epoch: length of an epoch; None for the size of the dataset.
+        num_replicas: processes that share the epoch; None asks torch.distributed, 1 where that is not in use.
+        rank: number of this process.
+    """
+
+    def __init__(
+        self,
+        dataset: ManifestDataset,
+        *,
+        seed: int = 0,
+        balance: bool = False,
+        samples_per_epoch: int | None = None,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        if num_replicas is None:
+            distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+            num_replicas = torch.distributed.get_world_size() if distributed else 1
+            rank = torch.distributed.get_rank() if distributed else 0
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
+        self.total = samples_per_epoch or len(dataset)
+        self.num_samples = -(-self.total // num_replicas)
+        self.weights: Tensor | None = None
+        if balance:
+            weights = torch.tensor(dataset.class_weights(), dtype=torch.float64)
+            self.weights = weights[torch.tensor(dataset.labels)]
+
+    def __iter__(self) -> Iterator[Any]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        wanted = self.num_samples * self.num_replicas
+        size = len(self.dataset)  # type: ignore[arg-type]
+        if self.weights is not None:
+            order = torch.multinomial(self.weights, wanted, replacement=True, generator=generator)
+        else:
+            rounds = -(-wanted // size)
+            order = torch.cat([torch.randperm(size, generator=generator) for _ in range(rounds)])[:wanted]
+        return iter([(self.epoch, index) for index in order[self.rank :: self.num_replicas].tolist()])
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+
+class SampleLoader(DataLoader[dict[str, Any]]):
+    """Data loader of tiles or frames: shuffled, balanced and with random transforms for training, in order otherwise.
+
+    Args:
+        dataset: samples to load.
+        batch_size: samples in a batch.
+        training: shuffle by ``EpochSampler``; the last incomplete batch is left out if it would hold a single sample,
+            which batch norm cannot take.
+        seed, balance, samples_per_epoch: see ``EpochSampler``.
+        num_workers: reading processes.
+    """
+
+    def __init__(
+        self,
+        dataset: ManifestDataset,
+        *,
+        batch_size: int,
+        training: bool = False,
+        seed: int = 0,
+        balance: bool = False,
+        samples_per_epoch: int | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        sampler = None
+        drop_last = False
+        if training:
+            sampler = EpochSampler(dataset, seed=seed, balance=balance, samples_per_epoch=samples_per_epoch)
+            drop_last = len(sampler) % batch_size == 1 and len(sampler) > 1
+        super().__init__(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=num_workers,
+            drop_last=drop_last,
+            collate_fn=collate_samples,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(seed),
+        )

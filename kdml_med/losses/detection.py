@@ -1,0 +1,233 @@
+"""Losses of one-stage detectors: labels, and knowledge of a teacher or of peers, anchor by anchor.
+
+Every function works on all anchors of a batch at once, takes images without boxes, and computes in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from monai.data.box_utils import box_pair_giou
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdml_med.anchors import AnchorPredictions, MatchedAnchors, anchor_grid, decode_boxes, match_anchors
+from kdml_med.losses.cohort import CohortLoss
+
+FOCUS = 2.0
+"""Exponent that makes easy anchors count little; gamma of the focal loss, beta of the quality focal loss."""
+
+
+class DetectionTarget(NamedTuple):
+    """Ground truth of a batch as all networks see it."""
+
+    matched: MatchedAnchors
+    anchors: Tensor
+    """float32, [anchors, 4]."""
+
+
+def pair_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union of boxes [n, 4] with their partners [n, 4]: [n], 0 where an area is empty."""
+    low, high = torch.maximum(boxes[:, :2], others[:, :2]), torch.minimum(boxes[:, 2:], others[:, 2:])
+    shared = (high - low).clamp(min=0).prod(dim=1)
+    areas = [(part[:, 2:] - part[:, :2]).clamp(min=0).prod(dim=1) for part in (boxes, others)]
+    union = areas[0] + areas[1] - shared
+    return torch.where(union > 0, shared / union.clamp(min=1e-9), torch.zeros_like(union))
+
+
+def positive_boxes(prediction: AnchorPredictions, target: DetectionTarget) -> Tensor:
+    """Decoded boxes of the positive anchors of a batch: [positives, 4]."""
+    image, anchor = target.matched.positive.nonzero(as_tuple=True)
+    return decode_boxes(prediction.deltas[image, anchor], target.anchors[anchor])
+
+
+def quality_focal_loss(prediction: AnchorPredictions, target: DetectionTarget) -> Tensor:
+    """Classification of anchors, where a positive one should score as high as its box is good.
+
+    The target of a positive anchor is the IoU of its decoded box with the ground truth (detached), so that scores rank
+    boxes by how well they lie; that of all others is 0.
+
+    Returns:
+        Scalar, nats, sum over anchors divided by the number of positive ones (at least 1).
+
+    Source:
+        Li et al. 2020, Generalized Focal Loss, arXiv:2006.04388, equation 1.
+    """
+    positive = target.matched.positive
+    logits = prediction.logits.squeeze(-1).float()
+    quality = torch.zeros_like(logits)
+    with torch.no_grad():
+        quality[positive] = pair_iou(positive_boxes(prediction, target), target.matched.boxes[positive])
+    entropy = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+    distance = (torch.sigmoid(logits) - quality).abs().pow(FOCUS)
+    return (distance * entropy).sum() / positive.sum().clamp(min=1)
+
+
+def box_loss(prediction: AnchorPredictions, target: DetectionTarget) -> Tensor:
+    """Mean of 1 - GIoU over positive anchors, between 0 and 2; 0 without any.
+
+    Source:
+        Rezatofighi et al. 2019, arXiv:1902.09630.
+    """
+    return _mean(1 - _giou(positive_boxes(prediction, target), target), prediction)
+
+
+def anchor_divergence(
+    student: AnchorPredictions, source: AnchorPredictions, target: DetectionTarget, *, temperature: float
+) -> Tensor:
+    """KL between the foreground probabilities of anchors, averaged over the anchors that matter.
+
+    KL(Bernoulli(σ(s / T)) ‖ Bernoulli(σ(z / T))) · T², s the logit to learn from and z the student's. An anchor weighs
+    1 where it is positive, elsewhere as much as the higher one of the two probabilities of foreground: thousands of
+    anchors on which both see background would otherwise drown the few that tell something.
+
+    Args:
+        student: gradient flows to its logits.
+        source: teacher or peer; detached here.
+        target: says which anchors are positive.
+        temperature: softening T > 0, dimensionless.
+
+    Returns:
+        Scalar, nats.
+
+    Raises:
+        ValueError: temperature is not positive, or the shapes differ.
+
+    Source:
+        The weighting is ours; Chen et al. 2017 (NIPS, Learning Efficient Object Detection Models with Knowledge
+        Distillation) weight classes for the same reason.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}.")
+    if student.logits.shape != source.logits.shape:
+        raise ValueError(f"shapes differ: source {tuple(source.logits.shape)}, student {tuple(student.logits.shape)}.")
+    logits, wanted = student.logits.float(), source.logits.detach().float()
+    probability = torch.sigmoid(wanted / temperature)
+    divergence = probability * (F.logsigmoid(wanted / temperature) - F.logsigmoid(logits / temperature))
+    divergence = divergence + (1 - probability) * (
+        F.logsigmoid(-wanted / temperature) - F.logsigmoid(-logits / temperature)
+    )
+    weight = torch.maximum(torch.sigmoid(wanted), torch.sigmoid(logits.detach()))
+    weight = torch.where(target.matched.positive.unsqueeze(-1), torch.ones_like(weight), weight)
+    return (weight * divergence).sum() / weight.sum().clamp(min=1e-6) * temperature**2
+
+
+def bounded_box_loss(
+    student: AnchorPredictions, source: AnchorPredictions, target: DetectionTarget, *, margin: float = 0.0
+) -> Tensor:
+    """Box error of the student on the positive anchors where it is worse than its teacher or peer.
+
+    The error is 1 - GIoU to the ground truth. Where the student's plus ``margin`` is not above the other's, it has
+    nothing to learn there and the term is 0.
+
+    Returns:
+        Scalar, mean over all positive anchors of the batch; 0 without any.
+
+    Source:
+        Teacher-bounded regression: Chen et al. 2017 (NIPS, Learning Efficient Object Detection Models with Knowledge
+        Distillation), equation 4, with GIoU in place of the squared distance.
+    """
+    error = 1 - _giou(positive_boxes(student, target), target)
+    with torch.no_grad():
+        bound = 1 - _giou(positive_boxes(source, target), target)
+    return _mean(torch.where(error.detach() + margin > bound, error, torch.zeros_like(error)), student)
+
+
+def attention_loss(student: AnchorPredictions, source: AnchorPredictions) -> Tensor:
+    """Squared distance between normalised attention maps, summed over positions, mean over batch and pyramid levels.
+
+    The attention map of a level is the mean of squares over its channels, scaled to length 1, so that pyramids of any
+    width can be compared without layers in between.
+
+    Source:
+        Zagoruyko and Komodakis 2017, arXiv:1612.03928, equation 2 (squared, p = 2).
+    """
+    losses = []
+    for mine, other in zip(student.features, source.features, strict=True):
+        maps = [F.normalize(part.float().pow(2).mean(dim=1).flatten(1)) for part in (mine, other.detach())]
+        losses.append((maps[0] - maps[1]).pow(2).sum(dim=1).mean())
+    return torch.stack(losses).mean()
+
+
+class DetectionCohortLoss(CohortLoss):
+    """Cohort loss for detectors that share their anchors.
+
+        task(z, y) = quality focal loss + box_weight · (1 - GIoU)
+        kd(z_k, z_t) = anchor divergence at T + box_weight · teacher-bounded box loss + feature_weight · attention loss
+        ml(z_k, z_j) = the same at T_p, mean over the peers
+
+    Predictions are ``AnchorPredictions``; the target is the image size and one tensor of boxes [n, 4] for each image,
+    which are matched to anchors once for all networks.
+
+    Args:
+        box_weight: of box terms against classification terms.
+        feature_weight: of the attention maps of the pyramid; 0 leaves features alone.
+        margin: see ``bounded_box_loss``.
+        **settings: see ``CohortLoss``.
+
+    Raises:
+        ValueError: a weight is negative, or see ``CohortLoss``.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        *,
+        box_weight: float = 2.0,
+        feature_weight: float = 0.0,
+        margin: float = 0.0,
+        **settings: Any,
+    ) -> None:
+        super().__init__(alpha, beta, gamma, **settings)
+        for name, value in {"box_weight": box_weight, "feature_weight": feature_weight, "margin": margin}.items():
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}.")
+        self.box_weight, self.feature_weight, self.margin = box_weight, feature_weight, margin
+
+    def prepare_target(self, predictions: Mapping[str, AnchorPredictions], target: Any) -> DetectionTarget:
+        """Match the boxes to anchors, once for all networks."""
+        boxes, (height, width) = target
+        anchors, _ = anchor_grid(height, width)
+        return DetectionTarget(match_anchors(boxes, height, width), anchors.to(boxes[0].device))
+
+    def task_loss(self, prediction: AnchorPredictions, target: DetectionTarget) -> Tensor:
+        """Classification and boxes against the labels."""
+        with torch.autocast(prediction.logits.device.type, enabled=False):
+            return quality_focal_loss(prediction, target) + self.box_weight * box_loss(prediction, target)
+
+    def teacher_loss(self, student: AnchorPredictions, teacher: AnchorPredictions, target: DetectionTarget) -> Tensor:
+        """What a student can learn from the teacher."""
+        return self._imitation(student, teacher, target, self.temperature)
+
+    def peer_loss(
+        self, student: AnchorPredictions, peers: Sequence[AnchorPredictions], target: DetectionTarget
+    ) -> Tensor:
+        """What a student can learn from its peers."""
+        terms = [self._imitation(student, peer, target, self.peer_temperature) for peer in peers]
+        return torch.stack(terms).mean()
+
+    def _imitation(
+        self, student: AnchorPredictions, source: AnchorPredictions, target: DetectionTarget, temperature: float
+    ) -> Tensor:
+        with torch.autocast(student.logits.device.type, enabled=False):
+            loss = anchor_divergence(student, source, target, temperature=temperature)
+            loss = loss + self.box_weight * bounded_box_loss(student, source, target, margin=self.margin)
+            if self.feature_weight > 0:
+                loss = loss + self.feature_weight * attention_loss(student, source)
+            return loss
+
+
+def _giou(boxes: Tensor, target: DetectionTarget) -> Tensor:
+    if not len(boxes):
+        return boxes.sum(dim=1)
+    giou: Tensor = box_pair_giou(boxes, target.matched.boxes[target.matched.positive])
+    return giou
+
+
+def _mean(values: Tensor, prediction: AnchorPredictions) -> Tensor:
+    # Without positive anchors the graph must still reach the network: DDP waits for every gradient.
+    return values.mean() if len(values) else prediction.deltas.float().sum() * 0.0
