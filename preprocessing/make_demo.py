@@ -1,4 +1,4 @@
-"""Generate a cohort of H&E-like slides with known truth, to try the whole chain without any patient's data."""
+"""Generate a cohort with known truth, to try the whole chain without any patient's data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from kdml_med.demo.slides import NOTICE, write_demo_cohort
+from kdml_med.demo import clips, slides
+from kdml_med.errors import InputError
 from preprocessing.program import run
 
 
@@ -16,19 +17,38 @@ class DemoTask(StrEnum):
     """Tasks that a cohort can be generated for."""
 
     MSI = "msi"
+    POLYP = "polyp"
 
 
 def make_demo(
     out: Annotated[Path, typer.Option(help="Folder to write; an interrupted one is completed.")],
-    task: Annotated[DemoTask, typer.Option(help="msi: slides with MSI-H and MSS patients.")] = DemoTask.MSI,
-    patients: Annotated[int, typer.Option(help="Number of patients, one slide each; half are MSI-H.")] = 36,
+    task: Annotated[
+        DemoTask, typer.Option(help="msi: slides with MSI-H and MSS patients; polyp: colonoscopy-like clips.")
+    ] = DemoTask.MSI,
+    patients: Annotated[
+        int | None, typer.Option(help="msi: number of patients, one slide each; half are MSI-H. 36 by default.")
+    ] = None,
+    sequences: Annotated[
+        int | None, typer.Option(help="polyp: number of sequences; two thirds show polyps. 36 by default.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes; 0 takes all cores.")] = 0,
 ) -> None:
-    """Write generated slides, labels.csv and the truth behind them. They prove plumbing, never accuracy."""
-    typer.echo(NOTICE)
-    write_demo_cohort(out, patients=patients, seed=seed, workers=workers)
-    typer.echo(f"{patients} {task.value} patients in {out}: slides/, labels.csv, truth/, README.txt")
+    """Write a generated cohort and the truth behind it. It proves plumbing, never accuracy."""
+    if task is DemoTask.MSI:
+        if sequences is not None:
+            raise InputError("--sequences belongs to --task polyp; slides are counted by --patients.")
+        typer.echo(slides.NOTICE)
+        count = 36 if patients is None else patients
+        slides.write_demo_cohort(out, patients=count, seed=seed, workers=workers)
+        typer.echo(f"{count} msi patients in {out}: slides/, labels.csv, truth/, README.txt")
+    else:
+        if patients is not None:
+            raise InputError("--patients belongs to --task msi; clips are counted by --sequences.")
+        typer.echo(clips.NOTICE)
+        count = 36 if sequences is None else sequences
+        clips.write_demo_clips(out, sequences=count, seed=seed, workers=workers)
+        typer.echo(f"{count} polyp sequences in {out}: frames/, annotations.csv, masks/, truth/, videos/, README.txt")
 
 
 if __name__ == "__main__":

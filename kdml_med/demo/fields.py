@@ -46,6 +46,15 @@ def enlarge(field: FloatArray, shape: tuple[int, int]) -> FloatArray:
     return np.array(image.resize((shape[1], shape[0]), Image.Resampling.BICUBIC), dtype=np.float32)
 
 
+def enlarge_wrapped(field: FloatArray, shape: tuple[int, int]) -> FloatArray:
+    """Like ``enlarge``, for a field whose last row and column are neighbours of the first; ratios must be whole."""
+    margin = 3  # the bicubic kernel reaches two cells
+    rows, columns = (large // small for large, small in zip(shape, field.shape, strict=True))
+    padded = np.pad(field, margin, mode="wrap")
+    large = enlarge(padded, (padded.shape[0] * rows, padded.shape[1] * columns))
+    return large[margin * rows : margin * rows + shape[0], margin * columns : margin * columns + shape[1]]
+
+
 def block_mean(field: npt.NDArray[np.generic], factor: int) -> FloatArray:
     """Mean over squares of ``factor`` pixels; both sides of ``field`` must be multiples of it.
 

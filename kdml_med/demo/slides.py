@@ -12,10 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
-import os
-import signal
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +23,7 @@ from PIL import Image
 
 from kdml_med.demo import artefacts, phenotype, tissue
 from kdml_med.demo.fields import block_mean
+from kdml_med.demo.folder import check_seed_and_workers, claim_folder, run_jobs
 from kdml_med.demo.pyramid import write_svs
 from kdml_med.errors import InputError
 from kdml_med.manifest import write_atomically, write_table
@@ -37,7 +34,6 @@ GENERATOR_VERSION = 1
 SIZE_PX = 2048
 APP_MAG = 20
 FEWEST_PATIENTS = 4
-SETTINGS_FILE = "demo.json"
 LABELS_FILE = "labels.csv"
 NOTICE = (
     "This cohort is generated. It proves that the plumbing works, from slides to a report; "
@@ -73,11 +69,12 @@ def write_demo_cohort(
     """
     out_dir = Path(out_dir)
     _check_numbers(patients, seed, workers)
-    _claim_folder(out_dir, {"generator": GENERATOR_VERSION, "patients": patients, "seed": seed, "task": "msi"})
+    settings = {"generator": GENERATOR_VERSION, "patients": patients, "seed": seed, "task": "msi"}
+    claim_folder(out_dir, settings, _readme(settings))
     missing = [index for index in range(patients) if not _is_complete(out_dir, index)]
     done = patients - len(missing)
     with progress_bar(patients, what="generating", unit="slide", done=done, show=progress) as bar:
-        for _ in _write_slides(out_dir, seed, missing, workers):
+        for _ in run_jobs(_write_slide, [(out_dir, seed, index) for index in missing], workers):
             bar.update()
     rows = [(phenotype.patient_id(i), slide_id(i), phenotype.patient_label(seed, i)) for i in range(patients)]
     write_table(out_dir / LABELS_FILE, pd.DataFrame(rows, columns=["patient", "slide", "MSIStatus"]))
@@ -168,28 +165,6 @@ def _write_slide(out_dir: Path, seed: int, index: int) -> int:
     return index
 
 
-def _write_slides(out_dir: Path, seed: int, indices: list[int], workers: int) -> Any:
-    """Yield each index when its slide is written."""
-    workers = min(workers or os.cpu_count() or 1, len(indices))
-    if workers <= 1:
-        for index in indices:
-            yield _write_slide(out_dir, seed, index)
-        return
-    # Ctrl-C reaches the parent only, which lets the slides in work finish and starts no others.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupt)
-    try:
-        futures = [pool.submit(_write_slide, out_dir, seed, index) for index in indices]
-        for future in as_completed(futures):
-            yield future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def _check_numbers(patients: int, seed: int, workers: int) -> None:
     if patients < FEWEST_PATIENTS:
         raise InputError(
@@ -197,37 +172,7 @@ def _check_numbers(patients: int, seed: int, workers: int) -> None:
         )
     if patients > 9999:
         raise InputError(f"--patients is {patients}, expected at most 9999: patient names have four digits.")
-    if seed < 0:
-        raise InputError(f"--seed is {seed}, expected 0 or more.")
-    if workers < 0:
-        raise InputError(f"--workers is {workers}, expected 0 (all cores) or more.")
-
-
-def _claim_folder(out_dir: Path, settings: dict[str, Any]) -> None:
-    """Write the settings into a new folder, or check that an old one was made with the same.
-
-    Raises:
-        InputError: see ``write_demo_cohort``.
-    """
-    path = out_dir / SETTINGS_FILE
-    if out_dir.exists() and not out_dir.is_dir():
-        raise InputError(f"{out_dir} is a file, expected a folder: choose another --out.")
-    if path.is_file():
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise InputError(f"{path} is not valid JSON: remove {out_dir} or choose another --out.") from error
-        if found != settings:
-            raise InputError(
-                f"{out_dir} holds a cohort made with {found}, asked for {settings}: "
-                "choose another --out, repeat the old settings, or remove the folder."
-            )
-    elif out_dir.is_dir() and any(out_dir.iterdir()):
-        raise InputError(
-            f"{out_dir} is not empty and holds no generated cohort: choose an empty or new folder for --out."
-        )
-    write_atomically(out_dir / "README.txt", _readme(settings).encode())
-    write_atomically(path, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
+    check_seed_and_workers(seed, workers)
 
 
 def _readme(settings: dict[str, Any]) -> str:

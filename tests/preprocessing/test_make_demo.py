@@ -33,7 +33,7 @@ def test_too_few_patients_exit_with_2_and_a_sentence(tmp_path: Path) -> None:
 
 
 def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
-    done = make_demo("--task", "polyp", "--out", str(tmp_path / "demo"))
+    done = make_demo("--task", "slides", "--out", str(tmp_path / "demo"))
     assert done.returncode != 0
     assert "msi" in done.stderr
     assert not (tmp_path / "demo").exists()

@@ -1,0 +1,93 @@
+"""What all generated cohorts share: a folder that belongs to one set of settings, and work done in parallel."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kdml_med.errors import InputError
+from kdml_med.manifest import write_atomically
+
+SETTINGS_FILE = "demo.json"
+
+Result = TypeVar("Result")
+
+
+def claim_folder(out_dir: Path, settings: dict[str, Any], readme: str) -> None:
+    """Write the settings and README.txt into a new folder, or check that an old one was made with the same settings.
+
+    Args:
+        out_dir: folder to create or to complete.
+        settings: everything that decides the bytes; JSON types.
+        readme: text of README.txt.
+
+    Raises:
+        InputError: the folder holds something else or another cohort, or is a file.
+    """
+    path = out_dir / SETTINGS_FILE
+    if out_dir.exists() and not out_dir.is_dir():
+        raise InputError(f"{out_dir} is a file, expected a folder: choose another --out.")
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(f"{path} is not valid JSON: remove {out_dir} or choose another --out.") from error
+        if found != settings:
+            raise InputError(
+                f"{out_dir} holds a cohort made with {found}, asked for {settings}: "
+                "choose another --out, repeat the old settings, or remove the folder."
+            )
+    elif out_dir.is_dir() and any(out_dir.iterdir()):
+        raise InputError(
+            f"{out_dir} is not empty and holds no generated cohort: choose an empty or new folder for --out."
+        )
+    write_atomically(out_dir / "README.txt", readme.encode())
+    write_atomically(path, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
+
+
+def check_seed_and_workers(seed: int, workers: int) -> None:
+    """Refuse numbers that no cohort can be made with.
+
+    Raises:
+        InputError: one of them is negative.
+    """
+    if seed < 0:
+        raise InputError(f"--seed is {seed}, expected 0 or more.")
+    if workers < 0:
+        raise InputError(f"--workers is {workers}, expected 0 (all cores) or more.")
+
+
+def run_jobs(job: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Result]:
+    """Run one function on many arguments and yield each result when it is there, in any order.
+
+    With more than one worker, processes are spawned; Ctrl-C lets the jobs in work finish and starts no others.
+
+    Args:
+        job: a function that a process can import by name.
+        arguments: positional arguments of each call.
+        workers: processes; 0 takes all cores.
+    """
+    workers = min(workers or os.cpu_count() or 1, len(arguments))
+    if workers <= 1:
+        for each in arguments:
+            yield job(*each)
+        return
+    # Ctrl-C reaches the parent only.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupt)
+    try:
+        futures = [pool.submit(job, *each) for each in arguments]
+        for future in as_completed(futures):
+            yield future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _ignore_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
