@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.sparse import csr_array
 
 from kdml_med.metrics.box_matching import Floats, Indices, Matches, finite, match_detections, read_frames
 
@@ -43,18 +44,41 @@ def average_precision(matches: Matches, weights: npt.NDArray[np.int64] | None = 
     if weights is None:
         alone: Floats = average_precision(matches, _once(matches))[0]
         return alone
+    counted = weights.astype(np.float64)
     # Precision has its peaks at true positives, so the curve is needed there only.
-    detected = np.cumsum(weights[:, matches.frame], axis=1, dtype=np.float64)
+    peaks = np.flatnonzero((matches.box >= 0).any(axis=0))
+    detected = detected_until(matches, peaks, counted)
     boxes = (weights @ matches.boxes_per_frame)[:, None]
     result = np.full((len(weights), len(matches.box)), np.nan)
-    for column, found in enumerate(matches.box):
-        at = np.flatnonzero(found >= 0)
-        hits = np.cumsum(weights[:, matches.frame[at]], axis=1, dtype=np.float64)
-        precision = _ratio(hits, detected[:, at], undefined=0)
+    for column, found in enumerate(matches.box[:, peaks] >= 0):
+        hits = np.cumsum(counted[:, matches.frame[peaks[found]]], axis=1)
+        precision = _ratio(hits, detected[:, found], undefined=0)
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         reached = np.searchsorted(RECALL_LEVELS, _ratio(hits, boxes, undefined=0), side="right")
         result[:, column] = (envelope * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(RECALL_LEVELS)
     result[boxes[:, 0] == 0] = np.nan
+    return result
+
+
+def detected_until(matches: Matches, positions: npt.NDArray[np.intp], weights: Floats) -> Floats:
+    """Number of detections down to some positions of the ranking, when frames count by weight.
+
+    Detections between two positions are first counted by frame, in a sparse matrix. That is ten times as fast as a
+    running sum over all detections, of which many have low scores and few find a box.
+
+    Args:
+        matches: of one network.
+        positions: [positions], indices of detections, rising.
+        weights: float64, [weightings, frames].
+
+    Returns:
+        float64, [weightings, positions]; a detection at a position is included.
+    """
+    used = int(positions[-1]) + 1 if len(positions) else 0
+    step = np.searchsorted(positions, np.arange(used))
+    shape = (len(positions), len(matches.boxes_per_frame))
+    counts = csr_array((np.ones(used), (step, matches.frame[:used])), shape=shape)
+    result: Floats = np.cumsum((counts @ weights.T).T, axis=1)
     return result
 
 

@@ -187,7 +187,7 @@ def _figures(
     }
     once = np.ones((1, len(truth.sample_ids)), dtype=np.int64)
     point = {name: float(values[0]) for name, values in _values(matches, counts, linear, once).items()}
-    per_draw = len(matches.score)
+    per_draw = int((matches.box >= 0).any(axis=0).sum())
     chunks = resampled_weights(
         units.groups, len(truth.sample_ids), resamples=resamples if usable else 0, seed=seed, per_draw=per_draw
     )

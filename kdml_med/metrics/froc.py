@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from kdml_med.metrics.box_matching import Floats, Hit, Matches, match_detections, read_frames
-from kdml_med.metrics.detection import ScoreCurve, last_of_equal_scores, score_curve
+from kdml_med.metrics.detection import ScoreCurve, detected_until, last_of_equal_scores, score_curve
 
 FALSE_POSITIVE_RATES: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
 """False positives per frame at which the sensitivity is reported."""
@@ -69,8 +69,9 @@ def froc_sensitivity(
     ends = last_of_equal_scores(matches.score)
     hits_until = np.cumsum(hits)[ends]
     better = np.diff(hits_until, prepend=0) > 0
-    detected = np.cumsum(weights[:, matches.frame], axis=1)[:, ends[better]]
-    found = np.cumsum(weights[:, matches.frame[hits]], axis=1)[:, hits_until[better] - 1]
+    counted = weights.astype(np.float64)
+    detected = detected_until(matches, ends[better], counted)
+    found = np.cumsum(counted[:, matches.frame[hits]], axis=1)[:, hits_until[better] - 1]
     allowed = weights.sum(axis=1)[:, None] * np.asarray(rates) + _ROUNDING
     boxes = weights @ matches.boxes_per_frame
     best = [np.where(detected - found <= limit[:, None], found, 0).max(axis=1, initial=0) for limit in allowed.T]
