@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tarfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -21,6 +18,7 @@ import pyarrow.parquet as pq
 
 from kdml_med.errors import InputError
 from kdml_med.manifest import SHARDS_DIR, TILE_COLUMNS, manifest_table, validate_manifest, write_atomically
+from kdml_med.shards import ShardWriter as ShardWriter  # also for those who look for it here
 from kdml_med.wsi.stain import StainFit
 
 _RECORD_KEY = b"kdml_med.slide"
@@ -73,49 +71,6 @@ class SlideRecord:
         if self.stain is not None:
             stain = [*self.stain.matrix.T.ravel().tolist(), *self.stain.max_concentrations.tolist()]
         return row | dict(zip(_STAIN_COLUMNS, stain, strict=True))
-
-
-class ShardWriter:
-    """Writes an uncompressed tar whose bytes depend on nothing but its members; renamed into place when whole.
-
-    Used as a context manager: leaving it without an error publishes the file, with one removes what was written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.part")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = self._temporary.open("wb")
-
-    def add(self, name: str, data: bytes) -> int:
-        """Append one member.
-
-        Returns:
-            Where its data begins in the file, bytes.
-        """
-        header = tarfile.TarInfo(name)
-        header.size = len(data)  # owner, group and time stay 0: the same tiles give the same file
-        self._stream.write(header.tobuf(tarfile.USTAR_FORMAT))
-        offset = self._stream.tell()
-        self._stream.write(data)
-        self._stream.write(bytes(-len(data) % tarfile.BLOCKSIZE))
-        return offset
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._stream as stream:
-            if kind is None:
-                stream.write(bytes(2 * tarfile.BLOCKSIZE))
-                stream.flush()
-                os.fsync(stream.fileno())
-        if kind is None:
-            self._temporary.replace(self._path)
-        else:
-            self._temporary.unlink(missing_ok=True)
 
 
 def read_stain_fits(path: Path) -> dict[str, StainFit]:

@@ -1,0 +1,1 @@
+"""Colonoscopy: videos and frames, the boxes drawn on them, and the dataset folder made from both."""

@@ -1,0 +1,215 @@
+"""One frame: reading it, cutting off its border, bringing it to size, and moving boxes along.
+
+Preparation and later use on new images go through ``prepare_image``, so that a network sees what it was trained on.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+import PIL.Image
+
+from kdml_med.colonoscopy.boxes import Box, FrameError
+from kdml_med.colonoscopy.field import Image, Mask, find_field, find_overlays
+from kdml_med.colonoscopy.options import FrameOptions
+from kdml_med.colonoscopy.video import VIDEO_SUFFIXES, iterate_video
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
+_FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
+_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
+_ORIENTATION = 0x0112  # EXIF tag
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the stored pixels come from in the source frame.
+
+    Attributes:
+        crop_x: left edge of the stored part, pixels of the source.
+        crop_y: top edge.
+        scale: stored pixels per source pixel, at most 1.
+        width: of the stored frame, pixels.
+        height: of the stored frame, pixels.
+    """
+
+    crop_x: int
+    crop_y: int
+    scale: float
+    width: int
+    height: int
+
+    def to_stored(self, boxes: Iterable[Box]) -> list[Box]:
+        """Boxes in pixels of the source as boxes in pixels of the stored frame, clipped to it.
+
+        A box of which nothing is stored comes back with xmin = xmax or ymin = ymax.
+        """
+        moved = []
+        for xmin, ymin, xmax, ymax in boxes:
+            x = np.clip(np.array([xmin - self.crop_x, xmax - self.crop_x]) * self.scale, 0, self.width)
+            y = np.clip(np.array([ymin - self.crop_y, ymax - self.crop_y]) * self.scale, 0, self.height)
+            moved.append((float(x[0]), float(y[0]), float(x[1]), float(y[1])))
+        return moved
+
+    def to_source(self, boxes: Iterable[Box]) -> list[Box]:
+        """Boxes in pixels of the stored frame as boxes in pixels of the source."""
+        s, x, y = self.scale, self.crop_x, self.crop_y
+        return [(box[0] / s + x, box[1] / s + y, box[2] / s + x, box[3] / s + y) for box in boxes]
+
+
+@dataclass(frozen=True)
+class PreparedFrame:
+    """A frame as it is stored, or as a network is to see it.
+
+    Attributes:
+        pixels: uint8, [height, width, 3], RGB.
+        placement: where they come from.
+        kept: the part of the source frame that is stored: xmin, ymin, xmax, ymax in its pixels.
+        cropped: whether that is less than all of it.
+        painted: [source height, source width], True where burned-in pixels were painted over; None where none were.
+    """
+
+    pixels: Image
+    placement: Placement
+    kept: tuple[int, int, int, int]
+    cropped: bool
+    painted: Mask | None = None
+
+    def lost_share(self, box: Box) -> float:
+        """Share of a box, in pixels of the source, that was cut off or painted over, 0..1."""
+        xmin, ymin, xmax, ymax = box
+        left, top, right, bottom = self.kept
+        inside = max(0.0, min(xmax, right) - max(xmin, left)) * max(0.0, min(ymax, bottom) - max(ymin, top))
+        area = (xmax - xmin) * (ymax - ymin)
+        covered = 0
+        if self.painted is not None:
+            covered = int(self.painted[int(ymin) : int(np.ceil(ymax)), int(xmin) : int(np.ceil(xmax))].sum())
+        return min(1.0, (area - inside + covered) / area)
+
+
+@dataclass(frozen=True)
+class LoadedFrame:
+    """A frame on its way to a network.
+
+    Attributes:
+        source: the file.
+        frame_index: number in the video, from 0; None for an image.
+        frame: as prepared.
+    """
+
+    source: Path
+    frame_index: int | None
+    frame: PreparedFrame
+
+
+def read_image(path: Path) -> Image:
+    """Decode an image file.
+
+    Returns:
+        uint8, [height, width, 3], RGB, rows as stored.
+
+    Raises:
+        FrameError: it is missing, empty, damaged or cut short, has several pages, more than 8 bits per channel, or an
+            EXIF rotation (tools do not agree whether boxes are drawn before or after it).
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise FrameError("the file is empty")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+            with PIL.Image.open(path, formats=_FORMATS) as image:
+                if getattr(image, "n_frames", 1) > 1:
+                    raise FrameError(f"it has {image.n_frames} pages, expected one image; split it")  # type: ignore[attr-defined]
+                if image.mode not in _MODES:
+                    raise FrameError(f"its pixels are of type {image.mode}, expected 8 bits per channel; convert it")
+                if image.getexif().get(_ORIENTATION, 1) != 1:
+                    raise FrameError("its EXIF data turn it, which leaves open what boxes refer to; save it upright")
+                return np.asarray(image.convert("RGB"))
+    except PIL.UnidentifiedImageError as error:
+        raise FrameError("not a JPEG, PNG, TIFF or BMP image, or its header is damaged") from error
+    except (OSError, SyntaxError, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        raise FrameError(f"cannot be read: {error}") from error
+
+
+def prepare_image(image: Image, options: FrameOptions) -> PreparedFrame:
+    """Cut off the black border, paint burned-in text beside the field black, and bring a frame to size.
+
+    Nothing is cut or painted where the border is not clear, see ``find_field``.
+
+    Args:
+        image: uint8, [height, width, 3], RGB.
+        options: ``crop``, ``mask_overlays`` and ``size_px`` are used.
+    """
+    height, width = image.shape[:2]
+    field = find_field(image) if options.crop or options.mask_overlays else None
+    kept = (0, 0, width, height)
+    painted = None
+    if field is not None and options.mask_overlays:
+        overlays = find_overlays(field)
+        if overlays.any():
+            painted = overlays
+            image = np.where(overlays[:, :, None], np.uint8(0), image)
+    if field is not None and options.crop:
+        kept = (field.xmin, field.ymin, field.xmax, field.ymax)
+    left, top, right, bottom = kept
+    image = image[top:bottom, left:right]
+    pixels = resize_down(image, options.size_px)
+    scale = min(1.0, options.size_px / max(image.shape[:2]))
+    placement = Placement(left, top, scale, pixels.shape[1], pixels.shape[0])
+    return PreparedFrame(pixels, placement, kept, kept != (0, 0, width, height), painted)
+
+
+def resize_down(image: Image, size_px: int) -> Image:
+    """Bring the longest side to a length, anti-aliased; a smaller image stays as it is.
+
+    Args:
+        image: uint8, [height, width, 3].
+        size_px: longest side afterwards, pixels.
+    """
+    height, width = image.shape[:2]
+    scale = size_px / max(height, width)
+    if scale >= 1:
+        return np.ascontiguousarray(image)
+    shape = (max(1, round(width * scale)), max(1, round(height * scale)))
+    # Pillow's filters widen with the reduction, so no detail folds into false patterns.
+    return np.asarray(PIL.Image.fromarray(image).resize(shape, PIL.Image.Resampling.LANCZOS))
+
+
+def encode_image(pixels: Image, options: FrameOptions) -> bytes:
+    """Bytes of a JPEG or PNG file.
+
+    Args:
+        pixels: uint8, [height, width, 3], RGB.
+        options: ``image_format`` and ``jpeg_quality`` are used.
+    """
+    stream = io.BytesIO()
+    image = PIL.Image.fromarray(pixels)
+    if options.image_format == "jpeg":
+        image.save(stream, "JPEG", quality=options.jpeg_quality, subsampling=0)
+    else:
+        image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def load_frames(sources: Sequence[Path], options: FrameOptions) -> Iterator[LoadedFrame]:
+    """Frames of images and videos as a network is to see them, in order; nothing is stored.
+
+    Args:
+        sources: image and video files, told apart by their suffix.
+        options: as those of the dataset that the network was trained on; ``fps`` chooses frames of videos.
+
+    Raises:
+        FrameError: a file cannot be used; ``VideoCutShortError`` after the frames that could be decoded. To go on with the
+            next file, call this for one file at a time.
+    """
+    for path in sources:
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            for index, image in iterate_video(path, options.fps):
+                yield LoadedFrame(path, index, prepare_image(image, options))
+        else:
+            yield LoadedFrame(path, None, prepare_image(read_image(path), options))

@@ -1,0 +1,243 @@
+"""One shard: frames in, a tar of images out, and beside it a table of them with what went wrong.
+
+The tar is renamed into place first and the table last. A shard with both is finished; with one or none it is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdml_med.colonoscopy.boxes import Box, FrameBoxes, FrameError, check_boxes
+from kdml_med.colonoscopy.field import Image
+from kdml_med.colonoscopy.frames import PreparedFrame, encode_image, prepare_image, read_image
+from kdml_med.colonoscopy.options import FrameOptions
+from kdml_med.colonoscopy.planning import FrameItem, ShardJob, owner_of
+from kdml_med.colonoscopy.video import VideoCutShortError, iterate_video
+from kdml_med.errors import InputError
+from kdml_med.manifest import FRAME_CLASSES, FRAME_COLUMNS, SHARDS_DIR, DatasetKind, manifest_table, write_atomically
+from kdml_med.shards import ShardWriter
+
+NEGATIVE, POLYP = FRAME_CLASSES
+_RECORD_KEY = b"kdml_med.frames"
+_MAX_LOST = 0.1  # share of a box that may lie on what was cut off or painted over
+
+
+@dataclass
+class ShardRecord:
+    """What is known about a shard beside its frames.
+
+    Attributes:
+        fingerprint: of the job that made it.
+        failures: (input, reason), in order.
+        hashes: SHA-256 of the decoded source pixels, by sample_id.
+        passed_over: annotated video frames that the frame rate did not take.
+        unlisted: frames that the annotations do not mention, stored or not.
+        cropped: frames whose border was cut off.
+        painted: frames in which something beside the field was painted over.
+    """
+
+    fingerprint: str = ""
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    hashes: dict[str, str] = field(default_factory=dict)
+    passed_over: int = 0
+    unlisted: int = 0
+    cropped: int = 0
+    painted: int = 0
+
+
+def store_shard(
+    job: ShardJob, out_dir: Path, options: FrameOptions, on_frame: Callable[[], None] = lambda: None
+) -> None:
+    """Prepare and store the frames of one shard.
+
+    Args:
+        job: what goes in.
+        out_dir: dataset folder.
+        options: settings.
+        on_frame: told after every frame.
+
+    Raises:
+        InputError: the output cannot be written.
+    """
+    path = shard_path(out_dir, job.name)
+    try:
+        with ShardWriter(path) as shard:
+            builder = _ShardBuilder(shard, f"{SHARDS_DIR}/{path.name}", options, ShardRecord(job.fingerprint))
+            for item in job.items:
+                for number, image in builder.read(item):
+                    builder.add(item, number, image)
+                    on_frame()
+        _write_sidecar(out_dir, job.name, builder.rows, builder.record)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}. Free some space or choose another --out.") from error
+
+
+class _ShardBuilder:
+    """Rows and record of a shard while it grows."""
+
+    def __init__(self, shard: ShardWriter, name: str, options: FrameOptions, record: ShardRecord) -> None:
+        self._shard, self._name, self._options = shard, name, options
+        self.record = record
+        self.rows: list[dict[str, Any]] = []
+
+    def read(self, item: FrameItem) -> Iterator[tuple[int | None, Image]]:
+        """Frames of an image or video; what cannot be read goes to the record."""
+        try:
+            if item.source.is_video:
+                yield from self._read_video(item)
+            else:
+                yield None, read_image(item.source.path)
+        except FrameError as error:
+            self.record.failures.append((item.source.name, str(error)))
+
+    def _read_video(self, item: FrameItem) -> Iterator[tuple[int, Image]]:
+        taken: set[int | None] = set()
+        count: int | None = None  # of all frames; unknown where the video was read to its end
+        try:
+            for number, image in iterate_video(item.source.path, self._options.fps):
+                taken.add(number)
+                yield number, image
+        except VideoCutShortError as error:
+            count = error.frames
+            raise
+        finally:
+            missed = sorted(number for number in item.entries if number is not None and number not in taken)
+            self.record.passed_over += sum(count is None or number < count for number in missed)
+            for number in missed:
+                if count is not None and number >= count:
+                    self.record.failures.append((f"{item.source.name}/{number}", "annotated, but not decoded"))
+
+    def add(self, item: FrameItem, number: int | None, image: Image) -> None:
+        """Store one frame, or note why not."""
+        sample_id = item.source.name if number is None else f"{item.source.name}/{number:06}"
+        entry = item.entries.get(number)
+        if number in item.blocked:
+            return
+        if entry is None:
+            self.record.unlisted += 1
+            if self._options.unlisted == "skip":
+                return
+        prepared = prepare_image(image, self._options)
+        try:
+            boxes, polyps = self._place(sample_id, entry, image, prepared) if entry else ([], None)
+        except FrameError as error:
+            self.record.failures.append((sample_id, str(error)))
+            return
+        self.record.hashes[sample_id] = hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()
+        self.record.cropped += prepared.cropped
+        self.record.painted += prepared.painted is not None
+        unlisted = NEGATIVE if self._options.unlisted == "negative" else None
+        sequence = item.sequence_id
+        if polyps is not None and sequence is not None:
+            polyps = [f"{sequence}/{polyp}" for polyp in polyps]  # tables number polyps anew in each sequence
+        data = encode_image(prepared.pixels, self._options)
+        row = {
+            "sample_id": sample_id,
+            "patient_id": owner_of(item),
+            "sequence_id": sequence or sample_id,
+            "label": POLYP if boxes else NEGATIVE if entry else unlisted,
+            "site": item.site,
+            "frame_index": item.frame_index if number is None else number,
+            "boxes": [list(box) for box in boxes],
+            "polyp_ids": polyps,
+            "source": item.source.name,
+            "shard": self._name,
+            "offset": self._shard.add(self._member_name(sample_id), data),
+            "size": len(data),
+        }
+        self.rows.append(row | asdict(prepared.placement))
+
+    def _member_name(self, sample_id: str) -> str:
+        """Short enough for a tar header, unique in the shard by the number."""
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(sample_id).stem)[-60:]
+        return f"{len(self.rows):06}_{stem}.{self._options.suffix}"
+
+    def _place(
+        self, sample_id: str, entry: FrameBoxes, image: Image, prepared: PreparedFrame
+    ) -> tuple[list[Box], list[str] | None]:
+        """Boxes in pixels of the stored frame and names of their polyps, without specks.
+
+        Raises:
+            FrameError: a box is wrong or lies where pixels were cut off or painted over, or all of them are specks.
+        """
+        height, width = image.shape[:2]
+        checked = check_boxes(entry, width, height)
+        stored = prepared.placement.to_stored(checked)
+        for box in checked:
+            lost = prepared.lost_share(box)
+            if lost > _MAX_LOST:
+                shown = ", ".join(f"{edge:g}" for edge in box)
+                raise FrameError(
+                    f"{lost:.0%} of box [{shown}] lies on what was taken for border or overlay; if that is wrong, prepare "
+                    "the frames with --no-crop --no-mask-overlays"
+                )
+        limit = self._options.min_box_px
+        kept = [i for i, box in enumerate(stored) if min(box[2] - box[0], box[3] - box[1]) >= limit]
+        specks = len(stored) - len(kept)
+        if specks and not kept:
+            raise FrameError(
+                f"no box has sides of at least {limit:g} px when stored; a speck is no polyp and no negative"
+            )
+        if specks:
+            reason = f"{specks} of {len(stored)} boxes dropped: a side is under {limit:g} px when stored"
+            self.record.failures.append((sample_id, reason))
+        polyps = [entry.polyps[i] for i in kept] if entry.polyps else []
+        named = [polyp for polyp in polyps if polyp is not None]
+        return [stored[i] for i in kept], named if kept and len(named) == len(kept) else None
+
+
+def shard_path(out_dir: Path, name: str) -> Path:
+    """Where the images of a shard are."""
+    return out_dir / SHARDS_DIR / f"{name}.tar"
+
+
+def sidecar_path(out_dir: Path, name: str) -> Path:
+    """Where the table of a shard's frames is."""
+    return out_dir / SHARDS_DIR / f"{name}.parquet"
+
+
+def is_finished(out_dir: Path, job: ShardJob) -> bool:
+    """Whether a shard is stored completely, from the same inputs and annotations."""
+    if not (shard_path(out_dir, job.name).is_file() and sidecar_path(out_dir, job.name).is_file()):
+        return False
+    try:
+        return read_sidecar(out_dir, job.name)[0].fingerprint == job.fingerprint
+    except InputError:
+        return False
+
+
+def _write_sidecar(out_dir: Path, name: str, rows: list[dict[str, Any]], record: ShardRecord) -> None:
+    table = manifest_table(rows, DatasetKind.FRAMES)
+    table = table.replace_schema_metadata({_RECORD_KEY: json.dumps(asdict(record), sort_keys=True).encode()})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    write_atomically(sidecar_path(out_dir, name), sink.getvalue())
+
+
+def read_sidecar(out_dir: Path, name: str) -> tuple[ShardRecord, pa.Table]:
+    """Read back what ``store_shard`` wrote beside the images.
+
+    Returns:
+        The record, and the rows with the columns of ``FRAME_COLUMNS``.
+
+    Raises:
+        InputError: the file is damaged or not from this program.
+    """
+    path = sidecar_path(out_dir, name)
+    try:
+        table = pq.read_table(path)
+        record = ShardRecord(**json.loads(table.schema.metadata[_RECORD_KEY]))
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}). Delete it and run the same command again.") from error
+    record.failures = [(name, reason) for name, reason in record.failures]
+    return record, table.replace_schema_metadata(None).select(FRAME_COLUMNS.names).cast(FRAME_COLUMNS)

@@ -1,0 +1,98 @@
+"""Frames of videos, decoded one after the other, with an honest end when the file is damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import av.error
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from kdml_med.colonoscopy.boxes import FrameError
+from kdml_med.colonoscopy.field import Image
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".mts", ".m2ts", ".ts")
+_SPARE_FRAMES = 2  # containers count a frame or two that a decoder never gives out
+_SPARE_S = 0.5
+
+
+class VideoCutShortError(FrameError):
+    """The file ends, or is damaged, before the end that its header states; the frames before that were handed out.
+
+    Attributes:
+        frames: how many could be decoded.
+    """
+
+    def __init__(self, message: str, frames: int) -> None:
+        super().__init__(message)
+        self.frames = frames
+
+
+def iterate_video(path: Path, fps: float) -> Iterator[tuple[int, Image]]:
+    """Decode a video and give out frames at an even rate.
+
+    A frame is due whenever its time, counted from the first frame, reaches the next multiple of 1 / fps; so the same file
+    always gives the same frames. The number counts all decoded frames from 0, so it does not depend on ``fps``.
+
+    Args:
+        path: video file.
+        fps: frames per second to give out; 0, or more than the video has, gives all of them.
+
+    Yields:
+        Number of the frame and its pixels, uint8, [height, width, 3], RGB.
+
+    Raises:
+        FrameError: the file is no video, or empty.
+        VideoCutShortError: after the last frame that could be decoded, when the header promises more or the data are
+            damaged. A file without such a header (MPEG transport streams) cannot be told from a short one.
+    """
+    try:
+        container = av.open(str(path))
+    except (av.error.FFmpegError, OSError) as error:
+        raise FrameError(f"cannot be opened as a video: {error.strerror or error}") from error
+    with container:
+        if not container.streams.video:
+            raise FrameError("the file has no video in it")
+        yield from _decode(container, container.streams.video[0], fps)
+
+
+def _decode(container: InputContainer, stream: VideoStream, fps: float) -> Iterator[tuple[int, Image]]:
+    stream.thread_type = "AUTO"
+    count, start, seconds, due = 0, 0.0, 0.0, 0
+    try:
+        for frame in container.decode(stream):
+            if frame.is_corrupt:
+                raise VideoCutShortError(f"damaged at frame {count}; the {count} frames before it are used", count)
+            time = frame.time if frame.time is not None else count / float(stream.average_rate or 25)
+            start = time if count == 0 else start
+            seconds = time - start
+            # Half a millisecond: containers round times to 1/1000 s and less.
+            if fps <= 0 or seconds * fps + 5e-4 * fps >= due:
+                yield count, np.ascontiguousarray(frame.to_ndarray(format="rgb24"))
+                due = int(seconds * fps + 5e-4 * fps) + 1
+            count += 1
+    except av.error.FFmpegError as error:
+        raise VideoCutShortError(
+            f"damaged after {count} frames ({error.strerror}); the frames before that are used", count
+        ) from error
+    expected = _expected_frames(container, stream)
+    if expected is not None and count < expected:
+        raise VideoCutShortError(f"cut short: {count} frames of about {expected}; these are used", count)
+    if count == 0:
+        raise FrameError("no frame of the video could be decoded")
+
+
+def _expected_frames(container: InputContainer, stream: VideoStream) -> int | None:
+    """Least number of frames that a whole file must give, by its header; None where the header does not say."""
+    if stream.frames:
+        return max(1, stream.frames - _SPARE_FRAMES)
+    if stream.duration and stream.time_base and stream.average_rate:
+        duration = float(stream.duration * stream.time_base)
+    elif container.duration and stream.average_rate:
+        duration = container.duration / av.time_base
+    else:
+        return None
+    return max(1, int((duration - _SPARE_S) * float(stream.average_rate)))

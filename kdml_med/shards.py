@@ -1,0 +1,78 @@
+"""Tars of images that are read by byte range, and the folder that only one run may write them to."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from kdml_med.errors import InputError
+
+
+class ShardWriter:
+    """Writes an uncompressed tar whose bytes depend on nothing but its members; renamed into place when whole.
+
+    Used as a context manager: leaving it without an error publishes the file, with one removes what was written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self._temporary.open("wb")
+
+    def add(self, name: str, data: bytes) -> int:
+        """Append one member.
+
+        Returns:
+            Where its data begins in the file, bytes.
+        """
+        header = tarfile.TarInfo(name)
+        header.size = len(data)  # owner, group and time stay 0: the same tiles give the same file
+        self._stream.write(header.tobuf(tarfile.USTAR_FORMAT))
+        offset = self._stream.tell()
+        self._stream.write(data)
+        self._stream.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+        return offset
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._stream as stream:
+            if kind is None:
+                stream.write(bytes(2 * tarfile.BLOCKSIZE))
+                stream.flush()
+                os.fsync(stream.fileno())
+        if kind is None:
+            self._temporary.replace(self._path)
+        else:
+            self._temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def sole_user(out_dir: Path) -> Iterator[None]:
+    """Keep two runs out of one folder; the lock is on the folder itself, leaves no file and dies with the process.
+
+    Raises:
+        InputError: the folder cannot be made, or another run has it.
+    """
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        handle = os.open(out_dir, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"cannot use {out_dir} as output folder: {error.strerror}.") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another run is writing to {out_dir}: wait for it, or choose another --out.") from error
+        yield
+    finally:
+        os.close(handle)
