@@ -4,8 +4,10 @@ cohort.json             networks, classes, image size: enough to build the netwo
 settings.json           the knobs that training started with; a resumed run must have the same
 checkpoints/last.pt     everything needed to go on; best.pt, student_0.pt, teacher.pt, ...: the best weights
 tensorboard/            event files
-predictions.parquet     one row per tile and network
-patients.csv            one row per patient (or slide), one probability column per network
+predictions.parquet     classification: one row per tile and network
+patients.csv            classification: one row per patient (or slide), one probability column per network
+detections.parquet      detection: one row per detected box and network
+sequences.csv           detection: one row per sequence
 metrics.json            figures with intervals
 """
 
@@ -22,7 +24,7 @@ import pyarrow.parquet as pq
 from torch import nn
 
 from kdml_med.errors import InputError
-from kdml_med.keys import NetworkName, PredictionColumn
+from kdml_med.keys import DetectionColumn, NetworkName, PredictionColumn, Task
 from kdml_med.manifest import write_atomically
 from kdml_med.metrics.aggregation import AggregationMethod, Level, aggregate_predictions
 from kdml_med.networks.cohort import Cohort, load_trained
@@ -33,6 +35,8 @@ SETTINGS_FILE = "settings.json"
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.parquet"
 PATIENTS_FILE = "patients.csv"
+DETECTIONS_FILE = "detections.parquet"
+SEQUENCES_FILE = "sequences.csv"
 CHECKPOINTS_DIR = "checkpoints"
 TENSORBOARD_DIR = "tensorboard"
 
@@ -77,7 +81,9 @@ def load_network(run_dir: str | Path, name: str = "student_0", *, trained: bool 
     description = read_run_json(Path(run_dir), COHORT_FILE)
     if name not in description["networks"]:
         raise InputError(f"run {run_dir} has no network {name!r}; it has {sorted(description['networks'])}.")
-    network = build_network(description["networks"][name], num_classes=len(description["classes"]))
+    # Detectors tell the classes apart from background, which is the first one.
+    classes = len(description["classes"]) - (description["task"] == Task.DETECTION)
+    network = build_network(description["networks"][name], num_classes=classes)
     if trained:
         load_trained(network, checkpoint_path(Path(run_dir), name))
     return network.eval()
@@ -101,7 +107,16 @@ def load_cohort(run_dir: str | Path, *, students_only: bool = False) -> Cohort:
 
 def write_predictions(path: Path, predictions: pd.DataFrame) -> None:
     """Write predictions.parquet, columns of ``PredictionColumn``; the same rows give the same bytes."""
-    table = pa.Table.from_pandas(predictions[[str(column) for column in PredictionColumn]], preserve_index=False)
+    _write_parquet(path, predictions[[str(column) for column in PredictionColumn]])
+
+
+def write_detections(path: Path, detections: pd.DataFrame) -> None:
+    """Write detections.parquet, columns of ``DetectionColumn``; the same rows give the same bytes."""
+    _write_parquet(path, detections[[str(column) for column in DetectionColumn]])
+
+
+def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    table = pa.Table.from_pandas(frame, preserve_index=False)
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd")
     write_atomically(path, sink.getvalue().to_pybytes())

@@ -1,6 +1,7 @@
 """What bundle configs call, so that they need no Python of their own."""
 
 from kdml_med.bundle.command_line import check_command_line, find_root
+from kdml_med.bundle.detection_results import save_detection_evaluation
 from kdml_med.bundle.preparation import (
     build_loss,
     build_training_cohort,
@@ -26,6 +27,7 @@ __all__ = [
     "read_description",
     "record_run",
     "run_training",
+    "save_detection_evaluation",
     "save_evaluation",
     "save_inference",
 ]

@@ -14,13 +14,18 @@ import pandas as pd
 import torch
 from monai.utils import set_determinism
 
+from kdml_med.anchors import anchor_grid
 from kdml_med.bundle.command_line import check_command_line, errors_for_people
+from kdml_med.data.frames import FrameDataset, input_size
+from kdml_med.data.samples import ManifestDataset
 from kdml_med.data.tiles import TileDataset
+from kdml_med.engines.detection import FUSIONS
 from kdml_med.engines.evaluator import AVERAGES
 from kdml_med.engines.trainer import KDMLTrainer
 from kdml_med.errors import InputError
-from kdml_med.keys import Split
-from kdml_med.losses.cohort import ClassificationCohortLoss
+from kdml_med.keys import Split, Task
+from kdml_med.losses.cohort import ClassificationCohortLoss, CohortLoss
+from kdml_med.losses.detection import DetectionCohortLoss
 from kdml_med.manifest import MANIFEST_FILE, SPLITS_FILE, DatasetInfo, content_hash, read_info
 from kdml_med.metrics.aggregation import AggregationMethod, Level
 from kdml_med.networks.cohort import Cohort, build_cohort
@@ -41,6 +46,7 @@ def prepare_training(
     run_dir: str,
     *,
     settings: Mapping[str, Any],
+    task: str = Task.CLASSIFICATION,
     demo_dir: str | None = None,
     resume: bool = True,
 ) -> None:
@@ -52,6 +58,7 @@ def prepare_training(
         dataset_dir: dataset folder.
         run_dir: where the run goes.
         settings: the knobs; a run is only resumed with the same ones.
+        task: "classification" of tiles or "detection" in frames.
         demo_dir: the default dataset folder.
         resume: False refuses a run folder that holds a run.
 
@@ -62,19 +69,45 @@ def prepare_training(
         check_command_line()
         _check_device(str(settings["device"]), bool(settings.get("amp")))
         if demo_dir is not None and Path(dataset_dir).resolve() == Path(demo_dir).resolve():
-            from kdml_med.demo.dataset import ensure_demo_dataset
-
-            ensure_demo_dataset(Path(dataset_dir))
-        for split in (Split.TRAIN, Split.VAL):
-            TileDataset(dataset_dir, split, fold=settings["fold"], stain=settings["stain"])
-        _check_knobs(settings)
-        info = read_info(Path(dataset_dir))
-        if info.tile_size_px is None and settings["image_size"] is None:
-            raise InputError(f"the images of {dataset_dir} differ in size: say --image_size, the side in pixels.")
-        _check_level(settings["level"] or info.label_level, info, dataset_dir)
+            _make_demo(Task(task), Path(dataset_dir))
+        _check_knobs(settings, Task(task))
+        if task == Task.DETECTION:
+            _check_frames(dataset_dir, settings)
+        else:
+            _check_tiles(dataset_dir, settings)
         _check_settings(Path(run_dir), _recorded(dataset_dir, settings), resume=resume)
     seed_everything(int(settings["seed"]))
     logger.info("Dataset %s, run folder %s", dataset_dir, run_dir)
+
+
+def _make_demo(task: Task, dataset_dir: Path) -> None:
+    # Imported here: who trains on their own data does not wait for the generators.
+    from kdml_med.demo import dataset
+
+    make = dataset.ensure_demo_frames if task is Task.DETECTION else dataset.ensure_demo_dataset
+    make(dataset_dir)
+
+
+def _check_tiles(dataset_dir: str, settings: Mapping[str, Any]) -> None:
+    for split in (Split.TRAIN, Split.VAL):
+        TileDataset(dataset_dir, split, fold=settings["fold"], stain=settings["stain"])
+    info = read_info(Path(dataset_dir))
+    if info.tile_size_px is None and settings["image_size"] is None:
+        raise InputError(f"the images of {dataset_dir} differ in size: say --image_size, the side in pixels.")
+    _check_level(settings["level"] or info.label_level, info, dataset_dir)
+
+
+def _check_frames(dataset_dir: str, settings: Mapping[str, Any]) -> None:
+    for split in (Split.TRAIN, Split.VAL):
+        frames = FrameDataset(dataset_dir, split, fold=settings["fold"])
+        if not any(len(frames.boxes(index)) for index in range(len(frames))):
+            raise InputError(f"split {split.value!r} of {dataset_dir} has no frame with a polyp: split it again.")
+    try:
+        anchor_grid(*input_size(settings["image_size"]))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"--image_size is {settings['image_size']!r}, expected [height, width] or one side: {error}"
+        ) from error
 
 
 def run_training(trainer: KDMLTrainer) -> None:
@@ -89,10 +122,10 @@ def build_training_cohort(**settings: Any) -> Cohort:
         return build_cohort(**settings)
 
 
-def build_loss(**settings: Any) -> ClassificationCohortLoss:
-    """``ClassificationCohortLoss`` for a config: what is wrong with the settings is said in one line."""
+def build_loss(task: str = Task.CLASSIFICATION, **settings: Any) -> CohortLoss:
+    """The cohort loss of a task for a config: what is wrong with the settings is said in one line."""
     with errors_for_people(ValueError):
-        return ClassificationCohortLoss(**settings)
+        return DetectionCohortLoss(**settings) if task == Task.DETECTION else ClassificationCohortLoss(**settings)
 
 
 def load_trained_cohort(run_dir: str, *, students_only: bool = False) -> Cohort:
@@ -103,12 +136,13 @@ def load_trained_cohort(run_dir: str, *, students_only: bool = False) -> Cohort:
 
 def record_run(
     run_dir: str,
-    training: TileDataset,
-    validation: TileDataset,
+    training: ManifestDataset,
+    validation: ManifestDataset,
     *,
     settings: Mapping[str, Any],
-    level: Level,
-    built: tuple[Cohort, ClassificationCohortLoss],
+    built: tuple[Cohort, CohortLoss],
+    task: str = Task.CLASSIFICATION,
+    level: Level | None = None,
 ) -> None:
     """Write settings.json, and cohort.json with what is needed to build, feed and judge the networks again.
 
@@ -120,35 +154,40 @@ def record_run(
         training: what is learned from.
         validation: what the best epoch is chosen by.
         settings: the knobs.
-        level: "patient" or "slide".
         built: networks and loss; having them means that the settings work, and only then are files written.
+        task: "classification" or "detection".
+        level: "patient" or "slide", what tiles are aggregated to.
     """
     cohort, _ = built
-    spec = cohort_spec(settings["version"], teacher=settings["teacher"], students=settings["students"])
+    spec = cohort_spec(settings["version"], task=Task(task), teacher=settings["teacher"], students=settings["students"])
     info = training.info
     write_json(Path(run_dir) / SETTINGS_FILE, _recorded(str(training.dataset_dir), settings))
-    write_json(
-        Path(run_dir) / COHORT_FILE,
-        {
-            "version": settings["version"],
-            "networks": {name: item for name, item in spec.networks().items() if name in cohort.names},
-            "classes": training.classes,
-            "image_size": training.image_size or info.tile_size_px,
+    description = {
+        "task": str(task),
+        "version": settings["version"],
+        "networks": {name: item for name, item in spec.networks().items() if name in cohort.names},
+        "classes": training.classes,
+        "image_size": settings["image_size"] or info.tile_size_px,
+        "fold": settings["fold"],
+        "synthetic": info.synthetic,
+        "kdml_med": version("kdml_med"),
+        "seen_patients": {
+            str(part.split): sorted({_hashed(patient) for patient in part.rows["patient_id"]})
+            for part in (training, validation)
+        },
+    }
+    if isinstance(training, TileDataset):
+        description |= {
             "tile_size_px": info.tile_size_px,
             "mpp": info.mpp,
             "stain": training.stain,
             "level": level,
             "aggregation": settings["aggregation"],
             "ensemble_average": settings["ensemble_average"],
-            "fold": settings["fold"],
-            "synthetic": info.synthetic,
-            "kdml_med": version("kdml_med"),
-            "seen_patients": {
-                str(part.split): sorted({_hashed(patient) for patient in part.rows["patient_id"]})
-                for part in (training, validation)
-            },
-        },
-    )
+        }
+    else:
+        description |= {"frame_size_px": info.frame_size_px, "fusion": settings["fusion"]}
+    write_json(Path(run_dir) / COHORT_FILE, description)
 
 
 def read_description(run_dir: str) -> dict[str, Any]:
@@ -177,9 +216,9 @@ def prepare_evaluation(
     *,
     split: str | None,
     fold: int | None,
-    level: Level,
-    stain: str,
     device: str,
+    level: Level | None = None,
+    stain: str = "none",
 ) -> None:
     """Check a run and a dataset before they are brought together, and seed.
 
@@ -188,34 +227,52 @@ def prepare_evaluation(
         run_dir: folder of the run.
         split: what is evaluated; None for inference on everything.
         fold: test fold, where the dataset has folds.
-        level: "patient" or "slide", what is aggregated to.
-        stain: normalisation to apply, "none" or "macenko".
         device: to compute on.
+        level: "patient" or "slide", what tiles are aggregated to.
+        stain: normalisation of tiles to apply, "none" or "macenko".
 
     Raises:
-        SystemExit: with a message for a person: no such run; classes, scale or stain normalisation differ; splits leak;
-            or patients of this split were seen in training.
+        SystemExit: with a message for a person: no such run; kind of dataset, classes, scale or stain normalisation
+            differ; splits leak; or patients of this split were seen in training.
     """
     with errors_for_people():
         check_command_line()
         _check_device(device, amp=False)
         description = read_run_json(Path(run_dir), COHORT_FILE)
-        dataset = TileDataset(dataset_dir, split, fold=fold, stain=stain)
+        dataset: ManifestDataset
+        if description["task"] == Task.DETECTION:
+            dataset = FrameDataset(dataset_dir, split, fold=fold)
+        else:
+            dataset = _prepare_tiles(dataset_dir, description, split=split, fold=fold, level=level, stain=stain)
         if dataset.classes and dataset.classes != description["classes"]:
             raise InputError(
                 f"the run knows the classes {description['classes']}, the dataset has {dataset.classes}; they must be "
                 "the same and in the same order."
             )
-        _check_level(level, dataset.info, dataset_dir)
-        _check_scale(dataset.info, description, dataset_dir)
-        if dataset.stain != description["stain"]:
-            raise InputError(
-                f"the tiles of {dataset_dir} come with stain normalisation {dataset.stain!r}, the run was trained with "
-                f"{description['stain']!r}: leave --stain out, or tile the slides again without it."
-            )
         if split not in (None, Split.TRAIN, Split.VAL):
             _check_unseen(dataset, description)
     seed_everything(0)
+
+
+def _prepare_tiles(
+    dataset_dir: str,
+    description: Mapping[str, Any],
+    *,
+    split: str | None,
+    fold: int | None,
+    level: Level | None,
+    stain: str,
+) -> TileDataset:
+    dataset = TileDataset(dataset_dir, split, fold=fold, stain=stain)
+    if level is not None:
+        _check_level(level, dataset.info, dataset_dir)
+    _check_scale(dataset.info, description, dataset_dir)
+    if dataset.stain != description["stain"]:
+        raise InputError(
+            f"the tiles of {dataset_dir} come with stain normalisation {dataset.stain!r}, the run was trained with "
+            f"{description['stain']!r}: leave --stain out, or tile the slides again without it."
+        )
+    return dataset
 
 
 def seed_everything(seed: int) -> None:
@@ -232,20 +289,22 @@ def _check_device(device: str, amp: bool) -> None:
         raise InputError(f"amp (mixed precision) needs a GPU, the device is {device!r}: leave --amp out.")
 
 
-def _check_knobs(settings: Mapping[str, Any]) -> None:
+def _check_knobs(settings: Mapping[str, Any], task: Task) -> None:
     """Settings that would otherwise be noticed in the middle of the run."""
-    known = {
-        "aggregation": get_args(AggregationMethod),
-        "ensemble_average": AVERAGES,
-        "level": (None, *get_args(Level)),
-    }
+    known: dict[str, tuple[Any, ...]] = {"fusion": FUSIONS}
+    if task is Task.CLASSIFICATION:
+        known = {
+            "aggregation": get_args(AggregationMethod),
+            "ensemble_average": AVERAGES,
+            "level": (None, *get_args(Level)),
+        }
     for name, values in known.items():
         if settings[name] not in values:
             shown = ", ".join(str(value) for value in values if value is not None)
             raise InputError(f"--{name} is {settings[name]!r}, expected one of: {shown}.")
     if settings["beta"] > 0 and not settings["use_teacher"]:
         raise InputError("--beta is above 0, but --use_teacher is off: there is nobody to learn from. Set --beta 0.")
-    students = cohort_spec(settings["version"], students=settings["students"]).students
+    students = cohort_spec(settings["version"], task=task, students=settings["students"]).students
     if settings["alpha"] == settings["beta"] == 0 and len(students) == 1:
         raise InputError("a single student has no peers: --alpha or --beta must be above 0.")
 
@@ -272,7 +331,7 @@ def _check_scale(info: DatasetInfo, description: Mapping[str, Any], dataset_dir:
         )
 
 
-def _check_unseen(dataset: TileDataset, description: Mapping[str, Any]) -> None:
+def _check_unseen(dataset: ManifestDataset, description: Mapping[str, Any]) -> None:
     seen = {patient for part in description["seen_patients"].values() for patient in part}
     overlap = [name for name in dataset.rows["patient_id"].unique() if _hashed(name) in seen]
     if overlap:

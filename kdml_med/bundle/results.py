@@ -54,12 +54,8 @@ def save_evaluation(
     Returns:
         Content of metrics.json.
     """
-    epoch = None
-    if best_of is not None:
-        best = torch.load(checkpoint_path(Path(best_of), "best"), map_location="cpu", weights_only=True)
-        network.load_state_dict(best["network"])
-        epoch = best["epoch"]
-    predictions = _predict(evaluator)
+    epoch = None if best_of is None else load_best_weights(network, best_of)
+    predictions = run_evaluator(evaluator)
     dataset: TileDataset = evaluator.data_loader.dataset
     networks = evaluate_predictions(predictions, level=level, method=aggregation, resamples=resamples)
     counts = network.parameter_counts()
@@ -83,14 +79,23 @@ def save_evaluation(
 
 def save_inference(evaluator: Evaluator, output_dir: str, *, level: Level, aggregation: AggregationMethod) -> None:
     """Run an evaluator on tiles with or without labels; write predictions.parquet and patients.csv."""
-    predictions = _predict(evaluator)
+    predictions = run_evaluator(evaluator)
     target = Path(output_dir)
     _write_predictions(target, predictions, evaluator.data_loader.dataset, level, aggregation)
     groups = predictions[f"{level}_id"].nunique()
     print(f"\n{predictions['sample_id'].nunique():,} tiles of {groups} {level}s. Written to {target}\n")
 
 
-def _predict(evaluator: Evaluator) -> pd.DataFrame:
+def load_best_weights(network: Cohort, run_dir: str) -> int:
+    """Load the best weights of a run into its cohort; returns their epoch."""
+    best = torch.load(checkpoint_path(Path(run_dir), "best"), map_location="cpu", weights_only=True)
+    network.load_state_dict(best["network"])
+    epoch: int = best["epoch"]
+    return epoch
+
+
+def run_evaluator(evaluator: Evaluator) -> pd.DataFrame:
+    """Run an evaluator; a sample that cannot be read ends the run with one line. Returns its table of predictions."""
     with errors_for_people():
         evaluator.run()
     predictions: pd.DataFrame = evaluator.state.predictions

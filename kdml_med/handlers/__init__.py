@@ -1,15 +1,18 @@
 """Handlers that connect engines to metrics, files and TensorBoard."""
 
 from kdml_med.handlers.checkpoint import CohortCheckpoint
+from kdml_med.handlers.detection import CohortDetections, DetectionMetrics
 from kdml_med.handlers.metrics import CohortMetrics, CohortPredictions, at_least_as_good
 from kdml_med.handlers.progress import CohortProgress
 from kdml_med.handlers.tensorboard import CohortTensorBoard
 
 __all__ = [
     "CohortCheckpoint",
+    "CohortDetections",
     "CohortMetrics",
     "CohortPredictions",
     "CohortProgress",
     "CohortTensorBoard",
+    "DetectionMetrics",
     "at_least_as_good",
 ]

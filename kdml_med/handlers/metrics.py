@@ -20,7 +20,7 @@ from kdml_med.metrics.evaluation import evaluate_predictions
 logger = logging.getLogger(__name__)
 
 UNDEFINED = -1.0
-"""Value of the key metric when a class is absent: below every AUROC, and unlike NaN it can be compared."""
+"""Value of a key metric that is not defined: below every AUROC and precision, and unlike NaN it can be compared."""
 
 
 class CohortPredictions:
@@ -131,13 +131,8 @@ class CohortMetrics(Metric):
     def completed(self, engine: Engine, name: str) -> None:
         """Put everything into the engine's state; ``name`` is the key metric."""
         self.collector.publish(engine)
-        metrics = self.compute()
-        value = metrics.get(self.key, math.nan)
-        if math.isnan(value):
-            logger.warning("%s is not defined: the evaluated %ss are all of one class.", self.key, self.level)
-            value = UNDEFINED
-        engine.state.metrics.update(metrics)
-        engine.state.metrics[name] = value
+        why = f"the evaluated {self.level}s are all of one class"
+        publish_metrics(engine, self.compute(), key=self.key, name=name, why=why)
 
     def _agreement(self) -> dict[str, float]:
         decisions = {
@@ -149,6 +144,24 @@ class CohortMetrics(Metric):
             f"agreement_{a}_{b}": float((decisions[a] == decisions[b]).double().mean())
             for a, b in combinations(decisions, 2)
         }
+
+
+def publish_metrics(engine: Engine, metrics: dict[str, float], *, key: str, name: str, why: str) -> None:
+    """Put metrics into an evaluator's state, and the one called ``key`` under ``name`` too, as a comparable number.
+
+    Args:
+        engine: the evaluator.
+        metrics: by name, NaN where one is not defined.
+        key: which of them decides.
+        name: what the engine calls its key metric.
+        why: the reason, for the log, if that one is not defined.
+    """
+    value = metrics.get(key, math.nan)
+    if math.isnan(value):
+        logger.warning("%s is not defined: %s.", key, why)
+        value = UNDEFINED
+    engine.state.metrics.update(metrics)
+    engine.state.metrics[name] = value
 
 
 def at_least_as_good(current: float, best: float) -> bool:

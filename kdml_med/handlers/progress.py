@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ignite.engine import Engine, Events
@@ -21,10 +22,12 @@ class CohortProgress:
 
     Args:
         evaluator: validation engine; None shows training only.
+        figures: metrics of the ensemble to show beside the key metric.
     """
 
-    def __init__(self, evaluator: Evaluator | None = None) -> None:
+    def __init__(self, evaluator: Evaluator | None = None, *, figures: Sequence[str] = ("tile_auroc",)) -> None:
         self.evaluator = evaluator
+        self.figures = tuple(figures)
         self.bar: tqdm[Any] | None = None
         self.sums: dict[str, float] = {}
         self.started = 0.0
@@ -65,5 +68,8 @@ class CohortProgress:
             state = self.evaluator.state
             value = state.metrics.get(state.key_metric_name, float("nan"))
             best = "best so far" if state.best_metric_epoch == engine.state.epoch else f"best {state.best_metric:.3f}"
-            tile = state.metrics.get(f"{NetworkName.ENSEMBLE}_tile_auroc", float("nan"))
-            logger.info("  validation: %s %.3f (%s), tile auroc %.3f", state.key_metric_name, value, best, tile)
+            others = "".join(
+                f", {name.replace('_', ' ')} {state.metrics.get(f'{NetworkName.ENSEMBLE}_{name}', float('nan')):.3f}"
+                for name in self.figures
+            )
+            logger.info("  validation: %s %.3f (%s)%s", state.key_metric_name, value, best, others)

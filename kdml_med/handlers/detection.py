@@ -1,0 +1,117 @@
+"""Detections of every network and their metrics while an evaluator runs."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import pandas as pd
+from ignite.engine import Engine, Events
+from ignite.metrics import Metric
+
+from kdml_med.engines.detection import Detections
+from kdml_med.handlers.metrics import publish_metrics
+from kdml_med.keys import BatchKey, DetectionColumn, NetworkName, OutputKey
+from kdml_med.metrics.detection import choose_thresholds
+from kdml_med.metrics.detection_evaluation import evaluate_detections
+
+logger = logging.getLogger(__name__)
+
+_IDENTIFIERS = (DetectionColumn.SAMPLE_ID, DetectionColumn.SEQUENCE_ID, DetectionColumn.PATIENT_ID)
+_SIDES = (DetectionColumn.XMIN, DetectionColumn.YMIN, DetectionColumn.XMAX, DetectionColumn.YMAX)
+
+
+class CohortDetections:
+    """Collects the detections of an evaluation and leaves them in ``engine.state.predictions``.
+
+    The names of the networks are in ``networks``, also of those that found nothing.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.reset)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.publish)
+
+    def reset(self) -> None:
+        """Forget everything collected."""
+        self.networks: list[str] = []
+        self._frames: list[tuple[str, tuple[str, ...], Detections]] = []
+
+    def collect(self, engine: Engine) -> None:
+        """Take one batch; identifiers come from the batch, detections from the output."""
+        batch = engine.state.batch
+        keys = (BatchKey.SAMPLE_ID, BatchKey.SEQUENCE_ID, BatchKey.PATIENT_ID)
+        identifiers = list(zip(*(batch[key] for key in keys), strict=True))
+        for name, images in engine.state.output[OutputKey.DETECTIONS].items():
+            if name not in self.networks:
+                self.networks.append(str(name))
+            self._frames += [(str(name), of, found) for of, found in zip(identifiers, images, strict=True)]
+
+    def publish(self, engine: Engine) -> None:
+        """Leave the table and the names in the engine's state."""
+        engine.state.predictions = self.table()
+        engine.state.networks = list(self.networks)
+
+    def table(self) -> pd.DataFrame:
+        """One row per detection, columns of ``DetectionColumn``; network by network, frames in loading order."""
+        rows: list[tuple[Any, ...]] = []
+        for network in self.networks:
+            for name, identifiers, found in self._frames:
+                if name == network:
+                    values = zip(found.scores.tolist(), found.boxes.tolist(), strict=True)
+                    rows += [(*identifiers, network, score, *box) for score, box in values]
+        columns = [*_IDENTIFIERS, DetectionColumn.NETWORK, DetectionColumn.SCORE, *_SIDES]
+        table = pd.DataFrame(rows, columns=[str(column) for column in columns])
+        numbers = [str(column) for column in (DetectionColumn.SCORE, *_SIDES)]
+        return table.astype(dict.fromkeys(numbers, "float64"))
+
+
+class DetectionMetrics(Metric):
+    """Collects detections and compares them with the boxes of the evaluated frames when the evaluation ends.
+
+    Attached under its key name it leaves in ``engine.state.metrics``, for each network and the ensemble,
+    "{network}_ap", "{network}_ap50" and so on (see ``evaluate_detections``), and the key metric: the COCO average
+    precision of the ensemble, or ``UNDEFINED`` without any box. The detections themselves are in
+    ``engine.state.predictions``.
+    """
+
+    key = f"{NetworkName.ENSEMBLE}_ap"
+    """Name of the key metric."""
+
+    def __init__(self) -> None:
+        self.collector = CohortDetections()
+        super().__init__(output_transform=lambda output: output)
+
+    def reset(self) -> None:
+        """Forget everything collected."""
+        self.collector.reset()
+
+    def iteration_completed(self, engine: Engine) -> None:
+        """Collect one batch."""
+        self.collector.collect(engine)
+
+    def update(self, output: Any) -> None:
+        """Unused: a batch needs identifiers too, see ``iteration_completed``."""
+
+    def compute(self) -> None:
+        """Unused: the ground truth is in the evaluator's dataset, see ``completed``."""
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """Put everything into the engine's state; ``name`` is the key metric."""
+        self.collector.publish(engine)
+        frames, detections = engine.data_loader.dataset.rows, engine.state.predictions
+        thresholds = choose_thresholds(frames, detections, networks=self.collector.networks)
+        metrics = {
+            f"{network}_{figure}": math.nan if value is None else float(value)
+            for network, figures in evaluate_detections(
+                frames, detections, threshold=thresholds, networks=self.collector.networks, resamples=0
+            ).items()
+            for figure, value in figures.items()
+            if not isinstance(value, list)
+        }
+        publish_metrics(engine, metrics, key=self.key, name=name, why="the evaluated frames have no box")
