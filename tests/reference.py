@@ -147,3 +147,83 @@ def mobilenet_logits(state: Mapping[str, Tensor], image: Tensor, last_block: int
     if last_block == len(MOBILENET_BLOCKS):
         x = unit(x, "features.18")
     return torch.einsum("bc,kc->bk", x.mean(dim=(2, 3)), state["classifier.1.weight"]) + state["classifier.1.bias"]
+
+
+def overlap_of(first: Sequence[float], second: Sequence[float]) -> float:
+    """Intersection over union of two boxes, xmin, ymin, xmax, ymax."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    return width * height / (sum(areas) - width * height)
+
+
+def froc_points(
+    annotated: Sequence[Sequence[Sequence[float]]],
+    detected: Sequence[Sequence[tuple[float, Sequence[float]]]],
+    hit: str = "iou",
+) -> list[tuple[float, float, float]]:
+    """Threshold, false positives per frame and sensitivity, each threshold matched from the beginning.
+
+    For each frame its boxes, and its detections as (score, box). With hit "iou" a detection takes the free box with
+    the highest IoU of at least 0.5. With hit "centre" it takes the free box with the nearest centre of those that its
+    own centre lies in; one that lies in taken boxes only is neither right nor wrong.
+    """
+    points = []
+    boxes = sum(len(frame) for frame in annotated)
+    for threshold in sorted({score for frame in detected for score, _ in frame}, reverse=True):
+        found = false = 0
+        for truth, own in zip(annotated, detected, strict=True):
+            free = list(range(len(truth)))
+            for score, box in sorted(own, key=lambda pair: -pair[0]):
+                if score < threshold:
+                    continue
+                x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+                if hit == "iou":
+                    near = {index: overlap_of(box, other) for index, other in enumerate(truth)}
+                    inside = [index for index, overlap in near.items() if overlap >= 0.5]
+                else:
+                    near = {i: -math.hypot(x - (b[0] + b[2]) / 2, y - (b[1] + b[3]) / 2) for i, b in enumerate(truth)}
+                    inside = [i for i, b in enumerate(truth) if b[0] <= x <= b[2] and b[1] <= y <= b[3]]
+                usable = [index for index in inside if index in free]
+                if usable:
+                    found += 1
+                    free.remove(max(usable, key=lambda index: (near[index], index)))
+                elif hit == "iou" or not inside:
+                    false += 1
+        points.append((threshold, false / len(annotated), found / boxes))
+    return points
+
+
+def fused_boxes(
+    boxes: Sequence[Sequence[Sequence[float]]], scores: Sequence[Sequence[float]], iou_threshold: float
+) -> list[tuple[float, list[float]]]:
+    """Weighted box fusion as the paper lists it, steps 1 to 7; (score, box), highest score first.
+
+    Solovyev et al. 2021, arXiv:1910.13302, section 3.
+    """
+    pairs = [
+        (score, list(box))
+        for own, given in zip(boxes, scores, strict=True)
+        for box, score in zip(own, given, strict=True)
+    ]
+    clusters: list[list[tuple[float, list[float]]]] = []
+    fused: list[list[float]] = []
+    for score, box in sorted(pairs, key=lambda pair: -pair[0]):
+        overlaps = [overlap_of(box, other) for other in fused]
+        if overlaps and max(overlaps) > iou_threshold:
+            place = overlaps.index(max(overlaps))
+            clusters[place].append((score, box))
+        else:
+            place = len(clusters)
+            clusters.append([(score, box)])
+            fused.append(box)
+        total = sum(weight for weight, _ in clusters[place])
+        fused[place] = [sum(weight * corners[side] for weight, corners in clusters[place]) / total for side in range(4)]
+    models = len(boxes)
+    result = []
+    for cluster, box in zip(clusters, fused, strict=True):
+        mean = sum(score for score, _ in cluster) / len(cluster)
+        result.append((mean * min(len(cluster), models) / models, box))
+    return sorted(result, key=lambda pair: -pair[0])
