@@ -7,6 +7,7 @@ anchors once per batch, students learn from teacher and peers anchor by anchor, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,7 +15,6 @@ from typing import NamedTuple
 import torch
 from monai.apps.detection.utils.anchor_utils import AnchorGenerator
 from monai.apps.detection.utils.ATSS_matcher import ATSSMatcher
-from monai.apps.detection.utils.box_coder import BoxCoder
 from torch import Tensor
 
 STRIDES = (8, 16, 32, 64)
@@ -23,7 +23,9 @@ SIZE_IN_STRIDES = 4
 """Side of the square anchor of a level, in its strides. ATSS with one square anchor does as well as with nine."""
 CANDIDATES_PER_LEVEL = 9
 # Deltas are small numbers; these factors, usual since Faster R-CNN, bring them to the scale of 1.
-_CODER = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
+CENTRE_WEIGHT, SIDE_WEIGHT = 10.0, 5.0
+# No box grows further than this from its anchor: exponentials of an untrained network would overflow.
+MAX_LOG_GROWTH = math.log(1000 / 16)
 
 
 class AnchorPredictions(NamedTuple):
@@ -73,23 +75,35 @@ def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
     """Boxes that deltas mean: centre moves by sides of the anchor, sides grow by the exponential.
 
     Args:
-        deltas: float, [boxes, 4].
-        anchors: float, [boxes, 4].
+        deltas: float, [..., 4].
+        anchors: float, [..., 4].
 
     Returns:
-        float32, [boxes, 4]; gradient flows to the deltas.
+        float32, [..., 4]; gradient flows to the deltas. NaN stays NaN, which MONAI's coder would stop at without
+        knowing which network it comes from.
 
     Source:
         Girshick et al. 2014, arXiv:1311.2524, appendix C; weights as in Faster R-CNN.
     """
-    boxes: Tensor = _CODER.decode_single(deltas.float(), anchors.float())
-    return boxes
+    low, high = anchors.float().split(2, dim=-1)
+    moves, growth = deltas.float().split(2, dim=-1)
+    centre = (low + high) / 2 + moves / CENTRE_WEIGHT * (high - low)
+    half = (growth / SIDE_WEIGHT).clamp(max=MAX_LOG_GROWTH).exp() * (high - low) / 2
+    return torch.cat([centre - half, centre + half], dim=-1)
 
 
 def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Deltas [boxes, 4] that ``decode_boxes`` turns into these boxes."""
-    deltas: Tensor = _CODER.encode_single(boxes.float(), anchors.float())
-    return deltas
+    """Deltas [..., 4] that ``decode_boxes`` turns into these boxes, which must have an area."""
+    low, high = anchors.float().split(2, dim=-1)
+    box_low, box_high = boxes.float().split(2, dim=-1)
+    moves = (box_low + box_high - low - high) / 2 / (high - low) * CENTRE_WEIGHT
+    return torch.cat([moves, ((box_high - box_low) / (high - low)).log() * SIDE_WEIGHT], dim=-1)
+
+
+@lru_cache(maxsize=1)
+def _matcher() -> ATSSMatcher:
+    # Made once: it writes a line to the log each time.
+    return ATSSMatcher(num_candidates=CANDIDATES_PER_LEVEL, center_in_gt=True)
 
 
 def match_anchors(boxes: Sequence[Tensor], height: int, width: int) -> MatchedAnchors:
@@ -108,12 +122,11 @@ def match_anchors(boxes: Sequence[Tensor], height: int, width: int) -> MatchedAn
     """
     grid, per_level = anchor_grid(height, width)
     anchors = grid.to(boxes[0].device)
-    matcher = ATSSMatcher(num_candidates=CANDIDATES_PER_LEVEL, center_in_gt=True)
     positive = torch.zeros(len(boxes), len(anchors), dtype=torch.bool, device=anchors.device)
     matched = torch.zeros(len(boxes), len(anchors), 4, device=anchors.device)
     for index, truth in enumerate(boxes):
         if len(truth):
-            _, matches = matcher.compute_matches(truth.float(), anchors, per_level, 1)
+            _, matches = _matcher().compute_matches(truth.float(), anchors, per_level, 1)
             positive[index] = matches >= 0
             matched[index][matches >= 0] = truth.float()[matches[matches >= 0]]
     return MatchedAnchors(positive, matched)

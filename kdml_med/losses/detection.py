@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from monai.data.box_utils import box_pair_giou
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,6 +17,9 @@ from kdml_med.losses.cohort import CohortLoss
 
 FOCUS = 2.0
 """Exponent that makes easy anchors count little; gamma of the focal loss, beta of the quality focal loss."""
+
+
+_TINY_AREA = 1e-9
 
 
 class DetectionTarget(NamedTuple):
@@ -29,12 +31,22 @@ class DetectionTarget(NamedTuple):
 
 
 def pair_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union of boxes [n, 4] with their partners [n, 4]: [n], 0 where an area is empty."""
-    low, high = torch.maximum(boxes[:, :2], others[:, :2]), torch.minimum(boxes[:, 2:], others[:, 2:])
-    shared = (high - low).clamp(min=0).prod(dim=1)
-    areas = [(part[:, 2:] - part[:, :2]).clamp(min=0).prod(dim=1) for part in (boxes, others)]
-    union = areas[0] + areas[1] - shared
-    return torch.where(union > 0, shared / union.clamp(min=1e-9), torch.zeros_like(union))
+    """Intersection over union of boxes [n, 4] with their partners [n, 4]: [n], 0 where both are empty."""
+    shared, union = _shared_and_union(boxes, others)
+    return shared / union.clamp(min=_TINY_AREA)
+
+
+def pair_giou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Generalised IoU of boxes [n, 4] with their partners [n, 4]: [n], between -1 and 1.
+
+    Source:
+        Rezatofighi et al. 2019, arXiv:1902.09630, algorithm 1. MONAI's function stops at NaN, before anyone can say
+        which network it comes from.
+    """
+    shared, union = _shared_and_union(boxes, others)
+    low, high = torch.minimum(boxes[:, :2], others[:, :2]), torch.maximum(boxes[:, 2:], others[:, 2:])
+    hull = (high - low).prod(dim=1).clamp(min=_TINY_AREA)
+    return shared / union.clamp(min=_TINY_AREA) - (hull - union) / hull
 
 
 def positive_boxes(prediction: AnchorPredictions, target: DetectionTarget) -> Tensor:
@@ -189,7 +201,17 @@ class DetectionCohortLoss(CohortLoss):
         self.box_weight, self.feature_weight, self.margin = box_weight, feature_weight, margin
 
     def prepare_target(self, predictions: Mapping[str, AnchorPredictions], target: Any) -> DetectionTarget:
-        """Match the boxes to anchors, once for all networks."""
+        """Match the boxes to anchors, once for all networks.
+
+        Raises:
+            ValueError: a network has more than one class.
+        """
+        for name, prediction in predictions.items():
+            if prediction.logits.shape[-1] != 1:
+                raise ValueError(
+                    f"{name} has {prediction.logits.shape[-1]} classes; detectors are trained for one class against "
+                    "background: set num_classes to 1."
+                )
         boxes, (height, width) = target
         anchors, _ = anchor_grid(height, width)
         return DetectionTarget(match_anchors(boxes, height, width), anchors.to(boxes[0].device))
@@ -222,10 +244,14 @@ class DetectionCohortLoss(CohortLoss):
 
 
 def _giou(boxes: Tensor, target: DetectionTarget) -> Tensor:
-    if not len(boxes):
-        return boxes.sum(dim=1)
-    giou: Tensor = box_pair_giou(boxes, target.matched.boxes[target.matched.positive])
-    return giou
+    return pair_giou(boxes, target.matched.boxes[target.matched.positive])
+
+
+def _shared_and_union(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = torch.maximum(boxes[:, :2], others[:, :2]), torch.minimum(boxes[:, 2:], others[:, 2:])
+    shared = (high - low).clamp(min=0).prod(dim=1)
+    areas = [(part[:, 2:] - part[:, :2]).prod(dim=1) for part in (boxes, others)]
+    return shared, areas[0] + areas[1] - shared
 
 
 def _mean(values: Tensor, prediction: AnchorPredictions) -> Tensor:

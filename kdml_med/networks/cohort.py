@@ -138,6 +138,8 @@ def build_cohort(
         InputError: unknown names, files that do not fit, a teacher checkpoint without a teacher, or stages to be frozen
             that start from random weights or that a network does not have.
     """
+    if task not in list(Task):
+        raise InputError(f"task must be one of {', '.join(Task)}, got {task!r}.")
     spec = cohort_spec(version, task=Task(task), teacher=teacher, students=students)
     if not use_teacher:
         if teacher_checkpoint:
@@ -151,7 +153,7 @@ def build_cohort(
             networks[name] = build_network(network_spec, num_classes=num_classes)
         if name in files:
             load_initial_weights(networks[name], Path(files[name]))
-        if frozen_stages:
+        if frozen_stages and not (name == NetworkName.TEACHER and teacher_checkpoint):  # that one is frozen whole
             _freeze(networks[name], name, frozen_stages, started=name in files)
     if teacher_checkpoint:
         load_trained(networks[NetworkName.TEACHER], Path(teacher_checkpoint))
