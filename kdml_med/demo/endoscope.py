@@ -25,9 +25,12 @@ GRIDS = (4, 2, 1)
 STEPS = (40, 6, 4)
 """Steps on each grid."""
 LAST_STEPS = 24
-"""Further steps for the few rays that have not arrived then: those that graze an edge."""
+"""Further steps for the few rays that still move then: those that graze an edge."""
 BLEND_MM = np.float32(2.0)
 """Over this distance a polyp's surface runs into the wall."""
+
+
+Near = list[npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,34 @@ class Scene:
     texture: Texture
     polyps: tuple[Polyp, ...]
 
-    def distance(self, points: FloatArray) -> FloatArray:
-        """Distance bound from points [3, n] to the nearest surface, float32 [n], mm."""
+    def distance(self, points: FloatArray, near: Near | None = None) -> FloatArray:
+        """Distance bound from points to the nearest surface.
+
+        Args:
+            points: float32, [3, n], mm.
+            near: for each polyp, indices of the points that may be close to it; all of them by default.
+
+        Returns:
+            float32, [n], mm.
+        """
         gap = self.colon.distance(points)
-        for polyp in self.polyps:
-            other = polyp.distance(points)
+        for number, polyp in enumerate(self.polyps):
+            chosen = slice(None) if near is None else near[number]
+            wall, other = gap[chosen], polyp.distance(points[:, chosen])
             # Polynomial smooth minimum: no crease between polyp and wall.
-            near = np.maximum(BLEND_MM - np.abs(gap - other), 0)
-            gap = np.minimum(gap, other) - near * near / (4 * BLEND_MM)
+            between = np.maximum(BLEND_MM - np.abs(wall - other), 0)
+            gap[chosen] = np.minimum(wall, other) - between * between / (4 * BLEND_MM)
         return gap
+
+    def near(self, origin: FloatArray, rays: FloatArray) -> Near:
+        """For each polyp, indices of the rays [3, n] from ``origin`` [3, 1] that pass close to it."""
+        found = []
+        for polyp in self.polyps:
+            centre, reach = polyp.bounds()
+            towards = centre.astype(np.float32) - origin[:, 0]
+            ahead = np.maximum(towards @ rays, 0)
+            found.append(np.flatnonzero((towards @ towards) - ahead * ahead < reach**2))
+        return found
 
     def owner(self, points: FloatArray, depth: FloatArray) -> npt.NDArray[np.uint8]:
         """Number of the polyp that each pixel shows, 0 for the wall or the dark.
@@ -116,19 +138,18 @@ def trace(scene: Scene, view: View, pose: Pose) -> tuple[FloatArray, FloatArray]
         # A finer ray starts at the nearest depth around it, so that no silhouette is jumped over.
         start = 0.97 * ndimage.minimum_filter(grid, 3).repeat(2, 0).repeat(2, 1)
     rays = turn @ view.rays
-    depth = _march(scene, origin, rays, start[view.inside], STEPS[-1])
+    before = _march(scene, origin, rays, start[view.inside], STEPS[-1] - 1)
+    depth = _march(scene, origin, rays, before, 1)
+    late = np.flatnonzero((np.abs(depth - before) > 0.006 * depth + 0.1) & (depth < REACH_MM))
+    depth[late] = _march(scene, origin, rays[:, late], depth[late], LAST_STEPS)
     return origin + rays * depth, depth
 
 
 def _march(scene: Scene, origin: FloatArray, rays: FloatArray, depth: FloatArray, steps: int) -> FloatArray:
-    """March all rays for some steps, then those that have not arrived for some more."""
+    """Advance along rays [3, n] from depth [n] by a number of steps; returns the new depth, mm."""
+    near = scene.near(origin, rays)
     for _ in range(steps):
-        depth = np.clip(depth + scene.distance(origin + rays * depth), 0, REACH_MM)
-    late = np.flatnonzero((np.abs(scene.distance(origin + rays * depth)) > 0.004 * depth + 0.05) & (depth < REACH_MM))
-    some, part = rays[:, late], depth[late]
-    for _ in range(LAST_STEPS if len(late) else 0):
-        part = np.clip(part + scene.distance(origin + some * part), 0, REACH_MM)
-    depth[late] = part
+        depth = np.clip(depth + scene.distance(origin + rays * depth, near), 0, REACH_MM)
     return depth
 
 
@@ -171,31 +192,36 @@ def shade(scene: Scene, points: FloatArray, depth: FloatArray, owner: npt.NDArra
         lamp = to_camera + np.float32(side) * right
         half = view + lamp / np.sqrt((lamp * lamp).sum(axis=0))
         half /= np.sqrt((half * half).sum(axis=0))
-        glint += np.maximum((rough * half).sum(axis=0), 0) ** 160
-    light += np.float32(1.6) * scene.texture.wet.ravel().take(cell) * glint * falloff
+        glint += np.maximum((rough * half).sum(axis=0), 0) ** 240
+    light += np.float32(1.3) * scene.texture.wet.ravel().take(cell) * glint * falloff
     return np.asarray(light, dtype=np.float32)
 
 
 def _normals(scene: Scene, points: FloatArray) -> FloatArray:
-    """Unit normals into the lumen, by forward differences, float32 [3, n]."""
-    step = np.float32(0.4)
-    here = scene.distance(points)
-    normal = np.empty_like(points)
-    for axis in range(3):
-        moved = points.copy()
+    """Unit normals into the lumen, float32 [3, n]."""
+    normal = scene.colon.normal(points)
+    close = np.zeros(points.shape[1], dtype=np.bool_)
+    for polyp in scene.polyps:
+        centre, reach = polyp.bounds()
+        away = points - centre.astype(np.float32)[:, None]
+        close |= (away * away).sum(axis=0) < (reach + 2 * BLEND_MM) ** 2
+    part = points[:, close]
+    step, here = np.float32(0.4), scene.distance(part)
+    for axis in range(3 if part.size else 0):
+        moved = part.copy()
         moved[axis] += step
-        normal[axis] = scene.distance(moved) - here
+        normal[axis, close] = scene.distance(moved) - here
     return np.asarray(normal / np.maximum(np.sqrt((normal * normal).sum(axis=0)), 1e-6), dtype=np.float32)
 
 
 def _texture_cells(scene: Scene, points: FloatArray) -> tuple[npt.NDArray[np.int64], FloatArray]:
     """Flat index into the texture maps [n], and the direction around the tube as (x, y) [2, n]."""
-    row, angle, _ = scene.colon.unroll(points)
+    place = scene.colon.unroll(points)
     rows, columns = mucosa.SHAPE
-    cell_row = np.minimum((row * np.float32(rows / ROWS)).astype(np.int64), rows - 1)
-    cell_column = (angle * np.float32(columns / ANGLES)).astype(np.int64) % columns
-    turned = angle * np.float32(2 * np.pi / ANGLES)
-    return cell_row * columns + cell_column, np.stack([-np.sin(turned), np.cos(turned)])
+    row = np.minimum((place.row * np.float32(rows / ROWS)).astype(np.int64), rows - 1)
+    column = (place.angle * np.float32(columns / ANGLES)).astype(np.int64) % columns
+    across = np.stack([-place.y, place.x]) / place.rho
+    return row * columns + column, across.astype(np.float32)
 
 
 def _dress_polyp(

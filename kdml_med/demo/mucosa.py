@@ -59,10 +59,10 @@ class Texture:
 def draw_palette(rng: np.random.Generator) -> Palette:
     """Draw colours between the pink and the orange that processors give, and how well vessels show."""
     blend = rng.beta(0.9, 0.9)
-    pink, orange = np.array([0.62, 0.225, 0.175]), np.array([0.70, 0.30, 0.085])
+    pink, orange = np.array([0.64, 0.20, 0.145]), np.array([0.72, 0.27, 0.060])
     mucosa = (pink + blend * (orange - pink)) * np.exp(rng.normal(0, 0.05, 3))
     residue = np.array([0.50, 0.36, 0.05]) * rng.uniform(0.7, 1.2)
-    return Palette(mucosa, np.array([0.80, 0.50, 0.58]), residue, rng.uniform(0.15, 1.0), rng.uniform(0.7, 1.3))
+    return Palette(mucosa, np.array([0.72, 0.36, 0.48]), residue, rng.uniform(0.15, 1.0), rng.uniform(0.7, 1.3))
 
 
 def paint_texture(rng: np.random.Generator, palette: Palette) -> Texture:
@@ -87,7 +87,7 @@ def paint_texture(rng: np.random.Generator, palette: Palette) -> Texture:
         [np.roll(relief, -1, 0) - np.roll(relief, 1, 0), np.roll(relief, -1, 1) - np.roll(relief, 1, 1)], axis=-1
     )
     # Film of water here, none there: highlights come in groups.
-    wet = np.float32(palette.shine) * np.clip(0.45 + 0.6 * _noise(rng, 16, 1.2), 0.0, 1.2)
+    wet = np.float32(palette.shine) * np.clip(0.25 + 0.7 * _noise(rng, 8, 1.6), 0.0, 1.2)
     return Texture(albedo, np.asarray(slope / np.float32(2), dtype=np.float32), wet.astype(np.float32))
 
 
@@ -100,7 +100,7 @@ def _vessels(rng: np.random.Generator) -> FloatArray:
     """Branching trees of vessels, 0 … 1."""
     canvas = Image.new("L", (SHAPE[1], SHAPE[0]))
     pen = ImageDraw.Draw(canvas)
-    for _ in range(46):
+    for _ in range(60):
         # (x, y, heading, half width in cells, steps left)
         twigs = [(rng.uniform(0, SHAPE[1]), rng.uniform(0, SHAPE[0]), rng.uniform(0, 6.28), rng.uniform(1.2, 2.4), 16)]
         while twigs:

@@ -53,7 +53,7 @@ def draw_processor(rng: np.random.Generator) -> Processor:
     """Draw one processor."""
     return Processor(
         exposure=rng.uniform(0.62, 0.85),
-        gamma=rng.uniform(1.55, 1.85),
+        gamma=rng.uniform(1.4, 1.7),
         black=int(rng.integers(0, 14)),
         noise=rng.uniform(1.5, 3.5),
         softness_px=rng.uniform(0.55, 0.85),

@@ -53,6 +53,12 @@ class Polyp:
         turn = (self.axes / self.radii[:, None]).astype(np.float32)
         return np.asarray(turn @ points - (turn @ self.centre.astype(np.float32))[:, None], dtype=np.float32)
 
+    def bounds(self) -> tuple[Vector, float]:
+        """Centre (x, y, z) and radius of a sphere that holds head and stalk, mm."""
+        centre = (self.centre + self.foot) / 2
+        half = float(np.linalg.norm(self.centre - self.foot)) / 2
+        return centre, half + float(self.radii.max()) * (1.05 + float(self.lobes[0])) + 2.0
+
     def distance(self, points: FloatArray) -> FloatArray:
         """Distance from points [3, n] to the surface, float32 [n], mm; negative inside. A bound, never too long."""
         place = self.local(points)
@@ -103,7 +109,7 @@ def draw_polyp(rng: np.random.Generator, colon: Colon, number: int, z: float, an
         centre = foot + (inward + sway) * radii[2] * rng.uniform(1.3, 1.7)
         stalk = float(size * rng.uniform(0.28, 0.38))
     else:
-        radii = size * np.array([1.25 * stretch, 1.25 / stretch, rng.uniform(0.36, 0.48)])
+        radii = size * np.array([1.25 * stretch, 1.25 / stretch, rng.uniform(0.44, 0.56)])
         centre = foot + inward * radii[2] * 0.25
     lobes = np.array([rng.uniform(0.02, 0.10), rng.uniform(2.5, 4.5)])
     axes = np.stack([first, second, inward])

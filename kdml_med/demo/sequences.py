@@ -19,7 +19,9 @@ LEAST_SIDE_PX = 14
 LARGEST_PX = 118.0
 """Wanted upper bound of a polyp's diameter in the frame."""
 LARGEST_STEP_PX = 24.0
-"""Wanted upper bound of the way of a polyp's centre between two frames of 32 ms … 100 ms."""
+"""Wanted upper bound of the way of a polyp's centre between two frames."""
+SEEN_SHARE = (0.45, 0.85)
+"""Wanted share of a sequence's frames with a polyp in view, where there is one; folds can hide it in more."""
 PATHS_TRIED = 60
 
 Vector = npt.NDArray[np.float64]
@@ -130,12 +132,13 @@ def _random_path(
         ends.reverse()
     share = np.linspace(0, 1, frames)
     along = ends[0] + (ends[1] - ends[0]) * share
-    sway, wander = _wave(rng, frames, 3.0), _wave(rng, frames, 9.0)
+    sway, wander = _wave(rng, frames, 3.0), _wave(rng, frames, 16.0)
     pull, spin, twist = rng.uniform(-0.1, 0.5), rng.uniform(0, 2 * np.pi), rng.uniform(-0.3, 0.3)
+    lean = rng.normal(0, 9, 2)  # few hold the lumen in the middle all the time
     poses = []
     for number, place in enumerate(along):
         position = colon.centre_at(place) + np.array([*sway[:, number], 0.0])
-        target = colon.centre_at(place + 40) + np.array([*wander[:, number], 0.0])
+        target = colon.centre_at(place + 40) + np.array([*(wander[:, number] + lean), 0.0])
         if polyps:
             # Look towards the first polyp, less so the closer it is: past it, the tip points on along the lumen.
             ahead = np.clip((polyps[0].centre[2] - place) / 25, 0, 1)
@@ -170,7 +173,8 @@ def _fault(poses: tuple[Pose, ...], polyps: list[Polyp], field: FieldOfView) -> 
         fault += max(0.0, float(steps.max(initial=0)) - LARGEST_STEP_PX)
         seen |= visible
     share = float(seen.mean())
-    return fault + 100 * (max(0.0, 0.5 - share) + max(0.0, share - 0.9))
+    least, most = SEEN_SHARE
+    return fault + 100 * (max(0.0, least - share) + max(0.0, share - most))
 
 
 def _project(pose: Pose, polyp: Polyp, field: FieldOfView) -> tuple[tuple[float, float], float]:
