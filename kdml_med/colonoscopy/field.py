@@ -19,6 +19,7 @@ Mask = npt.NDArray[np.bool_]
 _CORNER_PX = 8  # side of the squares that the border's brightness is read from
 _MAX_BORDER = 40  # grey level; a brighter corner belongs to the picture
 _CONTRAST = 10  # grey levels above the border from which a pixel counts as bright; JPEG leaves about 5 there
+_OVERLAY_CONTRAST = 80  # grey levels above the border that burned-in text exceeds
 _SPECK_PX = 5  # structures thinner than this, such as letters, do not join what they touch
 _MIN_FIELD = 0.3  # share of the picture that the field's rectangle must cover to be believed
 _MIN_FILL = 0.5  # share of that rectangle that must be field; a disc has 0.785
@@ -36,15 +37,17 @@ class Field:
         ymin: top edge.
         xmax: right edge.
         ymax: bottom edge.
-        bright: [height, width] of the whole frame, pixels brighter than the border.
-        mask: [height, width] of the whole frame, bright pixels of the field.
+        level: brightness of the border, grey levels.
+        grey: [height, width] of the whole frame, brightest channel of each pixel.
+        mask: [height, width] of the whole frame, pixels of the field that are brighter than the border.
     """
 
     xmin: int
     ymin: int
     xmax: int
     ymax: int
-    bright: Mask
+    level: int
+    grey: Image
     mask: Mask
 
 
@@ -61,7 +64,7 @@ def find_field(image: Image) -> Field | None:
     Returns:
         The field, or None where no border is clear.
     """
-    grey: Image = image.max(axis=2)
+    grey: Image = np.maximum(np.maximum(image[:, :, 0], image[:, :, 1]), image[:, :, 2])
     height, width = grey.shape
     level = _border_level(grey)
     if level is None:
@@ -79,32 +82,40 @@ def find_field(image: Image) -> Field | None:
     bright_outside = int(bright.sum()) - int(bright[ymin:ymax, xmin:xmax].sum())
     if area < _MIN_FIELD * height * width or filled < _MIN_FILL * area or bright_outside > (1 - _MIN_DARK) * outside:
         return None
-    return Field(xmin, ymin, xmax, ymax, bright, mask)
+    return Field(xmin, ymin, xmax, ymax, level, grey, mask)
 
 
-def find_overlays(field: Field) -> Mask:
-    """What is burned in beside the field: bright regions that lie outside its convex hull.
+def find_overlays(field: Field) -> Mask | None:
+    """What is burned in beside the field: text, logos and insets in the dark corners.
 
-    Endoscopes show a convex field, so nothing of the bowel lies outside its hull, even where a dark lumen cuts it in two.
-    Text inside the hull, or touching the field, stays: it cannot be told from the picture this simply. Nothing is found
-    where the field does not fill its hull, because then the region that was taken for the field may be a part of it.
+    Endoscopes show a convex field with its left like its right and its top like its bottom. So nothing of the bowel lies
+    outside the hull of what is lit, joined with the mirror images of that hull, even where a dark lumen hides a side.
+    Only regions that are bright somewhere count: dim ones are ringing of JPEG, or bowel that the light hardly reaches.
+    What lies in the field or touches it stays, because it cannot be told from the picture this simply. Nothing is found
+    where what is lit does not fill its hull: then it may be a part of the field.
 
     Returns:
         [height, width] of the whole frame, pixels to paint over: the regions and the ringing of JPEG around them, but
-        nothing of the hull.
+        nothing of the field. None where there are none.
     """
-    inner = np.s_[field.ymin : field.ymax, field.xmin : field.xmax]
-    hull = np.zeros_like(field.mask)
-    hull[inner] = convex_hull_image(field.mask[inner])
-    if ndimage.binary_fill_holes(field.mask[inner]).sum() < _MIN_SOLID * hull.sum():
-        return np.zeros_like(field.mask)
-    labels, count = ndimage.label(field.bright & ~field.mask, structure=np.ones((3, 3)))
-    if not count:
-        return np.zeros_like(field.mask)
-    inside = np.bincount(labels.ravel(), weights=hull.ravel(), minlength=count + 1)
-    alien = inside == 0
+    labels, count = ndimage.label((field.grey > field.level + _CONTRAST) & ~field.mask, structure=np.ones((3, 3)))
+    alien = np.zeros(count + 1, dtype=np.bool_)
+    alien[labels[field.grey > field.level + _OVERLAY_CONTRAST]] = True
     alien[0] = False
-    found: Mask = ndimage.binary_dilation(alien[labels], structure=np.ones((3, 3)), iterations=_HALO_PX) & ~hull
+    if not alien.any():
+        return None
+    inner = np.s_[field.ymin : field.ymax, field.xmin : field.xmax]
+    hull = convex_hull_image(field.mask[inner])
+    if ndimage.binary_fill_holes(field.mask[inner]).sum() < _MIN_SOLID * hull.sum():
+        return None
+    hull |= hull[:, ::-1]
+    hull |= hull[::-1]
+    view = np.zeros_like(field.mask)
+    view[inner] = hull
+    alien[labels[view]] = False
+    if not alien.any():
+        return None
+    found: Mask = ndimage.binary_dilation(alien[labels], structure=np.ones((3, 3)), iterations=_HALO_PX) & ~view
     return found
 
 

@@ -150,13 +150,14 @@ def prepare_image(image: Image, options: FrameOptions) -> PreparedFrame:
     kept = (0, 0, width, height)
     painted = None
     if field is not None and options.mask_overlays:
-        overlays = find_overlays(field)
-        if overlays.any():
-            painted = overlays
-            image = np.where(overlays[:, :, None], np.uint8(0), image)
+        painted = find_overlays(field)
+        if painted is not None:
+            image = np.where(painted[:, :, None], np.uint8(0), image)
     if field is not None and options.crop:
         kept = (field.xmin, field.ymin, field.xmax, field.ymax)
     left, top, right, bottom = kept
+    if painted is not None and not painted[top:bottom, left:right].any():
+        painted = None  # all of it was in what is cut off
     image = image[top:bottom, left:right]
     pixels = resize_down(image, options.size_px)
     scale = min(1.0, options.size_px / max(image.shape[:2]))
