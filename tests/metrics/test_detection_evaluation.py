@@ -226,12 +226,12 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     target = average_precision(match_detections(truth, whole[1]))[0]
     generator = np.random.default_rng(0)
     covered = 0
-    for _ in range(40):
+    for _ in range(30):
         picked = generator.choice(truth.sample_ids, 60, replace=False)
         part = [table[table["sample_id"].isin(picked)] for table in whole]
         low, high = evaluate_detections(part[0], part[1], threshold=0.5, resamples=100)["student_0"]["ap50_ci95"]
         covered += low <= target <= high
-    assert covered >= 34
+    assert covered >= 25
 
 
 @pytest.mark.slow
