@@ -1,8 +1,8 @@
 """Boxes around polyps in pixels, and the checks that they pass before a frame is used; pure functions, no files.
 
-A box is [xmin, ymin, xmax, ymax], float, in pixels. The numbers are edges, not pixel numbers: the pixel in column c covers
-c to c + 1, so an object in columns 3, 4 and 5 has xmin 3 and xmax 6, and xmax − xmin is its width. Every format is brought
-to this on reading and back on writing (``kdml_med.colonoscopy.formats``):
+A box is [xmin, ymin, xmax, ymax], float, in pixels. The numbers are edges, not pixel numbers: the pixel in column c
+covers c to c + 1, so an object in columns 3, 4 and 5 has xmin 3 and xmax 6, and xmax − xmin is its width. Every format
+is brought to this on reading and back on writing (``kdml_med.colonoscopy.formats``):
 
     masks   components of touching pixels (corners count); a box is the half-open range of their rows and columns
     VOC     pixel numbers from 1, both included: xmin = n − 1, xmax = n
@@ -19,8 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+from skimage.measure import label, regionprops
 
 Box = tuple[float, float, float, float]
 """xmin, ymin, xmax, ymax; edges, pixels."""
@@ -50,6 +53,8 @@ class FrameBoxes:
         patient: whose it is.
         site: hospital.
         split: train, val or test.
+        other_name: a second name that the annotations give the image; used when no input has the first one.
+        mask: picture of the polyps that the boxes are still to be taken from; None where the boxes are known.
         place: where this stands, for messages, such as "row 7".
         problem: why the frame must not be used; None when everything could be read.
     """
@@ -66,6 +71,8 @@ class FrameBoxes:
     patient: str | None = None
     site: str | None = None
     split: str | None = None
+    other_name: str | None = None
+    mask: Path | None = None
     place: str = ""
     problem: str | None = None
 
@@ -142,3 +149,14 @@ def keep_classes(frame: FrameBoxes, names: Sequence[str]) -> FrameBoxes:
         classes=tuple(frame.classes[i] for i in kept),
         polyps=tuple(frame.polyps[i] for i in kept) if frame.polyps else (),
     )
+
+
+def boxes_of_mask(mask: npt.NDArray[np.bool_]) -> tuple[Box, ...]:
+    """One box around each component of touching pixels, corners included; from top to bottom.
+
+    Args:
+        mask: [height, width], True on polyps.
+    """
+    regions = regionprops(label(mask, connectivity=2))
+    # bbox is (first row, first column, row after the last, column after the last).
+    return tuple((float(r.bbox[1]), float(r.bbox[0]), float(r.bbox[3]), float(r.bbox[2])) for r in regions)

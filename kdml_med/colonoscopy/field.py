@@ -1,7 +1,7 @@
 """The field of view of an endoscope in its frame: where it ends, and what else was burned into the picture.
 
-A frame shows the field (a disc, octagon or rectangle) on a flat dark border, often with text, a logo or an inset beside it.
-The border's brightness is read from the corners, because some processors fill it with grey instead of black.
+A frame shows the field (a disc, octagon or rectangle) on a flat dark border, often with text, a logo or an inset beside
+it. The border's brightness is read from the corners, because some processors fill it with grey instead of black.
 """
 
 from __future__ import annotations
@@ -88,8 +88,9 @@ def find_field(image: Image) -> Field | None:
 def find_overlays(field: Field) -> Mask | None:
     """What is burned in beside the field: text, logos and insets in the dark corners.
 
-    Endoscopes show a convex field with its left like its right and its top like its bottom. So nothing of the bowel lies
-    outside the hull of what is lit, joined with the mirror images of that hull, even where a dark lumen hides a side.
+    Endoscopes show a convex field with its left like its right and its top like its bottom. So nothing of the bowel
+    lies outside the hull of what is lit, joined with the mirror images of that hull, even where a dark lumen hides a
+    side.
     Only regions that are bright somewhere count: dim ones are ringing of JPEG, or bowel that the light hardly reaches.
     What lies in the field or touches it stays, because it cannot be told from the picture this simply. Nothing is found
     where what is lit does not fill its hull: then it may be a part of the field.

@@ -6,9 +6,10 @@ How each format counts pixels is told in ``kdml_med.colonoscopy.boxes``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+from xml.etree import ElementTree
 
 import pandas as pd
 
@@ -156,3 +157,182 @@ def format_table(frames: Iterable[FrameBoxes]) -> pd.DataFrame:
             rows.append(common | dict(zip(EDGES, map(repr, box), strict=True)) | named)
     cells = [{name: "" if row.get(name) is None else str(row[name]) for name in TABLE_COLUMNS} for row in rows]
     return pd.DataFrame(cells, columns=list(TABLE_COLUMNS), index=range(2, len(cells) + 2), dtype=object)
+
+
+def parse_voc(text: str, name: str) -> FrameBoxes:
+    """The frame of a Pascal VOC file. VOC numbers pixels from 1 and includes both ends.
+
+    A file without objects is a frame without polyps. A file that cannot be read, or has an object without a box, gives
+    a frame with a problem.
+
+    Args:
+        text: XML.
+        name: of the file, which is that of its image but for the suffix.
+    """
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        return FrameBoxes(name, place=name, problem=f"{name} is not XML ({error})")
+    if root.tag != "annotation":
+        return FrameBoxes(name, place=name, problem=f"{name} is not Pascal VOC: its root is <{root.tag}>")
+    boxes: list[Box] = []
+    classes: list[str | None] = []
+    try:
+        for number, found in enumerate(root.findall("object"), start=1):
+            edges = [_read_number(found, f"bndbox/{edge}", f"object {number}") for edge in EDGES]
+            boxes.append((edges[0] - 1, edges[1] - 1, edges[2], edges[3]))
+            classes.append((found.findtext("name") or "").strip() or None)
+        # Some tools write a size of 0 for "not known".
+        width, height = (int(_read_number(root, f"size/{side}", "the image")) or None for side in ("width", "height"))
+    except (ValueError, OverflowError) as error:
+        return FrameBoxes(name, place=name, problem=f"{name}: {error}")
+    return FrameBoxes(
+        name,
+        tuple(boxes),
+        classes=tuple(classes) if any(classes) else (),
+        width=width,
+        height=height,
+        other_name=(root.findtext("filename") or "").strip() or None,
+        place=name,
+    )
+
+
+def _read_number(element: ElementTree.Element, path: str, what: str) -> float:
+    text = element.findtext(path)
+    if text is None and path.startswith("size/"):
+        return 0
+    try:
+        return float(text or "")
+    except ValueError:
+        raise ValueError(f"{what} has {text!r} as {path.rpartition('/')[2]}, expected a number") from None
+
+
+def format_voc(frame: FrameBoxes) -> str:
+    """Pascal VOC file that ``parse_voc`` reads back."""
+    root = ElementTree.Element("annotation")
+    ElementTree.SubElement(root, "filename").text = frame.image
+    size = ElementTree.SubElement(root, "size")
+    for side, value in (("width", frame.width), ("height", frame.height), ("depth", 3)):
+        ElementTree.SubElement(size, side).text = str(value or 0)
+    for i, (xmin, ymin, xmax, ymax) in enumerate(frame.boxes):
+        found = ElementTree.SubElement(root, "object")
+        ElementTree.SubElement(found, "name").text = (frame.classes[i] if frame.classes else None) or "polyp"
+        box = ElementTree.SubElement(found, "bndbox")
+        for edge, value in zip(EDGES, (xmin + 1, ymin + 1, xmax, ymax), strict=True):
+            ElementTree.SubElement(box, edge).text = f"{value:.10g}"
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def parse_yolo(text: str, name: str, class_names: Sequence[str] = ()) -> FrameBoxes:
+    """The frame of a YOLO file: lines of class, centre x, centre y, width, height, as shares of the image.
+
+    An empty file is a frame without polyps. The boxes are ``relative``.
+
+    Args:
+        text: lines; empty ones do not count.
+        name: of the file, which is that of its image but for the suffix.
+        class_names: by class number; numbers beyond them are their own names.
+    """
+    boxes: list[Box] = []
+    classes: list[str] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        cells = line.split()
+        if not cells:
+            continue
+        try:
+            kind, (x, y, width, height) = int(cells[0]), map(float, cells[1:])
+        except ValueError:
+            problem = f"{name}, line {number}: {line.strip()[:60]!r}, expected class, centre x, centre y, width, height"
+            return FrameBoxes(name, place=name, problem=problem)
+        boxes.append((x - width / 2, y - height / 2, x + width / 2, y + height / 2))
+        classes.append(class_names[kind] if 0 <= kind < len(class_names) else str(kind))
+    return FrameBoxes(name, tuple(boxes), relative=True, classes=tuple(classes), place=name)
+
+
+def format_yolo(frame: FrameBoxes, width: int, height: int, class_names: Sequence[str] = ("polyp",)) -> str:
+    """YOLO lines that ``parse_yolo`` reads back.
+
+    Args:
+        frame: boxes in pixels; a box without a class gets number 0.
+        width: of the image, pixels.
+        height: of the image, pixels.
+        class_names: by class number.
+    """
+    lines = []
+    for i, (xmin, ymin, xmax, ymax) in enumerate(frame.boxes):
+        kind = frame.classes[i] if frame.classes else None
+        centre = ((xmin + xmax) / 2 / width, (ymin + ymax) / 2 / height)
+        size = ((xmax - xmin) / width, (ymax - ymin) / height)
+        number = 0 if kind is None else class_names.index(kind)
+        lines.append(" ".join([str(number), *(f"{value:.10g}" for value in (*centre, *size))]))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def parse_coco(content: Any, where: str) -> BoxTable:
+    """Frames of COCO annotations; an image without annotations is a frame without polyps.
+
+    ``file_name`` names the image, or "<video>/<number>" a frame of a video.
+
+    Args:
+        content: of the JSON file.
+        where: the file, for messages.
+
+    Raises:
+        InputError: it has no lists of images and annotations, or two images with one id.
+    """
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "annotations")):
+        raise InputError(f"{where} is not COCO: expected an object with the lists images and annotations.")
+    names = {
+        item.get("id"): str(item.get("name")) for item in content.get("categories") or [] if isinstance(item, dict)
+    }
+    result = BoxTable()
+    frames: dict[Any, FrameBoxes] = {}
+    for place, image in enumerate(content["images"]):
+        if not isinstance(image, dict) or "id" not in image or not image.get("file_name"):
+            result.problems.append((where, f"images[{place}] has no id or no file_name"))
+            continue
+        if image["id"] in frames:
+            raise InputError(f"{where}: two images have the id {image['id']!r}.")
+        size = [
+            value if isinstance(value := image.get(side), int) and value > 0 else None for side in ("width", "height")
+        ]
+        frames[image["id"]] = FrameBoxes(
+            str(image["file_name"]), width=size[0], height=size[1], place=f"image id {image['id']}"
+        )
+    for place, found in enumerate(content["annotations"]):
+        key = found.get("image_id") if isinstance(found, dict) else None
+        if key not in frames:
+            result.problems.append((where, f"annotations[{place}]: no image has its image_id {key!r}"))
+            continue
+        frames[key] = _add_coco_box(frames[key], found, f"annotations[{place}]", names)
+    result.frames = [_drop_empty_names(frame) for frame in frames.values()]
+    return result
+
+
+def _add_coco_box(frame: FrameBoxes, found: Mapping[str, Any], place: str, names: Mapping[Any, str]) -> FrameBoxes:
+    try:
+        x, y, width, height = (float(value) for value in found["bbox"])
+    except (KeyError, TypeError, ValueError):
+        return replace(frame, problem=f"{place}: bbox is {found.get('bbox')!r}, expected [x, y, width, height]")
+    if found.get("iscrowd"):
+        return replace(frame, problem=f"{place} marks a crowd, not one polyp; draw a box around each")
+    name = names.get(found.get("category_id"))
+    return replace(frame, boxes=(*frame.boxes, (x, y, x + width, y + height)), classes=(*frame.classes, name))
+
+
+def format_coco(frames: Iterable[FrameBoxes]) -> dict[str, Any]:
+    """COCO content that ``parse_coco`` reads back; boxes without a class are polyps."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    categories: dict[str, int] = {}
+    for frame in frames:
+        image = {"id": len(images) + 1, "file_name": frame.image, "width": frame.width, "height": frame.height}
+        images.append({name: value for name, value in image.items() if value is not None})
+        for i, (xmin, ymin, xmax, ymax) in enumerate(frame.boxes):
+            name = (frame.classes[i] if frame.classes else None) or "polyp"
+            box = [xmin, ymin, xmax - xmin, ymax - ymin]
+            kind = categories.setdefault(name, len(categories) + 1)
+            entry = {"id": len(annotations) + 1, "image_id": len(images), "category_id": kind, "iscrowd": 0}
+            annotations.append(entry | {"bbox": box, "area": box[2] * box[3]})
+    kinds = [{"id": number, "name": name} for name, number in categories.items()]
+    return {"images": images, "annotations": annotations, "categories": kinds}

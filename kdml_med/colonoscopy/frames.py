@@ -23,6 +23,8 @@ from kdml_med.colonoscopy.video import VIDEO_SUFFIXES, iterate_video
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
+_HALF_WHITE = 127
+_JPEG_NOISE = 16  # grey levels on a black picture
 _ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -136,6 +138,30 @@ def read_image(path: Path) -> Image:
         raise FrameError(f"cannot be read: {error}") from error
 
 
+def read_mask(path: Path) -> Mask:
+    """Decode a mask of polyps.
+
+    White on black, or 1 on 0. JPEG masks are noisy: what is above half of white counts, and black with noise is empty.
+
+    Returns:
+        [height, width], True on polyps.
+
+    Raises:
+        FrameError: it cannot be read, or is neither white on black nor 1 on 0, so that a threshold would be a guess.
+    """
+    try:
+        grey: Image = read_image(path).max(axis=2)
+    except FrameError as error:
+        raise FrameError(f"its mask {path.name}: {error}") from error
+    top = int(grey.max())
+    lossy = path.suffix.lower() in (".jpg", ".jpeg")
+    if top > _HALF_WHITE:
+        return np.asarray(grey > _HALF_WHITE)
+    if top <= 1 or (lossy and top <= _JPEG_NOISE):
+        return np.asarray((grey > 0) & (not lossy))
+    raise FrameError(f"its mask {path.name} has grey levels up to {top}: expected white on black, or 1 on 0")
+
+
 def prepare_image(image: Image, options: FrameOptions) -> PreparedFrame:
     """Cut off the black border, paint burned-in text beside the field black, and bring a frame to size.
 
@@ -205,8 +231,8 @@ def load_frames(sources: Sequence[Path], options: FrameOptions) -> Iterator[Load
         options: as those of the dataset that the network was trained on; ``fps`` chooses frames of videos.
 
     Raises:
-        FrameError: a file cannot be used; ``VideoCutShortError`` after the frames that could be decoded. To go on with the
-            next file, call this for one file at a time.
+        FrameError: a file cannot be used; ``VideoCutShortError`` after the frames that could be decoded. To go on with
+            the next file, call this for one file at a time.
     """
     for path in sources:
         if path.suffix.lower() in VIDEO_SUFFIXES:

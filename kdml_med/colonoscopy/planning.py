@@ -134,8 +134,8 @@ def _sequence_origin(sources: Sequence[Source], annotations: Annotations, option
     has_column = "sequence" in annotations.columns
     if options.sequence_from == "column" and not has_column:
         raise InputError(
-            "--sequence-from column, but the annotations have no sequence column. Only a CSV table can have one; add it, "
-            "or use --sequence-from folder or none."
+            "--sequence-from column, but the annotations have no sequence column. Only a CSV table can have one; add "
+            "it, or use --sequence-from folder or none."
         )
     if options.sequence_from != "auto":
         return options.sequence_from
@@ -154,7 +154,8 @@ def _make_item(
         if sequence is None:
             row = next(iter(entries.values()))
             raise InputError(
-                f"{row.image} ({row.place}) has no sequence, others have one. Fill the cell, or use --sequence-from none."
+                f"{row.image} ({row.place}) has no sequence, others have one. Fill the cell, or use --sequence-from "
+                "none."
             )
     elif source.is_video:
         sequence = source.name
@@ -196,8 +197,8 @@ def _drop_unplaced(plan: Plan, items: list[FrameItem], names: set[str], options:
     if names and options.unlisted == "negative":
         raise InputError(
             f"{min(names)} is not among the annotations, which alone tell the sequence or split of a frame "
-            f"({len(names)} such inputs), so it cannot be stored as negative. Add rows with empty box fields for them, or "
-            "use --unlisted skip."
+            f"({len(names)} such inputs), so it cannot be stored as negative. Add rows with empty box fields for them, "
+            "or use --unlisted skip."
         )
     plan.skipped += len(names)
     return [item for item in items if item.source.name not in names]
@@ -221,8 +222,8 @@ def _find_splits(plan: Plan, items: list[FrameItem], annotations: Annotations, o
                 same = item.sequence_id is not None and item.sequence_id == other.sequence_id
                 what = f"sequence {item.sequence_id!r}" if same else f"patient {owner!r}"
                 raise InputError(
-                    f"{what} is in two splits: {first.image} ({first.place}) in {split}, {entry.image} ({entry.place}) in "
-                    f"{entry.split}. This would leak: what is almost the same picture would train and test. Correct "
+                    f"{what} is in two splits: {first.image} ({first.place}) in {split}, {entry.image} ({entry.place}) "
+                    f"in {entry.split}. This would leak: what is almost the same picture would train and test. Correct "
                     "the split column."
                 )
     plan.splits = {owner: split for owner, (split, _, _) in found.items()}

@@ -1,4 +1,4 @@
-"""Images, videos and annotations into one dataset folder: what is still to do, who does it, and the tables at the end."""
+"""Images, videos and annotations into one dataset folder: what is to do, who does it, and the tables at the end."""
 
 from __future__ import annotations
 
@@ -199,8 +199,8 @@ def _open_folder(out: Path, info: DatasetInfo, plan: Plan, *, force: bool) -> No
         for patient, split in frozen.iloc[:, :2].itertuples(index=False):
             if plan.splits.get(patient, split) != split:
                 raise InputError(
-                    f"{out / SPLITS_FILE} has {patient!r} in {split}, this run has it in {plan.splits[patient]}. Results on "
-                    "other splits cannot be compared with earlier ones; to replace them anyway pass --force."
+                    f"{out / SPLITS_FILE} has {patient!r} in {split}, this run has it in {plan.splits[patient]}. Results "
+                    "on other splits cannot be compared with earlier ones; to replace them anyway pass --force."
                 )
 
 

@@ -95,8 +95,8 @@ class SourceIndex:
     """Finds the source that an annotation means.
 
     A name fits a source by its whole path, by its path without suffix, by its file name, or by its file name without
-    suffix; the first of these that fits any source decides. Folders that both names have must agree. "<video>/<number>" is a frame of a video; the number may have
-    text before it ("clip/frame_0012") and a suffix.
+    suffix; the first of these that fits any source decides. Folders that both names have must agree. "<video>/<number>"
+    is a frame of a video; the number may have text before it ("clip/frame_0012") and a suffix.
     """
 
     def __init__(self, sources: Iterable[Source]) -> None:

@@ -10,16 +10,16 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdml_med.colonoscopy.boxes import Box, FrameBoxes, FrameError, check_boxes
+from kdml_med.colonoscopy.boxes import Box, FrameBoxes, FrameError, boxes_of_mask, check_boxes
 from kdml_med.colonoscopy.field import Image
-from kdml_med.colonoscopy.frames import PreparedFrame, encode_image, prepare_image, read_image
+from kdml_med.colonoscopy.frames import PreparedFrame, encode_image, prepare_image, read_image, read_mask
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.planning import FrameItem, ShardJob, owner_of
 from kdml_med.colonoscopy.video import VideoCutShortError, iterate_video
@@ -171,6 +171,9 @@ class _ShardBuilder:
             FrameError: a box is wrong or lies where pixels were cut off or painted over, or all of them are specks.
         """
         height, width = image.shape[:2]
+        if entry.mask is not None:
+            mask = read_mask(entry.mask)
+            entry = replace(entry, boxes=boxes_of_mask(mask), width=mask.shape[1], height=mask.shape[0])
         checked = check_boxes(entry, width, height)
         stored = prepared.placement.to_stored(checked)
         for box in checked:
@@ -178,8 +181,8 @@ class _ShardBuilder:
             if lost > _MAX_LOST:
                 shown = ", ".join(f"{edge:g}" for edge in box)
                 raise FrameError(
-                    f"{lost:.0%} of box [{shown}] lies on what was taken for border or overlay; if that is wrong, prepare "
-                    "the frames with --no-crop --no-mask-overlays"
+                    f"{lost:.0%} of box [{shown}] lies on what was taken for border or overlay; if that is wrong, "
+                    "prepare the frames with --no-crop --no-mask-overlays"
                 )
         limit = self._options.min_box_px
         kept = [i for i, box in enumerate(stored) if min(box[2] - box[0], box[3] - box[1]) >= limit]

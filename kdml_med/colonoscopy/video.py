@@ -34,8 +34,8 @@ class VideoCutShortError(FrameError):
 def iterate_video(path: Path, fps: float) -> Iterator[tuple[int, Image]]:
     """Decode a video and give out frames at an even rate.
 
-    A frame is due whenever its time, counted from the first frame, reaches the next multiple of 1 / fps; so the same file
-    always gives the same frames. The number counts all decoded frames from 0, so it does not depend on ``fps``.
+    A frame is due whenever its time, counted from the first frame, reaches the next multiple of 1 / fps; so the same
+    file always gives the same frames. The number counts all decoded frames from 0, so it does not depend on ``fps``.
 
     Args:
         path: video file.
