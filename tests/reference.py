@@ -227,3 +227,77 @@ def fused_boxes(
         mean = sum(score for score, _ in cluster) / len(cluster)
         result.append((mean * min(len(cluster), models) / models, box))
     return sorted(result, key=lambda pair: -pair[0])
+
+
+def generalised_overlap_of(first: Sequence[float], second: Sequence[float]) -> float:
+    """GIoU of two boxes that have an area: Rezatofighi et al. 2019, arXiv:1902.09630, algorithm 1."""
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    overlap = overlap_of(first, second)
+    union = sum(areas) / (1 + overlap)  # shared = overlap · union, and union = sum of areas - shared
+    hull = (max(first[2], second[2]) - min(first[0], second[0])) * (max(first[3], second[3]) - min(first[1], second[1]))
+    return overlap - (hull - union) / hull
+
+
+def decoded_box(deltas: Sequence[float], anchor: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """Box that deltas (dx, dy, dw, dh) mean: Girshick et al. 2014, arXiv:1311.2524, equations 1 to 4.
+
+    The weights divide the deltas first, as since Faster R-CNN's published code.
+    """
+    width, height = anchor[2] - anchor[0], anchor[3] - anchor[1]
+    dx, dy, dw, dh = (delta / weight for delta, weight in zip(deltas, weights, strict=True))
+    x, y = (anchor[0] + anchor[2]) / 2 + dx * width, (anchor[1] + anchor[3]) / 2 + dy * height
+    width, height = width * math.exp(dw), height * math.exp(dh)
+    return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+
+
+def atss_matches(
+    boxes: Sequence[Sequence[float]], height: int, width: int, strides: Sequence[int], candidates: int = 9
+) -> list[int]:
+    """Box of each anchor or -1, level by level and row by row: Zhang et al. 2020, arXiv:1912.02424, algorithm 1.
+
+    One square anchor of four strides in the middle of each cell. As in the authors' program, the standard deviation is
+    that of a sample and centres have to lie at least 0.01 px inside. An anchor of several boxes goes to the one that
+    it overlaps most.
+    """
+    levels = []
+    for stride in strides:
+        centres = [
+            ((column + 0.5) * stride, (row + 0.5) * stride)
+            for row in range(height // stride)
+            for column in range(width // stride)
+        ]
+        levels.append([(x, y, (x - 2 * stride, y - 2 * stride, x + 2 * stride, y + 2 * stride)) for x, y in centres])
+    starts = [sum(len(level) for level in levels[:number]) for number in range(len(levels))]
+    best: dict[int, tuple[float, int]] = {}
+    for number, box in enumerate(boxes):
+        middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        chosen = []
+        for start, level in zip(starts, levels, strict=True):
+            nearest = sorted(range(len(level)), key=lambda place: math.dist(level[place][:2], middle))
+            chosen += [(start + place, *level[place]) for place in nearest[:candidates]]
+        overlaps = [overlap_of(box, anchor) for _, _, _, anchor in chosen]
+        mean = sum(overlaps) / len(overlaps)
+        spread = math.sqrt(sum((overlap - mean) ** 2 for overlap in overlaps) / (len(overlaps) - 1))
+        for (place, x, y, _), overlap in zip(chosen, overlaps, strict=True):
+            inside = min(x - box[0], y - box[1], box[2] - x, box[3] - y) > 0.01
+            if overlap >= mean + spread and inside and overlap > best.get(place, (-1.0, -1))[0]:
+                best[place] = (overlap, number)
+    return [best.get(place, (0.0, -1))[1] for place in range(starts[-1] + len(levels[-1]))]
+
+
+def suppressed(boxes: Sequence[Sequence[float]], scores: Sequence[float], iou_threshold: float) -> list[int]:
+    """Greedy non-maximum suppression: indices of the boxes that stay, best first.
+
+    A box stays unless it overlaps a better one that stays by more than the threshold (Dalal and Triggs' detectors;
+    written down in Bodla et al. 2017, arXiv:1704.04503, figure 2).
+    """
+    kept: list[int] = []
+    for index in sorted(range(len(boxes)), key=lambda index: -scores[index]):
+        if all(overlap_of(boxes[index], boxes[other]) <= iou_threshold for other in kept):
+            kept.append(index)
+    return kept
+
+
+def bernoulli_kl(p: float, q: float) -> float:
+    """KL of two coins in nats."""
+    return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
