@@ -22,7 +22,7 @@ ALLOWED = {
     "losses": {"anchors", "errors", "keys"},
     "networks": {"anchors", "errors", "keys"},
     "wsi": CONTRACT,
-    "demo": CONTRACT | {"wsi"},
+    "demo": CONTRACT | {"colonoscopy", "wsi"},  # each cohort is prepared by the room that is to be tried
     "colonoscopy": CONTRACT | {"image_table"},
     "data": CONTRACT | {"wsi"},  # stain normalisation as a training transform
     "engines": {"anchors", "box_fusion", "errors", "keys", "losses", "networks"},

@@ -38,7 +38,9 @@ CLIP_FRAMES = 40
 FEWEST_SEQUENCES = 12
 JPEG_QUALITY = 92
 ANNOTATIONS_FILE = "annotations.csv"
-COLUMNS = ["image", "xmin", "ymin", "xmax", "ymax", "sequence", "polyp", "patient"]
+VIDEO = "demo_clip.mp4"
+EDGES = ["xmin", "ymin", "xmax", "ymax"]
+COLUMNS = ["image", *EDGES, "sequence", "polyp", "patient"]
 PALETTE = [(0, 0, 0), (255, 255, 255), (255, 200, 0)]
 """Colours of the masks in an image viewer; the pixel values are 0, 1 and 2."""
 NOTICE = (
@@ -166,15 +168,15 @@ def _write_video(out_dir: Path, seed: int) -> None:
     sequence = draw_sequence(np.random.SeedSequence(seed, spawn_key=(4,)), frames=CLIP_FRAMES, polyps=1)
     view = View.of(sequence.field)
     frames: list[npt.NDArray[np.uint8]] = []
-    rows: list[tuple[int | None, ...]] = []
+    rows: list[tuple[Any, ...]] = []
     for number in range(CLIP_FRAMES):
         image, mask = render_frame(sequence, view, number)
         frames.append(image)
         boxes = mask_boxes(mask)
-        rows += [(number, *box, polyp) for polyp, box in boxes.items()] or [(number, *[None] * 5)]
-    table = pd.DataFrame(rows, columns=["frame", *COLUMNS[1:5], "polyp"])
-    write_table(out_dir / "videos" / "demo_clip.csv", table.astype(dict.fromkeys(table.columns, "Int64")))
-    film.write_video(out_dir / "videos" / "demo_clip.mp4", frames)
+        rows += [(VIDEO, number, *box) for box in boxes.values()] or [(VIDEO, number, *[None] * 4)]
+    table = pd.DataFrame(rows, columns=["video", "frame", *EDGES])
+    write_table(out_dir / "videos" / "demo_clip.csv", table.astype(dict.fromkeys(EDGES, "Int64")))
+    film.write_video(out_dir / "videos" / VIDEO, frames)
 
 
 def _annotate(out_dir: Path, role: Role) -> list[tuple[Any, ...]]:
@@ -192,7 +194,7 @@ def _annotate(out_dir: Path, role: Role) -> list[tuple[Any, ...]]:
 
 
 def _table(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[1:5], "Int64"))
+    return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(EDGES, "Int64"))
 
 
 def _truth(role: Role, sequence: Sequence, visible: dict[int, int]) -> dict[str, Any]:
@@ -230,7 +232,7 @@ def _truth_path(out_dir: Path, sequence: str) -> Path:
 
 def _is_complete(out_dir: Path, seed: int, index: int) -> bool:
     if index < 0:
-        return (out_dir / "videos" / "demo_clip.mp4").is_file() and (out_dir / "videos" / "demo_clip.csv").is_file()
+        return (out_dir / "videos" / VIDEO).is_file() and (out_dir / "videos" / "demo_clip.csv").is_file()
     name = sequence_role(seed, index).sequence
     paths = [path(out_dir, name, number) for path in (_frame_path, _mask_path) for number in range(FRAMES)]
     return all(path.is_file() for path in (_truth_path(out_dir, name), *paths))

@@ -1,14 +1,17 @@
-"""The demo cohort as a dataset folder, made on first use."""
+"""The demo cohorts as dataset folders, made on first use."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
 
+from kdml_med.colonoscopy.options import FrameOptions
+from kdml_med.colonoscopy.preparing import prepare_frames
+from kdml_med.demo.clips import ANNOTATIONS_FILE, write_demo_clips
 from kdml_med.demo.slides import write_demo_cohort
 from kdml_med.errors import InputError
 from kdml_med.labels import read_labels
-from kdml_med.manifest import DATASET_FILE, read_info, read_manifest
+from kdml_med.manifest import DATASET_FILE, DatasetKind, read_info, read_manifest
 from kdml_med.splits import freeze_splits, make_splits
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.tiler import tile_slides
@@ -19,27 +22,22 @@ logger = logging.getLogger(__name__)
 TILE_SIZE_PX = 64
 MPP = 1.75
 TILES_PER_SLIDE = 24
+# About half the pixels of the generated pictures, for the same reason; the shortest side of a polyp is then 10 px.
+FRAME_SIZE_PX = 192
+LEAST_BOX_PX = 8.0
 
 
 def ensure_demo_dataset(dataset_dir: Path, *, patients: int = 36, seed: int = 0, workers: int = 2) -> None:
-    """Make the demo dataset unless it is there: slides, tiles and frozen splits.
+    """Make the demo dataset of tiles unless it is there: slides, tiles and frozen splits.
 
     Can be interrupted at any point and called again.
 
     Raises:
         InputError: the folder holds a dataset that is not the demo, or a generated slide could not be tiled.
     """
-    if (dataset_dir / DATASET_FILE).is_file():
-        info = read_info(dataset_dir)
-        if not info.synthetic:
-            raise InputError(f"{dataset_dir} is the place of the demo cohort, but holds another dataset: move it away.")
-        if info.splits is not None:
-            return
-    print(
-        "The default dataset is the built-in demo cohort of generated slides. It shows that the pipeline\n"
-        f"works; its figures say nothing about accuracy. Making it once in {dataset_dir} (about a minute) ...",
-        flush=True,
-    )
+    if _is_finished(dataset_dir, DatasetKind.TILES):
+        return
+    _announce(dataset_dir, "slides", "a minute")
     slides_dir = dataset_dir.with_name(dataset_dir.name + "_slides")
     write_demo_cohort(slides_dir, patients=patients, seed=seed)
     labels = read_labels(slides_dir / "labels.csv")
@@ -48,6 +46,54 @@ def ensure_demo_dataset(dataset_dir: Path, *, patients: int = 36, seed: int = 0,
     report = tile_slides(slides, dataset_dir, options, labels=labels, workers=workers, synthetic=True)
     if report.failures:
         raise InputError(f"demo slides could not be tiled: {report.failures}. Remove {slides_dir} and try again.")
-    manifest = read_manifest(dataset_dir)
-    splits = make_splits(manifest, classes=read_info(dataset_dir).classes, seed=seed)
+    _freeze(dataset_dir, seed)
+
+
+def ensure_demo_frames(dataset_dir: Path, *, sequences: int = 36, seed: int = 0, workers: int = 2) -> None:
+    """Make the demo dataset of colonoscopy frames unless it is there: clips, frames with boxes and frozen splits.
+
+    Can be interrupted at any point and called again.
+
+    Raises:
+        InputError: the folder holds a dataset that is not the demo, or a generated frame could not be used.
+    """
+    if _is_finished(dataset_dir, DatasetKind.FRAMES):
+        return
+    _announce(dataset_dir, "colonoscopy-like clips", "a minute")
+    clips_dir = dataset_dir.with_name(dataset_dir.name + "_clips")
+    write_demo_clips(clips_dir, sequences=sequences, seed=seed, workers=workers)
+    options = FrameOptions(size_px=FRAME_SIZE_PX, min_box_px=LEAST_BOX_PX)
+    annotations = clips_dir / ANNOTATIONS_FILE
+    report = prepare_frames([clips_dir / "frames"], dataset_dir, options, annotations, workers=workers, synthetic=True)
+    if report.failures:
+        raise InputError(f"demo frames could not be used: {report.failures}. Remove {clips_dir} and try again.")
+    _freeze(dataset_dir, seed)
+
+
+def _is_finished(dataset_dir: Path, kind: DatasetKind) -> bool:
+    """Whether the demo of this kind is there with its splits.
+
+    Raises:
+        InputError: another dataset is.
+    """
+    if not (dataset_dir / DATASET_FILE).is_file():
+        return False
+    info = read_info(dataset_dir)
+    if not info.synthetic or info.kind != kind:
+        raise InputError(
+            f"{dataset_dir} is the place of the demo cohort of {kind.value}, but holds another dataset: move it away."
+        )
+    return info.splits is not None
+
+
+def _announce(dataset_dir: Path, what: str, duration: str) -> None:
+    print(
+        f"The default dataset is the built-in demo cohort of generated {what}. It shows that the pipeline\n"
+        f"works; its figures say nothing about accuracy. Making it once in {dataset_dir} (about {duration}) ...",
+        flush=True,
+    )
+
+
+def _freeze(dataset_dir: Path, seed: int) -> None:
+    splits = make_splits(read_manifest(dataset_dir), classes=read_info(dataset_dir).classes, seed=seed)
     freeze_splits(dataset_dir, splits, mode="fractions", seed=seed)

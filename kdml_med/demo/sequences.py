@@ -20,7 +20,7 @@ LARGEST_PX = 118.0
 """Wanted upper bound of a polyp's diameter in the frame."""
 LARGEST_STEP_PX = 24.0
 """Wanted upper bound of the way of a polyp's centre between two frames."""
-SEEN_SHARE = (0.45, 0.85)
+SEEN_SHARE = (0.45, 0.75)
 """Wanted share of a sequence's frames with a polyp in view, where there is one; folds can hide it in more."""
 PATHS_TRIED = 60
 
@@ -127,7 +127,7 @@ def _random_path(
     rng: np.random.Generator, colon: Colon, polyps: list[Polyp], frames: int, z: float
 ) -> tuple[Pose, ...]:
     """In or out along the centre line, past ``z`` or up to it, with a hand that is not quite still."""
-    ends = [z - rng.uniform(34, 58), z + rng.uniform(-22, 8)]
+    ends = [z - rng.uniform(34, 58), z + rng.uniform(-16, 12)]
     if rng.random() < 0.5:
         ends.reverse()
     share = np.linspace(0, 1, frames)
