@@ -14,7 +14,15 @@ import typer
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.labels import read_text_table
 from kdml_med.manifest import read_info, read_manifest
-from kdml_med.splits import DEFAULT_FRACTIONS, check_splits, describe_splits, freeze_splits, make_splits, read_splits
+from kdml_med.splits import (
+    DEFAULT_FRACTIONS,
+    check_splits,
+    describe_splits,
+    freeze_splits,
+    make_splits,
+    read_splits,
+    required_classes,
+)
 from preprocessing.program import run
 
 
@@ -45,7 +53,13 @@ def command(
         details = {}
     else:
         splits = make_splits(
-            manifest, classes=info.classes, fractions=fractions, folds=folds, seed=seed, site_preserved=site_preserved
+            manifest,
+            classes=info.classes,
+            fractions=fractions,
+            folds=folds,
+            seed=seed,
+            site_preserved=site_preserved,
+            required=required_classes(info),
         )
         mode, used_seed = ("fractions" if folds is None else "folds"), seed
         details["folds" if folds else "fractions"] = folds or list(fractions or DEFAULT_FRACTIONS)

@@ -218,8 +218,8 @@ def format_voc(frame: FrameBoxes) -> str:
         found = ElementTree.SubElement(root, "object")
         ElementTree.SubElement(found, "name").text = (frame.classes[i] if frame.classes else None) or "polyp"
         box = ElementTree.SubElement(found, "bndbox")
-        for edge, value in zip(EDGES, (xmin + 1, ymin + 1, xmax, ymax), strict=True):
-            ElementTree.SubElement(box, edge).text = f"{value:.10g}"
+        for edge, number in zip(EDGES, (xmin + 1, ymin + 1, xmax, ymax), strict=True):
+            ElementTree.SubElement(box, edge).text = f"{number:.10g}"
     return ElementTree.tostring(root, encoding="unicode")
 
 

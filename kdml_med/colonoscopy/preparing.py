@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from kdml_med.colonoscopy.contact_sheet import write_contact_sheet
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.planning import Plan, make_plan
 from kdml_med.colonoscopy.pool import run_jobs
+from kdml_med.colonoscopy.report import DUPLICATES_FILE, PreparationReport
 from kdml_med.colonoscopy.sources import find_sources
 from kdml_med.colonoscopy.storing import (
     NEGATIVE,
@@ -48,55 +49,7 @@ from kdml_med.progress import progress_bar
 from kdml_med.shards import sole_user
 from kdml_med.splits import check_replaceable, freeze_splits
 
-DUPLICATES_FILE = "duplicates.csv"
 _LIBRARIES = ("kdml_med", "av", "pillow", "numpy", "scipy", "scikit-image")
-
-
-@dataclass
-class PreparationReport:
-    """What a run did.
-
-    Attributes:
-        frames: in the dataset.
-        polyps: frames with at least one box.
-        negatives: frames that are known to show no polyp.
-        unlabelled: frames of which nothing is known.
-        boxes: in all frames.
-        sequences: distinct ones; the number of frames where sequences are unknown.
-        patients: distinct ones.
-        label_level: as in dataset.json: "patient", "sequence" or "frame".
-        unlisted: frames that the annotations do not mention, stored or not.
-        skipped: inputs left out because the annotations do not mention them.
-        passed_over: annotated video frames that the frame rate did not take.
-        cropped: frames whose border was cut off.
-        painted: frames in which something beside the field was painted over.
-        done: shards stored by this run.
-        kept: shards that an earlier run had finished.
-        classes: annotated classes that were taken for polyps.
-        has_splits: whether the annotations or the options told the splits, so that they are frozen.
-        failures: rows of failures.csv, (input, reason).
-        duplicates: rows of duplicates.csv: pairs of frames with the same pixels in different sequences.
-    """
-
-    frames: int = 0
-    polyps: int = 0
-    negatives: int = 0
-    unlabelled: int = 0
-    boxes: int = 0
-    sequences: int = 0
-    patients: int = 0
-    label_level: str = "frame"
-    unlisted: int = 0
-    skipped: int = 0
-    passed_over: int = 0
-    cropped: int = 0
-    painted: int = 0
-    done: int = 0
-    kept: int = 0
-    classes: tuple[str, ...] = ()
-    has_splits: bool = False
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    duplicates: list[tuple[str, str]] = field(default_factory=list)
 
 
 def prepare_frames(
@@ -199,8 +152,8 @@ def _open_folder(out: Path, info: DatasetInfo, plan: Plan, *, force: bool) -> No
         for patient, split in frozen.iloc[:, :2].itertuples(index=False):
             if plan.splits.get(patient, split) != split:
                 raise InputError(
-                    f"{out / SPLITS_FILE} has {patient!r} in {split}, this run has it in {plan.splits[patient]}. Results "
-                    "on other splits cannot be compared with earlier ones; to replace them anyway pass --force."
+                    f"{out / SPLITS_FILE} has {patient!r} in {split}, this run in {plan.splits[patient]}. "
+                    "Results on other splits cannot be compared with earlier ones; to replace them anyway pass --force."
                 )
 
 

@@ -9,7 +9,7 @@ from kdml_med.splits.frozen import (
     has_splits,
     read_splits,
 )
-from kdml_med.splits.making import DEFAULT_FRACTIONS, make_splits
+from kdml_med.splits.making import DEFAULT_FRACTIONS, make_splits, required_classes
 
 __all__ = [
     "DEFAULT_FRACTIONS",
@@ -21,4 +21,5 @@ __all__ = [
     "has_splits",
     "make_splits",
     "read_splits",
+    "required_classes",
 ]

@@ -18,7 +18,7 @@ import pandas as pd
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
 from kdml_med.manifest import SPLITS_FILE, DatasetInfo, read_info, write_info, write_table
-from kdml_med.splits.making import SPLIT_NAMES
+from kdml_med.splits.making import SPLIT_NAMES, owner_word
 
 
 def freeze_splits(
@@ -180,7 +180,7 @@ def _check_shared(splits: pd.DataFrame, manifest: pd.DataFrame, info: DatasetInf
         shard, offset = stored.index[stored > 1][0]
         owners = manifest["patient_id"][(manifest["shard"] == shard) & (manifest["offset"] == offset)]
         raise InputError(
-            f"the tile at {shard}, byte {offset}, is listed for the patients {sorted(set(owners))}, "
+            f"the image at {shard}, byte {offset}, is listed for the patients {sorted(set(owners))}, "
             f"who are in different parts of {path}: this would leak. Correct the table the dataset was made from."
         )
     if (info.splits or {}).get("site_preserved"):
@@ -228,19 +228,22 @@ def assign_splits(
 
 
 def describe_splits(manifest: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
-    """Patients and tiles of each class in each split or fold.
+    """Patients and tiles (or frames) of each class in each split or fold.
 
     A patient with slides of both classes counts in each of them.
 
     Returns:
-        Columns split (or fold), label ("unlabelled" where unknown), patients, tiles.
+        Columns split (or fold), label ("unlabelled" where unknown), patients, tiles; for frames sequences (where these
+        stand for patients) and frames.
     """
+    images = "frames" if "sequence_id" in manifest else "tiles"
+    counts = {f"{owner_word(manifest)}s": "nunique", images: "size"}
     kind = splits.columns[1]
     parts = manifest["patient_id"].map(splits.set_index("patient_id")[kind])
     rows = pd.DataFrame(
         {kind: parts, "label": manifest["label"].fillna("unlabelled"), "patient_id": manifest["patient_id"]}
     )
-    table = rows.groupby([kind, "label"], sort=True)["patient_id"].agg(patients="nunique", tiles="size").reset_index()
+    table = rows.groupby([kind, "label"], sort=True)["patient_id"].agg(**counts).reset_index()
     if kind == "split":
         table = table.sort_values(kind, key=lambda names: names.map(SPLIT_NAMES.index), kind="stable")
     return table.reset_index(drop=True)

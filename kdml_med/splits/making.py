@@ -13,6 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
+from kdml_med.manifest import DatasetInfo, DatasetKind
 
 DEFAULT_FRACTIONS = (0.6, 0.15, 0.25)
 SPLIT_NAMES = [split.value for split in Split]
@@ -29,12 +30,13 @@ def make_splits(
     folds: int | None = None,
     seed: int = 0,
     site_preserved: bool = False,
+    required: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Assign patients to splits or folds, stratified by label.
 
     The strata are patients with the negative label only, with both labels (possible when slides carry the labels), with
-    the positive label only, and without any. Every split gets both classes. The result depends on the patients, their
-    labels (and sites) and the seed, not on the order or number of rows.
+    the positive label only, and without any. Every split gets the required classes, and others where there are enough.
+    The result depends on the patients, their labels (and sites) and the seed, not on the order or number of rows.
 
     Args:
         manifest: columns patient_id, label and, for ``site_preserved``, site.
@@ -44,6 +46,8 @@ def make_splits(
         folds: number of folds, at least 3: one tests, one validates, the rest train.
         seed: of the shuffling.
         site_preserved: keep all patients of a site together, so that a test site was never seen in training.
+        required: classes that every split must have; None for all. Frames need only polyps: many sets have hardly any
+            sequence without one.
 
     Returns:
         Columns patient_id and split, or patient_id and fold (int); sorted by patient_id.
@@ -57,25 +61,42 @@ def make_splits(
     shares = _shares(fractions, folds)
     patients = _patient_table(manifest, classes)
     used = [index for index, share in enumerate(shares) if share > 0]
-    unit_name = "site" if site_preserved else "patient"
+    unit_name = "site" if site_preserved else owner_word(manifest)
+    needed = np.array([required is None, required is None or classes[-1] in required])
     units = _site_units(manifest, patients) if site_preserved else np.arange(len(patients))
     covers = _count(units, patients[["negative", "positive"]].to_numpy(dtype=np.int64))
-    _check_enough(covers, len(used), unit_name, classes)
+    _check_enough(covers, len(used), unit_name, classes, needed)
 
     generator = np.random.default_rng(seed)
     strata = patients["stratum"].to_numpy()
     codes = None if site_preserved else _cut_strata(strata, shares, generator)
-    if codes is None or _missing(codes, covers, used):
+    # A class that is not required is spread where it has enough units for that.
+    wanted = covers * (needed | ((covers > 0).sum(axis=0) >= len(used)))
+    if codes is None or _missing(codes, wanted, used):
         sizes = _count(units, np.eye(4, dtype=np.int64)[strata])
-        codes = _search(sizes, covers, shares, used, generator)
-        if _missing(codes, covers, used):
+        found = _search(sizes, wanted, shares, used, generator)
+        if codes is None or _missing(found, wanted, used) < _missing(codes, wanted, used):
+            codes = found
+        if _missing(codes, covers * needed, used):
             raise InputError(
                 f"no assignment of {covers.shape[0]} {unit_name}s to {len(used)} parts was found that gives every part "
-                "both classes. Use fewer folds" + (", or do not keep sites together." if site_preserved else ".")
+                f"{'both classes' if needed.all() else repr(classes[-1])}. Use fewer folds"
+                + (", or do not keep sites together." if site_preserved else ".")
             )
     assigned = codes[units]
     values: Any = assigned if folds is not None else [SPLIT_NAMES[code] for code in assigned]
     return pd.DataFrame({"patient_id": patients.index, "fold" if folds is not None else "split": values})
+
+
+def required_classes(info: DatasetInfo) -> list[str] | None:
+    """Classes that every split of a dataset must have, for ``make_splits``: for frames the positive one, else all."""
+    return info.classes[-1:] if info.kind == DatasetKind.FRAMES else None
+
+
+def owner_word(manifest: pd.DataFrame) -> str:
+    """What a message calls a patient_id: "sequence" for frames whose patients are not known."""
+    same = "sequence_id" in manifest and bool((manifest["sequence_id"] == manifest["patient_id"]).all())
+    return "sequence" if same else "patient"
 
 
 def _shares(fractions: Sequence[float] | None, folds: int | None) -> list[float]:
@@ -132,17 +153,19 @@ def _count(units: Codes, table: Codes) -> Codes:
     return result
 
 
-def _check_enough(covers: Codes, parts: int, unit: str, classes: Sequence[str]) -> None:
+def _check_enough(covers: Codes, parts: int, unit: str, classes: Sequence[str], needed: npt.NDArray[np.bool_]) -> None:
     if len(covers) < parts:
         raise InputError(f"{parts} parts need at least {parts} {unit}s, there are {len(covers)}.")
     if not covers.any():
         return  # nothing is labelled, so there is nothing to balance
     negative = " or ".join(classes[:-1])
-    counts = {name: int(count) for name, count in zip((negative, classes[-1]), (covers > 0).sum(axis=0), strict=True)}
+    totals = zip((negative, classes[-1]), (covers > 0).sum(axis=0), needed, strict=True)
+    counts = {name: int(count) for name, count, must in totals if must}
     if min(counts.values()) < parts:
         found = " and ".join(f"{count} with {name!r}" for name, count in counts.items())
+        kind = "of each class" if needed.all() else f"with {classes[-1]!r}"
         raise InputError(
-            f"{parts} parts need at least {parts} {unit}s of each class, there are {found}. "
+            f"{parts} parts need at least {parts} {unit}s {kind}, there are {found}. "
             f"Add {unit}s, use fewer folds, or leave out a part with a fraction of 0."
         )
 

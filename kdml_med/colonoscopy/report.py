@@ -1,0 +1,100 @@
+"""What a preparation did, for programs and for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kdml_med.colonoscopy.contact_sheet import CONTACT_SHEET_FILE
+from kdml_med.manifest import FAILURES_FILE
+
+DUPLICATES_FILE = "duplicates.csv"
+_SHOWN = 10  # failures that are named; failures.csv has them all
+_NO_SEQUENCES = (
+    "NOTE: nothing tells which frames belong to one sequence or patient. Near-identical frames may land in training and "
+    "in test, and figures on such a test set are optimistic. Better: a sequence or patient column in a CSV table, or "
+    "--sequence-from folder."
+)
+
+
+@dataclass
+class PreparationReport:
+    """What a run did.
+
+    Attributes:
+        frames: in the dataset.
+        polyps: frames with at least one box.
+        negatives: frames that are known to show no polyp.
+        unlabelled: frames of which nothing is known.
+        boxes: in all frames.
+        sequences: distinct ones; the number of frames where sequences are unknown.
+        patients: distinct ones.
+        label_level: as in dataset.json: "patient", "sequence" or "frame".
+        unlisted: frames that the annotations do not mention, stored or not.
+        skipped: inputs left out because the annotations do not mention them.
+        passed_over: annotated video frames that the frame rate did not take.
+        cropped: frames whose border was cut off.
+        painted: frames in which something beside the field was painted over.
+        done: shards stored by this run.
+        kept: shards that an earlier run had finished.
+        classes: annotated classes that were taken for polyps.
+        has_splits: whether the annotations or the options told the splits, so that they are frozen.
+        failures: rows of failures.csv, (input, reason).
+        duplicates: rows of duplicates.csv: pairs of frames with the same pixels in different sequences.
+    """
+
+    frames: int = 0
+    polyps: int = 0
+    negatives: int = 0
+    unlabelled: int = 0
+    boxes: int = 0
+    sequences: int = 0
+    patients: int = 0
+    label_level: str = "frame"
+    unlisted: int = 0
+    skipped: int = 0
+    passed_over: int = 0
+    cropped: int = 0
+    painted: int = 0
+    done: int = 0
+    kept: int = 0
+    classes: tuple[str, ...] = ()
+    has_splits: bool = False
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
+
+
+def describe_report(report: PreparationReport, out: Path) -> list[str]:
+    """Lines that tell a person what a preparation did and what to look at."""
+    groups = f"; {report.sequences} sequences, {report.patients} patients"
+    lines = [
+        f"{out}: {report.frames} frames: {report.polyps} with polyps ({report.boxes} boxes), {report.negatives} "
+        f"negative, {report.unlabelled} unlabelled{groups if report.label_level != 'frame' else ''}",
+        f"{report.done} shards made, {report.kept} were finished before; border cut off {report.cropped} frames, "
+        f"overlays painted over in {report.painted}",
+    ]
+    if len(report.classes) > 1:
+        lines.append(f"taken for polyps: {', '.join(report.classes)} (choose with --polyp-class)")
+    if report.unlisted:
+        lines.append(f"{report.unlisted} frames are not mentioned by the annotations (--unlisted)")
+    if report.skipped:
+        lines.append(f"{report.skipped} inputs left out because the annotations do not mention them")
+    if report.passed_over:
+        lines.append(
+            f"{report.passed_over} annotated video frames were passed over by the frame rate; --fps 0 takes every frame"
+        )
+    if report.label_level == "frame" and report.frames:
+        lines.append(_NO_SEQUENCES)
+    if report.duplicates:
+        one, other = report.duplicates[0]
+        lines.append(
+            f"NOTE: {len(report.duplicates)} frames have exactly the pixels of a frame in another sequence, such as {one} "
+            f"and {other}; see {DUPLICATES_FILE} and keep them in one split"
+        )
+    if report.failures:
+        lines.append(f"{len(report.failures)} problems, all in {out / FAILURES_FILE}:")
+        lines += [f"  {name}: {reason}" for name, reason in report.failures[:_SHOWN]]
+        lines += ["  …"] if len(report.failures) > _SHOWN else []
+    if report.frames:
+        lines.append(f"look at {out / CONTACT_SHEET_FILE} before training")
+    return lines
