@@ -81,7 +81,7 @@ VERSIONS: dict[Task, dict[str, CohortSpec]] = {
         "v2": CohortSpec(_detector("resnet50", width=128), (_detector("mobilenet_v2"), _detector("mobilenet_v2"))),
         "v3": CohortSpec(_detector("resnet50", width=128), (_detector("resnet18"), _detector("mobilenet_v2"))),
         "edge": CohortSpec(
-            _detector("mobilenet_v2", width=128, head_convs=2),
+            _detector("mobilenet_v2", width=96, head_convs=2),
             (_detector("mobilenet_v2", head_convs=2), _detector("mobilenet_v2", head_convs=2)),
         ),
     },
