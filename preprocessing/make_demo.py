@@ -31,24 +31,28 @@ def make_demo(
     sequences: Annotated[
         int | None, typer.Option(help="polyp: number of sequences; two thirds show polyps. 36 by default.")
     ] = None,
+    frames: Annotated[int | None, typer.Option(help="polyp: frames in each sequence. 12 by default.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes; 0 takes all cores.")] = 0,
 ) -> None:
     """Write a generated cohort and the truth behind it. It proves plumbing, never accuracy."""
+    foreign = {"--sequences": sequences, "--frames": frames} if task is DemoTask.MSI else {"--patients": patients}
+    for option, value in foreign.items():
+        if value is not None:
+            raise InputError(f"{option} has no meaning for --task {task.value}: leave it out.")
     if task is DemoTask.MSI:
-        if sequences is not None:
-            raise InputError("--sequences belongs to --task polyp; slides are counted by --patients.")
         typer.echo(slides.NOTICE)
-        count = 36 if patients is None else patients
-        slides.write_demo_cohort(out, patients=count, seed=seed, workers=workers)
-        typer.echo(f"{count} msi patients in {out}: slides/, labels.csv, truth/, README.txt")
+        patients = slides.PATIENTS if patients is None else patients
+        slides.write_demo_cohort(out, patients=patients, seed=seed, workers=workers)
+        typer.echo(f"{patients} msi patients in {out}: slides/, labels.csv, truth/, README.txt")
     else:
-        if patients is not None:
-            raise InputError("--patients belongs to --task msi; clips are counted by --sequences.")
         typer.echo(clips.NOTICE)
-        count = 36 if sequences is None else sequences
-        clips.write_demo_clips(out, sequences=count, seed=seed, workers=workers)
-        typer.echo(f"{count} polyp sequences in {out}: frames/, annotations.csv, masks/, truth/, videos/, README.txt")
+        sequences = clips.SEQUENCES if sequences is None else sequences
+        frames = clips.FRAMES if frames is None else frames
+        clips.write_demo_clips(out, sequences=sequences, frames=frames, seed=seed, workers=workers)
+        typer.echo(
+            f"{sequences} polyp sequences in {out}: frames/, annotations.csv, masks/, truth/, videos/, README.txt"
+        )
 
 
 if __name__ == "__main__":

@@ -32,10 +32,11 @@ from kdml_med.progress import progress_bar
 
 GENERATOR_VERSION = 1
 """Raise whenever the same seed gives other pictures."""
-FRAMES = 12
-"""Per sequence."""
-CLIP_FRAMES = 40
-FEWEST_SEQUENCES = 12
+SEQUENCES, FRAMES = 36, 12
+"""Sequences of a cohort, and frames of each, unless others are asked for."""
+VIDEO_LENGTH = 3
+"""Frames of the video for each frame of a sequence; it takes the same way more slowly."""
+FEWEST_SEQUENCES, FEWEST_FRAMES = 6, 2
 JPEG_QUALITY = 92
 ANNOTATIONS_FILE = "annotations.csv"
 VIDEO = "demo_clip.mp4"
@@ -76,16 +77,23 @@ def sequence_role(seed: int, index: int) -> Role:
 
 
 def write_demo_clips(
-    out_dir: Path, *, sequences: int = 36, seed: int = 0, workers: int = 0, progress: bool = True
+    out_dir: Path,
+    *,
+    sequences: int = SEQUENCES,
+    frames: int = FRAMES,
+    seed: int = 0,
+    workers: int = 0,
+    progress: bool = True,
 ) -> Path:
     """Write sequences of frames, two thirds of them with polyps, and a video; finish them if they were begun before.
 
-    The bytes depend on ``seed`` and the sequence's number only. With more than one worker, processes are spawned, so a
-    script that calls this needs the usual ``if __name__ == "__main__"`` guard.
+    The bytes depend on ``seed``, ``frames`` and the sequence's number only. With more than one worker, processes are
+    spawned, so a script that calls this needs the usual ``if __name__ == "__main__"`` guard.
 
     Args:
         out_dir: folder to create or to complete.
-        sequences: number of sequences of ``FRAMES`` frames, at least 12.
+        sequences: number of sequences, at least 6.
+        frames: number of frames in each, at least 2; with fewer than a dozen the camera makes large steps.
         seed: of the cohort, 0 or more.
         workers: processes; 0 takes all cores.
         progress: show a bar on standard error.
@@ -97,29 +105,29 @@ def write_demo_clips(
         InputError: a number is out of range, or the folder holds something else or another cohort.
     """
     out_dir = Path(out_dir)
-    _check_numbers(sequences, seed, workers)
+    _check_numbers(sequences, frames, seed, workers)
     settings = {
-        "frames": FRAMES,
+        "frames": frames,
         "generator": GENERATOR_VERSION,
         "seed": seed,
         "sequences": sequences,
         "task": "polyp",
     }
     claim_folder(out_dir, settings, _readme(settings))
-    missing = [index for index in range(-1, sequences) if not _is_complete(out_dir, seed, index)]
+    missing = [index for index in range(-1, sequences) if not _is_complete(out_dir, seed, index, frames)]
     done = sequences + 1 - len(missing)
     with progress_bar(sequences + 1, what="generating", unit="clip", done=done, show=progress) as bar:
-        for _ in run_jobs(_write_clip, [(out_dir, seed, index) for index in missing], workers):
+        for _ in run_jobs(_write_clip, [(out_dir, seed, index, frames) for index in missing], workers):
             bar.update()
-    rows = [row for index in range(sequences) for row in _annotate(out_dir, sequence_role(seed, index))]
+    rows = [row for index in range(sequences) for row in _annotate(out_dir, sequence_role(seed, index), frames)]
     write_table(out_dir / ANNOTATIONS_FILE, _table(rows))
     return out_dir
 
 
-def sequence_of(seed: int, index: int) -> Sequence:
+def sequence_of(seed: int, index: int, frames: int = FRAMES) -> Sequence:
     """The sequence with this zero-based index, ready to be rendered."""
     own = np.random.SeedSequence(seed, spawn_key=(3, index))
-    return draw_sequence(own, frames=FRAMES, polyps=sequence_role(seed, index).polyps)
+    return draw_sequence(own, frames=frames, polyps=sequence_role(seed, index).polyps)
 
 
 def mask_boxes(mask: npt.NDArray[np.uint8]) -> dict[int, tuple[int, int, int, int]]:
@@ -143,15 +151,15 @@ def mask_boxes(mask: npt.NDArray[np.uint8]) -> dict[int, tuple[int, int, int, in
     return boxes
 
 
-def _write_clip(out_dir: Path, seed: int, index: int) -> int:
+def _write_clip(out_dir: Path, seed: int, index: int, frames: int) -> int:
     """Render and write one sequence, or the video for index -1. Returns the index."""
     if index < 0:
-        _write_video(out_dir, seed)
+        _write_video(out_dir, seed, VIDEO_LENGTH * frames)
         return index
-    role, sequence = sequence_role(seed, index), sequence_of(seed, index)
+    role, sequence = sequence_role(seed, index), sequence_of(seed, index, frames)
     view = View.of(sequence.field)
     visible: dict[int, int] = {polyp.number: 0 for polyp in sequence.scene.polyps}
-    for number in range(FRAMES):
+    for number in range(frames):
         image, mask = render_frame(sequence, view, number)
         for found in mask_boxes(mask):
             visible[found] += 1
@@ -163,13 +171,13 @@ def _write_clip(out_dir: Path, seed: int, index: int) -> int:
     return index
 
 
-def _write_video(out_dir: Path, seed: int) -> None:
+def _write_video(out_dir: Path, seed: int, count: int) -> None:
     """Write the clip that no training frame is taken from, and its boxes by frame number."""
-    sequence = draw_sequence(np.random.SeedSequence(seed, spawn_key=(4,)), frames=CLIP_FRAMES, polyps=1)
+    sequence = draw_sequence(np.random.SeedSequence(seed, spawn_key=(4,)), frames=count, polyps=1)
     view = View.of(sequence.field)
     frames: list[npt.NDArray[np.uint8]] = []
     rows: list[tuple[Any, ...]] = []
-    for number in range(CLIP_FRAMES):
+    for number in range(count):
         image, mask = render_frame(sequence, view, number)
         frames.append(image)
         boxes = mask_boxes(mask)
@@ -179,10 +187,10 @@ def _write_video(out_dir: Path, seed: int) -> None:
     film.write_video(out_dir / "videos" / VIDEO, frames)
 
 
-def _annotate(out_dir: Path, role: Role) -> list[tuple[Any, ...]]:
+def _annotate(out_dir: Path, role: Role, frames: int) -> list[tuple[Any, ...]]:
     """Rows of the annotation table, read from the masks on disk, so that the two cannot disagree."""
     rows: list[tuple[Any, ...]] = []
-    for number in range(FRAMES):
+    for number in range(frames):
         image = f"{role.sequence}/{number + 1:04d}.jpg"
         with Image.open(_mask_path(out_dir, role.sequence, number)) as mask:
             boxes = mask_boxes(np.asarray(mask))
@@ -230,11 +238,11 @@ def _truth_path(out_dir: Path, sequence: str) -> Path:
     return out_dir / "truth" / f"{sequence}.json"
 
 
-def _is_complete(out_dir: Path, seed: int, index: int) -> bool:
+def _is_complete(out_dir: Path, seed: int, index: int, frames: int) -> bool:
     if index < 0:
         return (out_dir / "videos" / VIDEO).is_file() and (out_dir / "videos" / "demo_clip.csv").is_file()
     name = sequence_role(seed, index).sequence
-    paths = [path(out_dir, name, number) for path in (_frame_path, _mask_path) for number in range(FRAMES)]
+    paths = [path(out_dir, name, number) for path in (_frame_path, _mask_path) for number in range(frames)]
     return all(path.is_file() for path in (_truth_path(out_dir, name), *paths))
 
 
@@ -252,7 +260,7 @@ def _png(mask: npt.NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _check_numbers(sequences: int, seed: int, workers: int) -> None:
+def _check_numbers(sequences: int, frames: int, seed: int, workers: int) -> None:
     if sequences < FEWEST_SEQUENCES:
         raise InputError(
             f"--sequences is {sequences}, expected at least {FEWEST_SEQUENCES}: sequences with and without polyps "
@@ -260,6 +268,8 @@ def _check_numbers(sequences: int, seed: int, workers: int) -> None:
         )
     if sequences > 9999:
         raise InputError(f"--sequences is {sequences}, expected at most 9999: patient names have four digits.")
+    if not FEWEST_FRAMES <= frames <= 9999:
+        raise InputError(f"--frames is {frames}, expected {FEWEST_FRAMES} to 9999.")
     check_seed_and_workers(seed, workers)
 
 
@@ -267,11 +277,12 @@ def _readme(settings: dict[str, Any]) -> str:
     return (
         f"{NOTICE}\n\n"
         f"Made by: python -m preprocessing.make_demo --task polyp --out DIR --sequences {settings['sequences']} "
-        f"--seed {settings['seed']}\n\n"
+        f"--frames {settings['frames']} --seed {settings['seed']}\n\n"
         "annotations.csv                 one row per box, and one with empty boxes for a frame without a polyp;\n"
         "                                images relative to frames/; boxes in pixels, xmax and ymax one past the end\n"
         f"frames/<sequence>/<number>.jpg  {WIDTH_PX} x {HEIGHT_PX} px, {settings['frames']} in each sequence\n"
         "masks/<sequence>/<number>.png   polyp of each pixel: the end of its name in annotations.csv, 0 for none\n"
         "truth/<sequence>.json           shape and size of the polyps, field of view, blurred frames\n"
-        f"videos/demo_clip.mp4            {CLIP_FRAMES} frames of another sequence, its boxes in demo_clip.csv\n"
+        f"videos/demo_clip.mp4            {VIDEO_LENGTH * settings['frames']} frames of another sequence, "
+        "its boxes in demo_clip.csv\n"
     )

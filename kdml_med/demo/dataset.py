@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.preparing import prepare_frames
-from kdml_med.demo.clips import ANNOTATIONS_FILE, write_demo_clips
+from kdml_med.demo.clips import ANNOTATIONS_FILE, FRAMES, SEQUENCES, write_demo_clips
 from kdml_med.demo.slides import write_demo_cohort
 from kdml_med.errors import InputError
 from kdml_med.labels import read_labels
@@ -49,7 +49,9 @@ def ensure_demo_dataset(dataset_dir: Path, *, patients: int = 36, seed: int = 0,
     _freeze(dataset_dir, seed)
 
 
-def ensure_demo_frames(dataset_dir: Path, *, sequences: int = 36, seed: int = 0, workers: int = 2) -> None:
+def ensure_demo_frames(
+    dataset_dir: Path, *, sequences: int = SEQUENCES, frames: int = FRAMES, seed: int = 0, workers: int = 2
+) -> None:
     """Make the demo dataset of colonoscopy frames unless it is there: clips, frames with boxes and frozen splits.
 
     Can be interrupted at any point and called again.
@@ -61,7 +63,7 @@ def ensure_demo_frames(dataset_dir: Path, *, sequences: int = 36, seed: int = 0,
         return
     _announce(dataset_dir, "colonoscopy-like clips", "a minute")
     clips_dir = dataset_dir.with_name(dataset_dir.name + "_clips")
-    write_demo_clips(clips_dir, sequences=sequences, seed=seed, workers=workers)
+    write_demo_clips(clips_dir, sequences=sequences, frames=frames, seed=seed, workers=workers)
     options = FrameOptions(size_px=FRAME_SIZE_PX, min_box_px=LEAST_BOX_PX)
     annotations = clips_dir / ANNOTATIONS_FILE
     report = prepare_frames([clips_dir / "frames"], dataset_dir, options, annotations, workers=workers, synthetic=True)

@@ -20,11 +20,13 @@ from kdml_med.demo.polyps import Polyp
 
 REACH_MM = np.float32(170.0)
 """Where light ends."""
+NEAREST_MM = np.float32(0.5)
+"""Nothing is closer to the lens than its cap."""
 GRIDS = (4, 2, 1)
 """Rays are marched on every 4th pixel of every 4th row first, then on every 2nd, then on all."""
-STEPS = (40, 6, 4)
+STEPS = (24, 5, 3)
 """Steps on each grid."""
-LAST_STEPS = 24
+LAST_STEPS = 16
 """Further steps for the few rays that still move then: those that graze an edge."""
 BLEND_MM = np.float32(2.0)
 """Over this distance a polyp's surface runs into the wall."""
@@ -149,7 +151,7 @@ def _march(scene: Scene, origin: FloatArray, rays: FloatArray, depth: FloatArray
     """Advance along rays [3, n] from depth [n] by a number of steps; returns the new depth, mm."""
     near = scene.near(origin, rays)
     for _ in range(steps):
-        depth = np.clip(depth + scene.distance(origin + rays * depth, near), 0, REACH_MM)
+        depth = np.clip(depth + scene.distance(origin + rays * depth, near), NEAREST_MM, REACH_MM)
     return depth
 
 

@@ -65,7 +65,8 @@ class Polyp:
         norm = np.sqrt((place * place).sum(axis=0))
         amplitude, frequency = (np.float32(value) for value in self.lobes)
         ripple = np.sin(frequency * place[0] + 1.0) * np.sin(frequency * place[1]) * np.sin(frequency * place[2] + 2.0)
-        gap = (norm - 1 - amplitude * ripple) * np.float32(self.radii.min() * 0.9)
+        # The ripple makes the field steeper; dividing keeps the value a bound, or rays would jump through the surface.
+        gap = (norm - 1 - amplitude * ripple) * (np.float32(self.radii.min() * 0.9) / (1 + amplitude * frequency))
         if self.stalk_mm > 0:
             gap = np.minimum(gap, self._stalk_distance(points))
         return np.asarray(gap, dtype=np.float32)

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kdml_med.demo.camera import FieldOfView, Pose, draw_field, look_at
-from kdml_med.demo.colon import Colon, draw_colon
+from kdml_med.demo.colon import STEP_SAFETY, Colon, draw_colon
 from kdml_med.demo.endoscope import Scene, View, shade, trace
 from kdml_med.demo.mucosa import draw_palette, paint_texture
 from kdml_med.demo.picture import Motion, Processor, UInt8Image, develop, draw_motion, draw_processor
 from kdml_med.demo.polyps import Polyp, draw_polyp
 
-LEAST_SIDE_PX = 14
+LEAST_SIDE_PX = 16
 """A polyp whose visible part has a shorter side than this is left out of the frame."""
 LARGEST_PX = 118.0
 """Wanted upper bound of a polyp's diameter in the frame."""
@@ -22,6 +22,8 @@ LARGEST_STEP_PX = 24.0
 """Wanted upper bound of the way of a polyp's centre between two frames."""
 SEEN_SHARE = (0.45, 0.75)
 """Wanted share of a sequence's frames with a polyp in view, where there is one; folds can hide it in more."""
+LEAST_GAP_MM = 3.5
+"""Between the tip and whatever it passes."""
 PATHS_TRIED = 60
 
 Vector = npt.NDArray[np.float64]
@@ -115,7 +117,7 @@ def _draw_path(
     best: tuple[float, tuple[Pose, ...]] = (np.inf, ())
     for _ in range(PATHS_TRIED):
         poses = _random_path(rng, colon, polyps, frames, z)
-        fault = _fault(poses, polyps, field)
+        fault = _closeness(poses, colon, polyps) + _fault(poses, polyps, field)
         if fault < best[0]:
             best = (fault, poses)
         if fault == 0:
@@ -155,6 +157,13 @@ def _wave(rng: np.random.Generator, frames: int, amplitude: float) -> Vector:
         for _ in range(2)
     ]
     return np.stack(waves)
+
+
+def _closeness(poses: tuple[Pose, ...], colon: Colon, polyps: list[Polyp]) -> float:
+    """How far the tip comes closer to something than it may, weighed so that nothing outweighs it."""
+    points = np.stack([pose.position for pose in poses], axis=1).astype(np.float32)
+    gaps = [float(colon.distance(points).min() / STEP_SAFETY), *(float(p.distance(points).min()) for p in polyps)]
+    return 1000 * max(0.0, LEAST_GAP_MM - min(gaps))
 
 
 def _fault(poses: tuple[Pose, ...], polyps: list[Polyp], field: FieldOfView) -> float:

@@ -33,6 +33,8 @@ GENERATOR_VERSION = 1
 """Raise whenever the same seed gives other pictures."""
 SIZE_PX = 2048
 APP_MAG = 20
+PATIENTS = 36
+"""Of a cohort, unless others are asked for."""
 FEWEST_PATIENTS = 4
 LABELS_FILE = "labels.csv"
 NOTICE = (
@@ -47,7 +49,7 @@ def slide_id(index: int) -> str:
 
 
 def write_demo_cohort(
-    out_dir: Path, *, patients: int = 36, seed: int = 0, workers: int = 0, progress: bool = True
+    out_dir: Path, *, patients: int = PATIENTS, seed: int = 0, workers: int = 0, progress: bool = True
 ) -> Path:
     """Write a cohort with one slide per patient, half of them MSI-H; finish it if it was begun before.
 
