@@ -11,9 +11,9 @@ from kdml_med.manifest import FAILURES_FILE
 DUPLICATES_FILE = "duplicates.csv"
 _SHOWN = 10  # failures that are named; failures.csv has them all
 _NO_SEQUENCES = (
-    "NOTE: nothing tells which frames belong to one sequence or patient. Near-identical frames may land in training and "
-    "in test, and figures on such a test set are optimistic. Better: a sequence or patient column in a CSV table, or "
-    "--sequence-from folder."
+    "NOTE: nothing tells which frames belong to one sequence or patient. Near-identical frames may land in training "
+    "and in test, and figures on such a test set are optimistic. Better: a sequence or patient column in a CSV table, "
+    "or --sequence-from folder."
 )
 
 
@@ -88,8 +88,8 @@ def describe_report(report: PreparationReport, out: Path) -> list[str]:
     if report.duplicates:
         one, other = report.duplicates[0]
         lines.append(
-            f"NOTE: {len(report.duplicates)} frames have exactly the pixels of a frame in another sequence, such as {one} "
-            f"and {other}; see {DUPLICATES_FILE} and keep them in one split"
+            f"NOTE: {len(report.duplicates)} frames have exactly the pixels of a frame in another sequence, such as "
+            f"{one} and {other}; see {DUPLICATES_FILE} and keep them in one split"
         )
     if report.failures:
         lines.append(f"{len(report.failures)} problems, all in {out / FAILURES_FILE}:")

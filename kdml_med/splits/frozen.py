@@ -236,14 +236,14 @@ def describe_splits(manifest: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFram
         Columns split (or fold), label ("unlabelled" where unknown), patients, tiles; for frames sequences (where these
         stand for patients) and frames.
     """
-    images = "frames" if "sequence_id" in manifest else "tiles"
-    counts = {f"{owner_word(manifest)}s": "nunique", images: "size"}
     kind = splits.columns[1]
     parts = manifest["patient_id"].map(splits.set_index("patient_id")[kind])
     rows = pd.DataFrame(
         {kind: parts, "label": manifest["label"].fillna("unlabelled"), "patient_id": manifest["patient_id"]}
     )
-    table = rows.groupby([kind, "label"], sort=True)["patient_id"].agg(**counts).reset_index()
+    table = rows.groupby([kind, "label"], sort=True)["patient_id"].agg(patients="nunique", tiles="size").reset_index()
+    if "sequence_id" in manifest:
+        table = table.rename(columns={"patients": f"{owner_word(manifest)}s", "tiles": "frames"})
     if kind == "split":
         table = table.sort_values(kind, key=lambda names: names.map(SPLIT_NAMES.index), kind="stable")
     return table.reset_index(drop=True)

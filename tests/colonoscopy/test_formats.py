@@ -1,0 +1,201 @@
+import io
+from contextlib import redirect_stdout
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from kdml_med.colonoscopy.boxes import FrameBoxes, boxes_of_mask, check_boxes
+from kdml_med.colonoscopy.formats import (
+    format_coco,
+    format_table,
+    format_voc,
+    format_yolo,
+    parse_coco,
+    parse_table,
+    parse_voc,
+    parse_yolo,
+)
+from kdml_med.errors import InputError
+
+WIDTH, HEIGHT = 640, 480
+EDGE = st.integers(0, 4000).map(lambda n: n / 10)
+
+
+def make_box(x, y, width, height):
+    return (x, y, x + width, y + height)
+
+
+BOXES = st.lists(
+    st.builds(make_box, EDGE, st.integers(0, 2000).map(lambda n: n / 10), *[st.floats(1, 200)] * 2), max_size=4
+)
+KINDS = st.sampled_from(["adenoma", "hyperplastic"])
+
+
+@st.composite
+def frames(draw):
+    boxes = tuple(draw(BOXES))
+    kinds = tuple(draw(KINDS) for _ in boxes)
+    return FrameBoxes("a/b 1.jpg", boxes, classes=kinds, width=WIDTH, height=HEIGHT)
+
+
+def assert_same(read, written):
+    assert (read.image, read.classes) == (written.image, written.classes)
+    np.testing.assert_allclose(check_boxes(read, WIDTH, HEIGHT), check_boxes(written, WIDTH, HEIGHT), atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(frames())
+def test_every_format_reads_back_what_it_wrote(known):
+    assert_same(replace(parse_voc(format_voc(known), "x.xml"), image=known.image), known)
+    assert parse_voc(format_voc(known), "x.xml").other_name == known.image
+    names = ["adenoma", "hyperplastic"]
+    assert_same(parse_yolo(format_yolo(known, WIDTH, HEIGHT, names), known.image, names), known)
+    (read,) = parse_coco(format_coco([known]), "x.json").frames
+    assert_same(read, known)
+    assert (read.width, read.height) == (WIDTH, HEIGHT)
+    full = replace(
+        known, polyps=tuple("ab"[i % 2] for i in range(len(known.boxes))), sequence="s", patient="p", split="val"
+    )
+    (read,) = parse_table(format_table([full]), "x.csv").frames
+    assert replace(read, place="") == full  # text keeps every digit
+
+
+def test_voc_counts_pixels_from_1_and_includes_both_ends():
+    text = (
+        "<annotation><filename>i.jpg</filename><size><width>10</width><height>8</height></size><object><name>polyp</name>"
+        "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>10</xmax><ymax>8</ymax></bndbox></object></annotation>"
+    )
+    assert parse_voc(text, "i.xml").boxes == ((0, 0, 10, 8),)
+
+
+def test_yolo_edge_to_edge_is_the_whole_image():
+    assert check_boxes(parse_yolo("0 0.5 0.5 1 1\n\n", "a"), 10, 8) == [(0, 0, 10, 8)]
+    assert parse_yolo("\n", "a").boxes == ()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(frames(), min_size=1, max_size=3))
+def test_pycocotools_reads_what_is_written(known):
+    known = [replace(item, image=f"{i}.jpg") for i, item in enumerate(known)]
+    with redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = format_coco(known)
+        coco.createIndex()
+    for item, image in zip(known, coco.loadImgs(coco.getImgIds()), strict=True):
+        found = coco.loadAnns(coco.getAnnIds(imgIds=image["id"]))
+        assert image["file_name"] == item.image
+        boxes = np.array([a["bbox"] for a in found]).reshape(-1, 4)
+        expected = np.array(item.boxes).reshape(-1, 4)
+        np.testing.assert_allclose(boxes[:, :2] + boxes[:, 2:], expected[:, 2:], atol=1e-9)
+        assert [coco.loadCats(a["category_id"])[0]["name"] for a in found] == list(item.classes)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 30), st.integers(0, 20), st.integers(1, 10), st.integers(1, 10))
+def test_mask_boxes_agree_with_pycocotools(x, y, width, height):
+    mask = np.zeros((40, 50), np.uint8, order="F")
+    mask[y : y + height, x : x + width] = 1
+    (box,) = boxes_of_mask(mask.astype(bool))
+    expected = coco_mask.toBbox(coco_mask.encode(mask))
+    assert [box[0], box[1], box[2] - box[0], box[3] - box[1]] == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("<annotation><object>", "not XML"),
+        ("<html/>", "its root is <html>"),
+        ("<annotation><object><name>p</name></object></annotation>", "object 1 has None as xmin"),
+        ("<annotation><size><width>wide</width></size></annotation>", "the image has 'wide' as width"),
+    ],
+)
+def test_unreadable_voc_makes_a_problem(text, reason):
+    assert reason in parse_voc(text, "a.xml").problem
+
+
+@pytest.mark.parametrize("line", ["0 0.5 0.5 1", "polyp 0.5 0.5 1 1", "0 0.5 0.5 1 1 0.9", "0 0,5 0.5 1 1"])
+def test_unreadable_yolo_names_the_line(line):
+    assert "a.txt, line 2" in parse_yolo(f"0 0.5 0.5 1 1\n{line}\n", "a.txt").problem
+
+
+def test_coco_keeps_what_is_good_and_names_the_rest():
+    content = {
+        "images": [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "b"}, {"id": 3, "file_name": "c"}, {"id": 4}],
+        "annotations": [
+            {"image_id": 1, "bbox": [1, 2, 3, 4], "category_id": 1},
+            {"image_id": 2, "bbox": [1, 2, 3], "category_id": 1},
+            {"image_id": 9, "bbox": [1, 2, 3, 4]},
+        ],
+        "categories": [{"id": 1, "name": "polyp"}],
+    }
+    read = parse_coco(content, "x.json")
+    assert [(f.image, f.boxes, f.problem is None) for f in read.frames] == [
+        ("a", ((1, 2, 4, 6),), True),
+        ("b", (), False),
+        ("c", (), True),
+    ]
+    assert [reason for _, reason in read.problems] == [
+        "images[3] has no id or no file_name",
+        "annotations[2]: no image has its image_id 9",
+    ]
+    content["annotations"] = [{"image_id": 1, "bbox": [1, 2, 3, 4], "iscrowd": 1}]
+    assert "crowd" in parse_coco(content, "x.json").frames[0].problem
+    for wrong in ([], {"images": []}, {"images": [{"id": 1, "file_name": "a"}] * 2, "annotations": []}):
+        with pytest.raises(InputError, match=r"x\.json"):
+            parse_coco(wrong, "x.json")
+
+
+def table(*rows, header="image,xmin,ymin,xmax,ymax"):
+    columns = header.split(",")
+    return pd.DataFrame([row.split(",") for row in rows], columns=columns, index=range(2, len(rows) + 2), dtype=object)
+
+
+def test_table_joins_rows_and_reads_empty_edges_as_no_polyp():
+    read = parse_table(table("a,1,2,3,4", "b,,,,", "a,5,6,7,8"), "x.csv")
+    assert [(f.image, f.boxes, f.problem) for f in read.frames] == [
+        ("a", ((1, 2, 3, 4), (5, 6, 7, 8)), None),
+        ("b", (), None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (["a,1,2,x,4"], "row 2: xmax is 'x', expected a number"),
+        (["a,1,2,,4"], "row 2: only xmin and ymin and ymax of the four edges"),
+        (["a,1,2,3,4", "a,,,,"], "row 2 and row 3 contradict"),
+        (["a,1,2,3,4", "a,1,2,x,4"], "row 3: xmax"),
+    ],
+)
+def test_unreadable_row_spoils_its_frame_only(rows, reason):
+    read = parse_table(table(*rows, "good,1,2,3,4"), "x.csv")
+    assert reason in read.frames[0].problem
+    assert read.frames[1].problem is None
+
+
+def test_row_without_an_image_is_listed():
+    assert parse_table(table(",1,2,3,4"), "x.csv").problems == [("x.csv", "row 2: no image in column 'image'")]
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "message"),
+    [
+        ("image,xmin,ymin,xmax", ["a,1,2,3"], r"lacks the columns \['ymax'\]"),
+        ("image,path,xmin,ymin,xmax,ymax", ["a,a,1,2,3,4"], "could each be the image column"),
+        ("image,xmin,ymin,xmax,ymax,split", ["a,1,2,3,4,dev"], "row 2: split is 'dev'"),
+        (
+            "image,xmin,ymin,xmax,ymax,sequence",
+            ["a,1,2,3,4,1", "a,1,2,3,4,2"],
+            "sequence '1' in row 2 and '2' in row 3",
+        ),
+    ],
+)
+def test_tables_that_mean_nothing_certain_are_refused(header, rows, message):
+    with pytest.raises(InputError, match=message):
+        parse_table(table(*rows, header=header), "x.csv")
