@@ -29,7 +29,7 @@ from kdml_med.shards import ShardWriter
 
 NEGATIVE, POLYP = FRAME_CLASSES
 _RECORD_KEY = b"kdml_med.frames"
-_MAX_LOST = 0.1  # share of a box that may lie on what was cut off or painted over
+_MAX_LOST = 0.25  # share of a box that may lie on what was cut off or painted over; people draw loosely
 
 
 @dataclass
@@ -89,6 +89,7 @@ class _ShardBuilder:
         self._shard, self._name, self._options = shard, name, options
         self.record = record
         self.rows: list[dict[str, Any]] = []
+        self._seen: set[int | None] = set()  # numbers of the frames of the video at work
 
     def read(self, item: FrameItem) -> Iterator[tuple[int | None, Image]]:
         """Frames of an image or video; what cannot be read goes to the record."""
@@ -101,24 +102,26 @@ class _ShardBuilder:
             self.record.failures.append((item.source.name, str(error)))
 
     def _read_video(self, item: FrameItem) -> Iterator[tuple[int, Image]]:
-        taken: set[int | None] = set()
-        count: int | None = None  # of all frames; unknown where the video was read to its end
+        self._seen = set()
         try:
-            for number, image in iterate_video(item.source.path, self._options.fps):
-                taken.add(number)
-                yield number, image
+            count = yield from iterate_video(item.source.path, self._options.fps)
         except VideoCutShortError as error:
-            count = error.frames
+            self._check_numbers(item, error.frames)
             raise
-        finally:
-            missed = sorted(number for number in item.entries if number is not None and number not in taken)
-            self.record.passed_over += sum(count is None or number < count for number in missed)
-            for number in missed:
-                if count is not None and number >= count:
-                    self.record.failures.append((f"{item.source.name}/{number}", "annotated, but not decoded"))
+        self._check_numbers(item, count)
+
+    def _check_numbers(self, item: FrameItem, count: int) -> None:
+        """Note annotated frames that were not handed out, by the frame rate or because the video has no such frame."""
+        for number in sorted(number for number in item.entries if number is not None and number not in self._seen):
+            if number < count:
+                self.record.passed_over += 1
+            else:
+                reason = f"annotated, but the video has only {count} frames"
+                self.record.failures.append((f"{item.source.name}/{number}", reason))
 
     def add(self, item: FrameItem, number: int | None, image: Image) -> None:
         """Store one frame, or note why not."""
+        self._seen.add(number)
         sample_id = item.source.name if number is None else f"{item.source.name}/{number:06}"
         entry = item.entries.get(number)
         if number in item.blocked:
@@ -175,8 +178,14 @@ class _ShardBuilder:
             mask = read_mask(entry.mask)
             entry = replace(entry, boxes=boxes_of_mask(mask), width=mask.shape[1], height=mask.shape[0])
         checked = check_boxes(entry, width, height)
-        stored = prepared.placement.to_stored(checked)
-        for box in checked:
+        limit, scale = self._options.min_box_px, prepared.placement.scale
+        kept = [i for i, box in enumerate(checked) if min(box[2] - box[0], box[3] - box[1]) * scale >= limit]
+        specks = len(checked) - len(kept)
+        if specks and not kept:
+            raise FrameError(
+                f"no box has sides of at least {limit:g} px when stored; a speck is no polyp and no negative"
+            )
+        for box in (checked[i] for i in kept):
             lost = prepared.lost_share(box)
             if lost > _MAX_LOST:
                 shown = ", ".join(f"{edge:g}" for edge in box)
@@ -184,16 +193,10 @@ class _ShardBuilder:
                     f"{lost:.0%} of box [{shown}] lies on what was taken for border or overlay; if that is wrong, "
                     "prepare the frames with --no-crop --no-mask-overlays"
                 )
-        limit = self._options.min_box_px
-        kept = [i for i, box in enumerate(stored) if min(box[2] - box[0], box[3] - box[1]) >= limit]
-        specks = len(stored) - len(kept)
-        if specks and not kept:
-            raise FrameError(
-                f"no box has sides of at least {limit:g} px when stored; a speck is no polyp and no negative"
-            )
         if specks:
-            reason = f"{specks} of {len(stored)} boxes dropped: a side is under {limit:g} px when stored"
+            reason = f"{specks} of {len(checked)} boxes dropped: a side is under {limit:g} px when stored"
             self.record.failures.append((sample_id, reason))
+        stored = prepared.placement.to_stored(checked)
         polyps = [entry.polyps[i] for i in kept] if entry.polyps else []
         named = [polyp for polyp in polyps if polyp is not None]
         return [stored[i] for i in kept], named if kept and len(named) == len(kept) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import av
@@ -31,7 +31,7 @@ class VideoCutShortError(FrameError):
         self.frames = frames
 
 
-def iterate_video(path: Path, fps: float) -> Iterator[tuple[int, Image]]:
+def iterate_video(path: Path, fps: float) -> Generator[tuple[int, Image], None, int]:
     """Decode a video and give out frames at an even rate.
 
     A frame is due whenever its time, counted from the first frame, reaches the next multiple of 1 / fps; so the same
@@ -43,6 +43,9 @@ def iterate_video(path: Path, fps: float) -> Iterator[tuple[int, Image]]:
 
     Yields:
         Number of the frame and its pixels, uint8, [height, width, 3], RGB.
+
+    Returns:
+        How many frames the video has; what ``yield from`` gives, not needed in a loop.
 
     Raises:
         FrameError: the file is no video, or empty.
@@ -56,10 +59,10 @@ def iterate_video(path: Path, fps: float) -> Iterator[tuple[int, Image]]:
     with container:
         if not container.streams.video:
             raise FrameError("the file has no video in it")
-        yield from _decode(container, container.streams.video[0], fps)
+        return (yield from _decode(container, container.streams.video[0], fps))
 
 
-def _decode(container: InputContainer, stream: VideoStream, fps: float) -> Iterator[tuple[int, Image]]:
+def _decode(container: InputContainer, stream: VideoStream, fps: float) -> Generator[tuple[int, Image], None, int]:
     stream.thread_type = "AUTO"
     count, start, seconds, due = 0, 0.0, 0.0, 0
     try:
@@ -80,9 +83,12 @@ def _decode(container: InputContainer, stream: VideoStream, fps: float) -> Itera
         ) from error
     expected = _expected_frames(container, stream)
     if expected is not None and count < expected:
-        raise VideoCutShortError(f"cut short: {count} frames of about {expected}; these are used", count)
+        raise VideoCutShortError(
+            f"cut short: the header promises {expected} frames or more, there are {count}; these are used", count
+        )
     if count == 0:
         raise FrameError("no frame of the video could be decoded")
+    return count
 
 
 def _expected_frames(container: InputContainer, stream: VideoStream) -> int | None:

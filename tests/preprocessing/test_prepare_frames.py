@@ -1,0 +1,119 @@
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from kdml_med.errors import ExitCode
+from kdml_med.manifest import read_info, read_manifest
+from kdml_med.splits import assign_splits
+from preprocessing.make_splits import command as make_splits
+from preprocessing.prepare_frames import main
+from preprocessing.program import run
+from tests.colonoscopy.pictures import contents, save, save_mask
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """The program inside this process: quicker, for what does not depend on processes."""
+
+    def run_main(*arguments):
+        monkeypatch.setattr(sys, "argv", ["prepare_frames", *map(str, arguments), "--workers", "1"])
+        with pytest.raises(SystemExit) as exit_info:
+            run(main)
+        return subprocess.CompletedProcess(arguments, exit_info.value.code, *capsys.readouterr())
+
+    return run_main
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Ten sequences of two frames, each with a polyp; one more without any."""
+    folder = tmp_path_factory.mktemp("clips")
+    for number in range(11):
+        for frame in range(2):
+            save(folder / "images" / f"s{number}" / f"{frame}.png", seed=100 * number + frame)
+            boxes = [(60, 40, 100, 90)] if number < 10 else []
+            save_mask(folder / "masks" / f"s{number}" / f"{frame}.png", boxes)
+    return folder
+
+
+def test_sequences_are_split_whole_though_only_one_has_no_polyp(call, clips, tmp_path):
+    done = call(clips / "images", "--out", tmp_path / "out", "--annotations", clips / "masks")
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert "22 frames: 20 with polyps (20 boxes), 2 negative, 0 unlabelled; 11 sequences" in done.stdout
+    assert "11/11" in done.stderr
+    assert "sequences  frames" in done.stdout
+    manifest = read_manifest(tmp_path / "out")
+    parts = assign_splits(tmp_path / "out", manifest, read_info(tmp_path / "out"))
+    assert set(parts) == {"train", "val", "test"}
+    assert (parts.groupby(manifest["sequence_id"]).nunique() == 1).all()
+    assert set(parts[manifest["label"] == "polyp"]) == {"train", "val", "test"}
+
+
+def test_splits_can_be_left_for_later_and_made_by_their_own_program(call, clips, tmp_path):
+    out = tmp_path / "out"
+    call(clips / "images", "--out", out, "--annotations", clips / "masks", "--no-splits")
+    assert not (out / "splits.csv").exists()
+    make_splits(out, folds=5)
+    again = call(clips / "images", "--out", out, "--annotations", clips / "masks")
+    assert again.returncode == ExitCode.OK, again.stderr
+    assert pd.read_csv(out / "splits.csv").columns.tolist() == ["patient_id", "fold"]
+
+
+def test_too_few_sequences_leave_the_frames_without_splits(call, clips, tmp_path):
+    done = call(clips / "images" / "s0", "--out", tmp_path / "out", "--annotations", clips / "masks" / "s0")
+    assert done.returncode == ExitCode.OK
+    assert "NOTE: nothing tells which frames belong to one sequence" in done.stdout
+    assert "no splits: 3 parts need at least 3 sequences" in done.stdout
+
+
+def test_problems_give_their_own_exit_code(call, clips, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "empty.png").write_bytes(b"")
+    save(tmp_path / "in" / "good.png")
+    done = call(tmp_path / "in", "--out", tmp_path / "out", "--png", "--synthetic")
+    assert done.returncode == ExitCode.SOME_FAILED
+    assert "empty.png: the file is empty" in done.stdout
+    assert read_info(tmp_path / "out").synthetic
+    assert read_manifest(tmp_path / "out")["sample_id"].tolist() == ["good.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "pdf"], "--format is 'pdf'"),
+        (["--size", "8"], "--size is 8"),
+        (["--annotations", "absent.csv"], "absent.csv does not exist"),
+        (["--polyp-class", "adenoma"], "--polyp-class needs --annotations"),
+        (["--sequence-from", "column"], "no sequence column"),
+        (["--split", "dev"], "--split is 'dev'"),
+    ],
+)
+def test_wrong_arguments_are_explained_without_a_traceback(call, clips, tmp_path, arguments, message):
+    done = call(clips / "images", "--out", tmp_path / "out", *arguments)
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_run_killed_at_any_moment_goes_on_to_the_same_bytes(clips, tmp_path):
+    arguments = [str(clips / "images"), "--annotations", str(clips / "masks"), "--workers", "2"]
+    program = [sys.executable, "-m", "preprocessing.prepare_frames", *arguments]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    done = subprocess.run([*program, "--out", str(whole)], capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.OK, done.stderr
+    process = subprocess.Popen([*program, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and process.poll() is None and len(list(out.glob("shards/*.parquet"))) < 2:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "splits.csv").exists()  # it did die before the end
+    done = subprocess.run([*program, "--out", str(out)], capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert contents(out) == contents(whole)
