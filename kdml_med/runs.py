@@ -8,6 +8,7 @@ predictions.parquet     classification: one row per tile and network
 patients.csv            classification: one row per patient (or slide), one probability column per network
 detections.parquet      detection: one row per detected box and network
 sequences.csv           detection: one row per sequence
+speed.json              detection: frames per second of every network on the machine at hand
 metrics.json            figures with intervals
 """
 
@@ -37,6 +38,7 @@ PREDICTIONS_FILE = "predictions.parquet"
 PATIENTS_FILE = "patients.csv"
 DETECTIONS_FILE = "detections.parquet"
 SEQUENCES_FILE = "sequences.csv"
+SPEED_FILE = "speed.json"
 CHECKPOINTS_DIR = "checkpoints"
 TENSORBOARD_DIR = "tensorboard"
 

@@ -14,6 +14,7 @@ from kdml_med.bundle.preparation import (
     run_training,
 )
 from kdml_med.bundle.results import save_evaluation, save_inference
+from kdml_med.bundle.speed import save_speed
 
 __all__ = [
     "build_loss",
@@ -30,4 +31,5 @@ __all__ = [
     "save_detection_evaluation",
     "save_evaluation",
     "save_inference",
+    "save_speed",
 ]
