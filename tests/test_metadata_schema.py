@@ -5,9 +5,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-BUNDLE = Path(__file__).parents[1] / "bundles" / "msi_kdml"
-METADATA = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
-SCHEMA = json.loads((BUNDLE / "docs" / "metadata_schema.json").read_text())
+BUNDLES = Path(__file__).parents[1] / "bundles"
+NAMES = ["msi_kdml", "polyp_kdml"]
+METADATA = json.loads((BUNDLES / "msi_kdml" / "configs" / "metadata.json").read_text())
+SCHEMA = json.loads((BUNDLES / "metadata_schema.json").read_text())
 
 REQUIRED = [
     "version",
@@ -46,8 +47,9 @@ def test_schema_is_itself_valid():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
-def test_metadata_of_the_bundle_fits_the_schema():
-    jsonschema.validate(METADATA, SCHEMA)
+@pytest.mark.parametrize("name", NAMES)
+def test_metadata_of_the_bundles_fits_the_schema(name):
+    jsonschema.validate(json.loads((BUNDLES / name / "configs" / "metadata.json").read_text()), SCHEMA)
 
 
 @pytest.mark.parametrize("key", REQUIRED)

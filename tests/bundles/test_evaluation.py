@@ -117,7 +117,7 @@ def test_student_exports_to_onnx_with_the_same_answers(trained: Path, tmp_path: 
 
 
 def test_metadata_is_verified_with_the_shipped_schema() -> None:
-    schema = "bundles/msi_kdml/docs/metadata_schema.json"
+    schema = "bundles/metadata_schema.json"
     result = run_bundle("verify_metadata", "--meta_file", CONFIGS / "metadata.json", "--filepath", schema)
     assert "metadata is verified with no error" in result.stdout + result.stderr
 
