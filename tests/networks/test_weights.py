@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from kdml_med.errors import InputError
 from kdml_med.networks import MobileNetV2, build_cohort, build_network, load_initial_weights
+from kdml_med.networks.retinanet import RetinaNet
 from kdml_med.networks.weights import read_state_dict
 from tests.networks.tiny import TINY, TinyNet
 
@@ -207,3 +208,64 @@ def test_imagenet_weights_fill_whole_and_shortened_mobilenets(last_block):
     features = network.eval().features(torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0)))
     assert torch.isfinite(features).all()
     assert 0.01 < features.std() < 10
+
+
+def detector(**settings):
+    return RetinaNet(**({"width": 8, "head_convs": 1} | settings))
+
+
+@pytest.mark.parametrize("last_block", [13, 15, None])
+def test_published_weights_fill_the_body_of_a_detector_and_leave_the_rest_alone(tmp_path, last_block):
+    source, network = MobileNetV2(1000).state_dict(), detector(last_block=last_block)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    # Nothing of the body stays random: the classifier, and layers behind its end, have no place in a detector.
+    assert load_initial_weights(network, save(tmp_path / "mobilenet_v2.safetensors", source)) == []
+    filled = network.body.state_dict()
+    assert filled.keys() < source.keys()
+    assert_equal(filled, {name: source[name] for name in filled})
+    for name, value in network.state_dict().items():
+        assert ".body." in name or torch.equal(value, before[name]), name
+    assert torch.equal(
+        network.state_dict()["detector.feature_extractor.body.features.0.0.weight"], source["features.0.0.weight"]
+    )
+
+
+def test_published_weights_fill_a_resnet_body(tmp_path):
+    source, network = build_network("resnet18", num_classes=1000).state_dict(), detector(body="resnet18")
+    assert load_initial_weights(network, save(tmp_path / "resnet18.pth", source)) == []
+    assert_equal(network.body.state_dict(), {name: source[name] for name in network.body.state_dict()})
+
+
+@pytest.mark.parametrize(
+    ("settings", "found", "message"),
+    [
+        ({}, {"name": "mobilenet_v2", "last_block": 13}, "MobileNetV2: .*first 'features.14.conv.0.0.weight'.*nothing"),
+        ({}, "resnet18", "MobileNetV2: .*first 'features.0.0.weight'.*found nothing"),
+        ({"body": "resnet18"}, "resnet34", "ResNet: .*first 'layer1.2.conv1.weight', have no place in it"),
+        ({"body": "resnet18"}, "mobilenet_v2", "ResNet: .*first 'conv1.weight'.*found nothing"),
+    ],
+    ids=str,
+)
+def test_weights_of_another_body_are_refused_and_change_nothing(tmp_path, settings, found, message):
+    path = save(tmp_path / "other.pth", build_network(found, num_classes=2).state_dict())
+    network = detector(**settings)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(InputError, match=message):
+        load_initial_weights(network, path)
+    assert_equal(network.state_dict(), before)
+
+
+def test_weights_of_a_body_go_to_every_detector_that_has_it(tmp_path):
+    source = MobileNetV2(1000).state_dict()
+    path = str(save(tmp_path / "mobilenet_v2.pth", source))
+    small = {"name": "retinanet", "width": 8, "head_convs": 1}
+    cohort = build_cohort(
+        task="detection",
+        num_classes=1,
+        teacher=small | {"body": "resnet18"},
+        students=[small | {"body": "mobilenet_v2"}, small | {"body": "mobilenet_v2", "last_block": 13}],
+        initial_weights={"mobilenet_v2": path},
+    )
+    for name in cohort.student_names:
+        filled = cohort.networks[name].body.state_dict()
+        assert_equal(filled, {entry: source[entry] for entry in filled})
