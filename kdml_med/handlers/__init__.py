@@ -4,9 +4,10 @@ from kdml_med.handlers.checkpoint import CohortCheckpoint
 from kdml_med.handlers.detection import CohortDetections, DetectionMetrics
 from kdml_med.handlers.metrics import CohortMetrics, CohortPredictions, at_least_as_good
 from kdml_med.handlers.progress import CohortProgress
-from kdml_med.handlers.tensorboard import CohortTensorBoard
+from kdml_med.handlers.tensorboard import ClassificationTensorBoard, CohortTensorBoard, DetectionTensorBoard
 
 __all__ = [
+    "ClassificationTensorBoard",
     "CohortCheckpoint",
     "CohortDetections",
     "CohortMetrics",
@@ -14,5 +15,6 @@ __all__ = [
     "CohortProgress",
     "CohortTensorBoard",
     "DetectionMetrics",
+    "DetectionTensorBoard",
     "at_least_as_good",
 ]

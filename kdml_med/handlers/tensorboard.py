@@ -3,48 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from ignite.engine import Engine, Events
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from monai.engines import Evaluator, Trainer
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
 from kdml_med.handlers.metrics import UNDEFINED
-from kdml_med.keys import NetworkName, OutputKey
+from kdml_med.handlers.tensorboard_boxes import box_agreement, froc_figure
+from kdml_med.handlers.tensorboard_frames import frame_figures
+from kdml_med.handlers.tensorboard_tiles import tile_figures
+from kdml_med.keys import OutputKey
 from kdml_med.metrics.aggregation import AggregationMethod, Level, aggregate_predictions
+from kdml_med.metrics.box_matching import finite
+from kdml_med.metrics.detection import DEFAULT_THRESHOLD, by_network
 from kdml_med.runs import network_order
 
-FIGURES = ("auroc", "accuracy")
 COHORT_RUN = "cohort"
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class CohortTensorBoard:
-    """Writes scalars, example tiles, precision-recall curves and settings as TensorBoard events.
+    """Writes losses, learning rates, weights of the losses and settings as TensorBoard events; a task adds its own.
 
     Every network, and the ensemble, is a run of its own below ``log_dir``, so that one chart shows all of them, each in
-    its colour: ``train/task_loss``, ``train/kd_loss``, ``train/ml_loss``, ``train/learning_rate`` (per iteration),
-    ``val/tile_auroc``, ``val/patient_auroc``, ``val/tile_accuracy``, ``val/patient_accuracy`` and
-    ``val/precision_recall`` (per epoch). What belongs to no single network is in run "cohort": ``train/total_loss``,
-    the weights of the terms (``weights/beta``), the agreement between networks (``val/agreement_…``), example tiles
-    with every network's answer, and the settings (HPARAMS).
+    its colour: ``train/task_loss``, ``train/kd_loss``, ``train/ml_loss``, ``train/learning_rate`` (per iteration). What
+    belongs to no single network is in run "cohort": ``train/total_loss``, the weights of the terms (``weights/beta``)
+    and the settings (HPARAMS).
 
     Args:
         log_dir: folder of the runs.
         optimizer: its learning rates are shown.
-        evaluator: validation engine with ``CohortMetrics``; None shows training only.
+        evaluator: validation engine; None shows training only.
         settings: knobs of the run, for the HPARAMS page.
-        level: "patient" or "slide", as in ``CohortMetrics``.
-        aggregation: likewise.
         interval: iterations between two points of a loss curve.
-        tiles: how many example tiles to show, half of them the ensemble's worst errors.
     """
 
     def __init__(
@@ -54,18 +54,22 @@ class CohortTensorBoard:
         evaluator: Evaluator | None = None,
         *,
         settings: Mapping[str, Any] | None = None,
-        level: Level = "patient",
-        aggregation: AggregationMethod = "mean",
         interval: int = 1,
-        tiles: int = 8,
     ) -> None:
         self.log_dir = Path(log_dir)
         self.optimizer, self.evaluator = optimizer, evaluator
         self.settings = dict(settings or {})
-        self.level, self.aggregation = level, aggregation
-        self.interval, self.tiles = interval, tiles
+        self.interval = interval
         self.writers: dict[str, SummaryWriter] = {}
         self.first_iteration = 1
+
+    @abstractmethod
+    def show_validation(self, engine: Engine) -> None:
+        """Write what a finished validation found.
+
+        Args:
+            engine: the evaluator; its epoch is that of the training.
+        """
 
     def attach(self, engine: Trainer) -> None:
         """Register with the trainer, and with the evaluator where there is one."""
@@ -84,6 +88,32 @@ class CohortTensorBoard:
         if run not in self.writers:
             self.writers[run] = SummaryWriter(str(self.log_dir / run), purge_step=self.first_iteration)
         return self.writers[run]
+
+    def write_metrics(self, engine: Engine, networks: Iterable[str], figures: Iterable[str]) -> None:
+        """Write ``val/{figure}`` of each network where it is defined.
+
+        Args:
+            engine: the evaluator, with metrics named "{network}_{figure}".
+            networks: names of networks.
+            figures: names of figures.
+        """
+        figures = list(figures)
+        for name in networks:
+            for figure in figures:
+                value = engine.state.metrics.get(f"{name}_{figure}", math.nan)
+                if not math.isnan(value) and value != UNDEFINED:
+                    self.writer(name).add_scalar(f"val/{figure}", value, engine.state.epoch)
+
+    def write_agreement(self, engine: Engine, values: Mapping[str, float]) -> None:
+        """Write those of the values whose names are "agreement_{a}_{b}", for networks a and b, below ``val/``."""
+        for name, value in values.items():
+            if name.startswith("agreement_"):
+                self.writer(COHORT_RUN).add_scalar(f"val/{name}", value, engine.state.epoch)
+
+    def write_images(self, engine: Engine, images: Mapping[str, Pixels]) -> None:
+        """Write images (uint8, [height, width, 3]) by tag."""
+        for tag, image in images.items():
+            self.writer(COHORT_RUN).add_image(tag, image, engine.state.epoch, dataformats="HWC")
 
     def _epoch_started(self, engine: Engine) -> None:
         if not self.writers:
@@ -109,33 +139,10 @@ class CohortTensorBoard:
 
     def _validation(self, engine: Engine) -> None:
         if not self.writers:
-            return
-        epoch, metrics = engine.state.epoch, engine.state.metrics
-        predictions: pd.DataFrame = engine.state.predictions
-        for name in sorted(predictions["network"].unique(), key=network_order):
-            for level in dict.fromkeys(("tile", self.level)):
-                for figure in FIGURES:
-                    value = metrics.get(f"{name}_{level}_{figure}", math.nan)
-                    if not math.isnan(value) and value != UNDEFINED:
-                        self.writer(name).add_scalar(f"val/{level}_{figure}", value, epoch)
-        for name, value in metrics.items():
-            if name.startswith("agreement_"):
-                self.writer(COHORT_RUN).add_scalar(f"val/{name}", value, epoch)
-        self._precision_recall(predictions, epoch)
-        dataset = getattr(engine.data_loader, "dataset", None)
-        if self.tiles and hasattr(dataset, "read"):
-            for tag, image in tile_figures(dataset, predictions, count=self.tiles).items():
-                self.writer(COHORT_RUN).add_image(tag, image, epoch, dataformats="HWC")
+            return  # an evaluation before or after the training
+        self.show_validation(engine)
         for writer in self.writers.values():
             writer.flush()
-
-    def _precision_recall(self, predictions: pd.DataFrame, epoch: int) -> None:
-        labelled = predictions[predictions["label"] >= 0]
-        if labelled["label"].nunique() < 2:
-            return
-        for name, rows in aggregate_predictions(labelled, self.level, self.aggregation).groupby("network"):
-            labels, probabilities = rows["label"].to_numpy(dtype=np.int64), rows["probability"].to_numpy()
-            self.writer(str(name)).add_pr_curve("val/precision_recall", labels, probabilities, epoch)
 
     def _finish(self, engine: Engine) -> None:
         if not self.writers:
@@ -161,61 +168,109 @@ class CohortTensorBoard:
         self.writers = {}
 
 
-def _hparam(value: Any) -> bool | int | float | str:
-    return value if isinstance(value, bool | int | float | str) else str(value)
+class ClassificationTensorBoard(CohortTensorBoard):
+    """Adds the figures of classifiers, their precision-recall curves and example tiles.
 
-
-def tile_figures(
-    dataset: Any, predictions: pd.DataFrame, *, count: int = 8
-) -> dict[str, np.ndarray[Any, np.dtype[np.uint8]]]:
-    """Example tiles with their label and every network's probability of the positive class.
-
-    Half are spread evenly over the split and stay the same from epoch to epoch; the others are the tiles on which the
-    ensemble is most wrong now. A wrong decision has a red title.
+    Per epoch, for every network and the ensemble: ``val/tile_auroc``, ``val/patient_auroc``, ``val/tile_accuracy``,
+    ``val/patient_accuracy`` and ``val/precision_recall``. In run "cohort": the agreement between networks
+    (``val/agreement_…``) and example tiles with every network's answer.
 
     Args:
-        dataset: gives ``read(index)`` (uint8 [height, width, 3]) and ``classes``; samples in the order of the tiles.
-        predictions: columns of ``PredictionColumn``.
-        count: number of tiles.
-
-    Returns:
-        uint8, [height, width, 3], by tag.
+        log_dir: see ``CohortTensorBoard``.
+        optimizer: likewise.
+        evaluator: validation engine with ``CohortMetrics``; None shows training only.
+        level: "patient" or "slide", as in ``CohortMetrics``.
+        aggregation: likewise.
+        tiles: how many example tiles to show, half of them the ensemble's worst errors.
+        **kwargs: see ``CohortTensorBoard``.
     """
-    # Rows of one network stand in loading order, which is the order of the dataset.
-    wide = {str(name): rows.reset_index(drop=True) for name, rows in predictions.groupby("network", sort=False)}
-    ensemble = wide[NetworkName.ENSEMBLE.value]
-    fixed = np.linspace(0, len(ensemble) - 1, min(count // 2, len(ensemble))).round().astype(int).tolist()
-    error = (ensemble["probability"] - ensemble["label"]).abs().where(ensemble["label"] >= 0, 0.0)
-    worst = [int(index) for index in error.sort_values(ascending=False, kind="stable").index if index not in fixed]
-    tags = {f"val_tiles_spread/{number}": index for number, index in enumerate(dict.fromkeys(fixed), start=1)}
-    tags |= {f"val_tiles_worst/{number}": index for number, index in enumerate(worst[: count - len(tags)], start=1)}
-    names = sorted(wide, key=network_order)
-    positive = dataset.classes[-1] if dataset.classes else "positive"
-    figures = {}
-    for tag, index in tags.items():
-        label = int(ensemble["label"][index])
-        truth = dataset.classes[label] if label >= 0 else "no label"
-        lines = [f"{name:<10}{wide[name]['probability'][index]:.2f}" for name in names]
-        figures[tag] = _tile_figure(
-            dataset.read(index),
-            title=f"{truth} · {ensemble['patient_id'][index]}",
-            text="\n".join([f"probability of {positive}", *lines]),
-            wrong=label >= 0 and bool(error[index] > 0.5),
-        )
-    return figures
+
+    figures = ("auroc", "accuracy")
+
+    def __init__(
+        self,
+        log_dir: str | Path,
+        optimizer: Optimizer,
+        evaluator: Evaluator | None = None,
+        *,
+        level: Level = "patient",
+        aggregation: AggregationMethod = "mean",
+        tiles: int = 8,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(log_dir, optimizer, evaluator, **kwargs)
+        self.level, self.aggregation, self.tiles = level, aggregation, tiles
+
+    def show_validation(self, engine: Engine) -> None:
+        """Write figures, curves, agreement and tiles."""
+        predictions: pd.DataFrame = engine.state.predictions
+        names = sorted(predictions["network"].unique(), key=network_order)
+        levels = dict.fromkeys(("tile", self.level))
+        self.write_metrics(engine, names, [f"{level}_{figure}" for level in levels for figure in self.figures])
+        self.write_agreement(engine, engine.state.metrics)
+        self._precision_recall(predictions, engine.state.epoch)
+        dataset = getattr(engine.data_loader, "dataset", None)
+        if self.tiles and hasattr(dataset, "read"):
+            self.write_images(engine, tile_figures(dataset, predictions, count=self.tiles))
+
+    def _precision_recall(self, predictions: pd.DataFrame, epoch: int) -> None:
+        labelled = predictions[predictions["label"] >= 0]
+        if labelled["label"].nunique() < 2:
+            return
+        for name, rows in aggregate_predictions(labelled, self.level, self.aggregation).groupby("network"):
+            labels, probabilities = rows["label"].to_numpy(dtype=np.int64), rows["probability"].to_numpy()
+            self.writer(str(name)).add_pr_curve("val/precision_recall", labels, probabilities, epoch)
 
 
-def _tile_figure(
-    tile: np.ndarray[Any, np.dtype[np.uint8]], *, title: str, text: str, wrong: bool
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    # As wide as TensorBoard's image cards, so that the text is readable without enlarging.
-    figure = Figure(figsize=(2.5, 3.0 + 0.17 * text.count("\n")), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    axis.set_axis_off()
-    axis.imshow(tile)
-    axis.set_title(title, fontsize=10, color="firebrick" if wrong else "black")
-    figure.supxlabel(text, fontsize=8, family="monospace", x=0.08, ha="left", ma="left")
-    canvas.draw()
-    image: np.ndarray[Any, np.dtype[np.uint8]] = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-    return image
+class DetectionTensorBoard(CohortTensorBoard):
+    """Adds the figures of detectors, their FROC curves and example frames.
+
+    Per epoch, for every network and the ensemble: ``val/ap``, ``val/ap50``, ``val/ap75``, ``val/froc_mean``,
+    ``val/f1`` and ``val/false_positives_per_negative_frame``, the last two at the network's own threshold, the one with
+    the best F1. In run "cohort": one picture with all FROC curves (``val/froc``), the agreement between networks
+    (``val/agreement_…``, see ``box_agreement``) and example frames with every network's boxes.
+
+    Args:
+        log_dir: see ``CohortTensorBoard``.
+        optimizer: likewise.
+        evaluator: validation engine with ``DetectionMetrics``; None shows training only.
+        frames: how many example frames to show that stay the same, spread over the split.
+        worst_frames: how many to show on which the ensemble is most wrong now.
+        **kwargs: see ``CohortTensorBoard``.
+    """
+
+    figures = ("ap", "ap50", "ap75", "froc_mean", "f1", "false_positives_per_negative_frame")
+
+    def __init__(
+        self,
+        log_dir: str | Path,
+        optimizer: Optimizer,
+        evaluator: Evaluator | None = None,
+        *,
+        frames: int = 6,
+        worst_frames: int = 4,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(log_dir, optimizer, evaluator, **kwargs)
+        self.frames, self.worst_frames = frames, worst_frames
+
+    def show_validation(self, engine: Engine) -> None:
+        """Write figures, curves, agreement and frames."""
+        dataset, metrics = engine.data_loader.dataset, engine.state.metrics
+        names = sorted(engine.state.networks, key=network_order)
+        thresholds = {name: float(metrics.get(f"{name}_threshold", DEFAULT_THRESHOLD)) for name in names}
+        # None of a network that diverged, as in its figures.
+        detections = {
+            name: rows if finite(rows) else rows.iloc[:0]
+            for name, rows in by_network(engine.state.predictions, names).items()
+        }
+        self.write_metrics(engine, names, self.figures)
+        self.write_agreement(engine, box_agreement(dataset.rows, detections, thresholds))
+        self.write_images(engine, froc_figure(dataset.rows, detections, thresholds))
+        if hasattr(dataset, "read"):
+            counts = {"spread": self.frames, "worst": self.worst_frames}
+            self.write_images(engine, frame_figures(dataset, detections, thresholds, **counts))
+
+
+def _hparam(value: Any) -> bool | int | float | str:
+    return value if isinstance(value, bool | int | float | str) else str(value)
