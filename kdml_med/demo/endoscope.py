@@ -26,7 +26,7 @@ GRIDS = (4, 2, 1)
 """Rays are marched on every 4th pixel of every 4th row first, then on every 2nd, then on all."""
 STEPS = (24, 5, 3)
 """Steps on each grid."""
-LAST_STEPS = 16
+LAST_STEPS = 32
 """Further steps for the few rays that still move then: those that graze an edge."""
 BLEND_MM = np.float32(2.0)
 """Over this distance a polyp's surface runs into the wall."""
@@ -242,6 +242,6 @@ def _dress_polyp(
     column = (place[1] * 34 + 7 * place[2]).astype(np.int64) % columns
     slope = scene.texture.bump.reshape(-1, 2).take(row * columns + column, axis=0).T
     base = scene.texture.albedo.mean(axis=(0, 1))[:, None]
-    grain = 1 + np.float32(0.5) * slope.sum(axis=0)
+    grain = np.clip(1 + np.float32(0.5) * slope.sum(axis=0), 0.6, 1.4)
     albedo[:, index] = base * polyp.colour.astype(np.float32)[:, None] * grain
     bump[:, index] = np.float32(1.3) * slope
