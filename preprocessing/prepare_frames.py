@@ -67,7 +67,7 @@ def main(
     seed: Annotated[int, Option(help="Seed of that choice.")] = 0,
     no_splits: Annotated[bool, Option("--no-splits", help="Choose none; preprocessing.make_splits can later.")] = False,
     workers: Annotated[int, Option(help="Processes; 0 takes all cores.")] = 0,
-    force: Annotated[bool, Option("--force", help="Replace splits that are frozen already.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace frozen splits, and shards of other inputs.")] = False,
     synthetic: Annotated[bool, Option("--synthetic", help="The frames are generated; reports will say so.")] = False,
 ) -> ExitCode:
     """Crop, scale and store frames with their boxes, as a dataset folder."""

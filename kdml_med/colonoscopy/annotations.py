@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -43,46 +43,55 @@ class Annotations:
     classes: tuple[str, ...] = ()
 
 
-def read_annotations(path: Path | None, sources: list[Source], options: FrameOptions) -> Annotations:
-    """Read annotations and tie them to sources.
+def find_format(path: Path, inputs: Sequence[Path], options: FrameOptions) -> str:
+    """Format of annotations: as the options say, or by the suffix of a file, or of the files in a folder.
 
     Args:
-        path: file or folder; None where there are none.
-        sources: images and videos of the input.
-        options: ``annotation_format`` and ``polyp_classes`` are used.
+        path: file or folder.
+        inputs: images, videos and their folders; a folder that is or holds one of them has no masks in it, so that
+            annotations may lie beside their images.
+        options: ``annotation_format`` is used.
 
     Raises:
-        InputError: the path does not exist, its format cannot be told, or the file as a whole cannot be used.
+        InputError: there is no such path, its format cannot be told, or the folder has files of several formats.
     """
-    if path is None:
-        if options.polyp_classes:
-            raise InputError("--polyp-class needs --annotations: name what it is about.")
-        return Annotations()
     if not path.exists():
         raise InputError(f"{path} does not exist. Check the path of the annotations.")
-    kind = detect_format(path) if options.annotation_format == "auto" else options.annotation_format
+    kind = options.annotation_format
+    if kind == "auto" and path.is_file():
+        kinds = [name for name, suffixes in _FILES.items() if path.suffix.lower() in suffixes]
+        if not kinds:
+            raise InputError(f"{path}: expected a .json (COCO) or .csv file; name the format with --format.")
+        return kinds[0]
+    if kind == "auto":
+        here = path.resolve()
+        among = any(here == item.resolve() or here in item.resolve().parents for item in inputs)
+        kinds = [name for name in _SUFFIXES if not (among and name == "masks") and _annotation_files(path, name)]
+        if len(kinds) != 1:
+            what = f"files of several formats, {kinds}" if kinds else "neither masks nor .xml nor .txt files"
+            raise InputError(
+                f"{path} holds {what}. Name the format with --format, and a COCO or CSV file by its own path."
+            )
+        return kinds[0]
     if path.is_dir() != (kind in _SUFFIXES):
         expected = "a folder" if kind in _SUFFIXES else "a file"
         raise InputError(f"annotations of the format {kind} are {expected}, {path} is not.")
-    return match_annotations(_READERS[kind](path), SourceIndex(sources), options, str(path))
+    return kind
 
 
-def detect_format(path: Path) -> str:
-    """Format of annotations: by the suffix of a file, or of the files in a folder.
+def read_annotations(path: Path, kind: str, sources: Sequence[Source], options: FrameOptions) -> Annotations:
+    """Read annotations and tie them to sources.
+
+    Args:
+        path: file or folder.
+        kind: its format, from ``find_format``.
+        sources: images and videos of the input.
+        options: ``polyp_classes`` is used.
 
     Raises:
-        InputError: it cannot be told, or the folder has files of several formats.
+        InputError: the file as a whole cannot be used, or a class that is to be a polyp does not occur.
     """
-    if path.is_file():
-        found = [name for name, suffixes in _FILES.items() if path.suffix.lower() in suffixes]
-        if not found:
-            raise InputError(f"{path}: expected a .json (COCO) or .csv file; name the format with --format.")
-        return found[0]
-    found = [name for name in _SUFFIXES if _annotation_files(path, name)]
-    if len(found) != 1:
-        what = f"files of several formats, {found}" if found else "neither masks nor .xml nor .txt files"
-        raise InputError(f"{path} holds {what}. Name the format with --format, and a COCO or CSV file by its own path.")
-    return found[0]
+    return match_annotations(_READERS[kind](path), SourceIndex(sources), options, str(path))
 
 
 def _annotation_files(folder: Path, kind: str) -> list[Path]:

@@ -12,13 +12,13 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from kdml_med.colonoscopy.annotations import read_annotations
+from kdml_med.colonoscopy.annotations import Annotations, find_format, read_annotations
 from kdml_med.colonoscopy.contact_sheet import write_contact_sheet
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.planning import Plan, make_plan
 from kdml_med.colonoscopy.pool import run_jobs
 from kdml_med.colonoscopy.report import DUPLICATES_FILE, PreparationReport
-from kdml_med.colonoscopy.sources import find_sources
+from kdml_med.colonoscopy.sources import Source, find_sources
 from kdml_med.colonoscopy.storing import (
     NEGATIVE,
     POLYP,
@@ -26,7 +26,6 @@ from kdml_med.colonoscopy.storing import (
     is_finished,
     read_sidecar,
     shard_path,
-    sidecar_path,
 )
 from kdml_med.errors import InputError
 from kdml_med.manifest import (
@@ -76,7 +75,7 @@ def prepare_frames(
         annotations: masks or VOC or YOLO folder, COCO or CSV file; None leaves every frame unlabelled.
         workers: processes.
         synthetic: the frames are generated; recorded in dataset.json.
-        force: replace other frozen splits.
+        force: replace other frozen splits, and delete shards of inputs that are not named any more.
         progress: show a bar on standard error.
 
     Raises:
@@ -85,17 +84,17 @@ def prepare_frames(
     """
     if workers < 1:
         raise InputError(f"--workers is {workers}, expected at least 1.")
-    closed = [out] + ([annotations] if annotations is not None and annotations.is_dir() else [])
-    sources = find_sources([Path(path) for path in inputs], closed)
-    known = read_annotations(annotations, sources, options)
+    sources, known = _read_inputs([Path(path) for path in inputs], out, options, annotations)
     plan = make_plan(sources, known, options)
     info = _describe(options, plan, synthetic)
     report = PreparationReport(classes=known.classes, skipped=plan.skipped, label_level=plan.label_level)
     with sole_user(out):
         _open_folder(out, info, plan, force=force)
-        _remove_leftovers(out, plan)
+        _remove_leftovers(out, plan, force=force)
         failures = list(plan.failures)
         pending = [job for job in plan.jobs if not is_finished(out, job)]
+        if pending:
+            (out / MANIFEST_FILE).unlink(missing_ok=True)  # until the end it would point into shards that change
         report.kept = len(plan.jobs) - len(pending)
         with progress_bar(len(plan.jobs), what="preparing", unit="shard", done=report.kept, show=progress) as bar:
             looked_at = Counter[str]()
@@ -112,6 +111,18 @@ def prepare_frames(
                     failures += [(item.source.name, f"{job.name}: {failure}") for item in job.items]
         _write_tables(out, plan, info, report, failures, force=force)
     return report
+
+
+def _read_inputs(
+    inputs: Sequence[Path], out: Path, options: FrameOptions, annotations: Path | None
+) -> tuple[list[Source], Annotations]:
+    if annotations is None:
+        if options.polyp_classes:
+            raise InputError("--polyp-class needs --annotations: name what it is about.")
+        return find_sources(inputs, [out]), Annotations()
+    kind = find_format(annotations, inputs, options)
+    sources = find_sources(inputs, [out, annotations] if kind == "masks" else [out])
+    return sources, read_annotations(annotations, kind, sources, options)
 
 
 def _describe(options: FrameOptions, plan: Plan, synthetic: bool) -> DatasetInfo:
@@ -157,13 +168,20 @@ def _open_folder(out: Path, info: DatasetInfo, plan: Plan, *, force: bool) -> No
                 )
 
 
-def _remove_leftovers(out: Path, plan: Plan) -> None:
-    """Delete the unfinished files of a run that was killed, and shards that are not part of the plan any more."""
+def _remove_leftovers(out: Path, plan: Plan, *, force: bool) -> None:
+    """Delete the unfinished files of a run that was killed; with ``force`` also shards that are not in the plan."""
     for path in out.rglob(".*.part"):
         path.unlink(missing_ok=True)
     names = {job.name for job in plan.jobs}
+    tables = {path.stem for path in (out / SHARDS_DIR).glob("*.parquet")}
+    strangers = sorted(tables - names)
+    if strangers and not force:
+        raise InputError(
+            f"{out} holds {len(strangers)} shards, such as {strangers[0]}, that are not among the inputs of this run. "
+            "Name all inputs in one run, choose another --out, or pass --force to delete them."
+        )
     for path in (*(out / SHARDS_DIR).glob("*.tar"), *(out / SHARDS_DIR).glob("*.parquet")):
-        if path.stem not in names or not sidecar_path(out, path.stem).exists():
+        if path.stem not in names or path.stem not in tables:
             path.unlink(missing_ok=True)
 
 
