@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 
-from kdml_med.data import NormalizeColourd, RandStainJitterd
+from kdml_med.data import NormalizeColourd, RandColourJitterd, RandStainJitterd
 
 SEEDS = st.integers(0, 2**31)
 
@@ -91,7 +91,7 @@ def test_later_random_draws_do_not_depend_on_whether_a_sample_was_changed():
     assert never.R.random_sample() == always.R.random_sample()
 
 
-@pytest.mark.parametrize("transform", [RandStainJitterd, NormalizeColourd])
+@pytest.mark.parametrize("transform", [RandStainJitterd, RandColourJitterd, NormalizeColourd])
 def test_absent_keys_are_an_error_unless_allowed(transform):
     with pytest.raises(KeyError, match="image"):
         transform("image")({"label": 1})
@@ -117,3 +117,93 @@ def test_normalisation_returns_a_plain_tensor_and_leaves_the_input():
     assert type(result) is torch.Tensor
     assert sample["image"] is image
     assert torch.equal(image.as_tensor(), torch.ones(3, 2, 2))
+
+
+NOTHING = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "balance": 0.0}
+
+
+def coloured(image, seed, **ranges):
+    """The image with only the named kinds of jitter, and the transform that holds what was drawn."""
+    transform = RandColourJitterd("image", **(NOTHING | ranges))
+    transform.set_random_state(seed=seed)
+    return transform({"image": image})["image"], transform.factors.tolist()
+
+
+def middling(seed):
+    """Values that no jitter of a tenth brings to 0 or 1."""
+    return 0.3 + 0.4 * torch.rand(3, 6, 5, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(deadline=None)
+@given(SEEDS)
+def test_no_colour_jitter_changes_nothing(seed):
+    image = eight_bit_image(seed)
+    changed, factors = coloured(image, seed)
+    torch.testing.assert_close(changed, image, rtol=1e-5, atol=1e-6)
+    assert factors == [1.0] * 6
+
+
+@settings(deadline=None)
+@given(SEEDS)
+def test_brightness_is_a_factor(seed):
+    image = middling(seed)
+    changed, (brightness, *_) = coloured(image, seed, brightness=0.1)
+    assert 0.9 <= brightness <= 1.1
+    torch.testing.assert_close(changed, image * brightness)
+
+
+@settings(deadline=None)
+@given(SEEDS)
+def test_contrast_is_a_factor_around_the_mean(seed):
+    image = middling(seed)
+    changed, (_, contrast, *_) = coloured(image, seed, contrast=0.1)
+    assert 0.9 <= contrast <= 1.1
+    assert changed.mean().item() == pytest.approx(image.mean().item(), rel=1e-4)
+    assert changed.std().item() == pytest.approx(contrast * image.std().item(), rel=1e-4)
+
+
+@settings(deadline=None)
+@given(SEEDS)
+def test_saturation_leaves_grey_alone_and_scales_the_difference_from_it(seed):
+    image = middling(seed)
+    changed, (_, _, saturation, *_) = coloured(image, seed, saturation=0.1)
+    assert 0.9 <= saturation <= 1.1
+    torch.testing.assert_close(changed.mean(dim=0), image.mean(dim=0))
+    torch.testing.assert_close(changed[0] - changed[2], saturation * (image[0] - image[2]))
+    grey = image[:1].expand(3, -1, -1)
+    torch.testing.assert_close(coloured(grey, seed, saturation=0.9)[0], grey)
+
+
+@settings(deadline=None)
+@given(SEEDS)
+def test_balance_is_a_factor_for_each_colour(seed):
+    image = middling(seed)
+    changed, factors = coloured(image, seed, balance=0.1)
+    assert len(set(factors[3:])) == 3
+    for channel, factor in enumerate(factors[3:]):
+        assert 0.9 <= factor <= 1.1
+        torch.testing.assert_close(changed[channel], image[channel] * factor)
+
+
+@settings(deadline=None)
+@given(SEEDS, st.floats(0, 1), st.floats(0, 1))
+def test_jittered_colours_stay_in_range_and_the_input_as_it_was(seed, strength, balance):
+    image = eight_bit_image(seed)
+    before = image.clone()
+    changed, _ = coloured(image, seed, **dict.fromkeys(NOTHING, strength) | {"balance": balance})
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    assert torch.equal(image, before)
+
+
+def test_colour_jitter_is_seeded_and_does_not_shift_later_draws():
+    image = middling(0)
+    (first, _), (again, _), (other, _) = (coloured(image, seed, brightness=0.2, balance=0.1) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    never, always = RandColourJitterd("image", prob=0.0), RandColourJitterd("image", prob=1.0)
+    for transform in (never, always):
+        transform.set_random_state(seed=2)
+        changed = transform({"image": image})["image"]
+        assert torch.equal(changed, image) == (transform is never)
+    assert never.R.random_sample() == always.R.random_sample()
