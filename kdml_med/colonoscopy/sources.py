@@ -53,6 +53,7 @@ def find_sources(inputs: Sequence[Path], leave_out: Sequence[Path]) -> list[Sour
         InputError: an input does not exist or holds no image or video, or two files have the same name.
     """
     found: dict[str, Source] = {}
+    files_seen: set[Path] = set()
     closed = [path.resolve() for path in leave_out]
     for path in inputs:
         if not path.exists():
@@ -66,8 +67,11 @@ def find_sources(inputs: Sequence[Path], leave_out: Sequence[Path]) -> list[Sour
             )
         lead = f"{path.resolve().name}/" if path.is_dir() and len(inputs) > 1 else ""
         for file in taken:
+            if file.resolve() in files_seen:
+                continue  # named twice, or linked to: one picture under two names could be in two splits
+            files_seen.add(file.resolve())
             name = lead + file.relative_to(root).as_posix()
-            if name in found and found[name].path.resolve() != file.resolve():
+            if name in found:
                 raise InputError(f"{found[name].path} and {file} would both be called {name!r}: rename one.")
             found[name] = Source(name, file, file.stat().st_size)
     if not found:

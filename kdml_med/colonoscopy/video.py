@@ -50,7 +50,8 @@ def iterate_video(path: Path, fps: float) -> Generator[tuple[int, Image], None, 
     Raises:
         FrameError: the file is no video, or empty.
         VideoCutShortError: after the last frame that could be decoded, when the header promises more or the data are
-            damaged. A file without such a header (MPEG transport streams) cannot be told from a short one.
+            damaged. A file without such a header (MPEG transport streams, Matroska with sound) cannot be told from a
+            short one.
     """
     try:
         container = av.open(str(path))
@@ -81,24 +82,30 @@ def _decode(container: InputContainer, stream: VideoStream, fps: float) -> Gener
         raise VideoCutShortError(
             f"damaged after {count} frames ({error.strerror}); the frames before that are used", count
         ) from error
-    expected = _expected_frames(container, stream)
-    if expected is not None and count < expected:
-        raise VideoCutShortError(
-            f"cut short: the header promises {expected} frames or more, there are {count}; these are used", count
-        )
+    missing = _missing_end(container, stream, count, seconds)
+    if missing is not None:
+        raise VideoCutShortError(f"cut short: {missing}; these are used", count)
     if count == 0:
         raise FrameError("no frame of the video could be decoded")
     return count
 
 
-def _expected_frames(container: InputContainer, stream: VideoStream) -> int | None:
-    """Least number of frames that a whole file must give, by its header; None where the header does not say."""
+def _missing_end(container: InputContainer, stream: VideoStream, count: int, seconds: float) -> str | None:
+    """What the header promises beyond the last frame; None when nothing, or when it does not say.
+
+    Args:
+        container: of the video.
+        stream: of the video.
+        count: frames decoded.
+        seconds: from the first to the last of them.
+    """
     if stream.frames:
-        return max(1, stream.frames - _SPARE_FRAMES)
-    if stream.duration and stream.time_base and stream.average_rate:
+        short = count < stream.frames - _SPARE_FRAMES
+        return f"{count} frames of {stream.frames}" if short else None
+    if stream.duration and stream.time_base:
         duration = float(stream.duration * stream.time_base)
-    elif container.duration and stream.average_rate:
+    elif container.duration and len(container.streams) == 1:  # the sound may be longer than the picture
         duration = container.duration / av.time_base
     else:
         return None
-    return max(1, int((duration - _SPARE_S) * float(stream.average_rate)))
+    return f"{count} frames, {seconds:.1f} of {duration:.1f} seconds" if seconds < duration - _SPARE_S else None

@@ -60,10 +60,10 @@ def save_mask(path: Path, boxes: list[tuple[int, int, int, int]], size: tuple[in
     return path
 
 
-def save_video(path: Path, frames: int = 50, rate: int = 25, size: tuple[int, int] = (96, 64)) -> Path:
+def save_video(path: Path, frames: int = 50, rate: int = 25, size: tuple[int, int] = (96, 64), **how: object) -> Path:
     """A video whose frame k has brightness 40 + 4 k (mod 200), so that its number can be read off."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", **how) as container:
         stream = container.add_stream("mpeg4", rate=rate)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *size, "yuv420p", 4_000_000
         for number in range(frames):

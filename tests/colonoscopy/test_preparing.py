@@ -14,6 +14,7 @@ from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.colonoscopy.report import describe_report
 from kdml_med.errors import InputError
 from kdml_med.manifest import read_info, read_manifest, read_member
+from kdml_med.shards import sole_user
 from kdml_med.splits import assign_splits
 from tests.colonoscopy.pictures import contents, save, save_mask, save_video
 
@@ -359,6 +360,20 @@ def test_same_picture_in_two_sequences_is_reported(tmp_path):
         "sample_id": ["b/1.png"],
         "same_as": ["a/1.png"],
     }
+
+
+def test_two_runs_do_not_write_to_one_folder(images, tmp_path):
+    with sole_user(tmp_path / "out"), pytest.raises(InputError, match="another run is writing"):
+        prepare(images, tmp_path / "out")
+
+
+def test_polyp_names_are_kept_only_where_every_box_has_one(images, tmp_path):
+    rows = "p1,60,40,100,90,A\np2,50,30,90,70,A\np2,110,80,150,120,\n"
+    path = table(tmp_path, "image,xmin,ymin,xmax,ymax,polyp\n" + rows)
+    prepare(images, tmp_path / "out", PLAIN, path)
+    names = read_manifest(tmp_path / "out").set_index("sample_id")["polyp_ids"]
+    assert list(names["p1.png"]) == ["A"]  # without sequences a name holds for the whole dataset
+    assert names["p2.png"] is None
 
 
 def test_contact_sheet_shows_boxes(images, tmp_path):

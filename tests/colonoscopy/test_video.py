@@ -46,6 +46,14 @@ def test_cut_video_gives_what_can_be_decoded_and_then_says_so(tmp_path, suffix):
     assert caught.value.frames == len(got)
 
 
+def test_cut_video_with_its_index_in_front_says_so(tmp_path):
+    data = save_video(tmp_path / "clip.mp4", options={"movflags": "faststart"}).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(VideoCutShortError) as caught:
+        list(iterate_video(tmp_path / "cut.mp4", 0))
+    assert 10 < caught.value.frames < 50
+
+
 def test_files_that_are_no_video_are_refused(tmp_path):
     for name, data in (("empty.mp4", b""), ("text.mp4", b"hello" * 100)):
         (tmp_path / name).write_bytes(data)

@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdml_med.colonoscopy.annotations import Annotations
+from kdml_med.colonoscopy.boxes import FrameBoxes
+from kdml_med.colonoscopy.options import FrameOptions
+from kdml_med.colonoscopy.planning import make_plan, shard_name
+from kdml_med.colonoscopy.sources import Source
+
+
+def sources(*names):
+    return [Source(name, Path("/in") / name, 1) for name in names]
+
+
+def known(**sequences):
+    frames = {(f"{name}.png", None): FrameBoxes(name, sequence=value) for name, value in sequences.items()}
+    return Annotations(frames, columns=frozenset({"sequence"}))
+
+
+@given(st.text(min_size=1, max_size=200))
+def test_shard_names_are_plain_file_names(sequence):
+    name = shard_name(sequence)
+    assert 0 < len(name) <= 80
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+    assert not name.startswith(".")
+
+
+def test_sequences_with_similar_names_get_shards_of_their_own():
+    plan = make_plan(sources("a.png", "b.png", "c.png"), known(a="p 1", b="p/1", c="P 1"), FrameOptions())
+    names = [job.name for job in plan.jobs]
+    assert len({name.lower() for name in names}) == 3
+    assert "P_1" in names
+
+
+def test_loose_frames_are_stored_500_to_a_shard():
+    plan = make_plan(sources(*(f"{i}.png" for i in range(1201))), Annotations(), FrameOptions())
+    assert [(job.name, len(job.items)) for job in plan.jobs] == [
+        ("frames-0000", 500),
+        ("frames-0001", 500),
+        ("frames-0002", 201),
+    ]
+    assert plan.label_level == "frame"
+
+
+@pytest.mark.parametrize(
+    ("names", "origin", "expected"),
+    [
+        (("a/1.png", "b/1.png"), "auto", ["a", "b"]),
+        (("a/1.png", "a/2.png"), "auto", [None, None]),
+        (("a/1.png", "a/2.png"), "folder", ["a", "a"]),
+        (("1.png", "2.png"), "folder", ["in", "in"]),
+        (("a/1.png", "b/1.png"), "none", [None, None]),
+        (("a/clip.mp4", "b/1.png"), "none", ["a/clip.mp4", None]),
+        (("a/clip.mp4", "b/1.png"), "auto", ["a/clip.mp4", None]),
+    ],
+)
+def test_sequences_come_from_where_the_option_says(names, origin, expected):
+    plan = make_plan(sources(*names), Annotations(), FrameOptions(sequence_from=origin))
+    found = {item.source.name: item.sequence_id for job in plan.jobs for item in job.items}
+    assert [found[name] for name in names] == expected
+
+
+def test_column_of_sequences_goes_before_folders_and_a_patient_holds_for_the_whole_sequence():
+    frames = known(a="s", b="s", c="t").frames
+    frames["a.png", None] = FrameBoxes("a", sequence="s", patient="P")
+    plan = make_plan(
+        sources("a.png", "b.png", "c.png"), Annotations(frames, columns=frozenset({"sequence"})), FrameOptions()
+    )
+    items = {item.source.name: item for job in plan.jobs for item in job.items}
+    assert [(items[f"{name}.png"].sequence_id, items[f"{name}.png"].patient_id) for name in "abc"] == [
+        ("s", "P"),
+        ("s", "P"),
+        ("t", None),
+    ]
+    assert [items[f"{name}.png"].frame_index for name in "abc"] == [0, 1, 0]
+    assert plan.label_level == "sequence"
