@@ -25,7 +25,7 @@ from tests.reference import bernoulli_kl, decoded_box, generalised_overlap_of, o
 
 SEEDS = st.integers(0, 2**31)
 LN3 = math.log(3)
-TINY = {"name": "retinanet", "width": 8, "head_convs": 1, "last_block": 13}
+TINY = {"name": "retinanet", "width": 16, "head_convs": 1, "last_block": 13}
 SIZE = (64, 64)
 BOXES = [
     torch.tensor([[4.0, 6, 36, 40], [30, 30, 62, 60]]),
@@ -151,7 +151,7 @@ def test_box_loss_by_hand():
     assert box_loss(answers([0.0] * 3, TRUTH[:2] + FOUND[2:], ANCHORS), TARGET).item() == pytest.approx(0, abs=1e-5)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=12)
 @given(SEEDS)
 def test_gradient_of_the_box_loss_equals_finite_differences(seed):
     prediction = requiring_gradient(random_answers(seed, ["student_0"], batch=1))["student_0"]
@@ -199,7 +199,7 @@ def test_the_weight_of_background_is_the_higher_score_of_the_two():
     assert back == pytest.approx(0.9 * bernoulli_kl(0.9, 0.1))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(SEEDS, st.floats(0.5, 10))
 def test_gradient_of_the_divergence_is_the_difference_of_softened_scores(seed, temperature):
     # d/dz of T² · KL is T · (q - p), weighted as the value is; weights are constants.
@@ -214,7 +214,7 @@ def test_gradient_of_the_divergence_is_the_difference_of_softened_scores(seed, t
     assert source.logits.grad is None
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(SEEDS, st.floats(0.5, 10))
 def test_whoever_agrees_has_nothing_to_learn(seed, temperature):
     one, other = random_answers(seed, ["student_0", "student_1"]).values()
@@ -329,7 +329,7 @@ PARTS = {"alpha": 0.8, "beta": 1.5, "gamma": 2.5, "box_weight": 0.7, "feature_we
 
 
 def test_each_network_receives_the_gradient_of_its_own_loss_only():
-    cohort = build_cohort(num_classes=1, teacher=TINY | {"width": 16}, students=[TINY] * 3, task="detection")
+    cohort = build_cohort(num_classes=1, teacher=TINY | {"width": 24}, students=[TINY] * 3, task="detection")
     image = torch.randn(3, 3, *SIZE, generator=torch.Generator().manual_seed(0))
     loss = DetectionCohortLoss(**PARTS, temperature=3.0, peer_temperature=1.5)
     terms = loss(cohort(image), (BOXES, SIZE))
@@ -402,7 +402,7 @@ def test_without_any_box_nothing_is_learnt_of_boxes():
         assert prediction.logits.grad.abs().max() > 0
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 @given(SEEDS, st.permutations(range(3)))
 def test_the_order_of_images_in_a_batch_does_not_matter(seed, order):
     predictions = random_answers(seed)

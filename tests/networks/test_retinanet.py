@@ -19,12 +19,12 @@ from kdml_med.networks import VERSIONS, MobileNetV2, build_cohort, build_network
 from kdml_med.networks.retinanet import RetinaNet
 from tests.networks.tiny import TINY as TINY_CLASSIFIER
 
-TINY = {"name": "retinanet", "width": 8, "head_convs": 1, "last_block": 13}
+TINY = {"name": "retinanet", "width": 16, "head_convs": 1, "last_block": 13}
 BODIES = ["mobilenet_v2", "resnet18", "resnet34", "resnet50"]
 
 
 def tiny(**kwargs):
-    return RetinaNet(**({"width": 8, "head_convs": 1, "last_block": 13} | kwargs))
+    return RetinaNet(**({"width": 16, "head_convs": 1, "last_block": 13} | kwargs))
 
 
 def images(seed=0, batch=2, height=64, width=128):
@@ -91,9 +91,14 @@ def test_stages_end_where_the_resolution_halves(settings, expected):
     assert stage_strides(tiny(**settings)) == expected
 
 
+def test_the_narrowest_detector_answers_for_a_single_smallest_image():
+    # The last level has one position then: a group of the norm holds two channels and nothing else.
+    assert tiny()(images(batch=1, width=64)).logits.isfinite().all()
+
+
 def test_head_convolutions_can_be_left_out():
     # A convolution of 3 x 3 with bias and a group norm, in both heads.
-    per_convolution = 2 * (9 * 8 * 8 + 8 + 2 * 8)
+    per_convolution = 2 * (9 * 16 * 16 + 16 + 2 * 16)
     sizes = [count(tiny(head_convs=number)) for number in (1, 2, 3, 4)]
     assert [later - earlier for earlier, later in pairwise(sizes)] == [per_convolution] * 3
 
@@ -101,9 +106,9 @@ def test_head_convolutions_can_be_left_out():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"width": 12}, "width must be a positive multiple of 8, got 12"),
-        ({"width": 0}, "width must be a positive multiple of 8, got 0"),
-        ({"width": -8}, "width must be a positive multiple of 8, got -8"),
+        ({"width": 20}, "width must be a multiple of 8, at least 16, got 20"),
+        ({"width": 0}, "width must be a multiple of 8, at least 16, got 0"),
+        ({"width": 8}, "width must be a multiple of 8, at least 16, got 8"),
         ({"head_convs": 0}, "head_convs must be between 1 and 4, got 0"),
         ({"head_convs": 5}, "head_convs must be between 1 and 4, got 5"),
         ({"last_block": 12}, "last_block must be between 13 and 17, got 12"),
@@ -129,8 +134,8 @@ class HandMadeLevels(nn.Module):
 
     def forward(self, image):
         height, width = image.shape[-2:]
-        levels = [torch.zeros(len(image), 8, height // stride, width // stride) for stride in STRIDES]
-        levels[self.level][:, :, self.row, self.column] = torch.arange(1.0, 9)
+        levels = [torch.zeros(len(image), 16, height // stride, width // stride) for stride in STRIDES]
+        levels[self.level][:, :, self.row, self.column] = torch.arange(1.0, 17)
         return levels
 
 
@@ -289,8 +294,8 @@ def test_every_version_is_built_of_detectors_with_students_smaller_than_their_te
 
 
 def test_detectors_of_different_bodies_and_widths_learn_from_each_other():
-    students = [{"name": "retinanet", "body": "resnet18", "width": 8}, TINY]
-    cohort = build_cohort(task="detection", num_classes=1, teacher=TINY | {"width": 16}, students=students)
+    students = [{"name": "retinanet", "body": "resnet18", "width": 16}, TINY]
+    cohort = build_cohort(task="detection", num_classes=1, teacher=TINY | {"width": 24}, students=students)
     boxes = [torch.tensor([[4.0, 4, 40, 40]]), torch.zeros(0, 4)]
     terms = DetectionCohortLoss(feature_weight=1.0)(cohort(images()), (boxes, (64, 128)))
     assert all(value.isfinite() for value in terms.values())

@@ -211,7 +211,7 @@ def test_imagenet_weights_fill_whole_and_shortened_mobilenets(last_block):
 
 
 def detector(**settings):
-    return RetinaNet(**({"width": 8, "head_convs": 1} | settings))
+    return RetinaNet(**({"width": 16, "head_convs": 1} | settings))
 
 
 @pytest.mark.parametrize("last_block", [13, 15, None])
@@ -258,7 +258,7 @@ def test_weights_of_another_body_are_refused_and_change_nothing(tmp_path, settin
 def test_weights_of_a_body_go_to_every_detector_that_has_it(tmp_path):
     source = MobileNetV2(1000).state_dict()
     path = str(save(tmp_path / "mobilenet_v2.pth", source))
-    small = {"name": "retinanet", "width": 8, "head_convs": 1}
+    small = {"name": "retinanet", "width": 16, "head_convs": 1}
     cohort = build_cohort(
         task="detection",
         num_classes=1,
