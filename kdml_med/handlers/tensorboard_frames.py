@@ -89,9 +89,9 @@ def worst_frames(frames: pd.DataFrame, detections: pd.DataFrame, threshold: floa
     best = np.zeros(len(truth.boxes))
     best[box[box >= 0]] = matches.score[box >= 0]
     missed = [index for index in np.argsort(best, kind="stable") if best[index] < threshold]
-    misses = [(truth.box_frame[index], f"missed polyp, scored {best[index]:.2f}") for index in missed]
+    misses = [(truth.box_frame[index], f"missed polyp, best box on it {best[index]:.2f}") for index in missed]
     false = np.flatnonzero((box < 0) & (matches.score >= threshold))  # scores fall
-    alarms = [(matches.frame[index], f"false alarm, scored {matches.score[index]:.2f}") for index in false]
+    alarms = [(matches.frame[index], f"false alarm {matches.score[index]:.2f}") for index in false]
     positions = {name: position for position, name in enumerate(frames["sample_id"])}
     first: dict[int, str] = {}
     later: dict[int, str] = {}

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from kdml_med.handlers import ClassificationTensorBoard, CohortTensorBoard, DetectionTensorBoard
+from kdml_med.keys import LossTerm, OutputKey
+from kdml_med.metrics import choose_thresholds, evaluate_detections
+from tests.handlers.test_metrics import evaluate
+from tests.metrics.detection_tables import Box, Scored, cohort, detection_table, frame_table
+
+NETWORKS = ["teacher", "student_0", "student_1", "ensemble"]
+FIGURES = {"ap", "ap50", "ap75", "froc_mean", "f1", "false_positives_per_negative_frame"}
+LOSSES = {"teacher_task": 1.0, "student_0_task": 2.0, "student_0_kd": 3.0, LossTerm.LOSS.value: 6.0}
+
+
+def frames_of(frames: pd.DataFrame) -> SimpleNamespace:
+    return SimpleNamespace(rows=frames, read=lambda index: np.full((60, 80, 3), 10 * (index % 20), np.uint8))
+
+
+def validated(frames: pd.DataFrame, detections: pd.DataFrame, epoch: int = 1) -> Engine:
+    """An evaluator as it stands when it has finished."""
+    evaluator = Engine(lambda *_: None)
+    thresholds = choose_thresholds(frames, detections, networks=NETWORKS)
+    results = evaluate_detections(frames, detections, threshold=thresholds, resamples=0)
+    evaluator.state.metrics = {
+        f"{network}_{figure}": float("nan") if value is None else value
+        for network, figures in results.items()
+        for figure, value in figures.items()
+    }
+    evaluator.state.predictions, evaluator.state.networks = detections, list(reversed(NETWORKS))
+    evaluator.data_loader = SimpleNamespace(dataset=frames_of(frames))
+    evaluator.state.epoch = epoch
+    evaluator.state.best_metric, evaluator.state.best_metric_epoch = 0.5, epoch
+    evaluator.state.key_metric_name = "ensemble_ap"
+    return evaluator
+
+
+def train(handler: CohortTensorBoard, evaluator: Engine | None, *, epochs: int = 1, done: int = 0) -> None:
+    """Train for epochs of three iterations, the first ``done`` of which were trained before."""
+    trainer = Engine(lambda *_: {OutputKey.LOSS_TERMS: {name: value + done for name, value in LOSSES.items()}})
+    trainer.cohort_loss = SimpleNamespace(weights=lambda: {"beta": 0.25})
+    if evaluator is not None:  # first, as in the bundle
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.fire_event(Events.COMPLETED))
+
+    def go_on(engine: Engine) -> None:
+        engine.state.epoch, engine.state.iteration = done, 3 * done
+
+    trainer.add_event_handler(Events.STARTED, go_on)
+    handler.attach(trainer)
+    trainer.run([0] * 3, max_epochs=epochs)
+
+
+def optimizer() -> torch.optim.Optimizer:
+    groups = [{"params": [torch.zeros(1)], "name": name} for name in ("teacher", "student_0")]
+    return torch.optim.SGD(groups, lr=0.125)
+
+
+def events_of(folder: Path, run: str) -> EventAccumulator:
+    return EventAccumulator(str(folder / run), size_guidance={"scalars": 0, "images": 0}).Reload()
+
+
+def images_of(folder: Path) -> dict[str, np.ndarray]:
+    events = events_of(folder, "cohort")
+    data = {tag: events.Images(tag)[-1].encoded_image_string for tag in events.Tags()["images"]}
+    return {tag: np.asarray(Image.open(io.BytesIO(image))) for tag, image in data.items()}
+
+
+def show(folder: Path, frames: pd.DataFrame, detections: pd.DataFrame, **counts: int) -> dict[str, np.ndarray]:
+    evaluator = validated(frames, detections)
+    train(DetectionTensorBoard(folder, optimizer(), evaluator, **counts), evaluator)
+    return images_of(folder)
+
+
+def ensemble_found(
+    boxes: Mapping[str, Sequence[Box]], detected: Mapping[str, Sequence[Scored]], sequences: Sequence[str] = ()
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    frames = frame_table(boxes, **({"sequence_id": sequences} if sequences else {}))
+    return frames, pd.concat([detection_table(detected, name) for name in NETWORKS], ignore_index=True)
+
+
+BOX = (10, 10, 40, 40)
+FAR = (45, 10, 75, 40)
+
+
+def test_every_network_has_the_figures_of_detection(tmp_path: Path) -> None:
+    frames, detections = cohort(networks=NETWORKS)
+    evaluator = validated(frames, detections, epoch=7)
+    train(DetectionTensorBoard(tmp_path, optimizer(), evaluator), evaluator)
+    for name in NETWORKS:
+        events = events_of(tmp_path, name)
+        assert {tag for tag in events.Tags()["scalars"] if tag.startswith("val/")} == {f"val/{key}" for key in FIGURES}
+        point = events.Scalars("val/ap50")[0]
+        assert point.step == 7
+        assert point.value == pytest.approx(evaluator.state.metrics[f"{name}_ap50"])
+    tags = events_of(tmp_path, "cohort").Tags()
+    agreements = {"teacher_student_0", "teacher_student_1", "student_0_student_1"}
+    assert {f"val/agreement_{pair}" for pair in agreements} == {tag for tag in tags["scalars"] if "agreement" in tag}
+    spread = {f"val_frames_spread/{number}" for number in range(1, 7)}
+    worst = {f"val_frames_worst/{number}" for number in range(1, 5)}
+    assert set(tags["images"]) == {"val/froc"} | spread | worst
+
+
+def test_losses_rates_weights_and_settings_are_there_for_every_task(tmp_path: Path) -> None:
+    evaluator = validated(*cohort(networks=NETWORKS))
+    handler = DetectionTensorBoard(tmp_path, optimizer(), evaluator, settings={"beta": 1.0, "students": None})
+    train(handler, evaluator)
+    student, shared = events_of(tmp_path, "student_0"), events_of(tmp_path, "cohort")
+    assert [(point.step, point.value) for point in student.Scalars("train/kd_loss")] == [(1, 3), (2, 3), (3, 3)]
+    assert student.Scalars("train/learning_rate")[0].value == 0.125
+    assert shared.Scalars("train/total_loss")[0].value == 6
+    assert shared.Scalars("weights/beta")[0].value == 0.25
+    assert shared.Scalars("val/best_ensemble_ap")[0].value == 0.5
+    assert "_hparams_/session_start_info" in shared.summary_metadata
+    assert handler.writers == {}
+
+
+def test_a_resumed_run_takes_back_points_of_the_interrupted_epoch(tmp_path: Path) -> None:
+    train(DetectionTensorBoard(tmp_path, optimizer()), None, epochs=2)
+    time.sleep(1.1)  # event files are told apart, and put in order, by the second
+    train(DetectionTensorBoard(tmp_path, optimizer()), None, epochs=3, done=1)
+    points = events_of(tmp_path, "teacher").Scalars("train/task_loss")
+    assert [point.step for point in points] == list(range(1, 10))
+    assert [point.value for point in points] == [1.0] * 3 + [2.0] * 6
+
+
+def test_an_evaluation_outside_of_training_writes_nothing(tmp_path: Path) -> None:
+    evaluator = validated(*cohort(networks=NETWORKS))
+    handler = DetectionTensorBoard(tmp_path / "events", optimizer(), evaluator)
+    train(handler, evaluator)
+    before = sorted((tmp_path / "events").rglob("events*"))
+    evaluator.fire_event(Events.COMPLETED)
+    assert sorted((tmp_path / "events").rglob("events*")) == before
+
+
+def test_classifiers_have_their_figures_and_curves(tmp_path: Path) -> None:
+    evaluator = evaluate([0, 1, 0, 1, 1])
+    train(ClassificationTensorBoard(tmp_path, optimizer(), evaluator), evaluator)
+    tags = events_of(tmp_path, "ensemble").Tags()
+    levels = [f"val/{level}_{figure}" for level in ("tile", "patient") for figure in ("auroc", "accuracy")]
+    assert sorted(tags["scalars"]) == sorted(levels)
+    assert "val/precision_recall" in tags["tensors"]
+    assert "val/agreement_student_0_student_1" in events_of(tmp_path, "cohort").Tags()["scalars"]
