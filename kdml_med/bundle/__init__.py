@@ -1,6 +1,7 @@
 """What bundle configs call, so that they need no Python of their own."""
 
 from kdml_med.bundle.command_line import check_command_line, find_root
+from kdml_med.bundle.detection_inference import prepare_source, read_switch, save_detections
 from kdml_med.bundle.detection_results import save_detection_evaluation
 from kdml_med.bundle.preparation import (
     build_loss,
@@ -24,11 +25,14 @@ __all__ = [
     "fold_of",
     "load_trained_cohort",
     "prepare_evaluation",
+    "prepare_source",
     "prepare_training",
     "read_description",
+    "read_switch",
     "record_run",
     "run_training",
     "save_detection_evaluation",
+    "save_detections",
     "save_evaluation",
     "save_inference",
     "save_speed",
