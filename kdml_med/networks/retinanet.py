@@ -102,7 +102,8 @@ class RetinaNet(nn.Module):
     Args:
         body: "mobilenet_v2", "resnet18", "resnet34" or "resnet50".
         num_classes: classes beside background.
-        width: channels of pyramid and heads, a multiple of 8: the knob that makes students narrower than their teacher.
+        width: channels of pyramid and heads, a multiple of 8 from 16 on: the knob that makes students narrower than
+            their teacher.
         head_convs: convolutions in each head before the last one, 1 to 4 (4 as published).
         last_block: ends a MobileNetV2 body early, 13 to 17; at 17 (default) its last convolution is left out, which
             no level of the pyramid reads.
@@ -125,8 +126,9 @@ class RetinaNet(nn.Module):
         last_block: int | None = None,
     ) -> None:
         super().__init__()
-        if width <= 0 or width % HEAD_NORM_GROUPS:
-            raise ValueError(f"width must be a positive multiple of {HEAD_NORM_GROUPS}, got {width}.")
+        # With one channel in a group, the norm of a level of one position would have nothing to compare.
+        if width < 2 * HEAD_NORM_GROUPS or width % HEAD_NORM_GROUPS:
+            raise ValueError(f"width must be a multiple of {HEAD_NORM_GROUPS}, at least 16, got {width}.")
         if not 1 <= head_convs <= 4:
             raise ValueError(f"head_convs must be between 1 and 4, got {head_convs}.")
         if body == "mobilenet_v2":

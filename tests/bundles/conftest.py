@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.synthetic_frames import write_frame_dataset
 from tests.synthetic_tiles import write_tile_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = Path("bundles/msi_kdml/configs")
+POLYP_CONFIGS = Path("bundles/polyp_kdml/configs")
+SMALL_DETECTOR = "{'name': 'retinanet', 'body': 'mobilenet_v2', 'last_block': 13, 'width': 16, 'head_convs': 1}"
 SMALL_NETWORKS = [
     "--teacher",
     "{'name': 'mobilenet_v2', 'last_block': 3}",
@@ -40,6 +43,29 @@ def train_words(dataset: Path, run_dir: Path, *more: str) -> list[str | Path]:
         "run", "--config_file", CONFIGS / "train.json", "--dataset_dir", dataset, "--run_dir", run_dir,
         "--batch_size", "8", "--max_epochs", "2", *SMALL_NETWORKS, *more,
     ]  # fmt: skip
+
+
+def polyp_words(dataset: Path, run_dir: Path, *more: str | Path) -> list[str | Path]:
+    return [
+        "run", "--config_file", POLYP_CONFIGS / "train.json", "--dataset_dir", dataset, "--run_dir", run_dir,
+        "--image_size", "64", "--batch_size", "4", "--max_epochs", "2", "--teacher", SMALL_DETECTOR,
+        "--students", f"[{SMALL_DETECTOR}, {SMALL_DETECTOR}]", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dataset folder of frames: four sequences, half of them for training."""
+    return write_frame_dataset(tmp_path_factory.mktemp("frames") / "frames", frames=6)
+
+
+@pytest.fixture(scope="session")
+def trained_detectors(frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the training command for polyps."""
+    run_dir = tmp_path_factory.mktemp("polyp_runs") / "trained"
+    result = run_bundle(*polyp_words(frames, run_dir))
+    (run_dir / "screen.txt").write_text(result.stdout)
+    return run_dir
 
 
 @pytest.fixture(scope="session")
