@@ -77,8 +77,8 @@ def images_of(folder: Path) -> dict[str, np.ndarray]:
     return {tag: np.asarray(Image.open(io.BytesIO(image))) for tag, image in data.items()}
 
 
-def show(folder: Path, frames: pd.DataFrame, detections: pd.DataFrame, **counts: int) -> dict[str, np.ndarray]:
-    evaluator = validated(frames, detections)
+def show(folder: Path, rows: pd.DataFrame, detections: pd.DataFrame, **counts: int) -> dict[str, np.ndarray]:
+    evaluator = validated(rows, detections)
     train(DetectionTensorBoard(folder, optimizer(), evaluator, **counts), evaluator)
     return images_of(folder)
 
@@ -114,7 +114,8 @@ def test_every_network_has_the_figures_of_detection(tmp_path: Path) -> None:
 
 def test_losses_rates_weights_and_settings_are_there_for_every_task(tmp_path: Path) -> None:
     evaluator = validated(*cohort(networks=NETWORKS))
-    handler = DetectionTensorBoard(tmp_path, optimizer(), evaluator, settings={"beta": 1.0, "students": None})
+    settings = {"beta": 1.0, "students": None}
+    handler = DetectionTensorBoard(tmp_path, optimizer(), evaluator, settings=settings, frames=0, worst_frames=0)
     train(handler, evaluator)
     student, shared = events_of(tmp_path, "student_0"), events_of(tmp_path, "cohort")
     assert [(point.step, point.value) for point in student.Scalars("train/kd_loss")] == [(1, 3), (2, 3), (3, 3)]
@@ -137,7 +138,7 @@ def test_a_resumed_run_takes_back_points_of_the_interrupted_epoch(tmp_path: Path
 
 def test_an_evaluation_outside_of_training_writes_nothing(tmp_path: Path) -> None:
     evaluator = validated(*cohort(networks=NETWORKS))
-    handler = DetectionTensorBoard(tmp_path / "events", optimizer(), evaluator)
+    handler = DetectionTensorBoard(tmp_path / "events", optimizer(), evaluator, frames=1, worst_frames=0)
     train(handler, evaluator)
     before = sorted((tmp_path / "events").rglob("events*"))
     evaluator.fire_event(Events.COMPLETED)

@@ -77,8 +77,7 @@ def test_at_most_five_boxes_are_drawn_and_all_are_counted() -> None:
     judged = judge_frame(frames, by_network(detections)["ensemble"], 0.5)
     assert len(judged.boxes) == 8
     assert judged.wrong
-    few = only_picture([], many[:5])
-    np.testing.assert_array_equal(only_picture([], many)[44:], few[44:])  # below the panels' titles, which count all
+    assert count(only_picture([], many), FALSE) == count(only_picture([], many[:5]), FALSE) > 0
 
 
 def test_boxes_beyond_the_border_are_drawn_inside() -> None:
@@ -90,7 +89,7 @@ def test_boxes_beyond_the_border_are_drawn_inside() -> None:
 @pytest.mark.parametrize("detected", [{}, {"a": [(0.7, BOX)]}, {"a": [(np.nan, BOX)]}], ids=["none", "one", "diverged"])
 def test_little_or_nothing_found_or_annotated_is_shown(boxes: dict, detected: dict, tmp_path: Path) -> None:
     frames, detections = ensemble_found(boxes, detected)
-    shown = show(tmp_path, frames, detections)
+    shown = show(tmp_path, frames, detections, worst_frames=1)
     assert ("val/froc" in shown) == any(boxes.values())
     assert {"val_frames_spread/1", "val_frames_spread/2"} <= set(shown)
     assert [point.value for point in events_of(tmp_path, "cohort").Scalars("val/agreement_teacher_student_0")] == [1]
