@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -305,18 +306,14 @@ def _annotate(
     fps: float,
 ) -> list[str]:
     """Draw the boxes of one network; returns the names of the files."""
-    written, taken = [], set[str]()
     own = boxes[(boxes["network"] == network) & boxes["above_threshold"]]
     videos = {name: path for name, path in paths.items() if path.suffix.lower() in VIDEO_SUFFIXES}
-    for name, path in videos.items():
-        file = f"{shard_name(name.removesuffix(path.suffix))}.annotated.mp4"
-        if file.lower() in taken:  # two videos that differ by their suffix only
-            file = f"{shard_name(name)}.annotated.mp4"
-        taken.add(file.lower())
+    files = name_videos(list(videos))
+    for name, file in files.items():
         detected = _by(own[own["source"] == name], "frame_index")
         footer = f"{network}, scores from {threshold:.2f}"
-        write_annotated_video(target / file, path, fps, detected, footer)
-        written.append(file)
+        write_annotated_video(target / file, videos[name], fps, detected, footer)
+    written = list(files.values())
     stills = np.flatnonzero(~dataset.rows["source"].isin(list(videos)))
     if len(stills):
         by_sample = _by(found, DetectionColumn.SAMPLE_ID)
@@ -325,6 +322,19 @@ def _annotate(
         write_detection_sheet(target / SHEET_FILE, dataset, positions, by_sample, threshold)
         written.append(SHEET_FILE)
     return written
+
+
+def name_videos(names: Sequence[str]) -> dict[str, str]:
+    """File name of the annotated video for each source, all in one folder."""
+    files: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in names:
+        stem = shard_name(str(PurePosixPath(name).with_suffix("")))
+        if stem.lower() in taken:  # in other folders, or with another suffix
+            stem = f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        taken.add(stem.lower())
+        files[name] = f"{stem}.annotated.mp4"
+    return files
 
 
 def _by(table: pd.DataFrame, key: str) -> dict[Any, list[Detected]]:
@@ -338,7 +348,7 @@ def _by(table: pd.DataFrame, key: str) -> dict[Any, list[Detected]]:
 def _print_summary(
     target: Path, frames: pd.DataFrame, names: Sequence[str], thresholds: Mapping[str, float], written: Sequence[str]
 ) -> None:
-    print(f"\n{len(frames):,} frames of {frames['source'].nunique():,} files. Frames with a polyp:")
+    print(f"\n{_number(len(frames), 'frame')} of {_number(frames['source'].nunique(), 'file')}. Frames with a polyp:")
     width = max(map(len, names))
     for name in names:
         count = int((frames[f"polyps_{name}"] > 0).sum())
@@ -346,12 +356,16 @@ def _print_summary(
     print(f"{RESEARCH_ONLY}.\nWritten to {target}: {', '.join(written)}\n")
 
 
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def _name_failures(path: Path) -> None:
     """Name what could not be used, and end with the exit code that says so."""
     failures = pd.read_csv(path, dtype=str, keep_default_na=False)
     if failures.empty:
         return
-    print(f"{len(failures)} problems, all in {path}:")
+    print(f"{_number(len(failures), 'problem')}, all in {path}:")
     for name, reason in failures.head(_SHOWN).itertuples(index=False):
         print(f"  {name}: {reason}")
     if len(failures) > _SHOWN:

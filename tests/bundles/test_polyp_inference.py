@@ -1,0 +1,368 @@
+"""Inference of detectors on images, videos and dataset folders.
+
+The networks of the run are not trained: they find what is bright, so that the right answer is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from pycocotools.coco import COCO
+from torch import Tensor, nn
+
+from kdml_med.anchors import STRIDES, AnchorPredictions
+from kdml_med.bundle.detection_inference import (
+    boxes_in_source,
+    coco_dataset,
+    count_frames,
+    name_videos,
+    prepare_source,
+    read_switch,
+)
+from kdml_med.colonoscopy.annotate import SourceSize
+from kdml_med.colonoscopy.frames import Placement
+from kdml_med.runs import COHORT_FILE, METRICS_FILE, checkpoint_path, write_json
+from tests.bundles.conftest import REPOSITORY, run_bundle
+from tests.colonoscopy.pictures import frame, save, save_video
+from tests.synthetic_frames import write_frame_dataset
+
+CONFIG = Path("bundles/polyp_kdml/configs/inference.json")
+POLYP = (100, 60, 140, 100)  # white, in pixels of the source; the field begins at (30, 10)
+GAINS = {"teacher": 6.0, "student_0": 4.0, "student_1": 3.0}
+
+
+class BrightNetwork(nn.Module):
+    """Answers for every anchor how much green is at its centre; boxes are the anchors."""
+
+    def __init__(self, num_classes: int = 1, *, gain: float) -> None:
+        super().__init__()
+        self.register_buffer("gain", torch.tensor(gain))
+
+    def forward(self, image: Tensor) -> AnchorPredictions:
+        levels = [nn.functional.avg_pool2d(image[:, 1:2], stride) for stride in STRIDES]
+        green = torch.cat([level.flatten(1) for level in levels], dim=1)
+        return AnchorPredictions((self.gain * (green - 1.0))[..., None], torch.zeros(*green.shape, 4), tuple(levels))
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bright") / "run"
+    name = f"{BrightNetwork.__module__}.{BrightNetwork.__name__}"
+    description = {
+        "task": "detection", "classes": ["negative", "polyp"], "image_size": [128, 128], "frame_size_px": 128,
+        "fusion": "anchors", "fold": None, "seen_patients": {},
+        "networks": {network: {"name": name, "gain": gain} for network, gain in GAINS.items()},
+    }  # fmt: skip
+    write_json(folder / COHORT_FILE, description)
+    write_json(folder / METRICS_FILE, {"thresholds": dict.fromkeys([*GAINS, "ensemble"], 0.5)})
+    for network, gain in GAINS.items():
+        path = checkpoint_path(folder, network)
+        path.parent.mkdir(exist_ok=True)
+        torch.save(BrightNetwork(gain=gain).state_dict(), path)
+    return folder
+
+
+def picture(seed: int, *, polyp: bool) -> np.ndarray:
+    image = frame(seed=seed)
+    if polyp:
+        xmin, ymin, xmax, ymax = POLYP
+        image[ymin:ymax, xmin:xmax] = 255
+    return image
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two images, one of them with a polyp; a whole video and one that was cut short; and a broken image."""
+    folder = tmp_path_factory.mktemp("source") / "input"
+    save(folder / "polyp.png", picture(1, polyp=True))
+    save(folder / "empty.png", picture(2, polyp=False))
+    save_video(folder / "whole.avi")
+    data = save_video(folder / "cut.avi").read_bytes()
+    (folder / "cut.avi").write_bytes(data[: len(data) // 2])
+    (folder / "broken.jpg").write_bytes(b"no image")
+    return folder
+
+
+def infer(run_dir: Path, **overrides: Any) -> int:
+    """Exit code of the inference config, run in this process."""
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in overrides.items()}
+    workflow = ConfigWorkflow(
+        config_file=str(REPOSITORY / CONFIG), workflow_type="inference", logging_file=False, run_dir=str(run_dir),
+        bundle_root=str(REPOSITORY / "bundles/polyp_kdml"), device="cpu", **settings,
+    )  # fmt: skip
+    try:
+        workflow.initialize()
+        workflow.run()
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def inferred(run_dir: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+    out = tmp_path_factory.mktemp("inferred") / "out"
+    screen = io.StringIO()
+    with contextlib.redirect_stdout(screen):
+        code = infer(run_dir, source=source, output_dir=out, annotate="true")
+    return out, code, screen.getvalue()
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def frame_numbers(path: Path) -> tuple[int, float]:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        return len(list(container.decode(stream))), float(stream.average_rate or 0)
+
+
+def test_boxes_are_where_the_polyp_is_in_the_source(inferred: tuple[Path, int, str]) -> None:
+    boxes = pd.read_csv(inferred[0] / "detections.csv")
+    assert list(boxes.columns) == [
+        "source", "frame_index", "sample_id", "sequence_id", "network", "score", "xmin", "ymin", "xmax", "ymax",
+        "above_threshold",
+    ]  # fmt: skip
+    image = boxes[boxes["source"].isin(["polyp.png", "empty.png"])]
+    assert set(image["source"]) == {"polyp.png"}
+    best = image[image["above_threshold"]]
+    assert list(best["network"].unique()) == ["student_0", "student_1", "ensemble"]
+    x, y = (best["xmin"] + best["xmax"]) / 2, (best["ymin"] + best["ymax"]) / 2
+    assert x.between(POLYP[0], POLYP[2]).all()
+    assert y.between(POLYP[1], POLYP[3]).all()
+
+
+def test_bad_inputs_are_named_and_all_others_are_done(inferred: tuple[Path, int, str]) -> None:
+    out, code, screen = inferred
+    assert code == 3
+    assert "2 problems" in screen
+    assert "  broken.jpg: not a JPEG" in screen
+    assert "  cut.avi: " in screen
+    frames = pd.read_csv(out / "frames.csv")
+    counts = frames["source"].value_counts().to_dict()
+    assert counts.pop("cut.avi") in range(1, 10)
+    assert counts == {"polyp.png": 1, "empty.png": 1, "whole.avi": 10}
+    assert frames.set_index("sample_id").loc["polyp.png", "polyps_ensemble"] > 0
+    assert frames.set_index("sample_id").loc["empty.png", ["polyps_ensemble", "score_ensemble"]].tolist() == [0, 0]
+    above = int((frames["polyps_student_1"] > 0).sum())
+    assert f"student_1  {above} (score of at least 0.500)" in screen
+
+
+def test_videos_and_images_are_drawn(inferred: tuple[Path, int, str]) -> None:
+    out = inferred[0]
+    assert frame_numbers(out / "whole.annotated.mp4") == (10, 5)
+    frames = pd.read_csv(out / "frames.csv")
+    assert frame_numbers(out / "cut.annotated.mp4") == ((frames["source"] == "cut.avi").sum(), 5)
+    assert (out / "detections.jpg").is_file()
+
+
+def test_coco_file_loads_with_pycocotools(inferred: tuple[Path, int, str]) -> None:
+    out = inferred[0]
+    with contextlib.redirect_stdout(io.StringIO()):
+        dataset = COCO(out / "detections.coco.json")
+        again = dataset.loadRes(list(dataset.anns.values()))
+    assert len(again.anns) == len(dataset.anns) > 0
+    boxes = pd.read_csv(out / "detections.csv")
+    assert len(dataset.anns) == (boxes["network"] == "ensemble").sum()
+    images = {image["file_name"]: image for image in dataset.imgs.values()}
+    assert (images["polyp.png"]["width"], images["polyp.png"]["height"]) == (200, 160)
+    assert "frame_index" not in images["polyp.png"]
+    assert images["whole.avi/000005"]["frame_index"] == 5
+    first = dataset.anns[1]
+    row = boxes[boxes["network"] == "ensemble"].iloc[0]
+    np.testing.assert_allclose(
+        first["bbox"], [row["xmin"], row["ymin"], row["xmax"] - row["xmin"], row["ymax"] - row["ymin"]], atol=0.011
+    )
+    for annotation in dataset.anns.values():
+        x, y, width, height = annotation["bbox"]
+        image = dataset.imgs[annotation["image_id"]]
+        assert 0 <= x <= x + width <= image["width"] + 0.01
+        assert 0 <= y <= y + height <= image["height"] + 0.01
+
+
+def test_second_run_takes_the_frames_that_are_there_and_gives_the_same_bytes(
+    run_dir: Path, source: Path, inferred: tuple[Path, int, str], tmp_path: Path
+) -> None:
+    out = inferred[0]
+    before = results(out)
+    shards = {path: path.stat().st_mtime_ns for path in (out / "frames/shards").iterdir()}
+    assert infer(run_dir, source=source, output_dir=out, annotate=True) == 3
+    assert {path: path.stat().st_mtime_ns for path in (out / "frames/shards").iterdir()} == shards
+    assert [name for name, data in results(out).items() if before.get(name) != data] == []
+    infer(run_dir, source=source, output_dir=tmp_path / "elsewhere", annotate=True)
+    assert results(tmp_path / "elsewhere") == before
+
+
+def test_an_output_folder_belongs_to_one_input(
+    run_dir: Path, source: Path, inferred: tuple[Path, int, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = results(inferred[0])
+    capsys.readouterr()
+    for changes in ({"source": source / "polyp.png"}, {"source": source, "fps": 2}, {}):
+        assert infer(run_dir, output_dir=inferred[0], **changes) == 2
+        assert "name another --output_dir" in capsys.readouterr().err
+    assert results(inferred[0]) == before
+
+
+def test_dataset_folder_is_taken_with_and_without_labels(run_dir: Path, tmp_path: Path) -> None:
+    for labelled in (True, False):
+        frames = write_frame_dataset(tmp_path / f"frames_{labelled}", frames=3, labelled=labelled)
+        out = tmp_path / f"out_{labelled}"
+        code = infer(
+            run_dir, dataset_dir=frames, output_dir=out, annotate=True, network="teacher", students_only="False"
+        )
+        assert code == 0
+        table = pd.read_csv(out / "frames.csv")
+        assert len(table) == 12
+        assert list(table["label"].isna().unique()) == [not labelled]
+        assert {"polyps_teacher", "polyps_student_0", "polyps_ensemble"} < set(table.columns)
+        assert (table["polyps_teacher"] > 0).sum() == 8, "frames 1 and 2 of each sequence have bright polyps"
+        assert (out / "detections.jpg").is_file()
+        assert "width" not in json.loads((out / "detections.coco.json").read_text())["images"][0]
+
+
+def test_nothing_found_anywhere_is_no_error(run_dir: Path, tmp_path: Path) -> None:
+    image = save(tmp_path / "dark.png", picture(0, polyp=False))
+    out = tmp_path / "out"
+    assert infer(run_dir, source=image, output_dir=out, annotate=True) == 0
+    assert pd.read_csv(out / "detections.csv").empty
+    assert pd.read_csv(out / "frames.csv")["polyps_ensemble"].tolist() == [0]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert COCO(out / "detections.coco.json").anns == {}
+    assert (out / "detections.jpg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": "student_7"}, "has: teacher, student_0, student_1, ensemble"),
+        ({"network": "teacher", "students_only": True}, "leave --students_only out"),
+        ({"fps": "fast"}, "--fps is 'fast'"),
+        ({"fps": -1}, "--fps is -1"),
+        ({"source": "nowhere.mp4"}, "nowhere.mp4 does not exist"),
+        ({"source": "."}, "lies in --source"),
+        ({"source": "broken.png"}, "no frame of"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_line(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict, message: str
+) -> None:
+    save(tmp_path / "good.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    given = {"source": "good.png", "network": "ensemble", "students_only": False, "fps": 5} | changes
+    given["source"] = tmp_path / given["source"]
+    with pytest.raises(SystemExit) as caught:
+        prepare_source(dataset_dir="", run_dir=str(run_dir), output_dir=str(tmp_path / "out"), **given)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+    assert not (tmp_path / "out/input.json").exists()
+
+
+def test_switches_are_read_as_people_write_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [read_switch(value, "annotate") for value in (True, "true", "True", False, "false")] == [
+        True, True, True, False, False,
+    ]  # fmt: skip
+    with pytest.raises(SystemExit):
+        read_switch("maybe", "annotate")
+    assert "--annotate is 'maybe', expected true or false" in capsys.readouterr().err
+
+
+def test_annotated_videos_of_one_folder_have_names_of_their_own() -> None:
+    names = ["a/b.mp4", "a_b.mp4", "a b.mp4", "A_b.avi", "c.mp4"]
+    files = name_videos(names)
+    assert (files["a/b.mp4"], files["c.mp4"]) == ("a_b.annotated.mp4", "c.annotated.mp4")
+    assert len({file.lower() for file in files.values()}) == len(names)
+
+
+def tables(generator: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of a manifest with any placement, and detections in them."""
+    count = 4
+    rows = pd.DataFrame(
+        {
+            "source": [f"{n}.png" for n in range(count)], "frame_index": [0, None, 2, 3], "label": None,
+            "sample_id": list("abcd"), "sequence_id": list("abcd"), "width": 100, "height": 80,
+            "crop_x": generator.integers(0, 50, count), "crop_y": generator.integers(0, 50, count),
+            "scale": generator.uniform(0.2, 1, count),
+        }
+    )  # fmt: skip
+    low = generator.uniform(0, 40, (30, 2))
+    found = pd.DataFrame(np.hstack([low, low + 30]), columns=["xmin", "ymin", "xmax", "ymax"])
+    found["sample_id"] = generator.choice(list("abc"), 30)
+    found["network"] = generator.choice(["student_0", "ensemble"], 30)
+    found["score"] = generator.uniform(0, 1, 30)
+    return rows, found
+
+
+def test_boxes_are_led_back_as_they_came_and_cut_to_the_source() -> None:
+    rows, found = tables(np.random.default_rng(0))
+    thresholds = {"student_0": 0.3, "ensemble": 0.6}
+    boxes = boxes_in_source(rows, found, thresholds, {})
+    expected = []
+    for _, row in rows.iterrows():
+        placement = Placement(*row[["crop_x", "crop_y", "scale", "width", "height"]])
+        for network in ("student_0", "ensemble"):
+            own = found[(found["sample_id"] == row["sample_id"]) & (found["network"] == network)]
+            for _, one in own.sort_values("score", ascending=False).iterrows():
+                (box,) = placement.to_source([tuple(one[["xmin", "ymin", "xmax", "ymax"]])])
+                expected.append((row["sample_id"], network, one["score"], *box, one["score"] >= thresholds[network]))
+    table = boxes[["sample_id", "network", "score", "xmin", "ymin", "xmax", "ymax", "above_threshold"]]
+    for got, wanted in zip(table.itertuples(index=False), expected, strict=True):
+        assert (*got[:3], got[7]) == (*wanted[:3], wanted[7])
+        np.testing.assert_allclose(got[3:7], wanted[3:7], atol=0.006)
+    cut = boxes_in_source(rows, found, thresholds, {name: SourceSize(60, 50) for name in rows["source"]})
+    assert (cut["xmax"].max(), cut["ymax"].max()) == (60, 50)
+
+
+def test_threshold_itself_counts_as_above() -> None:
+    rows, found = tables(np.random.default_rng(1))
+    score = float(found["score"].iloc[0])
+    boxes = boxes_in_source(rows, found, {"student_0": score, "ensemble": score}, {})
+    assert boxes.loc[boxes["score"] == score, "above_threshold"].tolist() == [True]
+
+
+def test_tables_without_any_detection_have_every_frame() -> None:
+    rows, found = tables(np.random.default_rng(2))
+    boxes = boxes_in_source(rows, found.iloc[:0], {}, {})
+    frames = count_frames(rows, boxes, ["student_0", "ensemble"])
+    assert frames["polyps_ensemble"].tolist() == [0] * 4
+    coco = coco_dataset(rows, boxes, "ensemble", 0.5, {})
+    assert [image["file_name"] for image in coco["images"]] == list("abcd")
+    assert coco["annotations"] == []
+
+
+def test_command_works_as_the_manual_says(run_dir: Path, source: Path, tmp_path: Path) -> None:
+    result = run_bundle(
+        "run", "--config_file", CONFIG, "--source", source, "--run_dir", run_dir, "--output_dir", tmp_path / "out",
+        "--annotate", "true", "--fps", "5", "--students_only", "true", "--network", "ensemble", "--device", "cpu",
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 3, result.stderr[-3000:]
+    assert "Traceback" not in result.stderr
+    assert "broken.jpg: not a JPEG" in result.stdout
+    expected = {
+        "detections.csv", "detections.coco.json", "frames.csv", "input.json", "detections.jpg",
+        "whole.annotated.mp4", "cut.annotated.mp4", "frames",
+    }  # fmt: skip
+    assert {path.name for path in (tmp_path / "out").iterdir()} == expected
+
+
+def test_config_has_the_properties_monai_asks_for(run_dir: Path, tmp_path: Path) -> None:
+    frames = write_frame_dataset(tmp_path / "frames", frames=1)
+    workflow = ConfigWorkflow(
+        config_file=str(REPOSITORY / CONFIG), workflow_type="inference", logging_file=False, run_dir=str(run_dir),
+        bundle_root=str(REPOSITORY / "bundles/polyp_kdml"), dataset_dir=str(frames), output_dir=str(tmp_path / "out"),
+    )  # fmt: skip
+    workflow.initialize()
+    assert workflow.check_properties() == []

@@ -1,0 +1,136 @@
+from fractions import Fraction
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from kdml_med.colonoscopy.annotate import (
+    Detected,
+    choose_frames,
+    draw_detections,
+    sampled_rate,
+    source_size,
+    write_annotated_video,
+    write_detection_sheet,
+)
+from kdml_med.colonoscopy.boxes import FrameError
+from tests.colonoscopy.pictures import frame, save, save_video
+
+GREEN = (0, 255, 150)
+YELLOW = (255, 235, 0)
+
+
+def near(picture: np.ndarray, colour: tuple[int, int, int], tolerance: int = 60) -> np.ndarray:
+    return (np.abs(picture.astype(int) - colour) < tolerance).all(axis=2)
+
+
+def decode(path):
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        return [picture.to_ndarray(format="rgb24") for picture in container.decode(stream)], stream.average_rate
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return save_video(tmp_path_factory.mktemp("video") / "clip.avi", frames=30, rate=10)
+
+
+def test_box_is_drawn_where_it_is_and_the_frame_stays_elsewhere():
+    image = np.full((480, 640, 3), 90, np.uint8)
+    drawn = draw_detections(image, [Detected((100, 200, 300, 400), 0.87)], "ensemble")
+    rows, columns = np.nonzero(near(drawn, GREEN, 1))
+    assert (columns.min(), columns.max(), rows.max()) == (100, 299, 399)
+    line = drawn[390, 90:120]
+    assert near(line[None], GREEN, 1)[0].tolist() == [10 <= x < 12 for x in range(30)]
+    assert (drawn[210:390, 110:290] == 90).all()
+    assert (drawn[:150, :480] == 90).all()
+    assert (drawn[480:] > 200).any(), "the footer is written below the frame"
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (65, 97), (481, 641), (1080, 1350)])
+def test_sides_are_even_and_small_frames_are_enlarged(shape):
+    drawn = draw_detections(np.zeros((*shape, 3), np.uint8), [], "a footer that is much too long " * 9)
+    assert drawn.shape[0] % 2 == drawn.shape[1] % 2 == 0
+    assert drawn.shape[1] >= 480
+    assert drawn.shape[0] > shape[0]
+
+
+@pytest.mark.parametrize("box", [(-5, -5, 700, 900), (0, 0, 1, 1), (639, 479, 640, 480), (10.2, 10.2, 10.3, 10.3)])
+def test_boxes_at_and_over_the_border_are_drawn(box):
+    assert near(draw_detections(np.zeros((480, 640, 3), np.uint8), [Detected(box, 1.0)], ""), GREEN, 1).any()
+
+
+def test_video_has_the_sampled_frames_and_boxes_only_where_they_were_found(clip, tmp_path):
+    found = {4: [Detected((20, 10, 60, 50), 0.9)]}
+    target = tmp_path / "new" / "clip.annotated.mp4"
+    assert write_annotated_video(target, clip, 5, found, "ensemble") == 15
+    pictures, rate = decode(target)
+    assert (len(pictures), rate) == (15, 5)
+    assert [bool(near(picture, GREEN).sum() > 200) for picture in pictures] == [n == 2 for n in range(15)]
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+    again = tmp_path / "again.mp4"
+    write_annotated_video(again, clip, 5, found, "ensemble")
+    assert again.read_bytes() == target.read_bytes()
+
+
+def test_video_cut_short_is_drawn_up_to_there(clip, tmp_path):
+    data = clip.read_bytes()
+    (tmp_path / "cut.avi").write_bytes(data[: len(data) // 2])
+    count = write_annotated_video(tmp_path / "cut.mp4", tmp_path / "cut.avi", 0, {}, "")
+    assert 5 < count < 25
+    assert len(decode(tmp_path / "cut.mp4")[0]) == count
+
+
+def test_no_file_is_left_of_what_is_no_video(tmp_path):
+    (tmp_path / "text.mp4").write_bytes(b"hello" * 100)
+    with pytest.raises((FrameError, av.error.FFmpegError)):
+        write_annotated_video(tmp_path / "out.mp4", tmp_path / "text.mp4", 5, {}, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["text.mp4"]
+
+
+@pytest.mark.parametrize(("fps", "rate"), [(0, 10), (5, 5), (2.5, Fraction(5, 2)), (25, 10)])
+def test_rate_is_that_of_the_frames_given_out(clip, fps, rate):
+    assert sampled_rate(clip, fps) == rate
+
+
+def test_size_is_read_off_images_and_videos(clip, tmp_path):
+    assert source_size(clip) == (96, 64)
+    assert source_size(save(tmp_path / "a.png")) == (200, 160)
+
+
+def rows_of(scores: dict[str, float]) -> tuple[pd.DataFrame, dict[str, list[Detected]]]:
+    """Frames "<sequence><number>", with a detection of the score each."""
+    rows = pd.DataFrame({"sample_id": list(scores), "sequence_id": [name[0] for name in scores]})
+    return rows, {name: [Detected((0, 0, 5, 5), score)] for name, score in scores.items() if score}
+
+
+def test_frames_are_chosen_best_first_and_sequences_take_turns():
+    rows, found = rows_of({"a0": 0.5, "a1": 0.9, "a2": 0.8, "b0": 0.6, "b1": 0.0, "c0": 0.0})
+    assert [rows["sample_id"][i] for i in choose_frames(rows, found)] == ["a1", "b0", "c0", "a2", "b1", "a0"]
+    assert choose_frames(rows, found, at_most=2) == [1, 3]
+    assert choose_frames(rows.iloc[:0], found) == []
+
+
+def test_sheet_shows_detections_above_the_threshold_and_the_annotation(tmp_path):
+    rows = pd.DataFrame(
+        {
+            "sample_id": ["found", "low", "annotated", "nothing"],
+            "label": [None, None, "polyp", "negative"],
+            "boxes": [None, [], [[60.0, 50.0, 110.0, 90.0]], []],
+        }
+    )
+    dataset = SimpleNamespace(rows=rows, read=lambda position: frame(seed=position))
+    box = (60.0, 50.0, 110.0, 90.0)
+    found = {"found": [Detected(box, 0.8)], "low": [Detected(box, 0.2)]}
+    target = tmp_path / "sheet.jpg"
+    write_detection_sheet(target, dataset, [0, 1, 2, 3], found, 0.5)
+    with Image.open(target) as image:
+        cells = np.split(np.asarray(image.convert("RGB")), 4, axis=1)
+    assert [bool(near(cell, GREEN).sum() > 50) for cell in cells] == [True, False, False, False]
+    assert [bool(near(cell, YELLOW).sum() > 50) for cell in cells] == [False, False, True, False]
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.jpg"]
+    write_detection_sheet(target, dataset, [], found, 0.5)
+    assert not target.exists()
