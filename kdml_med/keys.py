@@ -17,6 +17,16 @@ class NetworkName(StrEnum):
         return f"student_{index}"
 
 
+def network_order(name: str) -> tuple[int, int, str]:
+    """Sorting key: teacher, students by number, ensemble."""
+    if name == NetworkName.TEACHER:
+        return (0, 0, name)
+    if name == NetworkName.ENSEMBLE:
+        return (2, 0, name)
+    number = name.rpartition("_")[2]
+    return (1, int(number) if number.isdigit() else 0, name)
+
+
 class Task(StrEnum):
     """What a cohort is trained for."""
 

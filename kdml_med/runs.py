@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from torch import nn
 
 from kdml_med.errors import InputError
-from kdml_med.keys import DetectionColumn, NetworkName, PredictionColumn, Task
+from kdml_med.keys import DetectionColumn, NetworkName, PredictionColumn, Task, network_order
 from kdml_med.manifest import write_atomically
 from kdml_med.metrics.aggregation import AggregationMethod, Level, aggregate_predictions
 from kdml_med.networks.cohort import Cohort, load_trained
@@ -145,16 +145,6 @@ def group_table(
     ordered.sort(key=network_order)
     renamed = {name: f"probability_{name}" for name in ordered}
     return wide[[*identifiers, "label", "tiles", *ordered]].rename(columns=renamed)
-
-
-def network_order(name: str) -> tuple[int, int, str]:
-    """Sorting key: teacher, students by number, ensemble."""
-    if name == NetworkName.TEACHER:
-        return (0, 0, name)
-    if name == NetworkName.ENSEMBLE:
-        return (2, 0, name)
-    number = name.rpartition("_")[2]
-    return (1, int(number) if number.isdigit() else 0, name)
 
 
 def results_table(metrics: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = {"torch", "monai", "ignite", "safetensors", "tensorboard"}
 
-CONTRACT = {"errors", "keys", "labels", "manifest", "progress", "shards", "splits"}
+CONTRACT = {"errors", "keys", "labels", "manifest", "pool", "progress", "shards", "splits"}
 # What each room may import of the others; the rooms above these in the design may import them all.
 ALLOWED = {
     **dict.fromkeys(sorted(CONTRACT), CONTRACT),

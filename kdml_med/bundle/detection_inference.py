@@ -28,10 +28,10 @@ from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.colonoscopy.video import VIDEO_SUFFIXES
 from kdml_med.data.frames import FrameDataset
 from kdml_med.errors import ExitCode, InputError
-from kdml_med.keys import DetectionColumn, NetworkName, Task
+from kdml_med.keys import DetectionColumn, NetworkName, Task, network_order
 from kdml_med.manifest import FAILURES_FILE, write_table
 from kdml_med.metrics.box_matching import BOX_COLUMNS
-from kdml_med.runs import COHORT_FILE, METRICS_FILE, network_order, read_run_json, write_json
+from kdml_med.runs import COHORT_FILE, METRICS_FILE, read_run_json, write_json
 
 INPUT_FILE = "input.json"
 BOXES_FILE = "detections.csv"

@@ -6,6 +6,7 @@ import importlib.metadata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from kdml_med.colonoscopy.annotations import Annotations, find_format, read_anno
 from kdml_med.colonoscopy.contact_sheet import write_contact_sheet
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.planning import Plan, make_plan
-from kdml_med.colonoscopy.pool import run_jobs
 from kdml_med.colonoscopy.report import DUPLICATES_FILE, PreparationReport
 from kdml_med.colonoscopy.sources import Source, find_sources
 from kdml_med.colonoscopy.storing import (
@@ -24,8 +24,9 @@ from kdml_med.colonoscopy.storing import (
     POLYP,
     ShardRecord,
     is_finished,
-    read_sidecar,
+    read_record,
     shard_path,
+    store_shard,
 )
 from kdml_med.errors import InputError
 from kdml_med.manifest import (
@@ -44,10 +45,12 @@ from kdml_med.manifest import (
     write_manifest,
     write_table,
 )
+from kdml_med.pool import run_jobs
 from kdml_med.progress import progress_bar
 from kdml_med.shards import sole_user
 from kdml_med.splits import check_replaceable, freeze_splits
 
+_CRASHED = "the decoder crashed on one of its files"
 _LIBRARIES = ("kdml_med", "av", "pillow", "numpy", "scipy", "scikit-image")
 
 
@@ -104,7 +107,8 @@ def prepare_frames(
                 bar.set_postfix_str(f"{looked_at['frames']} frames", refresh=False)
                 bar.update(0)
 
-            for job, failure in run_jobs(pending, out, options, workers, count):
+            store = partial(store_shard, out_dir=out, options=options)
+            for job, failure in run_jobs(pending, store, processes=workers, on_progress=count, crashed=_CRASHED):
                 bar.update()
                 report.done += failure is None
                 if failure is not None:
@@ -194,7 +198,7 @@ def _write_tables(
         if not is_finished(out, job):
             shard_path(out, job.name).unlink(missing_ok=True)
             continue
-        record, table = read_sidecar(out, job.name)
+        record, table = read_record(out, job.name)
         tables.append(table)
         hashes.append(record.hashes)
         failures += record.failures

@@ -6,8 +6,6 @@ The tar is renamed into place first and the table last. A shard with both is fin
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from kdml_med.colonoscopy.boxes import Box, FrameBoxes, FrameError, boxes_of_mask, check_boxes
 from kdml_med.colonoscopy.field import Image
@@ -24,11 +21,10 @@ from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.planning import FrameItem, ShardJob, owner_of
 from kdml_med.colonoscopy.video import VideoCutShortError, iterate_video
 from kdml_med.errors import InputError
-from kdml_med.manifest import FRAME_CLASSES, FRAME_COLUMNS, SHARDS_DIR, DatasetKind, manifest_table, write_atomically
-from kdml_med.shards import ShardWriter
+from kdml_med.manifest import FRAME_CLASSES, SHARDS_DIR, DatasetKind
+from kdml_med.shards import ShardWriter, read_sidecar, write_sidecar
 
 NEGATIVE, POLYP = FRAME_CLASSES
-_RECORD_KEY = b"kdml_med.frames"
 _MAX_LOST = 0.25  # share of a box that may lie on what was cut off or painted over; people draw loosely
 
 
@@ -56,15 +52,15 @@ class ShardRecord:
 
 
 def store_shard(
-    job: ShardJob, out_dir: Path, options: FrameOptions, on_frame: Callable[[], None] = lambda: None
+    job: ShardJob, on_frames: Callable[[int], None] = lambda frames: None, *, out_dir: Path, options: FrameOptions
 ) -> None:
     """Prepare and store the frames of one shard.
 
     Args:
         job: what goes in.
+        on_frames: told how many more frames were looked at.
         out_dir: dataset folder.
         options: settings.
-        on_frame: told after every frame.
 
     Raises:
         InputError: the output cannot be written.
@@ -76,8 +72,8 @@ def store_shard(
             for item in job.items:
                 for number, image in builder.read(item):
                     builder.add(item, number, image)
-                    on_frame()
-        _write_sidecar(out_dir, job.name, builder.rows, builder.record)
+                    on_frames(1)
+        write_sidecar(sidecar_path(out_dir, job.name), builder.rows, asdict(builder.record), DatasetKind.FRAMES)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}. Free some space or choose another --out.") from error
 
@@ -217,20 +213,12 @@ def is_finished(out_dir: Path, job: ShardJob) -> bool:
     if not (shard_path(out_dir, job.name).is_file() and sidecar_path(out_dir, job.name).is_file()):
         return False
     try:
-        return read_sidecar(out_dir, job.name)[0].fingerprint == job.fingerprint
+        return read_record(out_dir, job.name)[0].fingerprint == job.fingerprint
     except InputError:
         return False
 
 
-def _write_sidecar(out_dir: Path, name: str, rows: list[dict[str, Any]], record: ShardRecord) -> None:
-    table = manifest_table(rows, DatasetKind.FRAMES)
-    table = table.replace_schema_metadata({_RECORD_KEY: json.dumps(asdict(record), sort_keys=True).encode()})
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    write_atomically(sidecar_path(out_dir, name), sink.getvalue())
-
-
-def read_sidecar(out_dir: Path, name: str) -> tuple[ShardRecord, pa.Table]:
+def read_record(out_dir: Path, name: str) -> tuple[ShardRecord, pa.Table]:
     """Read back what ``store_shard`` wrote beside the images.
 
     Returns:
@@ -239,11 +227,6 @@ def read_sidecar(out_dir: Path, name: str) -> tuple[ShardRecord, pa.Table]:
     Raises:
         InputError: the file is damaged or not from this program.
     """
-    path = sidecar_path(out_dir, name)
-    try:
-        table = pq.read_table(path)
-        record = ShardRecord(**json.loads(table.schema.metadata[_RECORD_KEY]))
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}). Delete it and run the same command again.") from error
+    record, table = read_sidecar(sidecar_path(out_dir, name), ShardRecord, DatasetKind.FRAMES)
     record.failures = [(name, reason) for name, reason in record.failures]
-    return record, table.replace_schema_metadata(None).select(FRAME_COLUMNS.names).cast(FRAME_COLUMNS)
+    return record, table

@@ -89,6 +89,9 @@ class RandPlaceFrame(Randomizable, Transform):
         stretch: range of the factor by which the width is changed against the height, and its inverse.
         min_visible: share of a box that must stay inside.
         tries: placements that are drawn until every box of the frame has ``min_visible`` left; the last is taken.
+
+    Raises:
+        ValueError: zoom is no range above 0, or stretch or tries is below 1.
     """
 
     def __init__(
@@ -101,6 +104,10 @@ class RandPlaceFrame(Randomizable, Transform):
         tries: int = 5,
     ) -> None:
         self.height, self.width = input_size(size)
+        if not 0 < zoom[0] <= zoom[1] or stretch < 1 or tries < 1:
+            raise ValueError(
+                f"zoom is {zoom}, stretch {stretch}, tries {tries}; expected a range above 0, at least 1, at least 1."
+            )
         self.zoom, self.stretch = tuple(zoom), stretch
         self.min_visible, self.tries = min_visible, tries
 

@@ -69,6 +69,8 @@ class RandStainJitterd(RandomizableTransform, MapTransform):
 class RandColourJitterd(RandomizableTransform, MapTransform):
     """Vary brightness, contrast, saturation and white balance, as light sources, cameras and processors do.
 
+    Pixels that are quite black stay black.
+
     Args:
         keys: image entries, float [3, height, width] in 0..1.
         brightness: factor is drawn from 1 ± brightness.
@@ -111,7 +113,9 @@ class RandColourJitterd(RandomizableTransform, MapTransform):
                 image: Tensor = result[key] * (brightness * self.factors[3:].view(3, 1, 1))
                 image = (image - image.mean()) * contrast + image.mean()
                 grey = image.mean(dim=0, keepdim=True)
-                result[key] = ((image - grey) * saturation + grey).clamp(0.0, 1.0)
+                image = ((image - grey) * saturation + grey).clamp(0.0, 1.0)
+                # What is black has no light that could vary: padding, and the surroundings of an endoscope's field.
+                result[key] = image * (result[key].amax(dim=0, keepdim=True) > 0)
         return result
 
 

@@ -20,11 +20,10 @@ from kdml_med.handlers.metrics import UNDEFINED
 from kdml_med.handlers.tensorboard_boxes import box_agreement, froc_figure
 from kdml_med.handlers.tensorboard_frames import frame_figures
 from kdml_med.handlers.tensorboard_tiles import tile_figures
-from kdml_med.keys import OutputKey
+from kdml_med.keys import OutputKey, network_order
 from kdml_med.metrics.aggregation import AggregationMethod, Level, aggregate_predictions
 from kdml_med.metrics.box_matching import finite
 from kdml_med.metrics.detection import DEFAULT_THRESHOLD, by_network
-from kdml_med.runs import network_order
 
 COHORT_RUN = "cohort"
 

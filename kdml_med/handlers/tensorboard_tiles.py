@@ -9,8 +9,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from kdml_med.keys import NetworkName
-from kdml_med.runs import network_order
+from kdml_med.keys import NetworkName, network_order
 
 
 def tile_figures(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kdml_med.keys import NetworkName
+from kdml_med.keys import network_order
 
 _COLUMNS = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "sensitivity at 0.5 FP/frame": "froc_sensitivity_0.5"}
 _WITH_INTERVAL = ("ap50", "ap75")
@@ -19,7 +19,7 @@ def detection_results_table(metrics: Mapping[str, Any]) -> str:
     """
     rows = [["network", "parameters", *_COLUMNS]]
     narrow = False
-    for name in sorted(metrics["networks"], key=_order):
+    for name in sorted(metrics["networks"], key=network_order):
         figures = metrics["networks"][name]
         cells = []
         for key in _COLUMNS.values():
@@ -39,10 +39,3 @@ def detection_results_table(metrics: Mapping[str, Any]) -> str:
 
 def _figure(value: float | None) -> str:
     return "not defined" if value is None else f"{value:.3f}"
-
-
-def _order(name: str) -> tuple[int, int, str]:
-    """Teacher, students by number, ensemble."""
-    place = {NetworkName.TEACHER.value: 0, NetworkName.ENSEMBLE.value: 2}.get(name, 1)
-    number = name.rpartition("_")[2]
-    return (place, int(number) if number.isdigit() else 0, name)

@@ -18,11 +18,12 @@ from PIL import Image
 
 from kdml_med.errors import InputError
 from kdml_med.manifest import SHARDS_DIR
+from kdml_med.shards import ShardWriter
 from kdml_med.wsi.grid import ReadPlan, TileGrid, choose_plane, make_grid
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.overview import UNREADABLE, write_thumbnail
 from kdml_med.wsi.quality import TileQuality, measure_quality
-from kdml_med.wsi.shards import ShardWriter, SlideRecord, shard_path, write_sidecar
+from kdml_med.wsi.shards import SlideRecord, shard_path, write_record
 from kdml_med.wsi.slide import Pixels, Slide, SlideError, open_slide, resolve_mpp
 from kdml_med.wsi.stain import StainFit, fit_stains, normalise_stains
 from kdml_med.wsi.tissue import MaskIntegral, Overview, read_overview, tissue_mask
@@ -222,7 +223,7 @@ class _Cutter:
             shard_path(self.out_dir, self.job.slide_id).unlink(missing_ok=True)
             raise SlideError(self._why_nothing_is_left(len(candidates)))
         self.record.tiles = len(rows)
-        write_sidecar(self.out_dir, self.record, rows)
+        write_record(self.out_dir, self.record, rows)
         return self.record
 
     def _find_candidates(self, overview: Overview) -> list[Candidate]:

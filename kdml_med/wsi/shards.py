@@ -5,8 +5,6 @@ The tar is renamed into place first and the table last. A slide with both is fin
 
 from __future__ import annotations
 
-import io
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from kdml_med.errors import InputError
-from kdml_med.manifest import SHARDS_DIR, TILE_COLUMNS, manifest_table, validate_manifest, write_atomically
-from kdml_med.shards import ShardWriter as ShardWriter  # also for those who look for it here
+from kdml_med.manifest import SHARDS_DIR, DatasetKind
+from kdml_med.shards import read_sidecar, write_sidecar
 from kdml_med.wsi.stain import StainFit
 
-_RECORD_KEY = b"kdml_med.slide"
 _STAIN_COLUMNS = [f"stain_{stain}_{channel}" for stain in "he" for channel in "rgb"] + ["stain_h_max", "stain_e_max"]
 
 REJECTIONS = ("tissue", "background", "pen", "blur")
@@ -103,22 +98,16 @@ def finished_slides(out_dir: Path) -> list[str]:
     )
 
 
-def write_sidecar(out_dir: Path, record: SlideRecord, rows: list[dict[str, Any]]) -> None:
+def write_record(out_dir: Path, record: SlideRecord, rows: list[dict[str, Any]]) -> None:
     """Write the tile rows and the record of a slide: the last step, which makes it finished."""
-    path = sidecar_path(out_dir, record.slide_id)
-    table = manifest_table(rows)
-    validate_manifest(table, str(path))
     content = asdict(record)
     if record.stain is not None:
         content["stain"] = {name: value.tolist() for name, value in vars(record.stain).items()}
-    table = table.replace_schema_metadata({_RECORD_KEY: json.dumps(content, sort_keys=True).encode()})
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    write_atomically(path, sink.getvalue())
+    write_sidecar(sidecar_path(out_dir, record.slide_id), rows, content, DatasetKind.TILES)
 
 
-def read_sidecar(out_dir: Path, slide_id: str) -> tuple[SlideRecord, pa.Table]:
-    """Read back what ``write_sidecar`` wrote.
+def read_record(out_dir: Path, slide_id: str) -> tuple[SlideRecord, pa.Table]:
+    """Read back what ``write_record`` wrote.
 
     Returns:
         The record, and the rows with the columns of ``TILE_COLUMNS``.
@@ -126,13 +115,8 @@ def read_sidecar(out_dir: Path, slide_id: str) -> tuple[SlideRecord, pa.Table]:
     Raises:
         InputError: the file is damaged or not from this program.
     """
-    path = sidecar_path(out_dir, slide_id)
-    try:
-        table = pq.read_table(path)
-        content = json.loads(table.schema.metadata[_RECORD_KEY])
-        record = SlideRecord(**content)
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}). Delete it and run the same command again.") from error
-    if content["stain"] is not None:
-        record.stain = StainFit(**{name: np.array(value, dtype=np.float64) for name, value in content["stain"].items()})
-    return record, table.replace_schema_metadata(None).select(TILE_COLUMNS.names).cast(TILE_COLUMNS)
+    record, table = read_sidecar(sidecar_path(out_dir, slide_id), SlideRecord, DatasetKind.TILES)
+    stain: Any = record.stain
+    if stain is not None:
+        record.stain = StainFit(**{name: np.array(value, dtype=np.float64) for name, value in stain.items()})
+    return record, table

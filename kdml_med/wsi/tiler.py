@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
-import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,10 +30,11 @@ from kdml_med.manifest import (
     write_table,
 )
 from kdml_med.progress import progress_bar
+from kdml_med.shards import sole_user
 from kdml_med.wsi.cutter import SlideJob
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.pool import Outcome, run_jobs
-from kdml_med.wsi.shards import SlideRecord, finished_slides, read_sidecar, sidecar_path, write_sidecar
+from kdml_med.wsi.shards import SlideRecord, finished_slides, read_record, sidecar_path, write_record
 from kdml_med.wsi.slide import ASSUMED, SLIDE_SUFFIXES
 
 _LIBRARIES = (
@@ -141,7 +140,7 @@ def tile_slides(
     paths = find_slides([Path(path) for path in inputs], out_dir)
     info = _describe(options, labels, synthetic)
     report = TilingReport()
-    with _sole_user(out_dir):
+    with sole_user(out_dir):
         _open_folder(out_dir, info)
         _remove_leftovers(out_dir)
         jobs: list[SlideJob] = []
@@ -228,24 +227,6 @@ def _describe(options: TilingOptions, labels: Labels | None, synthetic: bool) ->
     )
 
 
-@contextlib.contextmanager
-def _sole_user(out_dir: Path) -> Iterator[None]:
-    """Keep two runs out of one folder; the lock is on the folder itself, leaves no file and dies with the process."""
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out_dir, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"cannot use {out_dir} as output folder: {error.strerror}.") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another run is writing to {out_dir}: wait for it, or choose another --out.") from error
-        yield
-    finally:
-        os.close(handle)
-
-
 def _open_folder(out_dir: Path, info: DatasetInfo) -> None:
     """Write dataset.json, or check that the one there was made with the same options."""
     if not (out_dir / DATASET_FILE).exists():
@@ -284,7 +265,7 @@ def _open_folder(out_dir: Path, info: DatasetInfo) -> None:
 
 
 def _any_assumed(out_dir: Path) -> bool:
-    records = (read_sidecar(out_dir, slide_id)[0] for slide_id in finished_slides(out_dir))
+    records = (read_record(out_dir, slide_id)[0] for slide_id in finished_slides(out_dir))
     return any(record.mpp_source == ASSUMED for record in records)
 
 
@@ -325,7 +306,7 @@ def _write_tables(out_dir: Path, labels: Labels | None, report: TilingReport) ->
     tables: list[pa.Table] = []
     failures = dict(report.failures)
     for slide_id in finished_slides(out_dir):
-        record, table = read_sidecar(out_dir, slide_id)
+        record, table = read_record(out_dir, slide_id)
         if record.file_name in failures:
             continue
         job = _make_job(Path(record.file_name), labels)
@@ -371,5 +352,5 @@ def _relabel(out_dir: Path, record: SlideRecord, table: pa.Table, job: SlideJob)
         return record, table
     rows = [row | wanted for row in table.to_pylist()]
     record.patient_id = job.patient_id
-    write_sidecar(out_dir, record, rows)
-    return read_sidecar(out_dir, record.slide_id)
+    write_record(out_dir, record, rows)
+    return read_record(out_dir, record.slide_id)

@@ -38,7 +38,7 @@ from tests.synthetic_frames import write_frame_dataset
 
 CONFIG = Path("bundles/polyp_kdml/configs/inference.json")
 POLYP = (100, 60, 140, 100)  # white, in pixels of the source; the field begins at (30, 10)
-GAINS = {"teacher": 6.0, "student_0": 4.0, "student_1": 3.0}
+GAINS = {"teacher": 10.0, "student_0": 8.0, "student_1": 6.0}
 
 
 class BrightNetwork(nn.Module):

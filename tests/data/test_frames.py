@@ -301,3 +301,9 @@ def test_a_broken_frame_is_named(tmp_path):
     (folder / "shards" / "P0.bin").write_bytes(bytes(100_000))
     with pytest.raises(InputError, match=r"frame 'P0/0' in .*P0\.bin cannot be decoded"):
         FrameDataset(folder, "train")[0]
+
+
+@pytest.mark.parametrize("settings", [{"zoom": (0, 1)}, {"zoom": (1.5, 0.7)}, {"stretch": 0.9}, {"tries": 0}], ids=str)
+def test_placements_that_cannot_be_drawn_are_refused(settings):
+    with pytest.raises(ValueError, match="expected a range above 0"):
+        RandPlaceFrame(64, **settings)

@@ -207,3 +207,13 @@ def test_colour_jitter_is_seeded_and_does_not_shift_later_draws():
         changed = transform({"image": image})["image"]
         assert torch.equal(changed, image) == (transform is never)
     assert never.R.random_sample() == always.R.random_sample()
+
+
+def test_colour_jitter_leaves_black_padding_black():
+    image = torch.rand(3, 8, 8) * 0.5 + 0.25
+    image[:, :, 4:] = 0
+    jitter = RandColourJitterd("image", contrast=0.9)
+    jitter.set_random_state(seed=0)
+    changed = jitter({"image": image})["image"]
+    assert changed[:, :, 4:].abs().max() == 0
+    assert not torch.equal(changed[:, :, :4], image[:, :, :4])

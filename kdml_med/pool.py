@@ -1,4 +1,4 @@
-"""Shards side by side in worker processes."""
+"""Jobs side by side in worker processes, where a crash costs one job and every job ends with a reason or without."""
 
 from __future__ import annotations
 
@@ -9,76 +9,70 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from kdml_med.colonoscopy.options import FrameOptions
-from kdml_med.colonoscopy.planning import ShardJob
-from kdml_med.colonoscopy.storing import store_shard
 from kdml_med.errors import InputError
 
+Job = TypeVar("Job")
+Count = Callable[[int], None]
+Work = Callable[[Any, Count], str | None]
+"""Called with a job and a function to tell how much more of it was looked at; returns why it failed, or None. Has to be
+picklable: a function at module level, or a partial of one."""
+
 _POLL_S = 0.5
-_CRASHED = "the decoder crashed on one of its files"
 
-_frames_done: Any = None  # in a worker process: the counter shared with the parent
-
-Outcome = tuple[ShardJob, str | None]
-"""A job, and why it could not be done; None when it is."""
+_done: Any = None  # in a worker process: the counter shared with the parent
 
 
 def run_jobs(
-    jobs: Sequence[ShardJob], out_dir: Path, options: FrameOptions, workers: int, on_frames: Callable[[int], None]
-) -> Iterator[Outcome]:
-    """Store shards on some cores.
+    jobs: Sequence[Job], work: Work, *, processes: int, on_progress: Count, crashed: str
+) -> Iterator[tuple[Job, str | None]]:
+    """Do jobs on some cores.
 
     Args:
-        jobs: shards to store.
-        out_dir: dataset folder.
-        options: of the run.
-        workers: processes.
-        on_frames: told from time to time how many more frames were looked at.
+        jobs: what to do.
+        work: does one.
+        processes: with one, or one job, the work is done in this process.
+        on_progress: told from time to time how much more was looked at.
+        crashed: the reason given for a job that took its process down.
 
     Yields:
-        An outcome for each shard, as it ends.
+        Each job as it ends, and why it could not be done; None when it is.
 
     Raises:
-        InputError: the output cannot be written.
+        InputError: from the work; it ends all of it (the output cannot be written, say).
     """
-    processes = min(workers, len(jobs))
+    processes = min(processes, len(jobs))
     if processes <= 1:
         for job in jobs:
-            yield job, _try(job, out_dir, options, lambda: on_frames(1))
+            yield job, _try(work, job, on_progress)
         return
     left = list(jobs)
     while left:
         try:
-            for job, failure in _run_pool(left, out_dir, options, processes, on_frames):
+            for job, failure in _run_pool(left, work, processes, on_progress):
                 left.remove(job)
                 yield job, failure
         except BrokenProcessPool:
             # A decoder took its process down, and with it the pool. One after the other, the first that is left when
             # the process goes down again is the one.
             if processes == 1:
-                yield left.pop(0), _CRASHED
+                yield left.pop(0), crashed
             processes = 1
 
 
-def _run_pool(
-    jobs: Sequence[ShardJob], out_dir: Path, options: FrameOptions, processes: int, on_frames: Callable[[int], None]
-) -> Iterator[Outcome]:
+def _run_pool(jobs: Sequence[Job], work: Work, processes: int, on_progress: Count) -> Iterator[tuple[Job, str | None]]:
     # Not fork: the parent may run threads, and a forked child inherits their locks in whatever state they are.
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
     counted = 0
     pool = ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(counter,))
     try:
-        futures: dict[Future[str | None], ShardJob] = {
-            pool.submit(_try_counting, job, out_dir, options): job for job in jobs
-        }
+        futures: dict[Future[str | None], Job] = {pool.submit(_try_counting, work, job): job for job in jobs}
         open_futures = set(futures)
         while open_futures:
             ended, open_futures = wait(open_futures, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-            on_frames(counter.value - counted)
+            on_progress(counter.value - counted)
             counted = counter.value
             broken = None
             for future in ended:
@@ -90,13 +84,13 @@ def _run_pool(
             if broken is not None:
                 raise broken
     finally:
-        # On the way out by an error the shards in work end first; those not begun are given up.
+        # On the way out by an error the jobs in work end first; those not begun are given up.
         pool.shutdown(cancel_futures=True)
 
 
 def _start_worker(counter: Any) -> None:
-    global _frames_done
-    _frames_done = counter
+    global _done
+    _done = counter
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -108,21 +102,19 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _count_frame() -> None:
-    with _frames_done.get_lock():
-        _frames_done.value += 1
+def _count(more: int) -> None:
+    with _done.get_lock():
+        _done.value += more
 
 
-def _try_counting(job: ShardJob, out_dir: Path, options: FrameOptions) -> str | None:
-    return _try(job, out_dir, options, _count_frame)
+def _try_counting(work: Work, job: Job) -> str | None:
+    return _try(work, job, _count)
 
 
-def _try(job: ShardJob, out_dir: Path, options: FrameOptions, on_frame: Callable[[], None]) -> str | None:
-    """Store one shard; the reason when that is not possible."""
+def _try(work: Work, job: Job, count: Count) -> str | None:
     try:
-        store_shard(job, out_dir, options, on_frame)
+        return work(job, count)
     except InputError:
         raise
-    except Exception as error:  # a thousand sequences must not stop at one that hits a fault nobody foresaw
+    except Exception as error:  # a thousand jobs must not stop at one that hits a fault nobody foresaw
         return f"unexpected {type(error).__name__}: {error}"
-    return None
