@@ -39,6 +39,7 @@ def _resnet(name: str) -> Callable[..., nn.Module]:
 
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "resnet10": _resnet("resnet10"),
     "resnet18": _resnet("resnet18"),
     "resnet34": _resnet("resnet34"),
     "resnet50": _resnet("resnet50"),
@@ -83,6 +84,11 @@ VERSIONS: dict[Task, dict[str, CohortSpec]] = {
         "edge": CohortSpec(
             _detector("mobilenet_v2", width=96, head_convs=2),
             (_detector("mobilenet_v2", head_convs=2), _detector("mobilenet_v2", head_convs=2)),
+        ),
+        # Learns from random weights within minutes on a CPU, which none of the others does: for trying out.
+        "tiny": CohortSpec(
+            _detector("resnet18", head_convs=2),
+            (_detector("resnet10", width=32, head_convs=2), _detector("resnet10", width=32, head_convs=2)),
         ),
     },
 }

@@ -100,7 +100,7 @@ class RetinaNet(nn.Module):
     """One-stage detector that answers for every anchor of ``kdml_med.anchors``.
 
     Args:
-        body: "mobilenet_v2", "resnet18", "resnet34" or "resnet50".
+        body: "mobilenet_v2", "resnet10", "resnet18", "resnet34" or "resnet50".
         num_classes: classes beside background.
         width: channels of pyramid and heads, a multiple of 8 from 16 on: the knob that makes students narrower than
             their teacher.
@@ -204,7 +204,7 @@ def _resnet_stages(body: nn.Module) -> list[nn.Module]:
 def _resnet_pyramid(name: str, width: int) -> PyramidBody:
     from kdml_med.networks.registry import ARCHITECTURES
 
-    channels = {"resnet18": (128, 256, 512), "resnet34": (128, 256, 512), "resnet50": (512, 1024, 2048)}
+    channels = {"resnet10": (128, 256, 512), "resnet18": (128, 256, 512), "resnet34": (128, 256, 512), "resnet50": (512, 1024, 2048)}
     if name not in channels:
         raise ValueError(f"unknown body {name!r}; known: mobilenet_v2, {', '.join(channels)}.")
     body: Any = ARCHITECTURES[name](num_classes=1)
