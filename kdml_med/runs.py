@@ -84,7 +84,7 @@ def load_network(run_dir: str | Path, name: str = "student_0", *, trained: bool 
     if name not in description["networks"]:
         raise InputError(f"run {run_dir} has no network {name!r}; it has {sorted(description['networks'])}.")
     # Detectors tell the classes apart from background, which is the first one.
-    classes = len(description["classes"]) - (description["task"] == Task.DETECTION)
+    classes = len(description["classes"]) - (description.get("task") == Task.DETECTION)
     network = build_network(description["networks"][name], num_classes=classes)
     if trained:
         load_trained(network, checkpoint_path(Path(run_dir), name))

@@ -1,7 +1,7 @@
 """What bundle configs call, so that they need no Python of their own."""
 
 from kdml_med.bundle.command_line import check_command_line, find_root
-from kdml_med.bundle.detection_inference import prepare_source, read_switch, save_detections
+from kdml_med.bundle.detection_inference import prepare_source, save_detections
 from kdml_med.bundle.detection_results import save_detection_evaluation
 from kdml_med.bundle.preparation import (
     build_loss,
@@ -28,7 +28,6 @@ __all__ = [
     "prepare_source",
     "prepare_training",
     "read_description",
-    "read_switch",
     "record_run",
     "run_training",
     "save_detection_evaluation",

@@ -18,6 +18,8 @@ _RUN_ARGUMENTS = {
     "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
     "properties_path", "workflow_type",
 }  # fmt: skip
+# Keys of the configs that are no settings.
+_NO_KNOBS = {"imports", "initialize", "run", "bundle_root", "network", "cohort", "trained", "handlers"}
 
 
 def find_root(name: str, argv: Sequence[str] | None = None) -> str:
@@ -42,12 +44,14 @@ def find_root(name: str, argv: Sequence[str] | None = None) -> str:
 
 
 def check_command_line(argv: Sequence[str] | None = None) -> None:
-    """Refuse override names that no config file knows; MONAI itself accepts any name in silence.
+    """Refuse override names that no config file knows, and switches that would not do what they say.
+
+    MONAI itself accepts any name in silence, and takes "false" for true.
 
     Looks only at commands that name a config file, so that use from Python is left alone.
 
     Raises:
-        InputError: names the unknown override and the nearest known one.
+        InputError: names the unknown override and the nearest known one, or the switch and how to write it.
     """
     arguments = _arguments(argv)
     files = _config_files(arguments)
@@ -56,20 +60,17 @@ def check_command_line(argv: Sequence[str] | None = None) -> None:
     merged: dict[str, Any] = {}
     for file in files:
         merged |= json.loads(file.read_text())
-    for name in arguments:
+    for name, text in arguments.items():
         name = name.replace("::", "#")
+        if text in ("true", "false"):
+            # MONAI's command line would pass it on as text, and any text but the empty one counts as true.
+            raise InputError(f"--{name} {text}: write {text.capitalize()}, with a capital letter.")
         if name in _RUN_ARGUMENTS or _knows(merged, name):
             continue
-        known = sorted(
-            key for key, value in merged.items() if not isinstance(value, dict | list) or key in _list_knobs(merged)
-        )
+        known = sorted(key for key, value in merged.items() if key not in _NO_KNOBS and not isinstance(value, dict))
         near = get_close_matches(name, [*merged, *_RUN_ARGUMENTS], n=1, cutoff=0.5)
         hint = f" Did you mean --{near[0]}?" if near else ""
         raise InputError(f"unknown option --{name}.{hint} Known: {', '.join(known)}.")
-
-
-def _list_knobs(merged: Mapping[str, Any]) -> set[str]:
-    return {"students", "teacher", "initial_weights"} & set(merged)
 
 
 def _knows(merged: Mapping[str, Any], name: str) -> bool:

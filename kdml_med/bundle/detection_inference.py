@@ -28,7 +28,7 @@ from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.colonoscopy.video import VIDEO_SUFFIXES
 from kdml_med.data.frames import FrameDataset
 from kdml_med.errors import ExitCode, InputError
-from kdml_med.keys import DetectionColumn, NetworkName, Task, network_order
+from kdml_med.keys import DetectionColumn, NetworkName, network_order
 from kdml_med.manifest import FAILURES_FILE, write_table
 from kdml_med.metrics.box_matching import BOX_COLUMNS
 from kdml_med.runs import COHORT_FILE, METRICS_FILE, read_run_json, write_json
@@ -43,19 +43,6 @@ FRAMES_DIR = "frames"
 _WHOLE_FRAMES_PX = 8192  # where the run was trained on frames of any size
 _SHOWN = 10  # failures that are named; failures.csv has them all
 _FRAME_COLUMNS = ["source", "frame_index", "sample_id", "sequence_id"]
-
-
-def read_switch(value: Any, name: str) -> bool:
-    """A knob that is on or off; on the command line both "True" and "true" mean on.
-
-    Raises:
-        SystemExit: with a message for a person, when it is neither.
-    """
-    with errors_for_people():
-        text = str(value).lower()
-        if text not in ("true", "false"):
-            raise InputError(f"--{name} is {value!r}, expected true or false.")
-    return text == "true"
 
 
 def prepare_source(
@@ -101,7 +88,9 @@ def prepare_source(
                 f"--output_dir {output_dir} lies in --source {source}, so that results would be taken for input next "
                 "time: name a folder outside."
             )
-        options = FrameOptions(size_px=description["frame_size_px"] or _WHOLE_FRAMES_PX, fps=fps)
+        options = FrameOptions(
+            size_px=description["frame_size_px"] or _WHOLE_FRAMES_PX, fps=fps, **description["frame_options"]
+        )
         try:
             report = prepare_frames([path], frames_dir, options, None, workers=max(1, workers))
         except InputError as error:
@@ -115,8 +104,6 @@ def prepare_source(
 
 
 def _check_network(description: Mapping[str, Any], run_dir: str, network: str, students_only: bool) -> None:
-    if description["task"] != Task.DETECTION:
-        raise InputError(f"the run {run_dir} was trained for {description['task']}, not for detection.")
     known = [*sorted(description["networks"], key=network_order), NetworkName.ENSEMBLE.value]
     if network not in known:
         raise InputError(f"--network is {network!r}; the run {run_dir} has: {', '.join(known)}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,17 @@ from kdml_med.metrics.detection import choose_thresholds
 from kdml_med.metrics.detection_evaluation import evaluate_detections, sequence_table
 from kdml_med.metrics.detection_report import detection_results_table
 from kdml_med.networks.cohort import Cohort
-from kdml_med.runs import DETECTIONS_FILE, METRICS_FILE, SEQUENCES_FILE, read_run_json, write_detections, write_json
+from kdml_med.runs import (
+    COHORT_FILE,
+    DETECTIONS_FILE,
+    METRICS_FILE,
+    SEQUENCES_FILE,
+    read_run_json,
+    write_detections,
+    write_json,
+)
+
+logger = logging.getLogger(__name__)
 
 
 def save_detection_evaluation(
@@ -55,6 +66,14 @@ def save_detection_evaluation(
         thresholds = choose_thresholds(dataset.rows, detections, networks=names)
     else:
         thresholds = read_run_json(Path(run_dir), METRICS_FILE)["thresholds"]
+        chosen_with = read_run_json(Path(run_dir), COHORT_FILE)["fusion"]
+        if evaluator.fusion != chosen_with:
+            logger.warning(
+                "The ensemble's threshold was chosen with fusion %r, its figures at a threshold do not fit %r; "
+                "AP and FROC need none.",
+                chosen_with,
+                evaluator.fusion,
+            )
     group: Any = level
     figures = evaluate_detections(
         dataset.rows, detections, threshold=thresholds, group=group, networks=names, resamples=resamples

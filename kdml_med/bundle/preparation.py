@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 # A resumed run may change these. max_epochs does change the learning rates that are still to come, but raising it is
 # how a finished run is continued.
 _FREE_SETTINGS = {"max_epochs", "num_workers", "device"}
+# How frames were prepared for training is how new ones have to be.
+_FRAME_OPTIONS = ("crop", "mask_overlays")
 # Pixel sizes and fields of view that differ by less are taken as equal.
 _SCALE_TOLERANCE = 0.05
 
@@ -186,18 +188,31 @@ def record_run(
             "ensemble_average": settings["ensemble_average"],
         }
     else:
-        description |= {"frame_size_px": info.frame_size_px, "fusion": settings["fusion"]}
+        options = {name: info.options[name] for name in _FRAME_OPTIONS if name in info.options}
+        description |= {
+            "frame_size_px": info.frame_size_px,
+            "frame_options": options,
+            "fusion": settings["fusion"],
+        }
     write_json(Path(run_dir) / COHORT_FILE, description)
 
 
-def read_description(run_dir: str) -> dict[str, Any]:
+def read_description(run_dir: str, *, task: str) -> dict[str, Any]:
     """Content of cohort.json of a run.
 
+    Args:
+        run_dir: folder of the run.
+        task: "classification" or "detection": what the run has to be for.
+
     Raises:
-        SystemExit: with a message for a person, when the folder is no run.
+        SystemExit: with a message for a person, when the folder is no run, or one for another task.
     """
     with errors_for_people():
-        return read_run_json(Path(run_dir), COHORT_FILE)
+        description = read_run_json(Path(run_dir), COHORT_FILE)
+        found = description.get("task", "classification, by an older version")
+        if found != task:
+            raise InputError(f"the run {run_dir} was trained for {found}; this needs one for {task}.")
+        return description
 
 
 def fold_of(dataset_dir: str, description: Mapping[str, Any]) -> int | None:

@@ -143,7 +143,10 @@ class DetectionEvaluator(CohortEvaluator):
             for name, one in candidates.items()
         }
         if self.fusion == "boxes":
-            found[NetworkName.ENSEMBLE] = [fuse([found[name][image] for name in students]) for image in range(images)]
+            limit = self.max_detections
+            found[NetworkName.ENSEMBLE] = [
+                fuse([found[name][image] for name in students], max_detections=limit) for image in range(images)
+            ]
         back = [1 / float(scale) for scale in scales]
         return {
             OutputKey.DETECTIONS: {
@@ -153,13 +156,13 @@ class DetectionEvaluator(CohortEvaluator):
         }
 
 
-def fuse(detections: list[Detections]) -> Detections:
-    """Weighted box fusion of what several networks found in one image."""
+def fuse(detections: list[Detections], *, max_detections: int = 50) -> Detections:
+    """Weighted box fusion of what several networks found in one image; the best ``max_detections`` are kept."""
     boxes = [one.boxes.cpu().numpy().astype(np.float64) for one in detections]
     scores = [one.scores.cpu().numpy().astype(np.float64) for one in detections]
     fused_boxes, fused_scores = weighted_box_fusion(boxes, scores)
     device = detections[0].boxes.device
     return Detections(
-        torch.as_tensor(fused_boxes, dtype=torch.float32, device=device),
-        torch.as_tensor(fused_scores, dtype=torch.float32, device=device),
+        torch.as_tensor(fused_boxes[:max_detections], dtype=torch.float32, device=device),
+        torch.as_tensor(fused_scores[:max_detections], dtype=torch.float32, device=device),
     )

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.sparse import csr_array
 
+from kdml_med.keys import network_order
 from kdml_med.metrics.box_matching import Floats, Indices, Matches, finite, match_detections, read_frames
 
 RECALL_LEVELS = np.linspace(0, 1, 101)
@@ -222,7 +223,7 @@ def choose_thresholds(
 
 
 def by_network(detections: pd.DataFrame, networks: Iterable[str] = ()) -> dict[str, pd.DataFrame]:
-    """Rows of each network, names sorted; no rows for names of ``networks`` that detected nothing.
+    """Rows of each network, teacher first, ensemble last; no rows for names of ``networks`` that detected nothing.
 
     Raises:
         ValueError: the table has no column ``network``, or a row has no name.
@@ -231,7 +232,7 @@ def by_network(detections: pd.DataFrame, networks: Iterable[str] = ()) -> dict[s
         raise ValueError(f"{_NO_COLUMN} {list(detections.columns)}.")
     if detections["network"].isna().any():
         raise ValueError(f"{int(detections['network'].isna().sum())} detections have no network.")
-    names = sorted({*networks, *detections["network"].unique()})
+    names = sorted({*networks, *detections["network"].unique()}, key=network_order)
     return {str(name): detections[detections["network"] == name] for name in names}
 
 

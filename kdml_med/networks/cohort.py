@@ -131,8 +131,8 @@ def build_cohort(
         initial_weights: files to start from, by network name ("student_0") or architecture ("mobilenet_v2"); one plain
             path goes to every network.
         teacher_checkpoint: state dict of a trained teacher, which is then frozen (offline distillation).
-        frozen_stages: leave the first stages of every detector's body as they are in ``initial_weights``; 1 is up to
-            stride 2, 2 up to stride 4, and so on.
+        frozen_stages: leave the first stages of every detector's body as they are in ``initial_weights``. 1 is up to
+            stride 2 in a MobileNetV2 and the stem (stride 4) in a ResNet, 2 up to stride 4 in both, and so on.
 
     Raises:
         InputError: unknown names, files that do not fit, a teacher checkpoint without a teacher, or stages to be frozen

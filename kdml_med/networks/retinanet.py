@@ -169,7 +169,7 @@ class RetinaNet(nn.Module):
 
 def _by_anchor(level: Tensor, values: int) -> Tensor:
     """[batch, values, height, width] to [batch, height · width, values], row by row like the anchors."""
-    return level.permute(0, 2, 3, 1).reshape(len(level), -1, values)
+    return level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, values)
 
 
 # The last block of each stage of a MobileNetV2, after which the next block halves the resolution. Functions at module
@@ -204,7 +204,12 @@ def _resnet_stages(body: nn.Module) -> list[nn.Module]:
 def _resnet_pyramid(name: str, width: int) -> PyramidBody:
     from kdml_med.networks.registry import ARCHITECTURES
 
-    channels = {"resnet10": (128, 256, 512), "resnet18": (128, 256, 512), "resnet34": (128, 256, 512), "resnet50": (512, 1024, 2048)}
+    channels = {
+        "resnet10": (128, 256, 512),
+        "resnet18": (128, 256, 512),
+        "resnet34": (128, 256, 512),
+        "resnet50": (512, 1024, 2048),
+    }
     if name not in channels:
         raise ValueError(f"unknown body {name!r}; known: mobilenet_v2, {', '.join(channels)}.")
     body: Any = ARCHITECTURES[name](num_classes=1)

@@ -63,6 +63,12 @@ def test_names_of_every_listed_file_count(bundle: Path, form: str) -> None:
         check_command_line(command(bundle, "--spli", "val", files=files))
 
 
+@pytest.mark.parametrize("word", ["true", "false"])
+def test_a_switch_that_would_count_as_true_either_way_is_refused(bundle: Path, word: str) -> None:
+    with pytest.raises(InputError, match=f"--max_epochs {word}: write {word.capitalize()}"):
+        check_command_line(command(bundle, "--max_epochs", word))
+
+
 def test_names_in_an_args_file_are_checked_too(bundle: Path, tmp_path: Path) -> None:
     arguments = {"config_file": str(bundle / "configs/train.json"), "max_epoch": 3}
     (tmp_path / "args.json").write_text(json.dumps(arguments))

@@ -27,7 +27,6 @@ from kdml_med.bundle.detection_inference import (
     count_frames,
     name_videos,
     prepare_source,
-    read_switch,
 )
 from kdml_med.colonoscopy.annotate import SourceSize
 from kdml_med.colonoscopy.frames import Placement
@@ -60,7 +59,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     name = f"{BrightNetwork.__module__}.{BrightNetwork.__name__}"
     description = {
         "task": "detection", "classes": ["negative", "polyp"], "image_size": [128, 128], "frame_size_px": 128,
-        "fusion": "anchors", "fold": None, "seen_patients": {},
+        "fusion": "anchors", "fold": None, "seen_patients": {}, "frame_options": {"crop": True},
         "networks": {network: {"name": name, "gain": gain} for network, gain in GAINS.items()},
     }  # fmt: skip
     write_json(folder / COHORT_FILE, description)
@@ -113,7 +112,7 @@ def inferred(run_dir: Path, source: Path, tmp_path_factory: pytest.TempPathFacto
     out = tmp_path_factory.mktemp("inferred") / "out"
     screen = io.StringIO()
     with contextlib.redirect_stdout(screen):
-        code = infer(run_dir, source=source, output_dir=out, annotate="true")
+        code = infer(run_dir, source=source, output_dir=out, annotate=True)
     return out, code, screen.getvalue()
 
 
@@ -218,9 +217,7 @@ def test_dataset_folder_is_taken_with_and_without_labels(run_dir: Path, tmp_path
     for labelled in (True, False):
         frames = write_frame_dataset(tmp_path / f"frames_{labelled}", frames=3, labelled=labelled)
         out = tmp_path / f"out_{labelled}"
-        code = infer(
-            run_dir, dataset_dir=frames, output_dir=out, annotate=True, network="teacher", students_only="False"
-        )
+        code = infer(run_dir, dataset_dir=frames, output_dir=out, annotate=True, network="teacher", students_only=False)
         assert code == 0
         table = pd.read_csv(out / "frames.csv")
         assert len(table) == 12
@@ -268,15 +265,6 @@ def test_what_cannot_work_is_said_in_one_line(
     assert error.startswith("error: ")
     assert message in error
     assert not (tmp_path / "out/input.json").exists()
-
-
-def test_switches_are_read_as_people_write_them(capsys: pytest.CaptureFixture[str]) -> None:
-    assert [read_switch(value, "annotate") for value in (True, "true", "True", False, "false")] == [
-        True, True, True, False, False,
-    ]  # fmt: skip
-    with pytest.raises(SystemExit):
-        read_switch("maybe", "annotate")
-    assert "--annotate is 'maybe', expected true or false" in capsys.readouterr().err
 
 
 def test_annotated_videos_of_one_folder_have_names_of_their_own() -> None:
@@ -345,7 +333,7 @@ def test_tables_without_any_detection_have_every_frame() -> None:
 def test_command_works_as_the_manual_says(run_dir: Path, source: Path, tmp_path: Path) -> None:
     result = run_bundle(
         "run", "--config_file", CONFIG, "--source", source, "--run_dir", run_dir, "--output_dir", tmp_path / "out",
-        "--annotate", "true", "--fps", "5", "--students_only", "true", "--network", "ensemble", "--device", "cpu",
+        "--annotate", "True", "--fps", "5", "--students_only", "True", "--network", "ensemble", "--device", "cpu",
         check=False,
     )  # fmt: skip
     assert result.returncode == 3, result.stderr[-3000:]

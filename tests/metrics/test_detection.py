@@ -202,7 +202,7 @@ def test_the_chosen_threshold_has_the_best_f1_and_is_the_highest_such(case) -> N
 def test_a_threshold_is_chosen_for_every_network() -> None:
     frames, detections = cohort(networks=["student_0", "teacher"])
     chosen = choose_thresholds(frames, detections, networks=["ensemble"])
-    assert list(chosen) == ["ensemble", "student_0", "teacher"]
+    assert list(chosen) == ["teacher", "student_0", "ensemble"]
     assert chosen["ensemble"] == 0.5
     only = detections[detections["network"] == "teacher"]
     assert chosen["teacher"] == choose_threshold(frames, only)

@@ -279,7 +279,7 @@ def test_copies_and_saved_weights_are_the_same_network(body):
 
 
 def test_every_version_is_built_of_detectors_with_students_smaller_than_their_teacher():
-    assert set(VERSIONS[Task.DETECTION]) == {"v1", "v2", "v3", "edge"}
+    assert set(VERSIONS[Task.DETECTION]) == {"v1", "v2", "v3", "edge", "tiny"}
     for version, spec in VERSIONS[Task.DETECTION].items():
         with torch.device("meta"):
             cohort = build_cohort(version, task="detection", num_classes=1)
