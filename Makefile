@@ -1,6 +1,6 @@
 # One command surface for people and for CI. `make setup` is enough for everything else.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint types bench docs check clean
+.PHONY: help setup demo demo-polyp test test-all lint types bench docs check clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := demo
 CONFIGS := bundles/msi_kdml/configs
+POLYP := bundles/polyp_kdml/configs
 # Two processes of one thread each: threads of several processes that share two cores mostly wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -33,6 +34,15 @@ demo: setup  ## generated slides -> tiles -> training -> test evaluation, in dem
 		--dataset_dir $(DEMO)/tiles --run_dir $(DEMO)/run
 	$(BIN)/python -m monai.bundle run --config_file "['$(CONFIGS)/train.json','$(CONFIGS)/evaluate.json']" \
 		--dataset_dir $(DEMO)/tiles --run_dir $(DEMO)/run
+
+demo-polyp: setup  ## generated clips -> frames -> training -> test evaluation, in demo/
+	$(BIN)/python -m preprocessing.make_demo --task polyp --out $(DEMO)/clips
+	$(BIN)/python -m preprocessing.prepare_frames $(DEMO)/clips/frames --annotations $(DEMO)/clips/annotations.csv \
+		--out $(DEMO)/frames --size 192 --min-box 8 --synthetic
+	$(BIN)/python -m monai.bundle run --config_file $(POLYP)/train.json \
+		--dataset_dir $(DEMO)/frames --run_dir $(DEMO)/polyps
+	$(BIN)/python -m monai.bundle run --config_file "['$(POLYP)/train.json','$(POLYP)/evaluate.json']" \
+		--dataset_dir $(DEMO)/frames --run_dir $(DEMO)/polyps
 
 test: setup  ## fast tests, no network, no data of one's own
 	$(PYTEST) -m "not slow and not real_data"

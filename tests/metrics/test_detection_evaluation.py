@@ -61,7 +61,7 @@ def test_result_is_json_with_the_documented_keys() -> None:
     frames, detections = cohort(networks=["student_0", "teacher"])
     result = evaluate_detections(frames, detections, threshold=0.4, resamples=50, networks=["ensemble"])
     json.dumps(result, allow_nan=False)
-    assert list(result) == ["ensemble", "student_0", "teacher"]
+    assert list(result) == ["teacher", "student_0", "ensemble"]
     for figures in result.values():
         assert set(figures) == {*COUNTS, "threshold", *INTERVALS, *(f"{name}_ci95" for name in INTERVALS)}
         assert all(type(figures[name]) is int for name in COUNTS)
@@ -187,7 +187,7 @@ def test_unlabelled_frames_are_left_out() -> None:
 def test_thresholds_are_by_network() -> None:
     frames, detections = cohort(networks=["student_0", "teacher"])
     result = evaluate_detections(frames, detections, threshold={"student_0": 0.3, "teacher": 0.6}, resamples=0)
-    assert [figures["threshold"] for figures in result.values()] == [0.3, 0.6]
+    assert [figures["threshold"] for figures in result.values()] == [0.6, 0.3]
     with pytest.raises(ValueError, match=r"\['teacher'\] have no threshold"):
         evaluate_detections(frames, detections, threshold={"student_0": 0.3})
     with pytest.raises(ValueError, match="group 'site'"):
@@ -198,8 +198,8 @@ def test_sequence_table_by_hand() -> None:
     frames, detections = small()
     table = sequence_table(frames, detections, threshold={"student_0": 0.5, "teacher": 0.1})
     assert list(table.columns) == [
-        *["sequence_id", "patient_id", "frames", "boxes", "sensitivity_student_0", "false_positives_student_0"],
-        *["sensitivity_teacher", "false_positives_teacher"],
+        *["sequence_id", "patient_id", "frames", "boxes", "sensitivity_teacher", "false_positives_teacher"],
+        *["sensitivity_student_0", "false_positives_student_0"],
     ]
     assert table["sequence_id"].tolist() == ["s", "t", "u"]
     assert table["patient_id"].tolist() == ["p", "p", "q"]

@@ -114,7 +114,7 @@ def test_head_convolutions_can_be_left_out():
         ({"last_block": 12}, "last_block must be between 13 and 17, got 12"),
         ({"last_block": 18}, "last_block must be between 13 and 17, got 18"),
         ({"body": "resnet18", "last_block": 13}, "last_block shortens mobilenet_v2 only, the body is 'resnet18'"),
-        ({"body": "vgg"}, "unknown body 'vgg'; known: mobilenet_v2, resnet18, resnet34, resnet50"),
+        ({"body": "vgg"}, "unknown body 'vgg'; known: mobilenet_v2, resnet10, resnet18, resnet34, resnet50"),
     ],
     ids=str,
 )
@@ -333,7 +333,7 @@ def test_a_teacher_from_a_checkpoint_needs_no_published_weights_to_be_frozen(tmp
         ({"frozen_stages": 1}, "teacher has no initial_weights: its first stages would stay random"),
         ({"frozen_stages": 9, "initial_weights": True}, "frozen_stages is 9, expected 0 to 4"),
         ({"frozen_stages": -1, "initial_weights": True}, "frozen_stages is -1, expected 0 to 4"),
-        ({"version": "edg"}, "unknown version 'edg'; known: v1, v2, v3, edge. Did you mean 'edge'"),
+        ({"version": "edg"}, "unknown version 'edg'; known: v1, v2, v3, edge, tiny. Did you mean 'edge'"),
         ({"task": "segmentation"}, "task must be one of classification, detection, got 'segmentation'"),
         (
             {"frozen_stages": 1, "teacher": TINY_CLASSIFIER, "task": "classification"},
