@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,22 @@ def run_bundle(*words: str | Path, cwd: Path = REPOSITORY, check: bool = True) -
     )
     assert not check or result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     return result
+
+
+def kill_after_an_epoch(words: list[str | Path], run_dir: Path) -> None:
+    """Start a training and kill it as soon as an epoch is saved."""
+    last = run_dir / "checkpoints/last.pt"
+    process = subprocess.Popen(
+        bundle_command(*words), cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
+        os.sched_yield()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert last.is_file()
+    assert not (run_dir / "metrics.json").exists(), "it was to be killed before the end"
 
 
 def train_words(dataset: Path, run_dir: Path, *more: str) -> list[str | Path]:

