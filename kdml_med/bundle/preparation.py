@@ -255,7 +255,7 @@ def prepare_evaluation(
         _check_device(device, amp=False)
         description = read_run_json(Path(run_dir), COHORT_FILE)
         dataset: ManifestDataset
-        if description["task"] == Task.DETECTION:
+        if description.get("task") == Task.DETECTION:
             dataset = FrameDataset(dataset_dir, split, fold=fold)
         else:
             dataset = _prepare_tiles(dataset_dir, description, split=split, fold=fold, level=level, stain=stain)
