@@ -16,6 +16,8 @@ from kdml_med.engines.evaluator import CohortEvaluator
 from kdml_med.keys import BatchKey, NetworkName, OutputKey
 
 FUSIONS = ("anchors", "boxes")
+FUSION_OVERLAP = 0.3
+"""Boxes of one student that overlap more than this are not fused with each other, see ``DetectionEvaluator``."""
 
 
 class Detections(NamedTuple):
@@ -132,20 +134,13 @@ class DetectionEvaluator(CohortEvaluator):
         limits = torch.as_tensor(sizes, device=device) * scales[:, None]
         if self.fusion == "anchors":
             candidates[NetworkName.ENSEMBLE] = average_anchors([candidates[name] for name in students])
-        found = {
-            name: suppress(
-                one,
-                limits=limits,
-                score_threshold=self.score_threshold,
-                iou_threshold=self.iou_threshold,
-                max_detections=self.max_detections,
-            )
-            for name, one in candidates.items()
-        }
+        found = {name: self._suppress(one, limits, self.iou_threshold) for name, one in candidates.items()}
         if self.fusion == "boxes":
-            limit = self.max_detections
+            # Fusion averages the scores of all boxes that overlap: of each student only its best may be among them.
+            alone = min(self.iou_threshold, FUSION_OVERLAP)
+            members = [self._suppress(candidates[name], limits, alone) for name in students]
             found[NetworkName.ENSEMBLE] = [
-                fuse([found[name][image] for name in students], max_detections=limit) for image in range(images)
+                fuse(list(each), max_detections=self.max_detections) for each in zip(*members, strict=True)
             ]
         back = [1 / float(scale) for scale in scales]
         return {
@@ -154,6 +149,15 @@ class DetectionEvaluator(CohortEvaluator):
                 for name, each in found.items()
             }
         }
+
+    def _suppress(self, candidates: Candidates, limits: Tensor, iou_threshold: float) -> list[Detections]:
+        return suppress(
+            candidates,
+            limits=limits,
+            score_threshold=self.score_threshold,
+            iou_threshold=iou_threshold,
+            max_detections=self.max_detections,
+        )
 
 
 def fuse(detections: list[Detections], *, max_detections: int = 50) -> Detections:
