@@ -223,7 +223,8 @@ def test_whoever_agrees_has_nothing_to_learn(seed, temperature):
     assert bounded_box_loss(one, one, target).item() == 0
     assert attention_loss(one, one).item() == 0
     assert anchor_divergence(one, other, target, temperature=temperature).item() > 0
-    assert bounded_box_loss(one, other, target).item() > 0
+    # On each positive anchor one of the two is worse, but one of them may be so on all.
+    assert bounded_box_loss(one, other, target).item() + bounded_box_loss(other, one, target).item() > 0
 
 
 @pytest.mark.parametrize("logit", [-200.0, 200.0])
