@@ -40,7 +40,6 @@ DETECTIONS_FILE = "detections.parquet"
 SEQUENCES_FILE = "sequences.csv"
 SPEED_FILE = "speed.json"
 CHECKPOINTS_DIR = "checkpoints"
-TENSORBOARD_DIR = "tensorboard"
 
 
 def write_json(path: Path, content: Any) -> None:

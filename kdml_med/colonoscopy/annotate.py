@@ -7,9 +7,8 @@ import io
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -21,7 +20,7 @@ from PIL import ImageDraw, ImageFont
 from kdml_med.colonoscopy.boxes import Box
 from kdml_med.colonoscopy.contact_sheet import CONTACT_SHEET_FILE, write_contact_sheet
 from kdml_med.colonoscopy.field import Image
-from kdml_med.colonoscopy.video import VIDEO_SUFFIXES, VideoCutShortError, iterate_video
+from kdml_med.colonoscopy.video import VIDEO_SUFFIXES, VideoCutShortError, iterate_video, write_video
 
 SHEET_FRAMES = 40
 RESEARCH_ONLY = "Research only, not for diagnosis"
@@ -147,35 +146,7 @@ def write_annotated_video(
             for number, image in iterate_video(video, fps):
                 yield draw_detections(image, detected.get(number, ()), f"{footer} · frame {number}")
 
-    return _write_video(target, drawn(), sampled_rate(video, fps))
-
-
-def _write_video(target: Path, frames: Iterator[Image], rate: Fraction) -> int:
-    first = next(frames, None)
-    if first is None:
-        return 0
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
-    codec: Literal["libx264", "mpeg4"] = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    quality = {"crf": "20", "preset": "fast"} if codec == "libx264" else {"qscale": "3"}
-    rows, columns, _ = first.shape
-    count = 0
-    try:
-        # bitexact leaves library versions out of the file, and one thread always makes the same choices.
-        with av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-            stream = container.add_stream(codec, rate=rate, options={**quality, "flags": "+bitexact"})
-            stream.width, stream.height, stream.pix_fmt = columns, rows, "yuv420p"
-            stream.codec_context.thread_count = 1
-            for frame in chain([first], frames):
-                if frame.shape != first.shape:  # a video may change its size on the way
-                    frame = np.asarray(Pillow.fromarray(frame).resize((columns, rows)))
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-                count += 1
-            container.mux(stream.encode())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count
+    return write_video(target, drawn(), rate=sampled_rate(video, fps))
 
 
 def write_detection_sheet(

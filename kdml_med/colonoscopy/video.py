@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
+from fractions import Fraction
+from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import av
 import av.error
 import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
+from PIL import Image as Pillow
 
 from kdml_med.colonoscopy.boxes import FrameError
 from kdml_med.colonoscopy.field import Image
@@ -109,3 +113,44 @@ def _missing_end(container: InputContainer, stream: VideoStream, count: int, sec
     else:
         return None
     return f"{count} frames, {seconds:.1f} of {duration:.1f} seconds" if seconds < duration - _SPARE_S else None
+
+
+def write_video(path: Path, frames: Iterable[Image], *, rate: Fraction | int, quality: int = 20) -> int:
+    """Write an MP4 file atomically, whose bytes depend on its frames only.
+
+    Args:
+        path: to write.
+        frames: uint8, [rows, columns, 3], RGB, even sides; those of another size than the first are scaled to its.
+        rate: frames per second.
+        quality: constant rate factor of H.264; lower is better.
+
+    Returns:
+        How many frames were written; without any there is no file.
+    """
+    remaining = iter(frames)
+    first = next(remaining, None)
+    if first is None:
+        return 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    codec: Literal["libx264", "mpeg4"] = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    rows, columns, _ = first.shape
+    count = 0
+    try:
+        # mpeg4 is part of every FFmpeg. bitexact leaves library versions out of the file, and one thread always makes
+        # the same choices.
+        with av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+            options = {"crf": str(quality), "preset": "fast"} if codec == "libx264" else {"qscale": "3"}
+            stream = container.add_stream(codec, rate=rate, options={**options, "flags": "+bitexact"})
+            stream.width, stream.height, stream.pix_fmt = columns, rows, "yuv420p"
+            stream.codec_context.thread_count = 1
+            for frame in chain([first], remaining):
+                if frame.shape != first.shape:  # a video may change its size on the way
+                    frame = np.asarray(Pillow.fromarray(frame).resize((columns, rows)))
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+                count += 1
+            container.mux(stream.encode())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from kdml_med.demo import film
+from kdml_med.colonoscopy.video import write_video
 from kdml_med.demo.camera import HEIGHT_PX, WIDTH_PX
 from kdml_med.demo.endoscope import View
 from kdml_med.demo.folder import check_seed_and_workers, claim_folder, run_jobs
@@ -34,6 +34,7 @@ GENERATOR_VERSION = 1
 """Raise whenever the same seed gives other pictures."""
 SEQUENCES, FRAMES = 36, 12
 """Sequences of a cohort, and frames of each, unless others are asked for."""
+FRAMES_PER_SECOND = 10
 VIDEO_LENGTH = 3
 """Frames of the video for each frame of a sequence; it takes the same way more slowly."""
 FEWEST_SEQUENCES, FEWEST_FRAMES = 6, 2
@@ -184,7 +185,7 @@ def _write_video(out_dir: Path, seed: int, count: int) -> None:
         rows += [(VIDEO, number, *box) for box in boxes.values()] or [(VIDEO, number, *[None] * 4)]
     table = pd.DataFrame(rows, columns=["video", "frame", *EDGES])
     write_table(out_dir / "videos" / "demo_clip.csv", table.astype(dict.fromkeys(EDGES, "Int64")))
-    film.write_video(out_dir / "videos" / VIDEO, frames)
+    write_video(out_dir / "videos" / VIDEO, frames, rate=FRAMES_PER_SECOND, quality=18)
 
 
 def _annotate(out_dir: Path, role: Role, frames: int) -> list[tuple[Any, ...]]:

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from kdml_med.colonoscopy.video import write_video
 from kdml_med.demo.clips import COLUMNS, VIDEO_LENGTH, mask_boxes, sequence_role, write_demo_clips
-from kdml_med.demo.film import write_video
 from kdml_med.errors import InputError
 
 SEQUENCES, FRAMES = 6, 2
@@ -129,7 +129,7 @@ def test_the_video_holds_the_frames_that_its_boxes_are_about(cohort: Path) -> No
 def test_a_video_has_the_same_bytes_every_time(tmp_path: Path) -> None:
     frames = [np.random.default_rng(n).integers(0, 255, (64, 96, 3), dtype=np.uint8) for n in range(5)]
     for name in ("one.mp4", "two.mp4"):
-        write_video(tmp_path / name, frames)
+        write_video(tmp_path / name, frames, rate=10)
     assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "two.mp4").read_bytes()
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["one.mp4", "two.mp4"]
 
