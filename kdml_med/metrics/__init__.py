@@ -1,4 +1,4 @@
-"""Metrics for predictions of tiles, slides and patients, and for detected boxes.
+"""Metrics for predictions of tiles, slides and patients, and for detected boxes; comparison of ways to train.
 
 NumPy and pandas in, numbers out; no engine, no torch.
 """
@@ -28,11 +28,18 @@ from kdml_med.metrics.detection_evaluation import evaluate_detections, sequence_
 from kdml_med.metrics.detection_report import detection_results_table
 from kdml_med.metrics.evaluation import evaluate_predictions
 from kdml_med.metrics.froc import froc_curve
+from kdml_med.metrics.paired import Comparison, Estimate, compare, estimate, holm
+from kdml_med.metrics.paired_scores import ClassificationScores, DetectionScores, Scores
 
 __all__ = [
     "AnnotatedFrames",
+    "ClassificationScores",
+    "Comparison",
+    "DetectionScores",
+    "Estimate",
     "Interval",
     "Matches",
+    "Scores",
     "accuracy",
     "aggregate_predictions",
     "aggregate_tiles",
@@ -45,11 +52,14 @@ __all__ = [
     "choose_threshold",
     "choose_thresholds",
     "classification_summary",
+    "compare",
     "detection_results_table",
+    "estimate",
     "evaluate_detections",
     "evaluate_predictions",
     "expected_calibration_error",
     "froc_curve",
+    "holm",
     "match_detections",
     "read_frames",
     "resample_auroc",

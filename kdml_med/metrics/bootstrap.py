@@ -19,7 +19,7 @@ import pandas as pd
 from kdml_med.metrics.classification import binary_auroc
 from kdml_med.metrics.inputs import as_binary
 
-_CHUNK_ELEMENTS = 1_000_000  # weights held at once: about 8 MB an array, which stays in cache
+CHUNK_ELEMENTS = 1_000_000  # weights held at once: about 8 MB an array, which stays in cache
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,27 @@ def weighted_auroc(
     Returns:
         [weightings]; NaN where a class has no weight.
     """
+    won, pairs = weighted_pairs(labels, probabilities, weights)
+    result = np.full(len(pairs), np.nan)
+    np.divide(won, pairs, out=result, where=pairs > 0)
+    return result
+
+
+def weighted_pairs(
+    labels: npt.NDArray[np.bool_], probabilities: npt.NDArray[np.float64], weights: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Pairs of a positive and a negative: how many are in the right order, and how many there are.
+
+    Their ratio is the AUROC; sums over strata give the AUROC of pairs within strata.
+
+    Args:
+        labels: bool, [n], n ≥ 1.
+        probabilities: [n], without NaN.
+        weights: [weightings, n], not negative; a pair counts by the product of its weights.
+
+    Returns:
+        Pairs in which the positive has the higher probability, ties as one half, [weightings]; all pairs, [weightings].
+    """
     order = np.argsort(probabilities, kind="stable")
     ordered = probabilities[order]
     # Samples of one probability form a block; a positive beats all negatives of earlier blocks and half of its own.
@@ -161,11 +182,7 @@ def weighted_auroc(
     positive = np.add.reduceat(by_rank * labels[order], starts, axis=1)
     negative = np.add.reduceat(by_rank, starts, axis=1) - positive
     below = np.cumsum(negative, axis=1) - negative / 2
-    pairs = positive.sum(axis=1) * negative.sum(axis=1)
-    won = (positive * below).sum(axis=1)
-    result = np.full(len(pairs), np.nan)
-    np.divide(won, pairs, out=result, where=pairs > 0)
-    return result
+    return (positive * below).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1)
 
 
 def _resample(
@@ -205,7 +222,7 @@ def _group_codes(groups: npt.ArrayLike | None, length: int) -> tuple[npt.NDArray
 def _draws(count: int, resamples: int, seed: int, *, per_draw: int) -> Iterator[npt.NDArray[np.int64]]:
     """Chunks of [draws, count] group indices; the chunk size does not change what is drawn."""
     generator = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK_ELEMENTS // per_draw)
+    chunk = max(1, CHUNK_ELEMENTS // per_draw)
     for start in range(0, resamples, chunk):
         draws = min(chunk, resamples - start)
         yield generator.integers(0, count, size=(draws, count))

@@ -20,6 +20,7 @@ from kdml_med.keys import DetectionColumn
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 Hit = Literal["iou", "centre"]
+Group = Literal["sequence", "patient", "frame"]
 
 COCO_IOU_THRESHOLDS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
 """0.50, 0.55, …, 0.95, the very floating point numbers of pycocotools."""
@@ -81,6 +82,16 @@ class AnnotatedFrames:
     def boxes_per_frame(self) -> Indices:
         """[frames]."""
         return np.bincount(self.box_frame, minlength=len(self.sample_ids)).astype(np.intp)
+
+    def groups(self, group: Group) -> npt.NDArray[Any]:
+        """What each frame is resampled with, [frames].
+
+        Raises:
+            ValueError: unknown group.
+        """
+        if group not in get_args(Group):
+            raise ValueError(f"group {group!r}: expected one of {list(get_args(Group))}.")
+        return {"sequence": self.sequences, "patient": self.patients, "frame": self.sample_ids}[group]
 
 
 def read_frames(frames: pd.DataFrame) -> AnnotatedFrames:
@@ -162,6 +173,17 @@ class Matches:
                 found: Indices = row
                 return found
         raise ValueError(f"matched at {self.thresholds}, not at an IoU of {iou_threshold}.")
+
+    def of_frames(self, frames: Indices) -> Matches:
+        """What remains when these frames, rising indices, are the only ones; boxes are numbered anew."""
+        place = np.full(len(self.boxes_per_frame), -1, dtype=np.intp)
+        place[frames] = np.arange(len(frames))
+        kept = place[self.frame] >= 0
+        frame, box = self.frame[kept], self.box[:, kept]
+        first = np.cumsum(self.boxes_per_frame) - self.boxes_per_frame
+        own = self.boxes_per_frame[frames]
+        moved = (np.cumsum(own) - own)[place[frame]] - first[frame]
+        return Matches(self.score[kept], place[frame], np.where(box < 0, -1, box + moved), own, self.thresholds)
 
 
 def match_detections(

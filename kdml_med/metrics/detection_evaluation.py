@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from kdml_med.metrics.bootstrap import percentile_interval, resampled_weights
 from kdml_med.metrics.box_matching import (
     AnnotatedFrames,
     Floats,
+    Group,
     Indices,
     Matches,
     finite,
@@ -32,7 +33,6 @@ from kdml_med.metrics.detection import (
 from kdml_med.metrics.froc import FALSE_POSITIVE_RATES, froc_sensitivity
 
 Figures = dict[str, Any]
-Group = Literal["sequence", "patient", "frame"]
 Weights = npt.NDArray[np.int64]
 Sums = tuple[Floats, Floats]  # of a ratio of two sums over frames: both summands, [frames]
 Values = dict[str, Floats]
@@ -77,12 +77,11 @@ def evaluate_detections(
     Raises:
         ValueError: unknown group, a network without a threshold, or as for ``read_frames`` and ``match_detections``.
     """
-    if group not in get_args(Group):
-        raise ValueError(f"group {group!r}: expected one of {list(get_args(Group))}.")
     truth = read_frames(frames)
+    groups = truth.groups(group)
     tables = by_network(detections, [*networks, *_names(threshold)])
     limits = _thresholds(threshold, tables)
-    units = _Units.of(truth, _groups(truth, group))
+    units = _Units.of(truth, groups)
     return {
         name: _figures(truth, rows, units, limits[name], resamples=resamples, seed=seed)
         for name, rows in tables.items()
@@ -154,10 +153,6 @@ class _Units:
 def _whole(units: Indices, groups: npt.NDArray[Any]) -> bool:
     counts = pd.Series(groups).groupby(units).nunique()
     return bool((counts <= 1).all())
-
-
-def _groups(truth: AnnotatedFrames, group: Group) -> npt.NDArray[Any]:
-    return {"sequence": truth.sequences, "patient": truth.patients, "frame": truth.sample_ids}[group]
 
 
 def _names(threshold: float | Mapping[str, float]) -> list[str]:

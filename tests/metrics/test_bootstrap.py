@@ -124,7 +124,7 @@ def test_two_networks_see_the_same_patients(seed: int) -> None:
 def test_chunks_do_not_change_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, values, groups = cohort(10, 3, seed=4)
     whole = resample_auroc(labels, values, groups=groups, resamples=50)
-    monkeypatch.setattr("kdml_med.metrics.bootstrap._CHUNK_ELEMENTS", 100)
+    monkeypatch.setattr("kdml_med.metrics.bootstrap.CHUNK_ELEMENTS", 100)
     np.testing.assert_allclose(resample_auroc(labels, values, groups=groups, resamples=50), whole)
 
 
