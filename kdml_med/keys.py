@@ -102,3 +102,17 @@ class PredictionColumn(StrEnum):
     NETWORK = "network"
     LABEL = "label"
     PROBABILITY = "probability"
+
+
+class LossColumn(StrEnum):
+    """Columns of losses.csv: one row for each epoch, network and term."""
+
+    EPOCH = "epoch"
+    ITERATIONS = "iterations"
+    """Of this epoch."""
+    NETWORK = "network"
+    TERM = "term"
+    WEIGHT = "weight"
+    """In force in this epoch."""
+    VALUE = "value"
+    """Mean over the epoch, not weighted."""

@@ -91,11 +91,18 @@ def _run_pool(jobs: Sequence[Job], work: Work, processes: int, on_progress: Coun
 def _start_worker(counter: Any) -> None:
     global _done
     _done = counter
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed must not go on writing into a folder that the next run already uses."""
+def end_with_parent() -> None:
+    """Called in a worker process: it ends when its parent does.
+
+    A worker whose parent was killed must not go on writing into a folder that the next run already uses.
+    """
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])

@@ -3,6 +3,7 @@
 cohort.json             networks, classes, image size: enough to build the networks and to feed them
 settings.json           the knobs that training started with; a resumed run must have the same
 checkpoints/last.pt     everything needed to go on; best.pt, student_0.pt, teacher.pt, ...: the best weights
+losses.csv              mean loss terms of every epoch
 tensorboard/            event files
 predictions.parquet     classification: one row per tile and network
 patients.csv            classification: one row per patient (or slide), one probability column per network
@@ -33,6 +34,7 @@ from kdml_med.networks.registry import build_network
 
 COHORT_FILE = "cohort.json"
 SETTINGS_FILE = "settings.json"
+LOSSES_FILE = "losses.csv"
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.parquet"
 PATIENTS_FILE = "patients.csv"

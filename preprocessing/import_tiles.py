@@ -18,9 +18,9 @@ from kdml_med.errors import ExitCode, InputError
 from kdml_med.image_table import TableColumns
 from kdml_med.importing import KATHER_MPP, ImportResult, import_tile_folders, import_tile_table
 from kdml_med.manifest import FAILURES_FILE
+from kdml_med.program import run
 from kdml_med.progress import progress_bar
 from kdml_med.splits import has_splits
-from preprocessing.program import run
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import typer
 
 from kdml_med.demo import clips, slides
 from kdml_med.errors import InputError
-from preprocessing.program import run
+from kdml_med.program import run
 
 
 class DemoTask(StrEnum):

@@ -14,6 +14,7 @@ import typer
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.labels import read_text_table
 from kdml_med.manifest import read_info, read_manifest
+from kdml_med.program import run
 from kdml_med.splits import (
     DEFAULT_FRACTIONS,
     check_splits,
@@ -23,7 +24,6 @@ from kdml_med.splits import (
     read_splits,
     required_classes,
 )
-from preprocessing.program import run
 
 
 def command(

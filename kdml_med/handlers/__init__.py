@@ -2,6 +2,7 @@
 
 from kdml_med.handlers.checkpoint import CohortCheckpoint
 from kdml_med.handlers.detection import CohortDetections, DetectionMetrics
+from kdml_med.handlers.losses import LossHistory
 from kdml_med.handlers.metrics import CohortMetrics, CohortPredictions, at_least_as_good
 from kdml_med.handlers.progress import CohortProgress
 from kdml_med.handlers.tensorboard import ClassificationTensorBoard, CohortTensorBoard, DetectionTensorBoard
@@ -16,5 +17,6 @@ __all__ = [
     "CohortTensorBoard",
     "DetectionMetrics",
     "DetectionTensorBoard",
+    "LossHistory",
     "at_least_as_good",
 ]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from kdml_med.errors import ExitCode
 from kdml_med.manifest import read_manifest
-from preprocessing.program import run
+from kdml_med.program import run
 from preprocessing.tile_slides import main
 from tests.synthetic_slides import tissue_picture, write_slide
 

@@ -1,4 +1,4 @@
-"""What every program shares: one way to run a typer command, to print errors for people and to exit."""
+"""What every program shares: one way to run typer commands, to print errors for people and to exit."""
 
 from __future__ import annotations
 
@@ -12,15 +12,32 @@ import typer
 
 from kdml_med.errors import ExitCode, InputError
 
+Command = Callable[..., int | None]
 
-def run(command: Callable[..., int | None]) -> None:
+
+def run(command: Command) -> None:
     """Run a command function as a program.
 
     The function's signature is the command line. It returns an ``ExitCode`` (None is OK). ``InputError`` is printed
     to standard error without a traceback and gives ``ExitCode.BAD_INPUT``; Ctrl-C gives 130.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    _run({None: command})
 
+
+def run_commands(*commands: Command) -> None:
+    """Run the one of several command functions that the command line names, likewise."""
+    _run({command.__name__: command for command in commands})
+
+
+def _run(commands: dict[str, Command] | dict[None, Command]) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    for name, command in commands.items():
+        app.command(name)(_checked(command))
+    app()
+
+
+def _checked(command: Command) -> Callable[..., None]:
     @functools.wraps(command)
     def checked(*args: Any, **kwargs: Any) -> None:
         try:
@@ -33,6 +50,4 @@ def run(command: Callable[..., int | None]) -> None:
             code = 130
         raise typer.Exit(int(code or ExitCode.OK))
 
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(checked)
-    app()
+    return checked

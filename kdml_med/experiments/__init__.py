@@ -1,0 +1,1 @@
+"""Arms × versions × seeds: one plan, trained by the bundles, compared in pairs."""

@@ -1,0 +1,57 @@
+"""Compare ways of training: run a plan, and report what came out.
+
+python -m kdml_med.experiments run PLAN.json --out DIR
+python -m kdml_med.experiments report DIR
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdml_med.errors import ExitCode, InputError
+from kdml_med.experiments.plan import expand, make_plan, plan_content, read_plan
+from kdml_med.experiments.scheduling import run_plan
+from kdml_med.program import run_commands
+from kdml_med.runs import read_run_json, write_json
+
+logger = logging.getLogger(__name__)
+PLAN_FILE = "plan.json"
+
+
+def run(
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="Plan file.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Results folder; the same one again goes on.", show_default=False)],
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings at a time on this machine.")] = 1,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler whose workers train, such as tcp://node:8786.")
+    ] = None,
+) -> ExitCode:
+    """Train and evaluate everything in a plan that is not done yet."""
+    plan = read_plan(plan_file)
+    cells = expand(plan)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / PLAN_FILE, plan_content(plan))
+    outcome = run_plan(plan, cells, out.resolve(), jobs=jobs, scheduler=scheduler)
+    logger.info(
+        "%d trainings: %d done now, %d before, %d failed. Next: python -m kdml_med.experiments report %s",
+        len(cells), outcome.done, outcome.skipped, len(outcome.failures), out,
+    )  # fmt: skip
+    return ExitCode.SOME_FAILED if outcome.failures else ExitCode.OK
+
+
+def report(
+    results: Annotated[Path, typer.Argument(metavar="DIR", help="Results folder of run.", show_default=False)],
+) -> ExitCode:
+    """Write results.parquet, tables and figures of what is done so far."""
+    if not (results / PLAN_FILE).is_file():
+        raise InputError(f"{results} holds no {PLAN_FILE}: run a plan with --out {results} first.")
+    plan = make_plan(read_run_json(results, PLAN_FILE), where=str(results / PLAN_FILE))
+    raise InputError(f"not yet: {plan.name}")
+
+
+if __name__ == "__main__":
+    run_commands(run, report)

@@ -1,0 +1,109 @@
+"""The arms of a comparison: the same cohort, the same data, other weights of the losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kdml_med.errors import InputError
+from kdml_med.keys import NetworkName
+from kdml_med.networks.registry import CohortSpec, NetworkSpec
+
+TEACHER_ONLY = "teacher_only"
+KDML = "kdml"
+NUMBER_OF_STUDENTS = "number_of_students"
+"""Setting of a plan, not of a bundle: the students of the version, in turns, up to this many."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training.
+
+    Attributes:
+        description: what students learn from, for tables.
+        settings: bundle settings that make the arm; they override those of the plan.
+        teacher_alone: train the version's teacher and nothing else.
+        trained_teacher: start from the teacher that ``teacher_only`` trained with the same seed, and freeze it.
+    """
+
+    description: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    teacher_alone: bool = False
+    trained_teacher: bool = False
+
+
+ARMS: dict[str, Arm] = {
+    TEACHER_ONLY: Arm("the teacher alone, from labels", {"beta": 0.0, "gamma": 0.0}, teacher_alone=True),
+    "independent": Arm("labels", {"beta": 0.0, "gamma": 0.0}),
+    "kd_offline": Arm("labels and a teacher trained before, frozen", {"gamma": 0.0}, trained_teacher=True),
+    "kd_online": Arm("labels and a teacher trained along", {"gamma": 0.0}),
+    "ml": Arm("labels and peers", {"beta": 0.0}),
+    KDML: Arm("labels, a teacher trained along, and peers"),
+    "kdml_features": Arm(
+        "labels, the teacher's feature maps, and peers",
+        {"teacher_link": "features"},
+    ),
+    "kdml_diverse": Arm(
+        "labels; one student from the teacher's predictions, the next from its features, in turns; peers exchange both",
+        {"teacher_link": ["predictions", "features"], "peer_link": "both"},
+    ),
+}
+"""Built-in arms. The last two are variants with features, the diverse one after Niyaz et al. 2022, arXiv:2212.02931."""
+
+PAPER_ARMS = [TEACHER_ONLY, "independent", "kd_offline", "kd_online", "ml", KDML]
+"""What a plan trains unless it says otherwise."""
+
+
+def arm_settings(arm: Arm, spec: CohortSpec, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Bundle settings of an arm.
+
+    Args:
+        arm: what is trained.
+        spec: the version's networks.
+        settings: those of the plan (and of a sweep), which the arm's own override.
+
+    Returns:
+        Settings for the bundle; ``NUMBER_OF_STUDENTS`` has become ``students``.
+
+    Raises:
+        InputError: the number of students is none.
+    """
+    merged = {**settings, **arm.settings}
+    students = list(merged.get("students") or spec.students)
+    count = merged.pop(NUMBER_OF_STUDENTS, None)
+    if count is not None:
+        if not isinstance(count, int) or count < 1:
+            raise InputError(f"{NUMBER_OF_STUDENTS} is {count!r}, expected a whole number from 1.")
+        students = [students[index % len(students)] for index in range(count)]
+        merged["students"] = students
+    if isinstance(merged.get("teacher_link"), list):
+        links = merged["teacher_link"]
+        merged["teacher_link"] = [links[index % len(links)] for index in range(len(students))]
+    if arm.teacher_alone:
+        teacher = merged.pop("teacher", None) or spec.teacher
+        if teacher is None:
+            raise InputError("this version has no teacher that could be trained.")
+        merged |= {"students": [_teacher_stream(teacher)], "use_teacher": False}
+        weights = merged.get("initial_weights")
+        if isinstance(weights, Mapping):
+            merged["initial_weights"] = _teacher_weights(weights)
+    return merged
+
+
+def _teacher_stream(teacher: NetworkSpec) -> dict[str, Any]:
+    """The teacher as the only student, with the random start that it has as a teacher."""
+    named = {"name": teacher} if isinstance(teacher, str) else dict(teacher)
+    return {**named, "stream": NetworkName.TEACHER.value}
+
+
+def _teacher_weights(weights: Mapping[str, str]) -> dict[str, str]:
+    """Files by architecture stay, that of the teacher goes to the only student, those of students go."""
+    kept = {name: path for name, path in weights.items() if not _is_member(name)}
+    if NetworkName.TEACHER in weights:
+        kept[NetworkName.student(0)] = weights[NetworkName.TEACHER]
+    return kept
+
+
+def _is_member(name: str) -> bool:
+    return name == NetworkName.TEACHER or name.startswith("student_")

@@ -1,0 +1,196 @@
+"""One cell of a plan: the bundle's training and evaluation, as ``python -m monai.bundle run`` does them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from monai.bundle import run as run_bundle
+
+from kdml_med.errors import InputError
+from kdml_med.experiments.plan import Cell, Plan
+from kdml_med.keys import NetworkName
+from kdml_med.manifest import MANIFEST_FILE, content_hash, read_info
+from kdml_med.runs import checkpoint_path, read_run_json, write_json
+
+CELL_FILE = "cell.json"
+LOG_FILE = "log.txt"
+
+
+def cell_record(cell: Cell, plan: Plan) -> dict[str, Any]:
+    """What decides the result of a cell; written when it is done, and compared when a plan is run again."""
+    folders = {"": plan.dataset_dir} | {
+        name: evaluation["dataset_dir"] for name, evaluation in plan.evaluations.items() if "dataset_dir" in evaluation
+    }
+    record: dict[str, Any] = {
+        "cell": asdict(cell),
+        "bundle": Path(plan.bundle).name,
+        "threads": plan.threads,
+        "evaluations": plan.evaluations,
+        "datasets": {name: _dataset_hash(Path(folder)) for name, folder in folders.items()},
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(record, default=str))
+    return plain
+
+
+def _dataset_hash(folder: Path) -> dict[str, Any]:
+    return {"manifest_sha256": content_hash(folder / MANIFEST_FILE), "splits": read_info(folder).splits}
+
+
+def is_done(cell: Cell, plan: Plan, out: Path) -> bool:
+    """Whether a cell is finished.
+
+    Raises:
+        InputError: it was finished with other settings or data.
+    """
+    path = out / cell.path / CELL_FILE
+    if not path.is_file():
+        return False
+    before, now = read_run_json(path.parent, CELL_FILE), cell_record(cell, plan)
+    for part in now:
+        if before.get(part) != now[part]:
+            raise InputError(
+                f"{path.parent} was trained with another {part}: {_first_difference(before.get(part), now[part])}. "
+                "Take the plan as it was, or another --out."
+            )
+    return True
+
+
+def _first_difference(before: Any, now: Any, name: str = "") -> str:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                return _first_difference(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+    return f"{name} was {before!r}, now {now!r}".lstrip()
+
+
+def train_cell(cell: Cell, plan: Plan, out: Path) -> str | None:
+    """Train and evaluate one cell, or go on where it was interrupted.
+
+    What the bundle prints goes to log.txt in the cell's folder.
+
+    Returns:
+        None when it is done, else the reason why not, one line.
+    """
+    folder = out / cell.path
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(plan.threads)
+    started = time.monotonic()
+    with _log_to(folder / LOG_FILE) as log:
+        try:
+            _run(plan, ["train.json"], _training_settings(cell, plan, out))
+            for name, evaluation in plan.evaluations.items():
+                _run(plan, ["train.json", "evaluate.json"], _evaluation_settings(cell, plan, folder, name, evaluation))
+        except SystemExit:
+            return _last_error(log) or f"ended early, see {folder / LOG_FILE}"
+        except Exception as error:  # one cell must not end the others
+            logging.getLogger(__name__).exception("this training failed")
+            cause = _root_cause(error)
+            reason = (str(cause).splitlines() or [""])[0]
+            return f"unexpected {type(cause).__name__}: {reason}; see {folder / LOG_FILE}"
+        print(f"done in {time.monotonic() - started:.0f} s")
+    if not plan.keep_checkpoints:
+        for name in ("last", "best"):
+            checkpoint_path(folder, name).unlink(missing_ok=True)
+    write_json(folder / CELL_FILE, cell_record(cell, plan))
+    return None
+
+
+def _training_settings(cell: Cell, plan: Plan, out: Path) -> dict[str, Any]:
+    settings = {
+        **cell.settings,
+        "version": cell.version,
+        "seed": cell.seed,
+        "fold": cell.fold,
+        "dataset_dir": plan.dataset_dir,
+        "run_dir": str(out / cell.path),
+        "bundle_root": str(Path(plan.bundle).resolve()),
+    }
+    if cell.needs is not None:
+        # The teacher trained alone is the only student of its cell.
+        settings["teacher_checkpoint"] = str(checkpoint_path(out / cell.needs, NetworkName.student(0)))
+    return settings
+
+
+def _evaluation_settings(
+    cell: Cell, plan: Plan, folder: Path, name: str, evaluation: Mapping[str, Any]
+) -> dict[str, Any]:
+    shared = {key: cell.settings[key] for key in ("device", "batch_size", "num_workers") if key in cell.settings}
+    settings = {
+        **shared,
+        "dataset_dir": plan.dataset_dir,
+        "run_dir": str(folder),
+        "output_dir": str(folder / evaluation_dir(name)),
+        "bundle_root": str(Path(plan.bundle).resolve()),
+        **evaluation,
+    }
+    config = json.loads((Path(plan.bundle) / "configs" / "evaluate.json").read_text())
+    if "measure_speed" in config:
+        settings.setdefault("measure_speed", False)  # the report measures all networks side by side
+    if cell.fold is not None and "dataset_dir" not in evaluation:
+        settings["fold"] = cell.fold
+    return settings
+
+
+def evaluation_dir(name: str) -> str:
+    """Folder of an evaluation in a cell."""
+    return f"evaluation_{name}"
+
+
+def _run(plan: Plan, files: list[str], settings: Mapping[str, Any]) -> None:
+    configs = Path(plan.bundle) / "configs"
+    run_bundle(
+        config_file=[str(configs / name) for name in files],
+        meta_file=str(configs / "metadata.json"),
+        logging_file=False,
+        **settings,
+    )
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """What went wrong at first: configs wrap every error of a component in one that says nothing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[Path]:
+    """Send prints, progress and log messages of this process to a file, added to what is there."""
+    root = logging.getLogger()
+    level = root.level
+    with path.open("a", buffering=1) as stream:
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+        _redirect_library_logs(stream)
+        try:
+            with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+                yield path
+        finally:
+            root.removeHandler(handler)
+            root.setLevel(level)
+            _redirect_library_logs(sys.stderr)
+
+
+def _redirect_library_logs(stream: TextIO) -> None:
+    # MONAI's loggers do not pass messages on, and keep the stream that was the standard one when they were made.
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if name.startswith("monai") and isinstance(logger, logging.Logger):
+            for handler in logger.handlers:
+                if isinstance(handler, logging.StreamHandler):
+                    handler.setStream(stream)
+
+
+def _last_error(path: Path) -> str | None:
+    lines = [line for line in path.read_text().splitlines() if line.startswith("error: ")]
+    return lines[-1].removeprefix("error: ") if lines else None

@@ -1,0 +1,58 @@
+"""Mean loss terms of every epoch as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from ignite.engine import Engine, Events
+from monai.engines import Trainer
+
+from kdml_med.keys import LossColumn, LossTerm, NetworkName, OutputKey
+from kdml_med.manifest import write_table
+from kdml_med.runs import LOSSES_FILE
+
+_WEIGHTS = {LossTerm.TASK: "alpha", LossTerm.KD: "beta", LossTerm.ML: "gamma"}
+
+
+class LossHistory:
+    """Writes losses.csv: for each epoch, network and term the unweighted mean and the weight in force.
+
+    TensorBoard shows the same per iteration; this is the short form that a report can read in a moment. Attach it
+    before the handler that saves the checkpoint: an epoch that is repeated after a kill replaces its rows.
+
+    Args:
+        run_dir: folder of the run.
+    """
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.path = Path(run_dir) / LOSSES_FILE
+        self.sums: dict[str, float] = {}
+
+    def attach(self, engine: Trainer) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+
+    def _epoch_started(self) -> None:
+        self.sums = {}
+
+    def _iteration_completed(self, engine: Engine) -> None:
+        for name, value in engine.state.output[OutputKey.LOSS_TERMS].items():
+            if name != LossTerm.LOSS:
+                self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def _epoch_completed(self, engine: Engine) -> None:
+        weights = engine.cohort_loss.weights()
+        iterations = engine.state.epoch_length
+        rows = []
+        for name, total in self.sums.items():
+            network, _, term = name.rpartition("_")
+            weight = 1.0 if network == NetworkName.TEACHER else weights[_WEIGHTS[LossTerm(term)]]
+            rows.append((engine.state.epoch, iterations, network, term, weight, total / iterations))
+        table = pd.DataFrame(rows, columns=[str(column) for column in LossColumn])
+        if self.path.is_file():
+            earlier = pd.read_csv(self.path, float_precision="round_trip")
+            table = pd.concat([earlier[earlier[LossColumn.EPOCH] < engine.state.epoch], table])
+        write_table(self.path, table)
