@@ -26,6 +26,15 @@ from kdml_med.metrics.classification import (
 from kdml_med.metrics.detection import choose_threshold, choose_thresholds, score_curve
 from kdml_med.metrics.detection_evaluation import evaluate_detections, sequence_table
 from kdml_med.metrics.detection_report import detection_results_table
+from kdml_med.metrics.diversity import (
+    agreement,
+    detection_calibration,
+    disagreement,
+    error_correlation,
+    found_by_network,
+    found_disagreement,
+    found_error_correlation,
+)
 from kdml_med.metrics.evaluation import evaluate_predictions
 from kdml_med.metrics.froc import froc_curve
 from kdml_med.metrics.paired import Comparison, Estimate, compare, estimate, holm
@@ -43,6 +52,7 @@ __all__ = [
     "accuracy",
     "aggregate_predictions",
     "aggregate_tiles",
+    "agreement",
     "average_precision",
     "balanced_accuracy",
     "binary_auroc",
@@ -53,11 +63,17 @@ __all__ = [
     "choose_thresholds",
     "classification_summary",
     "compare",
+    "detection_calibration",
     "detection_results_table",
+    "disagreement",
+    "error_correlation",
     "estimate",
     "evaluate_detections",
     "evaluate_predictions",
     "expected_calibration_error",
+    "found_by_network",
+    "found_disagreement",
+    "found_error_correlation",
     "froc_curve",
     "holm",
     "match_detections",
