@@ -19,8 +19,9 @@ ALLOWED = {
     "metrics": {"errors", "keys"},
     "box_fusion": {"errors"},
     "anchors": {"errors", "keys"},
-    "losses": {"anchors", "errors", "keys"},
-    "networks": {"anchors", "errors", "keys"},
+    "answers": set(),
+    "losses": {"anchors", "answers", "errors", "keys"},
+    "networks": {"anchors", "answers", "errors", "keys"},
     "wsi": CONTRACT,
     "demo": CONTRACT | {"colonoscopy", "wsi"},  # each cohort is prepared by the room that is to be tried
     "colonoscopy": CONTRACT | {"image_table"},

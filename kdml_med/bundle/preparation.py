@@ -156,11 +156,17 @@ def record_run(
         training: what is learned from.
         validation: what the best epoch is chosen by.
         settings: the knobs.
-        built: networks and loss; having them means that the settings work, and only then are files written.
+        built: networks and loss; having them, and that they fit, means that the settings work, and only then are files
+            written.
         task: "classification" or "detection".
         level: "patient" or "slide", what tiles are aggregated to.
+
+    Raises:
+        SystemExit: with a message for a person, when the loss does not fit the students.
     """
-    cohort, _ = built
+    cohort, loss = built
+    with errors_for_people(ValueError):
+        loss.check_students(len(cohort.student_names))
     spec = cohort_spec(settings["version"], task=Task(task), teacher=settings["teacher"], students=settings["students"])
     info = training.info
     write_json(Path(run_dir) / SETTINGS_FILE, _recorded(str(training.dataset_dir), settings))

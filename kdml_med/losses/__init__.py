@@ -3,6 +3,14 @@
 from kdml_med.losses.cohort import ClassificationCohortLoss, CohortLoss
 from kdml_med.losses.detection import DetectionCohortLoss
 from kdml_med.losses.distillation import distillation_loss
+from kdml_med.losses.feature import attention_loss
 from kdml_med.losses.mutual import mutual_loss
 
-__all__ = ["ClassificationCohortLoss", "CohortLoss", "DetectionCohortLoss", "distillation_loss", "mutual_loss"]
+__all__ = [
+    "ClassificationCohortLoss",
+    "CohortLoss",
+    "DetectionCohortLoss",
+    "attention_loss",
+    "distillation_loss",
+    "mutual_loss",
+]

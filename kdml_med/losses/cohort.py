@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdml_med.answers import ClassifierAnswer
 from kdml_med.keys import LossTerm, NetworkName
 from kdml_med.losses.distillation import distillation_loss
+from kdml_med.losses.feature import attention_loss
 from kdml_med.losses.mutual import mutual_loss
+
+LINKS = ("predictions", "features", "both")
+"""What a student can learn from its teacher or its peers."""
 
 
 class CohortLoss(nn.Module):
@@ -22,8 +28,10 @@ class CohortLoss(nn.Module):
 
         L_k = alpha · task(z_k, y) + beta · kd(z_k, z_t) + gamma · ml(z_k, {z_j, j≠k})
 
-    where z_t and z_j are detached. A term whose weight is zero is not computed. A subclass for each task says what its
-    three terms are; weights, ramp and names are the same for all.
+    where z_t and z_j are detached. kd and ml are what the link of the student says: something learned from the other's
+    predictions, ``feature_weight`` times the ``attention_loss`` of the feature maps, or the sum of both. A term whose
+    weight is zero is not computed. A subclass for each task says how labels and predictions are learned from and where
+    feature maps are; weights, ramp, links and names are the same for all.
 
     Args:
         alpha: weight of the labels for students.
@@ -34,12 +42,18 @@ class CohortLoss(nn.Module):
         ramp_up_epochs: in epoch e, beta and gamma are e / (ramp_up_epochs + 1) of their value, later all of it; 0 for
             full weight at once. Early on, teacher and peers know nothing worth imitating.
         train_teacher: False leaves the teacher's loss out (frozen teacher).
+        teacher_link: what students learn from the teacher: "predictions", "features" or "both" for all of them, or a
+            sequence with one of these for each student.
+        peer_link: likewise what they learn from their peers.
+        feature_weight: of feature maps beside predictions in kd and ml.
 
     Raises:
-        ValueError: a weight is negative, a temperature is not positive, or nothing is left to learn from.
+        ValueError: a weight is negative, a temperature is not positive, a link is unknown or has no weight, or nothing
+            is left to learn from.
 
     Source:
-        Niyaz and Bathula 2022, arXiv:2110.11023 (abstract); the composition is recorded in docs/decisions.
+        Niyaz and Bathula 2022, arXiv:2110.11023; links that differ between students: Niyaz, Sambyal and Bathula 2022,
+        arXiv:2212.02931 (abstracts). The composition is recorded in docs/decisions.
     """
 
     def __init__(
@@ -52,9 +66,13 @@ class CohortLoss(nn.Module):
         peer_temperature: float = 1.0,
         ramp_up_epochs: int = 0,
         train_teacher: bool = True,
+        teacher_link: str | Sequence[str] = "predictions",
+        peer_link: str | Sequence[str] = "predictions",
+        feature_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        for name, value in {"alpha": alpha, "beta": beta, "gamma": gamma, "ramp_up_epochs": ramp_up_epochs}.items():
+        weights = {"alpha": alpha, "beta": beta, "gamma": gamma, "feature_weight": feature_weight}
+        for name, value in (weights | {"ramp_up_epochs": ramp_up_epochs}).items():
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}.")
         for name, value in {"temperature": temperature, "peer_temperature": peer_temperature}.items():
@@ -66,6 +84,9 @@ class CohortLoss(nn.Module):
         self.temperature, self.peer_temperature = temperature, peer_temperature
         self.ramp_up_epochs = ramp_up_epochs
         self.train_teacher = train_teacher
+        self.feature_weight = feature_weight
+        self.teacher_link = _checked_link("teacher_link", teacher_link, feature_weight)
+        self.peer_link = _checked_link("peer_link", peer_link, feature_weight)
         self.epoch = ramp_up_epochs + 1
 
     @abstractmethod
@@ -74,11 +95,15 @@ class CohortLoss(nn.Module):
 
     @abstractmethod
     def teacher_loss(self, student: Any, teacher: Any, target: Any) -> Tensor:
-        """Distillation of the teacher into a student; a scalar, gradient for the student only."""
+        """What a student learns from the teacher's predictions; a scalar, gradient for the student only."""
 
     @abstractmethod
     def peer_loss(self, student: Any, peers: Sequence[Any], target: Any) -> Tensor:
-        """Mutual learning of a student from its peers; a scalar, gradient for the student only."""
+        """What a student learns from its peers' predictions; a scalar, gradient for the student only."""
+
+    @abstractmethod
+    def feature_maps(self, prediction: Any) -> Sequence[Tensor]:
+        """Feature maps [batch, channels, height, width] of one network; empty where it gives none."""
 
     def prepare_target(self, predictions: Mapping[str, Any], target: Any) -> Any:
         """What all networks need to know of the target, worked out once per batch."""
@@ -93,6 +118,35 @@ class CohortLoss(nn.Module):
         ramp = min(1.0, self.epoch / (self.ramp_up_epochs + 1))
         return {"alpha": self.alpha, "beta": self.beta * ramp, "gamma": self.gamma * ramp}
 
+    @property
+    def needs_features(self) -> bool:
+        """Whether a link that has a weight compares feature maps."""
+        used = [link for weight, link in ((self.beta, self.teacher_link), (self.gamma, self.peer_link)) if weight > 0]
+        names = {name for link in used for name in ([link] if isinstance(link, str) else link)}
+        return self.feature_weight > 0 and bool(names - {"predictions"})
+
+    def check_students(self, count: int) -> None:
+        """Check that links fit this number of students and that each student is taught how to answer.
+
+        Raises:
+            ValueError: links given student by student are not as many as the students, or a student has nothing to
+                learn its answers from.
+        """
+        for name, links in (("teacher_link", self.teacher_link), ("peer_link", self.peer_link)):
+            if not isinstance(links, str) and len(links) != count:
+                raise ValueError(
+                    f"{name} names {len(links)} links, {list(links)}, but the cohort has {count} students: name one "
+                    "for each, or a single one for all."
+                )
+        for number in range(count):
+            from_teacher = self.beta > 0 and _link_of(self.teacher_link, number) != "features"
+            from_peers = self.gamma > 0 and count > 1 and _link_of(self.peer_link, number) != "features"
+            if not (self.alpha > 0 or from_teacher or from_peers):
+                raise ValueError(
+                    f"{NetworkName.student(number)} has nothing to learn from: without peers, alpha or beta must be "
+                    "above 0, and features alone teach no answers."
+                )
+
     def forward(self, predictions: Mapping[str, Any], target: Any) -> dict[str, Tensor]:
         """Compute every term.
 
@@ -105,13 +159,15 @@ class CohortLoss(nn.Module):
             weighted sum to back-propagate. All are scalars.
 
         Raises:
-            ValueError: beta is positive and there is no teacher among the predictions, or a student would learn from
+            ValueError: beta is positive and there is no teacher among the predictions, links are not as many as the
+                students, a link needs feature maps that the networks do not give, or a student would learn from
                 nothing.
         """
         teacher = predictions.get(NetworkName.TEACHER)
         students = {name: answer for name, answer in predictions.items() if name != NetworkName.TEACHER}
         if self.beta > 0 and teacher is None:
             raise ValueError("beta is positive, but the cohort has no teacher: set beta to 0 or build a teacher.")
+        self.check_students(len(students))
         target = self.prepare_target(predictions, target)
         weights = self.weights()
         terms: dict[str, Tensor] = {}
@@ -123,25 +179,62 @@ class CohortLoss(nn.Module):
 
         if teacher is not None and self.train_teacher:
             add(NetworkName.TEACHER, LossTerm.TASK, 1.0, self.task_loss(teacher, target))
-        for name, answer in students.items():
-            before = len(parts)
+        for number, (name, answer) in enumerate(students.items()):
             if self.alpha > 0:
                 add(name, LossTerm.TASK, weights["alpha"], self.task_loss(answer, target))
             if self.beta > 0 and teacher is not None:
-                add(name, LossTerm.KD, weights["beta"], self.teacher_loss(answer, teacher, target))
+                learn = partial(self.teacher_loss, answer, teacher, target)
+                taught = self._linked(_link_of(self.teacher_link, number), learn, answer, [teacher])
+                add(name, LossTerm.KD, weights["beta"], taught)
             peers = [other for peer, other in students.items() if peer != name]
             if self.gamma > 0 and peers:
-                add(name, LossTerm.ML, weights["gamma"], self.peer_loss(answer, peers, target))
-            if len(parts) == before:
-                raise ValueError(f"{name} has nothing to learn from: without peers, alpha or beta must be above 0.")
+                learn = partial(self.peer_loss, answer, peers, target)
+                shared = self._linked(_link_of(self.peer_link, number), learn, answer, peers)
+                add(name, LossTerm.ML, weights["gamma"], shared)
         terms[LossTerm.LOSS] = torch.stack(parts).sum()
         return terms
 
+    def _linked(
+        self, link: str, learn_predictions: Callable[[], Tensor], student: Any, sources: Sequence[Any]
+    ) -> Tensor:
+        """What a student learns from its teacher or its peers, as the link says; a scalar."""
+        parts = [] if link == "features" else [learn_predictions()]
+        if link != "predictions" and self.feature_weight > 0:
+            maps = [self._maps(source) for source in sources]
+            terms = [attention_loss(self._maps(student), source) for source in maps]
+            parts.append(self.feature_weight * torch.stack(terms).mean())
+        return torch.stack(parts).sum()
+
+    def _maps(self, prediction: Any) -> Sequence[Tensor]:
+        maps = self.feature_maps(prediction)
+        if not maps:
+            raise ValueError(
+                "a link compares features, but a network answers without feature maps: classifiers need "
+                "build_cohort(features=True) and training mode, detectors have to fill AnchorPredictions.features."
+            )
+        return maps
+
     def extra_repr(self) -> str:
         """Settings, for printing."""
-        names = ("alpha", "beta", "gamma", "temperature", "peer_temperature", "ramp_up_epochs")
+        names = ["alpha", "beta", "gamma", "temperature", "peer_temperature", "ramp_up_epochs"]
+        names += ["teacher_link", "peer_link", "feature_weight"]
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def _checked_link(name: str, link: str | Sequence[str], feature_weight: float) -> str | tuple[str, ...]:
+    each: list[str] = list(link) if isinstance(link, list | tuple) else [link]  # type: ignore[list-item]
+    if not each or not all(part in LINKS for part in each):
+        raise ValueError(
+            f"{name} is {link!r}, expected one of {', '.join(LINKS)}, or a list with one of these for each student."
+        )
+    if "features" in each and feature_weight == 0:
+        raise ValueError(f"{name} is {link!r}, but feature_weight is 0: nothing would be learned from features alone.")
+    return link if isinstance(link, str) else tuple(each)
+
+
+def _link_of(links: str | Sequence[str], number: int) -> str:
+    return links if isinstance(links, str) else links[number]
 
 
 class ClassificationCohortLoss(CohortLoss):
@@ -151,7 +244,8 @@ class ClassificationCohortLoss(CohortLoss):
         kd(z_k, z_t) = T² · KL(σ(z_t / T) ‖ σ(z_k / T))
         ml(z_k, z_j) = T_p² / (K - 1) · Σ_{j≠k} KL(σ(z_j / T_p) ‖ σ(z_k / T_p))
 
-    Predictions are logits [batch, classes], the target is int64 [batch]; terms are in nats.
+    kd and ml are those of links by predictions, in nats. Predictions are logits [batch, classes], or a
+    ``ClassifierAnswer`` where a link needs its feature maps; the target is int64 [batch].
 
     Args:
         class_weights: weight of each class in the cross-entropy, for uneven classes; None for equal weights.
@@ -172,15 +266,28 @@ class ClassificationCohortLoss(CohortLoss):
         self.register_buffer("class_weights", weights)
         self.class_weights: Tensor | None
 
-    def task_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def task_loss(self, prediction: Tensor | ClassifierAnswer, target: Tensor) -> Tensor:
         """Cross-entropy, mean over the batch."""
-        with torch.autocast(prediction.device.type, enabled=False):
-            return F.cross_entropy(prediction.float(), target, weight=self.class_weights)
+        logits = _logits(prediction)
+        with torch.autocast(logits.device.type, enabled=False):
+            return F.cross_entropy(logits.float(), target, weight=self.class_weights)
 
-    def teacher_loss(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+    def teacher_loss(
+        self, student: Tensor | ClassifierAnswer, teacher: Tensor | ClassifierAnswer, target: Tensor
+    ) -> Tensor:
         """See ``distillation_loss``."""
-        return distillation_loss(student, teacher, temperature=self.temperature)
+        return distillation_loss(_logits(student), _logits(teacher), temperature=self.temperature)
 
-    def peer_loss(self, student: Tensor, peers: Sequence[Tensor], target: Tensor) -> Tensor:
+    def peer_loss(
+        self, student: Tensor | ClassifierAnswer, peers: Sequence[Tensor | ClassifierAnswer], target: Tensor
+    ) -> Tensor:
         """See ``mutual_loss``."""
-        return mutual_loss(student, peers, temperature=self.peer_temperature)
+        return mutual_loss(_logits(student), [_logits(peer) for peer in peers], temperature=self.peer_temperature)
+
+    def feature_maps(self, prediction: Tensor | ClassifierAnswer) -> Sequence[Tensor]:
+        """Those of the strides that all networks of the cohort have."""
+        return prediction.features if isinstance(prediction, ClassifierAnswer) else ()
+
+
+def _logits(prediction: Tensor | ClassifierAnswer) -> Tensor:
+    return prediction.logits if isinstance(prediction, ClassifierAnswer) else prediction

@@ -147,35 +147,19 @@ def bounded_box_loss(
     return _mean(torch.where(error.detach() + margin > bound, error, torch.zeros_like(error)), student)
 
 
-def attention_loss(student: AnchorPredictions, source: AnchorPredictions) -> Tensor:
-    """Squared distance between normalised attention maps, summed over positions, mean over batch and pyramid levels.
-
-    The attention map of a level is the mean of squares over its channels, scaled to length 1, so that pyramids of any
-    width can be compared without layers in between.
-
-    Source:
-        Zagoruyko and Komodakis 2017, arXiv:1612.03928, equation 2 (squared, p = 2).
-    """
-    losses = []
-    for mine, other in zip(student.features, source.features, strict=True):
-        maps = [F.normalize(part.float().pow(2).mean(dim=1).flatten(1)) for part in (mine, other.detach())]
-        losses.append((maps[0] - maps[1]).pow(2).sum(dim=1).mean())
-    return torch.stack(losses).mean()
-
-
 class DetectionCohortLoss(CohortLoss):
     """Cohort loss for detectors that share their anchors.
 
         task(z, y) = quality focal loss + box_weight · (1 - GIoU)
-        kd(z_k, z_t) = anchor divergence at T + box_weight · teacher-bounded box loss + feature_weight · attention loss
+        kd(z_k, z_t) = anchor divergence at T + box_weight · teacher-bounded box loss
         ml(z_k, z_j) = the same at T_p, mean over the peers
 
-    Predictions are ``AnchorPredictions``; the target is the image size and one tensor of boxes [n, 4] for each image,
-    which are matched to anchors once for all networks.
+    kd and ml are those of links by predictions. Predictions are ``AnchorPredictions``, whose pyramids are the feature
+    maps; the target is the image size and one tensor of boxes [n, 4] for each image, which are matched to anchors once
+    for all networks.
 
     Args:
         box_weight: of box terms against classification terms.
-        feature_weight: of the attention maps of the pyramid; 0 leaves features alone.
         margin: see ``bounded_box_loss``.
         **settings: see ``CohortLoss``.
 
@@ -190,15 +174,14 @@ class DetectionCohortLoss(CohortLoss):
         gamma: float = 1.0,
         *,
         box_weight: float = 2.0,
-        feature_weight: float = 0.0,
         margin: float = 0.0,
         **settings: Any,
     ) -> None:
         super().__init__(alpha, beta, gamma, **settings)
-        for name, value in {"box_weight": box_weight, "feature_weight": feature_weight, "margin": margin}.items():
+        for name, value in {"box_weight": box_weight, "margin": margin}.items():
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}.")
-        self.box_weight, self.feature_weight, self.margin = box_weight, feature_weight, margin
+        self.box_weight, self.margin = box_weight, margin
 
     def prepare_target(self, predictions: Mapping[str, AnchorPredictions], target: Any) -> DetectionTarget:
         """Match the boxes to anchors, once for all networks.
@@ -222,25 +205,26 @@ class DetectionCohortLoss(CohortLoss):
             return quality_focal_loss(prediction, target) + self.box_weight * box_loss(prediction, target)
 
     def teacher_loss(self, student: AnchorPredictions, teacher: AnchorPredictions, target: DetectionTarget) -> Tensor:
-        """What a student can learn from the teacher."""
+        """What a student can learn from the teacher's scores and boxes."""
         return self._imitation(student, teacher, target, self.temperature)
 
     def peer_loss(
         self, student: AnchorPredictions, peers: Sequence[AnchorPredictions], target: DetectionTarget
     ) -> Tensor:
-        """What a student can learn from its peers."""
+        """What a student can learn from its peers' scores and boxes."""
         terms = [self._imitation(student, peer, target, self.peer_temperature) for peer in peers]
         return torch.stack(terms).mean()
+
+    def feature_maps(self, prediction: AnchorPredictions) -> Sequence[Tensor]:
+        """Levels of the pyramid."""
+        return prediction.features
 
     def _imitation(
         self, student: AnchorPredictions, source: AnchorPredictions, target: DetectionTarget, temperature: float
     ) -> Tensor:
         with torch.autocast(student.logits.device.type, enabled=False):
             loss = anchor_divergence(student, source, target, temperature=temperature)
-            loss = loss + self.box_weight * bounded_box_loss(student, source, target, margin=self.margin)
-            if self.feature_weight > 0:
-                loss = loss + self.feature_weight * attention_loss(student, source)
-            return loss
+            return loss + self.box_weight * bounded_box_loss(student, source, target, margin=self.margin)
 
 
 def _giou(boxes: Tensor, target: DetectionTarget) -> Tensor:

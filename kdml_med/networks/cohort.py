@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
-from kdml_med.networks.registry import CohortSpec, NetworkSpec, body_name, build_network, cohort_spec
+from kdml_med.networks.registry import CohortSpec, NetworkSpec, body_name, build_network, cohort_spec, stream_name
+from kdml_med.networks.stages import answer_with_features, shared_strides
 from kdml_med.networks.weights import load_initial_weights, read_state_dict
 
 
@@ -23,12 +24,17 @@ class Cohort(nn.Module):
     Args:
         networks: networks by name, "teacher" and "student_0", "student_1", ... .
         frozen_teacher: the teacher only answers: no gradients, and its batch statistics stay as they are.
+        features: classifiers answer with feature maps as well while the cohort is in training mode.
 
     Raises:
         ValueError: there is no student, or a frozen teacher is asked for and there is none.
+        InputError: features are asked for, and a network does not know its stages or has no stride in common with the
+            others.
     """
 
-    def __init__(self, networks: Mapping[str, nn.Module], *, frozen_teacher: bool = False) -> None:
+    def __init__(
+        self, networks: Mapping[str, nn.Module], *, frozen_teacher: bool = False, features: bool = False
+    ) -> None:
         super().__init__()
         self.networks = nn.ModuleDict(networks)
         if not self.student_names:
@@ -38,6 +44,7 @@ class Cohort(nn.Module):
         self.frozen_teacher = frozen_teacher
         if frozen_teacher:
             self.networks[NetworkName.TEACHER].requires_grad_(False).eval()
+        self.feature_strides = shared_strides(networks) if features else ()
 
     @property
     def names(self) -> list[str]:
@@ -68,13 +75,15 @@ class Cohort(nn.Module):
             image: float, [batch, channels, height, width].
 
         Returns:
-            Answers by network name: logits [batch, classes] of classifiers, ``AnchorPredictions`` of detectors.
+            Answers by network name: logits [batch, classes] of classifiers, ``AnchorPredictions`` of detectors. In
+            training mode and with ``features``, a ``ClassifierAnswer`` of every classifier, a frozen teacher included.
         """
+        strides = self.feature_strides if self.training else ()
         answers = {}
         for name, network in self.networks.items():
             frozen = self.frozen_teacher and name == NetworkName.TEACHER
             with torch.no_grad() if frozen else contextlib.nullcontext():
-                answers[name] = network(image)
+                answers[name] = answer_with_features(network, image, strides) if strides else network(image)
         return answers
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -94,7 +103,7 @@ class Cohort(nn.Module):
 
 @contextlib.contextmanager
 def network_seed(seed: int, name: str) -> Iterator[None]:
-    """Seed torch for building the network of this name, and put the global random state back afterwards.
+    """Seed torch for building a network from the stream of this name, and put the global random state back afterwards.
 
     Each network has a stream of its own, so that its initial weights do not depend on which others are built.
     """
@@ -117,6 +126,7 @@ def build_cohort(
     initial_weights: Mapping[str, str] | str | None = None,
     teacher_checkpoint: str | None = None,
     frozen_stages: int = 0,
+    features: bool = False,
 ) -> Cohort:
     """Build a named or a custom cohort.
 
@@ -133,10 +143,13 @@ def build_cohort(
         teacher_checkpoint: state dict of a trained teacher, which is then frozen (offline distillation).
         frozen_stages: leave the first stages of every detector's body as they are in ``initial_weights``. 1 is up to
             stride 2 in a MobileNetV2 and the stem (stride 4) in a ResNet, 2 up to stride 4 in both, and so on.
+        features: classifiers answer with feature maps as well in training mode, for losses that link them. Detectors
+            always answer with their pyramid.
 
     Raises:
-        InputError: unknown names, files that do not fit, a teacher checkpoint without a teacher, or stages to be frozen
-            that start from random weights or that a network does not have.
+        InputError: unknown names, files that do not fit, a teacher checkpoint without a teacher, stages to be
+            frozen that start from random weights or that a network does not have, or feature maps of a classifier
+            whose stages are not known.
     """
     if task not in list(Task):
         raise InputError(f"task must be one of {', '.join(Task)}, got {task!r}.")
@@ -149,7 +162,7 @@ def build_cohort(
     files = _weights_by_network(specs, initial_weights)
     networks = {}
     for name, network_spec in specs.items():
-        with network_seed(seed, name):
+        with network_seed(seed, stream_name(network_spec, name)):
             networks[name] = build_network(network_spec, num_classes=num_classes)
         if name in files:
             load_initial_weights(networks[name], Path(files[name]))
@@ -157,7 +170,8 @@ def build_cohort(
             _freeze(networks[name], name, frozen_stages, started=name in files)
     if teacher_checkpoint:
         load_trained(networks[NetworkName.TEACHER], Path(teacher_checkpoint))
-    return Cohort(networks, frozen_teacher=bool(teacher_checkpoint))
+    maps = features and task == Task.CLASSIFICATION
+    return Cohort(networks, frozen_teacher=bool(teacher_checkpoint), features=maps)
 
 
 def _freeze(network: nn.Module, name: str, stages: int, *, started: bool) -> None:

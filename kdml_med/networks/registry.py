@@ -17,7 +17,10 @@ from kdml_med.networks.mobilenet import MobileNetV2
 from kdml_med.networks.retinanet import RetinaNet
 
 NetworkSpec = str | Mapping[str, Any]
-"""A name, or a mapping with "name" and the builder's keyword arguments. A name with a dot is an import path."""
+"""A name, or a mapping with "name" and the builder's keyword arguments. A name with a dot is an import path.
+
+The key "stream" of a mapping is no argument of the builder, see ``stream_name``.
+"""
 
 
 def _resnet(name: str) -> Callable[..., nn.Module]:
@@ -46,6 +49,9 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v2": MobileNetV2,
     "retinanet": RetinaNet,
 }
+
+
+_NO_ARGUMENTS = {"name", "stream"}
 
 
 @dataclass(frozen=True)
@@ -111,19 +117,28 @@ def body_name(spec: NetworkSpec) -> str:
     return architecture_name(spec) if body is None else str(body)
 
 
+def stream_name(spec: NetworkSpec, default: str) -> str:
+    """Random stream of a network's initial weights: the spec's "stream", by default its name in the cohort.
+
+    A teacher trained alone is "student_0" there; {"name": "resnet50", "stream": "teacher"} lets it start from the same
+    weights as in a cohort.
+    """
+    return default if isinstance(spec, str) else str(spec.get("stream", default))
+
+
 def build_network(spec: NetworkSpec, *, num_classes: int) -> nn.Module:
     """Build one network.
 
     Args:
         spec: a name from ``ARCHITECTURES``, a dotted import path of a callable that takes ``num_classes``, or a mapping
-            with "name" and further keyword arguments.
+            with "name" and further keyword arguments; "stream" is left to whoever seeds.
         num_classes: number of outputs.
 
     Raises:
         InputError: the name is unknown, the path cannot be imported, or the builder refuses its arguments.
     """
     name = architecture_name(spec)
-    kwargs = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "name"}
+    kwargs = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key not in _NO_ARGUMENTS}
     builder = ARCHITECTURES.get(name) or _import(name)
     arguments = {"num_classes": num_classes} | kwargs
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any, Self, cast
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from kdml_med.anchors import STRIDES, AnchorPredictions
 from kdml_med.networks.mobilenet import BLOCKS, MobileNetV2
+from kdml_med.networks.stages import MOBILENET_ENDS, mobilenet_stages, resnet_stages
 
 HEAD_NORM_GROUPS = 8
 
@@ -172,33 +172,15 @@ def _by_anchor(level: Tensor, values: int) -> Tensor:
     return level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, values)
 
 
-# The last block of each stage of a MobileNetV2, after which the next block halves the resolution. Functions at module
-# level, because bodies are copied and saved whole.
-_MOBILENET_ENDS = (1, 3, 6, 13, 17)
-
-
-def _mobilenet_stages(body: nn.Module) -> list[nn.Module]:
-    features = cast(nn.Sequential, body.features)
-    ends = [end + 1 for end in _MOBILENET_ENDS if end < len(features)]
-    if ends[-1] != len(features):
-        ends.append(len(features))
-    return [features[start:end] for start, end in pairwise([0, *ends])]
-
-
 def _mobilenet_pyramid(width: int, last_block: int) -> PyramidBody:
-    if not _MOBILENET_ENDS[-2] <= last_block <= BLOCKS:
-        raise ValueError(f"last_block must be between {_MOBILENET_ENDS[-2]} and {BLOCKS}, got {last_block}.")
+    if not MOBILENET_ENDS[-1] <= last_block <= BLOCKS:
+        raise ValueError(f"last_block must be between {MOBILENET_ENDS[-1]} and {BLOCKS}, got {last_block}.")
     body = MobileNetV2(last_block=last_block)
     if last_block == BLOCKS:
         body.features = cast(nn.Sequential, body.features[: BLOCKS + 1])
     del body.classifier
-    channels = [32, 96] + ([320] if last_block == BLOCKS else [160] if last_block > _MOBILENET_ENDS[-2] else [])
-    return PyramidBody(body, _mobilenet_stages, channels, width)
-
-
-def _resnet_stages(body: nn.Module) -> list[nn.Module]:
-    stem = nn.Sequential(body.conv1, body.bn1, body.act, body.maxpool)  # type: ignore[arg-type]
-    return [stem, body.layer1, body.layer2, body.layer3, body.layer4]  # type: ignore[list-item]
+    channels = [32, 96] + ([320] if last_block == BLOCKS else [160] if last_block > MOBILENET_ENDS[-1] else [])
+    return PyramidBody(body, mobilenet_stages, channels, width)
 
 
 def _resnet_pyramid(name: str, width: int) -> PyramidBody:
@@ -214,4 +196,4 @@ def _resnet_pyramid(name: str, width: int) -> PyramidBody:
         raise ValueError(f"unknown body {name!r}; known: mobilenet_v2, {', '.join(channels)}.")
     body: Any = ARCHITECTURES[name](num_classes=1)
     del body.fc
-    return PyramidBody(body, _resnet_stages, channels[name], width)
+    return PyramidBody(body, resnet_stages, channels[name], width)

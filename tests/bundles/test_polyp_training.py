@@ -177,7 +177,7 @@ def test_tiles_are_no_frames(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_fused_boxes_and_peers_without_a_teacher_train_too(frames: Path, tmp_path: Path) -> None:
-    words = ["--fusion", "boxes", "--beta", "0", "--feature_weight", "1", "--max_epochs", "1"]
+    words = ["--fusion", "boxes", "--beta", "0", "--peer_link", "features", "--max_epochs", "1"]
     run_bundle(*polyp_words(frames, tmp_path / "run", *words))
     metrics = read_json(tmp_path / "run/metrics.json")
     assert sorted(metrics["networks"]) == ["ensemble", "student_0", "student_1"]

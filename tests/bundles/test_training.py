@@ -137,3 +137,26 @@ def test_trained_teacher_is_frozen(dataset: Path, trained: Path, tmp_path: Path)
     before = torch.load(teacher, weights_only=True)
     after = torch.load(tmp_path / "run/checkpoints/teacher.pt", weights_only=True)
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_one_student_learns_from_predictions_and_the_other_from_features(dataset: Path, tmp_path: Path) -> None:
+    # Unlike the smallest networks these have a stride of 8 in common; evaluation and loading know nothing of maps.
+    deeper = ["--teacher", "{'name': 'mobilenet_v2', 'last_block': 6}"]
+    deeper += ["--students", "[{'name': 'mobilenet_v2', 'last_block': 4}, {'name': 'mobilenet_v2', 'last_block': 5}]"]
+    links = ["--teacher_link", "['predictions','features']", "--peer_link", "both", "--feature_weight", "2.0"]
+    run_dir = tmp_path / "run"
+    run_bundle(*train_words(dataset, run_dir, *deeper, *links, "--max_epochs", "1"))
+    knobs = read_json(run_dir / "settings.json")["knobs"]
+    assert knobs["teacher_link"] == ["predictions", "features"]
+    assert (knobs["peer_link"], knobs["feature_weight"]) == ("both", 2.0)
+    assert sorted(read_json(run_dir / "metrics.json")["networks"]) == sorted(NETWORKS)
+    assert load_cohort(run_dir).feature_strides == ()
+
+
+def test_links_that_are_not_as_many_as_the_students_are_refused(dataset: Path, tmp_path: Path) -> None:
+    links = ["--teacher_link", "['predictions','predictions','predictions']"]
+    result = run_bundle(*train_words(dataset, tmp_path / "run", *links), check=False)
+    assert result.returncode == 2
+    assert "teacher_link names 3 links" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run/settings.json").exists()

@@ -9,17 +9,18 @@ from hypothesis import strategies as st
 
 from kdml_med.anchors import AnchorPredictions, MatchedAnchors, anchor_grid, encode_boxes
 from kdml_med.losses import DetectionCohortLoss
+from kdml_med.losses import cohort as cohort_module
 from kdml_med.losses import detection as detection_module
 from kdml_med.losses.detection import (
     DetectionTarget,
     anchor_divergence,
-    attention_loss,
     bounded_box_loss,
     box_loss,
     pair_giou,
     pair_iou,
     quality_focal_loss,
 )
+from kdml_med.losses.feature import attention_loss
 from kdml_med.networks import build_cohort
 from tests.reference import bernoulli_kl, decoded_box, generalised_overlap_of, overlap_of
 
@@ -221,7 +222,6 @@ def test_whoever_agrees_has_nothing_to_learn(seed, temperature):
     target = prepared()
     assert anchor_divergence(one, one, target, temperature=temperature).item() == 0
     assert bounded_box_loss(one, one, target).item() == 0
-    assert attention_loss(one, one).item() == 0
     assert anchor_divergence(one, other, target, temperature=temperature).item() > 0
     # On each positive anchor one of the two is worse, but one of them may be so on all.
     assert bounded_box_loss(one, other, target).item() + bounded_box_loss(other, one, target).item() > 0
@@ -280,30 +280,6 @@ def test_bounded_box_loss_gives_gradient_where_it_counts_and_none_to_the_source(
     assert both["student_0"].deltas.grad[0].abs().sum(dim=1).bool().tolist() == [True, False, False]
 
 
-def level(*rows):
-    """Features [1, channels, 1, width] from one row of values for each channel."""
-    return torch.tensor(rows).view(1, len(rows), 1, -1)
-
-
-def test_attention_loss_by_hand():
-    # Mean squares over channels: (1, 0), and (3, 4) of length 5. (1 - 3/5)² + (4/5)² = 4/5; the second level agrees
-    # but for its scale.
-    mine = AnchorPredictions(torch.zeros(0), torch.zeros(0), (level([1.0, 0.0], [-1.0, 0.0]), level([1.0, 2.0])))
-    other = AnchorPredictions(torch.zeros(0), torch.zeros(0), (level([3**0.5, -2.0]), level([-2.0, 4.0], [2.0, 4.0])))
-    assert attention_loss(mine, other).item() == pytest.approx(0.4)
-    assert attention_loss(other, mine).item() == pytest.approx(0.4)
-
-
-def test_attention_loss_gives_no_gradient_to_the_source_and_takes_dead_features():
-    both = requiring_gradient(random_answers(0, ["student_0", "teacher"]))
-    attention_loss(both["student_0"], both["teacher"]).backward()
-    assert all(feature.grad is None for feature in both["teacher"].features)
-    assert all(feature.grad.abs().max() > 0 for feature in both["student_0"].features)
-    dead = AnchorPredictions(torch.zeros(0), torch.zeros(0), (torch.zeros(1, 2, 2, 2, requires_grad=True),))
-    attention_loss(dead, AnchorPredictions(torch.zeros(0), torch.zeros(0), (torch.ones(1, 2, 2, 2),))).backward()
-    assert dead.features[0].grad.isfinite().all()
-
-
 def own_loss(name, predictions, target, *, alpha, beta, gamma, box_weight, feature_weight, margin, temperatures):
     """Loss of one network with everybody else held constant, put together from its parts."""
 
@@ -314,7 +290,7 @@ def own_loss(name, predictions, target, *, alpha, beta, gamma, box_weight, featu
         return (
             anchor_divergence(own, source, target, temperature=temperature)
             + box_weight * bounded_box_loss(own, source, target, margin=margin)
-            + feature_weight * attention_loss(own, source)
+            + feature_weight * attention_loss(own.features, source.features)
         )
 
     own = predictions[name]
@@ -327,12 +303,14 @@ def own_loss(name, predictions, target, *, alpha, beta, gamma, box_weight, featu
 
 
 PARTS = {"alpha": 0.8, "beta": 1.5, "gamma": 2.5, "box_weight": 0.7, "feature_weight": 3.0, "margin": 0.2}
+BOTH = {"teacher_link": "both", "peer_link": "both"}
+ALL = {"task", "kd", "ml"}
 
 
 def test_each_network_receives_the_gradient_of_its_own_loss_only():
     cohort = build_cohort(num_classes=1, teacher=TINY | {"width": 24}, students=[TINY] * 3, task="detection")
     image = torch.randn(3, 3, *SIZE, generator=torch.Generator().manual_seed(0))
-    loss = DetectionCohortLoss(**PARTS, temperature=3.0, peer_temperature=1.5)
+    loss = DetectionCohortLoss(**PARTS, **BOTH, temperature=3.0, peer_temperature=1.5)
     terms = loss(cohort(image), (BOXES, SIZE))
     terms["loss"].backward()
     predictions, target = cohort(image), prepared()
@@ -349,7 +327,7 @@ def test_each_network_receives_the_gradient_of_its_own_loss_only():
 
 def test_every_term_and_the_weighted_sum_are_put_together_as_documented():
     predictions, target = random_answers(5, ["teacher", "student_0", "student_1", "student_2"]), prepared()
-    terms = DetectionCohortLoss(**PARTS, temperature=3.0, peer_temperature=1.5)(predictions, (BOXES, SIZE))
+    terms = DetectionCohortLoss(**PARTS, **BOTH, temperature=3.0, peer_temperature=1.5)(predictions, (BOXES, SIZE))
     only = {"box_weight": 0.7, "feature_weight": 3.0, "margin": 0.2, "temperatures": (3.0, 1.5)}
     expected = {"teacher_task": own_loss("teacher", predictions, target, alpha=1, beta=0, gamma=0, **only)}
     for name in ("student_0", "student_1", "student_2"):
@@ -369,7 +347,8 @@ def test_every_term_and_the_weighted_sum_are_put_together_as_documented():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"feature_weight": 1.0},
+        BOTH,
+        {"teacher_link": ["predictions", "features"], "peer_link": "features"},
         {"alpha": 0.0},
         {"beta": 0.0, "gamma": 0.0},
         {"alpha": 0.0, "beta": 0.0},
@@ -411,7 +390,7 @@ def test_the_order_of_images_in_a_batch_does_not_matter(seed, order):
         name: AnchorPredictions(one.logits[order], one.deltas[order], tuple(f[order] for f in one.features))
         for name, one in predictions.items()
     }
-    loss = DetectionCohortLoss(feature_weight=1.0)
+    loss = DetectionCohortLoss(**BOTH)
     terms = loss(predictions, (BOXES, SIZE))
     others = loss(shuffled, ([BOXES[place] for place in order], SIZE))
     assert {name: value.item() for name, value in others.items()} == pytest.approx(
@@ -424,14 +403,16 @@ def test_the_order_of_images_in_a_batch_does_not_matter(seed, order):
     [
         ({"beta": 0.0, "gamma": 0.0}, ["anchor_divergence", "bounded_box_loss", "attention_loss"], {"task"}),
         ({"alpha": 0.0, "train_teacher": False}, ["quality_focal_loss", "box_loss"], {"kd", "ml"}),
-        ({"feature_weight": 0.0}, ["attention_loss"], {"task", "kd", "ml"}),
+        ({"feature_weight": 0.0}, ["attention_loss"], ALL),
+        ({"teacher_link": "predictions", "peer_link": "predictions"}, ["attention_loss"], ALL),
+        ({"teacher_link": "features", "peer_link": "features"}, ["anchor_divergence", "bounded_box_loss"], ALL),
     ],
-    ids=["labels only", "imitation only", "no features"],
+    ids=["labels only", "imitation only", "no weight of features", "predictions only", "features only"],
 )
 def test_a_term_of_weight_zero_is_neither_named_nor_computed(monkeypatch, settings, functions, kinds):
-    everything = {"alpha": 1.0, "beta": 1.0, "gamma": 1.0, "feature_weight": 1.0}
+    everything = {"alpha": 1.0, "beta": 1.0, "gamma": 1.0, "feature_weight": 1.0} | BOTH
     for function in functions:
-        monkeypatch.setattr(detection_module, function, refuse)
+        monkeypatch.setattr(cohort_module if function == "attention_loss" else detection_module, function, refuse)
         with pytest.raises(AssertionError, match="weight is zero"):
             DetectionCohortLoss(**everything)(random_answers(0), (BOXES, SIZE))
     terms = DetectionCohortLoss(**(everything | settings))(random_answers(0), (BOXES, SIZE))
@@ -464,7 +445,7 @@ def test_half_precision_predictions_give_a_float32_loss():
         name: AnchorPredictions(one.logits.float(), one.deltas.float(), tuple(f.float() for f in one.features))
         for name, one in predictions.items()
     }
-    loss = DetectionCohortLoss(feature_weight=1.0)
+    loss = DetectionCohortLoss(**BOTH)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = loss(predictions, (BOXES, SIZE))
     assert {value.dtype for value in terms.values()} == {torch.float32}
@@ -472,7 +453,7 @@ def test_half_precision_predictions_give_a_float32_loss():
 
 
 def test_the_loss_holds_nothing_that_a_step_changes():
-    loss, predictions = DetectionCohortLoss(feature_weight=1.0), random_answers(4)
+    loss, predictions = DetectionCohortLoss(**BOTH), random_answers(4)
     before = copy.deepcopy(predictions)
     first = loss(predictions, (BOXES, SIZE))["loss"]
     loss(random_answers(5), (BOXES[::-1], SIZE))

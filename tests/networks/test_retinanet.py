@@ -297,7 +297,7 @@ def test_detectors_of_different_bodies_and_widths_learn_from_each_other():
     students = [{"name": "retinanet", "body": "resnet18", "width": 16}, TINY]
     cohort = build_cohort(task="detection", num_classes=1, teacher=TINY | {"width": 24}, students=students)
     boxes = [torch.tensor([[4.0, 4, 40, 40]]), torch.zeros(0, 4)]
-    terms = DetectionCohortLoss(feature_weight=1.0)(cohort(images()), (boxes, (64, 128)))
+    terms = DetectionCohortLoss(teacher_link="both", peer_link="features")(cohort(images()), (boxes, (64, 128)))
     assert all(value.isfinite() for value in terms.values())
 
 
