@@ -1,6 +1,6 @@
 # One command surface for people and for CI. `make setup` is enough for everything else.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-polyp test test-all lint types bench docs check clean
+.PHONY: help setup demo demo-polyp experiment-demo test test-all lint types bench docs check clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -25,15 +25,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cluster,dev,deploy,docs]'
 	touch $@
 
-demo: setup  ## generated slides -> tiles -> training -> test evaluation, in demo/
-	$(BIN)/python -m preprocessing.make_demo --task msi --out $(DEMO)/slides
-	$(BIN)/python -m preprocessing.tile_slides $(DEMO)/slides/slides --labels $(DEMO)/slides/labels.csv \
-		--out $(DEMO)/tiles --mpp 1.75 --tile-size 64 --limit-tiles 24 --workers 2 --synthetic
-	$(BIN)/python -m preprocessing.make_splits $(DEMO)/tiles
+demo: $(DEMO)/tiles/splits.csv  ## generated slides -> tiles -> training -> test evaluation, in demo/
 	$(BIN)/python -m monai.bundle run --config_file $(CONFIGS)/train.json \
 		--dataset_dir $(DEMO)/tiles --run_dir $(DEMO)/run
 	$(BIN)/python -m monai.bundle run --config_file "['$(CONFIGS)/train.json','$(CONFIGS)/evaluate.json']" \
 		--dataset_dir $(DEMO)/tiles --run_dir $(DEMO)/run
+
+$(DEMO)/tiles/splits.csv: | $(STAMP)
+	$(BIN)/python -m preprocessing.make_demo --task msi --out $(DEMO)/slides
+	$(BIN)/python -m preprocessing.tile_slides $(DEMO)/slides/slides --labels $(DEMO)/slides/labels.csv \
+		--out $(DEMO)/tiles --mpp 1.75 --tile-size 64 --limit-tiles 24 --workers 2 --synthetic
+	$(BIN)/python -m preprocessing.make_splits $(DEMO)/tiles
 
 demo-polyp: setup  ## generated clips -> frames -> training -> test evaluation, in demo/
 	$(BIN)/python -m preprocessing.make_demo --task polyp --out $(DEMO)/clips
@@ -43,6 +45,10 @@ demo-polyp: setup  ## generated clips -> frames -> training -> test evaluation, 
 		--dataset_dir $(DEMO)/frames --run_dir $(DEMO)/polyps
 	$(BIN)/python -m monai.bundle run --config_file "['$(POLYP)/train.json','$(POLYP)/evaluate.json']" \
 		--dataset_dir $(DEMO)/frames --run_dir $(DEMO)/polyps
+
+experiment-demo: $(DEMO)/tiles/splits.csv  ## every arm of the paper with two seeds on the generated slides, compared, in demo/experiment/
+	$(BIN)/python -m kdml_med.experiments run docs/plans/demo.json --out $(DEMO)/experiment --jobs 2
+	$(BIN)/python -m kdml_med.experiments report $(DEMO)/experiment
 
 test: setup  ## fast tests, no network, no data of one's own
 	$(PYTEST) -m "not slow and not real_data"

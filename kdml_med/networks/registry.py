@@ -75,13 +75,15 @@ def _detector(body: str, **settings: Any) -> NetworkSpec:
 
 
 # Detectors of students have a pyramid half as wide as their teacher's. The edge students keep the whole body: polyps
-# fill much of a frame, so that a body cut short does not see one whole.
+# fill much of a frame, so that a body cut short does not see one whole. The tiny ones are for trying out: they learn from
+# random weights within minutes on a CPU.
 VERSIONS: dict[Task, dict[str, CohortSpec]] = {
     Task.CLASSIFICATION: {
         "v1": CohortSpec("resnet50", ("resnet18", "resnet18")),
         "v2": CohortSpec("resnet50", ("mobilenet_v2", "mobilenet_v2")),
         "v3": CohortSpec("resnet50", ("resnet18", "mobilenet_v2")),
         "edge": CohortSpec("mobilenet_v2", (_SHORT_MOBILENET, _SHORT_MOBILENET)),
+        "tiny": CohortSpec("resnet18", ("resnet10", "resnet10")),
     },
     Task.DETECTION: {
         "v1": CohortSpec(_detector("resnet50", width=128), (_detector("resnet18"), _detector("resnet18"))),
@@ -91,7 +93,6 @@ VERSIONS: dict[Task, dict[str, CohortSpec]] = {
             _detector("mobilenet_v2", width=96, head_convs=2),
             (_detector("mobilenet_v2", head_convs=2), _detector("mobilenet_v2", head_convs=2)),
         ),
-        # Learns from random weights within minutes on a CPU, which none of the others does: for trying out.
         "tiny": CohortSpec(
             _detector("resnet18", head_convs=2),
             (_detector("resnet10", width=32, head_convs=2), _detector("resnet10", width=32, head_convs=2)),
