@@ -8,7 +8,7 @@ from typing import Any
 
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName
-from kdml_med.networks.registry import CohortSpec, NetworkSpec
+from kdml_med.networks.registry import CohortSpec, NetworkSpec, body_name
 
 TEACHER_ONLY = "teacher_only"
 KDML = "kdml"
@@ -84,10 +84,21 @@ def arm_settings(arm: Arm, spec: CohortSpec, settings: Mapping[str, Any]) -> dic
         teacher = merged.pop("teacher", None) or spec.teacher
         if teacher is None:
             raise InputError("this version has no teacher that could be trained.")
-        merged |= {"students": [_teacher_stream(teacher)], "use_teacher": False}
-        weights = merged.get("initial_weights")
-        if isinstance(weights, Mapping):
-            merged["initial_weights"] = _teacher_weights(weights)
+        students = [_teacher_stream(teacher)]
+        merged |= {"students": students, "use_teacher": False}
+        if "alpha" in merged:
+            merged["alpha"] = 1.0  # as for the teacher of a cohort
+    weights = merged.get("initial_weights")
+    if isinstance(weights, Mapping):
+        if arm.teacher_alone:
+            weights = _teacher_weights(weights)
+            teacher = None
+        else:
+            teacher = merged.get("teacher") or spec.teacher
+        networks = CohortSpec(teacher, tuple(students)).networks()
+        # A plan of several versions names files that one of them does not need, which the bundle would refuse.
+        used = {*networks, *(body_name(network) for network in networks.values())}
+        merged["initial_weights"] = {name: path for name, path in weights.items() if name in used}
     return merged
 
 

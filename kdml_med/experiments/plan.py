@@ -17,6 +17,11 @@ from kdml_med.keys import Task
 from kdml_med.networks.registry import cohort_spec
 
 CELLS_DIR = "cells"
+METRICS: dict[Task, tuple[str, ...]] = {
+    Task.CLASSIFICATION: ("auroc", "tile_auroc"),
+    Task.DETECTION: ("ap50", "ap75", "ap"),
+}
+"""What arms can be compared by; the first is what a plan compares unless it says otherwise."""
 _OWN_SETTINGS = {"seed", "fold", "version", "dataset_dir", "run_dir", "teacher_checkpoint", "resume", "bundle_root"}
 _NAME_LETTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-=.+")
 
@@ -37,7 +42,7 @@ class Plan:
         sweeps: grids, each a mapping with "arm" (default kdml) and lists of values by setting.
         evaluations: what to evaluate on by name: settings of evaluate.json, such as "dataset_dir" and "split".
         reference: the arm that is compared with every other one.
-        metric: what is compared; None for the task's usual one.
+        metric: what is compared, one of ``METRICS``; None for the task's usual one.
         threads: of one training; part of the plan because the number changes the last digits.
         keep_checkpoints: keep what is only needed to go on with a finished training.
     """
@@ -141,6 +146,11 @@ def make_plan(content: Mapping[str, Any], *, where: str = "the plan") -> Plan:
     names = list(named_arms(plan, where))
     if plan.reference not in names:
         raise InputError(f"{where}: reference {plan.reference!r} is none of the arms {', '.join(names)}.")
+    known_metrics = METRICS[plan.task]
+    if plan.metric is not None and plan.metric not in known_metrics:
+        raise InputError(
+            f"{where}: metric {plan.metric!r}: bundle {plan.bundle!r} can be compared by {', '.join(known_metrics)}."
+        )
     for evaluation in plan.evaluations.values():
         _check_settings(plan, evaluation, where, files=["train.json", "evaluate.json"])
     expand(plan, where=where)
@@ -212,7 +222,20 @@ def expand(plan: Plan, *, where: str = "the plan") -> list[Cell]:
                 checked.add(name)
             needs = cell_path(version, TEACHER_ONLY, seed, fold) if arm.trained_teacher else None
             cells.append(Cell(version, name, seed, fold, settings, needs))
+    _check_weights(plan, cells, where)
     return cells
+
+
+def _check_weights(plan: Plan, cells: Sequence[Cell], where: str) -> None:
+    """Refuse a file of weights that no training starts from: its name is misspelt."""
+    wanted = plan.settings.get("initial_weights")
+    if isinstance(wanted, Mapping):
+        used = {name for cell in cells for name in cell.settings["initial_weights"]}
+        for name in wanted:
+            if name not in used:
+                raise InputError(
+                    f"{where}: initial_weights names {name!r}, but no version has it; used: {sorted(used)}."
+                )
 
 
 def _check_lists(plan: Plan, where: str) -> None:
