@@ -110,15 +110,16 @@ def load_cohort(run_dir: str | Path, *, students_only: bool = False) -> Cohort:
 
 def write_predictions(path: Path, predictions: pd.DataFrame) -> None:
     """Write predictions.parquet, columns of ``PredictionColumn``; the same rows give the same bytes."""
-    _write_parquet(path, predictions[[str(column) for column in PredictionColumn]])
+    write_parquet(path, predictions[[str(column) for column in PredictionColumn]])
 
 
 def write_detections(path: Path, detections: pd.DataFrame) -> None:
     """Write detections.parquet, columns of ``DetectionColumn``; the same rows give the same bytes."""
-    _write_parquet(path, detections[[str(column) for column in DetectionColumn]])
+    write_parquet(path, detections[[str(column) for column in DetectionColumn]])
 
 
-def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
+def write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table as parquet atomically, without its index; the same rows and dtypes give the same bytes."""
     table = pa.Table.from_pandas(frame, preserve_index=False)
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd")

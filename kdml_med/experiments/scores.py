@@ -1,0 +1,187 @@
+"""Predictions of finished cells, as what arms are compared by."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import pandas as pd
+
+from kdml_med.bundle.preparation import fold_of
+from kdml_med.data.samples import select_rows
+from kdml_med.errors import InputError
+from kdml_med.experiments.plan import Cell
+from kdml_med.experiments.results import Results
+from kdml_med.experiments.training import CELL_FILE, evaluation_dir
+from kdml_med.keys import NetworkName, Split, Task
+from kdml_med.manifest import MANIFEST_FILE, content_hash, read_info
+from kdml_med.metrics.aggregation import GROUP_COLUMNS, aggregate_predictions
+from kdml_med.metrics.box_matching import Group
+from kdml_med.metrics.paired_scores import ClassificationScores, DetectionMetric, DetectionScores, Scores
+from kdml_med.runs import DETECTIONS_FILE, PREDICTIONS_FILE, read_run_json
+
+Role = Literal["teacher", "students", "ensemble"]
+
+TILE = "tile"
+
+
+def read_predictions(results: Results, cell: Cell, evaluation: str) -> pd.DataFrame:
+    """Tiles of a classification cell that have a label, columns of ``PredictionColumn``, networks as in tables."""
+    table = _read(results, cell, evaluation, PREDICTIONS_FILE)
+    return table[table["label"].fillna(-1) != -1].reset_index(drop=True)
+
+
+def read_detections(results: Results, cell: Cell, evaluation: str) -> pd.DataFrame:
+    """Boxes of a detection cell, columns of ``DetectionColumn``, networks as in tables."""
+    return _read(results, cell, evaluation, DETECTIONS_FILE)
+
+
+def _read(results: Results, cell: Cell, evaluation: str, name: str) -> pd.DataFrame:
+    table = pd.read_parquet(results.folder(cell) / evaluation_dir(evaluation) / name)
+    shown = {stored: name for name, stored in results.networks(cell).items()}
+    kept: pd.DataFrame = table[table["network"].isin(list(shown))]
+    return kept.assign(network=kept["network"].map(shown)).reset_index(drop=True)
+
+
+def at_level(results: Results, cell: Cell, evaluation: str, predictions: pd.DataFrame, level: str) -> pd.DataFrame:
+    """Predictions as the evaluation has aggregated them.
+
+    Args:
+        results: of the cell.
+        cell: that the predictions are of.
+        evaluation: likewise.
+        predictions: see ``read_predictions``.
+        level: "tile", or the level of the evaluation's metrics.json.
+
+    Returns:
+        Columns sample_id, patient_id, network, label, probability; one row for each network and tile, slide or patient.
+    """
+    columns = ["sample_id", "patient_id", "network", "label", "probability"]
+    if level == TILE:
+        return predictions[columns]
+    metrics = results.metrics(cell, evaluation)
+    groups = aggregate_predictions(predictions, cast(Any, level), metrics["aggregation"])
+    return groups.assign(sample_id=groups[GROUP_COLUMNS[level]])[columns]
+
+
+def evaluated_frames(results: Results, cell: Cell, evaluation: str) -> pd.DataFrame:
+    """Manifest rows of the frames that a detection cell was evaluated on.
+
+    Raises:
+        InputError: the dataset folder is missing, or no longer the one that the cell was evaluated on.
+    """
+    settings = results.plan.evaluations[evaluation]
+    folder = Path(settings.get("dataset_dir", results.plan.dataset_dir))
+    known = read_run_json(results.folder(cell), CELL_FILE)["datasets"]
+    recorded = known[evaluation if "dataset_dir" in settings else ""]["manifest_sha256"]
+    fold = settings["fold"] if "fold" in settings else fold_of(str(folder), {"fold": cell.fold})
+    return _frames(folder, recorded, settings.get("split", Split.TEST.value), fold)
+
+
+@functools.cache
+def _frames(folder: Path, sha256: str, split: str | None, fold: int | None) -> pd.DataFrame:
+    info = read_info(folder)
+    if content_hash(folder / MANIFEST_FILE) != sha256:
+        raise InputError(
+            f"{folder} has changed since detectors were evaluated on it; their boxes cannot be judged on other frames. "
+            "Put the dataset back, or run the plan again with another --out."
+        )
+    return select_rows(folder, info, split, fold)
+
+
+def resampling_unit(results: Results, cell: Cell, evaluation: str) -> str:
+    """What the intervals of an evaluation resample: "patient", "sequence" or "frame"."""
+    return str(results.metrics(cell, evaluation)["bootstrap"]["unit"])
+
+
+def role_networks(results: Results, cell: Cell, role: Role) -> list[str]:
+    """Networks of a cell whose figures are averaged for a role; none where there is no such network."""
+    names = results.networks(cell)
+    if role == "students":
+        return [name for name in names if name not in (NetworkName.TEACHER, NetworkName.ENSEMBLE)]
+    return [role] if role in names else []
+
+
+def load_scores(results: Results, cells: Sequence[Cell], evaluation: str, metric: str) -> list[dict[str, Scores]]:
+    """What the networks of one seed of an arm said.
+
+    Where every fold has tested samples of its own, their networks count as one that was tested on all of them, and the
+    fold is the stratum. Where every fold has judged the same samples, as on another dataset, each fold is a repetition
+    of its own: its training has seen other patients.
+
+    Args:
+        results: of the cells.
+        cells: one for each fold.
+        evaluation: name.
+        metric: one of ``kdml_med.experiments.plan.METRICS``.
+
+    Returns:
+        For each repetition the scores by network, networks as in tables.
+
+    Raises:
+        InputError: some samples were judged in several folds and some were not.
+    """
+    load = _detection if results.plan.task is Task.DETECTION else _classification
+    return load(results, cells, evaluation, metric)
+
+
+def _classification(results: Results, cells: Sequence[Cell], evaluation: str, metric: str) -> list[dict[str, Scores]]:
+    tables = []
+    for cell in cells:
+        level = TILE if metric == "tile_auroc" else results.metrics(cell, evaluation)["level"]
+        predictions = read_predictions(results, cell, evaluation)
+        tables.append(at_level(results, cell, evaluation, predictions, level).assign(fold=_fold(cell)))
+    return [
+        {
+            str(name): ClassificationScores.of(
+                rows["sample_id"],
+                rows["label"],
+                rows["probability"],
+                units=rows["patient_id"],
+                strata=rows["fold"],
+            )
+            for name, rows in table.groupby("network", sort=False)
+        }
+        for table in _repetitions(tables, evaluation)
+    ]
+
+
+def _detection(results: Results, cells: Sequence[Cell], evaluation: str, metric: str) -> list[dict[str, Scores]]:
+    frames = [evaluated_frames(results, cell, evaluation).assign(fold=_fold(cell)) for cell in cells]
+    detections = [read_detections(results, cell, evaluation).assign(fold=_fold(cell)) for cell in cells]
+    group = cast(Group, resampling_unit(results, cells[0], evaluation))
+    scores: list[dict[str, Scores]] = []
+    for truth in _repetitions(frames, evaluation):
+        folds = set(truth["fold"])
+        boxes = pd.concat([own for own, cell in zip(detections, cells, strict=True) if _fold(cell) in folds])
+        by_network = {
+            name: DetectionScores.of(
+                truth,
+                boxes[boxes["network"] == name],
+                metric=cast(DetectionMetric, metric),
+                group=group,
+                strata=truth["fold"],
+            )
+            for name in results.networks(cells[0])
+        }
+        scores.append(dict(by_network))
+    return scores
+
+
+def _fold(cell: Cell) -> int:
+    return 0 if cell.fold is None else cell.fold
+
+
+def _repetitions(tables: Sequence[pd.DataFrame], evaluation: str) -> list[pd.DataFrame]:
+    """One table of all folds, or one for each when they hold the same samples; fold is then the same for all."""
+    samples = [frozenset(table["sample_id"]) for table in tables]
+    if sum(map(len, samples)) == len(frozenset().union(*samples)):
+        return [pd.concat(tables, ignore_index=True)]
+    if len(set(samples)) > 1:
+        raise InputError(
+            f"evaluation {evaluation!r}: folds share some of their samples, not all or none; what one fold tests must "
+            "be its own, or be a test set for all of them."
+        )
+    return list(tables)
