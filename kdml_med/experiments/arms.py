@@ -13,7 +13,10 @@ from kdml_med.networks.registry import CohortSpec, NetworkSpec, body_name
 TEACHER_ONLY = "teacher_only"
 KDML = "kdml"
 NUMBER_OF_STUDENTS = "number_of_students"
-"""Setting of a plan, not of a bundle: the students of the version, in turns, up to this many."""
+"""Setting of a plan, not of a bundle: the students of the version, in turns, up to this many.
+
+One is allowed for arms that learn from peers, too: there are none then, and that is where such a row of numbers begins.
+"""
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,10 @@ def arm_settings(arm: Arm, spec: CohortSpec, settings: Mapping[str, Any]) -> dic
     students = list(merged.get("students") or spec.students)
     count = merged.pop(NUMBER_OF_STUDENTS, None)
     if count is not None:
-        if not isinstance(count, int) or count < 1:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise InputError(f"{NUMBER_OF_STUDENTS} is {count!r}, expected a whole number from 1.")
         students = [students[index % len(students)] for index in range(count)]
         merged["students"] = students
-    if isinstance(merged.get("teacher_link"), list):
-        links = merged["teacher_link"]
-        merged["teacher_link"] = [links[index % len(links)] for index in range(len(students))]
     if arm.teacher_alone:
         teacher = merged.pop("teacher", None) or spec.teacher
         if teacher is None:
@@ -88,6 +88,10 @@ def arm_settings(arm: Arm, spec: CohortSpec, settings: Mapping[str, Any]) -> dic
         merged |= {"students": students, "use_teacher": False}
         if "alpha" in merged:
             merged["alpha"] = 1.0  # as for the teacher of a cohort
+    for name in ("teacher_link", "peer_link"):
+        links = merged.get(name)
+        if isinstance(links, list) and links:
+            merged[name] = [links[index % len(links)] for index in range(len(students))]
     weights = merged.get("initial_weights")
     if isinstance(weights, Mapping):
         if arm.teacher_alone:

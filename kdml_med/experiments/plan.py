@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
@@ -12,18 +13,26 @@ from typing import Any
 
 from kdml_med.bundle.command_line import check_command_line
 from kdml_med.errors import InputError
-from kdml_med.experiments.arms import ARMS, KDML, PAPER_ARMS, TEACHER_ONLY, Arm, arm_settings
-from kdml_med.keys import Task
-from kdml_med.networks.registry import cohort_spec
+from kdml_med.experiments.arms import ARMS, KDML, NUMBER_OF_STUDENTS, PAPER_ARMS, TEACHER_ONLY, Arm, arm_settings
+from kdml_med.keys import NetworkName, Task
+from kdml_med.networks.registry import cohort_spec, stream_name
 
+PLAN_FILE = "plan.json"
 CELLS_DIR = "cells"
 METRICS: dict[Task, tuple[str, ...]] = {
     Task.CLASSIFICATION: ("auroc", "tile_auroc"),
     Task.DETECTION: ("ap50", "ap75", "ap"),
 }
 """What arms can be compared by; the first is what a plan compares unless it says otherwise."""
-_OWN_SETTINGS = {"seed", "fold", "version", "dataset_dir", "run_dir", "teacher_checkpoint", "resume", "bundle_root"}
-_NAME_LETTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-=.+")
+# Set for each training or evaluation, or arguments of the command that runs a bundle.
+_RUN_SETTINGS = {
+    "run_dir", "bundle_root", "config_file", "meta_file", "logging_file", "args_file", "run_id", "init_id", "final_id",
+    "tracking", "workflow_type", "properties_path",
+}  # fmt: skip
+_TRAINING_SETTINGS = _RUN_SETTINGS | {"seed", "fold", "version", "dataset_dir", "teacher_checkpoint", "resume"}
+_EVALUATION_SETTINGS = _RUN_SETTINGS | {"output_dir"}
+_NAME = re.compile(r"[A-Za-z0-9_=+-][A-Za-z0-9_=+.-]{0,99}")
+_NAME_HINT = "use at most 100 letters, digits and _-=.+, no dot in front; it becomes a folder"
 
 
 @dataclass(frozen=True)
@@ -96,8 +105,9 @@ class Cell:
 
     @property
     def teacher_alone(self) -> bool:
-        """Whether its only student is the teacher."""
-        return self.arm == TEACHER_ONLY
+        """Whether its only student is the teacher; so it is in a sweep of ``teacher_only``, too."""
+        students = self.settings.get("students") or [None]
+        return self.settings.get("use_teacher") is False and stream_name(students[0], "") == NetworkName.TEACHER
 
 
 def cell_path(version: str, arm: str, seed: int, fold: int | None) -> str:
@@ -138,21 +148,19 @@ def make_plan(content: Mapping[str, Any], *, where: str = "the plan") -> Plan:
     if missing:
         raise InputError(f"{where} lacks {', '.join(missing)}.")
     plan = Plan(**content)
-    if not (Path(plan.bundle) / "configs" / "train.json").is_file():
-        raise InputError(
-            f"{where}: bundle {plan.bundle!r} has no configs/train.json; relative paths start at {Path.cwd()}."
-        )
+    _check_kinds(plan, where)
+    _check_bundle(plan, where)
     _check_lists(plan, where)
     names = list(named_arms(plan, where))
     if plan.reference not in names:
-        raise InputError(f"{where}: reference {plan.reference!r} is none of the arms {', '.join(names)}.")
+        near = _near(plan.reference, names)
+        raise InputError(f"{where}: reference {plan.reference!r} is none of the arms {', '.join(names)}.{near}")
     known_metrics = METRICS[plan.task]
     if plan.metric is not None and plan.metric not in known_metrics:
         raise InputError(
             f"{where}: metric {plan.metric!r}: bundle {plan.bundle!r} can be compared by {', '.join(known_metrics)}."
         )
-    for evaluation in plan.evaluations.values():
-        _check_settings(plan, evaluation, where, files=["train.json", "evaluate.json"])
+    _check_evaluations(plan, where)
     expand(plan, where=where)
     return plan
 
@@ -166,39 +174,58 @@ def plan_content(plan: Plan) -> dict[str, Any]:
 def named_arms(plan: Plan, where: str = "the plan") -> dict[str, tuple[Arm, dict[str, Any]]]:
     """Every arm of a plan by name, with the settings that it adds to those of the plan; sweeps included.
 
-    ``teacher_only`` comes first when another arm needs its teacher, whether the plan names it or not.
+    ``teacher_only`` comes first, and when another arm needs its teacher, it is there whether the plan names it or not.
     """
     arms: dict[str, tuple[Arm, dict[str, Any]]] = {}
-
-    def add(name: str, like: str, settings: Mapping[str, Any]) -> None:
-        if like not in ARMS:
-            raise InputError(f"{where}: unknown arm {like!r}.{_near(like, ARMS)} Known: {', '.join(ARMS)}.")
+    wanted = _wanted_arms(plan, where)
+    for name, like, settings in wanted:
         if name in arms:
             raise InputError(f"{where}: arm {name!r} occurs twice.")
-        if not name or set(name) - _NAME_LETTERS:
-            raise InputError(f"{where}: arm name {name!r}: use letters, digits and _-=.+ only; it becomes a folder.")
-        if ARMS[like].trained_teacher and TEACHER_ONLY not in arms:
-            add(TEACHER_ONLY, TEACHER_ONLY, {})
-        # What a plan adds to an arm wins over what makes the arm, else a sweep of its weight would do nothing.
         base = ARMS[like]
+        if base.trained_teacher and "teacher" in settings:
+            raise InputError(f"{where}: arm {name!r} takes the teacher of {TEACHER_ONLY}; leave 'teacher' out of it.")
+        # What a plan adds to an arm wins over what makes the arm, else a sweep of its weight would do nothing.
         arms[name] = (
             Arm(base.description, {**base.settings, **settings}, base.teacher_alone, base.trained_teacher),
             dict(settings),
         )
+    if TEACHER_ONLY not in arms and any(arm.trained_teacher for arm, _ in arms.values()):
+        arms[TEACHER_ONLY] = (ARMS[TEACHER_ONLY], {})
+    return dict(sorted(arms.items(), key=lambda item: item[0] != TEACHER_ONLY))
 
-    for item in sorted(plan.arms, key=lambda arm: arm != TEACHER_ONLY):
-        if isinstance(item, str):
-            add(item, item, {})
-        elif isinstance(item, Mapping) and "name" in item and set(item) <= {"name", "like", "settings"}:
-            add(item["name"], item.get("like", KDML), item.get("settings", {}))
-        else:
+
+def _wanted_arms(plan: Plan, where: str) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Name, the built-in arm it is like, and added settings of every arm and sweep, checked one by one."""
+    wanted: list[tuple[str, str, Mapping[str, Any]]] = []
+    for item in plan.arms:
+        given = {"name": item, "like": item} if isinstance(item, str) else item
+        if not _is_arm(given):
             raise InputError(f"{where}: arm {item!r}: expected a name, or an object with name, like and settings.")
+        name = given["name"]
+        wanted.append((name, given.get("like", name if name in ARMS else KDML), given.get("settings", {})))
     for sweep in plan.sweeps:
-        like = str(sweep.get("arm", KDML))
+        like = sweep.get("arm", KDML)
         for settings in _grid(sweep, where):
-            label = "_".join(f"{name}={value}" for name, value in settings.items())
-            add(f"{like}_{label}", like, settings)
-    return arms
+            label = "_".join(f"{name}={_label(name, value, where)}" for name, value in settings.items())
+            wanted.append((f"{like}_{label}", like, settings))
+    for name, like, _ in wanted:
+        if like not in ARMS:
+            raise InputError(f"{where}: unknown arm {like!r}.{_near(like, ARMS)} Known: {', '.join(ARMS)}.")
+        if not _NAME.fullmatch(name):
+            raise InputError(f"{where}: arm name {name!r}: {_NAME_HINT}.")
+        if name in ARMS and like != name:
+            raise InputError(f"{where}: arm {name!r} is built in and cannot be made like {like!r}: take another name.")
+    return wanted
+
+
+def _is_arm(item: Any) -> bool:
+    return (
+        isinstance(item, Mapping)
+        and "name" in item
+        and set(item) <= {"name", "like", "settings"}
+        and all(isinstance(item[key], str) for key in ("name", "like") if key in item)
+        and isinstance(item.get("settings", {}), Mapping)
+    )
 
 
 def expand(plan: Plan, *, where: str = "the plan") -> list[Cell]:
@@ -211,14 +238,18 @@ def expand(plan: Plan, *, where: str = "the plan") -> list[Cell]:
     arms = named_arms(plan, where)
     checked: set[str] = set()
     folds: Sequence[int | None] = plan.folds or [None]
+    task = plan.task
     for seed, fold, version in itertools.product(plan.seeds, folds, plan.versions):
-        spec = cohort_spec(
-            version, task=plan.task, teacher=plan.settings.get("teacher"), students=plan.settings.get("students")
-        )
         for name, (arm, _) in arms.items():
-            settings = arm_settings(arm, spec, plan.settings)
+            try:
+                spec = cohort_spec(
+                    version, task=task, teacher=plan.settings.get("teacher"), students=plan.settings.get("students")
+                )
+                settings = arm_settings(arm, spec, plan.settings)
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from error
             if name not in checked:
-                _check_settings(plan, settings, where, files=["train.json"])
+                _check_settings(plan, settings, where, files=["train.json"], own=_TRAINING_SETTINGS)
                 checked.add(name)
             needs = cell_path(version, TEACHER_ONLY, seed, fold) if arm.trained_teacher else None
             cells.append(Cell(version, name, seed, fold, settings, needs))
@@ -238,21 +269,67 @@ def _check_weights(plan: Plan, cells: Sequence[Cell], where: str) -> None:
                 )
 
 
+def _check_kinds(plan: Plan, where: str) -> None:
+    kinds: dict[str, tuple[type | tuple[type, ...], str]] = {
+        **dict.fromkeys(("name", "bundle", "dataset_dir", "reference"), (str, "a text")),
+        **dict.fromkeys(("settings", "evaluations"), (Mapping, 'an object such as {"batch_size": 16}')),
+        "metric": ((str, type(None)), "a text"),
+        "keep_checkpoints": (bool, "true or false"),
+    }
+    for key, (kind, expected) in kinds.items():
+        if not isinstance(getattr(plan, key), kind):
+            raise InputError(f"{where}: {key} is {getattr(plan, key)!r}, expected {expected}.")
+    if not _is_whole(plan.threads) or plan.threads < 1:
+        raise InputError(f"{where}: threads is {plan.threads!r}, expected a whole number from 1.")
+
+
+def _check_bundle(plan: Plan, where: str) -> None:
+    for name in ("train.json", "evaluate.json", "metadata.json"):
+        path = Path(plan.bundle) / "configs" / name
+        if not path.is_file():
+            raise InputError(
+                f"{where}: bundle {plan.bundle!r} has no configs/{name}; relative paths start at {Path.cwd()}."
+            )
+        try:
+            content = json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(f"{where}: {path} is not JSON: {error}.") from error
+        if name == "train.json" and "network_def" not in content:
+            raise InputError(f"{where}: {path} has no network_def: it trains no cohort.")
+
+
 def _check_lists(plan: Plan, where: str) -> None:
-    for key in ("versions", "arms", "seeds", "folds"):
+    for key in ("versions", "arms", "seeds", "folds", "sweeps"):
         value = getattr(plan, key)
         if key == "folds" and value is None:
             continue
-        if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        if isinstance(value, str) or not isinstance(value, Sequence) or not (value or key == "sweeps"):
             raise InputError(f"{where}: {key} is {value!r}, expected a list that is not empty.")
     for key in ("seeds", "folds"):
         values = getattr(plan, key) or []
-        if not all(isinstance(value, int) for value in values) or len(set(values)) < len(values):
-            raise InputError(f"{where}: {key} is {list(values)}, expected whole numbers that are all different.")
-    if not isinstance(plan.evaluations, Mapping) or not plan.evaluations:
-        raise InputError(f'{where}: evaluations: expected an object such as {{"test": {{"split": "test"}}}}.')
-    if not isinstance(plan.threads, int) or plan.threads < 1:
-        raise InputError(f"{where}: threads is {plan.threads!r}, expected a whole number from 1.")
+        if not all(_is_whole(value) and value >= 0 for value in values) or len(set(values)) < len(values):
+            raise InputError(f"{where}: {key} is {list(values)}, expected whole numbers from 0 that are all different.")
+    for version in plan.versions:
+        if not isinstance(version, str) or list(plan.versions).count(version) > 1:
+            raise InputError(f"{where}: versions is {list(plan.versions)}, expected names that are all different.")
+    for sweep in plan.sweeps:
+        if not isinstance(sweep, Mapping) or not isinstance(sweep.get("arm", KDML), str):
+            raise InputError(f'{where}: sweep {sweep!r}: expected such as {{"arm": "kdml", "beta": [0.5, 2]}}.')
+
+
+def _check_evaluations(plan: Plan, where: str) -> None:
+    if not plan.evaluations:
+        raise InputError(f'{where}: evaluations is empty, expected an object such as {{"test": {{"split": "test"}}}}.')
+    for name, settings in plan.evaluations.items():
+        if not _NAME.fullmatch(name):
+            raise InputError(f"{where}: evaluation name {name!r}: {_NAME_HINT}.")
+        if not isinstance(settings, Mapping):
+            raise InputError(f'{where}: evaluation {name!r} is {settings!r}, expected such as {{"split": "test"}}.')
+        _check_settings(plan, settings, where, files=["train.json", "evaluate.json"], own=_EVALUATION_SETTINGS)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _grid(sweep: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]:
@@ -265,18 +342,42 @@ def _grid(sweep: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def _check_settings(plan: Plan, settings: Mapping[str, Any], where: str, *, files: Sequence[str]) -> None:
-    own = _OWN_SETTINGS & set(settings) if files == ["train.json"] else {"run_dir"} & set(settings)
-    if own:
-        raise InputError(f"{where}: {sorted(own)[0]!r} is no setting of a plan; it is set for each training.")
-    paths = [str(Path(plan.bundle) / "configs" / name) for name in files]
-    words = ["--config_file", str(paths)]
+def _label(setting: str, value: Any, where: str) -> str:
+    """A value in the name of an arm; a list of plain ones is joined with +."""
+    parts = value if isinstance(value, list) and value else [value]
+    label = "+".join(str(part) for part in parts)
+    if any(isinstance(part, Mapping | list) for part in parts) or not _NAME.fullmatch(f"_{label}"):
+        raise InputError(
+            f"{where}: sweep over {setting!r}: {value!r} gives no name for a folder. Write it as an arm with a name: "
+            f'{{"name": "…", "like": "{KDML}", "settings": {{"{setting}": …}}}}.'
+        )
+    return label
+
+
+def _check_settings(
+    plan: Plan, settings: Mapping[str, Any], where: str, *, files: Sequence[str], own: Iterable[str]
+) -> None:
+    """Names against the bundle's configs; whether a value makes sense is the bundle's to say."""
+    paths = [Path(plan.bundle) / "configs" / name for name in files]
     for name, value in settings.items():
-        words += [f"--{name}", str(value)]
-    try:
-        check_command_line(words)
-    except InputError as error:
-        raise InputError(f"{where}: settings: {error}") from error
+        if name in own:
+            raise InputError(f"{where}: {name!r} is no setting of a plan; it is set for each training.")
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            raise InputError(f"{where}: setting {name!r} is the text {value!r}: write {value.lower()} without quotes.")
+        try:
+            check_command_line(["--config_file", str([str(path) for path in paths]), f"--{name}=None"])
+        except InputError as error:
+            known = [*_knobs(paths), NUMBER_OF_STUDENTS]
+            raise InputError(
+                f"{where}: unknown setting {name!r}.{_near(name, known)} Known: {', '.join(sorted(known))}."
+            ) from error
+
+
+def _knobs(paths: Sequence[Path]) -> list[str]:
+    """Plain values of configs: what one would want to set."""
+    content = {name: value for path in paths for name, value in json.loads(path.read_text()).items()}
+    hidden = _TRAINING_SETTINGS | {"imports", "initialize", "run", "network", "trained"}
+    return [name for name, value in content.items() if not isinstance(value, dict) and name not in hidden]
 
 
 def _near(name: str, known: Iterable[str]) -> str:
