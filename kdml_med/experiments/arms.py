@@ -96,9 +96,8 @@ def arm_settings(arm: Arm, spec: CohortSpec, settings: Mapping[str, Any]) -> dic
     if isinstance(weights, Mapping):
         if arm.teacher_alone:
             weights = _teacher_weights(weights)
-            teacher = None
-        else:
-            teacher = merged.get("teacher") or spec.teacher
+        has_teacher = merged.get("use_teacher", merged.get("beta", 1.0) > 0)
+        teacher = (merged.get("teacher") or spec.teacher) if has_teacher else None
         networks = CohortSpec(teacher, tuple(students)).networks()
         # A plan of several versions names files that one of them does not need, which the bundle would refuse.
         used = {*networks, *(body_name(network) for network in networks.values())}
