@@ -301,3 +301,33 @@ def suppressed(boxes: Sequence[Sequence[float]], scores: Sequence[float], iou_th
 def bernoulli_kl(p: float, q: float) -> float:
     """KL of two coins in nats."""
     return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+
+
+def attention_distance(first: ArrayLike, second: ArrayLike) -> float:
+    """Squared distance of attention maps of one layer [batch, channels, height, width], mean over the batch.
+
+    Zagoruyko and Komodakis 2017, arXiv:1612.03928, equation 2: Q is the vector of sums of squares over channels, and
+    Q / ‖Q‖ are compared; squared as in the authors' program. The larger map is averaged over blocks first, so that its
+    sides have to be multiples of the smaller one's.
+    """
+    maps = [np.asarray(one, np.float64) for one in (first, second)]
+    height, width = (min(one.shape[axis] for one in maps) for axis in (2, 3))
+    total = 0.0
+    for sample in range(len(maps[0])):
+        vectors = []
+        for one in maps:
+            rows, columns = one.shape[2] // height, one.shape[3] // width
+            vector = [
+                sum(
+                    float(value) ** 2
+                    for channel in one[sample]
+                    for row in channel[y * rows : (y + 1) * rows]
+                    for value in row[x * columns : (x + 1) * columns]
+                )
+                for y in range(height)
+                for x in range(width)
+            ]
+            length = math.sqrt(sum(value**2 for value in vector))
+            vectors.append([value / length for value in vector])
+        total += sum((a - b) ** 2 for a, b in zip(*vectors, strict=True))
+    return total / len(maps[0])

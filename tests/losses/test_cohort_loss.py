@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdml_med.losses import ClassificationCohortLoss
+from kdml_med.answers import ClassifierAnswer
+from kdml_med.losses import ClassificationCohortLoss, attention_loss
 from kdml_med.losses import cohort as cohort_module
 from kdml_med.networks import build_cohort
 from tests.networks.tiny import TINY
@@ -198,5 +199,136 @@ def test_a_student_with_nothing_to_learn_from_is_refused(teacher):
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ClassificationCohortLoss(**settings)
+
+
+LINKED = ["predictions", "features", "both"]
+
+
+def answers(students, *, seed=3):
+    """Logits and two feature maps of every network, each network with channels of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: ClassifierAnswer(
+            logits.requires_grad_(),
+            tuple(
+                torch.randn(len(TARGET), 2 + number, side, side, generator=generator).requires_grad_()
+                for side in (4, 2)
+            ),
+        )
+        for number, (name, logits) in enumerate(predictions(students, teacher=True).items())
+    }
+
+
+def test_each_student_learns_as_its_own_links_say():
+    given, settings = answers(3), {"temperature": 3.0, "peer_temperature": 2.0, "feature_weight": 0.7}
+    loss = ClassificationCohortLoss(teacher_link=LINKED, peer_link=LINKED[::-1], **settings)
+    terms = loss(given, TARGET)
+    students = [f"student_{number}" for number in range(3)]
+    for number, name in enumerate(students):
+        own, peers = given[name], [given[other] for other in students if other != name]
+        kd = {
+            "predictions": softened_kl(given["teacher"].logits.detach(), own.logits.detach(), 3),
+            "features": 0.7 * attention_loss(own.features, given["teacher"].features).item(),
+        }
+        ml = {
+            "predictions": mutual_divergence([peer.logits.detach() for peer in peers], own.logits.detach(), 2),
+            "features": 0.7 * sum(attention_loss(own.features, peer.features).item() for peer in peers) / 2,
+        }
+        for parts, term, link in ((kd, "kd", LINKED[number]), (ml, "ml", LINKED[::-1][number])):
+            expected = sum(parts.values()) if link == "both" else parts[link]
+            assert terms[f"{name}_{term}"].item() == pytest.approx(expected, rel=1e-5), (name, term)
+
+
+def test_default_links_are_predictions_and_look_at_no_features(monkeypatch):
+    given = answers(2)
+    plain = ClassificationCohortLoss()({name: answer.logits for name, answer in given.items()}, TARGET)
+    spelled = ClassificationCohortLoss(teacher_link=["predictions"] * 2, peer_link="predictions", feature_weight=5.0)
+    monkeypatch.setattr(cohort_module, "attention_loss", refuse)
+    for loss in (ClassificationCohortLoss(), spelled, ClassificationCohortLoss(peer_link="both", feature_weight=0.0)):
+        terms = loss(given, TARGET)
+        assert terms.keys() == plain.keys()
+        assert all(torch.equal(value, plain[name]) for name, value in terms.items())
+
+
+def test_the_gradient_of_a_link_reaches_the_student_only():
+    given = answers(2)
+    loss = ClassificationCohortLoss(0.0, 1.0, 0.0, train_teacher=False, teacher_link=["predictions", "both"])
+    loss(given, TARGET)["loss"].backward()
+    assert given["teacher"].logits.grad is None
+    assert given["student_0"].logits.grad is not None
+    assert [part.grad is None for part in given["student_0"].features] == [True, True]
+    assert [part.grad is None for part in given["student_1"].features] == [False, False]
+    assert all(part.grad is None for part in given["teacher"].features)
+
+
+def test_a_cohort_with_feature_links_gives_each_network_the_gradient_of_its_own_loss():
+    students = [{"name": "mobilenet_v2", "last_block": 4}, {"name": "mobilenet_v2", "last_block": 5}]
+    teacher = {"name": "mobilenet_v2", "last_block": 6}
+    cohort = build_cohort(num_classes=3, teacher=teacher, students=students, features=True)
+    image = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    loss = ClassificationCohortLoss(teacher_link=["features", "both"], peer_link="both", feature_weight=2.0)
+    terms = loss(cohort(image), TARGET)
+    own = {name: sum(term for key, term in terms.items() if key.startswith(name)) for name in cohort.names}
+    for name, network in cohort.networks.items():
+        others = [p for other, one in cohort.networks.items() if other != name for p in one.parameters()]
+        apart = torch.autograd.grad(own[name], others, retain_graph=True, allow_unused=True)
+        assert all(gradient is None for gradient in apart), name
+        expected = torch.autograd.grad(own[name], list(network.parameters()), retain_graph=True)
+        whole = torch.autograd.grad(terms["loss"], list(network.parameters()), retain_graph=True)
+        assert max(gradient.abs().max() for gradient in expected) > 1e-4
+        for mine, together in zip(expected, whole, strict=True):
+            torch.testing.assert_close(together, mine)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, False),
+        ({"teacher_link": "features"}, True),
+        ({"teacher_link": ["predictions", "both"]}, True),
+        ({"teacher_link": ["predictions", "both"], "beta": 0.0}, False),
+        ({"peer_link": "both"}, True),
+        ({"peer_link": "features", "gamma": 0.0}, False),
+        ({"peer_link": "both", "feature_weight": 0.0}, False),
+    ],
+    ids=str,
+)
+def test_features_are_needed_where_a_link_with_a_weight_compares_them(settings, expected):
+    assert ClassificationCohortLoss(**settings).needs_features == expected
+
+
+def test_a_link_by_features_of_plain_logits_is_refused():
+    with pytest.raises(ValueError, match=r"without feature maps: classifiers need build_cohort\(features=True\)"):
+        ClassificationCohortLoss(teacher_link="features")(predictions(2, teacher=True), TARGET)
+
+
+def test_links_must_be_as_many_as_the_students():
+    loss = ClassificationCohortLoss(peer_link=["both", "features"])
+    with pytest.raises(ValueError, match=r"peer_link names 2 links, .*, but the cohort has 3 students"):
+        loss(answers(3), TARGET)
+    loss.check_students(2)
+
+
+def test_features_alone_teach_no_student_how_to_answer():
+    loss = ClassificationCohortLoss(0.0, 1.0, 1.0, teacher_link=["both", "features"], peer_link="features")
+    with pytest.raises(ValueError, match=r"student_1 has nothing to learn from: .*features alone teach no answers"):
+        loss(answers(2), TARGET)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"teacher_link": "feature"}, "teacher_link is 'feature', expected one of predictions, features, both"),
+        ({"peer_link": ["both", "all"]}, "peer_link is .*, expected one of"),
+        ({"peer_link": []}, "peer_link is .*, expected one of"),
+        ({"peer_link": None}, "peer_link is None, expected one of"),
+        ({"feature_weight": -1.0}, "feature_weight must not be negative"),
+        ({"teacher_link": ["predictions", "features"], "feature_weight": 0.0}, "but feature_weight is 0"),
+    ],
+    ids=str,
+)
+def test_links_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         ClassificationCohortLoss(**settings)

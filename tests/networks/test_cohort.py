@@ -71,6 +71,15 @@ def test_initial_weights_do_not_depend_on_the_other_networks_or_on_what_ran_befo
     assert same(reference, tiny_cohort(seed=5, **others).networks["student_0"])
 
 
+def test_a_stream_gives_a_network_the_initial_weights_of_another_name():
+    teacher = tiny_cohort(seed=5).networks["teacher"]
+    alone = tiny_cohort(seed=5, use_teacher=False, students=[WIDE | {"stream": "teacher"}]).networks["student_0"]
+    assert same(teacher, alone)
+    plain = tiny_cohort(seed=5, use_teacher=False, students=[WIDE]).networks["student_0"]
+    assert not same(teacher, plain)
+    assert same(plain, tiny_cohort(seed=5, students=[WIDE | {"stream": "student_0"}]).networks["student_0"])
+
+
 def test_building_leaves_the_global_random_state_alone(monkeypatch):
     def fail(_seed):
         raise AssertionError("every GPU was seeded, and nothing puts that back")
@@ -158,8 +167,8 @@ def test_cohorts_without_students_or_with_a_frozen_nobody_are_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"version": "edg"}, "unknown version 'edg'; known: v1, v2, v3, edge. Did you mean 'edge'"),
-        ({"version": "zzz"}, "unknown version 'zzz'; known: v1, v2, v3, edge.$"),
+        ({"version": "edg"}, "unknown version 'edg'; known: v1, v2, v3, edge, tiny. Did you mean 'edge'"),
+        ({"version": "zzz"}, "unknown version 'zzz'; known: v1, v2, v3, edge, tiny.$"),
         ({"students": []}, "needs at least one student; `students` is an empty list"),
         ({"students": ["resnet19"]}, "unknown network 'resnet19'"),
         ({"use_teacher": False, "teacher_checkpoint": "teacher.pt"}, "the cohort has no teacher"),

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 TINY = "tests.networks.tiny.TinyNet"
 PLAIN = "tests.networks.tiny.PlainNet"
+STAGED = "tests.networks.tiny.StagedNet"
 
 
 class TinyNet(nn.Module):
@@ -25,6 +26,21 @@ class PlainNet(nn.Module):
         super().__init__()
         self.body = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Tanh())
         self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.fc(self.body(image).mean(dim=(2, 3)))
+
+
+class StagedNet(nn.Module):
+    """Three strided convolutions that say where they end."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(nn.Conv2d(channels, 5, 3, 2, 1) for channels in (3, 5, 5)))
+        self.fc = nn.Linear(5, num_classes)
+
+    def feature_stages(self) -> dict[int, nn.Module]:
+        return {8: self.body[2], 4: self.body[1]}
 
     def forward(self, image: Tensor) -> Tensor:
         return self.fc(self.body(image).mean(dim=(2, 3)))
