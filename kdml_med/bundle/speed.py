@@ -1,14 +1,17 @@
-"""How many frames per second a network answers, on the machine at hand."""
+"""How fast networks answer one image at a time, on the machine at hand."""
 
 from __future__ import annotations
 
+import functools
+import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from kdml_med.data.frames import input_size
 from kdml_med.engines.detection import average_anchors, decode_anchors, suppress
@@ -39,18 +42,16 @@ def save_speed(
     """
     height, width = input_size(image_size)
     image = torch.zeros(1, 3, height, width, device=device)
-    limits = torch.tensor([[width, height]], device=device, dtype=torch.float32)
     members = {name: [name] for name in network.names} | {NetworkName.ENSEMBLE.value: network.student_names}
-    seconds: dict[str, list[float]] = {name: [] for name in members}
     network.eval()
-    with torch.inference_mode():
-        for _ in range(WARM_UP + repeats):
-            for name, parts in members.items():
-                start = time.perf_counter()
-                candidates = [decode_anchors(network.networks[part](image), height, width) for part in parts]
-                suppress(average_anchors(candidates), limits=limits)  # reads scores, and so waits for a GPU
-                seconds[name].append(time.perf_counter() - start)
-    rates = {name: 1 / statistics.median(times[WARM_UP:]) for name, times in seconds.items()}
+    seconds = median_seconds(
+        {
+            name: functools.partial(find_boxes, [network.networks[part] for part in parts], image)
+            for name, parts in members.items()
+        },
+        repeats=repeats,
+    )
+    rates = {name: 1 / value for name, value in seconds.items()}
     speed = {
         "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
@@ -61,3 +62,55 @@ def save_speed(
     shown = ", ".join(f"{name} {value:.1f}" for name, value in rates.items())
     print(f"Frames per second, one at a time, {height} x {width} px, {speed['device']}: {shown}\n")
     return speed
+
+
+def median_seconds(answers: Mapping[str, Callable[[], object]], *, repeats: int = REPEATS) -> dict[str, float]:
+    """Median time of each answer, in rounds in which all take turns, so that a busy moment hits all of them.
+
+    Args:
+        answers: what is timed, by name; each waits for its own result.
+        repeats: rounds that count, after ``WARM_UP`` that do not.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in answers}
+    with torch.inference_mode():
+        for _ in range(WARM_UP + repeats):
+            for name, answer in answers.items():
+                start = time.perf_counter()
+                answer()
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times[WARM_UP:]) for name, times in seconds.items()}
+
+
+def find_boxes(networks: Sequence[nn.Module], image: torch.Tensor) -> object:
+    """Boxes of one detector, or of the ensemble of several, in one image.
+
+    Args:
+        networks: in evaluation mode.
+        image: float, [1, 3, height, width].
+    """
+    height, width = image.shape[-2:]
+    candidates = [decode_anchors(network(image), height, width) for network in networks]
+    limits = torch.tensor([[width, height]], device=image.device, dtype=torch.float32)
+    return suppress(average_anchors(candidates), limits=limits)  # reads scores, and so waits for a GPU
+
+
+def classify(networks: Sequence[nn.Module], image: torch.Tensor) -> object:
+    """Class probabilities of one classifier, or of the ensemble of several, in one image.
+
+    Args:
+        networks: in evaluation mode.
+        image: float, [1, 3, height, width].
+    """
+    return torch.stack([network(image).softmax(1) for network in networks]).mean(0).cpu()  # waits for a GPU
+
+
+def device_name(device: str) -> str:
+    """What a person calls the processor, such as "NVIDIA H100" or the CPU's model."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdml_med.experiments.plan import Cell, Plan
-from kdml_med.keys import NetworkName, Task
+from kdml_med.bundle.speed import REPEATS, classify, device_name, find_boxes, median_seconds
+from kdml_med.data.frames import input_size
+from kdml_med.experiments.plan import Cell, Plan, expand
+from kdml_med.experiments.training import CELL_FILE
+from kdml_med.keys import NetworkName, Task, network_order
 from kdml_med.networks.registry import build_network, cohort_spec
+from kdml_med.runs import COHORT_FILE, SPEED_FILE, load_network, read_run_json, write_json
+
+logger = logging.getLogger(__name__)
 
 _TRAINED, _FROZEN = 3.0, 1.0  # a backward pass costs about two forward passes
 
@@ -52,3 +60,102 @@ def _relative_cost(network: str, task: Task) -> float:
     spec: str | Mapping[str, Any] = json.loads(network)
     built = build_network(spec, num_classes=1 if task is Task.DETECTION else 2)
     return float(multiply_accumulates(built, 128, 128))
+
+
+def latency(
+    plan: Plan, out: Path, *, again: bool = False, device: str = "cpu", repeats: int = REPEATS
+) -> dict[str, Any]:
+    """What is in speed.json of a results folder, measured now for versions that it lacks.
+
+    Args:
+        plan: the plan of the results.
+        out: results folder.
+        again: measure every version anew, for example on another machine.
+        device: to compute on.
+        repeats: measurements of each network.
+
+    Returns:
+        By version ("versions") the "image_size" and "milliseconds" by network; if there are any, the "device" and its
+        "threads".
+    """
+    path = out / SPEED_FILE
+    known: dict[str, Any] = read_run_json(out, SPEED_FILE) if path.is_file() and not again else {"versions": {}}
+    folders = {version: _finished(plan, out, version) for version in plan.versions}
+    lacking = [version for version in plan.versions if folders[version] and version not in known["versions"]]
+    if not lacking:
+        return known
+    here = {"device": device_name(device), "threads": plan.threads}
+    if any(known.get(key, value) != value for key, value in here.items()):
+        known = {"versions": {}}  # times of two machines must not stand in one table
+        lacking = [version for version in plan.versions if folders[version]]
+    for version in lacking:
+        logger.info("measuring the latency of version %s", version)
+        known["versions"][version] = _version_latency(plan, folders[version], device=device, repeats=repeats)
+    known |= here
+    write_json(path, known)
+    return known
+
+
+def _version_latency(plan: Plan, folders: Sequence[Path], *, device: str, repeats: int) -> dict[str, Any]:
+    networks = {name: load_network(folder, name) for name, folder in _where_networks_are(folders).items()}
+    size = read_run_json(folders[0], COHORT_FILE)["image_size"]
+    milliseconds = measure_latency(
+        networks, task=plan.task, image_size=size, threads=plan.threads, device=device, repeats=repeats
+    )
+    return {"image_size": list(input_size(size)), "milliseconds": milliseconds}
+
+
+def measure_latency(
+    networks: Mapping[str, nn.Module],
+    *,
+    task: Task,
+    image_size: int | Sequence[int],
+    threads: int,
+    device: str = "cpu",
+    repeats: int = REPEATS,
+) -> dict[str, float]:
+    """Milliseconds for one image, from a network's input to its answer.
+
+    Args:
+        networks: by name; all but the teacher are students, and the ensemble asks one after the other.
+        task: detectors answer with boxes, classifiers with probabilities.
+        image_size: (height, width) of the input, or the side of a square one.
+        threads: to compute with, on a CPU.
+        device: to compute on.
+        repeats: measurements of each network; see ``kdml_med.bundle.speed.median_seconds``.
+
+    Returns:
+        Median by network; "ensemble" where there are several students.
+    """
+    image = torch.zeros(1, 3, *input_size(image_size), device=device)
+    placed = {name: network.to(device).eval() for name, network in networks.items()}
+    members = {name: [network] for name, network in placed.items()}
+    students = [network for name, network in placed.items() if name != NetworkName.TEACHER]
+    if len(students) > 1:
+        members[NetworkName.ENSEMBLE.value] = students
+    answer = find_boxes if task is Task.DETECTION else classify
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        seconds = median_seconds(
+            {name: functools.partial(answer, parts, image) for name, parts in members.items()}, repeats=repeats
+        )
+    finally:
+        torch.set_num_threads(before)
+    return {name: 1000 * value for name, value in seconds.items()}
+
+
+def _finished(plan: Plan, out: Path, version: str) -> list[Path]:
+    """Folders of finished trainings, those of the reference first; the teacher alone is none of them."""
+    cells = [cell for cell in expand(plan) if cell.version == version and not cell.teacher_alone]
+    cells.sort(key=lambda cell: cell.arm != plan.reference)
+    return [out / cell.path for cell in cells if (out / cell.path / CELL_FILE).is_file()]
+
+
+def _where_networks_are(folders: Sequence[Path]) -> dict[str, Path]:
+    """A folder for every network of the first training, and for the teacher if another one has it."""
+    found = dict.fromkeys(read_run_json(folders[0], COHORT_FILE)["networks"], folders[0])
+    for folder in folders[1:]:
+        if NetworkName.TEACHER in read_run_json(folder, COHORT_FILE)["networks"]:
+            found.setdefault(NetworkName.TEACHER.value, folder)
+    return {name: found[name] for name in sorted(found, key=network_order)}

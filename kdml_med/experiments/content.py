@@ -1,0 +1,179 @@
+"""What a report is made of, before it becomes Markdown or HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from kdml_med.experiments.plan import METRICS, Plan
+from kdml_med.experiments.words import arm_words
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Plain text; ``lead`` is its first words, in bold."""
+
+    text: str
+    lead: str = ""
+    kind = "paragraph"
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list of plain texts."""
+
+    items: Sequence[str]
+    kind = "bullets"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are texts; the first ``names`` columns are words, the others figures, which stand on the right."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    names: int = 1
+    kind = "table"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its file name and what it shows; the caption is read out to people who cannot see it."""
+
+    name: str
+    caption: str
+    figure: Figure
+    kind = "picture"
+
+
+Part = Paragraph | Bullets | Table | Picture
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it; ``banner`` sections are warnings that must not be missed."""
+
+    title: str
+    parts: Sequence[Part]
+    banner: bool = False
+
+    @property
+    def anchor(self) -> str:
+        """Name for links within the page."""
+        return "-".join("".join(letter if letter.isalnum() else " " for letter in self.title.lower()).split())
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation was made on.
+
+    Attributes:
+        data: folder name of the dataset.
+        split: of the dataset.
+        classes: names, the one that is looked for last.
+        samples: judged in each repetition, such as "118 slides".
+        synthetic: whether the data are generated.
+    """
+
+    data: str
+    split: str
+    classes: Sequence[str]
+    samples: str
+    synthetic: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """Everything that a report is written from.
+
+    Attributes:
+        plan: what was to be done.
+        trainings: number in the plan.
+        missing: folder of each training that is not done, and why.
+        results: see ``kdml_med.experiments.results.results_table``.
+        summary: see ``kdml_med.experiments.comparison.summary_table``.
+        comparisons: see ``kdml_med.experiments.comparison.comparison_table``.
+        diagnostics: see ``kdml_med.experiments.diagnostics.diagnostics_table``.
+        losses: see ``kdml_med.experiments.diagnostics.loss_shares``.
+        evaluations: by name.
+        networks: architecture in words, by version and network.
+        speed: content of speed.json; empty when nothing was measured.
+        reliability: reliability table of each evaluation; missing for detectors.
+    """
+
+    plan: Plan
+    trainings: int
+    missing: Sequence[tuple[str, str]]
+    results: pd.DataFrame
+    summary: pd.DataFrame
+    comparisons: pd.DataFrame
+    diagnostics: pd.DataFrame
+    losses: pd.DataFrame
+    evaluations: Mapping[str, Evaluation]
+    networks: Mapping[str, Mapping[str, str]]
+    speed: Mapping[str, Any] = field(default_factory=dict)
+    reliability: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+
+    @cached_property
+    def words(self) -> dict[str, str]:
+        """What to call each arm, in the order of the plan."""
+        return arm_words(self.plan)
+
+    @property
+    def metric(self) -> str:
+        """What the arms are compared by."""
+        return self.plan.metric or METRICS[self.plan.task][0]
+
+    @property
+    def groups(self) -> list[tuple[str, str, str]]:
+        """Version, evaluation and a heading that names as much of both as is needed."""
+        versions, evaluations = list(self.plan.versions), sorted(self.evaluations)
+        return [
+            (version, evaluation, " · ".join([
+                *([f"version {version}"] if len(versions) > 1 else []),
+                *([evaluation] if len(evaluations) > 1 else []),
+            ]))
+            for version in versions
+            for evaluation in evaluations
+        ]  # fmt: skip
+
+    def picture_file(self, kind: str, version: str, evaluation: str = "") -> str:
+        """Name of a figure's file; versions and evaluations are named where there are several."""
+        parts = [kind]
+        if len(self.plan.versions) > 1:
+            parts.append(version)
+        if evaluation and len(self.evaluations) > 1:
+            parts.append(evaluation)
+        return "-".join(parts) + ".png"
+
+    @property
+    def primary(self) -> pd.DataFrame:
+        """Rows of ``results`` that hold the metric the arms are compared by."""
+        tile = self.metric.startswith("tile_")
+        levels = self.results["level"]
+        wanted = levels == "tile" if tile else ~levels.isin(["tile", "network"])
+        return self.results[wanted & (self.results["metric"] == self.metric.removeprefix("tile_"))]
+
+
+def without_empty_columns(table: Table) -> Table:
+    """A table less the columns that say nothing in any row."""
+    kept = [place for place in range(len(table.columns)) if any(row[place] for row in table.rows)]
+    rows = [[row[place] for place in kept] for row in table.rows]
+    names = sum(place < table.names for place in kept)
+    return Table([table.columns[place] for place in kept], rows, table.title, names)
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of a table, values by column."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def of_group(table: pd.DataFrame, version: str, evaluation: str) -> pd.DataFrame:
+    """Rows of one version and evaluation."""
+    return table[(table["version"] == version) & (table["evaluation"] == evaluation)]

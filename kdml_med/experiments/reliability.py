@@ -1,0 +1,81 @@
+"""Whether probabilities mean what they say, arm by arm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from kdml_med.experiments.plan import Cell
+from kdml_med.experiments.results import Results
+from kdml_med.experiments.training import evaluation_dir
+from kdml_med.keys import NetworkName, PredictionColumn, Task
+from kdml_med.metrics.aggregation import aggregate_predictions
+from kdml_med.runs import PREDICTIONS_FILE
+
+BINS = 5
+FEWEST_SAMPLES = 40
+"""Below that a bin holds too few to tell anything."""
+
+_COLUMNS = ["version", "arm", "predicted", "observed", "n"]
+
+
+def reliability_table(results: Results, evaluation: str) -> pd.DataFrame:
+    """Predicted probability and observed share of positives, in bins that hold equally many answers.
+
+    Of every arm the ensemble is judged (of the teacher alone, the teacher), all seeds and folds together, at the level
+    of the evaluation: one answer for each slide or patient and seed.
+
+    Returns:
+        One row for each version, arm and bin: "version", "arm", "predicted" (mean), "observed" and "n" answers. Empty
+        for detectors, and for arms with fewer than ``FEWEST_SAMPLES`` slides or patients.
+    """
+    rows: list[dict[str, Any]] = []
+    if results.plan.task is Task.CLASSIFICATION:
+        for version in results.plan.versions:
+            for arm in results.arms:
+                cells = results.whole_cells(version, arm)
+                rows += [{"version": version, "arm": arm} | row for row in _arm_rows(results, cells, evaluation)]
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def _arm_rows(results: Results, cells: Sequence[Cell], evaluation: str) -> list[dict[str, float]]:
+    answers = [_answers(results, cell, evaluation) for cell in cells]
+    if not answers:
+        return []
+    table = pd.concat(answers, ignore_index=True)
+    if len(table) < FEWEST_SAMPLES * table["seed"].nunique():
+        return []
+    return bin_rows(table["label"].to_numpy(np.float64), table["probability"].to_numpy(np.float64))
+
+
+def _answers(results: Results, cell: Cell, evaluation: str) -> pd.DataFrame:
+    metrics = results.metrics(cell, evaluation)
+    stored = results.networks(cell)
+    network = stored.get(NetworkName.ENSEMBLE) or stored[NetworkName.TEACHER]
+    predictions = pd.read_parquet(results.folder(cell) / evaluation_dir(evaluation) / PREDICTIONS_FILE)
+    own = predictions[predictions[PredictionColumn.NETWORK] == network]
+    groups = aggregate_predictions(own, metrics["level"], metrics["aggregation"])
+    known = groups[groups["label"] >= 0]
+    return known[["label", "probability"]].assign(seed=cell.seed)
+
+
+def bin_rows(labels: npt.NDArray[np.float64], probabilities: npt.NDArray[np.float64]) -> list[dict[str, float]]:
+    """Bins of equally many answers, from low to high probability.
+
+    Args:
+        labels: [n], 0 or 1.
+        probabilities: [n], of the positive class.
+
+    Returns:
+        "predicted" (mean probability), "observed" (share of positives) and "n" of each bin.
+    """
+    order = np.argsort(probabilities, kind="stable")
+    return [
+        {"predicted": float(probabilities[part].mean()), "observed": float(labels[part].mean()), "n": len(part)}
+        for part in np.array_split(order, BINS)
+        if len(part)
+    ]

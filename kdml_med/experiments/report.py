@@ -1,0 +1,203 @@
+"""The report of a plan: tables, figures, Markdown, and one HTML page that needs nothing else.
+
+results.parquet         every figure of every training
+summary.csv             arms with intervals
+comparisons.csv         the reference against each other arm, in pairs
+diagnostics.csv         how alike the networks are
+loss_shares.csv         what students learned from, by epoch
+speed.json              milliseconds per image on the machine at hand; the only file that is not the same twice
+figures/*.png           as in the report
+report.md, report.html  all of it, in words
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from kdml_med.experiments.comparison import comparison_table, summary_table
+from kdml_med.experiments.content import Evaluation, Findings, Picture, Section, Table
+from kdml_med.experiments.costs import latency
+from kdml_med.experiments.diagnostics import diagnostics_table, loss_shares
+from kdml_med.experiments.figures import save_figure
+from kdml_med.experiments.plan import Plan
+from kdml_med.experiments.reliability import reliability_table
+from kdml_med.experiments.results import RESULTS_FILE, Results, collect, results_table, write_results
+from kdml_med.experiments.sections import all_sections
+from kdml_med.experiments.words import count
+from kdml_med.keys import NetworkName
+from kdml_med.manifest import write_atomically, write_table
+from kdml_med.networks.registry import architecture_name, body_name
+from kdml_med.runs import SPEED_FILE, read_run_json
+
+FIGURES_DIR = "figures"
+REPORT_NAME = "report"
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What was written.
+
+    Attributes:
+        found: what it says.
+        table: Markdown of the metric that arms are compared by, one table for each version and evaluation.
+        files: relative to the results folder.
+    """
+
+    found: Findings
+    table: str
+    files: list[str]
+
+
+def write_report(plan: Plan, out: Path, *, speed: bool | None = None) -> Report:
+    """Write every table and figure of what is done so far.
+
+    Args:
+        plan: the plan of the results.
+        out: results folder.
+        speed: True measures the latency anew, False does not measure it; None measures what is not known yet.
+
+    Raises:
+        InputError: a finished training has other settings than the plan.
+    """
+    results = collect(plan, out)
+    found = find(results, _speed(plan, out, speed))
+    write_results(out / RESULTS_FILE, found.results)
+    tables = {
+        "summary.csv": found.summary,
+        "comparisons.csv": found.comparisons,
+        "diagnostics.csv": found.diagnostics,
+        "loss_shares.csv": found.losses,
+    }
+    for name, table in tables.items():
+        write_table(out / name, table)
+    sections = all_sections(found)
+    pictures = write_pages(out, plan.name, sections)
+    main = [part for section in sections if section.title == "Accuracy" for part in section.parts]
+    shown = [markdown_table(part) for part in main if isinstance(part, Table) and "seeds" in part.columns]
+    files = [RESULTS_FILE, *tables, *pictures, f"{REPORT_NAME}.md", f"{REPORT_NAME}.html"]
+    return Report(found, "\n\n".join(shown), files)
+
+
+def _speed(plan: Plan, out: Path, speed: bool | None) -> dict[str, Any]:
+    if speed is False:
+        return read_run_json(out, SPEED_FILE) if (out / SPEED_FILE).is_file() else {}
+    return latency(plan, out, again=speed is True)
+
+
+def find(results: Results, speed: Mapping[str, Any]) -> Findings:
+    """Compute everything that a report is written from."""
+    table = results_table(results)
+    return Findings(
+        plan=results.plan,
+        trainings=len(results.finished) + len(results.missing),
+        missing=[(cell.path, reason) for cell, reason in results.missing],
+        results=table,
+        summary=summary_table(results),
+        comparisons=comparison_table(results),
+        diagnostics=diagnostics_table(results),
+        losses=loss_shares(results),
+        evaluations={name: _evaluation(results, table, name) for name in results.evaluations if results.finished},
+        networks={version: _architectures(results, version) for version in results.plan.versions},
+        speed=speed,
+        reliability={name: reliability_table(results, name) for name in results.evaluations},
+    )
+
+
+def _evaluation(results: Results, table: pd.DataFrame, name: str) -> Evaluation:
+    metrics = results.metrics(results.finished[0], name)
+    settings = results.plan.evaluations[name]
+    own = table[(table["evaluation"] == name) & (table["level"] != "tile")]
+    first = (
+        own.drop_duplicates(["version", "arm", "seed", "fold"])
+        .groupby(["version", "arm", "seed"], dropna=False)["n"]
+        .sum()
+    )
+    return Evaluation(
+        data=Path(str(settings.get("dataset_dir", results.plan.dataset_dir))).name,
+        split=str(metrics["split"]),
+        classes=metrics["classes"],
+        samples=count(int(first.max()), str(own["level"].iloc[0])),
+        synthetic=bool(metrics["synthetic"]),
+    )
+
+
+def _architectures(results: Results, version: str) -> dict[str, str]:
+    """Architecture of each network, of the finished training with most networks."""
+    cohorts = [
+        results.cohort(cell)["networks"]
+        for cell in results.finished
+        if cell.version == version and not cell.teacher_alone
+    ]
+    if not cohorts:
+        return {}
+    networks = max(cohorts, key=len)
+    words = {name: _architecture(spec) for name, spec in networks.items()}
+    students = [name for name in words if name != NetworkName.TEACHER]
+    return words | {NetworkName.ENSEMBLE.value: count(len(students), "student")}
+
+
+def _architecture(spec: str | Mapping[str, Any]) -> str:
+    if isinstance(spec, str):
+        return spec
+    name, body = architecture_name(spec), body_name(spec)
+    shown = name if body == name else f"{name} on {body}"
+    rest = [f"{key.replace('_', ' ')} {value}" for key, value in spec.items() if key not in ("name", "body", "stream")]
+    return f"{shown} ({', '.join(rest)})" if rest else shown
+
+
+def write_pages(out: Path, title: str, sections: list[Section]) -> list[str]:
+    """Write the figures, report.md and report.html.
+
+    Returns:
+        Names of the figures, relative to ``out``.
+    """
+    folder = out / FIGURES_DIR
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = [part for section in sections for part in section.parts if isinstance(part, Picture)]
+    for picture in pictures:
+        save_figure(picture.figure, folder / picture.name)
+    names = {picture.name for picture in pictures}
+    for path in folder.glob("*.png"):
+        if path.name not in names:
+            path.unlink()  # of an earlier report, on other results
+
+    def image(name: str) -> str:
+        return base64.b64encode((folder / name).read_bytes()).decode()
+
+    for suffix in ("md", "html"):
+        environment = Environment(
+            loader=PackageLoader("kdml_med.experiments"),
+            autoescape=suffix == "html",
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+        )
+        template = environment.get_template(f"{REPORT_NAME}.{suffix}.jinja")
+        text = template.render(title=title, sections=sections, table=markdown_table, image=image)
+        write_atomically(out / f"{REPORT_NAME}.{suffix}", text.encode())
+    return [f"{FIGURES_DIR}/{name}" for name in sorted(names)]
+
+
+def markdown_table(table: Table) -> str:
+    """A table in Markdown, its columns as wide as their cells."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in [table.columns, *table.rows]]
+    widths = [max(3, *(len(row[place]) for row in rows)) for place in range(len(table.columns))]
+
+    def line(row: list[str]) -> str:
+        cells = [
+            cell.ljust(width) if place < table.names else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return f"| {' | '.join(cells)} |"
+
+    rule = ["-" * width if place < table.names else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
+    lines = [line(rows[0]), f"| {' | '.join(rule)} |", *map(line, rows[1:])]
+    return "\n".join([*([f"**{table.title}**", ""] if table.title else []), *lines])

@@ -1,0 +1,241 @@
+"""The sections of a report, in the order in which they are read."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from kdml_med.experiments import figures as draw
+from kdml_med.experiments.arms import ARMS
+from kdml_med.experiments.content import (
+    Bullets,
+    Findings,
+    Paragraph,
+    Part,
+    Picture,
+    Section,
+    Table,
+    of_group,
+    records,
+    without_empty_columns,
+)
+from kdml_med.experiments.details import costs, diagnostics, loss_terms, missing, reliability, trainings
+from kdml_med.experiments.methods import methods
+from kdml_med.experiments.plan import named_arms
+from kdml_med.experiments.seeds import seed_values, sweep_points
+from kdml_med.experiments.verdict import SIGNIFICANT, cautions, difference_line, verdict
+from kdml_med.experiments.words import (
+    ROLE_WORDS,
+    capital,
+    count,
+    difference_with_interval,
+    figure,
+    listed,
+    metric_words,
+    p_words,
+    settings_words,
+    with_interval,
+)
+from kdml_med.keys import Task
+
+_ROLE_COLUMNS = ("teacher", "students", "ensemble")
+
+
+def all_sections(found: Findings) -> list[Section]:
+    """What a report says; sections with nothing to say are left out."""
+    sections = [
+        compared(found),
+        synthetic_banner(found),
+        verdicts(found),
+        main_figures(found),
+        differences(found),
+        sweeps(found),
+        costs(found),
+        diagnostics(found),
+        loss_terms(found),
+        reliability(found),
+        trainings(found),
+        missing(found),
+        methods(found),
+    ]
+    return [section for section in sections if section.parts]
+
+
+def compared(found: Findings) -> Section:
+    """The question, the data and the arms."""
+    arms = named_arms(found.plan)
+    steps = found.results[found.results["metric"] == "steps"]["value"]
+    learned = f" Each learned for {_range(steps)} steps." if len(steps) else ""
+    done = found.trainings - len(found.missing)
+    finished = f"{done} of them finished" if found.missing else "all of them finished"
+    question = (
+        "Can small networks be trained better with the help of a larger one (the teacher, by knowledge distillation, "
+        "KD) and of each other (the peers, by mutual learning, ML)? "
+        f"{count(len(arms), 'way')} to train the same networks (arms) were compared, each {_repeated(found)}: "
+        f"{count(found.trainings, 'training')}, {finished}.{learned} After training, the small networks (the "
+        "students), alone or as an ensemble that averages their answers, do the work."
+    )
+    judged = Bullets([_judged(found, name) for name in sorted(found.evaluations)])
+    table = Table(
+        ["arm", "name in the plan", "students learn from", "settings of its own"],
+        [[found.words[name], name, arm.description, _added(name, own)] for name, (arm, own) in arms.items()],
+        names=4,
+    )
+    return Section("What was compared", [Paragraph(question), judged, without_empty_columns(table)])
+
+
+def _added(name: str, settings: dict[str, object]) -> str:
+    return "" if name in ARMS else settings_words(settings)
+
+
+def _repeated(found: Findings) -> str:
+    seeds, folds = found.plan.seeds, found.plan.folds
+    starts = f"random start{'' if len(seeds) == 1 else 's'} {listed([str(seed) for seed in seeds])}"
+    text = f"with {count(len(seeds), 'seed')} ({starts})"
+    return f"{text} in each of {count(len(folds), 'test fold')}" if folds else text
+
+
+def _judged(found: Findings, name: str) -> str:
+    """What an evaluation was made on, such as "Judged on 118 slides (12 patients) of data set glas (...)"."""
+    one = found.evaluations[name]
+    units = found.summary[found.summary["evaluation"] == name].head(1)
+    samples = one.samples
+    if len(units) and not samples.split()[1].startswith(units["unit"].iloc[0]):
+        samples += f" of {count(int(units['units'].iloc[0]), units['unit'].iloc[0])}"
+    if found.plan.task is Task.DETECTION:
+        wanted = f"to find: {one.classes[-1]}"
+    else:
+        wanted = f"{one.classes[-1]} against {listed(list(one.classes[:-1]))}"
+    named = f"{name}: judged" if len(found.evaluations) > 1 else "Judged"
+    return f"{named} on {samples}, data set {one.data} ({one.split} split; {wanted})."
+
+
+def _range(values: pd.Series) -> str:
+    low, high = int(values.min()), int(values.max())
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def synthetic_banner(found: Findings) -> Section:
+    """A warning where figures say nothing about patients."""
+    if not any(one.synthetic for one in found.evaluations.values()):
+        return Section("", [])
+    text = "These figures show that the pipeline works, they say nothing about accuracy on patients."
+    return Section("Generated data", [Paragraph(text, lead="The data are synthetic.")], banner=True)
+
+
+def verdicts(found: Findings) -> Section:
+    """What the comparison shows, and how far it can be relied upon."""
+    parts: list[Part] = []
+    if found.missing:
+        verb = "is" if len(found.missing) == 1 else "are"
+        text = f"{len(found.missing)} of {found.trainings} trainings {verb} missing: figures can still change."
+        parts.append(Paragraph(text, lead="Not finished."))
+    for version, evaluation, heading in found.groups:
+        own = of_group(found.comparisons, version, evaluation)
+        own = own[(own["metric"] == found.metric) & own["difference"].notna()]
+        families = [family for role in ROLE_WORDS if len(family := own[own["role"] == role])]
+        if not families:
+            continue
+        parts.append(Paragraph(" ".join(verdict(family, found.words) for family in families), lead=_lead(heading)))
+        # The lines of one role suffice: those of the others are in the table of differences.
+        parts.append(Bullets([difference_line(row, found.words) for row in records(families[0])]))
+        parts += [Paragraph(text, lead="Caution.") for text in cautions(families[0])]
+    if not parts or (found.missing and len(parts) == 1):
+        reference = found.words[found.plan.reference]
+        parts.append(
+            Paragraph(f"No arm can be compared with {reference} yet: that needs a seed with every fold of both.")
+        )
+    return Section("Verdict", parts)
+
+
+def _lead(heading: str) -> str:
+    return f"{heading[0].upper()}{heading[1:]}." if heading else ""
+
+
+def main_figures(found: Findings) -> Section:
+    """The paper's table, then the other metrics."""
+    parts: list[Part] = []
+    for version, evaluation, heading in found.groups:
+        summary = of_group(found.summary, version, evaluation)
+        if summary.empty:
+            continue
+        named = f" · {heading}" if heading else ""
+        own = summary[summary["metric"] == found.metric]
+        columns = ["arm", *_ROLE_COLUMNS, "seeds"]
+        title = f"{metric_words(found.metric)} with 95 % intervals{named}"
+        parts.append(Table(columns, _role_rows(own, found, with_seeds=True), title=title))
+        seeds = seed_values(found, version, evaluation)
+        drawn = draw.draw_seeds(seeds, list(found.words), found.words, found.metric)
+        if drawn is not None:
+            caption = (
+                f"{metric_words(found.metric)} of each seed{named}. A line joins what was trained with the same random "
+                "start: where lines cross, the order of arms depends on chance. With folds, the mean over folds."
+            )
+            parts.append(Picture(found.picture_file("seeds", version, evaluation), caption, drawn))
+        for metric in dict.fromkeys(summary["metric"]):
+            if metric != found.metric:
+                rows = _role_rows(summary[summary["metric"] == metric], found)
+                title = f"{capital(metric_words(metric))}{named}"
+                parts.append(Table(["arm", *_ROLE_COLUMNS], rows, title=title))
+    return Section("Accuracy", parts)
+
+
+def _role_rows(summary: pd.DataFrame, found: Findings, *, with_seeds: bool = False) -> list[list[str]]:
+    rows = []
+    for arm, label in found.words.items():
+        own = summary[summary["arm"] == arm]
+        if own.empty:
+            continue
+        by_role = {row["role"]: with_interval(row["value"], row["low"], row["high"]) for row in records(own)}
+        seeds = [str(int(own["seeds"].max()))] if with_seeds else []
+        rows.append([label, *(by_role.get(role, "") for role in _ROLE_COLUMNS), *seeds])
+    return rows
+
+
+def differences(found: Findings) -> Section:
+    """Paired differences as a picture and as a table."""
+    parts: list[Part] = []
+    reference = found.words[found.plan.reference]
+    for version, evaluation, heading in found.groups:
+        own = of_group(found.comparisons, version, evaluation)
+        own = own[own["metric"] == found.metric]
+        if own.empty:
+            continue
+        named = f" · {heading}" if heading else ""
+        drawn = draw.draw_differences(own, found.words)
+        if drawn is not None:
+            caption = (
+                f"{metric_words(found.metric)}: {reference} minus each other arm, with 95 % intervals and p "
+                f"values after Holm{named}. Filled: the interval excludes 0 and p < {SIGNIFICANT}; hollow: no "
+                "difference shown."
+            )
+            parts.append(Picture(found.picture_file("differences", version, evaluation), caption, drawn))
+        parts.append(_difference_table(own, found, f"{reference} − other arm, {metric_words(found.metric)}{named}"))
+    return Section("Paired differences", parts)
+
+
+def _difference_table(own: pd.DataFrame, found: Findings, title: str) -> Table:
+    rows = []
+    for row in records(own):
+        swaps = f"{int(row['permutations']):,}{' (all)' if row['exact'] else ''}"
+        numbers = [figure(row["value_reference"]), figure(row["value_arm"])]
+        numbers.append(difference_with_interval(row["difference"], row["low"], row["high"]))
+        tests = [p_words(row[key]).removeprefix("p ").removeprefix("= ") for key in ("p_value", "p_holm")]
+        paired = [count(int(row["units"]), row["unit"]), str(int(row["seeds"])), swaps]
+        rows.append([row["role"], found.words[row["arm"]], *numbers, *tests, *paired])
+    reference = found.words[found.plan.reference]
+    columns = ["role", "other arm", reference, "other", "difference", "p", "p after Holm", "pairs", "seeds", "swaps"]
+    return Table(columns, rows, title=title, names=2)
+
+
+def sweeps(found: Findings) -> Section:
+    """The metric against every swept setting."""
+    parts: list[Part] = []
+    for version, evaluation, heading in found.groups:
+        for number, sweep in enumerate(sweep_points(found, version, evaluation), start=1):
+            drawn = draw.draw_sweep(sweep.points, sweep.setting, found.metric)
+            if drawn is not None:
+                arm = found.words[sweep.arm]
+                where = f" · {heading}" if heading else ""
+                caption = f"{metric_words(found.metric)} of {arm} against {sweep.setting}, with 95 % intervals{where}."
+                parts.append(Picture(found.picture_file(f"sweep-{number}", version, evaluation), caption, drawn))
+    return Section("Sweeps", parts)

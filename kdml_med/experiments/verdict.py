@@ -1,0 +1,133 @@
+"""What a comparison shows, in words that claim no more than the figures do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+import pandas as pd
+
+from kdml_med.experiments.content import records
+from kdml_med.experiments.words import (
+    LOWER_IS_BETTER,
+    MINUS,
+    ROLE_WORDS,
+    count,
+    difference_with_interval,
+    figure,
+    listed,
+    metric_words,
+    p_words,
+)
+
+SIGNIFICANT = 0.05
+FEW_UNITS = 20
+FEW_SEEDS = 3
+
+
+class Outcome(StrEnum):
+    """What one comparison says about the reference."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    UNDECIDED = "no difference shown"
+
+
+def outcome(row: Mapping[str, Any]) -> Outcome:
+    """Judge one comparison.
+
+    A difference counts only when the interval excludes 0 and the p value after Holm is below 0.05: the interval speaks
+    of other patients and other trainings, the p value of all comparisons together, and neither is enough alone.
+
+    Args:
+        row: of a comparison table.
+    """
+    low, high, p_value = float(row["low"]), float(row["high"]), float(row["p_holm"])
+    # Written so that a NaN, which compares as false, leaves it undecided.
+    if not (p_value < SIGNIFICANT and (low > 0 or high < 0)):
+        return Outcome.UNDECIDED
+    return Outcome.BETTER if (low > 0) != (row["metric"] in LOWER_IS_BETTER) else Outcome.WORSE
+
+
+def verdict(comparisons: pd.DataFrame, words: Mapping[str, str]) -> str:
+    """One or two sentences on one family of comparisons.
+
+    Args:
+        comparisons: rows of one version, evaluation, role and metric; at least one.
+        words: what to call each arm.
+    """
+    first = comparisons.iloc[0]
+    reference = words[first["reference"]]
+    arms: dict[Outcome, list[str]] = {one: [] for one in Outcome}
+    for row in records(comparisons):
+        arms[outcome(row)].append(words[row["arm"]])
+    # One training of each arm may differ from the next one of the same arm by as much.
+    only = " with this one seed" if int(comparisons["seeds"].min()) == 1 else ""
+    parts = []
+    if arms[Outcome.BETTER]:
+        parts.append(f"{reference} is better than {listed(arms[Outcome.BETTER])}{only}")
+    if arms[Outcome.WORSE]:
+        parts.append(f"{reference} is worse than {listed(arms[Outcome.WORSE])}{only}")
+    if arms[Outcome.UNDECIDED]:
+        nothing = "no difference is shown" if parts else f"{reference}: no difference is shown"
+        parts.append(f"{nothing} to {listed(arms[Outcome.UNDECIDED])}")
+    role = ROLE_WORDS.get(first["role"], first["role"])
+    return f"{role[0].upper()}{role[1:]}, {metric_words(first['metric'])}: {'; '.join(parts)}."
+
+
+def difference_line(row: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    """As in "KD + ML − labels only: +0.012 (−0.020 to 0.045), p = 0.41 after Holm: no difference shown"."""
+    said = {
+        Outcome.BETTER: f"{words[row['reference']]} is better",
+        Outcome.WORSE: f"{words[row['arm']]} is better",
+        Outcome.UNDECIDED: str(Outcome.UNDECIDED),
+    }[outcome(row)]
+    numbers = difference_with_interval(row["difference"], row["low"], row["high"])
+    return (
+        f"{words[row['reference']]} {MINUS} {words[row['arm']]}: {numbers}, {p_words(row['p_holm'])} after Holm: {said}"
+    )
+
+
+def cautions(comparisons: pd.DataFrame) -> list[str]:
+    """Why one family of comparisons should not be relied upon; empty when nothing stands out.
+
+    Args:
+        comparisons: rows of one version, evaluation, role and metric; at least one.
+    """
+    units, seeds = int(comparisons["units"].min()), int(comparisons["seeds"].min())
+    noun = str(comparisons["unit"].iloc[0])
+    found = []
+    if units < FEW_UNITS:
+        found.append(
+            f"Only {count(units, noun)}: intervals of so few are unreliable, and a difference of practical size can "
+            "easily be missed."
+        )
+    if seeds < FEW_SEEDS:
+        found.append(
+            f"Only {count(seeds, 'seed')}: how much a training differs from the next of its kind is hardly known, and "
+            "a difference may be that of two trainings and not of two methods."
+        )
+    smallest = smallest_p(comparisons)
+    if smallest >= SIGNIFICANT:
+        found.append(
+            f"With {count(units, noun)} and {count(len(comparisons), 'comparison')} no p value after Holm can be below "
+            f"{figure(smallest)}: this data set cannot show a difference, however large."
+        )
+    return found
+
+
+def smallest_p(comparisons: pd.DataFrame) -> float:
+    """The smallest p value after Holm that a family of comparisons can give; NaN where none is defined.
+
+    Of all 2^n swaps of n units, the observed one and its opposite are always at least as extreme as the observed one;
+    of randomly drawn swaps, the observed one counts. Holm multiplies the smallest by the number of tests.
+    """
+    tested = comparisons[comparisons["p_value"].notna()]
+    if tested.empty:
+        return math.nan
+    possible = [
+        2 / 2 ** int(row["units"]) if row["exact"] else 1 / (int(row["permutations"]) + 1) for row in records(tested)
+    ]
+    return min(1.0, min(possible) * len(tested))
