@@ -198,7 +198,7 @@ def _wanted_arms(plan: Plan, where: str) -> list[tuple[str, str, Mapping[str, An
     """Name, the built-in arm it is like, and added settings of every arm and sweep, checked one by one."""
     wanted: list[tuple[str, str, Mapping[str, Any]]] = []
     for item in plan.arms:
-        given = {"name": item, "like": item} if isinstance(item, str) else item
+        given: Any = {"name": item, "like": item} if isinstance(item, str) else item
         if not _is_arm(given):
             raise InputError(f"{where}: arm {item!r}: expected a name, or an object with name, like and settings.")
         name = given["name"]

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from kdml_med.errors import InputError
 from kdml_med.experiments.costs import cell_cost
-from kdml_med.experiments.plan import Cell, Plan
-from kdml_med.experiments.training import is_done, train_cell
+from kdml_med.experiments.plan import PLAN_FILE, Cell, Plan, plan_content
+from kdml_med.experiments.training import check_data, is_done, train_cell
+from kdml_med.experiments.workers import ClusterWorkers, LocalWorkers, Train, Workers
 from kdml_med.manifest import FAILURES_FILE, write_table
-from kdml_med.pool import end_with_parent
+from kdml_med.runs import write_json
 
 logger = logging.getLogger(__name__)
 
-Train = Callable[[Cell, Plan, Path], str | None]
 _ATTEMPTS = 2
 
 
@@ -52,7 +50,9 @@ def run_plan(
     scheduler: str | None = None,
     train: Train = train_cell,
 ) -> Outcome:
-    """Do every cell that is not done; write failures.csv.
+    """Do every cell that is not done; write plan.json and failures.csv.
+
+    failures.csv is of this run alone: it is emptied first, and a failure is in it as soon as it is known.
 
     Args:
         plan: the plan of the cells.
@@ -60,117 +60,101 @@ def run_plan(
         out: results folder; with a scheduler it has to be the same folder on all machines.
         jobs: cells at a time on this machine.
         scheduler: address of a Dask scheduler whose workers do the cells instead.
-        train: does one cell; picklable.
+        train: does one cell.
 
     Raises:
-        InputError: a finished cell has other settings, or the scheduler cannot be reached.
+        InputError: a dataset is broken, a finished cell has other settings, or the scheduler cannot be reached; nothing
+            is written then. Or the scheduler is lost on the way.
     """
+    check_data(plan)
     outcome = Outcome()
     left = [cell for cell in cells if not is_done(cell, plan, out)]
     outcome.skipped = len(cells) - len(left)
     progress = _Progress(plan, cells, left)
-    with _executors(scheduler, jobs) as new_executor:
-        for cell, failure in _work_through(
-            plan, left, out, new_executor, at_once=None if scheduler else jobs, train=train
-        ):
+    with LocalWorkers(jobs) if scheduler is None else ClusterWorkers(scheduler) as workers:
+        write_json(out / PLAN_FILE, plan_content(plan))
+        _write_failures(out, outcome)
+        for cell, failure in _work_through(plan, left, out, workers, train):
             progress.tell(cell, failure)
             if failure is None:
                 outcome.done += 1
             else:
                 outcome.failures[cell.path] = failure
-    table = pd.DataFrame(sorted(outcome.failures.items()), columns=["cell", "reason"])
-    write_table(out / FAILURES_FILE, table)
+                _write_failures(out, outcome)
     return outcome
 
 
+def _write_failures(out: Path, outcome: Outcome) -> None:
+    table = pd.DataFrame(sorted(outcome.failures.items()), columns=["cell", "reason"])
+    write_table(out / FAILURES_FILE, table)
+
+
 def _work_through(
-    plan: Plan,
-    cells: Sequence[Cell],
-    out: Path,
-    new_executor: Callable[[], Executor],
-    *,
-    at_once: int | None,
-    train: Train,
+    plan: Plan, cells: Sequence[Cell], out: Path, workers: Workers, train: Train
 ) -> Iterator[tuple[Cell, str | None]]:
     """Each cell as it ends, and why it could not be done."""
-    waiting, attempts = list(cells), dict.fromkeys((cell.path for cell in cells), 0)
+    waiting, attempts = list(cells), Counter[str]()
     running: dict[Future[str | None], Cell] = {}
     failed: set[str] = set()
-    executor = new_executor()
     while waiting or running:
-        unfinished = {cell.path for cell in [*waiting, *running.values()]}
         for cell in [one for one in waiting if one.needs in failed]:
             waiting.remove(cell)
             failed.add(cell.path)
             yield cell, f"its teacher, {cell.needs}, could not be trained"
-        for cell in [one for one in waiting if one.needs not in unfinished and one.needs not in failed]:
-            if at_once is None or len(running) < at_once:
-                waiting.remove(cell)
-                attempts[cell.path] += 1
-                running[executor.submit(train, cell, plan, out)] = cell
+        unfinished = {cell.path for cell in [*waiting, *running.values()]}
+        for cell in [one for one in waiting if one.needs not in unfinished]:
+            if not workers.has_room():
+                break
+            waiting.remove(cell)
+            attempts[cell.path] += 1
+            running[workers.submit(train, cell, plan, out)] = cell
         ended, _ = wait(running, return_when=FIRST_COMPLETED)
-        broken = False
         for future in ended:
             cell = running.pop(future)
-            failure, crashed = _result(future)
-            if crashed:
-                broken = True
-                if attempts[cell.path] < _ATTEMPTS:
-                    waiting.insert(0, cell)
-                    continue
+            failure, lost = _result(future)
+            workers.release(future)
+            if lost and attempts[cell.path] < _ATTEMPTS:
+                logger.info("%s: %s; once more", cell.path.partition("/")[2], failure)
+                waiting.insert(0, cell)
+                continue
             if failure is not None:
                 failed.add(cell.path)
             yield cell, failure
-        if broken:
-            # A pool of processes is lost with one of them. Whose fault it was is not known: each is tried once more.
-            executor = new_executor()
 
 
 def _result(future: Future[str | None]) -> tuple[str | None, bool]:
     """Why a cell failed, and whether its process was lost."""
     try:
         return future.result(), False
-    except (BrokenProcessPool, CancelledError):
+    except BrokenProcessPool:
         return "its process ended at once, probably for want of memory", True
-    except Exception as error:  # of the cluster: a worker lost several times, a result that cannot be sent
-        return f"{type(error).__name__}: {error}", type(error).__name__ == "KilledWorker"
+    except CancelledError as error:
+        raise InputError(
+            "the connection to the Dask scheduler was lost. Start it again, and run the same command to go on."
+        ) from error
+    except InputError as error:
+        return str(error), False
+    except Exception as error:  # a disk that is full, a result that cannot be sent
+        if type(error).__name__ == "KilledWorker":  # of Dask, which need not be installed
+            return "its worker ended at once several times, probably for want of memory", True
+        return f"unexpected {type(error).__name__}: {(str(error).splitlines() or [''])[0]}", False
 
 
-@contextlib.contextmanager
-def _executors(scheduler: str | None, jobs: int) -> Iterator[Callable[[], Executor]]:
-    """A function that starts workers; on the way out they are stopped."""
-    with contextlib.ExitStack() as stack:
-        if scheduler is not None:
-            client = stack.enter_context(_dask_client(scheduler))
-            yield lambda: client.get_executor(pure=False)
-            return
-
-        def start() -> Executor:
-            # Not fork: torch's threads do not survive it. One process does many cells, so that imports are paid once.
-            context = multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(jobs, context, initializer=end_with_parent)
-            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-            return pool
-
-        yield start
-
-
-def _dask_client(address: str) -> Any:
+def _costs(plan: Plan, cells: Sequence[Cell]) -> dict[str, float]:
     try:
-        from distributed import Client
-    except ImportError as error:
-        raise InputError("--scheduler needs Dask: pip install 'kdml_med[cluster]'.") from error
-    try:
-        return Client(address, timeout="30s")
-    except (OSError, ValueError) as error:
-        raise InputError(f"no Dask scheduler answers at {address!r}: {error}") from error
+        return {cell.path: cell_cost(cell, plan) or 1.0 for cell in cells}
+    except InputError:
+        raise
+    except Exception:  # a network of one's own may not take the image that is counted on; then all cells count alike
+        logger.debug("costs are not known", exc_info=True)
+        return dict.fromkeys((cell.path for cell in cells), 1.0)
 
 
 class _Progress:
     """One line for each finished cell, with the time that the rest will take."""
 
-    def __init__(self, plan: Plan, cells: Sequence[Cell], left: Iterable[Cell]) -> None:
-        self.costs = {cell.path: cell_cost(cell, plan) for cell in left}
+    def __init__(self, plan: Plan, cells: Sequence[Cell], left: Sequence[Cell]) -> None:
+        self.costs = _costs(plan, left)
         self.total, self.number = len(cells), len(cells) - len(self.costs)
         self.spent, self.started = 0.0, time.monotonic()
         if self.number:

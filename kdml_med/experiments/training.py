@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,9 +19,10 @@ from monai.bundle import run as run_bundle
 
 from kdml_med.errors import InputError
 from kdml_med.experiments.plan import Cell, Plan
-from kdml_med.keys import NetworkName
-from kdml_med.manifest import MANIFEST_FILE, content_hash, read_info
+from kdml_med.keys import NetworkName, Task
+from kdml_med.manifest import MANIFEST_FILE, content_hash, read_info, read_manifest
 from kdml_med.runs import checkpoint_path, read_run_json, write_json
+from kdml_med.splits import assign_splits, read_splits
 
 CELL_FILE = "cell.json"
 LOG_FILE = "log.txt"
@@ -27,18 +30,44 @@ LOG_FILE = "log.txt"
 
 def cell_record(cell: Cell, plan: Plan) -> dict[str, Any]:
     """What decides the result of a cell; written when it is done, and compared when a plan is run again."""
-    folders = {"": plan.dataset_dir} | {
-        name: evaluation["dataset_dir"] for name, evaluation in plan.evaluations.items() if "dataset_dir" in evaluation
-    }
     record: dict[str, Any] = {
         "cell": asdict(cell),
         "bundle": Path(plan.bundle).name,
         "threads": plan.threads,
         "evaluations": plan.evaluations,
-        "datasets": {name: _dataset_hash(Path(folder)) for name, folder in folders.items()},
+        "datasets": {name: _dataset_hash(folder) for name, folder in _dataset_folders(plan).items()},
     }
     plain: dict[str, Any] = json.loads(json.dumps(record, default=str))
     return plain
+
+
+def _dataset_folders(plan: Plan) -> dict[str, Path]:
+    """Folder of the plan under "", and those of evaluations elsewhere under their names."""
+    return {"": Path(plan.dataset_dir)} | {
+        name: Path(evaluation["dataset_dir"])
+        for name, evaluation in plan.evaluations.items()
+        if "dataset_dir" in evaluation
+    }
+
+
+def check_data(plan: Plan) -> None:
+    """Look at all datasets of a plan before anything is trained: what is wrong with one would end every training.
+
+    Raises:
+        InputError: a folder is missing, unfinished or of another kind, its splits leak, or it has no such folds.
+    """
+    kind = "frames" if plan.task is Task.DETECTION else "tiles"
+    for name, folder in _dataset_folders(plan).items():
+        info = read_info(folder)
+        if info.kind != kind:
+            raise InputError(f"{folder} is a dataset of {info.kind}, bundle {plan.bundle!r} needs {kind}.")
+        manifest = read_manifest(folder)
+        if name:
+            read_splits(folder, manifest, info)
+            continue
+        folds: Sequence[int | None] = plan.folds or [None]
+        for fold in folds:
+            assign_splits(folder, manifest, info, fold=fold)
 
 
 def _dataset_hash(folder: Path) -> dict[str, Any]:
@@ -85,23 +114,44 @@ def train_cell(cell: Cell, plan: Plan, out: Path) -> str | None:
     torch.set_num_threads(plan.threads)
     started = time.monotonic()
     with _log_to(folder / LOG_FILE) as log:
+        _wait_for_others(log)
+        since = log.seek(0, os.SEEK_END)
         try:
+            if is_done(cell, plan, out):  # by another process, just now
+                return None
             _run(plan, ["train.json"], _training_settings(cell, plan, out))
             for name, evaluation in plan.evaluations.items():
                 _run(plan, ["train.json", "evaluate.json"], _evaluation_settings(cell, plan, folder, name, evaluation))
         except SystemExit:
-            return _last_error(log) or f"ended early, see {folder / LOG_FILE}"
+            return _last_error(log, since) or f"ended early, see {folder / LOG_FILE}"
         except Exception as error:  # one cell must not end the others
             logging.getLogger(__name__).exception("this training failed")
             cause = _root_cause(error)
             reason = (str(cause).splitlines() or [""])[0]
+            if isinstance(cause, InputError):
+                return reason
             return f"unexpected {type(cause).__name__}: {reason}; see {folder / LOG_FILE}"
         print(f"done in {time.monotonic() - started:.0f} s")
+        write_json(folder / CELL_FILE, cell_record(cell, plan))
     if not plan.keep_checkpoints:
+        # Last of all: a cell that is killed before this line is done, and only keeps more than it needs.
         for name in ("last", "best"):
             checkpoint_path(folder, name).unlink(missing_ok=True)
-    write_json(folder / CELL_FILE, cell_record(cell, plan))
     return None
+
+
+def _wait_for_others(log: TextIO) -> None:
+    """Wait while another process works on the same cell: a worker of a cluster that was given up, or a second run.
+
+    The lock on the log dies with the process that has it.
+    """
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("another process works on this training; waiting for it")
+        fcntl.flock(log, fcntl.LOCK_EX)
+    except OSError:
+        print("this file system has no locks: two runs must not share a results folder")
 
 
 def _training_settings(cell: Cell, plan: Plan, out: Path) -> dict[str, Any]:
@@ -163,11 +213,11 @@ def _root_cause(error: BaseException) -> BaseException:
 
 
 @contextlib.contextmanager
-def _log_to(path: Path) -> Iterator[Path]:
+def _log_to(path: Path) -> Iterator[TextIO]:
     """Send prints, progress and log messages of this process to a file, added to what is there."""
     root = logging.getLogger()
     level = root.level
-    with path.open("a", buffering=1) as stream:
+    with path.open("a+", buffering=1) as stream:
         handler = logging.StreamHandler(stream)
         handler.setFormatter(logging.Formatter("%(message)s"))
         root.addHandler(handler)
@@ -175,7 +225,7 @@ def _log_to(path: Path) -> Iterator[Path]:
         _redirect_library_logs(stream)
         try:
             with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
-                yield path
+                yield stream
         finally:
             root.removeHandler(handler)
             root.setLevel(level)
@@ -191,6 +241,8 @@ def _redirect_library_logs(stream: TextIO) -> None:
                     handler.setStream(stream)
 
 
-def _last_error(path: Path) -> str | None:
-    lines = [line for line in path.read_text().splitlines() if line.startswith("error: ")]
+def _last_error(log: TextIO, since: int) -> str | None:
+    """The last message for a person that this process wrote."""
+    log.seek(since)
+    lines = [line for line in log.read().splitlines() if line.startswith("error: ")]
     return lines[-1].removeprefix("error: ") if lines else None

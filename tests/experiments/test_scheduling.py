@@ -1,0 +1,298 @@
+"""Order, failures, crashes and interruptions of a plan whose trainings are fakes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from kdml_med.errors import InputError
+from kdml_med.experiments import scheduling, workers
+from kdml_med.experiments.plan import Plan, expand
+from kdml_med.experiments.scheduling import Outcome, run_plan
+from kdml_med.experiments.workers import LocalWorkers
+from kdml_med.runs import write_json
+from tests.experiments.fakes import REPOSITORY, calls, fake_train, processes, small_plan
+
+PREFIX = "cells/edge"
+
+
+@pytest.fixture(autouse=True)
+def _quick_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes begin as copies of one that has imported everything; how they begin is not what is tested."""
+    multiprocessing.set_forkserver_preload(["tests.experiments.fakes"])
+    monkeypatch.setattr(workers, "_START_METHOD", "forkserver")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+def run(plan: Plan, out: Path, *, jobs: int = 1, **script: str) -> Outcome:
+    return run_plan(plan, expand(plan), out, jobs=jobs, train=partial(fake_train, script=script))
+
+
+def failures(out: Path) -> dict[str, str]:
+    table = pd.read_csv(out / "failures.csv")
+    assert list(table.columns) == ["cell", "reason"]
+    return dict(zip(table["cell"], table["reason"], strict=True))
+
+
+def test_every_cell_is_done_once_in_the_order_of_the_plan(tmp_path: Path, out: Path) -> None:
+    outcome = run(small_plan(tmp_path), out)
+    assert outcome == Outcome(done=3)
+    assert calls(out) == ["begin independent", "end independent", "begin ml", "end ml", "begin kdml", "end kdml"]
+    assert len(processes(out)) == 1, "imports are paid once"
+    assert failures(out) == {}
+    assert json.loads((out / "plan.json").read_text())["name"] == "a plan"
+
+
+def test_a_cell_waits_for_the_teacher_that_it_needs(tmp_path: Path, out: Path) -> None:
+    run(small_plan(tmp_path, arms=["kd_offline", "kdml"]), out, jobs=3, teacher_only="meet")
+    noted = calls(out)
+    assert noted.index("end teacher_only") < noted.index("begin kd_offline")
+    assert noted.index("begin kdml") < noted.index("end teacher_only")
+
+
+def test_two_jobs_work_at_the_same_time(tmp_path: Path, out: Path) -> None:
+    assert run(small_plan(tmp_path), out, jobs=2, independent="meet", ml="meet").done == 3
+    assert sorted(calls(out)[:2]) == ["begin independent", "begin ml"]
+    assert len(processes(out)) == 2
+
+
+def test_failures_are_listed_and_passed_on_to_what_depends_on_them(tmp_path: Path, out: Path) -> None:
+    plan = small_plan(tmp_path, arms=["teacher_only", "kd_offline", "ml", "kdml"])
+    outcome = run(plan, out, teacher_only="fail", ml="raise")
+    assert (outcome.done, outcome.skipped) == (1, 0)
+    teacher = f"{PREFIX}/teacher_only/seed0"
+    expected = {
+        teacher: "it was to fail",
+        f"{PREFIX}/kd_offline/seed0": f"its teacher, {teacher}, could not be trained",
+        f"{PREFIX}/ml/seed0": "unexpected ValueError: it was to raise",
+    }
+    assert outcome.failures == failures(out) == expected
+    assert "kd_offline" not in calls(out, "begin")
+
+
+def test_cells_after_a_failed_teacher_are_named_when_nothing_else_is_left(tmp_path: Path, out: Path) -> None:
+    outcome = run(small_plan(tmp_path, arms=["kd_offline"], reference="kd_offline"), out, teacher_only="fail")
+    assert len(outcome.failures) == 2
+
+
+def test_a_crash_gets_one_more_try_and_takes_no_other_work_with_it(tmp_path: Path, out: Path) -> None:
+    # "outlive" ends only when the other's failure is in failures.csv, which does not wait for the end of the run.
+    outcome = run(small_plan(tmp_path), out, jobs=2, independent="crash", ml="outlive")
+    assert outcome.done == 2
+    begun = calls(out, "begin")
+    assert begun.count("independent") == 2
+    assert begun.count("ml") == begun.count("kdml") == 1
+    assert "want of memory" in outcome.failures[f"{PREFIX}/independent/seed0"]
+
+
+def test_a_cell_that_crashed_once_is_done_the_second_time(
+    tmp_path: Path, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert run(small_plan(tmp_path), out, ml="crash once") == Outcome(done=3)
+    assert calls(out, "begin") == ["independent", "ml", "ml", "kdml"]
+    assert "edge/ml/seed0: its process ended at once, probably for want of memory; once more" in caplog.text
+
+
+def test_crashes_of_all_processes_at_once_are_survived(tmp_path: Path, out: Path) -> None:
+    outcome = run(small_plan(tmp_path), out, jobs=3, independent="crash once", ml="crash once", kdml="crash once")
+    assert outcome == Outcome(done=3)
+
+
+def test_a_process_lost_while_it_had_nothing_to_do_is_replaced(tmp_path: Path, out: Path) -> None:
+    plan = small_plan(tmp_path)
+    first, second, _ = expand(plan)
+    with LocalWorkers(1) as local:
+        future = local.submit(fake_train, first, plan, out)
+        assert not local.has_room()
+        assert future.result(120) is None
+        local.release(future)
+        (lost,) = processes(out)
+        os.kill(lost, signal.SIGKILL)
+        idle = local._idle[0]._pool
+        while not idle._broken:
+            time.sleep(0.01)
+        future = local.submit(fake_train, second, plan, out)
+        assert future.result(120) is None
+    assert calls(out, "end") == ["independent", "ml"]
+
+
+def test_done_cells_are_skipped_and_old_failures_forgotten(
+    tmp_path: Path, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    plan = small_plan(tmp_path)
+    assert len(run(plan, out, ml="fail").failures) == 1
+    assert run(plan, out) == Outcome(done=1, skipped=2)
+    assert "2 of 3 trainings are done already" in caplog.text
+    assert failures(out) == {}
+    assert calls(out, "begin") == ["independent", "ml", "kdml", "ml"]
+    assert run(plan, out) == Outcome(skipped=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"settings": {"max_epochs": 7}}, "max_epochs was None, now 7"),
+        ({"threads": 2}, "another threads: was 1, now 2"),
+        ({"evaluations": {"test": {"split": "val"}}}, "another evaluations: test.split was 'test', now 'val'"),
+    ],
+)
+def test_cells_done_with_other_settings_are_refused_and_nothing_is_written(
+    tmp_path: Path, out: Path, change: dict[str, Any], words: str
+) -> None:
+    before = small_plan(tmp_path)
+    run(before, out, ml="fail")
+    kept = {name: (out / name).read_bytes() for name in ("plan.json", "failures.csv")}
+    settings = {**before.settings, **change.pop("settings", {})}
+    with pytest.raises(InputError) as caught:
+        run(small_plan(tmp_path, settings=settings, **change), out)
+    assert words in str(caught.value)
+    assert "Take the plan as it was, or another --out." in str(caught.value)
+    assert {name: (out / name).read_bytes() for name in kept} == kept
+
+
+def test_cells_done_with_other_data_are_refused(tmp_path: Path, out: Path) -> None:
+    plan = small_plan(tmp_path)
+    run(plan, out)
+    info = tmp_path / "tiles" / "dataset.json"
+    content = json.loads(info.read_text())
+    content["splits"]["seed"] = 5
+    write_json(info, content)
+    with pytest.raises(InputError, match=r"another datasets: \.?splits\.seed was None, now 5"):
+        run(plan, out)
+
+
+def test_a_broken_dataset_ends_the_run_before_it_begins(tmp_path: Path, out: Path) -> None:
+    plan = small_plan(tmp_path)
+    (tmp_path / "tiles" / "dataset.json").unlink()
+    with pytest.raises(InputError, match="is not a dataset folder"):
+        run(plan, out)
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"folds": [0]}, "has splits, not folds"),
+        ({"evaluations": {"away": {"dataset_dir": "nowhere"}}}, "nowhere is not a dataset folder"),
+        ({"bundle": str(REPOSITORY / "bundles/polyp_kdml"), "settings": {}}, "is a dataset of tiles"),
+    ],
+)
+def test_data_that_does_not_fit_the_plan_is_refused(
+    tmp_path: Path, out: Path, content: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        run(small_plan(tmp_path, **content), out)
+
+
+def test_a_network_that_does_not_exist_is_named_before_anything_is_done(tmp_path: Path, out: Path) -> None:
+    with pytest.raises(InputError, match="unknown network 'resnet19'"):
+        run(small_plan(tmp_path, settings={"students": ["resnet19", "resnet18"]}), out)
+    assert list(out.iterdir()) == []
+
+
+def test_every_line_says_how_long_the_rest_will_take(
+    tmp_path: Path, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    run(small_plan(tmp_path), out, ml="fail")
+    lines = [line for line in caplog.messages if " of 3  " in line]
+    assert [line.partition("  (")[0] for line in lines] == [
+        "1 of 3  edge/independent/seed0  done",
+        "2 of 3  edge/ml/seed0  FAILED: it was to fail",
+        "3 of 3  edge/kdml/seed0  done",
+    ]
+    assert all("so far, about " in line for line in lines)
+    assert lines[-1].endswith("about 0 s to go)")
+
+
+def test_networks_whose_cost_cannot_be_counted_count_alike(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cost(*_: object) -> float:
+        raise RuntimeError("this network takes 224 x 224 only")
+
+    monkeypatch.setattr(scheduling, "cell_cost", cost)
+    assert run(small_plan(tmp_path), out).done == 3
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0, "0 s"), (89, "89 s"), (91, "2 min"), (5400, "90 min")])
+def test_durations_are_short(seconds: float, words: str) -> None:
+    assert scheduling._duration(seconds) == words
+    assert scheduling._duration(2 * 3600 + 300) == "2 h 05 min"
+
+
+INTERRUPTED = """
+import logging, sys
+from functools import partial
+from pathlib import Path
+from kdml_med.errors import ExitCode
+from kdml_med.experiments.plan import expand
+from kdml_med.experiments.scheduling import run_plan
+from kdml_med.program import run
+from tests.experiments.fakes import fake_train, small_plan
+
+def command() -> ExitCode:
+    folder = Path({folder!r})
+    plan = small_plan(folder)
+    run_plan(plan, expand(plan), folder / "out", jobs=2, train=partial(fake_train, script={{"ml": "linger"}}))
+    return ExitCode.OK
+
+if __name__ == "__main__":
+    run(command)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_leaves_no_process_behind(tmp_path: Path, out: Path, how: signal.Signals) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(INTERRUPTED.format(folder=str(tmp_path)))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        [sys.executable, program], stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    deadline = time.monotonic() + 900
+    while not ((out / "lingers").exists() and "end kdml" in calls(out)) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.1)
+    if how is signal.SIGINT:
+        os.killpg(process.pid, how)  # as a terminal does: all of them get it
+    else:
+        process.send_signal(how)
+    _, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors
+    if how is signal.SIGINT:
+        assert process.returncode == 130
+        assert errors.splitlines()[-1] == "interrupted; run the same command again to go on"
+    while any(_lives(worker) for worker in processes(out)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "end ml" not in calls(out)
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        # A process that nobody has waited for yet is dead, but still listed.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
