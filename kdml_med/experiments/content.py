@@ -98,6 +98,7 @@ class Findings:
         missing: folder of each training that is not done, and why.
         results: see ``kdml_med.experiments.results.results_table``.
         summary: see ``kdml_med.experiments.comparison.summary_table``.
+        seeds: see ``kdml_med.experiments.seeds.seed_table``.
         comparisons: see ``kdml_med.experiments.comparison.comparison_table``.
         diagnostics: see ``kdml_med.experiments.diagnostics.diagnostics_table``.
         losses: see ``kdml_med.experiments.diagnostics.loss_shares``.
@@ -112,6 +113,7 @@ class Findings:
     missing: Sequence[tuple[str, str]]
     results: pd.DataFrame
     summary: pd.DataFrame
+    seeds: pd.DataFrame
     comparisons: pd.DataFrame
     diagnostics: pd.DataFrame
     losses: pd.DataFrame
@@ -155,10 +157,14 @@ class Findings:
     @property
     def primary(self) -> pd.DataFrame:
         """Rows of ``results`` that hold the metric the arms are compared by."""
-        tile = self.metric.startswith("tile_")
-        levels = self.results["level"]
-        wanted = levels == "tile" if tile else ~levels.isin(["tile", "network"])
-        return self.results[wanted & (self.results["metric"] == self.metric.removeprefix("tile_"))]
+        return rows_of_metric(self.results, self.metric)
+
+
+def rows_of_metric(results: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Rows of a results table that hold a metric of ``kdml_med.experiments.plan.METRICS``."""
+    levels = results["level"]
+    wanted = levels == "tile" if metric.startswith("tile_") else ~levels.isin(["tile", "network"])
+    return results[wanted & (results["metric"] == metric.removeprefix("tile_"))]
 
 
 def without_empty_columns(table: Table) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,8 @@ def latency(
         repeats: measurements of each network.
 
     Returns:
-        By version ("versions") the "image_size" and "milliseconds" by network; if there are any, the "device" and its
-        "threads".
+        By version ("versions") the "image_size", "milliseconds" by network and "cpu_share", the part of the time that
+        this process was let compute; if there are any, the "device" and its "threads".
     """
     path = out / SPEED_FILE
     known: dict[str, Any] = read_run_json(out, SPEED_FILE) if path.is_file() and not again else {"versions": {}}
@@ -99,10 +100,12 @@ def latency(
 def _version_latency(plan: Plan, folders: Sequence[Path], *, device: str, repeats: int) -> dict[str, Any]:
     networks = {name: load_network(folder, name) for name, folder in _where_networks_are(folders).items()}
     size = read_run_json(folders[0], COHORT_FILE)["image_size"]
+    wall, cpu = time.perf_counter(), time.process_time()
     milliseconds = measure_latency(
         networks, task=plan.task, image_size=size, threads=plan.threads, device=device, repeats=repeats
     )
-    return {"image_size": list(input_size(size)), "milliseconds": milliseconds}
+    share = (time.process_time() - cpu) / (time.perf_counter() - wall)
+    return {"image_size": list(input_size(size)), "milliseconds": milliseconds, "cpu_share": round(share, 2)}
 
 
 def measure_latency(

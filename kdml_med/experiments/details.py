@@ -33,6 +33,8 @@ from kdml_med.experiments.words import (
 from kdml_med.keys import network_order
 
 _MISSING_SHOWN = 40
+_BUSY = 0.8
+"""Share of the time that a process computes below which others have kept it waiting."""
 _DIAGNOSTICS_NOTE = (
     "Mean over trainings, in brackets the smallest and the largest. Students differ: share of decisions in which two "
     "of them do. Their errors correlate: at 1 they err together, and an ensemble of them gains nothing. Students "
@@ -95,10 +97,16 @@ def _latency_note(found: Findings) -> str:
     if not found.speed.get("versions"):
         return f"{text} The latency was not measured."
     sizes = {" × ".join(map(str, one["image_size"])) for one in found.speed["versions"].values()}
+    shares = [one["cpu_share"] for one in found.speed["versions"].values()]
+    busy = (
+        " The machine was busy with other work, so that these times are too long; measure again with report --speed."
+        if min(shares) < _BUSY
+        else ""
+    )
     return (
         f"{text} Latency: one image ({listed(sorted(sizes))} px) at a time on {found.speed['device']}, "
         f"{count(found.speed['threads'], 'thread')}, median of rounds in which all networks take turns. "
-        "Times are those of this machine at that moment; what counts is how networks compare."
+        f"Times are those of this machine; what counts is how networks compare.{busy}"
     )
 
 

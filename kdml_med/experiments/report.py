@@ -30,6 +30,7 @@ from kdml_med.experiments.plan import Plan
 from kdml_med.experiments.reliability import reliability_table
 from kdml_med.experiments.results import RESULTS_FILE, Results, collect, results_table, write_results
 from kdml_med.experiments.sections import all_sections
+from kdml_med.experiments.seeds import seed_table
 from kdml_med.experiments.words import count
 from kdml_med.keys import NetworkName
 from kdml_med.manifest import write_atomically, write_table
@@ -100,6 +101,7 @@ def find(results: Results, speed: Mapping[str, Any]) -> Findings:
         missing=[(cell.path, reason) for cell, reason in results.missing],
         results=table,
         summary=summary_table(results),
+        seeds=seed_table(results, table),
         comparisons=comparison_table(results),
         diagnostics=diagnostics_table(results),
         losses=loss_shares(results),
@@ -111,7 +113,7 @@ def find(results: Results, speed: Mapping[str, Any]) -> Findings:
 
 
 def _evaluation(results: Results, table: pd.DataFrame, name: str) -> Evaluation:
-    metrics = results.metrics(results.finished[0], name)
+    metrics, cohort = results.metrics(results.finished[0], name), results.cohort(results.finished[0])
     settings = results.plan.evaluations[name]
     own = table[(table["evaluation"] == name) & (table["level"] != "tile")]
     first = (
@@ -121,10 +123,10 @@ def _evaluation(results: Results, table: pd.DataFrame, name: str) -> Evaluation:
     )
     return Evaluation(
         data=Path(str(settings.get("dataset_dir", results.plan.dataset_dir))).name,
-        split=str(metrics["split"]),
-        classes=metrics["classes"],
+        split=str(metrics.get("split", settings.get("split", "test"))),
+        classes=cohort["classes"],
         samples=count(int(first.max()), str(own["level"].iloc[0])),
-        synthetic=bool(metrics["synthetic"]),
+        synthetic=bool(metrics.get("synthetic")),
     )
 
 

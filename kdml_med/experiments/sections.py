@@ -21,7 +21,7 @@ from kdml_med.experiments.content import (
 from kdml_med.experiments.details import costs, diagnostics, loss_terms, missing, reliability, trainings
 from kdml_med.experiments.methods import methods
 from kdml_med.experiments.plan import named_arms
-from kdml_med.experiments.seeds import seed_values, sweep_points
+from kdml_med.experiments.seeds import sweep_points
 from kdml_med.experiments.verdict import SIGNIFICANT, cautions, difference_line, verdict
 from kdml_med.experiments.words import (
     ROLE_WORDS,
@@ -163,12 +163,12 @@ def main_figures(found: Findings) -> Section:
         columns = ["arm", *_ROLE_COLUMNS, "seeds"]
         title = f"{metric_words(found.metric)} with 95 % intervals{named}"
         parts.append(Table(columns, _role_rows(own, found, with_seeds=True), title=title))
-        seeds = seed_values(found, version, evaluation)
+        seeds = of_group(found.seeds, version, evaluation)
         drawn = draw.draw_seeds(seeds, list(found.words), found.words, found.metric)
         if drawn is not None:
             caption = (
                 f"{metric_words(found.metric)} of each seed{named}. A line joins what was trained with the same random "
-                "start: where lines cross, the order of arms depends on chance. With folds, the mean over folds."
+                "start: where lines cross, the order of arms depends on chance."
             )
             parts.append(Picture(found.picture_file("seeds", version, evaluation), caption, drawn))
         for metric in dict.fromkeys(summary["metric"]):

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 import pandas as pd
 
 from kdml_med.experiments.arms import KDML
-from kdml_med.experiments.content import Findings, of_group
+from kdml_med.experiments.comparison import metrics_of
+from kdml_med.experiments.content import Findings, of_group, rows_of_metric
 from kdml_med.experiments.plan import named_arms
+from kdml_med.experiments.results import Results
+from kdml_med.experiments.scores import Role, load_scores, role_networks
+from kdml_med.metrics.paired import estimate
+
+_KEYS = ["version", "evaluation", "arm", "role", "seed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,17 +35,40 @@ class Sweep:
     points: pd.DataFrame
 
 
-def seed_values(found: Findings, version: str, evaluation: str) -> pd.DataFrame:
-    """The metric by arm, role and seed: mean over folds, of the students mean over each alone.
+def seed_table(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """The metric that arms are compared by, of each seed; the mean over seeds is what stands in the summary.
 
-    Seeds with missing folds are left out; they speak about other samples.
+    Args:
+        results: see ``kdml_med.experiments.results.collect``.
+        table: their ``results_table``.
+
+    Returns:
+        One row for each version, evaluation, arm, role and seed of which every fold is done, with its "value".
     """
-    own = of_group(found.primary, version, evaluation)
-    role = own["network"].where(~own["network"].str.startswith("student_"), "students")
-    grouped = own.assign(role=role).groupby(["arm", "role", "seed"], as_index=False, sort=False)
-    table = grouped.agg(value=("value", "mean"), folds=("fold", "nunique"))
-    whole = table["folds"] >= len(found.plan.folds or [])
-    return table[whole].drop(columns="folds").reset_index(drop=True)
+    metric = metrics_of(results)[0]
+    if results.plan.folds is None:
+        own = rows_of_metric(table, metric)
+        role = own["network"].where(~own["network"].str.startswith("student_"), "students")
+        return own.assign(role=role).groupby(_KEYS, as_index=False, sort=False)[["value"]].mean()
+    # What is computed within folds is no mean over folds.
+    rows = []
+    for version, evaluation, arm in itertools.product(results.plan.versions, results.evaluations, results.arms):
+        for seed in results.whole_seeds(version, arm):
+            values = _seed_values(results, version, evaluation, arm, seed, metric)
+            rows += [(version, evaluation, arm, role, seed, value) for role, value in values.items()]
+    return pd.DataFrame(rows, columns=[*_KEYS, "value"])
+
+
+def _seed_values(results: Results, version: str, evaluation: str, arm: str, seed: int, metric: str) -> dict[str, float]:
+    """The metric of one seed by role."""
+    cells = [cell for cell in results.whole_cells(version, arm) if cell.seed == seed]
+    scores = load_scores(results, cells, evaluation, metric)
+    networks = {role: role_networks(results, cells[0], role) for role in get_args(Role)}
+    return {
+        role: estimate([[one[name] for name in names] for one in scores], resamples=0).value
+        for role, names in networks.items()
+        if names
+    }
 
 
 def sweep_points(found: Findings, version: str, evaluation: str) -> Iterator[Sweep]:
