@@ -13,13 +13,13 @@ from typing import Annotated
 import typer
 
 from kdml_med.errors import ExitCode, InputError
-from kdml_med.experiments.plan import expand, make_plan, plan_content, read_plan
+from kdml_med.experiments.plan import PLAN_FILE, expand, make_plan, read_plan
+from kdml_med.experiments.report import REPORT_NAME, write_report
 from kdml_med.experiments.scheduling import run_plan
 from kdml_med.program import run_commands
-from kdml_med.runs import read_run_json, write_json
+from kdml_med.runs import read_run_json
 
 logger = logging.getLogger(__name__)
-PLAN_FILE = "plan.json"
 
 
 def run(
@@ -33,8 +33,10 @@ def run(
     """Train and evaluate everything in a plan that is not done yet."""
     plan = read_plan(plan_file)
     cells = expand(plan)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / PLAN_FILE, plan_content(plan))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot use {out} as results folder: {error.strerror}.") from error
     outcome = run_plan(plan, cells, out.resolve(), jobs=jobs, scheduler=scheduler)
     logger.info(
         "%d trainings: %d done now, %d before, %d failed. Next: python -m kdml_med.experiments report %s",
@@ -45,12 +47,23 @@ def run(
 
 def report(
     results: Annotated[Path, typer.Argument(metavar="DIR", help="Results folder of run.", show_default=False)],
+    speed: Annotated[
+        bool | None,
+        typer.Option(help="Measure the latency anew, or not at all; else what is not known yet is measured."),
+    ] = None,
 ) -> ExitCode:
-    """Write results.parquet, tables and figures of what is done so far."""
+    """Write results.parquet, tables, figures and the report of what is done so far."""
     if not (results / PLAN_FILE).is_file():
         raise InputError(f"{results} holds no {PLAN_FILE}: run a plan with --out {results} first.")
     plan = make_plan(read_run_json(results, PLAN_FILE), where=str(results / PLAN_FILE))
-    raise InputError(f"not yet: {plan.name}")
+    written = write_report(plan, results, speed=speed)
+    print(f"{written.table}\n")
+    logger.info("%s: %s", results, ", ".join(written.files))
+    logger.info("Read %s", results / f"{REPORT_NAME}.html")
+    missing = len(written.found.missing)
+    if missing:
+        logger.warning("%d of %d trainings are missing; the report lists them.", missing, written.found.trainings)
+    return ExitCode.SOME_FAILED if missing else ExitCode.OK
 
 
 if __name__ == "__main__":
