@@ -223,7 +223,7 @@ def loss_shares(results: Results) -> pd.DataFrame:
 
 def _weighted(results: Results, cell: Cell) -> pd.DataFrame:
     """Columns epoch, student (unique among cells), term, loss, share; students of one cell."""
-    losses = pd.read_csv(results.folder(cell) / LOSSES_FILE, float_precision="round_trip")
+    losses = pd.read_csv(results.folder(cell) / LOSSES_FILE)
     own = losses[losses[LossColumn.NETWORK] != NetworkName.TEACHER]
     table = pd.DataFrame(
         {

@@ -132,7 +132,7 @@ def _classification(results: Results, cells: Sequence[Cell], evaluation: str, me
     for cell in cells:
         level = TILE if metric == "tile_auroc" else results.metrics(cell, evaluation)["level"]
         predictions = read_predictions(results, cell, evaluation)
-        tables.append(at_level(results, cell, evaluation, predictions, level).assign(fold=_fold(cell)))
+        tables.append(at_level(results, cell, evaluation, predictions, level))
     return [
         {
             str(name): ClassificationScores.of(
@@ -140,48 +140,45 @@ def _classification(results: Results, cells: Sequence[Cell], evaluation: str, me
                 rows["label"],
                 rows["probability"],
                 units=rows["patient_id"],
-                strata=rows["fold"],
+                strata=rows["stratum"],
             )
-            for name, rows in table.groupby("network", sort=False)
+            for name, rows in _concat([tables[place] for place in places]).groupby("network", sort=False)
         }
-        for table in _repetitions(tables, evaluation)
+        for places in _repetitions(tables, evaluation)
     ]
 
 
 def _detection(results: Results, cells: Sequence[Cell], evaluation: str, metric: str) -> list[dict[str, Scores]]:
-    frames = [evaluated_frames(results, cell, evaluation).assign(fold=_fold(cell)) for cell in cells]
-    detections = [read_detections(results, cell, evaluation).assign(fold=_fold(cell)) for cell in cells]
+    frames = [evaluated_frames(results, cell, evaluation) for cell in cells]
+    detections = [read_detections(results, cell, evaluation) for cell in cells]
     group = cast(Group, resampling_unit(results, cells[0], evaluation))
     scores: list[dict[str, Scores]] = []
-    for truth in _repetitions(frames, evaluation):
-        folds = set(truth["fold"])
-        boxes = pd.concat([own for own, cell in zip(detections, cells, strict=True) if _fold(cell) in folds])
-        by_network = {
-            name: DetectionScores.of(
-                truth,
-                boxes[boxes["network"] == name],
-                metric=cast(DetectionMetric, metric),
-                group=group,
-                strata=truth["fold"],
+    for places in _repetitions(frames, evaluation):
+        truth = _concat([frames[place] for place in places])
+        boxes = _concat([detections[place] for place in places])
+        by_network: dict[str, Scores] = {}
+        for name in results.networks(cells[0]):
+            own = boxes[boxes["network"] == name]
+            by_network[name] = DetectionScores.of(
+                truth, own, metric=cast(DetectionMetric, metric), group=group, strata=truth["stratum"]
             )
-            for name in results.networks(cells[0])
-        }
-        scores.append(dict(by_network))
+        scores.append(by_network)
     return scores
 
 
-def _fold(cell: Cell) -> int:
-    return 0 if cell.fold is None else cell.fold
-
-
-def _repetitions(tables: Sequence[pd.DataFrame], evaluation: str) -> list[pd.DataFrame]:
-    """One table of all folds, or one for each when they hold the same samples; fold is then the same for all."""
+def _repetitions(tables: Sequence[pd.DataFrame], evaluation: str) -> list[list[int]]:
+    """Folds that belong together: all of them, or each alone when they hold the same samples."""
     samples = [frozenset(table["sample_id"]) for table in tables]
     if sum(map(len, samples)) == len(frozenset().union(*samples)):
-        return [pd.concat(tables, ignore_index=True)]
+        return [list(range(len(tables)))]
     if len(set(samples)) > 1:
         raise InputError(
             f"evaluation {evaluation!r}: folds share some of their samples, not all or none; what one fold tests must "
             "be its own, or be a test set for all of them."
         )
-    return list(tables)
+    return [[place] for place in range(len(tables))]
+
+
+def _concat(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables of folds that belong together, as strata; one table alone always has the same stratum."""
+    return pd.concat([table.assign(stratum=number) for number, table in enumerate(tables)], ignore_index=True)
