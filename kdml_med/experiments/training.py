@@ -229,15 +229,17 @@ def _log_to(path: Path) -> Iterator[TextIO]:
         finally:
             root.removeHandler(handler)
             root.setLevel(level)
-            _redirect_library_logs(sys.stderr)
+            _redirect_library_logs(sys.stderr, was=stream)
 
 
-def _redirect_library_logs(stream: TextIO) -> None:
-    # MONAI's loggers do not pass messages on, and keep the stream that was the standard one when they were made.
+def _redirect_library_logs(stream: TextIO, *, was: TextIO | None = None) -> None:
+    """Let MONAI's loggers write to a stream; with ``was``, only those that write to that one."""
+    # They do not pass messages on, and keep the stream that was the standard one when they were made.
     for name, logger in list(logging.root.manager.loggerDict.items()):
         if name.startswith("monai") and isinstance(logger, logging.Logger):
             for handler in logger.handlers:
-                if isinstance(handler, logging.StreamHandler):
+                # Exactly this class: those derived from it write to files and buffers of their own.
+                if type(handler) is logging.StreamHandler and was in (None, handler.stream):
                     handler.setStream(stream)
 
 

@@ -51,8 +51,9 @@ class LossHistory:
             network, _, term = name.rpartition("_")
             weight = 1.0 if network == NetworkName.TEACHER else weights[_WEIGHTS[LossTerm(term)]]
             rows.append((engine.state.epoch, iterations, network, term, weight, total / iterations))
-        table = pd.DataFrame(rows, columns=[str(column) for column in LossColumn])
+        # As text: numbers that are read and written again keep every digit.
+        table = pd.DataFrame(rows, columns=[str(column) for column in LossColumn]).astype(str)
         if self.path.is_file():
-            earlier = pd.read_csv(self.path, float_precision="round_trip")
-            table = pd.concat([earlier[earlier[LossColumn.EPOCH] < engine.state.epoch], table])
+            earlier = pd.read_csv(self.path, dtype=str)
+            table = pd.concat([earlier[earlier[LossColumn.EPOCH].astype(int) < engine.state.epoch], table])
         write_table(self.path, table)

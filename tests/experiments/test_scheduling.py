@@ -243,7 +243,7 @@ def test_durations_are_short(seconds: float, words: str) -> None:
 
 
 INTERRUPTED = """
-import logging, sys
+import signal
 from functools import partial
 from pathlib import Path
 from kdml_med.errors import ExitCode
@@ -259,6 +259,7 @@ def command() -> ExitCode:
     return ExitCode.OK
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may have it ignored
     run(command)
 """
 
@@ -272,22 +273,26 @@ def test_an_interrupted_run_leaves_no_process_behind(tmp_path: Path, out: Path, 
     process = subprocess.Popen(
         [sys.executable, program], stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
-    deadline = time.monotonic() + 900
-    while not ((out / "lingers").exists() and "end kdml" in calls(out)) and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.1)
-    if how is signal.SIGINT:
-        os.killpg(process.pid, how)  # as a terminal does: all of them get it
-    else:
-        process.send_signal(how)
-    _, errors = process.communicate(timeout=60)
-    assert "Traceback" not in errors
-    if how is signal.SIGINT:
-        assert process.returncode == 130
-        assert errors.splitlines()[-1] == "interrupted; run the same command again to go on"
-    while any(_lives(worker) for worker in processes(out)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    try:
+        deadline = time.monotonic() + 900
+        while not ((out / "lingers").exists() and "end kdml" in calls(out)) and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.1)
+        if how is signal.SIGINT:
+            os.killpg(process.pid, how)  # as a terminal does: all of them get it
+        else:
+            process.send_signal(how)
+        _, errors = process.communicate(timeout=60)
+        assert "Traceback" not in errors
+        if how is signal.SIGINT:
+            assert process.returncode == 130
+            assert errors.splitlines()[-1] == "interrupted; run the same command again to go on"
+        while any(_lives(worker) for worker in processes(out)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert "end ml" not in calls(out)
 
 
