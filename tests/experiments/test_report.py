@@ -1,0 +1,270 @@
+import itertools
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kdml_med.errors import ExitCode
+from kdml_med.experiments import comparison, costs, report
+from kdml_med.experiments.__main__ import report as report_command
+from kdml_med.experiments.costs import latency, measure_latency
+from kdml_med.experiments.plan import plan_content
+from kdml_med.experiments.reliability import bin_rows
+from kdml_med.experiments.report import find, write_pages, write_report
+from kdml_med.experiments.results import collect
+from kdml_med.experiments.sections import all_sections
+from kdml_med.experiments.verdict import Outcome, cautions, difference_line, outcome, verdict
+from kdml_med.experiments.words import ARM_WORDS
+from kdml_med.keys import Task
+from kdml_med.networks.registry import build_network
+from kdml_med.runs import write_json
+from tests.experiments.findings import compared, made_up_findings
+from tests.experiments.folders import tile_plan, write_results
+
+WIN = {"difference": 0.08, "low": 0.03, "high": 0.13, "p": 0.004}
+LOSS = {"difference": -0.08, "low": -0.13, "high": -0.03, "p": 0.004}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A report, with a figure of an earlier one left in its folder."""
+    out = tmp_path_factory.mktemp("report")
+    (out / "figures").mkdir()
+    (out / "figures" / "sweep-7.png").write_bytes(b"")
+    found = made_up_findings(name="<script>alert(1)</script>", missing=[("cells/edge/ml/seed2", "it crashed")])
+    write_pages(out, found.plan.name, all_sections(found))
+    return out
+
+
+def words_of(found):
+    """Everything that the sections of a report say, tables included; drawing is slow and left out."""
+    texts = []
+    for section in all_sections(found):
+        for part in section.parts:
+            texts += [
+                getattr(part, "text", ""),
+                *getattr(part, "items", []),
+                *itertools.chain(*getattr(part, "rows", [])),
+            ]
+    return "\n".join(texts)
+
+
+def said(*rows):
+    return verdict(pd.DataFrame(rows), ARM_WORDS)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (compared(**WIN), Outcome.BETTER),
+        (compared(**LOSS), Outcome.WORSE),
+        (compared(**WIN) | {"metric": "brier"}, Outcome.WORSE),
+        (compared(difference=0.08, low=-0.001, high=0.13, p=0.004), Outcome.UNDECIDED),
+        (compared(difference=0.08, low=0.0, high=0.13, p=0.004), Outcome.UNDECIDED),
+        (compared(difference=0.08, low=0.03, high=0.13, p=0.05), Outcome.UNDECIDED),
+        (compared(difference=0.08, low=float("nan"), high=float("nan"), p=0.004), Outcome.UNDECIDED),
+        (compared(difference=0.08, low=0.03, high=0.13, p=float("nan")), Outcome.UNDECIDED),
+    ],
+)
+def test_a_difference_counts_only_with_its_interval_and_its_p_value(row, expected):
+    assert outcome(row) is expected
+
+
+def test_the_verdict_names_who_wins_and_who_loses_and_what_is_open():
+    text = said(compared("independent", **WIN), compared("kd_online", **LOSS), compared("ml"))
+    assert "KD + ML is better than labels only" in text
+    assert "KD + ML is worse than online KD" in text
+    assert "no difference is shown to mutual learning" in text
+
+
+def test_nothing_is_called_better_when_nothing_is_shown():
+    row = compared("ml")
+    for text in (said(row), difference_line(row, ARM_WORDS)):
+        assert "better" not in text
+        assert "worse" not in text
+    assert difference_line(row, ARM_WORDS) == (
+        "KD + ML − mutual learning: +0.012 (−0.020 to 0.045), p = 0.41 after Holm: no difference shown"
+    )
+
+
+def test_a_win_of_one_seed_is_called_that_of_one_seed():
+    assert "with this one seed" in said(compared(**WIN, seeds=1))
+
+
+def test_enough_patients_and_seeds_need_no_caution():
+    assert cautions(pd.DataFrame([compared()])) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"units": 12, "exact": True}, "Only 12 patients"),
+        ({"seeds": 2}, "Only 2 seeds"),
+        ({"units": 5, "exact": True}, "no p value after Holm can be below 0.062"),
+    ],
+)
+def test_too_little_data_is_said(change, expected):
+    assert expected in " ".join(cautions(pd.DataFrame([compared(**change)])))
+
+
+def test_the_number_of_comparisons_counts_towards_the_smallest_p_value():
+    rows = [compared(arm, units=6, exact=True) for arm in ("ml", "kd_online")]
+    assert not any("no p value" in text for text in cautions(pd.DataFrame(rows[:1])))
+    assert any("no p value after Holm can be below 0.062" in text for text in cautions(pd.DataFrame(rows)))
+
+
+def test_pages_and_figures_are_the_same_bytes_twice(tmp_path):
+    found = made_up_findings()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_pages(tmp_path / name, "Twice", all_sections(found)[:5])
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
+    assert {"report.md", "report.html", "figures/differences.png", "figures/seeds.png"} <= set(map(str, files))
+    for path in files:
+        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
+
+
+def test_every_figure_is_written_and_shown(written):
+    names = {path.name for path in (written / "figures").iterdir()}
+    assert names == {"costs.png", "differences.png", "loss_shares.png", "reliability.png", "seeds.png"}
+    assert (written / "report.html").read_text().count("<img ") == len(names)
+    assert (written / "report.md").read_text().count("](figures/") == len(names)
+
+
+def test_the_page_needs_no_other_file(written):
+    page = (written / "report.html").read_text()
+    targets = re.findall(r"(?:src|href)=\"([^\"]*)\"|url\(([^)]*)\)|@import", page)
+    assert targets
+    for target in (first or second for first, second in targets):
+        assert target.startswith(("#", "data:image/png;base64,"))
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page)
+
+
+def test_names_from_a_plan_cannot_become_markup(written):
+    assert "<script" not in (written / "report.html").read_text()
+
+
+def test_figures_name_neither_program_nor_date(written):
+    for path in (written / "figures").iterdir():
+        assert not re.search(rb"tEXt|iTXt|zTXt|tIME", path.read_bytes())
+
+
+def test_missing_trainings_are_listed_with_their_reason(written):
+    for name in ("report.md", "report.html"):
+        text = (written / name).read_text()
+        assert "cells/edge/ml/seed2" in text
+        assert "it crashed" in text
+        assert "1 of 18 trainings is missing" in text
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_synthetic_data_are_announced(synthetic):
+    text = words_of(made_up_findings(synthetic=synthetic))
+    assert ("say nothing about accuracy on patients" in text) is synthetic
+
+
+def test_a_report_of_nothing_says_so():
+    found = made_up_findings()
+    tables = ("results", "summary", "seeds", "comparisons", "diagnostics", "losses")
+    empty = {name: getattr(found, name).head(0) for name in tables}
+    nothing = replace(found, **empty, evaluations={}, speed={}, networks={}, reliability={})
+    assert "No arm can be compared with KD + ML yet" in words_of(nothing)
+
+
+def test_a_sweep_is_drawn_and_named_in_words():
+    found = made_up_findings(sweeps=[{"arm": "kdml", "beta": [0.5, 2]}])
+    rows = found.summary[found.summary["arm"] == "kdml"]
+    swept = replace(found, summary=pd.concat([rows.assign(arm=f"kdml_beta={beta}") for beta in (0.5, 2)]))
+    assert [part.name for section in all_sections(swept) if section.title == "Sweeps" for part in section.parts] == [
+        "sweep-1.png"
+    ]
+    assert "KD + ML, beta 0.5" in words_of(swept)
+
+
+def test_reliability_bins_hold_equally_many_answers():
+    probabilities = np.linspace(0, 1, 50)
+    rows = bin_rows((probabilities > 0.5).astype(float), probabilities)
+    assert [row["n"] for row in rows] == [10] * 5
+    assert [row["observed"] for row in rows] == [0, 0, 0.5, 1, 1]
+    assert rows[2]["predicted"] == pytest.approx(0.5)
+
+
+def test_networks_are_timed_with_the_ensemble_of_the_students():
+    networks = {name: build_network("resnet10", num_classes=2) for name in ("teacher", "student_0", "student_1")}
+    times = measure_latency(networks, task=Task.CLASSIFICATION, image_size=32, threads=1, repeats=1)
+    assert list(times) == ["teacher", "student_0", "student_1", "ensemble"]
+    assert all(value > 0 for value in times.values())
+
+
+def test_latency_is_measured_once(tmp_path, monkeypatch):
+    plan = tile_plan(tmp_path, arms=["kdml"])
+    write_results(plan, tmp_path / "out")
+    networks = []
+
+    def measured(folder, name):
+        networks.append(name)
+        return build_network("resnet10", num_classes=2)
+
+    monkeypatch.setattr(costs, "load_network", measured)
+    first = latency(plan, tmp_path / "out", repeats=1)
+    assert networks == ["teacher", "student_0", "student_1"]
+    assert list(first["versions"]["edge"]["milliseconds"]) == [*networks, "ensemble"]
+    assert latency(plan, tmp_path / "out", repeats=1) == first
+    assert len(networks) == 3
+    latency(plan, tmp_path / "out", repeats=1, again=True)
+    assert len(networks) == 6
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Few resamples and empty pictures: what they hold is tested elsewhere."""
+    monkeypatch.setitem(comparison.RESAMPLES, Task.CLASSIFICATION, 20)
+    monkeypatch.setitem(comparison.PERMUTATIONS, Task.CLASSIFICATION, 20)
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: path.write_bytes(b""))
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_report_of_folders_is_whole_and_the_same_twice(tmp_path, capsys):
+    plan = tile_plan(tmp_path, arms=["teacher_only", "independent", "kdml"], folds=[0, 1], seeds=[0, 1])
+    missing = "independent/seed1-fold1"
+    for name in ("one", "two"):
+        write_results(plan, tmp_path / name, without=[missing])
+        write_json(tmp_path / name / "plan.json", plan_content(plan))
+    assert report_command(tmp_path / "one", speed=False) is ExitCode.SOME_FAILED
+    assert "| KD + ML " in capsys.readouterr().out
+    assert f"cells/edge/{missing}" in (tmp_path / "one" / "report.md").read_text()
+    write_report(plan, tmp_path / "two", speed=False)
+    files = {path.relative_to(tmp_path / "one").as_posix() for path in (tmp_path / "one").glob("*.*")}
+    assert {"results.parquet", "summary.csv", "comparisons.csv", "diagnostics.csv", "loss_shares.csv"} <= files
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+@pytest.mark.usefixtures("quick")
+def test_seeds_of_folds_average_to_the_summary(tmp_path):
+    plan = tile_plan(tmp_path, arms=["independent", "kdml"], folds=[0, 1], seeds=[0, 1])
+    write_results(plan, tmp_path / "out")
+    found = find(collect(plan, tmp_path / "out"), {})
+    keys = ["arm", "role"]
+    means = found.seeds.groupby(keys)["value"].mean()
+    summary = found.summary[found.summary["metric"] == "auroc"].set_index(keys)["value"]
+    assert len(summary) == 5
+    for key, value in summary.items():
+        assert means[key] == pytest.approx(value)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_whole_plan_has_nothing_to_report_as_missing(tmp_path):
+    plan = tile_plan(tmp_path, arms=["kdml"])
+    write_results(plan, tmp_path / "out")
+    write_json(tmp_path / "out" / "plan.json", plan_content(plan))
+    assert report_command(tmp_path / "out", speed=False) is ExitCode.OK
+    assert "Missing trainings" not in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_templates_are_part_of_the_package():
+    names = {path.name for path in (Path(report.__file__).parent / "templates").iterdir()}
+    assert names == {"report.md.jinja", "report.html.jinja"}
