@@ -148,7 +148,7 @@ def verdicts(found: Findings) -> Section:
 
 
 def _lead(heading: str) -> str:
-    return f"{heading[0].upper()}{heading[1:]}." if heading else ""
+    return f"{heading}:" if heading else ""
 
 
 def main_figures(found: Findings) -> Section:
@@ -163,6 +163,11 @@ def main_figures(found: Findings) -> Section:
         columns = ["arm", *_ROLE_COLUMNS, "seeds"]
         title = f"{metric_words(found.metric)} with 95 % intervals{named}"
         parts.append(Table(columns, _role_rows(own, found, with_seeds=True), title=title))
+        if own["seeds"].nunique() > 1:
+            text = (
+                "Arms have different numbers of seeds so far: only the paired differences below compare like with like."
+            )
+            parts.append(Paragraph(text, lead="Caution."))
         seeds = of_group(found.seeds, version, evaluation)
         drawn = draw.draw_seeds(seeds, list(found.words), found.words, found.metric)
         if drawn is not None:

@@ -166,6 +166,13 @@ def test_synthetic_data_are_announced(synthetic):
     assert ("say nothing about accuracy on patients" in text) is synthetic
 
 
+def test_arms_with_different_seeds_are_not_to_be_compared_by_their_means():
+    found = made_up_findings()
+    assert "different numbers of seeds" not in words_of(found)
+    fewer = found.summary.assign(seeds=found.summary["seeds"].where(found.summary["arm"] != "kdml", 1))
+    assert "different numbers of seeds" in words_of(replace(found, summary=fewer))
+
+
 def test_a_report_of_nothing_says_so():
     found = made_up_findings()
     tables = ("results", "summary", "seeds", "comparisons", "diagnostics", "losses")
