@@ -14,7 +14,7 @@ import typer
 
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.experiments.plan import PLAN_FILE, expand, make_plan, read_plan
-from kdml_med.experiments.report import REPORT_NAME, write_report
+from kdml_med.experiments.report.writing import REPORT_NAME, write_report
 from kdml_med.experiments.scheduling import run_plan
 from kdml_med.program import run_commands
 from kdml_med.runs import read_run_json

@@ -108,7 +108,7 @@ def _work_through(
             waiting.remove(cell)
             attempts[cell.path] += 1
             running[workers.submit(train, cell, plan, out)] = cell
-        ended, _ = wait(running, return_when=FIRST_COMPLETED)
+        ended, _ = wait(running, timeout=workers.look_again_s, return_when=FIRST_COMPLETED)
         for future in ended:
             cell = running.pop(future)
             failure, lost = _result(future)

@@ -27,10 +27,17 @@ Train = Callable[[Cell, Plan, Path], str | None]
 # Not fork: torch's threads do not survive it.
 _START_METHOD = "spawn"
 _CONNECT_TIMEOUT = "10s"
+_LOOK_AGAIN_S = 5.0
 
 
 class Workers(Protocol):
-    """What a plan is handed out to. On the way out of the ``with`` block nobody works on it any more."""
+    """What a plan is handed out to.
+
+    Attributes:
+        look_again_s: after this many seconds there may be more room though no cell has ended; None for never.
+    """
+
+    look_again_s: float | None
 
     def __enter__(self) -> Self: ...
 
@@ -39,7 +46,7 @@ class Workers(Protocol):
     ) -> None: ...
 
     def has_room(self) -> bool:
-        """Whether another cell would be begun at once, or may as well wait there."""
+        """Whether there is somebody to begin another cell at once."""
 
     def submit(self, train: Train, cell: Cell, plan: Plan, out: Path) -> Future[str | None]:
         """Begin a cell."""
@@ -56,6 +63,8 @@ class LocalWorkers:
     Args:
         number: cells at a time.
     """
+
+    look_again_s: float | None = None
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -143,6 +152,8 @@ def _without_interrupts() -> Iterator[None]:
 class ClusterWorkers:
     """Workers of a Dask cluster, which see the folders of this machine under the same names.
 
+    Each has one cell at a time, and none in stock: Dask suspects everything that a lost worker had.
+
     Args:
         address: of the scheduler.
 
@@ -150,8 +161,11 @@ class ClusterWorkers:
         InputError: Dask is not installed, no scheduler answers, or a worker has several threads.
     """
 
+    look_again_s: float | None = _LOOK_AGAIN_S
+
     def __init__(self, address: str) -> None:
         self._client = _connect(address)
+        self._running: set[Future[str | None]] = set()
         try:
             _check_threads(self._client.nthreads())
         except InputError:
@@ -174,16 +188,21 @@ class ClusterWorkers:
         self._client.close()
 
     def has_room(self) -> bool:
-        """Always: the scheduler queues cells until there is a worker."""
-        return True
+        """Whether fewer cells are in work than there are workers; the first one may wait for a worker to come."""
+        try:
+            return len(self._running) < max(1, len(self._client.nthreads()))
+        except OSError:  # the scheduler is lost; those who wait for cells are told so
+            return not self._running
 
     def submit(self, train: Train, cell: Cell, plan: Plan, out: Path) -> Future[str | None]:
         """Hand a cell to the scheduler."""
         future: Future[str | None] = self._executor.submit(_train_on_worker, Path.cwd(), train, cell, plan, out)
+        self._running.add(future)
         return future
 
     def release(self, future: Future[str | None]) -> None:
-        """Nothing to do: the scheduler knows."""
+        """Make room for the next cell."""
+        self._running.remove(future)
 
 
 def _connect(address: str) -> Any:

@@ -75,8 +75,8 @@ def _detector(body: str, **settings: Any) -> NetworkSpec:
 
 
 # Detectors of students have a pyramid half as wide as their teacher's. The edge students keep the whole body: polyps
-# fill much of a frame, so that a body cut short does not see one whole. The tiny ones are for trying out: they learn from
-# random weights within minutes on a CPU.
+# fill much of a frame, so that a body cut short does not see one whole. The tiny ones are for trying out: they learn
+# from random weights within minutes on a CPU.
 VERSIONS: dict[Task, dict[str, CohortSpec]] = {
     Task.CLASSIFICATION: {
         "v1": CohortSpec("resnet50", ("resnet18", "resnet18")),

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from kdml_med.experiments.content import Evaluation, Findings
 from kdml_med.experiments.plan import make_plan
+from kdml_med.experiments.report.content import Evaluation, Findings
 
 ARMS = ["teacher_only", "independent", "kd_offline", "kd_online", "ml", "kdml"]
 SEEDS = [0, 1, 2]

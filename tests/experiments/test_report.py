@@ -8,16 +8,17 @@ import pandas as pd
 import pytest
 
 from kdml_med.errors import ExitCode
-from kdml_med.experiments import comparison, costs, report
+from kdml_med.experiments import comparison, costs
 from kdml_med.experiments.__main__ import report as report_command
 from kdml_med.experiments.costs import latency, measure_latency
 from kdml_med.experiments.plan import plan_content
-from kdml_med.experiments.reliability import bin_rows
-from kdml_med.experiments.report import find, write_pages, write_report
+from kdml_med.experiments.report import writing
+from kdml_med.experiments.report.reliability import bin_rows
+from kdml_med.experiments.report.sections import all_sections
+from kdml_med.experiments.report.verdict import Outcome, cautions, difference_line, outcome, verdict
+from kdml_med.experiments.report.words import ARM_WORDS
+from kdml_med.experiments.report.writing import find, write_pages, write_report
 from kdml_med.experiments.results import collect
-from kdml_med.experiments.sections import all_sections
-from kdml_med.experiments.verdict import Outcome, cautions, difference_line, outcome, verdict
-from kdml_med.experiments.words import ARM_WORDS
 from kdml_med.keys import Task
 from kdml_med.networks.registry import build_network
 from kdml_med.runs import write_json
@@ -230,7 +231,7 @@ def quick(monkeypatch):
     """Few resamples and empty pictures: what they hold is tested elsewhere."""
     monkeypatch.setitem(comparison.RESAMPLES, Task.CLASSIFICATION, 20)
     monkeypatch.setitem(comparison.PERMUTATIONS, Task.CLASSIFICATION, 20)
-    monkeypatch.setattr(report, "save_figure", lambda figure, path: path.write_bytes(b""))
+    monkeypatch.setattr(writing, "save_figure", lambda figure, path: path.write_bytes(b""))
 
 
 @pytest.mark.usefixtures("quick")
@@ -273,5 +274,5 @@ def test_a_whole_plan_has_nothing_to_report_as_missing(tmp_path):
 
 
 def test_templates_are_part_of_the_package():
-    names = {path.name for path in (Path(report.__file__).parent / "templates").iterdir()}
+    names = {path.name for path in (Path(writing.__file__).parent / "templates").iterdir()}
     assert names == {"report.md.jinja", "report.html.jinja"}

@@ -22,16 +22,16 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdml_med.experiments.comparison import comparison_table, summary_table
-from kdml_med.experiments.content import Evaluation, Findings, Picture, Section, Table
 from kdml_med.experiments.costs import latency
 from kdml_med.experiments.diagnostics import diagnostics_table, loss_shares
-from kdml_med.experiments.figures import save_figure
 from kdml_med.experiments.plan import Plan
-from kdml_med.experiments.reliability import reliability_table
+from kdml_med.experiments.report.content import Evaluation, Findings, Picture, Section, Table
+from kdml_med.experiments.report.figures import save_figure
+from kdml_med.experiments.report.reliability import reliability_table
+from kdml_med.experiments.report.sections import all_sections
+from kdml_med.experiments.report.seeds import seed_table
+from kdml_med.experiments.report.words import count
 from kdml_med.experiments.results import RESULTS_FILE, Results, collect, results_table, write_results
-from kdml_med.experiments.sections import all_sections
-from kdml_med.experiments.seeds import seed_table
-from kdml_med.experiments.words import count
 from kdml_med.keys import NetworkName
 from kdml_med.manifest import write_atomically, write_table
 from kdml_med.networks.registry import architecture_name, body_name
@@ -175,7 +175,7 @@ def write_pages(out: Path, title: str, sections: list[Section]) -> list[str]:
 
     for suffix in ("md", "html"):
         environment = Environment(
-            loader=PackageLoader("kdml_med.experiments"),
+            loader=PackageLoader("kdml_med.experiments.report"),
             autoescape=suffix == "html",
             undefined=StrictUndefined,
             trim_blocks=True,

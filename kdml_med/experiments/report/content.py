@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from kdml_med.experiments.plan import METRICS, Plan
-from kdml_med.experiments.words import arm_words
+from kdml_med.experiments.report.words import arm_words
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Findings:
         missing: folder of each training that is not done, and why.
         results: see ``kdml_med.experiments.results.results_table``.
         summary: see ``kdml_med.experiments.comparison.summary_table``.
-        seeds: see ``kdml_med.experiments.seeds.seed_table``.
+        seeds: see ``kdml_med.experiments.report.seeds.seed_table``.
         comparisons: see ``kdml_med.experiments.comparison.comparison_table``.
         diagnostics: see ``kdml_med.experiments.diagnostics.diagnostics_table``.
         losses: see ``kdml_med.experiments.diagnostics.loss_shares``.

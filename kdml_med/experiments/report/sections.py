@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from kdml_med.experiments import figures as draw
 from kdml_med.experiments.arms import ARMS
-from kdml_med.experiments.content import (
+from kdml_med.experiments.plan import named_arms
+from kdml_med.experiments.report import figures as draw
+from kdml_med.experiments.report.content import (
     Bullets,
     Findings,
     Paragraph,
@@ -18,12 +19,11 @@ from kdml_med.experiments.content import (
     records,
     without_empty_columns,
 )
-from kdml_med.experiments.details import costs, diagnostics, loss_terms, missing, reliability, trainings
-from kdml_med.experiments.methods import methods
-from kdml_med.experiments.plan import named_arms
-from kdml_med.experiments.seeds import sweep_points
-from kdml_med.experiments.verdict import SIGNIFICANT, cautions, difference_line, verdict
-from kdml_med.experiments.words import (
+from kdml_med.experiments.report.details import costs, diagnostics, loss_terms, missing, reliability, trainings
+from kdml_med.experiments.report.methods import methods
+from kdml_med.experiments.report.seeds import sweep_points
+from kdml_med.experiments.report.verdict import SIGNIFICANT, cautions, difference_line, verdict
+from kdml_med.experiments.report.words import (
     ROLE_WORDS,
     capital,
     count,

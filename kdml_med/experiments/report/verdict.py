@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from kdml_med.experiments.content import records
-from kdml_med.experiments.words import (
+from kdml_med.experiments.report.content import records
+from kdml_med.experiments.report.words import (
     LOWER_IS_BETTER,
     MINUS,
     ROLE_WORDS,

@@ -11,8 +11,8 @@ import pandas as pd
 
 from kdml_med.experiments.arms import KDML
 from kdml_med.experiments.comparison import metrics_of
-from kdml_med.experiments.content import Findings, of_group, rows_of_metric
 from kdml_med.experiments.plan import named_arms
+from kdml_med.experiments.report.content import Findings, of_group, rows_of_metric
 from kdml_med.experiments.results import Results
 from kdml_med.experiments.scores import Role, load_scores, role_networks
 from kdml_med.metrics.paired import estimate
@@ -27,7 +27,7 @@ class Sweep:
     Attributes:
         arm: that was swept.
         setting: the first one of the grid.
-        points: see ``kdml_med.experiments.figures.draw_sweep``.
+        points: see ``kdml_med.experiments.report.figures.draw_sweep``.
     """
 
     arm: str

@@ -21,9 +21,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from kdml_med.experiments.content import records
-from kdml_med.experiments.verdict import Outcome, outcome
-from kdml_med.experiments.words import (
+from kdml_med.experiments.report.content import records
+from kdml_med.experiments.report.verdict import Outcome, outcome
+from kdml_med.experiments.report.words import (
     LOWER_IS_BETTER,
     MINUS,
     TERM_WORDS,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from kdml_med.experiments import figures as draw
-from kdml_med.experiments.content import (
+from kdml_med.experiments.report import figures as draw
+from kdml_med.experiments.report.content import (
     Findings,
     Paragraph,
     Part,
@@ -19,7 +19,7 @@ from kdml_med.experiments.content import (
     records,
     without_empty_columns,
 )
-from kdml_med.experiments.words import (
+from kdml_med.experiments.report.words import (
     DIAGNOSTIC_WORDS,
     TERM_WORDS,
     count,

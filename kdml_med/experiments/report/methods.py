@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdml_med.experiments.comparison import PERMUTATIONS, RESAMPLES
-from kdml_med.experiments.content import Bullets, Findings, Section
+from kdml_med.experiments.report.content import Bullets, Findings, Section
 from kdml_med.keys import Task
 
 
