@@ -101,11 +101,48 @@ def test_a_cluster_without_workers_waits_and_says_how_to_start_one(
     assert f"dask worker {cluster.scheduler_address} --nthreads 1" in caplog.text
 
 
+def test_a_worker_that_joins_in_the_middle_is_noticed(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers.ClusterWorkers, "look_again_s", 0.1)
+    with threads_as_workers(1) as cluster:
+        thread = threading.Thread(target=lambda: _scale_when_begun(cluster, out))
+        thread.start()
+        # The first cell ends only when the second has begun, for which there is no worker at first.
+        assert run(small_plan(tmp_path), out, cluster.scheduler_address, independent="meet").done == 3
+        thread.join()
+
+
+def _scale_when_begun(cluster: distributed.LocalCluster, out: Path) -> None:
+    while not (out / "calls.txt").exists():
+        time.sleep(0.05)
+    cluster.scale(2)
+
+
 def _scale_when_asked(cluster: distributed.LocalCluster, caplog: pytest.LogCaptureFixture) -> None:
     deadline = time.monotonic() + 60
     while "no worker is there yet" not in caplog.text and time.monotonic() < deadline:
         time.sleep(0.05)
     cluster.scale(1)
+
+
+def test_every_worker_has_one_cell_and_one_that_joins_gets_the_next(tmp_path: Path, out: Path) -> None:
+    plan = small_plan(tmp_path)
+    first, second, _ = expand(plan)
+    with threads_as_workers(1) as cluster:
+        with workers.ClusterWorkers(cluster.scheduler_address) as remote:
+            # It ends only when another one has begun.
+            future = remote.submit(partial(fake_train, script={"independent": "meet"}), first, plan, out)
+            assert not remote.has_room()
+            cluster.scale(2)
+            cluster.wait_for_workers(2)
+            assert remote.has_room()
+            assert remote.submit(fake_train, second, plan, out).result(60) is None
+            assert future.result(60) is None
+            assert not remote.has_room()
+            remote.release(future)
+            assert remote.has_room()
+        assert run(plan, out, cluster.scheduler_address) == Outcome(done=1, skipped=2)
 
 
 def test_a_worker_that_does_not_see_the_folders_says_so(tmp_path: Path) -> None:
