@@ -333,7 +333,8 @@ def _is_whole(value: Any) -> bool:
 
 
 def _grid(sweep: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]:
-    axes = {key: value for key, value in sweep.items() if key != "arm"}
+    # Sorted as in the stored plan.json: the order names the arm, and the report has to find it again.
+    axes = {key: sweep[key] for key in sorted(sweep) if key != "arm"}
     for key, values in axes.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise InputError(f"{where}: sweep over {key!r}: {values!r}, expected a list of values.")

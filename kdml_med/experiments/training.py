@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -197,12 +198,16 @@ def evaluation_dir(name: str) -> str:
 
 def _run(plan: Plan, files: list[str], settings: Mapping[str, Any]) -> None:
     configs = Path(plan.bundle) / "configs"
-    run_bundle(
-        config_file=[str(configs / name) for name in files],
-        meta_file=str(configs / "metadata.json"),
-        logging_file=False,
-        **settings,
-    )
+    try:
+        run_bundle(
+            config_file=[str(configs / name) for name in files],
+            meta_file=str(configs / "metadata.json"),
+            logging_file=False,
+            **settings,
+        )
+    finally:
+        # Engines and handlers refer to each other in circles, and hold on to networks and optimiser.
+        gc.collect()
 
 
 def _root_cause(error: BaseException) -> BaseException:

@@ -311,3 +311,9 @@ def test_a_version_without_a_teacher_trains_none_alone() -> None:
 def test_evaluations_may_name_other_datasets_and_folds() -> None:
     evaluations = {"home": {"split": "test"}, "away": {"dataset_dir": "data/other", "split": "test", "fold": 0}}
     assert plan(evaluations=evaluations).evaluations == evaluations
+
+
+def test_a_stored_plan_names_its_sweeps_as_before() -> None:
+    made = plan(sweeps=[{"gamma": [1], "beta": [2]}])
+    stored = json.loads(json.dumps(plan_content(made), sort_keys=True))
+    assert [cell.path for cell in expand(make_plan(stored))] == [cell.path for cell in expand(made)]
