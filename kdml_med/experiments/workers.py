@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from tqdm import tqdm
+
 from kdml_med.errors import InputError
 from kdml_med.experiments.plan import Cell, Plan
 
@@ -78,8 +80,10 @@ class LocalWorkers:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End all processes; those in work, too, of which there are some after an error or Ctrl-C."""
-        for process in [*self._busy.values(), *self._idle]:
+        for process in self._busy.values():
             process.end()
+        for process in self._idle:
+            process.dismiss()
 
     def has_room(self) -> bool:
         """Whether fewer cells are in work than may be."""
@@ -121,13 +125,21 @@ class _Process:
         with _without_interrupts():  # the process is started here
             return self._pool.submit(train, cell, plan, out)
 
+    def dismiss(self) -> None:
+        """End it once it has nothing to do, so that it can tidy up."""
+        self._pool.shutdown()
+        self.end()
+
     def end(self) -> None:
+        """End it at once."""
         self._leash.close()
         self._pool.shutdown(cancel_futures=True)
         self._collar.close()
 
 
 def _put_on_leash(collar: multiprocessing.connection.Connection) -> None:
+    # By default a lock between processes, which would be reported as leaked when this one ends at once.
+    tqdm.set_lock(threading.RLock())
     threading.Thread(target=_end_when_let_go, args=(collar,), daemon=True).start()
 
 

@@ -14,11 +14,12 @@ from tests.experiments.fakes import REPOSITORY
 from tests.synthetic_tiles import write_tile_dataset
 
 TINY = {"name": "tests.networks.tiny.TinyNet"}
+EPOCHS = 3
 # One step per epoch: the losses of the first epoch are those of the initial weights on the first batch.
 SETTINGS = {
     "teacher": TINY | {"width": 6},
     "students": [TINY, TINY],
-    "max_epochs": 4,
+    "max_epochs": EPOCHS,
     "batch_size": 8,
     "tiles_per_epoch": 8,
     "num_workers": 0,

@@ -24,7 +24,7 @@ from kdml_med.experiments.plan import Cell, Plan, expand
 from kdml_med.experiments.training import CELL_FILE, cell_record, train_cell
 from kdml_med.program import run_commands
 from kdml_med.runs import write_json
-from tests.experiments.conftest import Study, run_experiments, run_words, write_plan
+from tests.experiments.conftest import EPOCHS, Study, run_experiments, run_words, write_plan
 from tests.experiments.fakes import REPOSITORY, small_plan
 from tests.synthetic_tiles import write_tile_dataset
 
@@ -55,8 +55,9 @@ def test_every_cell_leaves_results_and_a_log(study: Study) -> None:
     assert results(study)
     for arm in ARMS:
         log = (study.cell(arm) / "log.txt").read_text()
-        assert "epoch 4/4" in log
+        assert f"epoch {EPOCHS}/{EPOCHS}" in log
         assert log.splitlines()[-1].startswith("done in ")
+    assert "leaked" not in study.screen
     assert "3 of 4  tiny/kd_online/seed0  done" in study.screen
     assert "4 trainings: 3 done now, 0 before, 1 failed. Next: python -m kdml_med.experiments report" in study.screen
 
@@ -73,7 +74,7 @@ def test_an_arm_that_cannot_be_trained_leaves_the_others_done(study: Study) -> N
 
 def test_the_teacher_learns_the_same_alone_and_in_a_cohort(study: Study) -> None:
     alone = losses(study.cell("teacher_only"), "student_0")
-    assert len(alone) == 4
+    assert len(alone) == EPOCHS
     assert losses(study.cell("kd_online"), "teacher") == alone
 
 
@@ -90,7 +91,7 @@ def test_offline_distillation_has_the_trained_teacher_unchanged(study: Study) ->
     assert trained.keys() == frozen.keys()
     assert all(torch.equal(trained[key], frozen[key]) for key in trained)
     assert losses(study.cell("kd_offline"), "teacher") == []
-    assert len(losses(study.cell("kd_offline"), "student_0", "kd")) == 4
+    assert len(losses(study.cell("kd_offline"), "student_0", "kd")) == EPOCHS
 
 
 @pytest.mark.slow
