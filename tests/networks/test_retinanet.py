@@ -185,7 +185,9 @@ HAND_MADE = hand_made_heads()
 
 
 def test_a_network_sees_objects_where_they_are():
-    # The real body and pyramid: what changes most with a spot lies around the spot.
+    # The real body and pyramid: what changes with a spot lies around the spot. Its centre is looked at, because the
+    # strongest change wanders by a position or two with the random weights.
+    torch.manual_seed(0)
     network, plain = tiny().eval(), torch.zeros(1, 3, 128, 256)
     anchors, per_level = anchor_grid(128, 256)
     for x, y in ((200, 36), (44, 100)):
@@ -193,8 +195,9 @@ def test_a_network_sees_objects_where_they_are():
         spot[:, :, y - 6 : y + 6, x - 6 : x + 6] = 3.0
         with torch.no_grad():
             change = (network(spot).features[0] - network(plain).features[0]).abs().sum(dim=1).flatten()
-        anchor = anchors[: per_level[0]][change.argmax()]
-        assert ((anchor[:2] + anchor[2:]) / 2).tolist() == pytest.approx([x, y], abs=12)
+        places = (anchors[: per_level[0], :2] + anchors[: per_level[0], 2:]) / 2
+        centre = (places * change[:, None]).sum(dim=0) / change.sum()
+        assert centre.tolist() == pytest.approx([x, y], abs=12)
 
 
 def test_at_first_anchors_are_background():
