@@ -332,9 +332,13 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def sweep_axes(sweep: Mapping[str, Any]) -> list[str]:
+    """Settings that a grid sweeps, sorted as in the stored plan.json: their order names the arms."""
+    return sorted(key for key in sweep if key != "arm")
+
+
 def _grid(sweep: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]:
-    # Sorted as in the stored plan.json: the order names the arm, and the report has to find it again.
-    axes = {key: sweep[key] for key in sorted(sweep) if key != "arm"}
+    axes = {key: sweep[key] for key in sweep_axes(sweep)}
     for key, values in axes.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise InputError(f"{where}: sweep over {key!r}: {values!r}, expected a list of values.")

@@ -104,6 +104,11 @@ def role_networks(results: Results, cell: Cell, role: Role) -> list[str]:
     return [role] if role in names else []
 
 
+def network_roles(networks: pd.Series[str]) -> pd.Series[str]:
+    """Role of each network of a table, by its name there."""
+    return networks.where(networks.isin([NetworkName.TEACHER, NetworkName.ENSEMBLE]), "students")
+
+
 def load_scores(results: Results, cells: Sequence[Cell], evaluation: str, metric: str) -> list[dict[str, Scores]]:
     """What the networks of one seed of an arm said.
 

@@ -30,6 +30,7 @@ from kdml_med.experiments.report.words import (
     network_words,
     with_interval,
 )
+from kdml_med.experiments.scores import network_roles
 from kdml_med.keys import network_order
 
 _MISSING_SHOWN = 40
@@ -116,8 +117,11 @@ def _cost_points(found: Findings, wide: pd.DataFrame, version: str, evaluation: 
     points = summary[summary["metric"] == found.metric][["arm", "role", "value", "low", "high"]]
     table = wide["multiply_accumulates"].reset_index()
     table = table[table["version"] == version]
-    role = table["network"].where(~table["network"].str.startswith("student_"), "students")
-    costs = table.assign(role=role).groupby(["arm", "role"], as_index=False)["multiply_accumulates"].mean()
+    costs = (
+        table.assign(role=network_roles(table["network"]))
+        .groupby(["arm", "role"], as_index=False)["multiply_accumulates"]
+        .mean()
+    )
     return points.merge(costs, on=["arm", "role"], how="left")
 
 

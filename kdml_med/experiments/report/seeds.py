@@ -11,10 +11,10 @@ import pandas as pd
 
 from kdml_med.experiments.arms import KDML
 from kdml_med.experiments.comparison import metrics_of
-from kdml_med.experiments.plan import named_arms
+from kdml_med.experiments.plan import named_arms, sweep_axes
 from kdml_med.experiments.report.content import Findings, of_group, rows_of_metric
 from kdml_med.experiments.results import Results
-from kdml_med.experiments.scores import Role, load_scores, role_networks
+from kdml_med.experiments.scores import Role, load_scores, network_roles, role_networks
 from kdml_med.metrics.paired import estimate
 
 _KEYS = ["version", "evaluation", "arm", "role", "seed"]
@@ -48,8 +48,9 @@ def seed_table(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     metric = metrics_of(results)[0]
     if results.plan.folds is None:
         own = rows_of_metric(table, metric)
-        role = own["network"].where(~own["network"].str.startswith("student_"), "students")
-        return own.assign(role=role).groupby(_KEYS, as_index=False, sort=False)[["value"]].mean()
+        return (
+            own.assign(role=network_roles(own["network"])).groupby(_KEYS, as_index=False, sort=False)[["value"]].mean()
+        )
     # What is computed within folds is no mean over folds.
     rows = []
     for version, evaluation, arm in itertools.product(results.plan.versions, results.evaluations, results.arms):
@@ -78,7 +79,7 @@ def sweep_points(found: Findings, version: str, evaluation: str) -> Iterator[Swe
     arms = {name: settings for name, (_, settings) in named_arms(found.plan).items()}
     for sweep in found.plan.sweeps:
         like = str(sweep.get("arm", KDML))
-        axes = [key for key in sweep if key != "arm"]
+        axes = sweep_axes(sweep)
         rows = []
         for row in own.to_dict("records"):
             settings = arms[row["arm"]]
