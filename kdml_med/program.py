@@ -1,4 +1,4 @@
-"""What every program shares: one way to run typer commands, to print errors for people and to exit."""
+"""What every program shares: running typer commands, progress bars, and errors for people with their exit codes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import typer
+from tqdm import tqdm
 
 from kdml_med.errors import ExitCode, InputError
 
@@ -51,3 +52,17 @@ def _checked(command: Command) -> Callable[..., None]:
         raise typer.Exit(int(code or ExitCode.OK))
 
     return checked
+
+
+def progress_bar(total: int, *, what: str, unit: str, done: int = 0, show: bool = True) -> tqdm[Any]:
+    """Bar on standard error: it moves on a terminal, and adds a line now and then to a log file.
+
+    Args:
+        total: number of units, those done before included.
+        what: shown before the bar.
+        unit: name of one unit.
+        done: units that were done before.
+        show: False for no bar at all.
+    """
+    interval = 0.2 if sys.stderr.isatty() else 10
+    return tqdm(total=total, initial=done, desc=what, unit=unit, disable=not show, mininterval=interval)

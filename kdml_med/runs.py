@@ -21,16 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from torch import nn
 
 from kdml_med.errors import InputError
 from kdml_med.keys import DetectionColumn, NetworkName, PredictionColumn, Task, network_order
-from kdml_med.manifest import write_atomically
 from kdml_med.metrics.aggregation import AggregationMethod, Level, aggregate_predictions
 from kdml_med.networks.cohort import Cohort, load_trained
 from kdml_med.networks.registry import build_network
+from kdml_med.storage.files import write_parquet
 
 COHORT_FILE = "cohort.json"
 SETTINGS_FILE = "settings.json"
@@ -42,12 +40,6 @@ DETECTIONS_FILE = "detections.parquet"
 SEQUENCES_FILE = "sequences.csv"
 SPEED_FILE = "speed.json"
 CHECKPOINTS_DIR = "checkpoints"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically, keys sorted, so that equal content gives equal bytes."""
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, (text + "\n").encode())
 
 
 def read_run_json(run_dir: Path, name: str) -> dict[str, Any]:
@@ -116,14 +108,6 @@ def write_predictions(path: Path, predictions: pd.DataFrame) -> None:
 def write_detections(path: Path, detections: pd.DataFrame) -> None:
     """Write detections.parquet, columns of ``DetectionColumn``; the same rows give the same bytes."""
     write_parquet(path, detections[[str(column) for column in DetectionColumn]])
-
-
-def write_parquet(path: Path, frame: pd.DataFrame) -> None:
-    """Write a table as parquet atomically, without its index; the same rows and dtypes give the same bytes."""
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd")
-    write_atomically(path, sink.getvalue().to_pybytes())
 
 
 def group_table(

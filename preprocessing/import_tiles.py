@@ -15,12 +15,11 @@ from typing import Annotated, Any
 import typer
 
 from kdml_med.errors import ExitCode, InputError
-from kdml_med.image_table import TableColumns
-from kdml_med.importing import KATHER_MPP, ImportResult, import_tile_folders, import_tile_table
-from kdml_med.manifest import FAILURES_FILE
-from kdml_med.program import run
-from kdml_med.progress import progress_bar
+from kdml_med.program import progress_bar, run
 from kdml_med.splits import has_splits
+from kdml_med.storage.manifest import FAILURES_FILE
+from kdml_med.tables.images import TableColumns
+from kdml_med.wsi.importing import KATHER_MPP, ImportResult, import_tile_folders, import_tile_table
 
 log = logging.getLogger(__name__)
 

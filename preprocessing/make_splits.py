@@ -12,8 +12,6 @@ from typing import Annotated, Any
 import typer
 
 from kdml_med.errors import ExitCode, InputError
-from kdml_med.labels import read_text_table
-from kdml_med.manifest import read_info, read_manifest
 from kdml_med.program import run
 from kdml_med.splits import (
     DEFAULT_FRACTIONS,
@@ -24,6 +22,8 @@ from kdml_med.splits import (
     read_splits,
     required_classes,
 )
+from kdml_med.storage.manifest import read_info, read_manifest
+from kdml_med.tables.columns import read_text_table
 
 
 def command(

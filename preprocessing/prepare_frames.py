@@ -17,7 +17,6 @@ from kdml_med.colonoscopy.options import FrameOptions  # noqa: E402
 from kdml_med.colonoscopy.preparing import prepare_frames  # noqa: E402
 from kdml_med.colonoscopy.report import describe_report  # noqa: E402
 from kdml_med.errors import ExitCode, InputError  # noqa: E402
-from kdml_med.manifest import read_info, read_manifest  # noqa: E402
 from kdml_med.program import run  # noqa: E402
 from kdml_med.splits import (  # noqa: E402
     DEFAULT_FRACTIONS,
@@ -28,6 +27,7 @@ from kdml_med.splits import (  # noqa: E402
     read_splits,
     required_classes,
 )
+from kdml_med.storage.manifest import read_info, read_manifest  # noqa: E402
 
 _DEFAULT = FrameOptions()
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any  # noqa: E402
 from typer import Argument, Option  # noqa: E402
 
 from kdml_med.errors import ExitCode, InputError  # noqa: E402
-from kdml_med.labels import LabelTable, read_labels  # noqa: E402
 from kdml_med.program import run  # noqa: E402
+from kdml_med.tables.labels import LabelTable, read_labels  # noqa: E402
 from kdml_med.wsi.options import TilingOptions, geometry  # noqa: E402
 from kdml_med.wsi.tiler import TilingReport, tile_slides  # noqa: E402
 

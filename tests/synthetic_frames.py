@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from kdml_med.manifest import (
+from kdml_med.splits import freeze_splits
+from kdml_med.storage.manifest import (
     FRAME_CLASSES,
     MANIFEST_FILE,
     DatasetInfo,
@@ -20,7 +21,6 @@ from kdml_med.manifest import (
     write_info,
     write_manifest,
 )
-from kdml_med.splits import freeze_splits
 
 SPLITS = {"P0": "train", "P1": "train", "P2": "val", "P3": "test"}
 

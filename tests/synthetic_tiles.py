@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kdml_med.manifest import (
+from kdml_med.splits import freeze_splits, make_splits
+from kdml_med.storage.manifest import (
     MANIFEST_FILE,
     DatasetInfo,
     manifest_table,
@@ -17,7 +18,6 @@ from kdml_med.manifest import (
     write_info,
     write_manifest,
 )
-from kdml_med.splits import freeze_splits, make_splits
 
 CLASSES = ["MSS", "MSI"]
 

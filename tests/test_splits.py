@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdml_med.errors import InputError
-from kdml_med.manifest import DatasetInfo, manifest_table, read_info, write_info, write_manifest
 from kdml_med.splits import (
     DEFAULT_FRACTIONS,
     assign_splits,
@@ -21,6 +20,7 @@ from kdml_med.splits import (
     make_splits,
     read_splits,
 )
+from kdml_med.storage.manifest import DatasetInfo, manifest_table, read_info, write_info, write_manifest
 
 CLASSES = ["MSS", "MSI"]
 

@@ -15,7 +15,7 @@ from kdml_med.bundle.preparation import (
     run_training,
 )
 from kdml_med.bundle.results import save_evaluation, save_inference
-from kdml_med.bundle.speed import save_speed
+from kdml_med.deploy.speed import save_speed
 
 __all__ = [
     "build_loss",

@@ -13,7 +13,12 @@ from monai.engines import Evaluator
 
 from kdml_med.bundle.command_line import check_command_line, errors_for_people
 from kdml_med.bundle.results import run_evaluator
-from kdml_med.colonoscopy.annotate import (
+from kdml_med.colonoscopy.options import FrameOptions
+from kdml_med.colonoscopy.planning import shard_name
+from kdml_med.colonoscopy.preparing import prepare_frames
+from kdml_med.colonoscopy.video import VIDEO_SUFFIXES
+from kdml_med.data.frames import FrameDataset
+from kdml_med.deploy.annotate import (
     RESEARCH_ONLY,
     Detected,
     SourceSize,
@@ -22,16 +27,12 @@ from kdml_med.colonoscopy.annotate import (
     write_annotated_video,
     write_detection_sheet,
 )
-from kdml_med.colonoscopy.options import FrameOptions
-from kdml_med.colonoscopy.planning import shard_name
-from kdml_med.colonoscopy.preparing import prepare_frames
-from kdml_med.colonoscopy.video import VIDEO_SUFFIXES
-from kdml_med.data.frames import FrameDataset
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.keys import DetectionColumn, NetworkName, network_order
-from kdml_med.manifest import FAILURES_FILE, write_table
 from kdml_med.metrics.box_matching import BOX_COLUMNS
-from kdml_med.runs import COHORT_FILE, METRICS_FILE, read_run_json, write_json
+from kdml_med.runs import COHORT_FILE, METRICS_FILE, read_run_json
+from kdml_med.storage.files import write_json, write_table
+from kdml_med.storage.manifest import FAILURES_FILE
 
 INPUT_FILE = "input.json"
 BOXES_FILE = "detections.csv"

@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from monai.utils import set_determinism
 
-from kdml_med.anchors import anchor_grid
 from kdml_med.bundle.command_line import check_command_line, errors_for_people
 from kdml_med.data.frames import FrameDataset, input_size
 from kdml_med.data.samples import ManifestDataset
@@ -26,11 +25,13 @@ from kdml_med.errors import InputError
 from kdml_med.keys import Split, Task
 from kdml_med.losses.cohort import ClassificationCohortLoss, CohortLoss
 from kdml_med.losses.detection import DetectionCohortLoss
-from kdml_med.manifest import MANIFEST_FILE, SPLITS_FILE, DatasetInfo, content_hash, read_info
 from kdml_med.metrics.aggregation import AggregationMethod, Level
+from kdml_med.networks.anchors import anchor_grid
 from kdml_med.networks.cohort import Cohort, build_cohort
 from kdml_med.networks.registry import cohort_spec
-from kdml_med.runs import COHORT_FILE, SETTINGS_FILE, checkpoint_path, load_cohort, read_run_json, write_json
+from kdml_med.runs import COHORT_FILE, SETTINGS_FILE, checkpoint_path, load_cohort, read_run_json
+from kdml_med.storage.files import content_hash, write_json
+from kdml_med.storage.manifest import MANIFEST_FILE, SPLITS_FILE, DatasetInfo, read_info
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from monai.engines import Evaluator
 
 from kdml_med.bundle.command_line import errors_for_people
 from kdml_med.data.tiles import TileDataset
-from kdml_med.manifest import write_table
 from kdml_med.metrics.aggregation import AggregationMethod, Level
 from kdml_med.metrics.evaluation import evaluate_predictions
 from kdml_med.networks.cohort import Cohort
@@ -23,9 +22,9 @@ from kdml_med.runs import (
     checkpoint_path,
     group_table,
     results_table,
-    write_json,
     write_predictions,
 )
+from kdml_med.storage.files import write_json, write_table
 
 
 def save_evaluation(

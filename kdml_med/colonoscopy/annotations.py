@@ -14,7 +14,7 @@ from kdml_med.colonoscopy.frames import IMAGE_SUFFIXES
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.sources import Source, SourceIndex
 from kdml_med.errors import InputError
-from kdml_med.labels import read_text_table
+from kdml_med.tables.columns import read_text_table
 
 _SUFFIXES = {"masks": IMAGE_SUFFIXES, "voc": (".xml",), "yolo": (".txt",)}
 _FILES = {"coco": (".json",), "csv": (".csv", ".tsv", ".tab")}

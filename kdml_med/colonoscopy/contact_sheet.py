@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from kdml_med.manifest import read_member, write_atomically
+from kdml_med.storage.files import write_atomically
+from kdml_med.storage.manifest import read_member
 
 CONTACT_SHEET_FILE = "contact_sheet.jpg"
 _FRAMES = 40

@@ -15,7 +15,7 @@ import pandas as pd
 
 from kdml_med.colonoscopy.boxes import Box, BoxTable, FrameBoxes
 from kdml_med.errors import InputError
-from kdml_med.labels import is_blank
+from kdml_med.tables.columns import is_blank
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 TABLE_COLUMNS = ("image", "frame", *EDGES, "class", "polyp", "sequence", "patient", "site", "split", "width", "height")

@@ -19,17 +19,13 @@ from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.planning import Plan, make_plan
 from kdml_med.colonoscopy.report import DUPLICATES_FILE, PreparationReport
 from kdml_med.colonoscopy.sources import Source, find_sources
-from kdml_med.colonoscopy.storing import (
-    NEGATIVE,
-    POLYP,
-    ShardRecord,
-    is_finished,
-    read_record,
-    shard_path,
-    store_shard,
-)
+from kdml_med.colonoscopy.storing import NEGATIVE, POLYP, ShardRecord, is_finished, read_record, shard_path, store_shard
 from kdml_med.errors import InputError
-from kdml_med.manifest import (
+from kdml_med.program import progress_bar
+from kdml_med.splits import check_replaceable, freeze_splits
+from kdml_med.storage.files import write_table
+from kdml_med.storage.folder import sole_user
+from kdml_med.storage.manifest import (
     DATASET_FILE,
     FAILURES_FILE,
     FRAME_CLASSES,
@@ -43,12 +39,8 @@ from kdml_med.manifest import (
     read_manifest,
     write_info,
     write_manifest,
-    write_table,
 )
-from kdml_med.pool import run_jobs
-from kdml_med.progress import progress_bar
-from kdml_med.shards import sole_user
-from kdml_med.splits import check_replaceable, freeze_splits
+from kdml_med.workers import run_jobs
 
 _CRASHED = "the decoder crashed on one of its files"
 _LIBRARIES = ("kdml_med", "av", "pillow", "numpy", "scipy", "scikit-image")

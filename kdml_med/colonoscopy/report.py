@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdml_med.colonoscopy.contact_sheet import CONTACT_SHEET_FILE
-from kdml_med.manifest import FAILURES_FILE
+from kdml_med.storage.manifest import FAILURES_FILE
 
 DUPLICATES_FILE = "duplicates.csv"
 _SHOWN = 10  # failures that are named; failures.csv has them all

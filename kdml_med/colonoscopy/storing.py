@@ -21,8 +21,8 @@ from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.planning import FrameItem, ShardJob, owner_of
 from kdml_med.colonoscopy.video import VideoCutShortError, iterate_video
 from kdml_med.errors import InputError
-from kdml_med.manifest import FRAME_CLASSES, SHARDS_DIR, DatasetKind
-from kdml_med.shards import ShardWriter, read_sidecar, write_sidecar
+from kdml_med.storage.manifest import FRAME_CLASSES, SHARDS_DIR, DatasetKind
+from kdml_med.storage.shards import ShardWriter, read_sidecar, write_sidecar
 
 NEGATIVE, POLYP = FRAME_CLASSES
 _MAX_LOST = 0.25  # share of a box that may lie on what was cut off or painted over; people draw loosely

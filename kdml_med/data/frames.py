@@ -14,7 +14,7 @@ from PIL import Image
 from kdml_med.data.images import image_to_tensor
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.keys import BatchKey
-from kdml_med.manifest import DatasetKind
+from kdml_med.storage.manifest import DatasetKind
 
 Boxes = npt.NDArray[np.float32]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]

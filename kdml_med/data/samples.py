@@ -20,8 +20,8 @@ from torch.utils.data.distributed import DistributedSampler
 from kdml_med.data.images import decode_image
 from kdml_med.errors import InputError
 from kdml_med.keys import BatchKey
-from kdml_med.manifest import DatasetInfo, DatasetKind, image_root, read_info, read_manifest, read_member
 from kdml_med.splits import assign_splits, read_splits
+from kdml_med.storage.manifest import DatasetInfo, DatasetKind, image_root, read_info, read_manifest, read_member
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
     index, from ``EpochSampler``.
 
     Args:
-        dataset_dir: dataset folder, see ``kdml_med.manifest``.
+        dataset_dir: dataset folder, see ``kdml_med.storage.manifest``.
         split: "train", "val" or "test"; None takes every row, labelled or not (inference).
         fold: number of the test fold where splits.csv holds folds.
         transform: MONAI transform on a dictionary with ``BatchKey`` keys; None for none.

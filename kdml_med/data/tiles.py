@@ -12,7 +12,7 @@ from kdml_med.data.images import image_to_tensor
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.errors import InputError
 from kdml_med.keys import BatchKey
-from kdml_med.manifest import SLIDES_FILE, DatasetKind
+from kdml_med.storage.manifest import SLIDES_FILE, DatasetKind
 from kdml_med.wsi.shards import read_stain_fits
 from kdml_med.wsi.stain import StainFit, normalise_stains
 

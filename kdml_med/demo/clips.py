@@ -27,8 +27,8 @@ from kdml_med.demo.endoscope import View
 from kdml_med.demo.folder import check_seed_and_workers, claim_folder, run_jobs
 from kdml_med.demo.sequences import Sequence, draw_sequence, render_frame
 from kdml_med.errors import InputError
-from kdml_med.manifest import write_atomically, write_table
-from kdml_med.progress import progress_bar
+from kdml_med.program import progress_bar
+from kdml_med.storage.files import write_atomically, write_table
 
 GENERATOR_VERSION = 1
 """Raise whenever the same seed gives other pictures."""

@@ -10,9 +10,9 @@ from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.demo.clips import ANNOTATIONS_FILE, FRAMES, SEQUENCES, write_demo_clips
 from kdml_med.demo.slides import write_demo_cohort
 from kdml_med.errors import InputError
-from kdml_med.labels import read_labels
-from kdml_med.manifest import DATASET_FILE, DatasetKind, read_info, read_manifest
 from kdml_med.splits import freeze_splits, make_splits
+from kdml_med.storage.manifest import DATASET_FILE, DatasetKind, read_info, read_manifest
+from kdml_med.tables.labels import read_labels
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.tiler import tile_slides
 

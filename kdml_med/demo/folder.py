@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kdml_med.errors import InputError
-from kdml_med.manifest import write_atomically
+from kdml_med.storage.files import write_atomically
 
 SETTINGS_FILE = "demo.json"
 

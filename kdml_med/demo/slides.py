@@ -26,8 +26,8 @@ from kdml_med.demo.fields import block_mean
 from kdml_med.demo.folder import check_seed_and_workers, claim_folder, run_jobs
 from kdml_med.demo.pyramid import write_svs
 from kdml_med.errors import InputError
-from kdml_med.manifest import write_atomically, write_table
-from kdml_med.progress import progress_bar
+from kdml_med.program import progress_bar
+from kdml_med.storage.files import write_atomically, write_table
 
 GENERATOR_VERSION = 1
 """Raise whenever the same seed gives other pictures."""

@@ -18,7 +18,7 @@ from kdml_med.experiments.scores import Role, load_scores, resampling_unit, role
 from kdml_med.keys import Task
 from kdml_med.metrics.paired import compare, estimate, holm
 from kdml_med.metrics.paired_scores import Scores
-from kdml_med.progress import progress_bar
+from kdml_med.program import progress_bar
 
 RESAMPLES = {Task.CLASSIFICATION: 2000, Task.DETECTION: 1000}
 PERMUTATIONS = {Task.CLASSIFICATION: 10_000, Task.DETECTION: 2000}

@@ -14,13 +14,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdml_med.bundle.speed import REPEATS, classify, device_name, find_boxes, median_seconds
 from kdml_med.data.frames import input_size
+from kdml_med.deploy.speed import REPEATS, classify, device_name, find_boxes, median_seconds
 from kdml_med.experiments.plan import Cell, Plan, expand
 from kdml_med.experiments.training import CELL_FILE
 from kdml_med.keys import NetworkName, Task, network_order
 from kdml_med.networks.registry import build_network, cohort_spec
-from kdml_med.runs import COHORT_FILE, SPEED_FILE, load_network, read_run_json, write_json
+from kdml_med.runs import COHORT_FILE, SPEED_FILE, load_network, read_run_json
+from kdml_med.storage.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ def measure_latency(
         image_size: (height, width) of the input, or the side of a square one.
         threads: to compute with, on a CPU.
         device: to compute on.
-        repeats: measurements of each network; see ``kdml_med.bundle.speed.median_seconds``.
+        repeats: measurements of each network; see ``kdml_med.deploy.speed.median_seconds``.
 
     Returns:
         Median by network; "ensemble" where there are several students.

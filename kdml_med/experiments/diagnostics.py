@@ -37,7 +37,7 @@ from kdml_med.metrics.diversity import (
     found_disagreement,
     found_error_correlation,
 )
-from kdml_med.progress import progress_bar
+from kdml_med.program import progress_bar
 from kdml_med.runs import LOSSES_FILE
 
 MIN_SCORE = 0.1

@@ -23,16 +23,10 @@ from kdml_med.experiments.costs import multiply_accumulates
 from kdml_med.experiments.plan import Cell, Plan, expand, named_arms
 from kdml_med.experiments.training import CELL_FILE, evaluation_dir
 from kdml_med.keys import LossColumn, NetworkName, Task, network_order
-from kdml_med.manifest import FAILURES_FILE
 from kdml_med.networks.registry import build_network
-from kdml_med.runs import (
-    COHORT_FILE,
-    LOSSES_FILE,
-    METRICS_FILE,
-    checkpoint_path,
-    read_run_json,
-    write_parquet,
-)
+from kdml_med.runs import COHORT_FILE, LOSSES_FILE, METRICS_FILE, checkpoint_path, read_run_json
+from kdml_med.storage.files import write_parquet
+from kdml_med.storage.manifest import FAILURES_FILE
 
 RESULTS_FILE = "results.parquet"
 NETWORK_LEVEL = "network"

@@ -18,8 +18,8 @@ from kdml_med.experiments.costs import cell_cost
 from kdml_med.experiments.plan import PLAN_FILE, Cell, Plan, plan_content
 from kdml_med.experiments.training import check_data, is_done, train_cell
 from kdml_med.experiments.workers import ClusterWorkers, LocalWorkers, Train, Workers
-from kdml_med.manifest import FAILURES_FILE, write_table
-from kdml_med.runs import write_json
+from kdml_med.storage.files import write_json, write_table
+from kdml_med.storage.manifest import FAILURES_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,12 @@ from kdml_med.experiments.plan import Cell
 from kdml_med.experiments.results import Results
 from kdml_med.experiments.training import CELL_FILE, evaluation_dir
 from kdml_med.keys import NetworkName, Split, Task
-from kdml_med.manifest import MANIFEST_FILE, content_hash, read_info
 from kdml_med.metrics.aggregation import GROUP_COLUMNS, aggregate_predictions
 from kdml_med.metrics.box_matching import Group
 from kdml_med.metrics.paired_scores import ClassificationScores, DetectionMetric, DetectionScores, Scores
 from kdml_med.runs import DETECTIONS_FILE, PREDICTIONS_FILE, read_run_json
+from kdml_med.storage.files import content_hash
+from kdml_med.storage.manifest import MANIFEST_FILE, read_info
 
 Role = Literal["teacher", "students", "ensemble"]
 

@@ -21,9 +21,10 @@ from monai.bundle import run as run_bundle
 from kdml_med.errors import InputError
 from kdml_med.experiments.plan import Cell, Plan
 from kdml_med.keys import NetworkName, Task
-from kdml_med.manifest import MANIFEST_FILE, content_hash, read_info, read_manifest
-from kdml_med.runs import checkpoint_path, read_run_json, write_json
+from kdml_med.runs import checkpoint_path, read_run_json
 from kdml_med.splits import assign_splits, read_splits
+from kdml_med.storage.files import content_hash, write_json
+from kdml_med.storage.manifest import MANIFEST_FILE, read_info, read_manifest
 
 CELL_FILE = "cell.json"
 LOG_FILE = "log.txt"

@@ -14,9 +14,9 @@ from monai.engines import Evaluator, Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from kdml_med.manifest import write_atomically
 from kdml_med.networks.cohort import Cohort
 from kdml_med.runs import checkpoint_path
+from kdml_med.storage.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ import pandas as pd
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 
-from kdml_med.engines.detection import Detections
 from kdml_med.handlers.metrics import publish_metrics
 from kdml_med.keys import BatchKey, DetectionColumn, NetworkName, OutputKey
 from kdml_med.metrics.detection import choose_thresholds
 from kdml_med.metrics.detection_evaluation import evaluate_detections
+from kdml_med.networks.boxes import Detections
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from ignite.engine import Engine, Events
 from monai.engines import Trainer
 
 from kdml_med.keys import LossColumn, LossTerm, NetworkName, OutputKey
-from kdml_med.manifest import write_table
 from kdml_med.runs import LOSSES_FILE
+from kdml_med.storage.files import write_table
 
 _WEIGHTS = {LossTerm.TASK: "alpha", LossTerm.KD: "beta", LossTerm.ML: "gamma"}
 

@@ -12,7 +12,7 @@ from monai.engines import Evaluator, Trainer
 from tqdm import tqdm
 
 from kdml_med.keys import LossTerm, NetworkName, OutputKey
-from kdml_med.progress import progress_bar
+from kdml_med.program import progress_bar
 
 logger = logging.getLogger(__name__)
 

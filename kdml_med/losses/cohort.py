@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdml_med.answers import ClassifierAnswer
 from kdml_med.keys import LossTerm, NetworkName
 from kdml_med.losses.distillation import distillation_loss
 from kdml_med.losses.feature import attention_loss
 from kdml_med.losses.mutual import mutual_loss
+from kdml_med.networks.answers import ClassifierAnswer
 
 LINKS = ("predictions", "features", "both")
 """What a student can learn from its teacher or its peers."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdml_med.anchors import AnchorPredictions, MatchedAnchors, anchor_grid, decode_boxes, match_anchors
 from kdml_med.losses.cohort import CohortLoss
+from kdml_med.networks.anchors import AnchorPredictions, MatchedAnchors, anchor_grid, decode_boxes, match_anchors
 
 FOCUS = 2.0
 """Exponent that makes easy anchors count little; gamma of the focal loss, beta of the quality focal loss."""

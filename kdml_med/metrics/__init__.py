@@ -5,13 +5,7 @@ NumPy and pandas in, numbers out; no engine, no torch.
 
 from kdml_med.metrics.aggregation import aggregate_predictions, aggregate_tiles
 from kdml_med.metrics.bootstrap import Interval, bootstrap_interval, resample_auroc
-from kdml_med.metrics.box_matching import (
-    AnnotatedFrames,
-    Matches,
-    box_iou,
-    match_detections,
-    read_frames,
-)
+from kdml_med.metrics.box_matching import AnnotatedFrames, Matches, box_iou, match_detections, read_frames
 from kdml_med.metrics.calibration import brier_score, expected_calibration_error
 from kdml_med.metrics.classification import (
     accuracy,

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from monai.networks.nets import resnet as monai_resnet
 from torch import nn
 
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
 from kdml_med.networks.mobilenet import MobileNetV2
+from kdml_med.networks.resnet import RESNETS
 from kdml_med.networks.retinanet import RetinaNet
 
 NetworkSpec = str | Mapping[str, Any]
@@ -23,29 +23,8 @@ The key "stream" of a mapping is no argument of the builder, see ``stream_name``
 """
 
 
-def _resnet(name: str) -> Callable[..., nn.Module]:
-    builder = getattr(monai_resnet, name)
-
-    def build(num_classes: int = 2, **kwargs: Any) -> nn.Module:
-        # MONAI's defaults (stem stride 1, biased shortcuts) neither match the published ImageNet weights nor the
-        # published cost: stride 1 in the stem makes every later layer work on four times the pixels.
-        settings: dict[str, Any] = {
-            "spatial_dims": 2,
-            "n_input_channels": 3,
-            "conv1_t_stride": 2,
-            "bias_downsample": False,
-        }
-        network: nn.Module = builder(num_classes=num_classes, **(settings | kwargs))
-        return network
-
-    return build
-
-
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
-    "resnet10": _resnet("resnet10"),
-    "resnet18": _resnet("resnet18"),
-    "resnet34": _resnet("resnet34"),
-    "resnet50": _resnet("resnet50"),
+    **RESNETS,
     "mobilenet_v2": MobileNetV2,
     "retinanet": RetinaNet,
 }

@@ -10,8 +10,9 @@ from monai.apps.detection.networks.retinanet_network import RetinaNet as MonaiRe
 from monai.networks.blocks.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork
 from torch import Tensor, nn
 
-from kdml_med.anchors import STRIDES, AnchorPredictions
+from kdml_med.networks.anchors import STRIDES, AnchorPredictions
 from kdml_med.networks.mobilenet import BLOCKS, MobileNetV2
+from kdml_med.networks.resnet import RESNETS
 from kdml_med.networks.stages import MOBILENET_ENDS, mobilenet_stages, resnet_stages
 
 HEAD_NORM_GROUPS = 8
@@ -97,7 +98,7 @@ class PyramidBody(nn.Module):
 
 
 class RetinaNet(nn.Module):
-    """One-stage detector that answers for every anchor of ``kdml_med.anchors``.
+    """One-stage detector that answers for every anchor of ``kdml_med.networks.anchors``.
 
     Args:
         body: "mobilenet_v2", "resnet10", "resnet18", "resnet34" or "resnet50".
@@ -184,8 +185,6 @@ def _mobilenet_pyramid(width: int, last_block: int) -> PyramidBody:
 
 
 def _resnet_pyramid(name: str, width: int) -> PyramidBody:
-    from kdml_med.networks.registry import ARCHITECTURES
-
     channels = {
         "resnet10": (128, 256, 512),
         "resnet18": (128, 256, 512),
@@ -194,6 +193,6 @@ def _resnet_pyramid(name: str, width: int) -> PyramidBody:
     }
     if name not in channels:
         raise ValueError(f"unknown body {name!r}; known: mobilenet_v2, {', '.join(channels)}.")
-    body: Any = ARCHITECTURES[name](num_classes=1)
+    body: Any = RESNETS[name](num_classes=1)
     del body.fc
     return PyramidBody(body, resnet_stages, channels[name], width)

@@ -10,8 +10,8 @@ from typing import Any, cast
 from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 
-from kdml_med.answers import ClassifierAnswer
 from kdml_med.errors import InputError
+from kdml_med.networks.answers import ClassifierAnswer
 from kdml_med.networks.mobilenet import MobileNetV2
 
 FINEST_STRIDE = 8

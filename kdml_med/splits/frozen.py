@@ -17,8 +17,9 @@ import pandas as pd
 
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
-from kdml_med.manifest import SPLITS_FILE, DatasetInfo, read_info, write_info, write_table
 from kdml_med.splits.making import SPLIT_NAMES, owner_word
+from kdml_med.storage.files import write_table
+from kdml_med.storage.manifest import SPLITS_FILE, DatasetInfo, read_info, write_info
 
 
 def freeze_splits(

@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
-from kdml_med.manifest import DatasetInfo, DatasetKind
+from kdml_med.storage.manifest import DatasetInfo, DatasetKind
 
 DEFAULT_FRACTIONS = (0.6, 0.15, 0.25)
 SPLIT_NAMES = [split.value for split in Split]

@@ -17,14 +17,15 @@ import simplejpeg
 from PIL import Image
 
 from kdml_med.errors import InputError
-from kdml_med.manifest import SHARDS_DIR
-from kdml_med.shards import ShardWriter
+from kdml_med.storage.manifest import SHARDS_DIR
+from kdml_med.storage.shards import ShardWriter
 from kdml_med.wsi.grid import ReadPlan, TileGrid, choose_plane, make_grid
+from kdml_med.wsi.opening import open_slide
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.overview import UNREADABLE, write_thumbnail
 from kdml_med.wsi.quality import TileQuality, measure_quality
 from kdml_med.wsi.shards import SlideRecord, shard_path, write_record
-from kdml_med.wsi.slide import Pixels, Slide, SlideError, open_slide, resolve_mpp
+from kdml_med.wsi.slide import Pixels, Slide, SlideError, resolve_mpp
 from kdml_med.wsi.stain import StainFit, fit_stains, normalise_stains
 from kdml_med.wsi.tissue import MaskIntegral, Overview, read_overview, tissue_mask
 

@@ -18,7 +18,8 @@ import simplejpeg
 import tifffile
 from PIL import Image
 
-from kdml_med.wsi.slide import OpenSlideSlide, Pixels, SlideError
+from kdml_med.wsi.scans import OpenSlideSlide
+from kdml_med.wsi.slide import Pixels, SlideError
 
 _VENDORS = ("aperio", "generic-tiff")
 _JPEG = 7

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from kdml_med.manifest import write_atomically
+from kdml_med.storage.files import write_atomically
 from kdml_med.wsi.grid import TileGrid
 from kdml_med.wsi.tissue import Overview
 

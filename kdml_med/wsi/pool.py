@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from kdml_med import pool
+from kdml_med import workers as pool
 from kdml_med.wsi.cutter import SlideJob, cut_slide
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.slide import SlideError

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from kdml_med.manifest import SHARDS_DIR, DatasetKind
-from kdml_med.shards import read_sidecar, write_sidecar
+from kdml_med.storage.manifest import SHARDS_DIR, DatasetKind
+from kdml_med.storage.shards import read_sidecar, write_sidecar
 from kdml_med.wsi.stain import StainFit
 
 _STAIN_COLUMNS = [f"stain_{stain}_{channel}" for stain in "he" for channel in "rgb"] + ["stain_h_max", "stain_e_max"]

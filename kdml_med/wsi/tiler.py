@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdml_med.errors import InputError
-from kdml_med.labels import slide_name, tcga_site
-from kdml_med.manifest import (
+from kdml_med.program import progress_bar
+from kdml_med.storage.files import write_table
+from kdml_med.storage.folder import sole_user
+from kdml_med.storage.manifest import (
     DATASET_FILE,
     FAILURES_FILE,
     MANIFEST_FILE,
@@ -27,15 +29,13 @@ from kdml_med.manifest import (
     read_info,
     write_info,
     write_manifest,
-    write_table,
 )
-from kdml_med.progress import progress_bar
-from kdml_med.shards import sole_user
+from kdml_med.tables.names import SLIDE_SUFFIXES, slide_name, tcga_site
 from kdml_med.wsi.cutter import SlideJob
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.pool import Outcome, run_jobs
 from kdml_med.wsi.shards import SlideRecord, finished_slides, read_record, sidecar_path, write_record
-from kdml_med.wsi.slide import ASSUMED, SLIDE_SUFFIXES
+from kdml_med.wsi.slide import ASSUMED
 
 _LIBRARIES = (
     "kdml_med",
@@ -69,7 +69,7 @@ class Match(Protocol):
 
 
 class Labels(Protocol):
-    """The part of ``kdml_med.labels.LabelTable`` that tiling uses."""
+    """The part of ``kdml_med.tables.labels.LabelTable`` that tiling uses."""
 
     @property
     def classes(self) -> list[str]:

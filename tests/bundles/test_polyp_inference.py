@@ -20,17 +20,12 @@ from monai.bundle import ConfigWorkflow
 from pycocotools.coco import COCO
 from torch import Tensor, nn
 
-from kdml_med.anchors import STRIDES, AnchorPredictions
-from kdml_med.bundle.detection_inference import (
-    boxes_in_source,
-    coco_dataset,
-    count_frames,
-    name_videos,
-    prepare_source,
-)
-from kdml_med.colonoscopy.annotate import SourceSize
+from kdml_med.bundle.detection_inference import boxes_in_source, coco_dataset, count_frames, name_videos, prepare_source
 from kdml_med.colonoscopy.frames import Placement
-from kdml_med.runs import COHORT_FILE, METRICS_FILE, checkpoint_path, write_json
+from kdml_med.deploy.annotate import SourceSize
+from kdml_med.networks.anchors import STRIDES, AnchorPredictions
+from kdml_med.runs import COHORT_FILE, METRICS_FILE, checkpoint_path
+from kdml_med.storage.files import write_json
 from tests.bundles.conftest import REPOSITORY, run_bundle
 from tests.colonoscopy.pictures import frame, save, save_video
 from tests.synthetic_frames import write_frame_dataset

@@ -14,8 +14,8 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from kdml_med.manifest import read_manifest
 from kdml_med.runs import load_cohort
+from kdml_med.storage.manifest import read_manifest
 from tests.bundles.conftest import POLYP_CONFIGS, kill_after_an_epoch, polyp_words, read_json, run_bundle
 from tests.synthetic_frames import SPLITS, write_frame_dataset
 

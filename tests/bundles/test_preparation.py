@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from kdml_med.bundle import build_loss, build_training_cohort, fold_of, prepare_evaluation, prepare_training
-from kdml_med.manifest import read_info, read_manifest, write_info
-from kdml_med.runs import COHORT_FILE, write_json
+from kdml_med.runs import COHORT_FILE
 from kdml_med.splits import freeze_splits, make_splits
+from kdml_med.storage.files import write_json
+from kdml_med.storage.manifest import read_info, read_manifest, write_info
 from tests.bundles.conftest import REPOSITORY, read_json
 from tests.synthetic_tiles import CLASSES, write_tile_dataset
 

@@ -13,9 +13,9 @@ from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.colonoscopy.report import describe_report
 from kdml_med.errors import InputError
-from kdml_med.manifest import read_info, read_manifest, read_member
-from kdml_med.shards import sole_user
 from kdml_med.splits import assign_splits
+from kdml_med.storage.folder import sole_user
+from kdml_med.storage.manifest import read_info, read_manifest, read_member
 from tests.colonoscopy.pictures import contents, save, save_mask, save_video
 
 # Two with polyps, one that was looked at and shows none; pictures are 200×160 with the field at 30, 10 to 190, 150.

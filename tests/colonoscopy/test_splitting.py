@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdml_med.errors import InputError
-from kdml_med.manifest import FRAME_CLASSES, DatasetInfo
 from kdml_med.splits import describe_splits, make_splits, required_classes
+from kdml_med.storage.manifest import FRAME_CLASSES, DatasetInfo
 
 NEEDED = required_classes(DatasetInfo(kind="frames", classes=list(FRAME_CLASSES)))
 

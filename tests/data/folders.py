@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from kdml_med.manifest import DatasetInfo, manifest_table, write_info, write_manifest
 from kdml_med.splits import freeze_splits
+from kdml_med.storage.manifest import DatasetInfo, manifest_table, write_info, write_manifest
 
 CLASSES = ["MSS", "MSI"]
 

@@ -15,7 +15,7 @@ from PIL import Image
 from kdml_med.data import EpochSampler, NormalizeColourd, RandStainJitterd, SampleLoader, TileDataset
 from kdml_med.data.images import decode_image, image_to_tensor
 from kdml_med.errors import InputError
-from kdml_med.manifest import read_info, write_info
+from kdml_med.storage.manifest import read_info, write_info
 from kdml_med.wsi.stain import REFERENCE, StainFit, normalise_stains
 from tests.data.folders import CLASSES, encode, tile_pixels, write_dataset
 

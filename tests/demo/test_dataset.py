@@ -7,7 +7,7 @@ import pytest
 
 from kdml_med.demo.dataset import LEAST_BOX_PX, ensure_demo_frames
 from kdml_med.errors import InputError
-from kdml_med.manifest import read_info, read_manifest
+from kdml_med.storage.manifest import read_info, read_manifest
 
 
 @pytest.mark.slow

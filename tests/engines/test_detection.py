@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from ignite.engine import Events
 from torch import nn
 
-from kdml_med.anchors import AnchorPredictions, anchor_grid, encode_boxes
-from kdml_med.box_fusion import weighted_box_fusion
 from kdml_med.data import FrameDataset, PlaceFrame, RandPlaceFrame, SampleLoader
 from kdml_med.engines import DetectionEvaluator, KDMLTrainer
-from kdml_med.engines.detection import Candidates, average_anchors, decode_anchors, suppress
 from kdml_med.losses import DetectionCohortLoss
 from kdml_med.networks import Cohort, build_cohort
+from kdml_med.networks.anchors import AnchorPredictions, anchor_grid, encode_boxes
+from kdml_med.networks.boxes import Candidates, average_anchors, decode_anchors, suppress, weighted_box_fusion
 from tests.reference import suppressed
 from tests.synthetic_frames import write_frame_dataset
 

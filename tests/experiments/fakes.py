@@ -11,7 +11,7 @@ from typing import Any
 
 from kdml_med.experiments.plan import Cell, Plan, make_plan
 from kdml_med.experiments.training import CELL_FILE, cell_record
-from kdml_med.runs import write_json
+from kdml_med.storage.files import write_json
 from tests.data.folders import write_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]

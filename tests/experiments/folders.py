@@ -13,10 +13,11 @@ from kdml_med.data.samples import select_rows
 from kdml_med.experiments.plan import Cell, Plan, expand, make_plan
 from kdml_med.experiments.training import CELL_FILE, cell_record
 from kdml_med.keys import LossColumn, NetworkName, Task
-from kdml_med.manifest import DatasetInfo, manifest_table, read_info, write_info, write_manifest, write_table
 from kdml_med.metrics.detection_evaluation import evaluate_detections
 from kdml_med.metrics.evaluation import evaluate_predictions
-from kdml_med.runs import write_detections, write_json, write_predictions
+from kdml_med.runs import write_detections, write_predictions
+from kdml_med.storage.files import write_json, write_table
+from kdml_med.storage.manifest import DatasetInfo, manifest_table, read_info, write_info, write_manifest
 from tests.synthetic_frames import write_frame_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]

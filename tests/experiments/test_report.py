@@ -21,7 +21,7 @@ from kdml_med.experiments.report.writing import find, write_pages, write_report
 from kdml_med.experiments.results import collect
 from kdml_med.keys import Task
 from kdml_med.networks.registry import build_network
-from kdml_med.runs import write_json
+from kdml_med.storage.files import write_json
 from tests.experiments.findings import compared, made_up_findings
 from tests.experiments.folders import tile_plan, write_results
 

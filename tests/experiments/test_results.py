@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from kdml_med.errors import InputError
 from kdml_med.experiments.plan import Plan, expand
 from kdml_med.experiments.results import NOT_DONE, collect, results_table, write_results
-from kdml_med.manifest import write_table
+from kdml_med.storage.files import write_table
 from tests.experiments import folders
 
 ARMS = ["teacher_only", "independent", "kd_offline", "kdml"]

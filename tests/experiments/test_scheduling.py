@@ -23,7 +23,7 @@ from kdml_med.experiments import scheduling, workers
 from kdml_med.experiments.plan import Plan, expand
 from kdml_med.experiments.scheduling import Outcome, run_plan
 from kdml_med.experiments.workers import LocalWorkers
-from kdml_med.runs import write_json
+from kdml_med.storage.files import write_json
 from tests.experiments.fakes import REPOSITORY, calls, fake_train, processes, small_plan
 
 PREFIX = "cells/edge"

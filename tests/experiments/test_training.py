@@ -23,7 +23,7 @@ from kdml_med.experiments import training
 from kdml_med.experiments.plan import Cell, Plan, expand
 from kdml_med.experiments.training import CELL_FILE, cell_record, train_cell
 from kdml_med.program import run_commands
-from kdml_med.runs import write_json
+from kdml_med.storage.files import write_json
 from tests.experiments.conftest import EPOCHS, Study, run_experiments, run_words, write_plan
 from tests.experiments.fakes import REPOSITORY, small_plan
 from tests.synthetic_tiles import write_tile_dataset

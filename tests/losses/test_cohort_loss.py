@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdml_med.answers import ClassifierAnswer
 from kdml_med.losses import ClassificationCohortLoss, attention_loss
 from kdml_med.losses import cohort as cohort_module
 from kdml_med.networks import build_cohort
+from kdml_med.networks.answers import ClassifierAnswer
 from tests.networks.tiny import TINY
 from tests.reference import cross_entropy, mutual_divergence, softened_kl
 

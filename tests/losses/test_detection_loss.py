@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdml_med.anchors import AnchorPredictions, MatchedAnchors, anchor_grid, encode_boxes
 from kdml_med.losses import DetectionCohortLoss
 from kdml_med.losses import cohort as cohort_module
 from kdml_med.losses import detection as detection_module
@@ -22,6 +21,7 @@ from kdml_med.losses.detection import (
 )
 from kdml_med.losses.feature import attention_loss
 from kdml_med.networks import build_cohort
+from kdml_med.networks.anchors import AnchorPredictions, MatchedAnchors, anchor_grid, encode_boxes
 from tests.reference import bernoulli_kl, decoded_box, generalised_overlap_of, overlap_of
 
 SEEDS = st.integers(0, 2**31)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdml_med.manifest import DatasetKind, manifest_table
 from kdml_med.metrics.box_matching import box_iou, match_detections, read_frames
+from kdml_med.storage.manifest import DatasetKind, manifest_table
 from tests.metrics.detection_tables import boxes, cases, detection_table, frame_table
 from tests.reference import overlap_of
 

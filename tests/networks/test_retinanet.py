@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kdml_med.anchors import STRIDES, anchor_grid
-from kdml_med.engines.detection import decode_anchors
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
 from kdml_med.losses import DetectionCohortLoss
 from kdml_med.networks import VERSIONS, MobileNetV2, build_cohort, build_network
+from kdml_med.networks.anchors import STRIDES, anchor_grid
+from kdml_med.networks.boxes import decode_anchors
 from kdml_med.networks.retinanet import RetinaNet
 from tests.networks.tiny import TINY as TINY_CLASSIFIER
 

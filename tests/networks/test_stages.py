@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from kdml_med.answers import ClassifierAnswer
 from kdml_med.errors import InputError
 from kdml_med.losses import ClassificationCohortLoss
 from kdml_med.networks import build_cohort, build_network
+from kdml_med.networks.answers import ClassifierAnswer
 from kdml_med.networks.stages import feature_stages
 from tests.networks.tiny import STAGED, TINY, TinyNet
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from kdml_med.errors import ExitCode, InputError
-from kdml_med.image_table import TableColumns
-from kdml_med.importing import import_tile_folders, import_tile_table
-from kdml_med.manifest import image_root, read_info, read_manifest, read_member
 from kdml_med.splits import assign_splits, has_splits
+from kdml_med.storage.manifest import image_root, read_info, read_manifest, read_member
+from kdml_med.tables.images import TableColumns
+from kdml_med.wsi.importing import import_tile_folders, import_tile_table
 from preprocessing.import_tiles import Layout, import_tiles
 
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from kdml_med.errors import ExitCode
-from kdml_med.manifest import read_manifest
 from kdml_med.program import run
+from kdml_med.storage.manifest import read_manifest
 from preprocessing.tile_slides import main
 from tests.synthetic_slides import tissue_picture, write_slide
 

@@ -5,10 +5,10 @@ import numpy as np
 import openslide
 import pytest
 
-from kdml_med.manifest import read_manifest
+from kdml_med.storage.manifest import read_manifest
 from kdml_med.wsi.native import NativeSlide
+from kdml_med.wsi.opening import open_slide
 from kdml_med.wsi.options import TilingOptions, geometry
-from kdml_med.wsi.slide import open_slide
 from kdml_med.wsi.stain import REFERENCE, fit_stains
 from kdml_med.wsi.tiler import tile_slides
 from tests.wsi.test_tiler import worst_difference

@@ -3,7 +3,9 @@ import pytest
 from PIL import Image
 
 from kdml_med.wsi.native import NativeSlide
-from kdml_med.wsi.slide import FieldSlide, OpenSlideSlide, SlideError, open_slide, resolve_mpp
+from kdml_med.wsi.opening import open_slide
+from kdml_med.wsi.scans import FieldSlide, OpenSlideSlide
+from kdml_med.wsi.slide import SlideError, resolve_mpp
 from tests.synthetic_slides import damage_native_tile, write_slide
 
 

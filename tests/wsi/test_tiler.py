@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from kdml_med.errors import InputError
-from kdml_med.manifest import read_info, read_manifest, read_member
+from kdml_med.storage.manifest import read_info, read_manifest, read_member
 from kdml_med.wsi.cutter import in_order, split_bands
 from kdml_med.wsi.options import PRESETS, TilingOptions, geometry
 from kdml_med.wsi.tiler import tile_slides

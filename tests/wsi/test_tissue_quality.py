@@ -3,8 +3,9 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from kdml_med.wsi.opening import open_slide
 from kdml_med.wsi.quality import measure_quality
-from kdml_med.wsi.slide import SlideError, open_slide
+from kdml_med.wsi.slide import SlideError
 from kdml_med.wsi.tissue import MaskIntegral, Overview, read_overview, tissue_mask
 from tests.synthetic_slides import TISSUE_SHARE, damage_native_tile, tissue_picture, write_slide
 

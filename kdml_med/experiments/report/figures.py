@@ -31,7 +31,7 @@ from kdml_med.experiments.report.words import (
     metric_words,
     p_words,
 )
-from kdml_med.manifest import write_atomically
+from kdml_med.storage.files import write_atomically
 
 WIDTH = 8.0
 """Inches of every figure; with ``_DPI`` and 10 point letters it is legible at 800 px."""

@@ -33,9 +33,9 @@ from kdml_med.experiments.report.seeds import seed_table
 from kdml_med.experiments.report.words import count
 from kdml_med.experiments.results import RESULTS_FILE, Results, collect, results_table, write_results
 from kdml_med.keys import NetworkName
-from kdml_med.manifest import write_atomically, write_table
 from kdml_med.networks.registry import architecture_name, body_name
 from kdml_med.runs import SPEED_FILE, read_run_json
+from kdml_med.storage.files import write_atomically, write_table
 
 FIGURES_DIR = "figures"
 REPORT_NAME = "report"

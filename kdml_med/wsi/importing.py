@@ -19,23 +19,23 @@ from PIL import Image
 
 import kdml_med
 from kdml_med.errors import InputError
-from kdml_med.image_table import TableColumns, read_image_table
 from kdml_med.keys import Split
-from kdml_med.labels import LabelLevel, parse_labels, tcga_site
-from kdml_med.manifest import (
+from kdml_med.splits import check_replaceable, freeze_splits, make_splits
+from kdml_med.storage.files import content_hash, write_table
+from kdml_med.storage.manifest import (
     DATASET_FILE,
     FAILURES_FILE,
     MANIFEST_FILE,
     SLIDES_FILE,
     DatasetInfo,
-    content_hash,
     manifest_table,
     read_info,
     write_info,
     write_manifest,
-    write_table,
 )
-from kdml_med.splits import check_replaceable, freeze_splits, make_splits
+from kdml_med.tables.images import TableColumns, read_image_table
+from kdml_med.tables.labels import LabelLevel, parse_labels
+from kdml_med.tables.names import tcga_site
 
 KATHER_MPP = 0.5  # Zenodo 2530835: 224 px are 112 µm
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -17,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdml_med.errors import InputError
-from kdml_med.manifest import DatasetKind, manifest_table, validate_manifest, write_atomically
+from kdml_med.storage.files import write_atomically
+from kdml_med.storage.manifest import DatasetKind, manifest_table, validate_manifest
 
 Record = TypeVar("Record")
 
@@ -107,25 +106,3 @@ def read_sidecar(path: Path, record: type[Record], kind: DatasetKind) -> tuple[R
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}). Delete it and run the same command again.") from error
     return content, table.replace_schema_metadata(None).select(kind.columns.names).cast(kind.columns)
-
-
-@contextlib.contextmanager
-def sole_user(out_dir: Path) -> Iterator[None]:
-    """Keep two runs out of one folder; the lock is on the folder itself, leaves no file and dies with the process.
-
-    Raises:
-        InputError: the folder cannot be made, or another run has it.
-    """
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out_dir, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"cannot use {out_dir} as output folder: {error.strerror}.") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another run is writing to {out_dir}: wait for it, or choose another --out.") from error
-        yield
-    finally:
-        os.close(handle)

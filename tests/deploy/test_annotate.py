@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from kdml_med.colonoscopy.annotate import (
+from kdml_med.colonoscopy.boxes import FrameError
+from kdml_med.deploy.annotate import (
     Detected,
     choose_frames,
     draw_detections,
@@ -16,7 +17,6 @@ from kdml_med.colonoscopy.annotate import (
     write_annotated_video,
     write_detection_sheet,
 )
-from kdml_med.colonoscopy.boxes import FrameError
 from tests.colonoscopy.pictures import frame, save, save_video
 
 GREEN = (0, 255, 150)

@@ -11,17 +11,9 @@ import pandas as pd
 
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
-from kdml_med.labels import (
-    LabelLevel,
-    find_column,
-    is_blank,
-    owner_labels,
-    parse_labels,
-    parse_mpp,
-    read_text_table,
-    slide_name,
-    tcga_site,
-)
+from kdml_med.tables.columns import find_column, is_blank, parse_mpp, read_text_table
+from kdml_med.tables.labels import LabelLevel, owner_labels, parse_labels
+from kdml_med.tables.names import slide_name, tcga_site
 
 _SPLIT_NAMES = {
     "train": Split.TRAIN.value,

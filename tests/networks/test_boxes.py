@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdml_med.box_fusion import weighted_box_fusion
 from kdml_med.errors import InputError
 from kdml_med.metrics.box_matching import box_iou
+from kdml_med.networks.boxes import weighted_box_fusion
 from tests.reference import fused_boxes
 
 ONE, NEAR, FAR = (0, 0, 10, 10), (0, 0, 10, 8), (50, 50, 60, 70)

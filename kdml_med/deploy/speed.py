@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from kdml_med.data.frames import input_size
-from kdml_med.engines.detection import average_anchors, decode_anchors, suppress
 from kdml_med.keys import NetworkName
+from kdml_med.networks.boxes import average_anchors, decode_anchors, suppress
 from kdml_med.networks.cohort import Cohort
-from kdml_med.runs import SPEED_FILE, write_json
+from kdml_med.runs import SPEED_FILE
+from kdml_med.storage.files import write_json
 
 WARM_UP = 3
 REPEATS = 20

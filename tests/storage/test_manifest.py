@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from kdml_med.errors import InputError
-from kdml_med.manifest import (
+from kdml_med.storage.files import content_hash
+from kdml_med.storage.manifest import (
     DATASET_FILE,
     MANIFEST_FILE,
     TILE_COLUMNS,
     DatasetInfo,
-    content_hash,
     image_root,
     manifest_table,
     read_info,

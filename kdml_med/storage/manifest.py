@@ -15,9 +15,7 @@ the same three columns with one file per tile and offset 0, so nothing is copied
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -29,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdml_med.errors import InputError
+from kdml_med.storage.files import write_atomically
 
 SCHEMA_VERSION = 1
 DATASET_FILE = "dataset.json"
@@ -138,22 +137,6 @@ class DatasetInfo:
     splits: dict[str, Any] | None = None
     synthetic: bool = False
     schema_version: int = SCHEMA_VERSION
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old bytes or all of the new ones, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a CSV file atomically, with Unix line ends and no index column."""
-    write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
 
 
 def write_info(dataset_dir: Path, info: DatasetInfo) -> None:
@@ -281,9 +264,3 @@ def read_member(root: Path, shard: str, offset: int, size: int) -> bytes:
     if len(data) != size:
         raise InputError(f"{path} is cut short: {size} bytes expected at {offset}, {len(data)} found.")
     return data
-
-
-def content_hash(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

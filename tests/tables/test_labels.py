@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from kdml_med.errors import InputError
-from kdml_med.labels import LabelMatch, read_labels, slide_name
+from kdml_med.tables.labels import LabelMatch, read_labels
+from kdml_med.tables.names import slide_name
 
 
 def write(folder: Path, text: str, name: str = "labels.csv") -> Path:

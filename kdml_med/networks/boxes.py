@@ -1,17 +1,120 @@
-"""Weighted box fusion: one set of boxes from several detectors, instead of one NMS over all of them."""
+"""From what detectors say about anchors to boxes: decoding, suppression, and fusion of several detectors' boxes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from monai.data.box_utils import box_iou
+from torch import Tensor
 
 from kdml_med.errors import InputError
+from kdml_med.networks.anchors import AnchorPredictions, anchor_grid, decode_boxes
 
 Floats = npt.NDArray[np.float64]
+
+
+class Detections(NamedTuple):
+    """What one network found in one image, best first."""
+
+    boxes: Tensor
+    """float32, [detections, 4]: xmin, ymin, xmax, ymax, pixels."""
+    scores: Tensor
+    """float32, [detections], 0 to 1."""
+
+
+class Candidates(NamedTuple):
+    """All anchors of a batch as boxes."""
+
+    boxes: Tensor
+    """float32, [batch, anchors, 4]."""
+    scores: Tensor
+    """float32, [batch, anchors], 0 to 1."""
+
+
+def decode_anchors(prediction: AnchorPredictions, height: int, width: int) -> Candidates:
+    """Boxes and foreground probabilities of all anchors.
+
+    Args:
+        prediction: of one network; its best class counts.
+        height: of the network's input, pixels.
+        width: likewise.
+    """
+    anchors = anchor_grid(height, width)[0].to(prediction.deltas.device)
+    batch, count = prediction.deltas.shape[:2]
+    boxes = decode_boxes(prediction.deltas.reshape(-1, 4), anchors.repeat(batch, 1)).view(batch, count, 4)
+    return Candidates(boxes, torch.sigmoid(prediction.logits.float()).amax(dim=-1))
+
+
+def average_anchors(candidates: list[Candidates]) -> Candidates:
+    """Mean of probabilities and of boxes, anchor by anchor."""
+    boxes = torch.stack([one.boxes for one in candidates]).mean(dim=0)
+    return Candidates(boxes, torch.stack([one.scores for one in candidates]).mean(dim=0))
+
+
+def suppress(
+    candidates: Candidates,
+    *,
+    limits: Tensor,
+    score_threshold: float = 0.02,
+    iou_threshold: float = 0.6,
+    max_candidates: int = 200,
+    max_detections: int = 50,
+) -> list[Detections]:
+    """Non-maximum suppression, image by image.
+
+    Args:
+        candidates: of a batch.
+        limits: [batch, 2], (width, height) that boxes are cut to, pixels of the input.
+        score_threshold: what scores less is dropped.
+        iou_threshold: of two boxes that overlap more, the one with the lower score goes.
+        max_candidates: best anchors of an image that take part.
+        max_detections: best detections of an image that are kept.
+    """
+    results = []
+    for boxes, scores, limit in zip(candidates.boxes, candidates.scores, limits, strict=True):
+        order = torch.argsort(scores, descending=True, stable=True)[:max_candidates]
+        order = order[scores[order] >= score_threshold]
+        cut = torch.minimum(boxes[order].clamp(min=0), limit.repeat(2))
+        whole = ((cut[:, 2:] - cut[:, :2]) > 1).all(dim=1)
+        cut, kept_scores = cut[whole], scores[order][whole]
+        keep = _keep(cut, iou_threshold)[:max_detections]
+        results.append(Detections(cut[keep], kept_scores[keep]))
+    return results
+
+
+def _keep(boxes: Tensor, iou_threshold: float) -> Tensor:
+    """Indices of boxes [n, 4], best first, that no better kept one overlaps too much.
+
+    Not MONAI's function, which works out the overlaps anew for every box that it keeps: most of the time of an
+    evaluation went there.
+    """
+    if len(boxes) == 0:
+        return torch.zeros(0, dtype=torch.long, device=boxes.device)
+    overlaps = (box_iou(boxes, boxes) > iou_threshold).cpu().numpy()
+    dropped = np.zeros(len(boxes), dtype=bool)
+    kept = []
+    for index in range(len(boxes)):
+        if not dropped[index]:
+            kept.append(index)
+            dropped |= overlaps[index]
+    return torch.tensor(kept, device=boxes.device)
+
+
+def fuse(detections: list[Detections], *, max_detections: int = 50) -> Detections:
+    """Weighted box fusion of what several networks found in one image; the best ``max_detections`` are kept."""
+    boxes = [one.boxes.cpu().numpy().astype(np.float64) for one in detections]
+    scores = [one.scores.cpu().numpy().astype(np.float64) for one in detections]
+    fused_boxes, fused_scores = weighted_box_fusion(boxes, scores)
+    device = detections[0].boxes.device
+    return Detections(
+        torch.as_tensor(fused_boxes[:max_detections], dtype=torch.float32, device=device),
+        torch.as_tensor(fused_scores[:max_detections], dtype=torch.float32, device=device),
+    )
 
 
 @dataclass

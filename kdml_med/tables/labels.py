@@ -6,30 +6,18 @@ the caller. Every value is text: a patient "007" stays "007".
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
 from kdml_med.errors import InputError
+from kdml_med.tables.columns import find_column, is_blank, parse_mpp, read_text_table
+from kdml_med.tables.names import is_barcode, slide_name, tcga_site
 
 LabelLevel = Literal["patient", "slide"]
-
-KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
-    "patient": ("patient", "patient_id", "patientid", "patient_uuid", "case", "case_id", "bcr_patient_barcode"),
-    "slide": ("slide", "slide_id", "slideid", "image", "image_id", "file", "filename", "file_name"),
-    "image": ("image", "image_id", "image_path", "tile", "tile_id", "file", "filename", "file_name", "path"),
-    "label": ("label", "msistatus", "msi_status", "msi", "ismsih", "status", "grade"),
-    "site": ("site", "tissue_source_site", "hospital", "center", "centre"),
-    "mpp": ("mpp", "slide_mpp", "mpp_x"),
-}
-"""Names recognised for each role; case does not matter, and space and "-" count as "_"."""
 
 MSI_CLASSES = ("MSS", "MSI")
 _MSI_VOCABULARY = {
@@ -37,14 +25,6 @@ _MSI_VOCABULARY = {
     # MSI-L behaves like MSS in treatment and biology, and the published tile sets count it so.
     **dict.fromkeys(("mss", "msi-l", "msil", "nonmsih", "pmmr"), "MSS"),
 }
-_BLANK = frozenset({"", "na", "n/a", "nan", "null", "unknown"})
-
-# Only these are cut off: in "TCGA-AA-3672-01Z-00-DX1.23748e80-…" the part after the point belongs to the name.
-_IMAGE_SUFFIX = re.compile(
-    r"(\.ome)?\.(svs|svslide|ndpi|mrxs|vms|vmu|scn|bif|dcm|tiff?|btf|czi|isyntax|png|jpe?g|bmp|webp|tar)$",
-    re.IGNORECASE,
-)
-_TCGA_PATIENT = re.compile(r"^TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -103,106 +83,12 @@ class LabelTable:
         name = slide_name(slide_id)
         if self.by_slide:
             candidates = [name]
-            if _TCGA_PATIENT.match(name):
+            if is_barcode(name):
                 candidates.append(name.split(".")[0])  # tables often list the barcode without the file's UUID
         else:
             ends = [len(name), *(i for i in range(len(name) - 1, 0, -1) if not name[i].isalnum())]
             candidates = [name[:end] for end in ends]
         return next((key for key in candidates if key in self.matches), None)
-
-
-def slide_name(text: str) -> str:
-    """Name of a slide without the folders before it (of either system) and without an image suffix."""
-    return _IMAGE_SUFFIX.sub("", PurePosixPath(text.strip().replace("\\", "/")).name)
-
-
-def tcga_site(patient_id: str) -> str | None:
-    """Tissue source site of a TCGA barcode (its second field), or None for any other id."""
-    found = _TCGA_PATIENT.match(patient_id)
-    return found.group(1).upper() if found else None
-
-
-def is_blank(value: str) -> bool:
-    """Whether a cell says nothing: empty, NA, N/A, NaN, null or unknown, in any case."""
-    return value.strip().lower() in _BLANK
-
-
-def read_text_table(path: Path | str) -> pd.DataFrame:
-    """Read a CSV or TSV file; every cell is text without surrounding space.
-
-    Returns:
-        Columns as in the header; the index is the line in the file (the header is row 1). Empty lines are left out.
-
-    Raises:
-        InputError: no such file, not text, no rows, a repeated column, or a row with too many or too few cells.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot read the table {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a UTF-8 text table; save it as CSV (not as a spreadsheet).") from error
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text.lstrip().split("\n")[0]))
-    header: list[str] = []
-    rows: list[list[str]] = []
-    numbers: list[int] = []
-    for cells in reader:
-        cells = [cell.strip() for cell in cells]
-        if not any(cells):
-            continue
-        if not header:
-            header = cells
-            continue
-        if len(cells) != len(header):
-            raise InputError(f"{path}, row {reader.line_num}: {len(cells)} cells, but the header has {len(header)}.")
-        rows.append(cells)
-        numbers.append(reader.line_num)
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise InputError(f"{path}: the columns {repeated} occur more than once in the header; rename one.")
-    if not rows:
-        raise InputError(f"{path} has no rows below its header.")
-    return pd.DataFrame(rows, columns=header, index=numbers, dtype=object)
-
-
-def _delimiter(path: Path, header: str) -> str:
-    if path.suffix.lower() in {".tsv", ".tab"}:
-        return "\t"
-    return max(",\t;", key=header.count)  # the first of equals: a comma for a table with one column
-
-
-def find_column(columns: Iterable[str], role: str, named: str | None, *, required: bool, where: str) -> str | None:
-    """Column that plays a role such as "patient" or "label".
-
-    Args:
-        columns: the header.
-        role: key of ``KNOWN_COLUMNS``.
-        named: the column that the caller asks for; None to recognise it by its name.
-        required: whether its absence is an error.
-        where: the file, for messages.
-
-    Raises:
-        InputError: the named column is not there, none is recognised but one is required, or several are.
-    """
-    columns = list(columns)
-    option = f"--{role}-column"
-    if named is not None:
-        if named not in columns:
-            raise InputError(f"{where} has no column {named!r} ({option}); its columns are {columns}.")
-        return named
-    known = KNOWN_COLUMNS[role]
-    found = [name for name in columns if re.sub(r"[ \-]", "_", name.strip().lower()) in known]
-    if len(found) > 1:
-        raise InputError(
-            f"{where}: {found} could each be the {role} column; name one with {option}. Columns: {columns}."
-        )
-    if not found and required:
-        raise InputError(
-            f"{where}: no {role} column recognised; name it with {option}. Columns: {columns}; "
-            f"recognised names: {list(known)}."
-        )
-    return found[0] if found else None
 
 
 def read_labels(
@@ -346,31 +232,3 @@ def _check_unique(keys: pd.Series[str], what: str, advice: str, where: str) -> N
     if len(repeated):
         rows = list(keys.index[keys == repeated.iloc[0]])
         raise InputError(f"{where}: {what} {repeated.iloc[0]!r} is in rows {rows}. {advice}.")
-
-
-def parse_mpp(values: pd.Series[str], keys: Iterable[str], where: str) -> dict[str, float]:
-    """Micrometres per pixel by key, for the cells that are not blank.
-
-    Args:
-        values: text; the index is the row in the file, the name is the column.
-        keys: what each row is about.
-        where: the file, for messages.
-
-    Raises:
-        InputError: a value is not a positive number.
-    """
-    resolutions = {}
-    for (row, text), key in zip(values.items(), keys, strict=True):
-        if is_blank(text):
-            continue
-        try:
-            mpp = float(text)
-        except ValueError:
-            mpp = math.nan
-        if not 0 < mpp < math.inf:
-            raise InputError(
-                f"{where}, row {row}: {values.name} is {text!r}, "
-                "expected micrometres per pixel such as 0.25, or a blank."
-            )
-        resolutions[key] = mpp
-    return resolutions

@@ -1,0 +1,1 @@
+"""What people's tables mean: columns, labels, images."""
