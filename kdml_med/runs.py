@@ -1,6 +1,7 @@
 """The run folder: what a training or an evaluation leaves behind, and how to read it again.
 
-cohort.json             networks, classes, image size: enough to build the networks and to feed them
+cohort.json             networks, classes, image size, patients seen: what the networks are and how to feed them
+                        (``RunDescription``)
 settings.json           the knobs that training started with; a resumed run must have the same
 checkpoints/last.pt     everything needed to go on; best.pt, student_0.pt, teacher.pt, ...: the best weights
 losses.csv              mean loss terms of every epoch
@@ -15,8 +16,10 @@ metrics.json            figures with intervals
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +28,10 @@ from torch import nn
 
 from kdml_med.errors import InputError
 from kdml_med.keys import DetectionColumn, NetworkName, PredictionColumn, Task, network_order
-from kdml_med.metrics.aggregation import AggregationMethod, Level, aggregate_predictions
+from kdml_med.metrics.aggregation import AggregationMethod, Level
 from kdml_med.networks.cohort import Cohort, load_trained
-from kdml_med.networks.registry import build_network
-from kdml_med.storage.files import write_parquet
+from kdml_med.networks.registry import NetworkSpec, build_network
+from kdml_med.storage.files import write_json, write_parquet
 
 COHORT_FILE = "cohort.json"
 SETTINGS_FILE = "settings.json"
@@ -41,19 +44,156 @@ SEQUENCES_FILE = "sequences.csv"
 SPEED_FILE = "speed.json"
 CHECKPOINTS_DIR = "checkpoints"
 
+SCHEMA_VERSION = 1
+"""Of cohort.json."""
 
-def read_run_json(run_dir: Path, name: str) -> dict[str, Any]:
+
+@dataclass(frozen=True, kw_only=True)
+class RunDescription:
+    """What cohort.json holds: everything that is needed to build, feed and judge the networks of a run again.
+
+    Attributes:
+        task: what the networks are for.
+        version: name of the teacher-student version.
+        networks: spec of each network by its name, see ``kdml_med.networks.registry``.
+        classes: class names in index order; the last one is the positive class. Detection: the first is background.
+        image_size: (height, width) of the networks' input, or the side of a square one, pixels.
+        fold: test fold that the run left out; None without folds.
+        synthetic: trained on generated data: its figures say nothing about patients.
+        seen_patients: hashes of the patients in "train" and "val", see ``hashed_patient``.
+        kdml_med: version of this library that trained.
+        tile_size_px: classification: side of the stored tiles, pixels; None when they differ.
+        mpp: classification: micrometres per pixel of the stored tiles; None when unknown.
+        stain: classification: normalisation of tiles, "none" or "macenko".
+        level: classification: what tiles are aggregated to, "patient" or "slide".
+        aggregation: classification: how, see ``kdml_med.metrics.aggregation``.
+        ensemble_average: classification: see ``kdml_med.engines.evaluator.ensemble_probabilities``.
+        frame_size_px: detection: longest side of the stored frames, pixels; None when they keep their size.
+        frame_options: detection: how frames were prepared, and new ones have to be.
+        fusion: detection: see ``kdml_med.engines.detection.DetectionEvaluator``.
+        schema_version: of this layout.
+    """
+
+    task: Task
+    version: str
+    networks: dict[str, NetworkSpec]
+    classes: list[str]
+    image_size: int | list[int]
+    fold: int | None
+    synthetic: bool
+    seen_patients: dict[str, list[str]]
+    kdml_med: str
+    tile_size_px: int | None = None
+    mpp: float | None = None
+    stain: str = "none"
+    level: Level | None = None
+    aggregation: AggregationMethod | None = None
+    ensemble_average: str | None = None
+    frame_size_px: int | None = None
+    frame_options: dict[str, Any] = field(default_factory=dict)
+    fusion: str | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the networks: teacher, then students by number."""
+        return sorted(self.networks, key=network_order)
+
+    @property
+    def num_classes(self) -> int:
+        """What networks are built with: detectors tell the classes apart from background, which is the first one."""
+        return len(self.classes) - (self.task is Task.DETECTION)
+
+    def has_seen(self, patient_id: str) -> bool:
+        """Whether a patient was learned from or chosen by."""
+        return hashed_patient(patient_id) in {name for part in self.seen_patients.values() for name in part}
+
+    def write(self, run_dir: str | Path) -> None:
+        """Write cohort.json; what the other task knows is left out."""
+        others = _ONLY_DETECTION if self.task is Task.CLASSIFICATION else _ONLY_CLASSIFICATION
+        content = {name: value for name, value in asdict(self).items() if name not in others}
+        write_json(Path(run_dir) / COHORT_FILE, content)
+
+    @classmethod
+    def read(cls, run_dir: str | Path, *, task: Task | str | None = None) -> RunDescription:
+        """Read cohort.json of a run.
+
+        Args:
+            run_dir: folder of the run.
+            task: what the run has to be for; None for any.
+
+        Raises:
+            InputError: no such run, one of another schema version or task, or a key is missing, unknown or of the
+                wrong type.
+        """
+        path = Path(run_dir) / COHORT_FILE
+        content = {"schema_version": 1} | read_run_json(run_dir, COHORT_FILE)  # the first ones did not name it
+        if content["schema_version"] != SCHEMA_VERSION:
+            raise InputError(
+                f"{path} has schema version {content['schema_version']!r}, this program reads {SCHEMA_VERSION}: use "
+                "the version that trained it, or train again."
+            )
+        if content.get("task") not in list(Task):
+            raise InputError(f"{path} has the task {content.get('task')!r}, expected one of {', '.join(Task)}.")
+        if task is not None and content["task"] != task:
+            raise InputError(f"the run {run_dir} was trained for {content['task']}; this needs one for {Task(task)}.")
+        known = {item.name: item for item in fields(cls)}
+        for name, value in content.items():
+            if name not in known:
+                raise InputError(f"{path} has the unknown key {name!r}; known: {', '.join(known)}.")
+            if name in _KINDS and not isinstance(value, _KINDS[name]):
+                raise InputError(f"{path}: {name} is {value!r}, which is of another kind than training writes.")
+        missing = [name for name, item in known.items() if name not in content and _is_required(item)]
+        if missing:
+            raise InputError(f"{path} lacks {', '.join(missing)}: train again.")
+        return cls(**content | {"task": Task(content["task"])})
+
+
+_ONLY_CLASSIFICATION = {"tile_size_px", "mpp", "stain", "level", "aggregation", "ensemble_average"}
+_ONLY_DETECTION = {"frame_size_px", "frame_options", "fusion"}
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "version": str,
+    "networks": dict,
+    "classes": list,
+    "image_size": (int, list),
+    "fold": (int, type(None)),
+    "synthetic": bool,
+    "seen_patients": dict,
+    "tile_size_px": (int, type(None)),
+    "mpp": (int, float, type(None)),
+    "stain": str,
+    "level": (str, type(None)),
+    "frame_size_px": (int, type(None)),
+    "frame_options": dict,
+}
+
+
+def _is_required(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
+
+
+def hashed_patient(patient_id: str) -> str:
+    """A patient's id as runs record it: enough to recognise a patient, without naming anybody."""
+    return hashlib.sha256(patient_id.encode()).hexdigest()[:16]
+
+
+def read_run_json(run_dir: str | Path, name: str) -> dict[str, Any]:
     """Content of one JSON file of a run.
 
     Raises:
-        InputError: the folder is not a training run.
+        InputError: the folder is not a training run, or the file is damaged.
     """
     path = Path(run_dir) / name
     if not path.is_file():
         raise InputError(
             f"{run_dir} is not a finished training run: it has no {name}. Train first, or name its run_dir."
         )
-    content: dict[str, Any] = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): it was edited or cut short. Train again.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, expected an object. Train again.")
     return content
 
 
@@ -73,12 +213,10 @@ def load_network(run_dir: str | Path, name: str = "student_0", *, trained: bool 
     Raises:
         InputError: no such run or network, or the weights do not fit.
     """
-    description = read_run_json(Path(run_dir), COHORT_FILE)
-    if name not in description["networks"]:
-        raise InputError(f"run {run_dir} has no network {name!r}; it has {sorted(description['networks'])}.")
-    # Detectors tell the classes apart from background, which is the first one.
-    classes = len(description["classes"]) - (description.get("task") == Task.DETECTION)
-    network = build_network(description["networks"][name], num_classes=classes)
+    description = RunDescription.read(run_dir)
+    if name not in description.networks:
+        raise InputError(f"run {run_dir} has no network {name!r}; it has {sorted(description.networks)}.")
+    network = build_network(description.networks[name], num_classes=description.num_classes)
     if trained:
         load_trained(network, checkpoint_path(Path(run_dir), name))
     return network.eval()
@@ -94,7 +232,7 @@ def load_cohort(run_dir: str | Path, *, students_only: bool = False) -> Cohort:
     Raises:
         InputError: no such run, or the weights do not fit.
     """
-    names = sorted(read_run_json(Path(run_dir), COHORT_FILE)["networks"], key=network_order)
+    names = RunDescription.read(run_dir).names
     if students_only:
         names = [name for name in names if name != NetworkName.TEACHER]
     return Cohort({name: load_network(run_dir, name) for name in names})
@@ -108,29 +246,6 @@ def write_predictions(path: Path, predictions: pd.DataFrame) -> None:
 def write_detections(path: Path, detections: pd.DataFrame) -> None:
     """Write detections.parquet, columns of ``DetectionColumn``; the same rows give the same bytes."""
     write_parquet(path, detections[[str(column) for column in DetectionColumn]])
-
-
-def group_table(
-    predictions: pd.DataFrame, *, level: Level, method: AggregationMethod, classes: list[str]
-) -> pd.DataFrame:
-    """One row per patient or slide: identifiers, label where known, number of tiles, one probability per network.
-
-    Args:
-        predictions: columns of ``PredictionColumn``.
-        level: "patient" or "slide".
-        method: see ``kdml_med.metrics.aggregation.aggregate_tiles``.
-        classes: class names in index order; probabilities are of the last one.
-    """
-    groups = aggregate_predictions(predictions, level, method)
-    identifiers = ["patient_id"] if level == "patient" else ["slide_id", "patient_id"]
-    wide = groups.pivot(index=[*identifiers, "label", "tiles"], columns="network", values="probability").reset_index()
-    wide.columns.name = None
-    names = dict(enumerate(classes))
-    wide["label"] = [names.get(label) for label in wide["label"]]
-    ordered = [name for name in wide.columns if name not in (*identifiers, "label", "tiles")]
-    ordered.sort(key=network_order)
-    renamed = {name: f"probability_{name}" for name in ordered}
-    return wide[[*identifiers, "label", "tiles", *ordered]].rename(columns=renamed)
 
 
 def results_table(metrics: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from monai.engines import Evaluator
 
 from kdml_med.bundle.command_line import errors_for_people
 from kdml_med.data.tiles import TileDataset
-from kdml_med.metrics.aggregation import AggregationMethod, Level
+from kdml_med.metrics.aggregation import AggregationMethod, Level, group_table
 from kdml_med.metrics.evaluation import evaluate_predictions
 from kdml_med.networks.cohort import Cohort
 from kdml_med.runs import (
@@ -20,7 +20,6 @@ from kdml_med.runs import (
     PATIENTS_FILE,
     PREDICTIONS_FILE,
     checkpoint_path,
-    group_table,
     results_table,
     write_predictions,
 )

@@ -20,7 +20,7 @@ from kdml_med.experiments.plan import Cell, Plan, expand
 from kdml_med.experiments.training import CELL_FILE
 from kdml_med.keys import NetworkName, Task, network_order
 from kdml_med.networks.registry import build_network, cohort_spec
-from kdml_med.runs import COHORT_FILE, SPEED_FILE, load_network, read_run_json
+from kdml_med.runs import SPEED_FILE, RunDescription, load_network, read_run_json
 from kdml_med.storage.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def latency(
 
 def _version_latency(plan: Plan, folders: Sequence[Path], *, device: str, repeats: int) -> dict[str, Any]:
     networks = {name: load_network(folder, name) for name, folder in _where_networks_are(folders).items()}
-    size = read_run_json(folders[0], COHORT_FILE)["image_size"]
+    size = RunDescription.read(folders[0]).image_size
     wall, cpu = time.perf_counter(), time.process_time()
     milliseconds = measure_latency(
         networks, task=plan.task, image_size=size, threads=plan.threads, device=device, repeats=repeats
@@ -158,8 +158,8 @@ def _finished(plan: Plan, out: Path, version: str) -> list[Path]:
 
 def _where_networks_are(folders: Sequence[Path]) -> dict[str, Path]:
     """A folder for every network of the first training, and for the teacher if another one has it."""
-    found = dict.fromkeys(read_run_json(folders[0], COHORT_FILE)["networks"], folders[0])
+    found = dict.fromkeys(RunDescription.read(folders[0]).networks, folders[0])
     for folder in folders[1:]:
-        if NetworkName.TEACHER in read_run_json(folder, COHORT_FILE)["networks"]:
+        if NetworkName.TEACHER in RunDescription.read(folder).networks:
             found.setdefault(NetworkName.TEACHER.value, folder)
     return {name: found[name] for name in sorted(found, key=network_order)}

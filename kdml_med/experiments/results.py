@@ -22,9 +22,9 @@ from kdml_med.experiments.arms import Arm
 from kdml_med.experiments.costs import multiply_accumulates
 from kdml_med.experiments.plan import Cell, Plan, expand, named_arms
 from kdml_med.experiments.training import CELL_FILE, evaluation_dir
-from kdml_med.keys import LossColumn, NetworkName, Task, network_order
+from kdml_med.keys import LossColumn, NetworkName, network_order
 from kdml_med.networks.registry import build_network
-from kdml_med.runs import COHORT_FILE, LOSSES_FILE, METRICS_FILE, checkpoint_path, read_run_json
+from kdml_med.runs import LOSSES_FILE, METRICS_FILE, RunDescription, checkpoint_path, read_run_json
 from kdml_med.storage.files import write_parquet
 from kdml_med.storage.manifest import FAILURES_FILE
 
@@ -104,9 +104,9 @@ class Results:
         seeds = self.whole_seeds(version, arm)
         return [cell for cell in self.finished if (cell.version, cell.arm) == (version, arm) and cell.seed in seeds]
 
-    def cohort(self, cell: Cell) -> dict[str, Any]:
-        """Content of cohort.json."""
-        return read_run_json(self.folder(cell), COHORT_FILE)
+    def cohort(self, cell: Cell) -> RunDescription:
+        """What the networks of a cell are."""
+        return RunDescription.read(self.folder(cell))
 
     def metrics(self, cell: Cell, evaluation: str) -> dict[str, Any]:
         """Content of an evaluation's metrics.json, networks as stored."""
@@ -116,7 +116,7 @@ class Results:
         """Stored names of a cell's networks by their names in tables: teacher, students, ensemble."""
         if self.trains_teacher_alone(cell.arm):
             return {NetworkName.TEACHER.value: NetworkName.student(0)}
-        names = sorted([*self.cohort(cell)["networks"], NetworkName.ENSEMBLE.value], key=network_order)
+        names = sorted([*self.cohort(cell).networks, NetworkName.ENSEMBLE.value], key=network_order)
         return {name: name for name in names}
 
 
@@ -226,9 +226,7 @@ def _costs(results: Results, cell: Cell) -> dict[str, dict[str, float]]:
     folder, cohort = results.folder(cell), results.cohort(cell)
     metrics = read_run_json(folder, METRICS_FILE)
     losses = pd.read_csv(folder / LOSSES_FILE)
-    # Detectors tell the classes apart from background, which is the first one.
-    classes = len(cohort["classes"]) - (results.plan.task is Task.DETECTION)
-    size = input_size(cohort["image_size"])
+    size = input_size(cohort.image_size)
     costs: dict[str, dict[str, float]] = {}
     for name, stored in results.networks(cell).items():
         if name == NetworkName.ENSEMBLE:
@@ -236,7 +234,9 @@ def _costs(results: Results, cell: Cell) -> dict[str, dict[str, float]]:
         path = checkpoint_path(folder, stored)
         costs[name] = {
             "parameters": metrics["networks"][stored]["parameters"],
-            "multiply_accumulates": _multiply_accumulates(json.dumps(cohort["networks"][stored]), classes, *size),
+            "multiply_accumulates": _multiply_accumulates(
+                json.dumps(cohort.networks[stored]), cohort.num_classes, *size
+            ),
             "bytes_on_disk": path.stat().st_size if path.is_file() else math.nan,
         }
         own = losses[losses[LossColumn.NETWORK] == stored]

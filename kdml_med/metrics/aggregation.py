@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kdml_med.keys import PredictionColumn
+from kdml_med.keys import PredictionColumn, network_order
 
 AggregationMethod = Literal["mean", "median", "top_k_mean", "fraction_positive"]
 Level = Literal["patient", "slide"]
@@ -156,3 +156,26 @@ def _aggregate_by(
         columns[name] = frame[name].to_numpy(dtype=object)[first] if name in frame else None
     columns |= {"label": labels[first], "probability": values, "tiles": np.bincount(positions, minlength=len(unique))}
     return pd.DataFrame(columns)
+
+
+def group_table(
+    predictions: pd.DataFrame, *, level: Level, method: AggregationMethod, classes: list[str]
+) -> pd.DataFrame:
+    """One row per patient or slide: identifiers, label where known, number of tiles, one probability per network.
+
+    Args:
+        predictions: columns of ``PredictionColumn``.
+        level: "patient" or "slide".
+        method: see ``kdml_med.metrics.aggregation.aggregate_tiles``.
+        classes: class names in index order; probabilities are of the last one.
+    """
+    groups = aggregate_predictions(predictions, level, method)
+    identifiers = ["patient_id"] if level == "patient" else ["slide_id", "patient_id"]
+    wide = groups.pivot(index=[*identifiers, "label", "tiles"], columns="network", values="probability").reset_index()
+    wide.columns.name = None
+    names = dict(enumerate(classes))
+    wide["label"] = [names.get(label) for label in wide["label"]]
+    ordered = [name for name in wide.columns if name not in (*identifiers, "label", "tiles")]
+    ordered.sort(key=network_order)
+    renamed = {name: f"probability_{name}" for name in ordered}
+    return wide[[*identifiers, "label", "tiles", *ordered]].rename(columns=renamed)

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from kdml_med.bundle.detection_inference import boxes_in_source, coco_dataset, count_frames, name_videos, prepare_source
 from kdml_med.colonoscopy.frames import Placement
 from kdml_med.deploy.annotate import SourceSize
+from kdml_med.keys import Task
 from kdml_med.networks.anchors import STRIDES, AnchorPredictions
-from kdml_med.runs import COHORT_FILE, METRICS_FILE, checkpoint_path
+from kdml_med.runs import METRICS_FILE, RunDescription, checkpoint_path
 from kdml_med.storage.files import write_json
 from tests.bundles.conftest import REPOSITORY, run_bundle
 from tests.colonoscopy.pictures import frame, save, save_video
@@ -52,12 +53,11 @@ class BrightNetwork(nn.Module):
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bright") / "run"
     name = f"{BrightNetwork.__module__}.{BrightNetwork.__name__}"
-    description = {
-        "task": "detection", "classes": ["negative", "polyp"], "image_size": [128, 128], "frame_size_px": 128,
-        "fusion": "anchors", "fold": None, "seen_patients": {}, "frame_options": {"crop": True},
-        "networks": {network: {"name": name, "gain": gain} for network, gain in GAINS.items()},
-    }  # fmt: skip
-    write_json(folder / COHORT_FILE, description)
+    RunDescription(
+        task=Task.DETECTION, version="tiny", classes=["negative", "polyp"], image_size=[128, 128], frame_size_px=128,
+        fusion="anchors", fold=None, seen_patients={}, frame_options={"crop": True}, synthetic=False, kdml_med="0",
+        networks={network: {"name": name, "gain": gain} for network, gain in GAINS.items()},
+    ).write(folder)  # fmt: skip
     write_json(folder / METRICS_FILE, {"thresholds": dict.fromkeys([*GAINS, "ensemble"], 0.5)})
     for network, gain in GAINS.items():
         path = checkpoint_path(folder, network)

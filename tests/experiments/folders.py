@@ -15,7 +15,7 @@ from kdml_med.experiments.training import CELL_FILE, cell_record
 from kdml_med.keys import LossColumn, NetworkName, Task
 from kdml_med.metrics.detection_evaluation import evaluate_detections
 from kdml_med.metrics.evaluation import evaluate_predictions
-from kdml_med.runs import write_detections, write_predictions
+from kdml_med.runs import RunDescription, write_detections, write_predictions
 from kdml_med.storage.files import write_json, write_table
 from kdml_med.storage.manifest import DatasetInfo, manifest_table, read_info, write_info, write_manifest
 from tests.synthetic_frames import write_frame_dataset
@@ -153,13 +153,17 @@ def write_cell(
     """
     folder, networks = out / cell.path, networks_of(cell)
     classes = ["MSS", "MSI"] if frames is None else ["negative", "polyp"]
-    cohort = {
-        "task": (Task.CLASSIFICATION if frames is None else Task.DETECTION).value,
-        "networks": dict.fromkeys(networks, CLASSIFIER if frames is None else DETECTOR),
-        "classes": classes,
-        "image_size": 32 if frames is None else [32, 64],
-    }
-    write_json(folder / "cohort.json", cohort)
+    RunDescription(
+        task=Task.CLASSIFICATION if frames is None else Task.DETECTION,
+        version=cell.version,
+        networks=dict.fromkeys(networks, CLASSIFIER if frames is None else DETECTOR),
+        classes=classes,
+        image_size=32 if frames is None else [32, 64],
+        fold=cell.fold,
+        synthetic=True,
+        seen_patients={},
+        kdml_med="0",
+    ).write(folder)
     write_table(
         folder / "losses.csv",
         pd.DataFrame(

@@ -124,7 +124,7 @@ def _evaluation(results: Results, table: pd.DataFrame, name: str) -> Evaluation:
     return Evaluation(
         data=Path(str(settings.get("dataset_dir", results.plan.dataset_dir))).name,
         split=str(metrics.get("split", settings.get("split", "test"))),
-        classes=cohort["classes"],
+        classes=cohort.classes,
         samples=count(int(first.max()), str(own["level"].iloc[0])),
         synthetic=bool(metrics.get("synthetic")),
     )
@@ -133,9 +133,7 @@ def _evaluation(results: Results, table: pd.DataFrame, name: str) -> Evaluation:
 def _architectures(results: Results, version: str) -> dict[str, str]:
     """Architecture of each network, of the finished training with most networks."""
     cohorts = [
-        results.cohort(cell)["networks"]
-        for cell in results.finished
-        if cell.version == version and not cell.teacher_alone
+        results.cohort(cell).networks for cell in results.finished if cell.version == version and not cell.teacher_alone
     ]
     if not cohorts:
         return {}

@@ -1,0 +1,116 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdml_med.errors import InputError
+from kdml_med.keys import Task
+from kdml_med.runs import COHORT_FILE, RunDescription, hashed_patient, load_network, read_run_json
+
+COMMON: dict[str, Any] = {
+    "version": "tiny", "fold": None, "synthetic": True, "kdml_med": "0.1.0",
+    "seen_patients": {"train": [hashed_patient("p1")], "val": [hashed_patient("p2")]},
+}  # fmt: skip
+TILES = RunDescription(
+    task=Task.CLASSIFICATION, networks={"student_1": "resnet10", "teacher": "resnet18", "student_0": "resnet10"},
+    classes=["MSS", "MSI"], image_size=64, tile_size_px=64, mpp=1.75, stain="macenko", level="slide",
+    aggregation="median", ensemble_average="logits", **COMMON,
+)  # fmt: skip
+FRAMES = RunDescription(
+    task=Task.DETECTION, networks={"student_0": {"name": "retinanet", "body": "resnet10"}},
+    classes=["negative", "polyp"], image_size=[64, 128], frame_size_px=None, frame_options={"crop": True},
+    fusion="boxes", **COMMON,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("description", [TILES, FRAMES])
+def test_what_is_written_is_read_back(tmp_path: Path, description: RunDescription) -> None:
+    description.write(tmp_path)
+    assert RunDescription.read(tmp_path) == description
+    assert RunDescription.read(tmp_path, task=description.task) == description
+
+
+@pytest.mark.parametrize(("description", "absent"), [(TILES, "fusion"), (FRAMES, "stain")])
+def test_a_run_says_nothing_about_the_other_task(tmp_path: Path, description: RunDescription, absent: str) -> None:
+    description.write(tmp_path)
+    assert absent not in json.loads((tmp_path / COHORT_FILE).read_text())
+
+
+def test_runs_that_did_not_name_a_schema_version_are_read(tmp_path: Path) -> None:
+    TILES.write(tmp_path)
+    path = tmp_path / COHORT_FILE
+    content = json.loads(path.read_text())
+    del content["schema_version"]
+    path.write_text(json.dumps(content))
+    assert RunDescription.read(tmp_path) == TILES
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema_version": 99}, "schema version 99"),
+        ({"task": "segmentation"}, "task 'segmentation', expected one of classification, detection"),
+        ({"task": None}, "task None"),
+        ({"netwroks": {}}, "unknown key 'netwroks'"),
+        ({"classes": "MSS"}, "classes is 'MSS'"),
+        ({"networks": None}, "networks is None"),
+        ({"image_size": "64"}, "image_size is '64'"),
+    ],
+)
+def test_a_changed_description_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    TILES.write(tmp_path)
+    path = tmp_path / COHORT_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(InputError, match=message):
+        RunDescription.read(tmp_path)
+
+
+def test_a_description_that_lacks_something_is_refused(tmp_path: Path) -> None:
+    TILES.write(tmp_path)
+    content = json.loads((tmp_path / COHORT_FILE).read_text())
+    (tmp_path / COHORT_FILE).write_text(json.dumps({k: v for k, v in content.items() if k != "networks"}))
+    with pytest.raises(InputError, match="lacks networks"):
+        RunDescription.read(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "holds a list")])
+def test_a_damaged_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / COHORT_FILE).write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        read_run_json(tmp_path, COHORT_FILE)
+    assert str(tmp_path / COHORT_FILE) in str(caught.value)
+
+
+def test_a_folder_without_a_run_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a finished training run"):
+        RunDescription.read(tmp_path)
+
+
+def test_a_run_for_the_other_task_is_refused(tmp_path: Path) -> None:
+    TILES.write(tmp_path)
+    with pytest.raises(InputError, match="trained for classification; this needs one for detection"):
+        RunDescription.read(tmp_path, task="detection")
+
+
+def test_detectors_have_no_output_for_background(tmp_path: Path) -> None:
+    assert (TILES.num_classes, FRAMES.num_classes) == (2, 1)
+    FRAMES.write(tmp_path)
+    assert load_network(tmp_path, "student_0", trained=False).num_classes == 1
+
+
+def test_networks_are_in_the_order_of_the_cohort() -> None:
+    assert TILES.names == ["teacher", "student_0", "student_1"]
+
+
+def test_seen_patients_are_known_without_being_named(tmp_path: Path) -> None:
+    TILES.write(tmp_path)
+    assert "p1" not in (tmp_path / COHORT_FILE).read_text()
+    read = RunDescription.read(tmp_path)
+    assert [read.has_seen(name) for name in ("p1", "p2", "p3")] == [True, True, False]
+
+
+def test_a_network_that_the_run_lacks_is_named(tmp_path: Path) -> None:
+    TILES.write(tmp_path)
+    with pytest.raises(InputError, match="no network 'student_7'; it has"):
+        load_network(tmp_path, "student_7")
