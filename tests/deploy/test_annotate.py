@@ -71,9 +71,16 @@ def test_video_has_the_sampled_frames_and_boxes_only_where_they_were_found(clip,
     assert (len(pictures), rate) == (15, 5)
     assert [bool(near(picture, GREEN).sum() > 200) for picture in pictures] == [n == 2 for n in range(15)]
     assert [path.name for path in target.parent.iterdir()] == [target.name]
-    again = tmp_path / "again.mp4"
-    write_annotated_video(again, clip, 5, found, "ensemble")
-    assert again.read_bytes() == target.read_bytes()
+
+
+def test_the_same_frames_give_the_same_bytes_every_time(clip, tmp_path):
+    # Often: an encoder whose choices hang on what was in memory before differs in one write of five.
+    found = {4: [Detected((20, 10, 60, 50), 0.9)]}
+    contents = set()
+    for _ in range(12):
+        write_annotated_video(tmp_path / "clip.mp4", clip, 5, found, "ensemble")
+        contents.add((tmp_path / "clip.mp4").read_bytes())
+    assert len(contents) == 1
 
 
 def test_video_cut_short_is_drawn_up_to_there(clip, tmp_path):
