@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -148,8 +149,8 @@ def weighted_box_fusion(
 
     Boxes of all models are taken by falling score. Each joins the fused box that it overlaps most, when that is by more
     than the threshold, else it starts a new one. A fused box is the mean of its boxes weighted by their scores, and its
-    score their mean, times min(T, N)/N for T boxes of N models: what few models see is lowered. The result does not
-    depend on the order of the models where scores differ.
+    score their mean, times min(T, N)/N for T boxes of N models: what few models see is lowered. Boxes of equal score
+    are taken by their corners (xmin first), so that the result does not depend on the order of the models.
 
     With weights, T and N are sums of weights and the mean of the scores is weighted. The authors' program multiplies
     scores by weights and divides by T, which is the same but where a model with a large weight gives several boxes
@@ -186,10 +187,10 @@ def weighted_box_fusion(
             best = len(clusters)
             clusters.append(_Cluster(score * box, score, weight))
         fused[best] = clusters[best].box
-    everyone = float(len(boxes) if weights is None else sum(weights))
+    everyone = float(len(boxes) if weights is None else math.fsum(weights))
     # Mean score · min(T, N) / N; the mean is Σ score / T, so T cancels where it is the smaller.
     result = np.array([cluster.score / max(cluster.weight, everyone) for cluster in clusters], dtype=np.float64)
-    order = np.argsort(-result, kind="stable")
+    order = _falling(result, fused[: len(clusters)])
     return fused[: len(clusters)][order], result[order]
 
 
@@ -219,8 +220,14 @@ def _all_boxes(
         kept = (values > 0) & (values >= score_threshold)
         parts.append((corners[kept], weight * values[kept], np.full(int(kept.sum()), weight)))
     corners, ranks, models = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.argsort(-ranks, kind="stable")
+    order = _falling(ranks, corners, models)
     return corners[order], ranks[order], models[order]
+
+
+def _falling(scores: Floats, corners: Floats, *further: Floats) -> npt.NDArray[np.intp]:
+    """Order by falling score; equal ones by box and then by what is further, so that no order of models matters."""
+    order: npt.NDArray[np.intp] = np.lexsort((*reversed(further), *corners.T[::-1], -scores))
+    return order
 
 
 def _overlaps(box: Floats, others: Floats) -> Floats:
