@@ -1,6 +1,6 @@
 # One command surface for people and for CI. `make setup` is enough for everything else.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-polyp experiment-demo test test-all lint types bench docs check clean
+.PHONY: help setup demo demo-polyp experiment-demo test test-all lint types bench docs settings-page check clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -68,6 +68,9 @@ bench: setup  ## tiling speed against the decoding floor and an OpenSlide loop
 
 docs: setup  ## the documentation as a site in site/
 	$(BIN)/mkdocs build --strict
+
+settings-page: setup  ## the tables of docs/reference/settings.md from the list of settings
+	$(BIN)/python -c "from pathlib import Path; from kdml_med.bundle.help import write_page; write_page(Path('docs/reference/settings.md'))"
 
 check: lint types test  ## what has to pass before a change lands
 

@@ -1,33 +1,28 @@
 """What bundle configs call, so that they need no Python of their own."""
 
-from kdml_med.bundle.command_line import check_command_line, find_root
-from kdml_med.bundle.detection_inference import prepare_source, save_detections
-from kdml_med.bundle.detection_results import save_detection_evaluation
-from kdml_med.bundle.preparation import (
-    build_loss,
-    build_training_cohort,
+from kdml_med.bundle.evaluation import (
     fold_of,
-    load_trained_cohort,
     prepare_evaluation,
-    prepare_training,
-    read_description,
-    record_run,
-    run_training,
+    save_detection_evaluation,
+    save_evaluation,
+    save_speed,
 )
-from kdml_med.bundle.results import save_evaluation, save_inference
-from kdml_med.deploy.speed import save_speed
+from kdml_med.bundle.inference import prepare_source, save_detections, save_inference
+from kdml_med.bundle.training import build_loss, build_training_cohort, prepare_training, record_run, run_training
+from kdml_med.bundle.workflow import collect_settings, find_root
+from kdml_med.runs import RunDescription, load_cohort
 
 __all__ = [
+    "RunDescription",
     "build_loss",
     "build_training_cohort",
-    "check_command_line",
+    "collect_settings",
     "find_root",
     "fold_of",
-    "load_trained_cohort",
+    "load_cohort",
     "prepare_evaluation",
     "prepare_source",
     "prepare_training",
-    "read_description",
     "record_run",
     "run_training",
     "save_detection_evaluation",

@@ -17,23 +17,18 @@ from kdml_med.data.frames import input_size
 from kdml_med.keys import NetworkName
 from kdml_med.networks.boxes import average_anchors, decode_anchors, suppress
 from kdml_med.networks.cohort import Cohort
-from kdml_med.runs import SPEED_FILE
-from kdml_med.storage.files import write_json
 
 WARM_UP = 3
 REPEATS = 20
 
 
-def save_speed(
-    network: Cohort, output_dir: str, *, image_size: int | Sequence[int], device: str, repeats: int = REPEATS
+def measure_speed(
+    network: Cohort, *, image_size: int | Sequence[int], device: str, repeats: int = REPEATS
 ) -> dict[str, Any]:
-    """Time one frame at a time, from the network's input to boxes, and write speed.json.
-
-    A file of its own, because it is the one result that is not the same twice.
+    """Time one frame at a time, from the network's input to boxes.
 
     Args:
         network: the trained cohort; the ensemble is all its students, one after the other.
-        output_dir: where the file goes.
         image_size: (height, width) of the input, or the side of a square one.
         device: to compute on.
         repeats: measurements of each network, taken in turns so that a busy moment hits all of them.
@@ -52,17 +47,12 @@ def save_speed(
         },
         repeats=repeats,
     )
-    rates = {name: 1 / value for name, value in seconds.items()}
-    speed = {
+    return {
         "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "image_size": [height, width],
-        "frames_per_second": rates,
+        "frames_per_second": {name: 1 / value for name, value in seconds.items()},
     }
-    write_json(Path(output_dir) / SPEED_FILE, speed)
-    shown = ", ".join(f"{name} {value:.1f}" for name, value in rates.items())
-    print(f"Frames per second, one at a time, {height} x {width} px, {speed['device']}: {shown}\n")
-    return speed
 
 
 def median_seconds(answers: Mapping[str, Callable[[], object]], *, repeats: int = REPEATS) -> dict[str, float]:

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from kdml_med.bundle.command_line import check_command_line
+from kdml_med.bundle.workflow import check_names, read_configs
 from kdml_med.errors import InputError
 from kdml_med.experiments.arms import ARMS, KDML, NUMBER_OF_STUDENTS, PAPER_ARMS, TEACHER_ONLY, Arm, arm_settings
 from kdml_med.keys import NetworkName, Task
@@ -75,7 +75,7 @@ class Plan:
     def task(self) -> Task:
         """What the bundle trains."""
         config = json.loads((Path(self.bundle) / "configs" / "train.json").read_text())
-        return Task(config["network_def"].get("task", Task.CLASSIFICATION))
+        return Task(config.get("task", Task.CLASSIFICATION))
 
 
 @dataclass(frozen=True)
@@ -370,7 +370,7 @@ def _check_settings(
         if isinstance(value, str) and value.lower() in ("true", "false"):
             raise InputError(f"{where}: setting {name!r} is the text {value!r}: write {value.lower()} without quotes.")
         try:
-            check_command_line(["--config_file", str([str(path) for path in paths]), f"--{name}=None"])
+            check_names([name], read_configs(paths), plan.task)
         except InputError as error:
             known = [*_knobs(paths), NUMBER_OF_STUDENTS]
             raise InputError(

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 import pandas as pd
 
-from kdml_med.bundle.preparation import fold_of
+from kdml_med.bundle import fold_of
 from kdml_med.data.samples import select_rows
 from kdml_med.errors import InputError
 from kdml_med.experiments.plan import Cell
@@ -77,7 +77,7 @@ def evaluated_frames(results: Results, cell: Cell, evaluation: str) -> pd.DataFr
     folder = Path(settings.get("dataset_dir", results.plan.dataset_dir))
     known = read_run_json(results.folder(cell), CELL_FILE)["datasets"]
     recorded = known[evaluation if "dataset_dir" in settings else ""]["manifest_sha256"]
-    fold = settings["fold"] if "fold" in settings else fold_of(str(folder), {"fold": cell.fold})
+    fold = settings["fold"] if "fold" in settings else fold_of(folder, cell.fold)
     return _frames(folder, recorded, settings.get("split", Split.TEST.value), fold)
 
 

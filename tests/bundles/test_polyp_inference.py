@@ -20,9 +20,12 @@ from monai.bundle import ConfigWorkflow
 from pycocotools.coco import COCO
 from torch import Tensor, nn
 
-from kdml_med.bundle.detection_inference import boxes_in_source, coco_dataset, count_frames, name_videos, prepare_source
+from kdml_med.bundle import prepare_source
+from kdml_med.bundle.settings import Settings
 from kdml_med.colonoscopy.frames import Placement
 from kdml_med.deploy.annotate import SourceSize
+from kdml_med.deploy.frames import boxes_in_source, coco_dataset, count_frames, name_videos
+from kdml_med.errors import InputError
 from kdml_med.keys import Task
 from kdml_med.networks.anchors import STRIDES, AnchorPredictions
 from kdml_med.runs import METRICS_FILE, RunDescription, checkpoint_path
@@ -87,28 +90,24 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def infer(run_dir: Path, **overrides: Any) -> int:
-    """Exit code of the inference config, run in this process."""
+def infer(run_dir: Path, **overrides: Any) -> None:
+    """The inference config, run in this process."""
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in overrides.items()}
     workflow = ConfigWorkflow(
         config_file=str(REPOSITORY / CONFIG), workflow_type="inference", logging_file=False, run_dir=str(run_dir),
         bundle_root=str(REPOSITORY / "bundles/polyp_kdml"), device="cpu", **settings,
     )  # fmt: skip
-    try:
-        workflow.initialize()
-        workflow.run()
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
+    workflow.initialize()
+    workflow.run()
 
 
 @pytest.fixture(scope="module")
-def inferred(run_dir: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+def inferred(run_dir: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("inferred") / "out"
     screen = io.StringIO()
     with contextlib.redirect_stdout(screen):
-        code = infer(run_dir, source=source, output_dir=out, annotate=True)
-    return out, code, screen.getvalue()
+        infer(run_dir, source=source, output_dir=out, annotate=True)
+    return out, screen.getvalue()
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -121,7 +120,7 @@ def frame_numbers(path: Path) -> tuple[int, float]:
         return len(list(container.decode(stream))), float(stream.average_rate or 0)
 
 
-def test_boxes_are_where_the_polyp_is_in_the_source(inferred: tuple[Path, int, str]) -> None:
+def test_boxes_are_where_the_polyp_is_in_the_source(inferred: tuple[Path, str]) -> None:
     boxes = pd.read_csv(inferred[0] / "detections.csv")
     assert list(boxes.columns) == [
         "source", "frame_index", "sample_id", "sequence_id", "network", "score", "xmin", "ymin", "xmax", "ymax",
@@ -136,9 +135,8 @@ def test_boxes_are_where_the_polyp_is_in_the_source(inferred: tuple[Path, int, s
     assert y.between(POLYP[1], POLYP[3]).all()
 
 
-def test_bad_inputs_are_named_and_all_others_are_done(inferred: tuple[Path, int, str]) -> None:
-    out, code, screen = inferred
-    assert code == 3
+def test_bad_inputs_are_named_and_all_others_are_done(inferred: tuple[Path, str]) -> None:
+    out, screen = inferred
     assert "2 problems" in screen
     assert "  broken.jpg: not a JPEG" in screen
     assert "  cut.avi: " in screen
@@ -152,7 +150,7 @@ def test_bad_inputs_are_named_and_all_others_are_done(inferred: tuple[Path, int,
     assert f"student_1  {above} (score of at least 0.500)" in screen
 
 
-def test_videos_and_images_are_drawn(inferred: tuple[Path, int, str]) -> None:
+def test_videos_and_images_are_drawn(inferred: tuple[Path, str]) -> None:
     out = inferred[0]
     assert frame_numbers(out / "whole.annotated.mp4") == (10, 5)
     frames = pd.read_csv(out / "frames.csv")
@@ -160,7 +158,7 @@ def test_videos_and_images_are_drawn(inferred: tuple[Path, int, str]) -> None:
     assert (out / "detections.jpg").is_file()
 
 
-def test_coco_file_loads_with_pycocotools(inferred: tuple[Path, int, str]) -> None:
+def test_coco_file_loads_with_pycocotools(inferred: tuple[Path, str]) -> None:
     out = inferred[0]
     with contextlib.redirect_stdout(io.StringIO()):
         dataset = COCO(out / "detections.coco.json")
@@ -185,26 +183,23 @@ def test_coco_file_loads_with_pycocotools(inferred: tuple[Path, int, str]) -> No
 
 
 def test_second_run_takes_the_frames_that_are_there_and_gives_the_same_bytes(
-    run_dir: Path, source: Path, inferred: tuple[Path, int, str], tmp_path: Path
+    run_dir: Path, source: Path, inferred: tuple[Path, str], tmp_path: Path
 ) -> None:
     out = inferred[0]
     before = results(out)
     shards = {path: path.stat().st_mtime_ns for path in (out / "frames/shards").iterdir()}
-    assert infer(run_dir, source=source, output_dir=out, annotate=True) == 3
+    infer(run_dir, source=source, output_dir=out, annotate=True)
     assert {path: path.stat().st_mtime_ns for path in (out / "frames/shards").iterdir()} == shards
     assert [name for name, data in results(out).items() if before.get(name) != data] == []
     infer(run_dir, source=source, output_dir=tmp_path / "elsewhere", annotate=True)
     assert results(tmp_path / "elsewhere") == before
 
 
-def test_an_output_folder_belongs_to_one_input(
-    run_dir: Path, source: Path, inferred: tuple[Path, int, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_output_folder_belongs_to_one_input(run_dir: Path, source: Path, inferred: tuple[Path, str]) -> None:
     before = results(inferred[0])
-    capsys.readouterr()
     for changes in ({"source": source / "polyp.png"}, {"source": source, "fps": 2}, {}):
-        assert infer(run_dir, output_dir=inferred[0], **changes) == 2
-        assert "name another --output_dir" in capsys.readouterr().err
+        with pytest.raises(InputError, match="name another --output_dir"):
+            infer(run_dir, output_dir=inferred[0], **changes)
     assert results(inferred[0]) == before
 
 
@@ -212,8 +207,7 @@ def test_dataset_folder_is_taken_with_and_without_labels(run_dir: Path, tmp_path
     for labelled in (True, False):
         frames = write_frame_dataset(tmp_path / f"frames_{labelled}", frames=3, labelled=labelled)
         out = tmp_path / f"out_{labelled}"
-        code = infer(run_dir, dataset_dir=frames, output_dir=out, annotate=True, network="teacher", students_only=False)
-        assert code == 0
+        infer(run_dir, dataset_dir=frames, output_dir=out, annotate=True, network="teacher", students_only=False)
         table = pd.read_csv(out / "frames.csv")
         assert len(table) == 12
         assert list(table["label"].isna().unique()) == [not labelled]
@@ -226,7 +220,7 @@ def test_dataset_folder_is_taken_with_and_without_labels(run_dir: Path, tmp_path
 def test_nothing_found_anywhere_is_no_error(run_dir: Path, tmp_path: Path) -> None:
     image = save(tmp_path / "dark.png", picture(0, polyp=False))
     out = tmp_path / "out"
-    assert infer(run_dir, source=image, output_dir=out, annotate=True) == 0
+    infer(run_dir, source=image, output_dir=out, annotate=True)
     assert pd.read_csv(out / "detections.csv").empty
     assert pd.read_csv(out / "frames.csv")["polyps_ensemble"].tolist() == [0]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -239,26 +233,20 @@ def test_nothing_found_anywhere_is_no_error(run_dir: Path, tmp_path: Path) -> No
     [
         ({"network": "student_7"}, "has: teacher, student_0, student_1, ensemble"),
         ({"network": "teacher", "students_only": True}, "leave --students_only out"),
-        ({"fps": "fast"}, "--fps is 'fast'"),
         ({"fps": -1}, "--fps is -1"),
         ({"source": "nowhere.mp4"}, "nowhere.mp4 does not exist"),
         ({"source": "."}, "lies in --source"),
         ({"source": "broken.png"}, "no frame of"),
     ],
 )
-def test_what_cannot_work_is_said_in_one_line(
-    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict, message: str
-) -> None:
+def test_what_cannot_work_is_said_in_one_line(run_dir: Path, tmp_path: Path, changes: dict, message: str) -> None:
     save(tmp_path / "good.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
-    given = {"source": "good.png", "network": "ensemble", "students_only": False, "fps": 5} | changes
-    given["source"] = tmp_path / given["source"]
-    with pytest.raises(SystemExit) as caught:
-        prepare_source(dataset_dir="", run_dir=str(run_dir), output_dir=str(tmp_path / "out"), **given)
-    assert caught.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    assert message in error
+    place = {"dataset_dir": "", "run_dir": str(run_dir), "output_dir": str(tmp_path / "out"), "num_workers": 0}
+    given = place | {"source": "good.png", "network": "ensemble", "students_only": False, "fps": 5} | changes
+    given["source"] = str(tmp_path / given["source"])
+    with pytest.raises(InputError, match=message):
+        prepare_source(Settings(Task.DETECTION, given))
     assert not (tmp_path / "out/input.json").exists()
 
 

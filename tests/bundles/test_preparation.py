@@ -8,35 +8,58 @@ from typing import Any
 
 import pytest
 
-from kdml_med.bundle import build_loss, build_training_cohort, fold_of, prepare_evaluation, prepare_training
-from kdml_med.runs import COHORT_FILE
+from kdml_med.bundle import (
+    build_loss,
+    build_training_cohort,
+    fold_of,
+    prepare_evaluation,
+    prepare_training,
+    record_run,
+)
+from kdml_med.bundle.settings import Settings, check_settings
+from kdml_med.data.tiles import TileDataset
+from kdml_med.errors import InputError
+from kdml_med.keys import Task
+from kdml_med.runs import RunDescription, hashed_patient
 from kdml_med.splits import freeze_splits, make_splits
-from kdml_med.storage.files import write_json
 from kdml_med.storage.manifest import read_info, read_manifest, write_info
-from tests.bundles.conftest import REPOSITORY, read_json
 from tests.synthetic_tiles import CLASSES, write_tile_dataset
 
-SETTINGS: dict[str, Any] = {
-    "seed": 0, "device": "cpu", "amp": False, "fold": None, "stain": "none", "image_size": None, "level": None,
-    "aggregation": "mean", "ensemble_average": "probabilities", "version": "v1", "students": None, "alpha": 1.0,
-    "beta": 1.0, "use_teacher": True,
-}  # fmt: skip
-EVALUATION: dict[str, Any] = {"fold": None, "level": "patient", "stain": "none", "device": "cpu"}
+PLACE: dict[str, Any] = {"device": "cpu", "use_teacher": True}
 
 
-def refused(capsys: pytest.CaptureFixture[str], call: Any, *args: Any, **kwargs: Any) -> str:
-    with pytest.raises(SystemExit) as caught:
-        call(*args, **kwargs)
-    assert caught.value.code == 2
-    return capsys.readouterr().err
+def training(dataset: Path, run_dir: Path, **values: Any) -> Settings:
+    return check_settings("classification", "train", PLACE | {"dataset_dir": dataset, "run_dir": run_dir} | values)
 
 
-def description(**changes: Any) -> dict[str, Any]:
-    usual = {
-        "classes": CLASSES, "mpp": 1.0, "tile_size_px": 32, "stain": "none", "fold": None,
+def prepare(settings: Settings) -> None:
+    """What the config does before anything is written, as far as it needs no networks."""
+    prepare_training(settings, demo_dir="demo")
+    tiles = [
+        TileDataset(settings["dataset_dir"], split, fold=settings["fold"], stain=settings["stain"])
+        for split in ("train", "val")
+    ]
+    level = settings["level"] or tiles[0].info.label_level
+    networks = ["mobilenet_v2"]
+    cohort = build_training_cohort(
+        Settings(Task.CLASSIFICATION, settings | {"students": networks, "teacher": networks[0]}), num_classes=2
+    )
+    record_run(settings, *tiles, level=level, built=(cohort, build_loss(settings)))
+
+
+def evaluation(dataset: Path, run_dir: Path, **values: Any) -> Settings:
+    place = {"dataset_dir": str(dataset), "run_dir": str(run_dir), "device": "cpu", "stain": "none"}
+    return Settings(Task.CLASSIFICATION, place | values)
+
+
+def describe(run_dir: Path, **changes: Any) -> None:
+    """Write the description of a run on tiles of 32 px."""
+    usual: dict[str, Any] = {
+        "task": Task.CLASSIFICATION, "version": "v1", "networks": {}, "classes": CLASSES, "image_size": 32,
+        "mpp": 1.0, "tile_size_px": 32, "stain": "none", "fold": None, "synthetic": True, "kdml_med": "0",
         "seen_patients": {"train": []},
     }  # fmt: skip
-    return usual | changes
+    RunDescription(**usual | changes).write(run_dir)
 
 
 @pytest.fixture
@@ -59,9 +82,6 @@ def change_info(folder: Path, **changes: Any) -> Path:
         ({"label_level": "slide"}, {"level": "patient"}, "use --level slide"),
         ({}, {"use_teacher": False}, "Set --beta 0"),
         ({}, {"students": ["resnet18"], "alpha": 0, "beta": 0}, "has no peers"),
-        ({}, {"aggregation": "max"}, "--aggregation is 'max', expected one of: mean"),
-        ({}, {"level": "tile"}, "expected one of: patient, slide"),
-        ({}, {"ensemble_average": "median"}, "expected one of: probabilities, logits"),
         ({}, {"device": "cuda"}, "use --device cpu"),
         ({}, {"amp": True}, "leave --amp out"),
         ({}, {"fold": 1}, "has splits, not folds"),
@@ -69,20 +89,37 @@ def change_info(folder: Path, **changes: Any) -> Path:
     ],
 )
 def test_training_that_cannot_work_is_refused(
-    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], info: dict, settings: dict, message: str
+    copy: Path, tmp_path: Path, info: dict, settings: dict, message: str
 ) -> None:
     change_info(copy, **info)
     run_dir = tmp_path / "run"
-    error = refused(capsys, prepare_training, str(copy), str(run_dir), settings=SETTINGS | settings)
-    assert message in error
+    with pytest.raises(InputError, match=message):
+        prepare(training(copy, run_dir, **settings))
     assert not run_dir.exists()
 
 
-def test_wrong_networks_and_losses_are_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "unknown version 'v9'" in refused(capsys, build_training_cohort, version="v9")
-    error = refused(capsys, build_training_cohort, use_teacher=False, teacher_checkpoint="x.pt")
-    assert "the cohort has no teacher" in error
-    assert "gamma must not be negative" in refused(capsys, build_loss, gamma=-1.0)
+def test_what_was_written_is_what_a_run_goes_on_with(copy: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    prepare(training(copy, run_dir))
+    (run_dir / "checkpoints").mkdir()
+    (run_dir / "checkpoints/last.pt").touch()
+    prepare_training(training(copy, run_dir, max_epochs=9, num_workers=1), demo_dir="demo")
+    with pytest.raises(InputError, match=r"--gamma was 1\.0, now 2\.0"):
+        prepare_training(training(copy, run_dir, gamma=2.0), demo_dir="demo")
+    with pytest.raises(InputError, match="already holds a run"):
+        prepare_training(training(copy, run_dir, resume=False), demo_dir="demo")
+    change_info(copy, splits={"mode": "other"})
+    with pytest.raises(InputError, match="the dataset was"):
+        prepare_training(training(copy, run_dir), demo_dir="demo")
+
+
+def test_wrong_networks_and_losses_are_said_in_one_line(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown version 'v9'"):
+        build_training_cohort(training(copy, tmp_path, version="v9"), num_classes=2)
+    with pytest.raises(InputError, match="the cohort has no teacher"):
+        build_training_cohort(training(copy, tmp_path, use_teacher=False, teacher_checkpoint="x.pt"), num_classes=2)
+    with pytest.raises(InputError, match="all zero"):
+        build_loss(training(copy, tmp_path, alpha=0, beta=0, gamma=0))
 
 
 @pytest.mark.parametrize(
@@ -94,52 +131,35 @@ def test_wrong_networks_and_losses_are_said_in_one_line(capsys: pytest.CaptureFi
         ({"stain": "macenko"}, "leave --stain out"),
     ],
 )
-def test_run_and_dataset_must_fit(
-    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict, message: str
-) -> None:
-    write_json(tmp_path / COHORT_FILE, description(**changes))
-    error = refused(
-        capsys,
-        prepare_evaluation,
-        str(dataset),
-        str(tmp_path),
-        split="test",
-        **EVALUATION,
-    )
-    assert message in error
+def test_run_and_dataset_must_fit(dataset: Path, tmp_path: Path, changes: dict, message: str) -> None:
+    describe(tmp_path, **changes)
+    with pytest.raises(InputError, match=message):
+        prepare_evaluation(evaluation(dataset, tmp_path, split="test"), level="patient")
 
 
-def test_tiles_stored_normalised_do_not_fit_a_run_without(
-    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tiles_stored_normalised_do_not_fit_a_run_without(copy: Path, tmp_path: Path) -> None:
     change_info(copy, options={"stain": "macenko"})
-    write_json(tmp_path / COHORT_FILE, description())
-    error = refused(
-        capsys,
-        prepare_evaluation,
-        str(copy),
-        str(tmp_path),
-        split="test",
-        **EVALUATION,
-    )
-    assert "come with stain normalisation 'macenko'" in error
+    describe(tmp_path)
+    with pytest.raises(InputError, match="come with stain normalisation 'macenko'"):
+        prepare_evaluation(evaluation(copy, tmp_path, split="test"), level="patient")
+
+
+def test_patients_seen_in_training_are_no_test(dataset: Path, tmp_path: Path) -> None:
+    patient = TileDataset(dataset, "test").rows["patient_id"].iloc[0]
+    describe(tmp_path, seen_patients={"train": [hashed_patient(patient)]})
+    with pytest.raises(InputError, match=f"1 patients of split 'test' .* first '{patient}'"):
+        prepare_evaluation(evaluation(dataset, tmp_path, split="test"), level="patient")
+    prepare_evaluation(evaluation(dataset, tmp_path, split="val"), level="patient")
 
 
 def test_inference_works_on_a_dataset_with_folds(tmp_path: Path) -> None:
     folder = write_tile_dataset(tmp_path / "folds", split=False)
     splits = make_splits(read_manifest(folder), classes=CLASSES, folds=3, seed=0)
     freeze_splits(folder, splits, mode="folds", seed=0)
-    write_json(tmp_path / COHORT_FILE, description(fold=2))
-    prepare_evaluation(str(folder), str(tmp_path), split=None, **EVALUATION)
-    assert fold_of(str(folder), description(fold=2)) == 2
+    describe(tmp_path, fold=2)
+    prepare_evaluation(evaluation(folder, tmp_path), level="patient")
+    assert fold_of(folder, 2) == 2
 
 
 def test_the_fold_of_a_run_is_not_asked_of_a_dataset_with_plain_splits(dataset: Path) -> None:
-    assert fold_of(str(dataset), description(fold=2)) is None
-
-
-def test_every_knob_is_recorded_and_so_compared_when_a_run_goes_on() -> None:
-    config = read_json(REPOSITORY / "bundles/msi_kdml/configs/train.json")
-    names = list(config)
-    knobs = names[names.index("seed") : names.index("log_interval")]
-    assert set(knobs) == set(config["settings"])
+    assert fold_of(dataset, 2) is None

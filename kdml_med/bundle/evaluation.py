@@ -1,0 +1,295 @@
+"""A trained run and a dataset brought together: checks, predictions or detections, and figures with intervals."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from monai.engines import Evaluator
+
+from kdml_med.bundle.settings import Settings
+from kdml_med.bundle.training import check_device, check_level, seed_everything
+from kdml_med.data.frames import FrameDataset
+from kdml_med.data.samples import ManifestDataset
+from kdml_med.data.tiles import TileDataset
+from kdml_med.deploy.speed import REPEATS, measure_speed
+from kdml_med.errors import InputError
+from kdml_med.keys import Split, Task
+from kdml_med.metrics.aggregation import AggregationMethod, Level, group_table
+from kdml_med.metrics.detection import choose_thresholds
+from kdml_med.metrics.detection_evaluation import evaluate_detections, sequence_table
+from kdml_med.metrics.detection_report import detection_results_table
+from kdml_med.metrics.evaluation import evaluate_predictions
+from kdml_med.networks.cohort import Cohort
+from kdml_med.runs import (
+    DETECTIONS_FILE,
+    METRICS_FILE,
+    PATIENTS_FILE,
+    PREDICTIONS_FILE,
+    SEQUENCES_FILE,
+    SPEED_FILE,
+    RunDescription,
+    checkpoint_path,
+    read_run_json,
+    results_table,
+    write_detections,
+    write_predictions,
+)
+from kdml_med.storage.files import write_json, write_table
+from kdml_med.storage.manifest import SPLITS_FILE, DatasetInfo, read_info
+
+logger = logging.getLogger(__name__)
+
+# Pixel sizes and fields of view that differ by less are taken as equal.
+_SCALE_TOLERANCE = 0.05
+_GENERATED = "Generated data: these figures show that the pipeline works, they say nothing about accuracy on patients."
+
+
+def fold_of(dataset_dir: str | Path, fold: int | None) -> int | None:
+    """Fold that a run was trained for, where the dataset has folds at all."""
+    if not read_info(Path(dataset_dir)).splits:
+        return None
+    columns = pd.read_csv(Path(dataset_dir) / SPLITS_FILE, nrows=0).columns
+    return fold if "fold" in columns else None
+
+
+def prepare_evaluation(settings: Settings, *, dataset_dir: str | None = None, level: Level | None = None) -> None:
+    """Check a run and a dataset before they are brought together, and seed.
+
+    Args:
+        settings: of the config; those without a split are for inference on everything.
+        dataset_dir: dataset folder; None takes that of the settings.
+        level: "patient" or "slide", what tiles are aggregated to.
+
+    Raises:
+        InputError: no such run; kind of dataset, classes, scale or stain normalisation differ; splits leak; or patients
+            of this split were seen in training.
+    """
+    check_device(settings["device"])
+    dataset_dir = dataset_dir or settings["dataset_dir"]
+    run = RunDescription.read(settings["run_dir"], task=settings.task)
+    split, fold = settings.get("split"), settings.get("fold")
+    dataset: ManifestDataset
+    if run.task is Task.DETECTION:
+        dataset = FrameDataset(dataset_dir, split, fold=fold)
+    else:
+        dataset = TileDataset(dataset_dir, split, fold=fold, stain=settings["stain"])
+        if level is not None:
+            check_level(level, dataset.info, dataset_dir)
+        _check_scale(dataset.info, run, dataset_dir)
+        if dataset.stain != run.stain:
+            raise InputError(
+                f"the tiles of {dataset_dir} come with stain normalisation {dataset.stain!r}, the run was trained with "
+                f"{run.stain!r}: leave --stain out, or tile the slides again without it."
+            )
+    if dataset.classes and dataset.classes != run.classes:
+        raise InputError(
+            f"the run knows the classes {run.classes}, the dataset has {dataset.classes}; they must be the same and in "
+            "the same order."
+        )
+    if split not in (None, Split.TRAIN, Split.VAL):
+        _check_unseen(dataset, run)
+    seed_everything(0)
+
+
+def _check_scale(info: DatasetInfo, run: RunDescription, dataset_dir: str | Path) -> None:
+    if info.mpp and run.mpp and abs(info.mpp / run.mpp - 1) > _SCALE_TOLERANCE:
+        raise InputError(
+            f"the run was trained at {run.mpp} µm/px, the tiles of {dataset_dir} have {info.mpp} µm/px: tile the "
+            f"slides again with --mpp {run.mpp}."
+        )
+    if info.tile_size_px and run.tile_size_px and abs(info.tile_size_px / run.tile_size_px - 1) > _SCALE_TOLERANCE:
+        raise InputError(
+            f"the run was trained on tiles of {run.tile_size_px} px, those of {dataset_dir} have {info.tile_size_px} "
+            f"px and would be resized: tile the slides again with --tile-size {run.tile_size_px}."
+        )
+
+
+def _check_unseen(dataset: ManifestDataset, run: RunDescription) -> None:
+    overlap = [name for name in dataset.rows["patient_id"].unique() if run.has_seen(name)]
+    if overlap:
+        raise InputError(
+            f"{len(overlap)} patients of split {dataset.split!r} have ids that were used in training this run, first "
+            f"{overlap[0]!r}. Either the splits were changed since: train again on the present ones. Or two hospitals "
+            "number their patients alike: put the hospital's name before the id."
+        )
+
+
+def save_evaluation(
+    evaluator: Evaluator,
+    network: Cohort,
+    output_dir: str,
+    *,
+    split: str,
+    level: Level,
+    aggregation: AggregationMethod,
+    best_of: str | None = None,
+    resamples: int = 2000,
+) -> dict[str, Any]:
+    """Run an evaluator and write predictions.parquet, patients.csv and metrics.json.
+
+    Args:
+        evaluator: with ``CohortMetrics``; its data loader has a ``TileDataset``.
+        network: the evaluator's cohort.
+        output_dir: where the files go.
+        split: name of what is evaluated, for the record.
+        level: "patient" or "slide".
+        aggregation: how tiles become one probability.
+        best_of: run folder whose best weights are loaded first; None evaluates the network as it is.
+        resamples: of the bootstrap over patients.
+
+    Returns:
+        Content of metrics.json.
+    """
+    epoch = None if best_of is None else load_best_weights(network, best_of)
+    predictions = run_evaluator(evaluator)
+    dataset: TileDataset = evaluator.data_loader.dataset
+    networks = evaluate_predictions(predictions, level=level, method=aggregation, resamples=resamples)
+    counts = network.parameter_counts()
+    metrics = {
+        "split": split,
+        "level": level,
+        "aggregation": aggregation,
+        "classes": dataset.classes,
+        "bootstrap": {"resamples": resamples, "unit": "patient", "confidence": 0.95, "interval": "percentile"},
+        "synthetic": dataset.info.synthetic,
+        "networks": {name: {"parameters": counts[name], **figures} for name, figures in networks.items()},
+    }
+    if epoch is not None:
+        metrics["best_epoch"] = epoch
+    target = Path(output_dir)
+    write_tile_predictions(target, predictions, dataset, level, aggregation)
+    write_json(target / METRICS_FILE, metrics)
+    print(f"\n{_heading(metrics)}\n\n{results_table(metrics)}\n\nWritten to {target}\n")
+    return metrics
+
+
+def load_best_weights(network: Cohort, run_dir: str) -> int:
+    """Load the best weights of a run into its cohort; returns their epoch."""
+    best = torch.load(checkpoint_path(Path(run_dir), "best"), map_location="cpu", weights_only=True)
+    network.load_state_dict(best["network"])
+    epoch: int = best["epoch"]
+    return epoch
+
+
+def run_evaluator(evaluator: Evaluator) -> pd.DataFrame:
+    """Run an evaluator; returns its table of predictions or detections."""
+    evaluator.run()
+    predictions: pd.DataFrame = evaluator.state.predictions
+    return predictions
+
+
+def write_tile_predictions(
+    target: Path, predictions: pd.DataFrame, dataset: TileDataset, level: Level, aggregation: AggregationMethod
+) -> None:
+    """Write predictions.parquet and patients.csv."""
+    write_predictions(target / PREDICTIONS_FILE, predictions)
+    table = group_table(predictions, level=level, method=aggregation, classes=dataset.classes)
+    write_table(target / PATIENTS_FILE, table)
+
+
+def _heading(metrics: Mapping[str, Any]) -> str:
+    some = next(iter(metrics["networks"].values()))
+    group = some[metrics["level"]]
+    text = (
+        f"Split {metrics['split']}: {group['n']} {metrics['level']}s ({group['positives']} {metrics['classes'][-1]}), "
+        f"{some['tile']['n']} tiles; intervals by bootstrap over patients."
+    )
+    return f"{text}\n{_GENERATED}" if metrics["synthetic"] else text
+
+
+def save_detection_evaluation(
+    evaluator: Evaluator,
+    network: Cohort,
+    output_dir: str,
+    *,
+    run_dir: str,
+    split: str,
+    load_best: bool = False,
+    resamples: int = 1000,
+) -> dict[str, Any]:
+    """Run an evaluator and write detections.parquet, sequences.csv and metrics.json.
+
+    On the validation split the score threshold of every network is chosen, where F1 is best; on all others the
+    thresholds that the training run chose are used.
+
+    Args:
+        evaluator: with ``DetectionMetrics``; its data loader has a ``FrameDataset``.
+        network: the evaluator's cohort.
+        output_dir: where the files go.
+        run_dir: training run.
+        split: name of what is evaluated, for the record.
+        load_best: load the best weights of the run first.
+        resamples: of the bootstrap over sequences.
+
+    Returns:
+        Content of metrics.json.
+    """
+    epoch = load_best_weights(network, run_dir) if load_best else None
+    detections = run_evaluator(evaluator)
+    names = evaluator.state.networks
+    dataset: FrameDataset = evaluator.data_loader.dataset
+    level = dataset.info.label_level
+    if split == Split.VAL:
+        thresholds = choose_thresholds(dataset.rows, detections, networks=names)
+    else:
+        thresholds = read_run_json(Path(run_dir), METRICS_FILE)["thresholds"]
+        chosen_with = RunDescription.read(run_dir).fusion
+        if evaluator.fusion != chosen_with:
+            logger.warning(
+                "The ensemble's threshold was chosen with fusion %r, its figures at a threshold do not fit %r; "
+                "AP and FROC need none.",
+                chosen_with,
+                evaluator.fusion,
+            )
+    group: Any = level
+    figures = evaluate_detections(
+        dataset.rows, detections, threshold=thresholds, group=group, networks=names, resamples=resamples
+    )
+    counts = network.parameter_counts()
+    metrics = {
+        "split": split,
+        "classes": dataset.classes,
+        "bootstrap": {"resamples": resamples, "unit": level, "confidence": 0.95, "interval": "percentile"},
+        "thresholds": thresholds,
+        "synthetic": dataset.info.synthetic,
+        "networks": {name: {"parameters": counts[name], **values} for name, values in figures.items()},
+    }
+    if epoch is not None:
+        metrics["best_epoch"] = epoch
+    target = Path(output_dir)
+    write_detections(target / DETECTIONS_FILE, detections)
+    write_table(target / SEQUENCES_FILE, sequence_table(dataset.rows, detections, threshold=thresholds))
+    write_json(target / METRICS_FILE, metrics)
+    print(f"\n{_detection_heading(metrics)}\n\n{detection_results_table(metrics)}\n\nWritten to {target}\n")
+    return metrics
+
+
+def _detection_heading(metrics: Mapping[str, Any]) -> str:
+    some = next(iter(metrics["networks"].values()))
+    unit = metrics["bootstrap"]["unit"]
+    sequences = f"{some['n_sequences']} sequences, " if some["n_sequences"] else ""
+    text = (
+        f"Split {metrics['split']}: {sequences}{some['n_frames']} frames, {some['n_boxes']} polyp boxes, "
+        f"{some['n_negative_frames']} frames without; intervals by bootstrap over {unit}s."
+    )
+    return f"{text}\n{_GENERATED}" if metrics["synthetic"] else text
+
+
+def save_speed(
+    network: Cohort, output_dir: str, *, image_size: int | Sequence[int], device: str, repeats: int = REPEATS
+) -> dict[str, Any]:
+    """Time every network, one frame after the other, and write speed.json.
+
+    A file of its own, because it is the one result that is not the same twice. See ``kdml_med.deploy.speed``.
+    """
+    speed = measure_speed(network, image_size=image_size, device=device, repeats=repeats)
+    write_json(Path(output_dir) / SPEED_FILE, speed)
+    shown = ", ".join(f"{name} {value:.1f}" for name, value in speed["frames_per_second"].items())
+    height, width = speed["image_size"]
+    print(f"Frames per second, one at a time, {height} x {width} px, {speed['device']}: {shown}\n")
+    return speed

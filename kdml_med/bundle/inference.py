@@ -1,0 +1,182 @@
+"""Trained networks on new data: predictions for tiles, detections in images and videos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from monai.engines import Evaluator
+
+from kdml_med.bundle.evaluation import run_evaluator, write_tile_predictions
+from kdml_med.bundle.settings import Settings
+from kdml_med.bundle.workflow import is_command
+from kdml_med.colonoscopy.options import FrameOptions
+from kdml_med.colonoscopy.preparing import prepare_frames
+from kdml_med.data.frames import FrameDataset
+from kdml_med.deploy.annotate import RESEARCH_ONLY, source_size
+from kdml_med.deploy.frames import annotate_sources, boxes_in_source, coco_dataset, count_frames
+from kdml_med.errors import ExitCode, InputError
+from kdml_med.keys import NetworkName, Task, network_order
+from kdml_med.runs import METRICS_FILE, RunDescription, read_run_json
+from kdml_med.storage.files import write_json, write_table
+from kdml_med.storage.manifest import FAILURES_FILE
+
+INPUT_FILE = "input.json"
+BOXES_FILE = "detections.csv"
+COCO_FILE = "detections.coco.json"
+FRAMES_FILE = "frames.csv"
+FRAMES_DIR = "frames"
+
+_WHOLE_FRAMES_PX = 8192  # where the run was trained on frames of any size
+_SHOWN = 10  # failures that are named; failures.csv has them all
+
+
+def save_inference(evaluator: Evaluator, settings: Settings) -> None:
+    """Run an evaluator on tiles with or without labels; write predictions.parquet and patients.csv."""
+    predictions = run_evaluator(evaluator)
+    target, level = Path(settings["output_dir"]), settings["level"]
+    write_tile_predictions(target, predictions, evaluator.data_loader.dataset, level, settings["aggregation"])
+    groups = predictions[f"{level}_id"].nunique()
+    print(f"\n{predictions['sample_id'].nunique():,} tiles of {groups} {level}s. Written to {target}\n")
+
+
+def prepare_source(settings: Settings) -> str:
+    """Check what is asked for, and store the frames of new images and videos as the run's were stored.
+
+    Args:
+        settings: of the config. With a source, its frames go into the folder ``frames`` of ``output_dir``, and are used
+            again.
+
+    Returns:
+        The dataset folder with the frames: the one that the settings name where there is no source.
+
+    Raises:
+        InputError: with a message for a person.
+    """
+    source, dataset_dir, output_dir = settings["source"], settings["dataset_dir"], settings["output_dir"]
+    run = RunDescription.read(settings["run_dir"], task=Task.DETECTION)
+    _check_network(run, settings)
+    _read_thresholds(settings["run_dir"])
+    _check_input(settings)
+    if source is None:
+        return str(dataset_dir)
+    path, frames_dir = Path(source), Path(output_dir) / FRAMES_DIR
+    if path.is_dir() and Path(output_dir).resolve().is_relative_to(path.resolve()):
+        raise InputError(
+            f"--output_dir {output_dir} lies in --source {source}, so that results would be taken for input next time: "
+            "name a folder outside."
+        )
+    options = FrameOptions(size_px=run.frame_size_px or _WHOLE_FRAMES_PX, fps=settings["fps"], **run.frame_options)
+    try:
+        report = prepare_frames([path], frames_dir, options, None, workers=max(1, settings["num_workers"]))
+    except InputError as error:
+        raise InputError(str(error).replace("choose another --out", "choose another --output_dir")) from error
+    if not report.frames:
+        name, reason = report.failures[0]
+        raise InputError(
+            f"no frame of {source} can be used; {name}: {reason}. All reasons: {frames_dir / FAILURES_FILE}."
+        )
+    return str(frames_dir)
+
+
+def _check_network(run: RunDescription, settings: Settings) -> None:
+    known = [*run.names, NetworkName.ENSEMBLE.value]
+    network = settings["network"]
+    if network not in known:
+        raise InputError(f"--network is {network!r}; the run {settings['run_dir']} has: {', '.join(known)}.")
+    if network == NetworkName.TEACHER and settings["students_only"]:
+        raise InputError("--network teacher is asked for, but --students_only is on: leave --students_only out.")
+
+
+def _read_thresholds(run_dir: str) -> dict[str, float]:
+    thresholds: dict[str, float] = read_run_json(run_dir, METRICS_FILE)["thresholds"]
+    return thresholds
+
+
+def _describe_input(settings: Settings) -> dict[str, Any]:
+    if settings["source"] is None:
+        return {"dataset_dir": str(Path(settings["dataset_dir"]).resolve())}
+    return {"source": str(Path(settings["source"]).resolve()), "fps": settings["fps"]}
+
+
+def _check_input(settings: Settings) -> None:
+    """Refuse an output folder that holds what was found in something else: half of it would stay there."""
+    output_dir = Path(settings["output_dir"])
+    if not (output_dir / INPUT_FILE).is_file():
+        return
+    before, now = read_run_json(output_dir, INPUT_FILE), _describe_input(settings)
+    if before != now:
+        shown = [", ".join(f"{name} {value}" for name, value in one.items()) for one in (before, now)]
+        raise InputError(
+            f"{output_dir} holds the detections of {shown[0]}; this run has {shown[1]}: name another --output_dir."
+        )
+
+
+def save_detections(evaluator: Evaluator, settings: Settings) -> None:
+    """Run an evaluator on frames and write detections.csv, frames.csv and detections.coco.json.
+
+    Args:
+        evaluator: with ``CohortDetections``; its data loader has a ``FrameDataset``.
+        settings: of the config. With ``annotate``, boxes are drawn: a video for every video, and a contact sheet of the
+            other frames.
+
+    Raises:
+        SystemExit: run as a command, the work is done, but some inputs could not be used (``ExitCode.SOME_FAILED``).
+    """
+    found = run_evaluator(evaluator)
+    network = settings["network"]
+    names = sorted(evaluator.state.networks, key=network_order)
+    thresholds = _read_thresholds(settings["run_dir"])
+    dataset: FrameDataset = evaluator.data_loader.dataset
+    root = None if settings["source"] is None else Path(settings["source"])
+    paths = {} if root is None else {name: _path_of(root, name) for name in dataset.rows["source"].unique()}
+    sizes = {name: source_size(path) for name, path in paths.items()}
+    boxes = boxes_in_source(dataset.rows, found, thresholds, sizes)
+    frames = count_frames(dataset.rows, boxes, names)
+    target = Path(settings["output_dir"])
+    write_json(target / INPUT_FILE, _describe_input(settings))
+    write_table(target / BOXES_FILE, boxes)
+    write_table(target / FRAMES_FILE, frames)
+    write_json(target / COCO_FILE, coco_dataset(dataset.rows, boxes, network, thresholds[network], sizes))
+    written = [BOXES_FILE, FRAMES_FILE, COCO_FILE]
+    if settings["annotate"]:
+        own = found[found["network"] == network]
+        written += annotate_sources(target, dataset, own, boxes, paths, network, thresholds[network], settings["fps"])
+    _print_summary(target, frames, names, thresholds, written)
+    if root is not None:
+        _name_failures(dataset.dataset_dir / FAILURES_FILE)
+
+
+def _path_of(root: Path, name: str) -> Path:
+    return root / name if root.is_dir() else root
+
+
+def _print_summary(
+    target: Path, frames: pd.DataFrame, names: Sequence[str], thresholds: Mapping[str, float], written: Sequence[str]
+) -> None:
+    print(f"\n{_number(len(frames), 'frame')} of {_number(frames['source'].nunique(), 'file')}. Frames with a polyp:")
+    width = max(map(len, names))
+    for name in names:
+        count = int((frames[f"polyps_{name}"] > 0).sum())
+        print(f"  {name.ljust(width)}  {count:,} (score of at least {thresholds[name]:.3f})")
+    print(f"{RESEARCH_ONLY}.\nWritten to {target}: {', '.join(written)}\n")
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def _name_failures(path: Path) -> None:
+    """Name what could not be used, and end with the exit code that says so."""
+    failures = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if failures.empty:
+        return
+    print(f"{_number(len(failures), 'problem')}, all in {path}:")
+    for name, reason in failures.head(_SHOWN).itertuples(index=False):
+        print(f"  {name}: {reason}")
+    if len(failures) > _SHOWN:
+        print("  …")
+    if is_command():
+        raise SystemExit(int(ExitCode.SOME_FAILED))

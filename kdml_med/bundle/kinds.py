@@ -1,0 +1,114 @@
+"""What settings can be: whole numbers, words, paths and so on, each with the words that say so."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdml_med.networks.anchors import STRIDES
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a setting can be.
+
+    Attributes:
+        words: for people, such as "a whole number from 1".
+        accepts: whether a value is one of them.
+        convert: what is made of an accepted value.
+    """
+
+    words: str
+    accepts: Callable[[Any], bool]
+    convert: Callable[[Any], Any] = lambda value: value
+
+
+def whole(low: int, high: int | None = None) -> Kind:
+    """A whole number in a range, ends included."""
+    words = f"a whole number from {low}" + ("" if high is None else f" to {high}")
+    return Kind(words, lambda value: _is_whole(value) and low <= value <= (math.inf if high is None else high))
+
+
+def number(low: float, *, above: bool = False, high: float = math.inf) -> Kind:
+    """A finite number from ``low``, or ``above`` it, up to ``high``."""
+    words = f"a number {'above' if above else 'from'} {low:g}" + ("" if high == math.inf else f" to {high:g}")
+    return Kind(
+        words,
+        lambda value: _is_number(value) and (low < value if above else low <= value) and value <= high,
+    )
+
+
+def word(*choices: str) -> Kind:
+    """One of some words."""
+    return Kind(f"one of: {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
+
+
+def optional(kind: Kind, meaning: str = "") -> Kind:
+    """The kind, or None."""
+    words = f"{kind.words}, or None{f' for {meaning}' if meaning else ''}"
+    return Kind(
+        words,
+        lambda value: value is None or kind.accepts(value),
+        lambda value: None if value is None else kind.convert(value),
+    )
+
+
+def one_or_each(kind: Kind, what: str) -> Kind:
+    """The kind, or a list with one for each ``what``."""
+    return Kind(
+        f"{kind.words}; or a list with one for each {what}",
+        lambda value: (
+            kind.accepts(value)
+            or (isinstance(value, Sequence) and not isinstance(value, str) and all(map(kind.accepts, value)))
+        ),
+    )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_spec(value: Any) -> bool:
+    return (isinstance(value, str) and bool(value)) or (isinstance(value, Mapping) and "name" in value)
+
+
+def _is_input_size(value: Any) -> bool:
+    sides = value if isinstance(value, list | tuple) else [value, value]
+    return len(sides) == 2 and all(_is_whole(side) and side > 0 and side % STRIDES[-1] == 0 for side in sides)
+
+
+def _is_range(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value)) and 0 < value[0] <= value[1]
+    )
+
+
+FLAG = Kind("True or False", lambda value: isinstance(value, bool))
+# A folder called 2026 comes from the command line as a number.
+PATH = Kind("a path", lambda value: (isinstance(value, str | Path) and value != "") or _is_whole(value), str)
+TEXT = Kind("a name", lambda value: isinstance(value, str) and value != "")
+DEVICE = Kind(
+    "cpu, cuda or cuda:0 and the like, or mps",
+    lambda value: isinstance(value, str) and re.fullmatch(r"(cpu|mps|cuda)(:\d+)?", value) is not None,
+)
+SPEC = Kind("a network's name, an import path, or a mapping with 'name' and arguments", _is_spec)
+SPECS = Kind(
+    "a list of networks, such as ['resnet18','resnet18']",
+    lambda value: isinstance(value, list | tuple) and all(map(_is_spec, value)),
+)
+WEIGHTS = Kind(
+    "a path, or a mapping of network or architecture names to paths",
+    lambda value: (
+        PATH.accepts(value) or (isinstance(value, Mapping) and all(map(PATH.accepts, [*value.keys(), *value.values()])))
+    ),
+)
+INPUT_SIZE = Kind(f"[height, width] or one side, pixels, multiples of {STRIDES[-1]}", _is_input_size)
+RANGE = Kind("[low, high], both above 0", _is_range)

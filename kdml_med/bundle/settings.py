@@ -1,0 +1,316 @@
+"""The one list of settings: name, values, default and meaning of everything that a bundle's command line takes.
+
+A config names each setting once, with its default, so that the config can be read by itself; a test compares it with
+this list. Checks, ``--help``, the page of settings in the documentation, what is recorded and compared when a run is
+continued, and what the builders of networks and losses are given come from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from kdml_med.bundle.kinds import (
+    DEVICE,
+    FLAG,
+    INPUT_SIZE,
+    PATH,
+    RANGE,
+    SPEC,
+    SPECS,
+    TEXT,
+    WEIGHTS,
+    Kind,
+    number,
+    one_or_each,
+    optional,
+    whole,
+    word,
+)
+from kdml_med.engines.detection import FUSIONS
+from kdml_med.engines.evaluator import AVERAGES
+from kdml_med.errors import InputError
+from kdml_med.keys import Split, Task
+from kdml_med.losses.cohort import LINKS
+from kdml_med.metrics.aggregation import AggregationMethod, Level
+from kdml_med.wsi.options import StainMode
+
+Stage = Literal["train", "evaluate", "inference"]
+"""Kind of a config: train.json, evaluate.json (together with train.json), inference.json."""
+
+
+BOTH = tuple(Task)
+CLASSIFICATION, DETECTION = (Task.CLASSIFICATION,), (Task.DETECTION,)
+ALL_STAGES: tuple[Stage, ...] = get_args(Stage)
+TRAIN: tuple[Stage, ...] = ("train", "evaluate")
+"""evaluate.json is named together with train.json, and so takes its settings, too."""
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One setting.
+
+    Attributes:
+        name: on the command line and in configs.
+        kind: what it can be.
+        help: what it means, one line of Markdown.
+        default: value where a config does not name it; by task where they differ; a ``Shown`` where it is worked out.
+        group: heading under which it is listed.
+        tasks: that have it.
+        stages: configs that have it.
+        part: "networks" or "loss": whose builder it is handed to, under its name.
+        recorded: whether it belongs to what a run is: it stands in settings.json, and a run is only continued with the
+            same value.
+        free: recorded, and a continued run may change it.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    default: Any
+    group: str
+    tasks: tuple[Task, ...] = BOTH
+    stages: tuple[Stage, ...] = TRAIN
+    part: Literal["networks", "loss"] | None = None
+    recorded: bool = True
+    free: bool = False
+
+    def default_of(self, task: Task) -> Any:
+        """The default for a task."""
+        return self.default[task] if isinstance(self.default, ByTask) else self.default
+
+    def check(self, value: Any) -> Any:
+        """The value as it is used.
+
+        Raises:
+            InputError: it is none of the kind.
+        """
+        if self.kind.accepts(value):
+            return self.kind.convert(value)
+        if self.kind.words == FLAG.words and value in ("true", "false"):
+            # MONAI's command line passes it on as text, and any text but the empty one counts as true.
+            raise InputError(f"--{self.name} {value}: write {value.capitalize()}, with a capital letter.")
+        raise InputError(f"--{self.name} is {value!r}, expected {self.kind.words}.")
+
+
+class ByTask(dict[Task, Any]):
+    """Defaults that differ between the tasks."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A default that a config works out; ``words`` say what it is."""
+
+    words: str
+
+
+def _by_task(classification: Any, detection: Any) -> ByTask:
+    return ByTask({Task.CLASSIFICATION: classification, Task.DETECTION: detection})
+
+
+PLACE, NETWORKS, LOSSES, LEARNING, RECORD = (
+    "Where and how",
+    "Networks",
+    "Losses",
+    "Optimisation and augmentation",
+    "Validation and record",
+)
+USE = "Evaluation and inference"
+_LOSS: dict[str, Any] = {"group": LOSSES, "part": "loss"}
+_BUILD: dict[str, Any] = {"group": NETWORKS, "part": "networks"}
+_PLACE: dict[str, Any] = {"group": PLACE, "stages": ALL_STAGES, "recorded": False}
+_USE: dict[str, Any] = {"group": USE, "stages": ("inference",), "recorded": False}
+
+# fmt: off
+KNOBS: list[Knob] = [
+    # In this order they are checked: what others are derived from comes first.
+    Knob("dataset_dir", PATH, default=Shown("`<bundle_root>/data/demo`"), **_PLACE,
+         help="dataset folder; the default one is generated on first use"),
+    Knob("run_dir", PATH, default=Shown("`<bundle_root>/runs/train`"), **_PLACE,
+         help="folder of the run"),
+    Knob("resume", FLAG, default=True, group=PLACE, recorded=False,
+         help="continue the run in `run_dir` if there is one, with [the same "
+              "settings](../how_to/resume_and_reproduce.md); `False` refuses such a folder"),
+    Knob("seed", whole(0), default=0, group=PLACE, part="networks",
+         help="of initial weights, order of samples and augmentation; not of the splits"),
+    Knob("device", DEVICE, default=Shown("`cuda`, or `cpu` without a GPU"), group=PLACE, stages=ALL_STAGES, free=True,
+         help="where the networks run"),
+    Knob("amp", FLAG, default=False, group=PLACE,
+         help="mixed precision; needs a GPU. Losses are computed in float32 all the same"),
+    Knob("num_workers", whole(0), default=0, group=PLACE, stages=ALL_STAGES, free=True,
+         help="processes that read samples; 0 reads in the main process. Does not change results"),
+    Knob("version", TEXT, default=_by_task("v1", "tiny"), **_BUILD,
+         help="[named cohort](losses_and_networks.md#versions)"),
+    Knob("teacher", optional(SPEC, "that of the version"), default=None, **_BUILD,
+         help="replaces the version's teacher; `stream` in a mapping names the [random "
+              "stream](../how_to/own_networks.md#the-teacher-alone) of the initial weights"),
+    Knob("students", optional(SPECS, "those of the version"), default=None, **_BUILD,
+         help="replaces the version's students, any number from one"),
+    Knob("initial_weights", optional(WEIGHTS, "random weights"), default=None, **_BUILD,
+         help="files of weights to start from; for detectors those of their bodies (`resnet50`, `mobilenet_v2`)"),
+    Knob("frozen_stages", whole(0, 5), default=0, tasks=DETECTION, **_BUILD,
+         help="first stages of every body that stay as in `initial_weights`, which then is needed for all networks"),
+    Knob("teacher_checkpoint", optional(PATH), default=None, **_BUILD,
+         help="state dict of a trained teacher, which is then frozen"),
+    Knob("use_teacher", FLAG, default=Shown("`beta > 0`"), **_BUILD,
+         help="whether a teacher is built; `beta` above 0 and `teacher_checkpoint` need one"),
+    Knob("alpha", number(0), default=1.0, **_LOSS,
+         help="weight of the labels in each student's loss"),
+    Knob("beta", number(0), default=1.0, **_LOSS,
+         help="weight of the teacher"),
+    Knob("gamma", number(0), default=1.0, **_LOSS,
+         help="weight of the peers"),
+    Knob("temperature", number(0, above=True), default=4.0, **_LOSS,
+         help="T towards the teacher"),
+    Knob("peer_temperature", number(0, above=True), default=1.0, **_LOSS,
+         help="T_p between peers"),
+    Knob("ramp_up_epochs", whole(0), default=_by_task(1, 3), **_LOSS,
+         help="R: `beta` and `gamma` are multiplied by min(1, e / (R + 1)) in epoch e = 1, 2, …; 0 for full weight "
+              "at once"),
+    Knob("teacher_link", one_or_each(word(*LINKS), "student"), default="predictions", **_LOSS,
+         help="what students learn from the teacher"),
+    Knob("peer_link", one_or_each(word(*LINKS), "student"), default="predictions", **_LOSS,
+         help="likewise from their peers"),
+    Knob("feature_weight", number(0), default=1.0, **_LOSS,
+         help="weight of feature maps where a link has them"),
+    Knob("box_weight", number(0), default=2.0, tasks=DETECTION, **_LOSS,
+         help="weight of the box terms beside those of scores"),
+    Knob("max_epochs", whole(1), default=_by_task(5, 11), group=LEARNING, free=True,
+         help="epochs of training"),
+    Knob("batch_size", whole(1), default=_by_task(16, 8), group=LEARNING,
+         help="samples of a batch, also of the validation. An incomplete last batch is used unless it would hold "
+              "one sample"),
+    Knob("learning_rate", number(0, above=True), default=0.001, group=LEARNING,
+         help="highest, for every network; AdamW"),
+    Knob("weight_decay", number(0), default=0.01, group=LEARNING,
+         help="of AdamW"),
+    Knob("warmup_epochs", number(0), default=1, group=LEARNING,
+         help="epochs of linear rise from a tenth of `learning_rate`; then a cosine to 0 at `max_epochs`"),
+    Knob("balance", FLAG, default=False, group=LEARNING,
+         help="draw both classes (frames with and without polyps) equally often, with replacement"),
+    Knob("tiles_per_epoch", optional(whole(1), "each training tile once"), default=None, group=LEARNING,
+         tasks=CLASSIFICATION,
+         help="length of an epoch, tiles"),
+    Knob("frames_per_epoch", optional(whole(1), "each training frame once"), default=None, group=LEARNING,
+         tasks=DETECTION,
+         help="length of an epoch, frames"),
+    Knob("image_size", optional(whole(1), "the stored size"), default=None, group=LEARNING, tasks=CLASSIFICATION,
+         stages=ALL_STAGES,
+         help="side that tiles are resized to, pixels. Needed where images differ in size"),
+    Knob("image_size", INPUT_SIZE, default=[128, 128], group=LEARNING, tasks=DETECTION, stages=ALL_STAGES,
+         help="input of the networks; frames are scaled to fit"),
+    Knob("zoom", RANGE, default=[0.8, 1.3], group=LEARNING, tasks=DETECTION,
+         help="range of the random factor to the scale that would just fit the frame"),
+    Knob("colour_jitter", number(0, high=1), default=0.25, group=LEARNING, tasks=DETECTION,
+         help="brightness, contrast and saturation are multiplied by factors in 1 ± this"),
+    Knob("stain", word(*get_args(StainMode)), default="none", group=LEARNING, tasks=CLASSIFICATION, stages=ALL_STAGES,
+         help="`macenko` normalises every tile with its slide's own stain matrix from `slides.csv`, before "
+              "augmentation and in validation too. Tiles that are stored normalised are not normalised again. Every"
+              " slide in use needs a matrix"),
+    Knob("stain_jitter", number(0), default=0.25, group=LEARNING, tasks=CLASSIFICATION,
+         help="optical density of each colour channel is multiplied by a factor in 1 ± this, and shifted by up to ±"
+              " 0.05"),
+    Knob("val_interval", whole(1), default=_by_task(1, 2), group=RECORD,
+         help="epochs between validations"),
+    Knob("fold", optional(whole(0)), default=None, group=RECORD,
+         help="fold that tests, where `splits.csv` has folds; the next one validates. In evaluation that of the run"),
+    Knob("level", optional(word(*get_args(Level)), "what carries the labels in the dataset"), default=None,
+         group=RECORD, tasks=CLASSIFICATION, stages=ALL_STAGES,
+         help="what tiles are aggregated to. `patient` is refused where slides carry the labels"),
+    Knob("aggregation", word(*get_args(AggregationMethod)), default="mean", group=RECORD, tasks=CLASSIFICATION,
+         stages=ALL_STAGES,
+         help="tiles to patient; `top_k_mean` is of the 10 highest, `fraction_positive` the share of tiles at 0.5 "
+              "or above"),
+    Knob("ensemble_average", word(*AVERAGES), default="probabilities", group=RECORD, tasks=CLASSIFICATION,
+         stages=ALL_STAGES,
+         help="mean of the students' probabilities, or softmax of their mean logits"),
+    Knob("fusion", word(*FUSIONS), default="anchors", group=RECORD, tasks=DETECTION, stages=ALL_STAGES,
+         help="ensemble of detectors: mean of the students anchor by anchor, or weighted box fusion of their boxes."
+              " Thresholds stay those that the run chose"),
+    Knob("log_interval", whole(1), default=1, group=RECORD, recorded=False,
+         help="iterations between two points of a loss curve in TensorBoard"),
+    Knob("split", word(*Split), default="test", group=USE, stages=("evaluate",), recorded=False,
+         help="what is evaluated"),
+    Knob("output_dir", PATH, default=Shown("`<run_dir>/evaluation_<split>`, `<run_dir>/inference`"), group=USE,
+         stages=("evaluate", "inference"), recorded=False,
+         help="where results go; older ones there are replaced"),
+    Knob("measure_speed", FLAG, default=True, group=USE, tasks=DETECTION, stages=("evaluate",), recorded=False,
+         help="time every network, one frame after the other, and write `speed.json`"),
+    Knob("source", optional(PATH, "`dataset_dir`"), default=None, tasks=DETECTION, **_USE,
+         help="image, video, or a folder with them"),
+    Knob("network", TEXT, default="ensemble", tasks=DETECTION, **_USE,
+         help="whose boxes are drawn and written as COCO"),
+    Knob("students_only", FLAG, default=_by_task(True, Shown("`True`, but for `--network teacher`")), **_USE,
+         help="leave the teacher out"),
+    Knob("annotate", FLAG, default=False, tasks=DETECTION, **_USE,
+         help="draw the boxes: a video for each video, a contact sheet of images"),
+    Knob("fps", number(0), default=5, tasks=DETECTION, **_USE,
+         help="frames per second taken from a video; 0 for all"),
+    Knob("student", TEXT, default="student_0", **_USE,
+         help="for export only: the network that `student_def` builds"),
+    Knob("batch_size", whole(1), default=_by_task(64, 16), tasks=BOTH, **_USE,
+         help="samples of a batch"),
+]
+# fmt: on
+
+
+class Settings(dict[str, Any]):
+    """Checked values of the settings of a config, by name.
+
+    Args:
+        task: what the config is for.
+        values: by name.
+    """
+
+    def __init__(self, task: Task, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.task = task
+
+    def part(self, name: Literal["networks", "loss"]) -> dict[str, Any]:
+        """What the builder of a part is handed."""
+        return {knob.name: self[knob.name] for knob in knobs_of(self.task, "train") if knob.part == name}
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What belongs to the run, see ``Knob.recorded``."""
+        return {knob.name: self[knob.name] for knob in knobs_of(self.task, "train") if knob.recorded}
+
+
+def knobs_of(task: Task, stage: Stage) -> list[Knob]:
+    """Settings of a config of a task."""
+    return [knob for knob in KNOBS if task in knob.tasks and stage in knob.stages]
+
+
+def check_settings(task: Task | str, stage: Stage, values: Mapping[str, Any]) -> Settings:
+    """Check settings one by one, and those that hang together.
+
+    Args:
+        task: what the config is for.
+        stage: kind of the config.
+        values: by name; what is absent has its default.
+
+    Raises:
+        InputError: a value is none of its kind, or settings contradict each other; names the setting, its value and
+            what is expected.
+    """
+    checked = {}
+    for knob in knobs_of(Task(task), stage):
+        if knob.name in values:
+            checked[knob.name] = knob.check(values[knob.name])
+        elif not isinstance(knob.default_of(Task(task)), Shown):
+            checked[knob.name] = knob.default_of(Task(task))
+    return Settings(Task(task), checked)
+
+
+def known_default(task: Task, name: str) -> Any:
+    """Default of a setting in training; None where it is worked out or there is no such setting."""
+    for knob in knobs_of(task, "train"):
+        if knob.name == name and not isinstance(knob.default_of(task), Shown):
+            return knob.default_of(task)
+    return None
+
+
+def free_settings() -> set[str]:
+    """Names of settings that a continued run may change."""
+    return {knob.name for knob in KNOBS if knob.free}

@@ -1,0 +1,260 @@
+"""The start of a training: everything is checked before the first batch, and errors speak to a person."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.utils import set_determinism
+
+from kdml_med.bundle.settings import Settings, free_settings, known_default
+from kdml_med.bundle.workflow import errors_for_people
+from kdml_med.data.frames import FrameDataset
+from kdml_med.data.samples import ManifestDataset
+from kdml_med.data.tiles import TileDataset
+from kdml_med.engines.trainer import KDMLTrainer
+from kdml_med.errors import InputError
+from kdml_med.keys import Task
+from kdml_med.losses.cohort import ClassificationCohortLoss, CohortLoss
+from kdml_med.losses.detection import DetectionCohortLoss
+from kdml_med.metrics.aggregation import Level
+from kdml_med.networks.cohort import Cohort, build_cohort
+from kdml_med.networks.registry import cohort_spec
+from kdml_med.runs import SETTINGS_FILE, RunDescription, checkpoint_path, hashed_patient, read_run_json
+from kdml_med.storage.files import content_hash, write_json
+from kdml_med.storage.manifest import MANIFEST_FILE, DatasetInfo, read_info
+
+logger = logging.getLogger(__name__)
+
+# How frames were prepared for training is how new ones have to be.
+_FRAME_OPTIONS = ("crop", "mask_overlays")
+
+
+def prepare_training(settings: Settings, *, demo_dir: str) -> None:
+    """Check settings and run folder before anything is written, and seed.
+
+    Makes the demo cohort when the dataset folder is the default one and does not exist yet. The dataset itself is
+    checked by those who read it.
+
+    Args:
+        settings: of the config; a run is only resumed with the same ones.
+        demo_dir: the default dataset folder.
+
+    Raises:
+        InputError: with a message for a person.
+    """
+    _check_together(settings)
+    dataset_dir, run_dir = settings["dataset_dir"], settings["run_dir"]
+    if Path(dataset_dir).resolve() == Path(demo_dir).resolve():
+        _make_demo(settings.task, Path(dataset_dir))
+    _check_run(Path(run_dir), _recorded(settings), settings)
+    seed_everything(settings["seed"])
+    logger.info("Dataset %s, run folder %s", dataset_dir, run_dir)
+
+
+def _make_demo(task: Task, dataset_dir: Path) -> None:
+    # Imported here: who trains on their own data does not wait for the generators.
+    from kdml_med.demo import dataset
+
+    make = dataset.ensure_demo_frames if task is Task.DETECTION else dataset.ensure_demo_dataset
+    make(dataset_dir)
+
+
+def _check_together(settings: Settings) -> None:
+    """Settings that contradict each other."""
+    check_device(settings["device"], amp=settings["amp"])
+    if settings["beta"] > 0 and not settings["use_teacher"]:
+        raise InputError("--beta is above 0, but --use_teacher is off: there is nobody to learn from. Set --beta 0.")
+    spec = cohort_spec(settings["version"], task=settings.task, students=settings["students"])
+    if settings["alpha"] == settings["beta"] == 0 and len(spec.students) == 1:
+        raise InputError("a single student has no peers: --alpha or --beta must be above 0.")
+
+
+def check_device(device: str, *, amp: bool = False) -> None:
+    """Check that a device is there.
+
+    Raises:
+        InputError: it is not, or it cannot do mixed precision.
+    """
+    kind = torch.device(device).type
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {device!r} is asked for, but this torch sees no GPU: use --device cpu.")
+    if amp and kind != "cuda":
+        raise InputError(f"amp (mixed precision) needs a GPU, the device is {device!r}: leave --amp out.")
+
+
+def check_level(level: str, info: DatasetInfo, dataset_dir: str | Path) -> None:
+    """Check that tiles can be aggregated to a level.
+
+    Raises:
+        InputError: slides carry the labels, and patients are asked for.
+    """
+    if level == "patient" and info.classes and info.label_level == "slide":
+        raise InputError(
+            f"the labels of {dataset_dir} belong to slides, and a patient can have both: use --level slide."
+        )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch and ask for deterministic algorithms."""
+    set_determinism(seed=seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def run_training(trainer: KDMLTrainer) -> None:
+    """Train; a loss that is not finite ends the run with one line, as a tile that cannot be read does."""
+    with errors_for_people(FloatingPointError):
+        trainer.run()
+
+
+def build_training_cohort(settings: Settings, *, num_classes: int, features: bool = False) -> Cohort:
+    """Networks of a config, see ``kdml_med.networks.build_cohort``.
+
+    Args:
+        settings: of the config.
+        num_classes: number of outputs.
+        features: whether classifiers give feature maps as well.
+
+    Raises:
+        InputError: what is wrong with the settings.
+    """
+    with errors_for_people(ValueError):
+        return build_cohort(num_classes=num_classes, task=settings.task, features=features, **settings.part("networks"))
+
+
+def build_loss(settings: Settings) -> CohortLoss:
+    """The cohort loss of a config.
+
+    Raises:
+        InputError: what is wrong with the settings.
+    """
+    kind = DetectionCohortLoss if settings.task is Task.DETECTION else ClassificationCohortLoss
+    with errors_for_people(ValueError):
+        return kind(train_teacher=not settings["teacher_checkpoint"], **settings.part("loss"))
+
+
+def record_run(
+    settings: Settings,
+    training: ManifestDataset,
+    validation: ManifestDataset,
+    *,
+    built: tuple[Cohort, CohortLoss],
+    level: Level | None = None,
+) -> None:
+    """Write settings.json, and cohort.json with what is needed to build, feed and judge the networks again.
+
+    Patients that were learned from or chosen by are recorded as hashes, so that an evaluation can refuse to be run on
+    them without the file naming anybody.
+
+    Args:
+        settings: of the config.
+        training: what is learned from.
+        validation: what the best epoch is chosen by.
+        built: networks and loss; having them, and that they fit, means that the settings work, and only then are files
+            written.
+        level: "patient" or "slide", what tiles are aggregated to.
+
+    Raises:
+        InputError: the dataset does not fit the settings, or the loss the students.
+    """
+    cohort, loss = built
+    if isinstance(training, TileDataset):
+        _check_tiles(training, settings, level)
+    for part in (training, validation):
+        if isinstance(part, FrameDataset):
+            _check_frames(part)
+    with errors_for_people(ValueError):
+        loss.check_students(len(cohort.student_names))
+    write_json(Path(settings["run_dir"]) / SETTINGS_FILE, _recorded(settings))
+    _describe(settings, training, validation, cohort, level).write(settings["run_dir"])
+
+
+def _check_tiles(tiles: TileDataset, settings: Settings, level: Level | None) -> None:
+    if tiles.info.tile_size_px is None and settings["image_size"] is None:
+        raise InputError(f"the images of {tiles.dataset_dir} differ in size: say --image_size, the side in pixels.")
+    check_level(level or tiles.info.label_level, tiles.info, tiles.dataset_dir)
+
+
+def _check_frames(frames: FrameDataset) -> None:
+    if not any(len(frames.boxes(index)) for index in range(len(frames))):
+        raise InputError(f"split {frames.split!r} of {frames.dataset_dir} has no frame with a polyp: split it again.")
+
+
+def _describe(
+    settings: Settings, training: ManifestDataset, validation: ManifestDataset, cohort: Cohort, level: Level | None
+) -> RunDescription:
+    spec = cohort_spec(
+        settings["version"], task=settings.task, teacher=settings["teacher"], students=settings["students"]
+    )
+    info = training.info
+    if isinstance(training, TileDataset):
+        own: dict[str, Any] = {
+            "tile_size_px": info.tile_size_px,
+            "mpp": info.mpp,
+            "stain": training.stain,
+            "level": level,
+            "aggregation": settings["aggregation"],
+            "ensemble_average": settings["ensemble_average"],
+        }
+    else:
+        own = {
+            "frame_size_px": info.frame_size_px,
+            "frame_options": {name: info.options[name] for name in _FRAME_OPTIONS if name in info.options},
+            "fusion": settings["fusion"],
+        }
+    return RunDescription(
+        task=settings.task,
+        version=settings["version"],
+        networks={name: item for name, item in spec.networks().items() if name in cohort.names},
+        classes=training.classes,
+        image_size=settings["image_size"] or int(info.tile_size_px or 0),
+        fold=settings["fold"],
+        synthetic=info.synthetic,
+        seen_patients={
+            str(part.split): sorted({hashed_patient(patient) for patient in part.rows["patient_id"]})
+            for part in (training, validation)
+        },
+        kdml_med=version("kdml_med"),
+        **own,
+    )
+
+
+def _recorded(settings: Settings) -> dict[str, Any]:
+    folder, free = Path(settings["dataset_dir"]), free_settings()
+    info = read_info(folder)
+    manifest = folder / MANIFEST_FILE
+    content = {
+        "knobs": {name: value for name, value in settings.recorded.items() if name not in free},
+        "free": {name: value for name, value in settings.recorded.items() if name in free},
+        "dataset": {
+            "manifest_sha256": content_hash(manifest) if manifest.is_file() else None,
+            "splits": info.splits,
+        },
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
+    return plain
+
+
+def _check_run(run_dir: Path, recorded: Mapping[str, Any], settings: Settings) -> None:
+    if not ((run_dir / SETTINGS_FILE).is_file() and checkpoint_path(run_dir, "last").is_file()):
+        return
+    if not settings["resume"]:
+        raise InputError(f"{run_dir} already holds a run: name another --run_dir, or leave --resume on to go on.")
+    before = read_run_json(run_dir, SETTINGS_FILE)
+    for part in ("knobs", "dataset"):
+        old_part = before.get(part, {})
+        for name in sorted({*old_part, *recorded[part]}):
+            # A setting that is newer than the run had its default.
+            old = old_part.get(name, known_default(settings.task, name) if part == "knobs" else None)
+            new = recorded[part].get(name)
+            if old != new:
+                what = f"--{name}" if part == "knobs" else "the dataset"
+                raise InputError(
+                    f"{run_dir} holds a run with other settings: {what} was {old!r}, now {new!r}. Use the same "
+                    "settings to go on, or name another --run_dir."
+                )

@@ -1,0 +1,217 @@
+"""The MONAI workflow that a config is evaluated in: where its bundle lies, its settings, and how errors leave it.
+
+MONAI gives an expression of a config nothing but the references that it names, does not tell it where the config lies,
+accepts any override in silence, and wraps every error in one that says nothing. All of that is made up for here, and
+works alike for ``python -m monai.bundle run``, ``monai.bundle.run(...)``, ``ConfigWorkflow`` and ``create_workflow``:
+nothing is read from the command line, which may be that of another program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+from monai.bundle import ConfigComponent, ConfigExpression, ConfigParser, ConfigWorkflow
+from monai.bundle.reference_resolver import ReferenceResolver
+from monai.utils import ensure_tuple
+
+from kdml_med.bundle.help import help_text
+from kdml_med.bundle.settings import KNOBS, Settings, Stage, check_settings
+from kdml_med.errors import ExitCode, InputError
+from kdml_med.keys import Task
+
+Found = TypeVar("Found")
+
+_SCRIPTS = "monai.bundle.scripts"
+_FILE_VARIABLES = ("config_file", "config_file_")  # of MONAI's programs
+_HELP = "help"
+
+
+def collect_settings(task: str) -> Settings:
+    """Settings of the config that calls this, checked; with ``--help`` on the command line they are printed instead.
+
+    Values are put back into the config as they are checked (a run folder 2026 becomes a path), so that other parts of
+    it get them in the same form. Hence this has to be the first thing that ``initialize`` asks for.
+
+    Args:
+        task: "classification" or "detection".
+
+    Raises:
+        InputError: an override has a name that no config knows, or a value makes no sense.
+    """
+    resolver = _innermost(ReferenceResolver)
+    if resolver is None:
+        raise RuntimeError("collect_settings is for expressions of a MONAI config.")
+    names = [name for name in resolver.items if name and "::" not in name and name != ConfigParser.meta_key]
+    stage: Stage = "inference" if "train" not in names else "evaluate" if "split" in names else "train"
+    if _HELP in names and is_command():
+        print(help_text(Task(task), stage))
+        raise SystemExit(int(ExitCode.OK))
+    check_names(names, _written_names(names), task)
+    knobs = [knob for knob in KNOBS if Task(task) in knob.tasks and stage in knob.stages and knob.name in names]
+    values: dict[str, Any] = {}
+    for knob in knobs:
+        values[knob.name] = knob.check(resolver.get_resolved_content(knob.name))
+        resolver.resolved_content[knob.name] = values[knob.name]
+    return check_settings(task, stage, values)
+
+
+def check_names(names: Iterable[str], written: Mapping[str, Any], task: str) -> None:
+    """Refuse settings that neither a config nor the list of settings knows.
+
+    Args:
+        names: top-level names of the config with its overrides.
+        written: content of the config files.
+        task: of the config.
+
+    Raises:
+        InputError: names the unknown one and the nearest known one.
+    """
+    # What training needs is in the list; a config has to name it only where it refers to it.
+    knobs = [knob for knob in KNOBS if task in knob.tasks]
+    listed = {knob.name for knob in knobs if "train" in knob.stages} if "train" in written else set()
+    for name in names:
+        if name not in written and name not in listed:
+            near = get_close_matches(name, [*written, *listed], n=1, cutoff=0.5)
+            hint = f" Did you mean --{near[0]}?" if near else ""
+            known = sorted({knob.name for knob in knobs} & {*written, *listed})
+            raise InputError(f"unknown option --{name}.{hint} Known: {', '.join(known)}.")
+
+
+def find_root(name: str) -> str:
+    """Folder of a bundle, wherever the config that calls this was started from.
+
+    The first that fits: the folder above ``configs/`` of the config, the current folder, ``bundles/<name>`` below it.
+
+    Args:
+        name: the bundle's folder name.
+
+    Raises:
+        InputError: none of them holds ``configs/metadata.json``.
+    """
+    workflow = _innermost(ConfigWorkflow)
+    folders = [] if workflow is None else [Path(workflow.config_root_path)]
+    folders += [file.parent for file in _named_files()]
+    candidates = [folder.resolve().parent for folder in folders]
+    candidates += [Path.cwd(), Path.cwd() / "bundles" / name]
+    for folder in candidates:
+        if (folder / "configs" / "metadata.json").is_file():
+            return str(folder)
+    raise InputError(f"bundle {name!r} was not found near {Path.cwd()}: start in the repository root or in its folder.")
+
+
+def read_configs(files: Sequence[Path]) -> dict[str, Any]:
+    """Content of config files, later ones over earlier ones.
+
+    Raises:
+        InputError: one is missing or neither JSON nor YAML.
+    """
+    merged: dict[str, Any] = {}
+    for file in files:
+        try:
+            merged |= ConfigParser.load_config_file(file)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} cannot be read as a config: {error}.") from error
+    return merged
+
+
+def is_command() -> bool:
+    """Whether this process is ``python -m monai.bundle``, so that a person reads its screen and exit code."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec is not None and spec.name in ("monai.bundle", "monai.bundle.__main__")
+
+
+@contextlib.contextmanager
+def errors_for_people(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors of these kinds into ``InputError``."""
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        raise InputError(str(error)) from error
+
+
+def _frames() -> Iterator[FrameType]:
+    """Frames of the calls that led here, the innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _innermost(kind: type[Found]) -> Found | None:
+    """The object of this class whose method is running, which MONAI does not hand over."""
+    for frame in _frames():
+        found = frame.f_locals.get("self")
+        if isinstance(found, kind):
+            return found
+    return None
+
+
+def _named_files() -> list[Path]:
+    """Config files that a function of MONAI was called with; none where a workflow was made by hand."""
+    for frame in _frames():
+        if frame.f_globals.get("__name__") == _SCRIPTS:
+            for variable in _FILE_VARIABLES:
+                if frame.f_locals.get(variable) is not None:
+                    return [Path(name) for name in ensure_tuple(frame.f_locals[variable])]
+    return []
+
+
+def _written_names(names: Sequence[str]) -> dict[str, Any]:
+    """Content of the config files in use, overrides not included."""
+    files = _named_files()
+    if files:
+        return read_configs(files)
+    workflow = _innermost(ConfigWorkflow)
+    if workflow is None:
+        return dict.fromkeys(names)
+    # It does not keep their names: those of its folder of which everything is there.
+    folder = Path(workflow.config_root_path)
+    contents = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json")) if path.name != "metadata.json"]
+    used = [content for content in contents if set(content) <= {*names, *_nested(content)}]
+    return {name: value for content in used for name, value in content.items()}
+
+
+def _nested(content: Mapping[str, Any]) -> set[str]:
+    """Names that override a part below: they are merged into it, and so are no names of the merged config."""
+    return {name for name in content if "#" in name or "::" in name}
+
+
+def _let_errors_through() -> None:
+    """Let ``InputError`` through where MONAI would wrap it; a command ends with it in one line."""
+    for owner, name in ((ConfigExpression, "evaluate"), (ConfigComponent, "instantiate")):
+        original: Callable[..., Any] = getattr(owner, name)
+        if not hasattr(original, "__wrapped__"):
+            setattr(owner, name, _unwrapping(original))
+
+
+def _unwrapping(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def unwrapping(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(*args, **kwargs)
+        except RuntimeError as error:
+            if isinstance(error.__cause__, InputError):
+                _refuse(error.__cause__)
+            raise
+
+    return unwrapping
+
+
+def _refuse(error: InputError) -> NoReturn:
+    if not is_command():
+        raise error from error.__cause__
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(int(ExitCode.BAD_INPUT))
+
+
+_let_errors_through()

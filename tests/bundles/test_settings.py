@@ -1,0 +1,203 @@
+"""The list of settings: what is refused, and that configs, help and documentation follow it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.bundle import ConfigWorkflow
+
+from kdml_med.bundle import settings as module
+from kdml_med.bundle.help import help_text, page_with_tables, settings_tables
+from kdml_med.bundle.kinds import number
+from kdml_med.bundle.settings import KNOBS, LOSSES, Knob, Shown, check_settings, free_settings, knobs_of
+from kdml_med.bundle.training import prepare_training
+from kdml_med.errors import InputError
+from kdml_med.keys import Task
+from tests.bundles.conftest import REPOSITORY, read_json
+
+BUNDLES = {Task.CLASSIFICATION: "msi_kdml", Task.DETECTION: "polyp_kdml"}
+PLACE = {"dataset_dir": "data", "run_dir": "run", "device": "cpu", "use_teacher": True}
+
+
+def config_of(task: Task, stage: str) -> dict[str, Any]:
+    return read_json(REPOSITORY / "bundles" / BUNDLES[task] / "configs" / f"{stage}.json")
+
+
+def refused(task: Task = Task.CLASSIFICATION, **values: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        check_settings(task, "train", PLACE | values)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("task", Task)
+@pytest.mark.parametrize("stage", ["train", "evaluate", "inference"])
+def test_configs_name_every_setting_once_with_the_default_of_the_list(task: Task, stage: Any) -> None:
+    config = config_of(task, stage)
+    own = [knob for knob in knobs_of(task, stage) if stage != "evaluate" or "train" not in knob.stages]
+    for knob in own:
+        assert knob.name in config, knob.name
+        value, default = config[knob.name], knob.default_of(task)
+        worked_out = isinstance(value, str) and value.startswith("$")
+        assert worked_out if isinstance(default, Shown) else worked_out or value == default, knob.name
+    text = (REPOSITORY / "bundles" / BUNDLES[task] / "configs" / f"{stage}.json").read_text()
+    for knob in own:
+        assert text.count(f'\n    "{knob.name}":') == 1, knob.name
+
+
+@pytest.mark.parametrize("task", Task)
+def test_every_plain_value_at_the_top_of_a_config_is_in_the_list(task: Task) -> None:
+    for stage in ("train", "evaluate", "inference"):
+        names = {name for name, value in config_of(task, stage).items() if not isinstance(value, dict | list | str)}
+        assert names <= {knob.name for knob in KNOBS if task in knob.tasks}, stage
+
+
+def test_names_occur_once_for_each_task_and_config() -> None:
+    for task in Task:
+        for stage in ("train", "evaluate", "inference"):
+            names = [knob.name for knob in knobs_of(task, stage)]  # type: ignore[arg-type]
+            assert len(names) == len(set(names)), (task, stage)
+
+
+@pytest.mark.parametrize("task", Task)
+def test_defaults_pass_their_own_checks(task: Task) -> None:
+    checked = check_settings(task, "train", PLACE)
+    assert set(checked) == {knob.name for knob in knobs_of(task, "train")} - {"split", "output_dir", "measure_speed"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("batch_size", 0, "--batch_size is 0, expected a whole number from 1."),
+        ("batch_size", 1.5, "a whole number from 1"),
+        ("batch_size", True, "a whole number from 1"),
+        ("max_epochs", 0, "a whole number from 1"),
+        ("max_epochs", 1.5, "a whole number from 1"),
+        ("max_epochs", "3", "a whole number from 1"),
+        ("val_interval", 0, "a whole number from 1"),
+        ("log_interval", 0, "a whole number from 1"),
+        ("seed", -1, "a whole number from 0"),
+        ("fold", -1, "a whole number from 0, or None"),
+        ("tiles_per_epoch", 0, "or None for each training tile once"),
+        ("learning_rate", "abc", "--learning_rate is 'abc', expected a number above 0."),
+        ("learning_rate", 0, "a number above 0"),
+        ("alpha", -1, "a number from 0"),
+        ("alpha", float("nan"), "a number from 0"),
+        ("alpha", float("inf"), "a number from 0"),
+        ("warmup_epochs", -1, "a number from 0"),
+        ("temperature", 0, "a number above 0"),
+        ("device", "gpu", "--device is 'gpu', expected cpu, cuda or cuda:0"),
+        ("students", "resnet18", "a list of networks, such as ['resnet18','resnet18']"),
+        ("students", [{"body": "resnet18"}], "a list of networks"),
+        ("teacher", 50, "a network's name"),
+        ("balance", "yes", "--balance is 'yes', expected True or False."),
+        ("resume", "no", "True or False"),
+        ("resume", 1, "True or False"),
+        ("amp", "true", "--amp true: write True, with a capital letter."),
+        ("aggregation", "max", "one of: mean, median, top_k_mean, fraction_positive"),
+        ("level", "tile", "one of: patient, slide, or None"),
+        ("ensemble_average", "median", "one of: probabilities, logits"),
+        ("stain", "reinhard", "one of: none, macenko"),
+        ("teacher_link", "feature", "one of: predictions, features, both; or a list with one for each student"),
+        ("teacher_link", ["predictions", "all"], "one of: predictions, features, both"),
+        ("initial_weights", 1.5, "a path, or a mapping"),
+        ("run_dir", "", "a path"),
+        ("run_dir", None, "a path"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_in_one_line(name: str, value: Any, message: str) -> None:
+    error = refused(**{name: value})
+    assert message in error
+    assert f"--{name}" in error
+    assert "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("frames_per_epoch", 0, "or None for each training frame once"),
+        ("image_size", 100, "multiples of 64"),
+        ("image_size", [128], "multiples of 64"),
+        ("image_size", None, "multiples of 64"),
+        ("frozen_stages", 6, "a whole number from 0 to 5"),
+        ("zoom", [1.2, 0.8], "[low, high]"),
+        ("zoom", 1.0, "[low, high]"),
+        ("colour_jitter", 2, "a number from 0 to 1"),
+        ("fusion", "mean", "one of: anchors, boxes"),
+        ("box_weight", -1, "a number from 0"),
+    ],
+)
+def test_values_of_detection_likewise(name: str, value: Any, message: str) -> None:
+    assert message in refused(Task.DETECTION, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("device", "cuda:1"), ("fold", 0), ("warmup_epochs", 0.5), ("students", ["a.b"]), ("teacher_link", ["both"]),
+     ("initial_weights", {"resnet18": "x.pth"}), ("learning_rate", 1)],
+)  # fmt: skip
+def test_values_that_make_sense_pass_unchanged(name: str, value: Any) -> None:
+    assert check_settings("classification", "train", PLACE | {name: value})[name] == value
+
+
+def test_a_folder_of_digits_is_a_path() -> None:
+    assert check_settings("classification", "train", PLACE | {"run_dir": 2026})["run_dir"] == "2026"
+
+
+@pytest.mark.parametrize("task", Task)
+def test_builders_are_given_their_settings_whole(task: Task) -> None:
+    settings = check_settings(task, "train", PLACE)
+    assert {"alpha", "beta", "gamma", "peer_link"} <= set(settings.part("loss"))
+    assert {"version", "seed", "students"} <= set(settings.part("networks"))
+    assert ("box_weight" in settings.part("loss")) is (task is Task.DETECTION)
+    assert not {"run_dir", "dataset_dir", "resume", "log_interval"} & set(settings.recorded)
+
+
+@pytest.mark.parametrize("task", Task)
+def test_help_says_every_setting_with_its_meaning(task: Task) -> None:
+    text = help_text(task, "train")
+    for knob in knobs_of(task, "train"):
+        assert f"--{knob.name}  (" in text
+    assert "](" not in text, "links are for the documentation"
+
+
+def test_the_page_of_settings_has_the_tables_of_the_list() -> None:
+    page = REPOSITORY / "docs/reference/settings.md"
+    assert page.read_text() == page_with_tables(page.read_text()), "make it anew: make settings-page"
+
+
+def test_a_new_setting_is_one_entry_of_the_list_and_one_line_of_a_config(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = Knob("toy_weight", number(0), help="weight of a toy", default=0.5, group=LOSSES)
+    monkeypatch.setattr(module, "KNOBS", KNOBS)
+    KNOBS.append(toy)  # the same list everywhere
+    try:
+        for task, bundle in BUNDLES.items():
+            assert "--toy_weight  (0.5)" in help_text(task, "train")
+            copy = tmp_path / bundle / "configs"
+            copy.mkdir(parents=True)
+            config = config_of(task, "train")
+            (copy / "train.json").write_text(json.dumps(config | {"toy_weight": 0.25, "toy": "$2 * @toy_weight"}))
+            (copy / "metadata.json").write_text("{}")
+            words: dict[str, Any] = {"config_file": str(copy / "train.json"), "logging_file": False, "run_dir": "run"}
+            assert ConfigWorkflow(**words, init_id="settings").initialize()[0]["toy_weight"] == 0.25
+            assert ConfigWorkflow(**words, init_id="toy").initialize() == [0.5]
+            with pytest.raises(InputError, match="--toy_weight is -1, expected a number from 0"):
+                ConfigWorkflow(**words, init_id="settings", toy_weight=-1).initialize()
+        assert "| `toy_weight` | train | `0.5` | a number from 0 | weight of a toy |" in settings_tables()
+        run_dir = tmp_path / "run"
+        settings = check_settings(
+            "classification", "train", PLACE | {"run_dir": run_dir, "dataset_dir": dataset, "toy_weight": 2.0}
+        )
+        (run_dir / "checkpoints").mkdir(parents=True)
+        (run_dir / "checkpoints/last.pt").touch()
+        before = {name: value for name, value in settings.recorded.items() if name != "toy_weight"}
+        knobs = {name: value for name, value in before.items() if name not in free_settings()}
+        (run_dir / "settings.json").write_text(json.dumps({"knobs": knobs, "dataset": {}}))
+        with pytest.raises(InputError, match=r"--toy_weight was 0\.5, now 2\.0"):
+            prepare_training(settings, demo_dir="demo")
+    finally:
+        KNOBS.remove(toy)

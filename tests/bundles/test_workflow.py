@@ -1,0 +1,141 @@
+"""Entrances to a bundle: names, checks and errors are the same for the command line and for Python."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.bundle import ConfigWorkflow, create_workflow
+from monai.bundle import run as monai_run
+
+from kdml_med.bundle import find_root
+from kdml_med.bundle.workflow import check_names
+from kdml_med.errors import InputError
+from tests.bundles.conftest import CONFIGS, POLYP_CONFIGS, REPOSITORY, run_bundle
+
+CONFIG = str(REPOSITORY / CONFIGS / "train.json")
+EVALUATE = str(REPOSITORY / CONFIGS / "evaluate.json")
+
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
+
+
+def start(how: str, **overrides: Any) -> None:
+    """Begin a training as far as its checks, from Python."""
+    if how == "run":
+        monai_run(config_file=CONFIG, logging_file=False, **overrides)
+    elif how == "create_workflow":
+        create_workflow(config_file=CONFIG, logging_file=False, **overrides)
+    else:
+        ConfigWorkflow(config_file=CONFIG, logging_file=False, **overrides).initialize()
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host program with a command line of its own, started in some other folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["host", "--config_file", "mine.json", "--batch_size", "-3", "--help"])
+    return tmp_path
+
+
+@pytest.mark.parametrize("how", ["run", "create_workflow", "ConfigWorkflow"])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"batch_size": 0}, "--batch_size is 0, expected a whole number from 1"),
+        ({"batch_sise": 8}, r"unknown option --batch_sise\. Did you mean --batch_size\?"),
+        ({"split": "test"}, "unknown option --split"),
+        ({"version": "v9"}, "unknown version 'v9'"),
+        ({"dataset_dir": "nowhere"}, "nowhere is not a dataset folder"),
+    ],
+)
+def test_python_gets_an_error_that_it_can_catch(
+    elsewhere: Path, how: str, overrides: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        start(how, **{"run_dir": "run", "dataset_dir": "data"} | overrides)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_names_of_every_config_count(elsewhere: Path) -> None:
+    with pytest.raises(InputError, match="not a finished training run"):
+        monai_run(config_file=[CONFIG, EVALUATE], logging_file=False, run_dir="run", split="val")
+    with pytest.raises(InputError, match=r"unknown option --spli\. Did you mean --split\?"):
+        monai_run(config_file=[CONFIG, EVALUATE], logging_file=False, run_dir="run", spli="val")
+    with pytest.raises(InputError, match="not a finished training run"):
+        ConfigWorkflow(config_file=[CONFIG, EVALUATE], logging_file=False, run_dir="run", split="val").initialize()
+
+
+def test_an_own_config_may_bring_names_of_its_own(elsewhere: Path) -> None:
+    own = elsewhere / "own.json"
+    own.write_text(json.dumps({"my_rate": 0.1, "learning_rate": "@my_rate", "batch_size": 0}))
+    with pytest.raises(InputError, match="--batch_size is 0"):
+        monai_run(config_file=[CONFIG, str(own)], logging_file=False, run_dir="run")
+
+
+def test_parts_below_the_settings_can_be_overridden(elsewhere: Path) -> None:
+    with pytest.raises(InputError, match="--batch_size is 0"):
+        start("run", **{"optimizer#betas": [0.9, 0.99], "batch_size": 0, "run_dir": "run"})
+
+
+def test_other_errors_stay_as_they_are() -> None:
+    from monai.bundle import ConfigExpression
+
+    with pytest.raises(RuntimeError, match="Failed to evaluate"):
+        ConfigExpression("$1 / 0", id="x").evaluate()
+
+
+@pytest.mark.parametrize("folder", [".", "bundles/msi_kdml"])
+def test_root_is_found_from_the_current_folder(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY / folder)
+    assert find_root("msi_kdml") == str(REPOSITORY / "bundles/msi_kdml")
+
+
+def test_root_is_found_from_the_config_file(elsewhere: Path) -> None:
+    copy = shutil.copytree(REPOSITORY / "bundles/msi_kdml/configs", elsewhere / "mine/configs")
+    for workflow in (
+        ConfigWorkflow(config_file=str(copy / "train.json"), logging_file=False, init_id="run_dir"),
+        ConfigWorkflow(config_file="mine/configs/train.json", logging_file=False, init_id="run_dir"),
+    ):
+        assert workflow.initialize() == [str(elsewhere / "mine/runs/train")]
+
+
+def test_a_missing_bundle_is_said(elsewhere: Path) -> None:
+    with pytest.raises(InputError, match="'nowhere' was not found"):
+        find_root("nowhere")
+
+
+def test_a_setting_of_the_other_task_is_unknown() -> None:
+    with pytest.raises(InputError, match="--zoom"):
+        check_names(["zoom"], {"train": {}}, "classification")
+    check_names(["zoom"], {"train": {}}, "detection")
+
+
+def test_the_command_line_gets_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    words = ["--config_file", CONFIGS / "train.json", "--run_dir", tmp_path / "run"]
+    result = run_bundle("run", *words, "--batch_size", "0", check=False)
+    assert result.returncode == 2
+    assert "error: --batch_size is 0, expected a whole number from 1.\n" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_prints_every_setting_and_does_nothing(tmp_path: Path) -> None:
+    result = run_bundle("run", "--config_file", POLYP_CONFIGS / "train.json", "--run_dir", tmp_path / "run", "--help")
+    for name in ("--fusion", "--frames_per_epoch", "--ramp_up_epochs"):
+        assert f"  {name}  (" in result.stdout
+    assert "--stain" not in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_args_file_can_be_yaml(tmp_path: Path) -> None:
+    (tmp_path / "args.yaml").write_text(
+        f"config_file: {CONFIG}\nrun_dir: {tmp_path / 'run'}\nbatch_size: 16\nmax_epochs: 0\n"
+    )
+    result = run_bundle("run", "--args_file", tmp_path / "args.yaml", check=False)
+    assert (result.returncode, "error: --max_epochs is 0" in result.stderr) == (2, True)
+    result = run_bundle("run", "--args_file", tmp_path / "args.yaml", "--max_epoch", "3", check=False)
+    assert (result.returncode, "Did you mean --max_epochs?" in result.stderr) == (2, True)
