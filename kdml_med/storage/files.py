@@ -149,7 +149,7 @@ def take_fingerprints(
 
 def _sample(stream: BinaryIO, size: int) -> str:
     digest = hashlib.sha256()
-    blocks = [(0, _ENDS_BYTES), (size - _ENDS_BYTES, _ENDS_BYTES)]
+    blocks = [(0, _ENDS_BYTES), (max(0, size - _ENDS_BYTES), _ENDS_BYTES)]
     blocks += [(size * number // (_BLOCKS + 1), _BLOCK_BYTES) for number in range(1, _BLOCKS + 1)]
     for start, length in blocks:
         stream.seek(start)
