@@ -77,7 +77,7 @@ def prepare_frames(
         jobs = _with_origins(plan.jobs, full_hash, workers, progress)
         work = folder.plan({job.name: job.origin for job in jobs}, keep=keep, force=force)
         _check_kept(folder, work.kept, plan)
-        pending = [job for job in jobs if job.name in set(work.pending)]
+        pending = [job for job in jobs if job.name in work.pending]
         report.finished, report.remade, report.kept = len(jobs) - len(pending), work.remade, len(work.kept)
         failures = list(plan.failures) + _store_all(pending, folder, options, workers, report, progress)
         folder.remove_leftovers()

@@ -78,12 +78,12 @@ class Work:
     """What a run has to do.
 
     Attributes:
-        pending: names of the shards to make, in order.
+        pending: names of the shards to make.
         remade: those of them that were there, made from something else, and what is different.
         kept: finished shards that the run does not name and that stay.
     """
 
-    pending: list[str] = field(default_factory=list)
+    pending: set[str] = field(default_factory=set)
     remade: dict[str, str] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
 
@@ -212,7 +212,7 @@ class DatasetFolder(Generic[Record]):
         for name in (*work.remade, *([] if keep else strangers)):
             self.discard(name)
         self.remove_leftovers()
-        work.pending = [name for name in origins if name not in whole or name in work.remade]
+        work.pending = {name for name in origins if name not in whole or name in work.remade}
         return work
 
     def _tell_change(self, name: str, origin: Origin, outdated: Callable[[Record], str | None]) -> str | None:

@@ -162,7 +162,7 @@ def tile_slides(
             outdated=lambda record: _mpp_change(record, mpps[record.slide_id]),
         )
         _check_kept(folder, work.kept, labels)
-        pending = [job for job in jobs if job.slide_id in set(work.pending)]
+        pending = [job for job in jobs if job.slide_id in work.pending]
         report.skipped, report.remade, report.kept = len(jobs) - len(pending), work.remade, len(work.kept)
         _cut_all(pending, folder, options, workers, report, progress)
         folder.remove_leftovers()

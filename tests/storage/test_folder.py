@@ -65,7 +65,7 @@ BOTH = {"a": origin(), "b": origin(name="b.svs")}
 def test_finished_shards_of_the_same_origin_are_left_alone(folder):
     before = contents(folder)
     work = plan(folder, BOTH | {"c": origin(name="c.svs")})
-    assert (work.pending, work.remade, work.kept) == (["c"], {}, [])
+    assert (work.pending, work.remade, work.kept) == ({"c"}, {}, [])
     assert contents(folder) == before
 
 
@@ -81,7 +81,7 @@ def test_finished_shards_of_the_same_origin_are_left_alone(folder):
 )
 def test_shard_of_another_origin_is_made_anew_and_the_manifest_goes_first(folder, new, reason):
     work = plan(folder, BOTH | {"a": new})
-    assert (work.pending, work.remade) == (["a"], {"a": reason})
+    assert (work.pending, work.remade) == ({"a"}, {"a": reason})
     assert sorted(path.name for path in (folder / "shards").iterdir()) == ["b.parquet", "b.tar"]
     assert not (folder / "manifest.parquet").exists()
     assert describe_remade(work.remade) == [f"made anew: a ({reason})"]
@@ -92,12 +92,12 @@ def test_time_decides_where_not_all_bytes_are_hashed_and_stays_out_of_the_table(
     plan(folder, new)
     store(folder, "a", new["a"])
     table = sidecar_path(folder, "a").read_bytes()
-    assert plan(folder, new).pending == []
+    assert plan(folder, new).pending == set()
     assert "another time" in plan(folder, BOTH | {"a": origin("sampled:1", time_ns=6)}).remade["a"]
     store(folder, "a", origin("sampled:1", time_ns=6))
     assert sidecar_path(folder, "a").read_bytes() == table
     (folder / "shards" / "a.times.json").unlink()  # a copy without it: nothing is known about the other bytes
-    assert plan(folder, BOTH | {"a": origin("sampled:1", time_ns=6)}).pending == ["a"]
+    assert plan(folder, BOTH | {"a": origin("sampled:1", time_ns=6)}).pending == {"a"}
 
 
 def test_shards_of_inputs_that_are_not_named_are_refused_kept_or_deleted(folder):
@@ -105,7 +105,7 @@ def test_shards_of_inputs_that_are_not_named_are_refused_kept_or_deleted(folder)
     with pytest.raises(InputError, match=r"holds 1 shards, such as b, .*choose another --out.*--keep.*--force"):
         plan(folder, {"a": origin()})
     assert contents(folder) == before
-    assert plan(folder, {"a": origin()}, named=["b"]).pending == []  # known, but not to be used today
+    assert plan(folder, {"a": origin()}, named=["b"]).pending == set()  # known, but not to be used today
     work = plan(folder, {"a": origin()}, keep=True, force=True)
     assert (work.kept, contents(folder)) == (["b"], before)
     assert plan(folder, {"a": origin()}, force=True).kept == []
@@ -123,7 +123,7 @@ def test_shards_of_an_earlier_version_and_damaged_ones_are_made_anew(folder):
     write_record(folder, "a", Record(7), [row("a")], DatasetKind.TILES)
     sidecar_path(folder, "b").write_bytes(b"no table")
     work = plan(folder, BOTH)
-    assert work.pending == ["a", "b"]
+    assert work.pending == {"a", "b"}
     assert "earlier version" in work.remade["a"]
     assert "damaged" in work.remade["b"]
 
@@ -142,7 +142,7 @@ def test_leftovers_of_killed_runs_are_deleted_and_nothing_else(folder):
         (folder / name).write_bytes(b"alone")
     (folder / "shards" / "notes.txt").write_text("mine")
     before = contents(folder)
-    assert plan(folder, BOTH).pending == []
+    assert plan(folder, BOTH).pending == set()
     gone = set(before) - set(contents(folder))
     assert gone == {
         name for name in before if ".part" in name or name[7:] in ("c.tar", "d.parquet", "e.times.json")
