@@ -74,8 +74,9 @@ def prepare_frames(
     report = PreparationReport(classes=known.classes, skipped=plan.skipped, label_level=plan.label_level)
     with DatasetFolder(out, info, FramesRecord) as folder:
         _check_splits(folder, plan, force=force)
+        strangers = folder.find_strangers([job.name for job in plan.jobs], allowed=keep or force)
         jobs = _with_origins(plan.jobs, full_hash, workers, progress)
-        work = folder.plan({job.name: job.origin for job in jobs}, keep=keep, force=force)
+        work = folder.plan({job.name: job.origin for job in jobs}, strangers, keep=keep)
         _check_kept(folder, work.kept, plan)
         pending = [job for job in jobs if job.name in work.pending]
         report.finished, report.remade, report.kept = len(jobs) - len(pending), work.remade, len(work.kept)

@@ -169,37 +169,45 @@ class DatasetFolder(Generic[Record]):
         """
         return read_record(self.path, name, self._record, self.kind)
 
+    def find_strangers(self, names: Collection[str], *, allowed: bool = False) -> list[str]:
+        """Finished shards of inputs that the run does not name.
+
+        Args:
+            names: of the shards of this run, also of those that it cannot make.
+            allowed: there may be some; what becomes of them is said to ``plan``.
+
+        Raises:
+            InputError: there are some, and it was not said what becomes of them.
+        """
+        strangers = sorted(set(self.finished()) - set(names))
+        if strangers and not allowed:
+            raise InputError(
+                f"{self.path} holds {len(strangers)} shards, such as {strangers[0]}, that are not among the inputs of "
+                "this run. Name all inputs in one run, choose another --out, or pass --keep to keep them or --force to "
+                "delete them."
+            )
+        return strangers
+
     def plan(
         self,
         origins: Mapping[str, Origin],
+        strangers: Sequence[str] = (),
         *,
-        named: Collection[str] = (),
         keep: bool = False,
-        force: bool = False,
         outdated: Callable[[Record], str | None] = lambda record: None,
     ) -> Work:
         """Decide what is to do, and delete what was made from something else and what killed runs left.
 
         Args:
             origins: what each shard of this run is made from.
-            named: names of inputs that the run knows but cannot use; their shards are no strangers.
-            keep: shards that the run does not name stay part of the dataset, and none is replaced.
-            force: they are deleted; ``keep`` goes before.
+            strangers: shards that the run does not name; they are deleted, unless they are to be kept.
+            keep: strangers stay part of the dataset, and no shard is replaced.
             outdated: why a shard from the same origin has to be made anew; None when it has not.
 
         Raises:
-            InputError: the folder holds shards that the run does not name, or with ``keep`` shards that would be
-                replaced. Nothing was deleted then.
+            InputError: with ``keep``: a shard would be replaced. Nothing was deleted then.
         """
-        finished = self.finished()
-        strangers = [name for name in finished if name not in origins and name not in named]
-        if strangers and not (keep or force):
-            raise InputError(
-                f"{self.path} holds {len(strangers)} shards, such as {strangers[0]}, that are not among the inputs of "
-                "this run. Name all inputs in one run, choose another --out, or pass --keep to keep them or --force to "
-                "delete them."
-            )
-        whole = set(finished)
+        whole = set(self.finished())
         changes = {name: self._tell_change(name, origin, outdated) for name, origin in origins.items() if name in whole}
         work = Work(remade={name: change for name, change in changes.items() if change is not None})
         if keep and work.remade:
@@ -208,7 +216,7 @@ class DatasetFolder(Generic[Record]):
                 f"{self.path} holds {name} already, made from something else: {change}. --keep replaces nothing: give "
                 "the input another name, leave --keep out and name all inputs, or choose another --out."
             )
-        work.kept = strangers if keep else []
+        work.kept = list(strangers) if keep else []
         for name in (*work.remade, *([] if keep else strangers)):
             self.discard(name)
         self.remove_leftovers()

@@ -152,13 +152,13 @@ def tile_slides(
                 jobs.append(job)
             else:
                 report.failures.append((path.name, job))
+        strangers = folder.find_strangers([slide_name(path.name) for path in paths], allowed=keep or force)
         jobs = _with_origins(jobs, full_hash, workers, progress)
         mpps = {job.slide_id: job.table_mpp for job in jobs}
         work = folder.plan(
             {job.slide_id: job.origin for job in jobs},
-            named={slide_name(path.name) for path in paths},
+            strangers,
             keep=keep,
-            force=force,
             outdated=lambda record: _mpp_change(record, mpps[record.slide_id]),
         )
         _check_kept(folder, work.kept, labels)

@@ -54,9 +54,10 @@ def contents(path):
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
-def plan(path, origins, **how):
+def plan(path, origins, *, named=(), keep=False, force=False):
     with DatasetFolder(path, describe(), Record) as opened:
-        return opened.plan(origins, **how)
+        strangers = opened.find_strangers([*origins, *named], allowed=keep or force)
+        return opened.plan(origins, strangers, keep=keep)
 
 
 BOTH = {"a": origin(), "b": origin(name="b.svs")}
