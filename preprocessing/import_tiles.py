@@ -16,8 +16,8 @@ import typer
 
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.program import progress_bar, run
-from kdml_med.splits import has_splits
-from kdml_med.storage.manifest import FAILURES_FILE
+from kdml_med.splits import has_splits, read_splits
+from kdml_med.storage.manifest import FAILURES_FILE, read_info, read_manifest
 from kdml_med.tables.images import TableColumns
 from kdml_med.wsi.importing import KATHER_MPP, ImportResult, import_tile_folders, import_tile_table
 
@@ -113,13 +113,24 @@ def _report(result: ImportResult, out: Path) -> ExitCode:
         log.info(
             "%d images in the folder are not among the chosen rows of the table and were left out", result.unlisted
         )
-    if not has_splits(out):
-        log.info("before training: python -m preprocessing.make_splits %s", out)
+    if result.same:
+        log.info("the same images and labels as in the import before")
+    _report_splits(out)
     if result.failures:
         name, reason = result.failures[0]
         log.info("%d could not be used, see %s; first: %s: %s", len(result.failures), out / FAILURES_FILE, name, reason)
         return ExitCode.SOME_FAILED
     return ExitCode.OK
+
+
+def _report_splits(out: Path) -> None:
+    if not has_splits(out):
+        log.info("before training: python -m preprocessing.make_splits %s", out)
+        return
+    try:
+        read_splits(out, read_manifest(out), read_info(out))
+    except InputError as error:
+        log.info("training will refuse the splits that are frozen: %s", error)
 
 
 if __name__ == "__main__":

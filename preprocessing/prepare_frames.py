@@ -67,7 +67,14 @@ def main(
     seed: Annotated[int, Option(help="Seed of that choice.")] = 0,
     no_splits: Annotated[bool, Option("--no-splits", help="Choose none; preprocessing.make_splits can later.")] = False,
     workers: Annotated[int, Option(help="Processes; 0 takes all cores.")] = 0,
-    force: Annotated[bool, Option("--force", help="Replace frozen splits, and shards of other inputs.")] = False,
+    full_hash: Annotated[
+        bool, Option("--full-hash", help="Tell large files apart by all of their bytes, not by some and the time.")
+    ] = False,
+    keep: Annotated[bool, Option("--keep", help="Shards of inputs that are not named stay in the dataset.")] = False,
+    force: Annotated[
+        bool,
+        Option("--force", help="Replace frozen splits; without --keep, delete shards of inputs that are not named."),
+    ] = False,
     synthetic: Annotated[bool, Option("--synthetic", help="The frames are generated; reports will say so.")] = False,
 ) -> ExitCode:
     """Crop, scale and store frames with their boxes, as a dataset folder."""
@@ -92,6 +99,8 @@ def main(
         annotations,
         workers=workers or os.cpu_count() or 1,
         synthetic=synthetic,
+        full_hash=full_hash,
+        keep=keep,
         force=force,
     )
     print(*describe_report(report, out), sep="\n")

@@ -15,6 +15,7 @@ from typer import Argument, Option  # noqa: E402
 
 from kdml_med.errors import ExitCode, InputError  # noqa: E402
 from kdml_med.program import run  # noqa: E402
+from kdml_med.storage.folder import describe_remade  # noqa: E402
 from kdml_med.tables.labels import LabelTable, read_labels  # noqa: E402
 from kdml_med.wsi.options import TilingOptions, geometry  # noqa: E402
 from kdml_med.wsi.tiler import TilingReport, tile_slides  # noqa: E402
@@ -57,6 +58,11 @@ def main(
     seed: Annotated[int, Option(help="Of the draw by --limit-tiles.")] = _DEFAULT.seed,
     reader: Annotated[str, Option(help="auto, or openslide to do without the fast reader.")] = _DEFAULT.reader,
     synthetic: Annotated[bool, Option("--synthetic", help="The slides are generated; reports will say so.")] = False,
+    full_hash: Annotated[
+        bool, Option("--full-hash", help="Tell large slides apart by all of their bytes, not by some and the time.")
+    ] = False,
+    keep: Annotated[bool, Option("--keep", help="Slides tiled before that are not named stay in the dataset.")] = False,
+    force: Annotated[bool, Option("--force", help="Slides tiled before that are not named are deleted.")] = False,
 ) -> ExitCode:
     """Cut slides into tiles of a stated physical size, and store them as a dataset folder."""
     size = geometry(preset, mpp=mpp, tile_size_px=tile_size, min_tissue=min_tissue, max_background=max_background)
@@ -79,7 +85,17 @@ def main(
         "mpp_column": mpp_column,
     }
     table = _read_table(labels, columns, classes, label_level)
-    report = tile_slides(inputs, out, TilingOptions(**settings), labels=table, workers=workers, synthetic=synthetic)
+    report = tile_slides(
+        inputs,
+        out,
+        TilingOptions(**settings),
+        labels=table,
+        workers=workers,
+        synthetic=synthetic,
+        full_hash=full_hash,
+        keep=keep,
+        force=force,
+    )
     _print_report(report, out)
     return ExitCode.SOME_FAILED if report.failures else ExitCode.OK
 
@@ -102,6 +118,9 @@ def _print_report(report: TilingReport, out: Path) -> None:
         f"{out}: {report.tiles} tiles; {report.done} slides tiled, {report.skipped} were finished before, "
         f"{len(report.failures)} with problems"
     )
+    if report.kept:
+        print(f"{report.kept} slides that were not named are kept")
+    print(*describe_remade(report.remade), sep="\n", end="\n" if report.remade else "")
     for name, reason in report.failures:
         print(f"  {name}: {reason}")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from kdml_med.storage.files import write_atomically
+from kdml_med.storage.files import write_if_changed
 from kdml_med.storage.manifest import read_member
 
 CONTACT_SHEET_FILE = "contact_sheet.jpg"
@@ -43,7 +43,7 @@ def write_contact_sheet(dataset_dir: Path, manifest: pd.DataFrame) -> None:
         sheet.paste(cell, (place % columns * (_CELL_PX + _MARGIN_PX), place // columns * (height + _MARGIN_PX)))
     stream = io.BytesIO()
     sheet.save(stream, "JPEG", quality=90)
-    write_atomically(dataset_dir / CONTACT_SHEET_FILE, stream.getvalue())
+    write_if_changed(dataset_dir / CONTACT_SHEET_FILE, stream.getvalue())
 
 
 def _draw_cell(dataset_dir: Path, row: pd.Series) -> Image.Image:

@@ -7,12 +7,14 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from kdml_med.colonoscopy.annotations import Annotations, describe_frame
 from kdml_med.colonoscopy.boxes import FrameBoxes
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.sources import Source
 from kdml_med.errors import InputError
+from kdml_med.storage.shards import Origin
 
 _LOOSE_FRAMES = 500  # in one shard, where no sequences are known
 
@@ -47,18 +49,25 @@ class ShardJob:
     Attributes:
         name: of the shard, without suffix.
         items: in the order in which they are stored.
+        origin: what tells its files and annotations from others; found when the plan is made.
     """
 
     name: str
     items: tuple[FrameItem, ...]
+    origin: Origin = field(default_factory=Origin)
 
     @property
-    def fingerprint(self) -> str:
-        """Changes whenever the inputs or the annotations of the shard do; SHA-256, hexadecimal."""
+    def files(self) -> list[tuple[Path, str]]:
+        """Everything whose bytes decide the shard's: images, videos and masks, with their names within the input."""
+        files = [(item.source.path, item.source.name) for item in self.items]
+        entries = [entry for item in self.items for entry in item.entries.values()]
+        return files + [(entry.mask, f"mask {entry.image}") for entry in entries if entry.mask is not None]
+
+    @property
+    def facts(self) -> str:
+        """Changes whenever the annotations of the shard do, or whom its frames belong to; SHA-256, hexadecimal."""
         content = [
             [
-                item.source.name,
-                item.source.size,
                 [item.sequence_id, item.patient_id, item.site, item.frame_index],
                 [[str(key), describe_frame(entry)] for key, entry in item.entries.items()],
                 sorted(map(str, item.blocked)),

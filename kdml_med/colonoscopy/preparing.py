@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -16,30 +14,16 @@ import pyarrow as pa
 from kdml_med.colonoscopy.annotations import Annotations, find_format, read_annotations
 from kdml_med.colonoscopy.contact_sheet import write_contact_sheet
 from kdml_med.colonoscopy.options import FrameOptions
-from kdml_med.colonoscopy.planning import Plan, make_plan
+from kdml_med.colonoscopy.planning import Plan, ShardJob, make_plan
 from kdml_med.colonoscopy.report import DUPLICATES_FILE, PreparationReport
 from kdml_med.colonoscopy.sources import Source, find_sources
-from kdml_med.colonoscopy.storing import NEGATIVE, POLYP, ShardRecord, is_finished, read_record, shard_path, store_shard
+from kdml_med.colonoscopy.storing import NEGATIVE, POLYP, FramesRecord, store_shard
 from kdml_med.errors import InputError
 from kdml_med.program import progress_bar
 from kdml_med.splits import check_replaceable, freeze_splits
-from kdml_med.storage.files import write_table
-from kdml_med.storage.folder import sole_user
-from kdml_med.storage.manifest import (
-    DATASET_FILE,
-    FAILURES_FILE,
-    FRAME_CLASSES,
-    FRAME_COLUMNS,
-    MANIFEST_FILE,
-    SHARDS_DIR,
-    SPLITS_FILE,
-    DatasetInfo,
-    DatasetKind,
-    read_info,
-    read_manifest,
-    write_info,
-    write_manifest,
-)
+from kdml_med.storage.folder import FULL_HASH, DatasetFolder, list_versions
+from kdml_med.storage.manifest import FRAME_CLASSES, FRAME_COLUMNS, SPLITS_FILE, DatasetInfo, DatasetKind
+from kdml_med.storage.shards import find_origins
 from kdml_med.workers import run_jobs
 
 _CRASHED = "the decoder crashed on one of its files"
@@ -54,6 +38,8 @@ def prepare_frames(
     *,
     workers: int = 1,
     synthetic: bool = False,
+    full_hash: bool = False,
+    keep: bool = False,
     force: bool = False,
     progress: bool = True,
 ) -> PreparationReport:
@@ -70,43 +56,72 @@ def prepare_frames(
         annotations: masks or VOC or YOLO folder, COCO or CSV file; None leaves every frame unlabelled.
         workers: processes.
         synthetic: the frames are generated; recorded in dataset.json.
-        force: replace other frozen splits, and delete shards of inputs that are not named any more.
+        full_hash: tell videos and other large files apart by all of their bytes; recorded in dataset.json.
+        keep: shards of inputs that are not named stay, and none is replaced.
+        force: replace other frozen splits, and, without ``keep``, delete shards of inputs that are not named.
         progress: show a bar on standard error.
 
     Raises:
         InputError: an input or annotation file is missing or unusable as a whole, a sequence or patient is in two
-            splits, or the folder is in use or was made with other options. Nothing was written then.
+            splits, or the folder is in use, was made with other options, or holds shards of inputs that are not named.
+            Nothing was written then.
     """
     if workers < 1:
         raise InputError(f"--workers is {workers}, expected at least 1.")
     sources, known = _read_inputs([Path(path) for path in inputs], out, options, annotations)
     plan = make_plan(sources, known, options)
-    info = _describe(options, plan, synthetic)
+    info = _describe(options, plan, synthetic, full_hash)
     report = PreparationReport(classes=known.classes, skipped=plan.skipped, label_level=plan.label_level)
-    with sole_user(out):
-        _open_folder(out, info, plan, force=force)
-        _remove_leftovers(out, plan, force=force)
-        failures = list(plan.failures)
-        pending = [job for job in plan.jobs if not is_finished(out, job)]
-        if pending:
-            (out / MANIFEST_FILE).unlink(missing_ok=True)  # until the end it would point into shards that change
-        report.kept = len(plan.jobs) - len(pending)
-        with progress_bar(len(plan.jobs), what="preparing", unit="shard", done=report.kept, show=progress) as bar:
-            looked_at = Counter[str]()
-
-            def count(frames: int) -> None:
-                looked_at["frames"] += frames
-                bar.set_postfix_str(f"{looked_at['frames']} frames", refresh=False)
-                bar.update(0)
-
-            store = partial(store_shard, out_dir=out, options=options)
-            for job, failure in run_jobs(pending, store, processes=workers, on_progress=count, crashed=_CRASHED):
-                bar.update()
-                report.done += failure is None
-                if failure is not None:
-                    failures += [(item.source.name, f"{job.name}: {failure}") for item in job.items]
-        _write_tables(out, plan, info, report, failures, force=force)
+    with DatasetFolder(out, info, FramesRecord) as folder:
+        _check_splits(folder, plan, force=force)
+        strangers = folder.find_strangers([job.name for job in plan.jobs], allowed=keep or force)
+        jobs = _with_origins(plan.jobs, full_hash, workers, progress)
+        work = folder.plan({job.name: job.origin for job in jobs}, strangers, keep=keep)
+        _check_kept(folder, work.kept, plan)
+        pending = [job for job in jobs if job.name in work.pending]
+        report.finished, report.remade, report.kept = len(jobs) - len(pending), work.remade, len(work.kept)
+        failures = list(plan.failures) + _store_all(pending, folder, options, workers, report, progress)
+        folder.remove_leftovers()
+        _write_tables(folder, plan, report, failures, force=force)
     return report
+
+
+def _with_origins(jobs: Sequence[ShardJob], full_hash: bool, threads: int, progress: bool) -> list[ShardJob]:
+    """Jobs that know what tells their files and annotations from others."""
+    files, facts = {job.name: job.files for job in jobs}, {job.name: job.facts for job in jobs}
+    with progress_bar(sum(map(len, files.values())), what="comparing", unit="file", show=progress) as bar:
+        origins = find_origins(files, facts=facts, full=full_hash, threads=threads, on_done=bar.update)
+    return [replace(job, origin=origins[job.name]) for job in jobs]
+
+
+def _store_all(
+    jobs: Sequence[ShardJob],
+    folder: DatasetFolder[FramesRecord],
+    options: FrameOptions,
+    workers: int,
+    report: PreparationReport,
+    progress: bool,
+) -> list[tuple[str, str]]:
+    """Make shards side by side; gives the inputs of those that could not be made, and why."""
+    failures: list[tuple[str, str]] = []
+    total = len(jobs) + report.finished
+    with progress_bar(total, what="preparing", unit="shard", done=report.finished, show=progress) as bar:
+        looked_at = Counter[str]()
+
+        def count(frames: int) -> None:
+            looked_at["frames"] += frames
+            bar.set_postfix_str(f"{looked_at['frames']} frames", refresh=False)
+            bar.update(0)
+
+        store = partial(store_shard, out_dir=folder.path, options=options)
+        for job, failure in run_jobs(jobs, store, processes=workers, on_progress=count, crashed=_CRASHED):
+            bar.update()
+            if failure is None:
+                folder.withdraw_manifest()
+                report.done += 1
+            else:
+                failures += [(item.source.name, f"{job.name}: {failure}") for item in job.items]
+    return failures
 
 
 def _read_inputs(
@@ -121,101 +136,99 @@ def _read_inputs(
     return sources, read_annotations(annotations, kind, sources, options)
 
 
-def _describe(options: FrameOptions, plan: Plan, synthetic: bool) -> DatasetInfo:
+def _describe(options: FrameOptions, plan: Plan, synthetic: bool, full_hash: bool) -> DatasetInfo:
+    settings = asdict(options) | {"polyp_classes": list(options.polyp_classes)}
     return DatasetInfo(
         kind=DatasetKind.FRAMES.value,
         classes=list(FRAME_CLASSES),
         frame_size_px=options.size_px,
         label_level=plan.label_level,
-        options=asdict(options) | {"polyp_classes": list(options.polyp_classes)},
-        made_by={"program": "preprocessing.prepare_frames"}
-        | {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        options=settings | ({FULL_HASH: True} if full_hash else {}),
+        made_by=list_versions("preprocessing.prepare_frames", _LIBRARIES),
         synthetic=synthetic,
     )
 
 
-def _open_folder(out: Path, info: DatasetInfo, plan: Plan, *, force: bool) -> None:
-    """Write dataset.json, or check that the one there was made with the same options and splits."""
-    if not (out / DATASET_FILE).exists():
-        strangers = sorted(path.name for path in out.iterdir() if not path.name.endswith(".part"))
-        if strangers:
-            raise InputError(f"{out} is not empty (it holds {strangers[0]}) and not a dataset: choose another --out.")
-        write_info(out, info)
+def _frozen_splits(folder: DatasetFolder[FramesRecord]) -> dict[str, str]:
+    """Split or fold by patient, as it is frozen in the folder; empty when none is."""
+    if not folder.info.splits:
+        return {}
+    frozen = pd.read_csv(folder.path / SPLITS_FILE, dtype=str, keep_default_na=False)
+    return dict(frozen.iloc[:, :2].itertuples(index=False, name=None))
+
+
+def _check_splits(folder: DatasetFolder[FramesRecord], plan: Plan, *, force: bool) -> None:
+    """Check that nobody changes sides by this run."""
+    if plan.splits is None or force:
         return
-    there = read_info(out)
-    if there.made_by.get("program") != info.made_by["program"]:
-        raise InputError(f"{out} was made by {there.made_by.get('program')}: choose another --out.")
-    old: dict[str, Any] = there.options | {"label_level": there.label_level, "synthetic": there.synthetic}
-    new: dict[str, Any] = info.options | {"label_level": info.label_level, "synthetic": info.synthetic}
-    for name in dict.fromkeys([*new, *old]):
-        if old.get(name) != new.get(name):
+    for patient, split in _frozen_splits(folder).items():
+        if plan.splits.get(patient, split) != split:
             raise InputError(
-                f"{out} was made with {name} = {old.get(name)!r}, this run has {new.get(name)!r}: "
-                "use the same options, or choose another --out."
+                f"{folder.path / SPLITS_FILE} has {patient!r} in {split}, this run in {plan.splits[patient]}. "
+                "Results on other splits cannot be compared with earlier ones; to replace them anyway pass --force."
             )
-    info.splits = there.splits
-    if there.splits and plan.splits is not None and not force:
-        frozen = pd.read_csv(out / SPLITS_FILE, dtype=str, keep_default_na=False)
-        for patient, split in frozen.iloc[:, :2].itertuples(index=False):
-            if plan.splits.get(patient, split) != split:
-                raise InputError(
-                    f"{out / SPLITS_FILE} has {patient!r} in {split}, this run in {plan.splits[patient]}. "
-                    "Results on other splits cannot be compared with earlier ones; to replace them anyway pass --force."
-                )
 
 
-def _remove_leftovers(out: Path, plan: Plan, *, force: bool) -> None:
-    """Delete the unfinished files of a run that was killed; with ``force`` also shards that are not in the plan."""
-    for path in out.rglob(".*.part"):
-        path.unlink(missing_ok=True)
-    names = {job.name for job in plan.jobs}
-    tables = {path.stem for path in (out / SHARDS_DIR).glob("*.parquet")}
-    strangers = sorted(tables - names)
-    if strangers and not force:
-        raise InputError(
-            f"{out} holds {len(strangers)} shards, such as {strangers[0]}, that are not among the inputs of this run. "
-            "Name all inputs in one run, choose another --out, or pass --force to delete them."
-        )
-    for path in (*(out / SHARDS_DIR).glob("*.tar"), *(out / SHARDS_DIR).glob("*.parquet")):
-        if path.stem not in names or path.stem not in tables:
-            path.unlink(missing_ok=True)
+def _check_kept(folder: DatasetFolder[FramesRecord], kept: Sequence[str], plan: Plan) -> None:
+    """Check that what stays in the folder goes together with what this run adds."""
+    names = {item.source.name for job in plan.jobs for item in job.items}
+    known = _frozen_splits(folder) | (plan.splits or {})
+    for shard in kept:
+        _, table = folder.read(shard)
+        twice = sorted(names & set(table.column("source").to_pylist()))
+        if twice:
+            raise InputError(
+                f"{folder.path} holds an input called {twice[0]} already, in the shard {shard}, which is kept: give "
+                "this one another name or folder, or choose another --out."
+            )
+        lost = sorted(set(table.column("patient_id").to_pylist()) - set(known)) if plan.splits is not None else []
+        if lost:
+            raise InputError(
+                f"{folder.path} keeps frames of {lost[0]!r}, whose split is not known, while this run tells splits: "
+                "name all inputs in one run, or choose another --out."
+            )
 
 
 def _write_tables(
-    out: Path, plan: Plan, info: DatasetInfo, report: PreparationReport, failures: list[tuple[str, str]], *, force: bool
+    folder: DatasetFolder[FramesRecord],
+    plan: Plan,
+    report: PreparationReport,
+    failures: list[tuple[str, str]],
+    *,
+    force: bool,
 ) -> None:
     tables: list[pa.Table] = []
     hashes: list[dict[str, str]] = []
-    for job in plan.jobs:
-        if not is_finished(out, job):
-            shard_path(out, job.name).unlink(missing_ok=True)
-            continue
-        record, table = read_record(out, job.name)
+    for name in folder.finished():
+        record, table = folder.read(name)
         tables.append(table)
         hashes.append(record.hashes)
         failures += record.failures
         _add_counts(report, record)
-    write_manifest(out / MANIFEST_FILE, pa.concat_tables(tables) if tables else FRAME_COLUMNS.empty_table())
-    manifest = read_manifest(out)
+    rows = pa.concat_tables(tables) if tables else FRAME_COLUMNS.empty_table()
+    manifest = rows.to_pandas()
     report.failures = sorted(failures)
     _count_frames(report, manifest)
     report.duplicates = _find_duplicates(manifest, hashes)
-    write_table(out / FAILURES_FILE, pd.DataFrame(report.failures, columns=["input", "reason"]))
-    if report.duplicates:
-        write_table(out / DUPLICATES_FILE, pd.DataFrame(report.duplicates, columns=["sample_id", "same_as"]))
-    else:
-        (out / DUPLICATES_FILE).unlink(missing_ok=True)
-    write_contact_sheet(out, manifest)
-    write_info(out, info)
+    duplicates = pd.DataFrame(report.duplicates, columns=["sample_id", "same_as"]) if report.duplicates else None
+    write_contact_sheet(folder.path, manifest)
+    folder.write_tables(rows, report.failures, {DUPLICATES_FILE: duplicates})
     if plan.splits is not None and len(manifest):
-        patients = sorted(set(manifest["patient_id"]))
-        splits = pd.DataFrame({"patient_id": patients, "split": [plan.splits[patient] for patient in patients]})
-        check_replaceable(out, splits, force=force)
-        freeze_splits(out, splits, mode="official", seed=None, force=force)
+        _freeze_official(folder, plan.splits, sorted(set(manifest["patient_id"])), force=force)
         report.has_splits = True
 
 
-def _add_counts(report: PreparationReport, record: ShardRecord) -> None:
+def _freeze_official(
+    folder: DatasetFolder[FramesRecord], official: dict[str, str], patients: list[str], *, force: bool
+) -> None:
+    """Freeze the splits that the annotations or the options tell; of patients who are kept, those that were frozen."""
+    known = _frozen_splits(folder) | official
+    splits = pd.DataFrame({"patient_id": patients, "split": [known[patient] for patient in patients]})
+    check_replaceable(folder.path, splits, force=force)
+    freeze_splits(folder.path, splits, mode="official", seed=None, force=force)
+
+
+def _add_counts(report: PreparationReport, record: FramesRecord) -> None:
     report.unlisted += record.unlisted
     report.passed_over += record.passed_over
     report.cropped += record.cropped

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdml_med.colonoscopy.contact_sheet import CONTACT_SHEET_FILE
+from kdml_med.storage.folder import describe_remade
 from kdml_med.storage.manifest import FAILURES_FILE
 
 DUPLICATES_FILE = "duplicates.csv"
@@ -36,7 +37,9 @@ class PreparationReport:
         cropped: frames whose border was cut off.
         painted: frames in which something beside the field was painted over.
         done: shards stored by this run.
-        kept: shards that an earlier run had finished.
+        finished: shards that an earlier run had finished.
+        remade: shards that were there, made from something else, and what is different.
+        kept: shards of inputs that this run does not name and that stay.
         classes: annotated classes that were taken for polyps.
         has_splits: whether the annotations or the options told the splits, so that they are frozen.
         failures: rows of failures.csv, (input, reason).
@@ -57,6 +60,8 @@ class PreparationReport:
     cropped: int = 0
     painted: int = 0
     done: int = 0
+    finished: int = 0
+    remade: dict[str, str] = field(default_factory=dict)
     kept: int = 0
     classes: tuple[str, ...] = ()
     has_splits: bool = False
@@ -70,9 +75,12 @@ def describe_report(report: PreparationReport, out: Path) -> list[str]:
     lines = [
         f"{out}: {report.frames} frames: {report.polyps} with polyps ({report.boxes} boxes), {report.negatives} "
         f"negative, {report.unlabelled} unlabelled{groups if report.label_level != 'frame' else ''}",
-        f"{report.done} shards made, {report.kept} were finished before; border cut off {report.cropped} frames, "
+        f"{report.done} shards made, {report.finished} were finished before; border cut off {report.cropped} frames, "
         f"overlays painted over in {report.painted}",
+        *describe_remade(report.remade),
     ]
+    if report.kept:
+        lines.append(f"{report.kept} shards of inputs that were not named are kept")
     if len(report.classes) > 1:
         lines.append(f"taken for polyps: {', '.join(report.classes)} (choose with --polyp-class)")
     if report.unlisted:

@@ -22,12 +22,10 @@ class Source:
         name: unique among the sources: path below the input folder, "/" as separator; with several inputs the name of
             the input leads.
         path: the file.
-        size: bytes.
     """
 
     name: str
     path: Path
-    size: int
 
     @property
     def is_video(self) -> bool:
@@ -73,7 +71,7 @@ def find_sources(inputs: Sequence[Path], leave_out: Sequence[Path]) -> list[Sour
             name = lead + file.relative_to(root).as_posix()
             if name in found:
                 raise InputError(f"{found[name].path} and {file} would both be called {name!r}: rename one.")
-            found[name] = Source(name, file, file.stat().st_size)
+            found[name] = Source(name, file)
     if not found:
         raise InputError("no input was given: name images, videos, or folders with them.")
     return sorted(found.values(), key=lambda source: natural_key(source.name))

@@ -1,18 +1,13 @@
-"""One shard: frames in, a tar of images out, and beside it a table of them with what went wrong.
-
-The tar is renamed into place first and the table last. A shard with both is finished; with one or none it is not.
-"""
+"""One shard: frames in, a tar of images out, and beside it a table of them with what went wrong."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
+from typing import Any, Self
 
 from kdml_med.colonoscopy.boxes import Box, FrameBoxes, FrameError, boxes_of_mask, check_boxes
 from kdml_med.colonoscopy.field import Image
@@ -22,18 +17,17 @@ from kdml_med.colonoscopy.planning import FrameItem, ShardJob, owner_of
 from kdml_med.colonoscopy.video import VideoCutShortError, iterate_video
 from kdml_med.errors import InputError
 from kdml_med.storage.manifest import FRAME_CLASSES, SHARDS_DIR, DatasetKind
-from kdml_med.storage.shards import ShardWriter, read_sidecar, write_sidecar
+from kdml_med.storage.shards import ShardRecord, ShardWriter, shard_path, write_record
 
 NEGATIVE, POLYP = FRAME_CLASSES
 _MAX_LOST = 0.25  # share of a box that may lie on what was cut off or painted over; people draw loosely
 
 
 @dataclass
-class ShardRecord:
+class FramesRecord(ShardRecord):
     """What is known about a shard beside its frames.
 
     Attributes:
-        fingerprint: of the job that made it.
         failures: (input, reason), in order.
         hashes: SHA-256 of the decoded source pixels, by sample_id.
         passed_over: annotated video frames that the frame rate did not take.
@@ -42,13 +36,19 @@ class ShardRecord:
         painted: frames in which something beside the field was painted over.
     """
 
-    fingerprint: str = ""
     failures: list[tuple[str, str]] = field(default_factory=list)
     hashes: dict[str, str] = field(default_factory=dict)
     passed_over: int = 0
     unlisted: int = 0
     cropped: int = 0
     painted: int = 0
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any]) -> Self:
+        """Make a record from what ``to_content`` gave."""
+        record = super().from_content(content)
+        record.failures = [(name, reason) for name, reason in record.failures]
+        return record
 
 
 def store_shard(
@@ -68,12 +68,12 @@ def store_shard(
     path = shard_path(out_dir, job.name)
     try:
         with ShardWriter(path) as shard:
-            builder = _ShardBuilder(shard, f"{SHARDS_DIR}/{path.name}", options, ShardRecord(job.fingerprint))
+            builder = _ShardBuilder(shard, f"{SHARDS_DIR}/{path.name}", options, FramesRecord(origin=job.origin))
             for item in job.items:
                 for number, image in builder.read(item):
                     builder.add(item, number, image)
                     on_frames(1)
-        write_sidecar(sidecar_path(out_dir, job.name), builder.rows, asdict(builder.record), DatasetKind.FRAMES)
+        write_record(out_dir, job.name, builder.record, builder.rows, DatasetKind.FRAMES)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}. Free some space or choose another --out.") from error
 
@@ -81,7 +81,7 @@ def store_shard(
 class _ShardBuilder:
     """Rows and record of a shard while it grows."""
 
-    def __init__(self, shard: ShardWriter, name: str, options: FrameOptions, record: ShardRecord) -> None:
+    def __init__(self, shard: ShardWriter, name: str, options: FrameOptions, record: FramesRecord) -> None:
         self._shard, self._name, self._options = shard, name, options
         self.record = record
         self.rows: list[dict[str, Any]] = []
@@ -196,37 +196,3 @@ class _ShardBuilder:
         polyps = [entry.polyps[i] for i in kept] if entry.polyps else []
         named = [polyp for polyp in polyps if polyp is not None]
         return [stored[i] for i in kept], named if kept and len(named) == len(kept) else None
-
-
-def shard_path(out_dir: Path, name: str) -> Path:
-    """Where the images of a shard are."""
-    return out_dir / SHARDS_DIR / f"{name}.tar"
-
-
-def sidecar_path(out_dir: Path, name: str) -> Path:
-    """Where the table of a shard's frames is."""
-    return out_dir / SHARDS_DIR / f"{name}.parquet"
-
-
-def is_finished(out_dir: Path, job: ShardJob) -> bool:
-    """Whether a shard is stored completely, from the same inputs and annotations."""
-    if not (shard_path(out_dir, job.name).is_file() and sidecar_path(out_dir, job.name).is_file()):
-        return False
-    try:
-        return read_record(out_dir, job.name)[0].fingerprint == job.fingerprint
-    except InputError:
-        return False
-
-
-def read_record(out_dir: Path, name: str) -> tuple[ShardRecord, pa.Table]:
-    """Read back what ``store_shard`` wrote beside the images.
-
-    Returns:
-        The record, and the rows with the columns of ``FRAME_COLUMNS``.
-
-    Raises:
-        InputError: the file is damaged or not from this program.
-    """
-    record, table = read_sidecar(sidecar_path(out_dir, name), ShardRecord, DatasetKind.FRAMES)
-    record.failures = [(name, reason) for name, reason in record.failures]
-    return record, table

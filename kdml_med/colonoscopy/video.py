@@ -17,6 +17,7 @@ from PIL import Image as Pillow
 
 from kdml_med.colonoscopy.boxes import FrameError
 from kdml_med.colonoscopy.field import Image
+from kdml_med.storage.files import publish, unfinished_path
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".mts", ".m2ts", ".ts")
 _SPARE_FRAMES = 2  # containers count a frame or two that a decoder never gives out
@@ -131,8 +132,7 @@ def write_video(path: Path, frames: Iterable[Image], *, rate: Fraction | int, qu
     first = next(remaining, None)
     if first is None:
         return 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = unfinished_path(path)
     codec: Literal["libx264", "mpeg4"] = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     rows, columns, _ = first.shape
     count = 0
@@ -153,7 +153,7 @@ def write_video(path: Path, frames: Iterable[Image], *, rate: Fraction | int, qu
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
                 count += 1
             container.mux(stream.encode())
-        temporary.replace(path)
+        publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return count

@@ -27,7 +27,7 @@ from kdml_med.demo.folder import check_seed_and_workers, claim_folder, run_jobs
 from kdml_med.demo.pyramid import write_svs
 from kdml_med.errors import InputError
 from kdml_med.program import progress_bar
-from kdml_med.storage.files import write_atomically, write_table
+from kdml_med.storage.files import publish, unfinished_path, write_atomically, write_table
 
 GENERATOR_VERSION = 1
 """Raise whenever the same seed gives other pictures."""
@@ -160,10 +160,9 @@ def _write_slide(out_dir: Path, seed: int, index: int) -> int:
     Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(png, format="PNG")
     write_atomically(mask_path, png.getvalue())
     write_atomically(truth_path, (json.dumps(truth, sort_keys=True, indent=1) + "\n").encode())
-    slide_path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = slide_path.with_name(f".{slide_path.name}.part")
+    temporary = unfinished_path(slide_path)
     write_svs(temporary, image, mpp=tissue.MPP, app_mag=APP_MAG)
-    temporary.replace(slide_path)
+    publish(temporary, slide_path)
     return index
 
 

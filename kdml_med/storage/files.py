@@ -1,12 +1,16 @@
-"""Files that are whole or not there: atomic writes of bytes, JSON and tables, and hashes."""
+"""Files that are whole or not there: atomic writes of bytes, JSON and tables, and hashes that tell files apart."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pandas as pd
 import pyarrow as pa
@@ -15,24 +19,50 @@ import pyarrow.parquet as pq
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old bytes or all of the new ones, never a part."""
+    temporary = unfinished_path(path)
+    temporary.write_bytes(data)
+    publish(temporary, path)
+
+
+def unfinished_path(path: Path) -> Path:
+    """Where to write a file that ``publish`` gives its name; the folder is made when absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
+    return path.with_name(f".{path.name}.part")
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a file that is whole its name, so that it is there with all of its bytes even after the power was cut.
+
+    The bytes go to the disk first, then the file is renamed, then its folder, which holds the name, goes to the disk.
+    """
+    with temporary.open("rb") as stream:
         os.fsync(stream.fileno())
     temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(folder)
+
+
+def write_if_changed(path: Path, data: bytes) -> None:
+    """Write a file atomically, unless it holds these bytes: work that changes nothing touches nothing."""
+    if not path.is_file() or path.stat().st_size != len(data) or path.read_bytes() != data:
+        write_atomically(path, data)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a CSV file atomically, with Unix line ends and no index column."""
-    write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
+    """Write a CSV file atomically, with Unix line ends and no index column; the same content touches nothing."""
+    write_if_changed(path, table.to_csv(index=False, lineterminator="\n").encode())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically, keys sorted, so that equal content gives equal bytes."""
+    """Write JSON atomically, keys sorted, so that equal content gives equal bytes, which touch nothing."""
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, (text + "\n").encode())
+    write_if_changed(path, (text + "\n").encode())
 
 
 def write_parquet(path: Path, frame: pd.DataFrame) -> None:
@@ -47,3 +77,81 @@ def content_hash(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+WHOLE_BYTES = 16 * 2**20
+"""Files up to this size are always hashed wholly."""
+_ENDS_BYTES = 2**20
+_BLOCK_BYTES = 2**16
+_BLOCKS = 32
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells a file from what may be in its place later.
+
+    Attributes:
+        name: path within the input, "/" as separator.
+        size: bytes; -1 where the file could not be read.
+        digest: "sha256:…" of all bytes, "sampled:…" of some, or "unreadable: " and why.
+        time_ns: of the last change, where only some bytes are hashed; None where the digest decides alone.
+    """
+
+    name: str
+    size: int
+    digest: str
+    time_ns: int | None = None
+
+
+def source_fingerprint(path: Path, name: str, *, full: bool = False) -> Fingerprint:
+    """Fingerprint of a file.
+
+    Up to ``WHOLE_BYTES`` all bytes are hashed; of larger files both ends and blocks evenly spread in between, and the
+    time of the last change stands for the rest.
+
+    Args:
+        path: of the file.
+        name: path within the input.
+        full: hash all bytes, whatever the size.
+    """
+    try:
+        with path.open("rb") as stream:
+            state = os.fstat(stream.fileno())  # before reading: who writes into the file meanwhile changes its time
+            if full or state.st_size <= WHOLE_BYTES:
+                return Fingerprint(name, state.st_size, f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}")
+            return Fingerprint(name, state.st_size, f"sampled:{_sample(stream, state.st_size)}", state.st_mtime_ns)
+    except OSError as error:
+        return Fingerprint(name, -1, f"unreadable: {error.strerror}")
+
+
+def take_fingerprints(
+    files: Iterable[tuple[Path, str]],
+    *,
+    full: bool = False,
+    threads: int = 1,
+    on_done: Callable[[], object] = lambda: None,
+) -> list[Fingerprint]:
+    """Fingerprints of several files, in order; reading and hashing leave the interpreter to other threads.
+
+    Args:
+        files: path, and name within the input.
+        full: hash all bytes of large files too.
+        threads: that read side by side.
+        on_done: called after each file.
+    """
+    found = []
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for fingerprint in pool.map(lambda file: source_fingerprint(*file, full=full), files):
+            found.append(fingerprint)
+            on_done()
+    return found
+
+
+def _sample(stream: BinaryIO, size: int) -> str:
+    digest = hashlib.sha256()
+    blocks = [(0, _ENDS_BYTES), (max(0, size - _ENDS_BYTES), _ENDS_BYTES)]
+    blocks += [(size * number // (_BLOCKS + 1), _BLOCK_BYTES) for number in range(1, _BLOCKS + 1)]
+    for start, length in blocks:
+        stream.seek(start)
+        digest.update(stream.read(length))
+    return digest.hexdigest()

@@ -16,6 +16,7 @@ the same three columns with one file per tile and offset 0, so nothing is copied
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -27,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdml_med.errors import InputError
-from kdml_med.storage.files import write_atomically
+from kdml_med.storage.files import write_atomically, write_json
 
 SCHEMA_VERSION = 1
 DATASET_FILE = "dataset.json"
@@ -80,6 +81,7 @@ FRAME_COLUMNS = pa.schema(
     ]
 )
 
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 FRAME_CLASSES = ("negative", "polyp")
 
 
@@ -140,9 +142,8 @@ class DatasetInfo:
 
 
 def write_info(dataset_dir: Path, info: DatasetInfo) -> None:
-    """Write dataset.json."""
-    text = json.dumps(asdict(info), indent=2, sort_keys=True, ensure_ascii=False)
-    write_atomically(dataset_dir / DATASET_FILE, (text + "\n").encode())
+    """Write dataset.json, unless it says so already."""
+    write_json(dataset_dir / DATASET_FILE, asdict(info))
 
 
 def read_info(dataset_dir: Path) -> DatasetInfo:
@@ -252,15 +253,22 @@ def read_member(root: Path, shard: str, offset: int, size: int) -> bytes:
     """Encoded bytes of one tile or frame.
 
     Raises:
-        InputError: the shard is missing or shorter than the manifest says.
+        InputError: the shard is missing or shorter than the manifest says, or an imported file has another size.
     """
     path = root / shard
+    whole = size
     try:
         with path.open("rb") as stream:
+            if path.suffix.lower() in _IMAGE_SUFFIXES:  # imported: a file by itself
+                whole = os.fstat(stream.fileno()).st_size
             stream.seek(offset)
             data = stream.read(size)
     except OSError as error:
         raise InputError(f"cannot read image data from {path}: {error.strerror}.") from error
     if len(data) != size:
         raise InputError(f"{path} is cut short: {size} bytes expected at {offset}, {len(data)} found.")
+    if whole != size:
+        raise InputError(
+            f"{path} was replaced: it has {whole} bytes, {size} when it was imported. Run the import again."
+        )
     return data

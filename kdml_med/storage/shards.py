@@ -1,38 +1,45 @@
-"""Tars of images that are read by byte range, a table beside each, and the folder that only one run may write to."""
+"""Shards: a tar of images that is read by byte range, and beside it a table of them with a record of the whole.
+
+The tar gets its name first and the table last. A shard with both is finished; with one or none it is not.
+"""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdml_med.errors import InputError
-from kdml_med.storage.files import write_atomically
-from kdml_med.storage.manifest import DatasetKind, manifest_table, validate_manifest
-
-Record = TypeVar("Record")
+from kdml_med.storage.files import (
+    Fingerprint,
+    publish,
+    take_fingerprints,
+    unfinished_path,
+    write_atomically,
+    write_json,
+)
+from kdml_med.storage.manifest import SHARDS_DIR, DatasetKind, manifest_table, validate_manifest
 
 _RECORD_KEY = b"kdml_med.record"
 
 
 class ShardWriter:
-    """Writes an uncompressed tar whose bytes depend on nothing but its members; renamed into place when whole.
+    """Writes an uncompressed tar whose bytes depend on nothing but its members; it gets its name when whole.
 
     Used as a context manager: leaving it without an error publishes the file, with one removes what was written.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._temporary = path.with_name(f".{path.name}.part")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = unfinished_path(path)
         self._stream = self._temporary.open("wb")
 
     def add(self, name: str, data: bytes) -> int:
@@ -58,40 +65,159 @@ class ShardWriter:
         with self._stream as stream:
             if kind is None:
                 stream.write(bytes(2 * tarfile.BLOCKSIZE))
-                stream.flush()
-                os.fsync(stream.fileno())
         if kind is None:
-            self._temporary.replace(self._path)
+            publish(self._temporary, self._path)
         else:
             self._temporary.unlink(missing_ok=True)
 
 
-def write_sidecar(path: Path, rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], kind: DatasetKind) -> None:
+@dataclass(frozen=True)
+class Origin:
+    """What a shard is made from, apart from the options of the folder.
+
+    Attributes:
+        sources: files, in the order in which they are used.
+        facts: what else decides the shard's bytes, such as annotations; any text that changes with it.
+    """
+
+    sources: tuple[Fingerprint, ...] = ()
+    facts: str = ""
+
+    @property
+    def times(self) -> list[int | None]:
+        """Times of the sources, None where the hash decides alone."""
+        return [source.time_ns for source in self.sources]
+
+    def to_content(self) -> dict[str, Any]:
+        """JSON types, without times: the same files give the same bytes on every machine."""
+        return {"sources": [[file.name, file.size, file.digest] for file in self.sources], "facts": self.facts}
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any], times: Sequence[int | None]) -> Origin:
+        """Read back what ``to_content`` gave, with the times that were stored apart; without these none are known."""
+        known = [*times, *[None] * len(content["sources"])]
+        files = zip(content["sources"], known, strict=False)
+        sources = tuple(Fingerprint(name, size, digest, time) for (name, size, digest), time in files)
+        return cls(sources, content["facts"])
+
+    def tell_change(self, new: Origin) -> str | None:
+        """What is different in another origin, for people; None when nothing is."""
+        if self == new:
+            return None
+        before = {source.name: source for source in self.sources}
+        for source in new.sources:
+            old = before.pop(source.name, None)
+            if old is None:
+                return f"{source.name} is new"
+            if (old.size, old.digest) != (source.size, source.digest):
+                return f"{source.name} has changed"
+            if old.time_ns != source.time_ns:
+                return f"{source.name} has another time, and not all of its bytes were hashed (--full-hash does)"
+        if before:
+            return f"{next(iter(before))} is not among its inputs any more"
+        return "what is known about it has changed" if self.facts != new.facts else "its inputs have another order"
+
+
+def find_origins(
+    files: Mapping[str, Sequence[tuple[Path, str]]],
+    *,
+    facts: Mapping[str, str] | None = None,
+    full: bool = False,
+    threads: int = 1,
+    on_done: Callable[[], object] = lambda: None,
+) -> dict[str, Origin]:
+    """What shards are made from, read from their files.
+
+    Args:
+        files: path, and name within the input, of all files of each shard.
+        facts: what else decides the bytes of a shard.
+        full: hash all bytes of large files too.
+        threads: that read side by side.
+        on_done: called after each file.
+
+    Returns:
+        The origin of each shard, in the order of ``files``.
+    """
+    flat = [file for own in files.values() for file in own]
+    found = iter(take_fingerprints(flat, full=full, threads=threads, on_done=on_done))
+    known = facts or {}
+    return {name: Origin(tuple(next(found) for _ in own), known.get(name, "")) for name, own in files.items()}
+
+
+@dataclass(kw_only=True)
+class ShardRecord:
+    """What is known about a shard beside its rows; each kind of shard adds to it.
+
+    Attributes:
+        origin: what it was made from; None for shards of earlier versions, which did not record it.
+    """
+
+    origin: Origin | None = None
+
+    def to_content(self) -> dict[str, Any]:
+        """JSON types."""
+        return asdict(self) | {"origin": self.origin.to_content() if self.origin else None}
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any]) -> Self:
+        """Make a record from what ``to_content`` gave; the origin is made already, and unknown keys are left out."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in content.items() if name in known})
+
+
+Record = TypeVar("Record", bound=ShardRecord)
+
+
+def shard_path(dataset_dir: Path, name: str) -> Path:
+    """Where the images of a shard are."""
+    return dataset_dir / SHARDS_DIR / f"{name}.tar"
+
+
+def sidecar_path(dataset_dir: Path, name: str) -> Path:
+    """Where the table of a shard is."""
+    return dataset_dir / SHARDS_DIR / f"{name}.parquet"
+
+
+def times_path(dataset_dir: Path, name: str) -> Path:
+    """Where the times of a shard's sources are, if any counts. They are kept apart because they are no result."""
+    return dataset_dir / SHARDS_DIR / f"{name}.times.json"
+
+
+def write_record(
+    dataset_dir: Path, name: str, record: ShardRecord, rows: Sequence[Mapping[str, Any]], kind: DatasetKind
+) -> None:
     """Write the table beside a tar: the last step, which makes a shard finished.
 
     Args:
-        path: of the table.
+        dataset_dir: dataset folder.
+        name: of the shard.
+        record: what else is known about it.
         rows: of the manifest, for the images in the tar.
-        record: what else is known about the shard; JSON types.
         kind: of the rows.
 
     Raises:
         InputError: the rows break the contract of the manifest.
     """
+    path = sidecar_path(dataset_dir, name)
     table = manifest_table(rows, kind)
     validate_manifest(table, str(path))
-    table = table.replace_schema_metadata({_RECORD_KEY: json.dumps(record, sort_keys=True).encode()})
+    content = json.dumps(record.to_content(), sort_keys=True)
+    table = table.replace_schema_metadata({_RECORD_KEY: content.encode()})
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
+    times = record.origin.times if record.origin else []
+    if any(time is not None for time in times):
+        write_json(times_path(dataset_dir, name), times)
     write_atomically(path, sink.getvalue())
 
 
-def read_sidecar(path: Path, record: type[Record], kind: DatasetKind) -> tuple[Record, pa.Table]:
-    """Read back what ``write_sidecar`` wrote.
+def read_record(dataset_dir: Path, name: str, record: type[Record], kind: DatasetKind) -> tuple[Record, pa.Table]:
+    """Read back what ``write_record`` wrote.
 
     Args:
-        path: of the table.
-        record: made from the record by its keys.
+        dataset_dir: dataset folder.
+        name: of the shard.
+        record: class of its record.
         kind: of the rows.
 
     Returns:
@@ -100,9 +226,18 @@ def read_sidecar(path: Path, record: type[Record], kind: DatasetKind) -> tuple[R
     Raises:
         InputError: the file is damaged or not from this program.
     """
+    path = sidecar_path(dataset_dir, name)
     try:
         table = pq.read_table(path)
-        content = record(**json.loads(table.schema.metadata[_RECORD_KEY]))
+        content = json.loads(table.schema.metadata[_RECORD_KEY])
+        if content.get("origin") is not None:
+            content["origin"] = Origin.from_content(content["origin"], _read_times(dataset_dir, name))
+        found = record.from_content(content)
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}). Delete it and run the same command again.") from error
-    return content, table.replace_schema_metadata(None).select(kind.columns.names).cast(kind.columns)
+    return found, table.replace_schema_metadata(None).select(kind.columns.names).cast(kind.columns)
+
+
+def _read_times(dataset_dir: Path, name: str) -> list[int | None]:
+    path = times_path(dataset_dir, name)
+    return list(json.loads(path.read_text())) if path.is_file() else []

@@ -7,7 +7,7 @@ import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,14 +17,14 @@ import simplejpeg
 from PIL import Image
 
 from kdml_med.errors import InputError
-from kdml_med.storage.manifest import SHARDS_DIR
-from kdml_med.storage.shards import ShardWriter
+from kdml_med.storage.manifest import SHARDS_DIR, DatasetKind
+from kdml_med.storage.shards import Origin, ShardWriter, shard_path, write_record
 from kdml_med.wsi.grid import ReadPlan, TileGrid, choose_plane, make_grid
 from kdml_med.wsi.opening import open_slide
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.overview import UNREADABLE, write_thumbnail
 from kdml_med.wsi.quality import TileQuality, measure_quality
-from kdml_med.wsi.shards import SlideRecord, shard_path, write_record
+from kdml_med.wsi.shards import SlideRecord
 from kdml_med.wsi.slide import Pixels, Slide, SlideError, resolve_mpp
 from kdml_med.wsi.stain import StainFit, fit_stains, normalise_stains
 from kdml_med.wsi.tissue import MaskIntegral, Overview, read_overview, tissue_mask
@@ -41,7 +41,7 @@ _STAIN_SAMPLE = 24
 
 @dataclass(frozen=True)
 class SlideJob:
-    """A slide to tile, and what the label table knows about it."""
+    """A slide to tile, what the label table knows about it, and what tells its files from others."""
 
     path: Path
     slide_id: str
@@ -49,6 +49,7 @@ class SlideJob:
     label: str | None = None
     site: str | None = None
     table_mpp: float | None = None
+    origin: Origin = field(default_factory=Origin)
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,7 @@ class _Cutter:
             mpp_source=source,
             level=self.plan.level,
             downsample=self.plan.downsample,
+            origin=self.job.origin,
         )
         self.reasons: dict[tuple[int, int], str | None] = {}
 
@@ -224,7 +226,7 @@ class _Cutter:
             shard_path(self.out_dir, self.job.slide_id).unlink(missing_ok=True)
             raise SlideError(self._why_nothing_is_left(len(candidates)))
         self.record.tiles = len(rows)
-        write_record(self.out_dir, self.record, rows)
+        write_record(self.out_dir, self.job.slide_id, self.record, rows, DatasetKind.TILES)
         return self.record
 
     def _find_candidates(self, overview: Overview) -> list[Candidate]:

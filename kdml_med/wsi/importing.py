@@ -6,7 +6,6 @@ record 2530835; and ``csv``, any folder with a table that has one row per image.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,33 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import PIL
-from PIL import Image
 
-import kdml_med
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
 from kdml_med.splits import check_replaceable, freeze_splits, make_splits
-from kdml_med.storage.files import content_hash, write_table
-from kdml_med.storage.manifest import (
-    DATASET_FILE,
-    FAILURES_FILE,
-    MANIFEST_FILE,
-    SLIDES_FILE,
-    DatasetInfo,
-    manifest_table,
-    read_info,
-    write_info,
-    write_manifest,
-)
+from kdml_med.storage.files import content_hash
+from kdml_med.storage.folder import DatasetFolder, list_versions
+from kdml_med.storage.manifest import SLIDES_FILE, DatasetInfo, manifest_table, validate_manifest, write_info
+from kdml_med.storage.shards import ShardRecord
 from kdml_med.tables.images import TableColumns, read_image_table
 from kdml_med.tables.labels import LabelLevel, parse_labels
 from kdml_med.tables.names import tcga_site
+from kdml_med.wsi.image_folders import (
+    class_folders,
+    existing_folder,
+    find_image,
+    index_names,
+    name_problem,
+    read_header,
+    scan_images,
+)
 
 KATHER_MPP = 0.5  # Zenodo 2530835: 224 px are 112 µm
-_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
-_FORMATS = ("PNG", "JPEG")
-_PART_FOLDER = re.compile(r"^(?:(?P<cohort>.+?)[_-])?(?P<part>train|test)(?:[_-](?P<label>.+))?$", re.IGNORECASE)
 _BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Za-z0-9])")
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
@@ -54,12 +48,14 @@ class ImportResult:
         patients: distinct patients among them.
         unlisted: images in the folder that the table does not name; they are left out, which is not a failure.
         failures: input and reason of every image that was asked for and could not be used.
+        same: an earlier import gave the same rows.
     """
 
     tiles: int
     patients: int
     unlisted: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
+    same: bool = False
 
 
 def import_tile_folders(
@@ -95,24 +91,24 @@ def import_tile_folders(
     Raises:
         InputError: no such folders, a patient with two labels or in train and test, or no usable image.
     """
-    source = _existing_folder(source)
-    folders = _class_folders(source, cohort)
+    source = existing_folder(source)
+    folders = class_folders(source, cohort)
     labels, names = parse_labels(folders["label"], classes, where=f"the class folders of {source}")
     rows: list[dict[str, Any]] = []
     failures: list[tuple[str, str]] = []
     images = [
         (shard, size, label, split)
         for path, label, split in zip(folders["path"], labels, folders["split"], strict=True)
-        for shard, size in _scan(path, source)
+        for shard, size in scan_images(path, source)
     ]
     side: int | None = None
     for shard, size, label, split in progress(sorted(images)):
         found = _BARCODE.search(Path(shard).stem)
-        reason = _name_problem(shard, size)
+        reason = name_problem(shard, size)
         if found is None:
             reason = reason or "no TCGA barcode in the file name; for other names use --layout csv with a table"
         if not reason and (check_images or side is None):
-            shape, reason = _read_header(source / shard)
+            shape, reason = read_header(source / shard)
             side = side or (shape[0] if shape and shape[0] == shape[1] else None)
         if reason or found is None:
             failures.append((shard, reason or ""))
@@ -166,16 +162,16 @@ def import_tile_table(
     Raises:
         InputError: a column or row of the table is unusable (the message names it), or no image is.
     """
-    source = _existing_folder(source)
+    source = existing_folder(source)
     listed, names = read_image_table(table, columns or TableColumns(), where or {}, classes, label_level)
-    sizes = dict(_scan(source, source))
-    index = _index_names(sizes)
+    sizes = dict(scan_images(source, source))
+    index = index_names(sizes)
     rows: list[dict[str, Any]] = []
     failures: list[tuple[str, str]] = []
     shapes: set[tuple[int, int]] = set()
     first_row: dict[str, int] = {}
     for number, row in progress(list(zip(listed.index, listed.to_dict("records"), strict=True))):
-        shards = _find_image(row["image"], index)
+        shards = find_image(row["image"], index)
         if len(shards) != 1:
             reason = f"its name fits {len(shards)} files, such as {shards[:2]}" if shards else f"not found in {source}"
             failures.append((row["image"], f"row {number}: {reason}"))
@@ -184,10 +180,10 @@ def import_tile_table(
         if shard in first_row:
             raise InputError(f"{table}: rows {first_row[shard]} and {number} name the same image {shard}. Keep one.")
         first_row[shard] = number
-        reason = _name_problem(shard, sizes[shard])
+        reason = name_problem(shard, sizes[shard])
         shape = None
         if not reason:
-            shape, reason = _read_header(source / shard)
+            shape, reason = read_header(source / shard)
         if shape is None:
             failures.append((row["image"], f"row {number}: {reason}"))
             continue
@@ -206,101 +202,6 @@ def import_tile_table(
     result = _write(out, info, frame, failures, val_fraction=val_fraction, seed=seed, force=force)
     result.unlisted = len(sizes) - len(first_row)
     return result
-
-
-def _existing_folder(source: Path) -> Path:
-    if not Path(source).is_dir():
-        raise InputError(f"{source} is not a folder; expected the folder that holds the images.")
-    return Path(source).resolve()
-
-
-def _class_folders(source: Path, cohort: str | None) -> pd.DataFrame:
-    """Columns path, label (folder name) and split ("train", "test" or None); sorted by path."""
-    children = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
-    parts = [(path, found) for path in children if (found := _PART_FOLDER.match(path.name))]
-    cohorts = sorted({found["cohort"] or "" for _, found in parts})
-    if cohort is not None and cohort not in cohorts:
-        raise InputError(
-            f"{source} has no folders {cohort}_TRAIN and {cohort}_TEST; found {[p.name for p in children]}."
-        )
-    if cohort is None and len(cohorts) > 1:
-        raise InputError(f"{source} holds several cohorts, {cohorts}: name one with --cohort.")
-    chosen = [(path, found) for path, found in parts if cohort is None or (found["cohort"] or "") == cohort]
-    if chosen and len({found["part"].lower() for _, found in chosen}) == 1:
-        raise InputError(
-            f"{source} has {[path.name for path, _ in chosen]} but not its counterpart; expected a train and a test "
-            "folder. To import one of them without an official split, give that folder as the source."
-        )
-    rows: list[tuple[Path, str, str | None]] = []
-    for path, found in chosen:
-        split = found["part"].lower()
-        inner = [(path, found["label"])] if found["label"] else [(sub, sub.name) for sub in _subfolders(path)]
-        rows += [(folder, label, split) for folder, label in inner]
-    if not chosen:
-        rows = [(path, path.name, None) for path in children]
-    if not rows:
-        raise InputError(f"{source} holds no class folders; expected such as CRC_DX_TRAIN/MSIMUT or MSIMUT and MSS.")
-    return pd.DataFrame(rows, columns=["path", "label", "split"], dtype=object)
-
-
-def _subfolders(path: Path) -> list[Path]:
-    return sorted(sub for sub in path.iterdir() if sub.is_dir() and not sub.name.startswith("."))
-
-
-def _scan(folder: Path, source: Path) -> list[tuple[str, int]]:
-    """Path below the source, "/" as separator, and size in bytes of every image file; sorted."""
-    found: list[tuple[str, int]] = []
-    pending = [(str(folder), "" if folder == source else folder.relative_to(source).as_posix() + "/")]
-    seen: set[tuple[int, int]] = set()
-    while pending:
-        path, prefix = pending.pop()
-        state = Path(path).stat()
-        if (state.st_dev, state.st_ino) in seen:
-            continue  # a link back to a folder above it
-        seen.add((state.st_dev, state.st_ino))
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    pending.append((entry.path, f"{prefix}{entry.name}/"))
-                elif os.path.splitext(entry.name)[1].lower() in _IMAGE_SUFFIXES:  # noqa: PTH122 - ten times as fast
-                    size = entry.stat().st_size if entry.is_file() else 0
-                    found.append((prefix + entry.name, size))
-    return sorted(found)
-
-
-def _index_names(shards: Iterable[str]) -> dict[str, list[str]]:
-    """Files by path, by name, and by either without suffix."""
-    index: dict[str, list[str]] = {}
-    for shard in shards:
-        name = shard.rsplit("/", 1)[-1]
-        for key in {shard, name, shard.rsplit(".", 1)[0], name.rsplit(".", 1)[0]}:
-            index.setdefault(key, []).append(shard)
-    return index
-
-
-def _find_image(name: str, index: Mapping[str, list[str]]) -> list[str]:
-    path = name.replace("\\", "/").removeprefix("./")
-    found = index.get(path) or index.get(path.rsplit("/", 1)[-1]) or []
-    return [path] if path in found else found
-
-
-def _name_problem(shard: str, size: int) -> str:
-    if not shard.lower().endswith((".png", ".jpg", ".jpeg")):
-        return "not PNG or JPEG; convert it"
-    return "the file is empty or a broken link" if size == 0 else ""
-
-
-def _read_header(path: Path) -> tuple[tuple[int, int] | None, str]:
-    """Width and height in pixels, or None and what is wrong."""
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            return image.size, ""
-    except PIL.UnidentifiedImageError:
-        return None, "its header is not that of a PNG or JPEG image"
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        return None, f"cannot be read: {error}"
 
 
 def _frame(rows: list[dict[str, Any]], failures: list[tuple[str, str]], source: Path) -> pd.DataFrame:
@@ -340,11 +241,7 @@ def _info(
         image_root=str(source),
         label_level=label_level,
         options=options,
-        made_by={
-            "program": "preprocessing.import_tiles",
-            "kdml_med": kdml_med.__version__,
-            "pillow": PIL.__version__,
-        },
+        made_by=list_versions("preprocessing.import_tiles", ("kdml_med", "pillow")),
     )
 
 
@@ -358,28 +255,30 @@ def _write(
     seed: int,
     force: bool,
 ) -> ImportResult:
-    """Write the dataset folder; dataset.json last, so that an interrupted import is not taken for a whole one."""
+    """Write the dataset folder, the manifest last, so that an interrupted import is not taken for a whole one.
+
+    Everything is made anew each time, so whatever changed in the source or the table is followed.
+    """
     splits = _official_splits(frame, info.classes, val_fraction, seed)
-    if (out / DATASET_FILE).is_file():
-        present = read_info(out)
-        if present.image_root != info.image_root:
-            raise InputError(f"{out} holds a dataset of {present.image_root}; choose another folder for this one.")
-        info.splits = present.splits
-        if splits is not None:
-            check_replaceable(out, splits, force=force)
     columns = [name for name in frame.columns if name not in ("split", "image")]
     names = [str(name) for name in columns]
     rows = (dict(zip(names, values, strict=True)) for values in frame[columns].itertuples(index=False, name=None))
-    write_manifest(out / MANIFEST_FILE, manifest_table(rows))
+    manifest = manifest_table(rows)
+    validate_manifest(manifest, "the import")
     slides = frame.groupby("slide_id", sort=True).agg(
         patient_id=("patient_id", "first"), label=("label", "first"), site=("site", "first"), tiles=("shard", "size")
     )
-    write_table(out / SLIDES_FILE, slides.reset_index())
-    write_table(out / FAILURES_FILE, pd.DataFrame(sorted(failures), columns=["input", "reason"]))
-    write_info(out, info)
-    if splits is not None:
-        freeze_splits(out, splits, mode="official", seed=seed, force=force, val_fraction=val_fraction)
-    return ImportResult(len(frame), frame["patient_id"].nunique(), failures=failures)
+    with DatasetFolder(out, info, ShardRecord, compare=lambda described: {"source": described.image_root}) as folder:
+        if splits is not None:
+            check_replaceable(out, splits, force=force)
+        same = folder.holds(manifest)
+        if not same:
+            folder.withdraw_manifest()
+        write_info(out, folder.info)
+        if splits is not None:
+            freeze_splits(out, splits, mode="official", seed=seed, force=force, val_fraction=val_fraction)
+        folder.write_tables(manifest, sorted(failures), {SLIDES_FILE: slides.reset_index()})
+    return ImportResult(len(frame), frame["patient_id"].nunique(), failures=failures, same=same)
 
 
 def _official_splits(frame: pd.DataFrame, classes: list[str], val_fraction: float, seed: int) -> pd.DataFrame | None:

@@ -1,30 +1,27 @@
-"""What is stored of one slide: a tar of tiles, and beside it a table of them with a record of the slide.
-
-The tar is renamed into place first and the table last. A slide with both is finished; with one or none it is not.
-"""
+"""What is recorded of a slide with its tiles, and the row of slides.csv that it becomes."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
-from kdml_med.storage.manifest import SHARDS_DIR, DatasetKind
-from kdml_med.storage.shards import read_sidecar, write_sidecar
+from kdml_med.storage.shards import ShardRecord
 from kdml_med.wsi.stain import StainFit
 
 _STAIN_COLUMNS = [f"stain_{stain}_{channel}" for stain in "he" for channel in "rgb"] + ["stain_h_max", "stain_e_max"]
+_NO_COLUMNS = ("rejected", "unreadable", "stain", "origin")  # of slides.csv, or not under these names
 
 REJECTIONS = ("tissue", "background", "pen", "blur")
 """Reasons for leaving a tile out, in the order in which they are tested."""
 
 
 @dataclass
-class SlideRecord:
+class SlideRecord(ShardRecord):
     """One row of slides.csv.
 
     Attributes:
@@ -59,13 +56,29 @@ class SlideRecord:
 
     def to_row(self) -> dict[str, Any]:
         """Flat row of slides.csv."""
-        row = {k: v for k, v in vars(self).items() if k not in ("rejected", "unreadable", "stain")}
+        row = {k: v for k, v in vars(self).items() if k not in _NO_COLUMNS}
         row |= {f"rejected_{reason}": self.rejected[reason] for reason in REJECTIONS}
         row["unreadable"] = self.unreadable
         stain: list[float | None] = [None] * len(_STAIN_COLUMNS)
         if self.stain is not None:
             stain = [*self.stain.matrix.T.ravel().tolist(), *self.stain.max_concentrations.tolist()]
         return row | dict(zip(_STAIN_COLUMNS, stain, strict=True))
+
+    def to_content(self) -> dict[str, Any]:
+        """JSON types."""
+        content = super().to_content()
+        if self.stain is not None:
+            content["stain"] = {name: value.tolist() for name, value in vars(self.stain).items()}
+        return content
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any]) -> Self:
+        """Make a record from what ``to_content`` gave."""
+        record = super().from_content(content)
+        stain = content.get("stain")
+        if stain is not None:
+            record.stain = StainFit(**{name: np.array(value, dtype=np.float64) for name, value in stain.items()})
+        return record
 
 
 def read_stain_fits(path: Path) -> dict[str, StainFit]:
@@ -78,45 +91,3 @@ def read_stain_fits(path: Path) -> dict[str, StainFit]:
         numbers = np.array(values, dtype=np.float64)
         fits[str(slide_id)] = StainFit(numbers[:6].reshape(2, 3).T, numbers[6:])
     return fits
-
-
-def shard_path(out_dir: Path, slide_id: str) -> Path:
-    """Where the tiles of a slide are."""
-    return out_dir / SHARDS_DIR / f"{slide_id}.tar"
-
-
-def sidecar_path(out_dir: Path, slide_id: str) -> Path:
-    """Where the table of a slide's tiles is."""
-    return out_dir / SHARDS_DIR / f"{slide_id}.parquet"
-
-
-def finished_slides(out_dir: Path) -> list[str]:
-    """Sorted ids of the slides that are stored completely."""
-    sidecars = (out_dir / SHARDS_DIR).glob("*.parquet")
-    return sorted(
-        path.stem for path in sidecars if not path.name.startswith(".") and path.with_suffix(".tar").is_file()
-    )
-
-
-def write_record(out_dir: Path, record: SlideRecord, rows: list[dict[str, Any]]) -> None:
-    """Write the tile rows and the record of a slide: the last step, which makes it finished."""
-    content = asdict(record)
-    if record.stain is not None:
-        content["stain"] = {name: value.tolist() for name, value in vars(record.stain).items()}
-    write_sidecar(sidecar_path(out_dir, record.slide_id), rows, content, DatasetKind.TILES)
-
-
-def read_record(out_dir: Path, slide_id: str) -> tuple[SlideRecord, pa.Table]:
-    """Read back what ``write_record`` wrote.
-
-    Returns:
-        The record, and the rows with the columns of ``TILE_COLUMNS``.
-
-    Raises:
-        InputError: the file is damaged or not from this program.
-    """
-    record, table = read_sidecar(sidecar_path(out_dir, slide_id), SlideRecord, DatasetKind.TILES)
-    stain: Any = record.stain
-    if stain is not None:
-        record.stain = StainFit(**{name: np.array(value, dtype=np.float64) for name, value in stain.items()})
-    return record, table

@@ -20,6 +20,8 @@ Pixels = npt.NDArray[np.uint8]
 
 ASSUMED = "assumed"
 """Source of a resolution that nothing but --assume-mpp states."""
+FROM_TABLE = "label table"
+"""Source of a resolution that the header of the slide does not state."""
 
 
 class SlideError(Exception):
@@ -88,7 +90,7 @@ def resolve_mpp(slide: Slide, *, table_mpp: float | None, assumed_mpp: float | N
     if table_mpp is not None:
         if not MIN_MPP <= table_mpp <= MAX_MPP:
             raise SlideError(f"the label table gives {table_mpp:.6g} µm/px, plausible is {MIN_MPP} to {MAX_MPP}")
-        return table_mpp, "label table"
+        return table_mpp, FROM_TABLE
     if assumed_mpp is not None:
         return assumed_mpp, ASSUMED
     remedy = "state the resolution with --assume-mpp or in an mpp column of the label table"

@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from kdml_med.errors import InputError
 from kdml_med.program import progress_bar
-from kdml_med.storage.files import write_table
-from kdml_med.storage.folder import sole_user
-from kdml_med.storage.manifest import (
-    DATASET_FILE,
-    FAILURES_FILE,
-    MANIFEST_FILE,
-    SLIDES_FILE,
-    TILE_COLUMNS,
-    DatasetInfo,
-    read_info,
-    write_info,
-    write_manifest,
-)
-from kdml_med.tables.names import SLIDE_SUFFIXES, slide_name, tcga_site
-from kdml_med.wsi.cutter import SlideJob
+from kdml_med.storage.folder import FULL_HASH, DatasetFolder, list_versions
+from kdml_med.storage.manifest import SLIDES_FILE, TILE_COLUMNS, DatasetInfo
+from kdml_med.storage.shards import find_origins, write_record
+from kdml_med.tables.names import slide_name, tcga_site
+from kdml_med.workers import run_jobs
+from kdml_med.wsi.cutter import SlideJob, cut_slide
 from kdml_med.wsi.options import TilingOptions
-from kdml_med.wsi.pool import Outcome, run_jobs
-from kdml_med.wsi.shards import SlideRecord, finished_slides, read_record, sidecar_path, write_record
-from kdml_med.wsi.slide import ASSUMED
+from kdml_med.wsi.overview import THUMBNAILS_DIR
+from kdml_med.wsi.shards import SlideRecord
+from kdml_med.wsi.slide import ASSUMED, FROM_TABLE, SlideError
+from kdml_med.wsi.sources import find_slides, list_files
 
+_CRASHED = "the reader crashed on this file"
 _LIBRARIES = (
     "kdml_med",
     "openslide-python",
@@ -97,12 +89,16 @@ class TilingReport:
     Attributes:
         done: slides tiled by this run.
         skipped: slides that an earlier run had finished.
+        remade: slides that were there, made from something else, and what is different.
+        kept: slides that this run does not name and that stay.
         failures: rows of failures.csv, (file name, reason).
         tiles: in the whole dataset.
     """
 
     done: int = 0
     skipped: int = 0
+    remade: dict[str, str] = field(default_factory=dict)
+    kept: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
     tiles: int = 0
 
@@ -116,11 +112,15 @@ def tile_slides(
     workers: int = 1,
     progress: bool = True,
     synthetic: bool = False,
+    full_hash: bool = False,
+    keep: bool = False,
+    force: bool = False,
 ) -> TilingReport:
     """Tile slides into a dataset folder; slides that are finished there are left alone.
 
-    A slide that cannot be used is named in failures.csv and tried again by the next run. The folder's bytes depend on
-    slides, labels and options only, not on ``workers`` nor on how often the work was cut off and taken up again.
+    A slide whose file has changed is tiled anew. A slide that cannot be used is named in failures.csv and tried again
+    by the next run. The folder's bytes depend on slides, labels and options only, not on ``workers`` nor on how often
+    the work was cut off and taken up again.
 
     Args:
         inputs: slides, and folders that are searched for slides.
@@ -130,19 +130,21 @@ def tile_slides(
         workers: cores to use, for slides side by side and for bands within a slide.
         progress: show a bar on standard error.
         synthetic: the slides are generated; recorded in dataset.json.
+        full_hash: tell slides apart by all of their bytes; recorded in dataset.json.
+        keep: slides in the folder that this run does not name stay, and none is replaced.
+        force: slides in the folder that this run does not name are deleted.
 
     Raises:
-        InputError: inputs are missing or share a name, or the folder is in use or was made with other options.
+        InputError: inputs are missing or share a name, or the folder is in use, was made with other options, or holds
+            slides that this run does not name. Nothing was written then.
     """
     if workers < 1:
         raise InputError(f"--workers is {workers}, expected at least 1.")
     out_dir = Path(out_dir)
     paths = find_slides([Path(path) for path in inputs], out_dir)
-    info = _describe(options, labels, synthetic)
+    info = _describe(options, labels, synthetic, full_hash)
     report = TilingReport()
-    with sole_user(out_dir):
-        _open_folder(out_dir, info)
-        _remove_leftovers(out_dir)
+    with DatasetFolder(out_dir, info, SlideRecord, changeable=_unused_options, pictures=THUMBNAILS_DIR) as folder:
         jobs: list[SlideJob] = []
         for path in paths:
             job = _make_job(path, labels)
@@ -150,54 +152,75 @@ def tile_slides(
                 jobs.append(job)
             else:
                 report.failures.append((path.name, job))
-        finished = set(finished_slides(out_dir))
-        pending = [job for job in jobs if job.slide_id not in finished]
-        report.skipped = len(jobs) - len(pending)
-        bar = _Progress(len(pending), report.skipped, progress)
-        with contextlib.closing(bar):
-            for outcome in run_jobs(pending, out_dir, options, workers, bar.add_tiles):
-                bar.end_slide(outcome)
-                if outcome.failure is None:
-                    report.done += 1
-                else:
-                    report.failures.append((outcome.job.path.name, outcome.failure))
-        _remove_leftovers(out_dir)
-        _write_tables(out_dir, labels, report)
+        strangers = folder.find_strangers([slide_name(path.name) for path in paths], allowed=keep or force)
+        jobs = _with_origins(jobs, full_hash, workers, progress)
+        mpps = {job.slide_id: job.table_mpp for job in jobs}
+        work = folder.plan(
+            {job.slide_id: job.origin for job in jobs},
+            strangers,
+            keep=keep,
+            outdated=lambda record: _mpp_change(record, mpps[record.slide_id]),
+        )
+        _check_kept(folder, work.kept, labels)
+        pending = [job for job in jobs if job.slide_id in work.pending]
+        report.skipped, report.remade, report.kept = len(jobs) - len(pending), work.remade, len(work.kept)
+        _cut_all(pending, folder, options, workers, report, progress)
+        folder.remove_leftovers()
+        _write_tables(folder, labels, report)
     return report
 
 
-def find_slides(inputs: Sequence[Path], out_dir: Path) -> list[Path]:
-    """Slide files among the inputs; folders are searched below, in order, leaving out hidden files and ``out_dir``.
+def _cut_all(
+    jobs: Sequence[SlideJob],
+    folder: DatasetFolder[SlideRecord],
+    options: TilingOptions,
+    workers: int,
+    report: TilingReport,
+    progress: bool,
+) -> None:
+    with contextlib.closing(_Progress(len(jobs), report.skipped, progress)) as bar:
+        for job, failure in cut_slides(jobs, folder.path, options, workers, bar.add_tiles):
+            bar.end_slide(job, failure)
+            if failure is None:
+                folder.withdraw_manifest()
+                report.done += 1
+            else:
+                report.failures.append((job.path.name, failure))
+
+
+def cut_slides(
+    jobs: Sequence[SlideJob], out_dir: Path, options: TilingOptions, workers: int, on_tiles: Callable[[int], None]
+) -> Iterator[tuple[SlideJob, str | None]]:
+    """Tile slides on some cores.
+
+    As many slides as there are workers are tiled side by side; when there are fewer slides, each gets several threads.
+
+    Args:
+        jobs: slides to tile.
+        out_dir: dataset folder.
+        options: of the run.
+        workers: cores to use.
+        on_tiles: told from time to time how many more tiles were looked at.
+
+    Yields:
+        Each slide as it ends, and why it could not be tiled; None when it is stored.
 
     Raises:
-        InputError: an input does not exist, no slide is found, or two files would get the same slide id.
+        InputError: the output cannot be written.
     """
-    paths: list[Path] = []
-    for path in inputs:
-        if path.is_dir():
-            found = (p for p in path.rglob("*") if p.suffix.lower() in SLIDE_SUFFIXES and p.is_file())
-            inside = sorted(p for p in found if not p.name.startswith(".") and not _is_below(p, out_dir))
-            if not inside:
-                raise InputError(f"{path} holds no slide; known suffixes: {' '.join(SLIDE_SUFFIXES)}.")
-            paths.extend(inside)
-        elif path.is_file():
-            paths.append(path)
-        else:
-            raise InputError(f"{path} does not exist. Check the path of the slide or folder.")
-    names: dict[str, Path] = {}
-    for path in paths:
-        other = names.setdefault(slide_name(path.name), path)
-        if other is not path:
-            raise InputError(
-                f"{other} and {path} would both be slide {slide_name(path.name)!r}: rename one, or name only one."
-            )
-    if not paths:
-        raise InputError("no input was given: name slides, or folders with slides.")
-    return paths
+    processes = max(1, min(workers, len(jobs)))
+    cut = partial(_cut, out_dir=out_dir, options=options, threads=max(1, workers // processes))
+    yield from run_jobs(jobs, cut, processes=processes, on_progress=on_tiles, crashed=_CRASHED)
 
 
-def _is_below(path: Path, folder: Path) -> bool:
-    return folder.resolve() in path.resolve().parents
+def _cut(
+    job: SlideJob, on_tiles: Callable[[int], None], *, out_dir: Path, options: TilingOptions, threads: int
+) -> str | None:
+    try:
+        cut_slide(job, out_dir, options, threads=threads, on_tiles=on_tiles)
+    except SlideError as error:
+        return str(error)
+    return None
 
 
 def _make_job(path: Path, labels: Labels | None) -> SlideJob | str:
@@ -214,68 +237,47 @@ def _make_job(path: Path, labels: Labels | None) -> SlideJob | str:
     return SlideJob(path, slide_id, match.patient_id, match.label, match.site, labels.mpp(slide_id))
 
 
-def _describe(options: TilingOptions, labels: Labels | None, synthetic: bool) -> DatasetInfo:
+def _with_origins(jobs: Sequence[SlideJob], full_hash: bool, threads: int, progress: bool) -> list[SlideJob]:
+    """Jobs that know what tells their files from others; folders do not count, since a slide goes by its file name."""
+    files = {job.slide_id: list_files(job.path) for job in jobs}
+    with progress_bar(sum(map(len, files.values())), what="comparing", unit="file", show=progress) as bar:
+        origins = find_origins(files, full=full_hash, threads=threads, on_done=bar.update)
+    return [replace(job, origin=origins[job.slide_id]) for job in jobs]
+
+
+def _describe(options: TilingOptions, labels: Labels | None, synthetic: bool, full_hash: bool) -> DatasetInfo:
     return DatasetInfo(
         classes=list(labels.classes) if labels else [],
         tile_size_px=options.tile_size_px,
         mpp=options.mpp,
         label_level=labels.label_level if labels else "patient",
-        options=asdict(options) | {"labels": labels is not None},
-        made_by={"program": "preprocessing.tile_slides"}
-        | {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        options=asdict(options) | {"labels": labels is not None} | ({FULL_HASH: True} if full_hash else {}),
+        made_by=list_versions("preprocessing.tile_slides", _LIBRARIES),
         synthetic=synthetic,
     )
 
 
-def _open_folder(out_dir: Path, info: DatasetInfo) -> None:
-    """Write dataset.json, or check that the one there was made with the same options."""
-    if not (out_dir / DATASET_FILE).exists():
-        strangers = sorted(path.name for path in out_dir.iterdir() if not path.name.endswith(".part"))
-        if strangers:
-            raise InputError(
-                f"{out_dir} is not empty (it holds {strangers[0]}) and not a dataset: choose another --out."
-            )
-        write_info(out_dir, info)
-        return
-    there = read_info(out_dir)
-    if there.made_by.get("program") != info.made_by["program"]:
-        raise InputError(f"{out_dir} was made by {there.made_by.get('program')}: choose another --out.")
-    old: dict[str, Any] = there.options | {
-        "classes": there.classes,
-        "label_level": there.label_level,
-        "synthetic": there.synthetic,
-    }
-    new: dict[str, Any] = info.options | {
-        "classes": info.classes,
-        "label_level": info.label_level,
-        "synthetic": info.synthetic,
-    }
-    # The usual second run: slides without a resolution were refused, now it is stated. No finished slide changes.
-    stated = old.get("assume_mpp") != new["assume_mpp"] and not _any_assumed(out_dir)
-    if stated:
-        old["assume_mpp"] = there.options["assume_mpp"] = new["assume_mpp"]
-    for name in dict.fromkeys(["labels", *new, *old]):
-        if old.get(name) != new.get(name):
-            raise InputError(
-                f"{out_dir} was made with {name} = {old.get(name)!r}, this run has {new.get(name)!r}: "
-                "use the same options, or choose another --out."
-            )
-    if stated:
-        write_info(out_dir, there)
+def _unused_options(folder: DatasetFolder[SlideRecord]) -> Collection[str]:
+    """The usual second run: slides without a resolution were refused, now it is stated. No finished slide changes."""
+    records = (folder.read(name)[0] for name in folder.finished())
+    return () if any(record.mpp_source == ASSUMED for record in records) else ("assume_mpp",)
 
 
-def _any_assumed(out_dir: Path) -> bool:
-    records = (read_record(out_dir, slide_id)[0] for slide_id in finished_slides(out_dir))
-    return any(record.mpp_source == ASSUMED for record in records)
+def _mpp_change(record: SlideRecord, table_mpp: float | None) -> str | None:
+    """Why a slide has to be tiled anew though its file is the same: it got its resolution from the label table."""
+    if record.mpp_source == FROM_TABLE and table_mpp != record.mpp:
+        stated = "none" if table_mpp is None else f"{table_mpp:.6g}"
+        return f"the label table gave {record.mpp:.6g} µm/px, now {stated}"
+    if record.mpp_source == ASSUMED and table_mpp is not None:
+        return f"{record.mpp:.6g} µm/px was assumed, now the label table gives {table_mpp:.6g}"
+    return None
 
 
-def _remove_leftovers(out_dir: Path) -> None:
-    """Delete the unfinished files of a run that was killed."""
-    for path in out_dir.rglob(".*.part"):
-        path.unlink(missing_ok=True)
-    for path in (out_dir / "shards").glob("*.tar"):
-        if not sidecar_path(out_dir, path.stem).exists():
-            path.unlink(missing_ok=True)
+def _check_kept(folder: DatasetFolder[SlideRecord], kept: Sequence[str], labels: Labels | None) -> None:
+    for slide_id in kept:
+        change = _mpp_change(folder.read(slide_id)[0], labels.mpp(slide_id) if labels else None)
+        if change is not None:
+            raise InputError(f"slide {slide_id!r} is kept as it was tiled, but {change}: name it among the inputs too.")
 
 
 class _Progress:
@@ -291,29 +293,29 @@ class _Progress:
         self._bar.set_postfix_str(f"{self._tiles} tiles, {self._tiles / seconds:.0f} tiles/s", refresh=False)
         self._bar.update(0)
 
-    def end_slide(self, outcome: Outcome) -> None:
+    def end_slide(self, job: SlideJob, failure: str | None) -> None:
         self._bar.update()
-        if outcome.failure is not None and self._show:
-            self._bar.write(f"{outcome.job.path.name}: {outcome.failure}", file=sys.stderr)
+        if failure is not None and self._show:
+            self._bar.write(f"{job.path.name}: {failure}", file=sys.stderr)
 
     def close(self) -> None:
         self._bar.close()
 
 
-def _write_tables(out_dir: Path, labels: Labels | None, report: TilingReport) -> None:
+def _write_tables(folder: DatasetFolder[SlideRecord], labels: Labels | None, report: TilingReport) -> None:
     """Bring what is stored into line with the label table, and join it into the tables of the dataset."""
     records: list[SlideRecord] = []
     tables: list[pa.Table] = []
     failures = dict(report.failures)
-    for slide_id in finished_slides(out_dir):
-        record, table = read_record(out_dir, slide_id)
+    for slide_id in folder.finished():
+        record, table = folder.read(slide_id)
         if record.file_name in failures:
             continue
         job = _make_job(Path(record.file_name), labels)
         if isinstance(job, str):
             failures[record.file_name] = job
             continue
-        record, table = _relabel(out_dir, record, table, job)
+        record, table = _relabel(folder, record, table, job)
         if record.unreadable:
             failures[record.file_name] = f"{record.unreadable} tiles unreadable (the other tiles are in the dataset)"
         records.append(record)
@@ -321,36 +323,22 @@ def _write_tables(out_dir: Path, labels: Labels | None, report: TilingReport) ->
     manifest = pa.concat_tables(tables) if tables else TILE_COLUMNS.empty_table()
     report.tiles = manifest.num_rows
     report.failures = sorted(failures.items())
-    if not _holds(out_dir / MANIFEST_FILE, manifest):
-        write_manifest(out_dir / MANIFEST_FILE, manifest)
-    rows = [record.to_row() for record in records]
-    columns = list(_EMPTY_RECORD.to_row())
-    for name, frame in (
-        (SLIDES_FILE, pd.DataFrame(rows, columns=columns)),
-        (FAILURES_FILE, pd.DataFrame(report.failures, columns=["input", "reason"])),
-    ):
-        path, text = out_dir / name, frame.to_csv(index=False, lineterminator="\n")
-        if not path.is_file() or path.read_bytes() != text.encode():
-            write_table(path, frame)
-
-
-def _holds(path: Path, table: pa.Table) -> bool:
-    """Whether a parquet file is already what it should be: a run with nothing to do should touch nothing."""
-    try:
-        return bool(pq.read_table(path).equals(table))
-    except (OSError, pa.ArrowException):
-        return False
+    slides = pd.DataFrame([record.to_row() for record in records], columns=list(_EMPTY_RECORD.to_row()))
+    folder.write_tables(manifest, report.failures, {SLIDES_FILE: slides})
 
 
 _EMPTY_RECORD = SlideRecord("", "", "", 0, 0, 0.0, "")
 
 
-def _relabel(out_dir: Path, record: SlideRecord, table: pa.Table, job: SlideJob) -> tuple[SlideRecord, pa.Table]:
+def _relabel(
+    folder: DatasetFolder[SlideRecord], record: SlideRecord, table: pa.Table, job: SlideJob
+) -> tuple[SlideRecord, pa.Table]:
     """Follow a label table that was corrected since the slide was tiled; the tiles stay as they are."""
     wanted = {"patient_id": job.patient_id, "label": job.label, "site": job.site}
     if all(table.column(name)[0].as_py() == value for name, value in wanted.items()):
         return record, table
+    folder.withdraw_manifest()
     rows = [row | wanted for row in table.to_pylist()]
     record.patient_id = job.patient_id
-    write_record(out_dir, record, rows)
-    return read_record(out_dir, record.slide_id)
+    write_record(folder.path, record.slide_id, record, rows, folder.kind)
+    return folder.read(record.slide_id)

@@ -25,12 +25,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 from PIL import Image
 
-from kdml_med.storage.shards import ShardWriter
+from kdml_med.storage.shards import ShardWriter, sidecar_path
 from kdml_med.wsi.cutter import SlideJob, cut_slide
 from kdml_med.wsi.native import NativeSlide, decode_tile
 from kdml_med.wsi.opening import open_slide
 from kdml_med.wsi.options import TilingOptions
-from kdml_med.wsi.shards import sidecar_path
 from tests.synthetic_slides import tissue_picture, write_slide
 
 BLOCK_PX = 3000

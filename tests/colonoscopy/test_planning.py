@@ -12,7 +12,7 @@ from kdml_med.colonoscopy.sources import Source
 
 
 def sources(*names):
-    return [Source(name, Path("/in") / name, 1) for name in names]
+    return [Source(name, Path("/in") / name) for name in names]
 
 
 def known(**sequences):

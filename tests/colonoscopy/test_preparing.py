@@ -275,10 +275,10 @@ def test_run_taken_up_again_gives_the_same_bytes_as_one_in_one_go(tmp_path):
     (parts / "shards" / ".c.tar.part").write_bytes(b"half a frame")
     (parts / "manifest.parquet").unlink()
     report = prepare(tmp_path / "in", parts)
-    assert (report.done, report.kept) == (2, 1)
+    assert (report.done, report.finished) == (2, 1)
     assert contents(parts) == contents(whole)
     report = prepare(tmp_path / "in", parts)
-    assert (report.done, report.kept) == (0, 3)
+    assert (report.done, report.finished) == (0, 3)
     assert contents(parts) == contents(whole)
     with pytest.raises(InputError, match=r"was made with size_px = 384, this run has 100"):
         prepare(tmp_path / "in", parts, FrameOptions(size_px=100, crop=False))
@@ -301,7 +301,7 @@ def test_further_inputs_join_and_dropped_ones_are_not_deleted_silently(tmp_path)
     out = tmp_path / "out"
     prepare_frames(inputs[:2], out, PLAIN, None, progress=False)
     report = prepare_frames(inputs, out, PLAIN, None, progress=False)
-    assert (report.done, report.kept, report.frames) == (1, 2, 3)
+    assert (report.done, report.finished, report.frames) == (1, 2, 3)
     before = contents(out)
     with pytest.raises(InputError, match="holds 1 shards, such as b, that are not among the inputs"):
         prepare_frames(inputs[::2], out, PLAIN, None, progress=False)
@@ -335,7 +335,7 @@ def test_corrected_annotations_remake_their_shard_only(tmp_path):
     text = "image,xmin,ymin,xmax,ymax\na/1,60,40,100,90\nb/1,60,40,100,90\n"
     prepare(tmp_path / "in", tmp_path / "out", PLAIN, table(tmp_path, text))
     report = prepare(tmp_path / "in", tmp_path / "out", PLAIN, table(tmp_path, text.replace("b/1,60", "b/1,70")))
-    assert (report.done, report.kept) == (1, 1)
+    assert (report.done, report.finished) == (1, 1)
     assert boxes_of(read_manifest(tmp_path / "out"))["b/1.png"] == [(70, 40, 100, 90)]
 
 

@@ -8,7 +8,7 @@ from tests.colonoscopy.pictures import save
 
 
 def index(*names):
-    return SourceIndex(Source(name, Path(name), 1) for name in names)
+    return SourceIndex(Source(name, Path(name)) for name in names)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from kdml_med.errors import ExitCode, InputError
-from kdml_med.splits import assign_splits, has_splits
+from kdml_med.splits import assign_splits, freeze_splits, has_splits, make_splits
+from kdml_med.storage.folder import sole_user
 from kdml_med.storage.manifest import image_root, read_info, read_manifest, read_member
 from kdml_med.tables.images import TableColumns
 from kdml_med.wsi.importing import import_tile_folders, import_tile_table
@@ -124,7 +125,9 @@ def test_class_folders_without_an_official_split_get_none(kather: Path, tmp_path
 def test_folder_of_another_dataset_is_not_overwritten(kather: Path, tmp_path: Path) -> None:
     import_tile_folders(kather, tmp_path / "dataset")
     before = contents(tmp_path / "dataset")
-    with pytest.raises(InputError, match="choose another folder"):
+    with pytest.raises(
+        InputError, match=r"was made with source = .*source., this run has .*CRC_DX_TRAIN.*choose another --out"
+    ):
         import_tile_folders(kather / "CRC_DX_TRAIN", tmp_path / "dataset")
     assert contents(tmp_path / "dataset") == before
 
@@ -215,6 +218,110 @@ def test_bad_tables_name_the_row(
 ) -> None:
     with pytest.raises(InputError, match=message):
         import_tile_table(images, tmp_path / "dataset", table(tmp_path, text), columns=TableColumns(**columns))
+
+
+ROWS = "".join(f"i{n},p{n},{'ab'[n % 2]}\n" for n in range(6))
+
+
+def test_unchanged_import_touches_nothing(images: Path, tmp_path: Path, kather: Path) -> None:
+    path = table(tmp_path, "image,patient,label\n" + ROWS)
+    importers = {
+        "csv": lambda out: import_tile_table(images, out, path),
+        "kather": lambda out: import_tile_folders(kather, out),
+    }
+    for name, import_again in importers.items():
+        out = tmp_path / name
+        assert not import_again(out).same
+        for file in out.iterdir():
+            os.utime(file, ns=(7, 7))
+        assert import_again(out).same
+        assert {file.stat().st_mtime_ns for file in out.iterdir()} == {7}
+
+
+def test_image_replaced_since_the_import_is_refused_in_training_and_followed_by_the_next_import(
+    images: Path, tmp_path: Path
+) -> None:
+    out, path = tmp_path / "dataset", table(tmp_path, "image,patient,label\n" + ROWS)
+    import_tile_table(images, out, path)
+    old = read_manifest(out).set_index("sample_id").loc["deep/i1.jpg"]
+    picture(images / "deep/i1.jpg", (64, 64))
+    with pytest.raises(InputError, match=r"i1\.jpg was replaced: .* Run the import again"):
+        read_member(images, old["shard"], old["offset"], old["size"])
+    assert not import_tile_table(images, out, path).same
+    new = read_manifest(out).set_index("sample_id").loc["deep/i1.jpg"]
+    data = read_member(images, new["shard"], new["offset"], new["size"])
+    assert Image.open(io.BytesIO(data)).size == (64, 64)
+
+
+def test_renamed_and_further_images_are_followed(kather: Path, tmp_path: Path) -> None:
+    out = tmp_path / "dataset"
+    import_tile_folders(kather, out, val_fraction=0)
+    folder = kather / "CRC_DX_TEST" / "MSS"
+    old = sorted(folder.iterdir())[0]
+    old.rename(old.with_name(f"renamed-{old.name}"))
+    picture(folder / f"further-{old.name}")
+    import_tile_folders(kather, out, val_fraction=0)
+    shards = set(read_manifest(out)["shard"])
+    assert {Path(shard).name for shard in shards if "renamed" in shard or "further" in shard} == {
+        f"renamed-{old.name}",
+        f"further-{old.name}",
+    }
+    assert old.relative_to(kather).as_posix() not in shards
+    assert len(shards) == 33
+
+
+def test_second_batch_of_the_same_names_from_another_folder_is_refused(images: Path, tmp_path: Path) -> None:
+    out, path = tmp_path / "dataset", table(tmp_path, "image,patient,label\n" + ROWS)
+    import_tile_table(images, out, path)
+    before = contents(out)
+    batch = tmp_path / "batch"
+    for number in range(6):
+        picture(batch / f"deep/i{number}.jpg", (50, 50))
+    with pytest.raises(InputError, match=r"was made with source = '.*images', this run has '.*batch'"):
+        import_tile_table(batch, out, path)
+    assert contents(out) == before
+
+
+def test_changed_label_table_is_followed_and_frozen_splits_stay_true(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "dataset"
+    import_tile_table(images, out, table(tmp_path, "image,patient,label\n" + ROWS))
+    manifest, info = read_manifest(out), read_info(out)
+    freeze_splits(out, make_splits(manifest, classes=info.classes), mode="fractions", seed=0)
+    frozen = (out / "splits.csv").read_bytes()
+    corrected = table(tmp_path, "image,patient,label\n" + ROWS.replace("i1,p1,b", "i1,p1,a"))
+    import_tile_table(images, out, corrected)
+    manifest = read_manifest(out)
+    assert manifest.set_index("patient_id").loc["p1", "label"] == "a"
+    assert (out / "splits.csv").read_bytes() == frozen
+    assert len(assign_splits(out, manifest, read_info(out))) == 6  # the gate lets the same patients pass
+    with caplog.at_level("INFO"):
+        other = table(tmp_path, "image,patient,label\n" + ROWS.replace("p1", "q1"))
+        import_tiles(images, out, Layout.CSV, labels=other)
+    assert "training will refuse the splits that are frozen: 1 patients of the manifest" in caplog.text
+
+
+def test_official_splits_of_a_changed_table_need_force_and_nothing_is_written_before(
+    images: Path, tmp_path: Path
+) -> None:
+    text = "".join(f"i{n},p{n},{'ab'[n % 2]},{'train' if n < 4 else 'test'}\n" for n in range(6))
+    out, columns = tmp_path / "dataset", TableColumns(split="set")
+    how = {"columns": columns, "val_fraction": 0.0}
+    import_tile_table(images, out, table(tmp_path, "image,patient,label,set\n" + text), **how)
+    before = contents(out)
+    changed = table(tmp_path, "image,patient,label,set\n" + text.replace("i3,p3,b,train", "i3,p3,b,test"))
+    with pytest.raises(InputError, match="--force"):
+        import_tile_table(images, out, changed, **how)
+    assert contents(out) == before
+
+
+def test_folder_of_something_else_or_in_use_is_refused(images: Path, tmp_path: Path) -> None:
+    path = table(tmp_path, "image,patient,label\n" + ROWS)
+    with pytest.raises(InputError, match="not empty"):
+        import_tile_table(images, images, path)
+    with sole_user(tmp_path / "dataset"), pytest.raises(InputError, match="another run is writing"):
+        import_tile_table(images, tmp_path / "dataset", path)
 
 
 def research_data() -> Path:

@@ -81,6 +81,22 @@ def test_problems_give_their_own_exit_code(call, clips, tmp_path):
     assert read_manifest(tmp_path / "out")["sample_id"].tolist() == ["good.png"]
 
 
+def test_corrected_mask_is_named_and_others_are_kept_or_deleted_as_the_option_says(call, tmp_path):
+    for name in "ab":
+        save(tmp_path / "images" / name / "1.png", seed=ord(name))
+        save_mask(tmp_path / "masks" / name / "1.png", [(60, 40, 100, 90)])
+    how = ["--annotations", tmp_path / "masks", "--out", tmp_path / "out", "--full-hash", "--sequence-from", "folder"]
+    call(tmp_path / "images", *how)
+    save_mask(tmp_path / "masks" / "a" / "1.png", [(70, 40, 110, 90)])
+    assert "made anew: a (mask a/1.png has changed)" in call(tmp_path / "images", *how).stdout
+    (tmp_path / "images" / "b" / "1.png").unlink()
+    refused = call(tmp_path / "images", *how)
+    assert (refused.returncode, "such as b" in refused.stderr) == (ExitCode.BAD_INPUT, True)
+    assert "1 shards of inputs that were not named are kept" in call(tmp_path / "images", *how, "--keep").stdout
+    call(tmp_path / "images", *how, "--force")
+    assert read_manifest(tmp_path / "out")["sample_id"].tolist() == ["a/1.png"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,3 +1,4 @@
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,21 @@ def test_label_table_decides_patients_and_labels(call, slides, tmp_path):
     reasons = pd.read_csv(tmp_path / "out" / "failures.csv").set_index("input")["reason"]
     assert "blank" in reasons["TCGA-AA-0002-01Z-00-DX1.svs"]
     assert "no row" in reasons["TCGA-AA-0003-01Z-00-DX1.svs"]
+
+
+def test_replaced_slide_is_named_and_others_are_kept_or_deleted_as_the_option_says(call, slides, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, number in (("a", 0), ("b", 1)):
+        shutil.copy(slides / f"TCGA-AA-000{number}-01Z-00-DX1.svs", tmp_path / "in" / f"{name}.svs")
+    arguments = ["--out", tmp_path / "out", "--tile-size", 64, "--full-hash"]
+    call(tmp_path / "in", *arguments)
+    shutil.copy(slides / "TCGA-AA-0002-01Z-00-DX1.svs", tmp_path / "in" / "a.svs")
+    assert "made anew: a (a.svs has changed)" in call(tmp_path / "in", *arguments).stdout
+    refused = call(tmp_path / "in" / "a.svs", *arguments)
+    assert (refused.returncode, "such as b" in refused.stderr) == (ExitCode.BAD_INPUT, True)
+    assert "1 slides that were not named are kept" in call(tmp_path / "in" / "a.svs", *arguments, "--keep").stdout
+    call(tmp_path / "in" / "a.svs", *arguments, "--force")
+    assert set(read_manifest(tmp_path / "out")["slide_id"]) == {"a"}
 
 
 def test_preset_gives_blocks_of_256_um(call, tmp_path):

@@ -1,4 +1,5 @@
 import io
+import multiprocessing
 import os
 import tarfile
 from dataclasses import dataclass, replace
@@ -12,9 +13,9 @@ from PIL import Image
 
 from kdml_med.errors import InputError
 from kdml_med.storage.manifest import read_info, read_manifest, read_member
-from kdml_med.wsi.cutter import in_order, split_bands
+from kdml_med.wsi.cutter import SlideJob, in_order, split_bands
 from kdml_med.wsi.options import PRESETS, TilingOptions, geometry
-from kdml_med.wsi.tiler import tile_slides
+from kdml_med.wsi.tiler import cut_slides, tile_slides
 from tests.synthetic_slides import TISSUE_SHARE, damage_native_tile, tissue_picture, write_slide
 
 SMALL = TilingOptions(tile_size_px=112)
@@ -333,3 +334,26 @@ def test_two_runs_in_one_folder_are_kept_apart(tmp_path, slide):
             run([slide], out)
     finally:
         os.close(handle)
+
+
+@dataclass(frozen=True)
+class CrashingJob(SlideJob):
+    """Takes down the process that receives it, as a fault in a decoder does."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+@pytest.mark.slow  # three pools of fresh processes
+def test_crash_of_a_decoder_costs_one_slide(tmp_path):
+    jobs = []
+    for name in "ab":
+        write_slide(tmp_path / f"{name}.svs", width=1200, height=1000)
+        jobs.append(SlideJob(tmp_path / f"{name}.svs", name, name))
+    jobs.insert(1, CrashingJob(tmp_path / "c.svs", "c", "c"))
+    counts = []
+    ended = cut_slides(jobs, tmp_path / "out", TilingOptions(tile_size_px=64), 2, counts.append)
+    failures = {job.slide_id: failure for job, failure in ended}
+    assert failures == {"a": None, "b": None, "c": "the reader crashed on this file"}
+    assert sum(counts) > 0
+    assert not multiprocessing.active_children()

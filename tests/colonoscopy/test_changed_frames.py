@@ -1,0 +1,203 @@
+"""What the second run into a folder does when images, their names, masks or tables are not those of the first."""
+
+import os
+import shutil
+
+import pytest
+
+from kdml_med.colonoscopy.options import FrameOptions
+from kdml_med.colonoscopy.preparing import prepare_frames
+from kdml_med.colonoscopy.report import describe_report
+from kdml_med.errors import InputError
+from kdml_med.splits import assign_splits
+from kdml_med.storage import files
+from kdml_med.storage.manifest import DatasetKind, read_info, read_manifest
+from kdml_med.storage.shards import ShardRecord, read_record, write_record
+from tests.colonoscopy.pictures import contents, save, save_mask, save_video
+
+PLAIN = FrameOptions(crop=False)
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Two sequences of two frames each with their masks; bitmaps, so that all are of one size."""
+    for name in ("s1/1", "s1/2", "s2/1", "s2/2"):
+        save(tmp_path / "images" / f"{name}.bmp", seed=sum(name.encode()))
+        save_mask(tmp_path / "masks" / f"{name}.bmp", [(60, 40, 100, 90)])
+    return tmp_path / "images"
+
+
+def prepare(inputs, out, *, masks=True, **more):
+    inputs = inputs if isinstance(inputs, list) else [inputs]
+    known = inputs[0].parent / "masks" if masks else None
+    return prepare_frames(inputs, out, PLAIN, known, progress=False, **more)
+
+
+def same_as_fresh(inputs, out, **more):
+    prepare(inputs, out.with_name("fresh"), **more)
+    return contents(out) == contents(out.with_name("fresh"))
+
+
+def replaced(path, write):
+    """Write a file again; its size and time stay."""
+    state = path.stat()
+    write(path)
+    assert path.stat().st_size == state.st_size
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def test_mask_corrected_without_changing_its_size_or_time_makes_its_shard_anew(clips, tmp_path):
+    out = tmp_path / "out"
+    prepare(clips, out)
+    replaced(tmp_path / "masks" / "s2" / "1.bmp", lambda path: save_mask(path, [(70, 40, 110, 90)]))
+    report = prepare(clips, out)
+    assert (report.done, report.finished, report.remade) == (1, 1, {"s2": "mask s2/1.bmp has changed"})
+    boxes = read_manifest(out).set_index("sample_id")["boxes"]
+    assert [list(box) for box in boxes["s2/1.bmp"]] == [[70, 40, 110, 90]]
+    assert "made anew: s2 (mask s2/1.bmp has changed)" in describe_report(report, out)
+    assert same_as_fresh(clips, out)
+
+
+def test_image_replaced_under_its_name_makes_its_shard_anew(clips, tmp_path):
+    out = tmp_path / "out"
+    prepare(clips, out)
+    replaced(clips / "s1" / "2.bmp", lambda path: save(path, seed=99))
+    assert prepare(clips, out).remade == {"s1": "s1/2.bmp has changed"}
+    assert same_as_fresh(clips, out)
+
+
+def test_renamed_further_and_missing_images_make_their_shard_anew(clips, tmp_path):
+    out = tmp_path / "out"
+    prepare(clips, out, masks=False)
+    (clips / "s1" / "2.bmp").rename(clips / "s1" / "3.bmp")
+    assert prepare(clips, out, masks=False).remade == {"s1": "s1/3.bmp is new"}
+    assert read_manifest(out)["sample_id"].tolist() == ["s1/1.bmp", "s1/3.bmp", "s2/1.bmp", "s2/2.bmp"]
+    (clips / "s1" / "3.bmp").unlink()
+    save(clips / "s2" / "0.bmp", seed=5)
+    assert prepare(clips, out, masks=False).remade == {
+        "s1": "s1/3.bmp is not among its inputs any more",
+        "s2": "s2/0.bmp is new",
+    }
+    assert same_as_fresh(clips, out, masks=False)
+
+
+def test_second_batch_of_the_same_names_from_another_folder_is_never_taken_for_the_first(clips, tmp_path):
+    out, batch = tmp_path / "out", tmp_path / "more" / "images"
+    prepare(clips, out)
+    before = contents(out)
+    save(batch / "s1" / "1.bmp", seed=50)
+    save(batch / "s3" / "1.bmp", seed=51)
+    save_mask(batch.parent / "masks" / "s1" / "1.bmp", [(60, 40, 100, 90)])
+    with pytest.raises(InputError, match="holds 1 shards, such as s2, that are not among the inputs"):
+        prepare(batch, out)
+    with pytest.raises(InputError, match=r"holds s1 already.*s1/1\.bmp has changed.*--keep replaces nothing"):
+        prepare(batch, out, keep=True)
+    assert contents(out) == before
+    report = prepare(batch, out, force=True)
+    assert (report.done, list(report.remade)) == (2, ["s1"])
+    assert same_as_fresh(batch, out)
+
+
+def test_loose_frames_of_a_second_batch_do_not_push_out_those_that_are_kept(tmp_path):
+    out = tmp_path / "out"
+    for batch in ("one", "two"):
+        save(tmp_path / batch / "a.bmp", seed=ord(batch[0]))
+        save(tmp_path / batch / f"{batch}.bmp", seed=9)
+    prepare(tmp_path / "one", out, masks=False)
+    with pytest.raises(InputError, match=r"holds frames-0000 already.*a\.bmp has changed"):
+        prepare(tmp_path / "two", out, masks=False, keep=True)
+
+
+def test_same_frames_in_another_folder_and_of_another_time_are_finished(clips, tmp_path):
+    out = tmp_path / "out"
+    prepare(clips, out)
+    before = contents(out)
+    moved = tmp_path / "archive"
+    for part in ("images", "masks"):
+        shutil.copytree(tmp_path / part, moved / part, copy_function=shutil.copyfile)
+    for path in moved.rglob("*.bmp"):
+        os.utime(path, ns=(7, 7))
+    assert prepare(moved / "images", out).finished == 2
+    assert contents(out) == before
+
+
+def test_run_that_changes_nothing_touches_nothing(clips, tmp_path):
+    out = tmp_path / "out"
+    prepare(clips, out)
+    for path in out.rglob("*"):
+        os.utime(path, ns=(7, 7))
+    prepare(clips, out)
+    assert {path.stat().st_mtime_ns for path in out.rglob("*")} == {7}
+
+
+HEADER = "image,xmin,ymin,xmax,ymax,sequence,patient,split\n"
+
+
+def table(tmp_path, *rows):
+    path = tmp_path / "boxes.csv"
+    path.write_text(HEADER + "\n".join(rows) + "\n")
+    return path
+
+
+def test_changed_table_makes_the_shards_anew_that_it_is_about(clips, tmp_path):
+    out, rows = tmp_path / "out", ["s1/1,60,40,100,90,s1,A,train", "s2/1,60,40,100,90,s2,B,test"]
+    prepare_frames([clips], out, PLAIN, table(tmp_path, *rows), progress=False)
+    changed = table(tmp_path, rows[0], rows[1].replace(",B,", ",C,"))
+    report = prepare_frames([clips], out, PLAIN, changed, progress=False, force=True)  # other patients: other splits
+    assert report.remade == {"s2": "what is known about it has changed"}
+    assert set(read_manifest(out)["patient_id"]) == {"A", "C"}
+
+
+def test_kept_frames_keep_their_split_beside_those_that_join(clips, tmp_path):
+    out = tmp_path / "out"
+    rows = ["s1/1,60,40,100,90,s1,A,train", "s2/1,60,40,100,90,s2,B,test"]
+    prepare_frames([clips / "s1"], out, PLAIN, table(tmp_path, rows[0].replace("s1/1", "1")), progress=False)
+    with pytest.raises(InputError, match=r"an input called 1\.bmp already, in the shard s1, which is kept"):
+        prepare_frames(
+            [clips / "s2"], out, PLAIN, table(tmp_path, rows[1].replace("s2/1", "1")), progress=False, keep=True
+        )
+    # One patient more means other splits than those frozen.
+    report = prepare_frames([clips], out, PLAIN, table(tmp_path, rows[1]), progress=False, keep=True, force=True)
+    assert (report.done, report.kept) == (1, 1)
+    manifest = read_manifest(out)
+    assert dict(zip(manifest["sample_id"], assign_splits(out, manifest, read_info(out)), strict=True)) == {
+        "1.bmp": "train",
+        "s2/1.bmp": "test",
+    }
+
+
+def test_frames_whose_split_is_not_known_are_not_kept_beside_official_splits(clips, tmp_path):
+    out, rows = tmp_path / "out", ["s1/1,60,40,100,90,s1,A", "s2/1,60,40,100,90,s2,B,test"]
+    path = table(tmp_path, rows[0])
+    path.write_text(path.read_text().replace(",split", ""))
+    prepare_frames([clips], out, PLAIN, path, progress=False)
+    before = contents(out)
+    with pytest.raises(InputError, match="keeps frames of 'A', whose split is not known"):
+        prepare_frames([clips], out, PLAIN, table(tmp_path, rows[1]), progress=False, keep=True)
+    assert contents(out) == before
+
+
+def test_videos_are_told_apart_by_their_time_unless_all_bytes_are_hashed(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "WHOLE_BYTES", 1000)
+    video = save_video(tmp_path / "in" / "clip.avi", frames=10)
+    for name in ("sampled", "full"):
+        prepare(video, tmp_path / name, masks=False, full_hash=name == "full")
+    os.utime(video, ns=(7, 7))
+    assert "another time" in prepare(video, tmp_path / "sampled", masks=False).remade["clip.avi"]
+    assert prepare(video, tmp_path / "full", masks=False, full_hash=True).finished == 1
+    with pytest.raises(InputError, match="full_hash = False, this run has True"):
+        prepare(video, tmp_path / "sampled", masks=False, full_hash=True)
+
+
+def test_folder_of_an_earlier_version_is_made_anew_and_says_so(clips, tmp_path):
+    out = tmp_path / "out"
+    prepare(clips, out)
+    before = contents(out)
+    kind = DatasetKind.FRAMES
+    for name in ("s1", "s2"):
+        _, rows = read_record(out, name, ShardRecord, kind)
+        write_record(out, name, ShardRecord(), rows.to_pylist(), kind)
+    report = prepare(clips, out)
+    assert report.done == 2
+    assert set(report.remade.values()) == {"an earlier version did not record what it was made from"}
+    assert contents(out) == before

@@ -1,0 +1,174 @@
+import os
+import stat
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdml_med.storage import files
+from kdml_med.storage.files import (
+    source_fingerprint,
+    take_fingerprints,
+    write_atomically,
+    write_if_changed,
+    write_json,
+    write_table,
+)
+from kdml_med.storage.shards import ShardWriter
+
+LARGE = files.WHOLE_BYTES + 12_345
+
+
+@pytest.fixture
+def synced(monkeypatch, tmp_path):
+    """What was made durable, in order: names of files as they were called then, and of folders."""
+    order = []
+    sync, rename = os.fsync, Path.replace
+
+    def note_sync(handle):
+        state = os.fstat(handle)
+        name = next(path.name for path in tmp_path.rglob("*") if path.stat().st_ino == state.st_ino)
+        order.append(("folder" if stat.S_ISDIR(state.st_mode) else "file", name))
+        sync(handle)
+
+    def note_rename(path, target):
+        order.append(("rename", Path(target).name))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_rename)
+    return order
+
+
+@pytest.mark.parametrize("kind", ["file", "shard"])
+def test_bytes_are_on_the_disk_before_the_name_and_the_name_before_the_work_goes_on(tmp_path, synced, kind):
+    if kind == "file":
+        write_atomically(tmp_path / "deep" / "a", b"content")
+    else:
+        with ShardWriter(tmp_path / "deep" / "a") as shard:
+            shard.add("x.png", b"content")
+    assert synced == [("file", ".a.part"), ("rename", "a"), ("folder", "deep")]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a"]
+
+
+def test_folder_that_cannot_be_synced_is_no_failure_but_a_full_disk_is(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def refuse(code):
+        def fsync(handle):
+            if stat.S_ISDIR(os.fstat(handle).st_mode):
+                raise OSError(code, os.strerror(code))
+            sync(handle)
+
+        return fsync
+
+    monkeypatch.setattr(os, "fsync", refuse(22))  # EINVAL, as some network file systems say
+    write_atomically(tmp_path / "a", b"content")
+    assert (tmp_path / "a").read_bytes() == b"content"
+    monkeypatch.setattr(os, "fsync", refuse(28))  # ENOSPC
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(tmp_path / "b", b"content")
+
+
+def test_shard_that_fails_leaves_nothing(tmp_path):
+    def tear():
+        with ShardWriter(tmp_path / "a.tar") as shard:
+            shard.add("x.png", b"content")
+            raise ValueError("torn")
+
+    with pytest.raises(ValueError, match="torn"):
+        tear()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_written_again_is_not_touched(tmp_path):
+    writers = {
+        "a.bin": lambda path, value: write_if_changed(path, value.encode()),
+        "a.json": lambda path, value: write_json(path, {"value": value}),
+        "a.csv": lambda path, value: write_table(path, pd.DataFrame({"value": [value]})),
+    }
+    for name, write in writers.items():
+        path = tmp_path / name
+        write(path, "old")
+        os.utime(path, ns=(1, 1))
+        write(path, "old")
+        assert path.stat().st_mtime_ns == 1
+        write(path, "new")  # of the same size
+        assert path.stat().st_mtime_ns > 1
+        assert b"new" in path.read_bytes()
+
+
+@given(content=st.binary(min_size=1, max_size=300), place=st.integers(0, 299), step=st.integers(1, 255))
+def test_any_changed_byte_of_a_small_file_is_seen_and_its_time_is_not_looked_at(tmp_path_factory, content, place, step):
+    path = tmp_path_factory.getbasetemp() / "small.bin"
+    path.write_bytes(content)
+    before = source_fingerprint(path, "a")
+    os.utime(path, ns=(5, 5))
+    assert source_fingerprint(path, "a") == before
+    changed = bytearray(content)
+    changed[place % len(content)] = (changed[place % len(content)] + step) % 256
+    path.write_bytes(changed)
+    assert source_fingerprint(path, "a") != before
+    path.write_bytes(content)
+    assert source_fingerprint(path, "a") == before
+    assert source_fingerprint(path, "b") != before
+
+
+@pytest.fixture
+def large(tmp_path):
+    path = tmp_path / "large.bin"
+    with path.open("wb") as stream:
+        stream.truncate(LARGE)
+    return path
+
+
+def put(path, place, keep_time=False):
+    time = path.stat().st_mtime_ns
+    with path.open("r+b") as stream:
+        stream.seek(place)
+        stream.write(b"x")
+    os.utime(path, ns=(time, time) if keep_time else (time + 1, time + 1))
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("place", [0, LARGE - 1, LARGE // 2, 3_333_333])
+def test_change_anywhere_in_a_large_file_is_seen(large, full, place):
+    before = source_fingerprint(large, "a", full=full)
+    put(large, place)
+    assert source_fingerprint(large, "a", full=full) != before
+
+
+@pytest.mark.parametrize("place", [0, LARGE - 1])
+def test_ends_of_a_large_file_are_hashed(large, place):
+    before = source_fingerprint(large, "a")
+    put(large, place, keep_time=True)
+    assert source_fingerprint(large, "a").digest != before.digest
+
+
+def test_only_a_full_hash_sees_a_change_that_forged_its_time_and_only_it_does_without_times(large):
+    sampled, full = (source_fingerprint(large, "a", full=kind) for kind in (False, True))
+    put(large, 3_333_333, keep_time=True)  # in none of the blocks
+    assert source_fingerprint(large, "a") == sampled
+    assert source_fingerprint(large, "a", full=True) != full
+    assert full.time_ns is None
+    assert sampled.time_ns is not None
+    assert sampled.digest != full.digest
+
+
+def test_file_that_cannot_be_read_is_like_no_other(tmp_path, large):
+    absent = source_fingerprint(tmp_path / "absent", "a")
+    assert absent.digest == "unreadable: No such file or directory"
+    assert absent != source_fingerprint(large, "a")
+
+
+def test_several_files_keep_their_order_whatever_the_threads(tmp_path):
+    names = [f"{number}.bin" for number in range(20)]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    pairs = [(tmp_path / name, name) for name in names]
+    counted = []
+    found = take_fingerprints(pairs, threads=3, on_done=lambda: counted.append(1))
+    assert found == [source_fingerprint(*pair) for pair in pairs]
+    assert len(counted) == 20
