@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
+from typing import Self
 
 
 class NetworkName(StrEnum):
@@ -63,12 +65,46 @@ class OutputKey(StrEnum):
 
 
 class LossTerm(StrEnum):
-    """Second half of a loss name, as in ``student_0_kd``; ``LOSS`` alone is the sum that is back-propagated."""
+    """Second half of a loss name, as in ``student_0_kd``; ``LOSS`` alone is the sum that is back-propagated.
 
-    TASK = "task"
-    KD = "kd"
-    ML = "ml"
+    The one list of terms: tables, figures and words are made from it. A term that a loss adds without an entry here is
+    called by its own name everywhere.
+
+    Attributes:
+        weight: what scales the term of students, a key of ``CohortLoss.weights``.
+        source: what students learn from by this term, as tables call it.
+        words: what reports call it.
+    """
+
+    weight: str
+    source: str
+    words: str
+
+    def __new__(cls, name: str, weight: str = "", source: str = "", words: str = "") -> Self:
+        """Make a member; ``words`` are ``source`` unless given."""
+        member = str.__new__(cls, name)
+        member._value_ = name
+        member.weight, member.source, member.words = weight, source, words or source
+        return member
+
+    TASK = "task", "alpha", "labels"
+    KD = "kd", "beta", "teacher", "teacher (KD)"
+    ML = "ml", "gamma", "peers", "peers (ML)"
     LOSS = "loss"
+
+    @classmethod
+    def weighted(cls) -> list[LossTerm]:
+        """All terms that the sum is made of, in the order in which they are shown."""
+        return [term for term in cls if term.weight]
+
+
+def network_and_term(name: str) -> tuple[str, str]:
+    """Both halves of a loss name; the network is "" for the sum."""
+    known = re.fullmatch(r"(teacher|student_\d+)_(.+)", name)
+    if known is not None:
+        return known[1], known[2]
+    network, _, term = name.rpartition("_")
+    return network, term
 
 
 class Split(StrEnum):

@@ -42,7 +42,6 @@ from kdml_med.runs import LOSSES_FILE
 
 MIN_SCORE = 0.1
 """Of detections whose calibration is judged. Nobody is shown boxes below, but most have such scores, and would rule."""
-TERMS = {LossTerm.TASK.value: "labels", LossTerm.KD.value: "teacher", LossTerm.ML.value: "peers"}
 OWN_TEACHER = "own"
 
 _DIAGNOSTICS = {
@@ -203,10 +202,10 @@ def loss_shares(results: Results) -> pd.DataFrame:
     """How much of what students minimise comes from where, epoch by epoch.
 
     Returns:
-        One row for each version, arm, epoch and term that the arm has: "labels", "teacher", "peers". loss is the
-        weighted term, with the weight in force in the epoch; share is its part of the student's weighted sum. Both are
-        means over students, seeds and folds, and the shares of an epoch add up to 1. The teacher's own loss is not part
-        of it.
+        One row for each version, arm, epoch and term that the arm has: "labels", "teacher", "peers", then terms that
+        ``LossTerm`` does not know, by their own names. loss is the weighted term, with the weight in force in
+        the epoch; share is its part of the student's weighted sum. Both are means over students, seeds and folds, and
+        the shares of an epoch add up to 1. The teacher's own loss is not part of it.
     """
     tables = []
     for version in results.plan.versions:
@@ -229,7 +228,7 @@ def _weighted(results: Results, cell: Cell) -> pd.DataFrame:
         {
             "epoch": own[LossColumn.EPOCH],
             "student": cell.path + "/" + own[LossColumn.NETWORK],
-            "term": own[LossColumn.TERM].map(TERMS),
+            "term": own[LossColumn.TERM].map(_source),
             "loss": own[LossColumn.WEIGHT] * own[LossColumn.VALUE],
         }
     )
@@ -237,12 +236,18 @@ def _weighted(results: Results, cell: Cell) -> pd.DataFrame:
     return table.assign(share=table["loss"] / total.where(total > 0))
 
 
+def _source(term: str) -> str:
+    return LossTerm(term).source if term in LossTerm.weighted() else term
+
+
 def _mean_shares(table: pd.DataFrame) -> pd.DataFrame:
     """Means over students by epoch and term; a term that a student does not have counts as 0."""
     rows = []
+    # A name once, whoever gives it: known terms in their order, then others as they come.
+    terms = dict.fromkeys([*(term.source for term in LossTerm.weighted()), *table["term"]])
     for epoch, own in table.groupby("epoch", sort=True):
         count = own["student"].nunique()
-        for term in TERMS.values():
+        for term in terms:
             part = own[own["term"] == term]
             if len(part):
                 means: Mapping[str, float] = {name: float(part[name].sum()) / count for name in ("loss", "share")}

@@ -153,6 +153,19 @@ def test_loss_shares_are_of_the_weighted_terms_of_students(tmp_path):
     assert row(table, arm="kdml", epoch=2, term="teacher")["loss"] == pytest.approx(0.3)
 
 
+def test_loss_shares_of_a_term_of_ones_own_come_last_and_have_its_name(tmp_path):
+    results = made_up(tmp_path)
+    for path in tmp_path.rglob("losses.csv"):
+        table = pd.read_csv(path)
+        own = table[table["term"] == "task"].assign(term="extra", weight=1.0, value=2.4)
+        pd.concat([own, table]).to_csv(path, index=False)
+    table = loss_shares(results)
+    assert table[(table["arm"] == "kdml") & (table["epoch"] == 1)]["term"].tolist()[-1] == "extra"
+    only = table[(table["arm"] == "independent") & (table["epoch"] == 1)]
+    assert only["term"].tolist() == ["labels", "extra"]
+    assert only["share"].tolist() == pytest.approx([0.6 / 3.0, 2.4 / 3.0])
+
+
 def test_tables_of_nothing_have_their_columns(tmp_path):
     results = collect(folders.tile_plan(tmp_path, arms=["kdml"]), tmp_path)
     assert list(diagnostics_table(results))[3:5] == ["diagnostic", "teacher"]

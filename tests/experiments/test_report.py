@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgba
 
 from kdml_med.errors import ExitCode
 from kdml_med.experiments import comparison, costs
@@ -13,6 +14,7 @@ from kdml_med.experiments.__main__ import report as report_command
 from kdml_med.experiments.costs import latency, measure_latency
 from kdml_med.experiments.plan import plan_content
 from kdml_med.experiments.report import writing
+from kdml_med.experiments.report.details import loss_terms
 from kdml_med.experiments.report.reliability import bin_rows
 from kdml_med.experiments.report.sections import all_sections
 from kdml_med.experiments.report.verdict import Outcome, cautions, difference_line, outcome, verdict
@@ -190,6 +192,24 @@ def test_a_sweep_is_drawn_and_named_in_words():
         "sweep-1.png"
     ]
     assert "KD + ML, beta 0.5" in words_of(swept)
+
+
+def test_a_loss_term_of_ones_own_is_shown_by_its_name_in_a_colour_of_its_own():
+    found = made_up_findings()
+    extra = pd.DataFrame(
+        [{"version": "edge", "arm": "kdml", "epoch": epoch, "term": "extra", "share": 0.25} for epoch in range(1, 7)]
+    )
+    known = found.losses.assign(share=found.losses["share"].where(found.losses["arm"] != "kdml", 0.25))
+    section = loss_terms(replace(found, losses=pd.concat([known, extra])))
+    picture, table = section.parts
+    assert table.columns == ["arm", "labels", "teacher (KD)", "peers (ML)", "extra"]
+    assert [row for row in table.rows if row[0] == "KD + ML"] == [["KD + ML", *["25.0 %"] * 4]]
+    (legend,) = picture.figure.legends
+    colours = {entry.get_label(): entry.get_color() for entry in legend.legend_handles}
+    assert list(colours) == table.columns[1:]
+    assert len(set(colours.values())) == 4
+    (bars,) = [axis for axis in picture.figure.axes if axis.get_title(loc="left") == "KD + ML"]
+    assert {patch.get_facecolor() for patch in bars.patches} == {to_rgba(colour) for colour in colours.values()}
 
 
 def test_reliability_bins_hold_equally_many_answers():

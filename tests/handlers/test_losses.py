@@ -10,15 +10,24 @@ from ignite.engine import Engine, Events
 
 from kdml_med.handlers import LossHistory
 from kdml_med.keys import OutputKey
-from kdml_med.losses import ClassificationCohortLoss
+from kdml_med.losses import ClassificationCohortLoss, CohortLoss
+from tests.losses.extra import ExtraLoss
 
 COLUMNS = ["epoch", "iterations", "network", "term", "weight", "value"]
 
 
-def train(run_dir: Path, terms: list[dict[str, float]], *, epochs: int = 1, behind: int = 0, **loss: float) -> None:
+def train(
+    run_dir: Path,
+    terms: list[dict[str, float]],
+    *,
+    epochs: int = 1,
+    behind: int = 0,
+    kind: type[CohortLoss] = ClassificationCohortLoss,
+    **loss: float,
+) -> None:
     """Run an engine whose iterations give these loss terms, going on behind an epoch."""
     engine = Engine(lambda _, batch: {OutputKey.LOSS_TERMS: batch})
-    engine.cohort_loss = ClassificationCohortLoss(**loss)
+    engine.cohort_loss = kind(**loss)
     engine.add_event_handler(Events.EPOCH_STARTED, lambda: engine.cohort_loss.set_epoch(engine.state.epoch))
     LossHistory(run_dir).attach(engine)
 
@@ -62,6 +71,23 @@ def test_weights_are_those_in_force_while_they_ramp_up(tmp_path: Path) -> None:
 def test_students_with_two_digits_keep_their_names(tmp_path: Path) -> None:
     train(tmp_path, [{"student_11_ml": 1.0}])
     assert rows(tmp_path)[0][2:4] == ("student_11", "ml")
+
+
+def test_a_term_of_ones_own_has_the_weight_that_its_loss_names(tmp_path: Path) -> None:
+    terms = [{"teacher_task": 1.0, "student_0_task": 1.0, "student_0_extra_pull": 4.0, "teacher_extra_pull": 2.0}]
+    train(tmp_path, terms, epochs=2, kind=ExtraLoss, alpha=0.5, delta=3.0, ramp_up_epochs=1)
+    assert rows(tmp_path)[:4] == [
+        (1, 1, "teacher", "task", 1.0, 1.0),
+        (1, 1, "student_0", "task", 0.5, 1.0),
+        (1, 1, "student_0", "extra_pull", 1.5, 4.0),
+        (1, 1, "teacher", "extra_pull", 1.5, 2.0),
+    ]
+    assert rows(tmp_path)[6][4] == 3.0
+
+
+def test_a_term_that_no_weight_is_named_for_counts_as_it_is(tmp_path: Path) -> None:
+    train(tmp_path, [{"student_0_other": 2.0}], alpha=0.5)
+    assert rows(tmp_path) == [(1, 1, "student_0", "other", 1.0, 2.0)]
 
 
 def test_a_repeated_epoch_replaces_its_rows_and_leaves_those_before(tmp_path: Path) -> None:

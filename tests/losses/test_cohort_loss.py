@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kdml_med.keys import network_and_term
 from kdml_med.losses import ClassificationCohortLoss, attention_loss
 from kdml_med.losses import cohort as cohort_module
 from kdml_med.networks import build_cohort
@@ -104,6 +105,18 @@ def test_ramp_reaches_full_weight_in_the_epoch_after_it():
     expected |= {5: (0.5, 2.0, 1.0), 50: (0.5, 2.0, 1.0)}
     for epoch, weights in expected.items():
         assert seen[epoch] == pytest.approx(weights)
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 7])
+def test_the_sum_is_that_of_the_terms_with_the_weights_that_the_loss_reports(epoch):
+    loss = ClassificationCohortLoss(0.5, 2.0, 3.0, ramp_up_epochs=3)
+    loss.set_epoch(epoch)
+    generator = torch.Generator().manual_seed(0)
+    networks = {name: torch.randn(4, 2, generator=generator) for name in ("teacher", "student_0", "student_1")}
+    terms = loss(networks, torch.tensor([0, 1, 1, 0]))
+    weights = loss.term_weights()
+    parts = [weights[network_and_term(name)[1]] * value for name, value in terms.items() if name.startswith("student")]
+    torch.testing.assert_close(terms["loss"], terms["teacher_task"] + torch.stack(parts).sum())
 
 
 def test_without_a_ramp_or_without_epochs_the_weights_are_full():

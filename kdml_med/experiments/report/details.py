@@ -21,13 +21,13 @@ from kdml_med.experiments.report.content import (
 )
 from kdml_med.experiments.report.words import (
     DIAGNOSTIC_WORDS,
-    TERM_WORDS,
     count,
     diagnostic_words,
     figure,
     listed,
     metric_words,
     network_words,
+    term_words,
     with_interval,
 )
 from kdml_med.experiments.scores import network_roles
@@ -172,13 +172,13 @@ def loss_terms(found: Findings) -> Section:
 
 def _last_shares(found: Findings, own: pd.DataFrame, title: str) -> Table:
     """Shares that are too small to be seen in the picture."""
-    rows = []
+    rows, words = [], term_words(own["term"])
     for arm, label in found.words.items():
         arm_rows = own[own["arm"] == arm]
         last = {row["term"]: row["share"] for row in records(arm_rows[arm_rows["epoch"] == arm_rows["epoch"].max()])}
         if last:
-            rows.append([label, *(f"{100 * last[term]:.1f} %" if term in last else "" for term in TERM_WORDS)])
-    return Table(["arm", *TERM_WORDS.values()], rows, title=title)
+            rows.append([label, *(f"{100 * last[term]:.1f} %" if term in last else "" for term in words)])
+    return Table(["arm", *words.values()], rows, title=title)
 
 
 def reliability(found: Findings) -> Section:

@@ -26,10 +26,10 @@ from kdml_med.experiments.report.verdict import Outcome, outcome
 from kdml_med.experiments.report.words import (
     LOWER_IS_BETTER,
     MINUS,
-    TERM_WORDS,
     difference_with_interval,
     metric_words,
     p_words,
+    term_words,
 )
 from kdml_med.storage.files import write_atomically
 
@@ -41,7 +41,7 @@ _INK, _FAINT, _GRID = "#222222", "#767676", "#dddddd"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8000")
 ROLES = {"teacher": ("teacher", "s", "#555555"), "students": ("each student", "o", "#0072B2"),
          "ensemble": ("ensemble", "D", "#D55E00")}  # fmt: skip
-_TERM_COLOURS = {"labels": "#999999", "teacher": "#E69F00", "peers": "#56B4E9"}
+_TERM_COLOURS = ("#999999", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#8B8000")
 _STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -259,30 +259,30 @@ def draw_loss_shares(shares: pd.DataFrame, arms: Sequence[str], words: Mapping[s
     shown = [arm for arm in arms if (shares["arm"] == arm).any()]
     if not shown:
         return None
+    term_names = term_words(shares["term"])
+    colours = {term: _TERM_COLOURS[place % len(_TERM_COLOURS)] for place, term in enumerate(term_names)}
     columns = min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
     with mpl.rc_context(_STYLE):
         figure, axes = _new(1.1 + 1.7 * rows, rows, columns, sharey=True)
         for axis, arm in zip(axes, shown, strict=False):
-            _stack(axis, shares[shares["arm"] == arm])
+            _stack(axis, shares[shares["arm"] == arm], colours)
             axis.set_title(words[arm])
         for axis in axes[len(shown) :]:
             axis.set_visible(False)
         for axis in axes[::columns]:
             axis.set_ylabel("share of the loss")
         figure.supxlabel("epoch", size=10)
-        entries = [
-            Line2D([], [], color=_TERM_COLOURS[term], linewidth=9, label=TERM_WORDS[term]) for term in TERM_WORDS
-        ]
+        entries = [Line2D([], [], color=colours[term], linewidth=9, label=label) for term, label in term_names.items()]
         figure.legend(handles=entries, loc="outside upper left", ncols=3)
     return figure
 
 
-def _stack(axis: Axes, own: pd.DataFrame) -> None:
+def _stack(axis: Axes, own: pd.DataFrame, colours: Mapping[str, str]) -> None:
     """Bars without gaps: an epoch has one value, and nothing is known in between."""
     wide = own.pivot_table(index="epoch", columns="term", values="share", aggfunc="sum").fillna(0)
     bottom = np.zeros(len(wide))
-    for term, colour in _TERM_COLOURS.items():
+    for term, colour in colours.items():
         if term in wide:
             axis.bar(wide.index, wide[term], bottom=bottom, width=1, color=colour, edgecolor="white", linewidth=0.4)
             bottom += wide[term].to_numpy()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from kdml_med.experiments.plan import Plan, named_arms
+from kdml_med.keys import LossTerm
 
 ARM_WORDS = {
     "teacher_only": "teacher alone",
@@ -46,7 +48,6 @@ DIAGNOSTIC_WORDS = {
     "brier": "Brier score",
     "ece": "calibration error",
 }
-TERM_WORDS = {"labels": "labels", "teacher": "teacher (KD)", "peers": "peers (ML)"}
 MINUS = "−"
 
 
@@ -78,6 +79,16 @@ def diagnostic_words(diagnostic: str) -> tuple[str, str]:
     """Name of a diagnostic, and what it was computed for each of, such as "tile"."""
     name, _, level = diagnostic.rpartition("_")
     return DIAGNOSTIC_WORDS.get(name, name.replace("_", " ")), level
+
+
+def term_words(terms: Iterable[str]) -> dict[str, str]:
+    """What to call the terms of a loss-share table: known ones, whether they occur or not, then others by their names.
+
+    Args:
+        terms: as the table calls them.
+    """
+    known = {term.source: term.words for term in LossTerm.weighted()}
+    return known | {term: term for term in terms if term not in known}
 
 
 def network_words(network: str) -> str:
