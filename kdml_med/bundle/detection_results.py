@@ -14,8 +14,8 @@ from kdml_med.data.frames import FrameDataset
 from kdml_med.keys import Split
 from kdml_med.metrics.detection import choose_thresholds
 from kdml_med.metrics.detection_evaluation import evaluate_detections, sequence_table
-from kdml_med.metrics.detection_report import detection_results_table
 from kdml_med.networks.cohort import Cohort
+from kdml_med.report.screen import detection_results_table
 from kdml_med.runs import COHORT_FILE, DETECTIONS_FILE, METRICS_FILE, SEQUENCES_FILE, read_run_json, write_detections
 from kdml_med.storage.files import write_json, write_table
 

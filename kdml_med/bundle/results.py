@@ -15,12 +15,12 @@ from kdml_med.data.tiles import TileDataset
 from kdml_med.metrics.aggregation import AggregationMethod, Level, group_table
 from kdml_med.metrics.evaluation import evaluate_predictions
 from kdml_med.networks.cohort import Cohort
+from kdml_med.report.screen import results_table
 from kdml_med.runs import (
     METRICS_FILE,
     PATIENTS_FILE,
     PREDICTIONS_FILE,
     checkpoint_path,
-    results_table,
     write_predictions,
 )
 from kdml_med.storage.files import write_json, write_table

@@ -8,30 +8,13 @@ from typing import Any
 import pandas as pd
 
 from kdml_med.experiments.report import figures as draw
-from kdml_med.experiments.report.content import (
-    Findings,
-    Paragraph,
-    Part,
-    Picture,
-    Section,
-    Table,
-    of_group,
-    records,
-    without_empty_columns,
-)
-from kdml_med.experiments.report.words import (
-    DIAGNOSTIC_WORDS,
-    count,
-    diagnostic_words,
-    figure,
-    listed,
-    metric_words,
-    network_words,
-    term_words,
-    with_interval,
-)
+from kdml_med.experiments.report.arm_words import DIAGNOSTIC_WORDS, diagnostic_words
+from kdml_med.experiments.report.content import Findings, of_group
 from kdml_med.experiments.scores import network_roles
 from kdml_med.keys import network_order
+from kdml_med.report.document import Paragraph, Part, Picture, Section, Table, without_empty_columns
+from kdml_med.report.tables import records
+from kdml_med.report.wording import count, figure, listed, metric_words, network_words, term_words, with_interval
 
 _MISSING_SHOWN = 40
 _BUSY = 0.8

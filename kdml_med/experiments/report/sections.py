@@ -7,24 +7,16 @@ import pandas as pd
 from kdml_med.experiments.arms import ARMS
 from kdml_med.experiments.plan import named_arms
 from kdml_med.experiments.report import figures as draw
-from kdml_med.experiments.report.content import (
-    Bullets,
-    Findings,
-    Paragraph,
-    Part,
-    Picture,
-    Section,
-    Table,
-    of_group,
-    records,
-    without_empty_columns,
-)
+from kdml_med.experiments.report.arm_words import ROLE_WORDS, settings_words
+from kdml_med.experiments.report.content import Findings, of_group
 from kdml_med.experiments.report.details import costs, diagnostics, loss_terms, missing, reliability, trainings
 from kdml_med.experiments.report.methods import methods
 from kdml_med.experiments.report.seeds import sweep_points
 from kdml_med.experiments.report.verdict import SIGNIFICANT, cautions, difference_line, verdict
-from kdml_med.experiments.report.words import (
-    ROLE_WORDS,
+from kdml_med.keys import Task
+from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table, without_empty_columns
+from kdml_med.report.tables import records
+from kdml_med.report.wording import (
     capital,
     count,
     difference_with_interval,
@@ -32,10 +24,8 @@ from kdml_med.experiments.report.words import (
     listed,
     metric_words,
     p_words,
-    settings_words,
     with_interval,
 )
-from kdml_med.keys import Task
 
 _ROLE_COLUMNS = ("teacher", "students", "ensemble")
 
