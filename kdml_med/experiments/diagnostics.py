@@ -26,17 +26,9 @@ from kdml_med.experiments.scores import (
     role_networks,
 )
 from kdml_med.keys import LossColumn, LossTerm, NetworkName, Task
+from kdml_med.metrics import diversity
 from kdml_med.metrics.box_matching import Floats
 from kdml_med.metrics.calibration import brier_score, expected_calibration_error
-from kdml_med.metrics.diversity import (
-    agreement,
-    detection_calibration,
-    disagreement,
-    error_correlation,
-    found_by_network,
-    found_disagreement,
-    found_error_correlation,
-)
 from kdml_med.program import progress_bar
 from kdml_med.runs import LOSSES_FILE
 
@@ -148,8 +140,8 @@ def _classification(results: Results, cell: Cell, evaluation: str) -> Iterator[_
         columns = {name: wide[name].to_numpy() for name in wide}
         if len(students) > 1:
             own = {name: columns[name] for name in students}
-            yield _Figure(f"disagreement_{level}", disagreement(own))
-            yield _Figure(f"error_correlation_{level}", error_correlation(labels, own))
+            yield _Figure(f"disagreement_{level}", diversity.disagreement(own))
+            yield _Figure(f"error_correlation_{level}", diversity.error_correlation(labels, own))
         if teacher is not None:
             others = _wide(at_level(results, teacher[0], evaluation, taught, level))[NetworkName.TEACHER.value]
             if not others.index.equals(wide.index):
@@ -157,7 +149,7 @@ def _classification(results: Results, cell: Cell, evaluation: str) -> Iterator[_
                     f"{cell.path} and {teacher[0].path} were evaluated on different samples ({evaluation}): the "
                     "dataset has changed in between. Run the plan again with another --out."
                 )
-            alike = [agreement(columns[name], others.to_numpy()) for name in students]
+            alike = [diversity.agreement(columns[name], others.to_numpy()) for name in students]
             yield _Figure(f"agreement_with_teacher_{level}", float(np.mean(alike)), teacher[1])
         judged = columns[_judged(results, cell)]
         yield _Figure(f"brier_{level}", brier_score(labels, judged))
@@ -176,15 +168,15 @@ def _detection(results: Results, cell: Cell, evaluation: str) -> Iterator[_Figur
     teacher = _teacher_cell(results, cell)
     found = _found(results, cell, evaluation, frames, students)
     if len(students) > 1:
-        yield _Figure("disagreement_box", found_disagreement(found))
-        yield _Figure("error_correlation_box", found_error_correlation(found))
+        yield _Figure("disagreement_box", diversity.found_disagreement(found))
+        yield _Figure("error_correlation_box", diversity.found_error_correlation(found))
     if teacher is not None:
         name = NetworkName.TEACHER.value
         others = _found(results, teacher[0], evaluation, frames, [name])[name]
-        alike = [agreement(own, others) for own in found.values()]
+        alike = [diversity.agreement(own, others) for own in found.values()]
         yield _Figure("agreement_with_teacher_box", float(np.mean(alike)), teacher[1])
     judged = detections[detections["network"] == _judged(results, cell)]
-    calibration = detection_calibration(frames, judged, min_score=MIN_SCORE)
+    calibration = diversity.detection_calibration(frames, judged, min_score=MIN_SCORE)
     yield _Figure("brier_detection", calibration["brier"])
     yield _Figure("ece_detection", calibration["ece"])
 
@@ -195,7 +187,7 @@ def _found(
     """Which annotated boxes some networks of a cell find at their thresholds."""
     stored, thresholds = results.networks(cell), results.metrics(cell, evaluation)["thresholds"]
     detections = read_detections(results, cell, evaluation)
-    return found_by_network(frames, detections, {name: thresholds[stored[name]] for name in names})
+    return diversity.found_by_network(frames, detections, {name: thresholds[stored[name]] for name in names})
 
 
 def loss_shares(results: Results) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -88,6 +88,13 @@ class Findings:
             for version in versions
             for evaluation in evaluations
         ]  # fmt: skip
+
+    def grouped(self, table: pd.DataFrame) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
+        """The groups that a table has rows of, each with its rows."""
+        for version, evaluation, heading in self.groups:
+            own = of_group(table, version, evaluation)
+            if len(own):
+                yield version, evaluation, heading, own
 
     def picture_file(self, kind: str, version: str, evaluation: str = "") -> str:
         """Name of a figure's file; versions and evaluations are named where there are several."""

@@ -111,8 +111,7 @@ def _cost_points(found: Findings, wide: pd.DataFrame, version: str, evaluation: 
 def diagnostics(found: Findings) -> Section:
     """Whether students differ, follow their teacher and are calibrated."""
     parts: list[Part] = []
-    for version, evaluation, heading in found.groups:
-        own = of_group(found.diagnostics, version, evaluation).dropna(subset=["value"])
+    for _, _, heading, own in found.grouped(found.diagnostics.dropna(subset=["value"])):
         cells: dict[str, dict[tuple[str, str], str]] = {}
         for row in records(own):
             name, level = diagnostic_words(row["diagnostic"])
@@ -184,10 +183,7 @@ def reliability(found: Findings) -> Section:
 def trainings(found: Findings) -> Section:
     """Figures of every single training."""
     parts: list[Part] = []
-    for version, evaluation, heading in found.groups:
-        own = of_group(found.primary, version, evaluation)
-        if own.empty:
-            continue
+    for _, _, heading, own in found.grouped(found.primary):
         networks = sorted(own["network"].unique(), key=network_order)
         rows = []
         for _, one in own.groupby(["arm", "seed", "fold"], sort=False, dropna=False):

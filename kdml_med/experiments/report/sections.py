@@ -119,9 +119,8 @@ def verdicts(found: Findings) -> Section:
         verb = "is" if len(found.missing) == 1 else "are"
         text = f"{len(found.missing)} of {found.trainings} trainings {verb} missing: figures can still change."
         parts.append(Paragraph(text, lead="Not finished."))
-    for version, evaluation, heading in found.groups:
-        own = of_group(found.comparisons, version, evaluation)
-        own = own[(own["metric"] == found.metric) & own["difference"].notna()]
+    known = found.comparisons["metric"].eq(found.metric) & found.comparisons["difference"].notna()
+    for _, _, heading, own in found.grouped(found.comparisons[known]):
         families = [family for role in ROLE_WORDS if len(family := own[own["role"] == role])]
         if not families:
             continue
@@ -144,10 +143,7 @@ def _lead(heading: str) -> str:
 def main_figures(found: Findings) -> Section:
     """The paper's table, then the other metrics."""
     parts: list[Part] = []
-    for version, evaluation, heading in found.groups:
-        summary = of_group(found.summary, version, evaluation)
-        if summary.empty:
-            continue
+    for version, evaluation, heading, summary in found.grouped(found.summary):
         named = f" · {heading}" if heading else ""
         own = summary[summary["metric"] == found.metric]
         columns = ["arm", *_ROLE_COLUMNS, "seeds"]
@@ -190,11 +186,8 @@ def differences(found: Findings) -> Section:
     """Paired differences as a picture and as a table."""
     parts: list[Part] = []
     reference = found.words[found.plan.reference]
-    for version, evaluation, heading in found.groups:
-        own = of_group(found.comparisons, version, evaluation)
-        own = own[own["metric"] == found.metric]
-        if own.empty:
-            continue
+    of_metric = found.comparisons[found.comparisons["metric"] == found.metric]
+    for version, evaluation, heading, own in found.grouped(of_metric):
         named = f" · {heading}" if heading else ""
         drawn = draw.draw_differences(own, found.words)
         if drawn is not None:
