@@ -52,30 +52,6 @@ def claim_folder(out_dir: Path, settings: dict[str, Any], readme: str) -> None:
     write_atomically(path, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
 
 
-def check_numbers(option: str, size: int, fewest: int, why: str, *, seed: int, workers: int) -> None:
-    """Refuse numbers that no cohort can be made with.
-
-    Args:
-        option: what patients or sequences are called on the command line.
-        size: how many of them.
-        fewest: that will do.
-        why: so many are needed.
-        seed: of the cohort.
-        workers: processes.
-
-    Raises:
-        InputError: one of the numbers is out of range.
-    """
-    if size < fewest:
-        raise InputError(f"{option} is {size}, expected at least {fewest}: {why}.")
-    if size > 9999:
-        raise InputError(f"{option} is {size}, expected at most 9999: patient names have four digits.")
-    if seed < 0:
-        raise InputError(f"--seed is {seed}, expected 0 or more.")
-    if workers < 0:
-        raise InputError(f"--workers is {workers}, expected 0 (all cores) or more.")
-
-
 def make_missing(
     job: Callable[..., object],
     arguments: Sequence[tuple[Any, ...]],
@@ -100,6 +76,30 @@ def make_missing(
     with progress_bar(len(arguments), what="generating", unit=unit, done=done, show=progress) as bar:
         for _ in run_jobs(job, missing, workers):
             bar.update()
+
+
+def check_numbers(option: str, size: int, fewest: int, why: str, *, seed: int, workers: int) -> None:
+    """Refuse numbers that no cohort can be made with.
+
+    Args:
+        option: what patients or sequences are called on the command line.
+        size: how many of them.
+        fewest: that will do.
+        why: so many are needed.
+        seed: of the cohort.
+        workers: processes.
+
+    Raises:
+        InputError: one of the numbers is out of range.
+    """
+    if size < fewest:
+        raise InputError(f"{option} is {size}, expected at least {fewest}: {why}.")
+    if size > 9999:
+        raise InputError(f"{option} is {size}, expected at most 9999: patient names have four digits.")
+    if seed < 0:
+        raise InputError(f"--seed is {seed}, expected 0 or more.")
+    if workers < 0:
+        raise InputError(f"--workers is {workers}, expected 0 (all cores) or more.")
 
 
 def run_jobs(job: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Result]:

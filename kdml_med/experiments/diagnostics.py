@@ -47,6 +47,7 @@ _DIAGNOSTICS = {
     "largest": "float64",
     "runs": "Int64",
 }
+_SOURCES = {term.value: term.source for term in LossTerm.parts()}
 _SHARES = {
     "version": "str",
     "arm": "str",
@@ -194,10 +195,10 @@ def loss_shares(results: Results) -> pd.DataFrame:
     """How much of what students minimise comes from where, epoch by epoch.
 
     Returns:
-        One row for each version, arm, epoch and term that the arm has: "labels", "teacher", "peers", then terms that
-        ``LossTerm`` does not know, by their own names. loss is the weighted term, with the weight in force in
-        the epoch; share is its part of the student's weighted sum. Both are means over students, seeds and folds, and
-        the shares of an epoch add up to 1. The teacher's own loss is not part of it.
+        One row for each version, arm, epoch and term that the arm has: "labels", "teacher", "peers", and terms of a
+        loss of one's own under their names. loss is the weighted term, with the weight in force in the epoch; share is
+        its part of the student's weighted sum. Both are means over students, seeds and folds, and the shares of an
+        epoch add up to 1. The teacher's own loss is not part of it.
     """
     tables = []
     for version in results.plan.versions:
@@ -215,12 +216,13 @@ def loss_shares(results: Results) -> pd.DataFrame:
 def _weighted(results: Results, cell: Cell) -> pd.DataFrame:
     """Columns epoch, student (unique among cells), term, loss, share; students of one cell."""
     losses = pd.read_csv(results.folder(cell) / LOSSES_FILE)
-    own = losses[losses[LossColumn.NETWORK] != NetworkName.TEACHER]
+    networks = losses[LossColumn.NETWORK]
+    own = losses[networks.notna() & (networks != NetworkName.TEACHER)]
     table = pd.DataFrame(
         {
             "epoch": own[LossColumn.EPOCH],
             "student": cell.path + "/" + own[LossColumn.NETWORK],
-            "term": own[LossColumn.TERM].map(_source),
+            "term": own[LossColumn.TERM].map(lambda term: _SOURCES.get(term, term)),
             "loss": own[LossColumn.WEIGHT] * own[LossColumn.VALUE],
         }
     )
@@ -228,15 +230,10 @@ def _weighted(results: Results, cell: Cell) -> pd.DataFrame:
     return table.assign(share=table["loss"] / total.where(total > 0))
 
 
-def _source(term: str) -> str:
-    return LossTerm(term).source if term in LossTerm.weighted() else term
-
-
 def _mean_shares(table: pd.DataFrame) -> pd.DataFrame:
     """Means over students by epoch and term; a term that a student does not have counts as 0."""
     rows = []
-    # A name once, whoever gives it: known terms in their order, then others as they come.
-    terms = dict.fromkeys([*(term.source for term in LossTerm.weighted()), *table["term"]])
+    terms = dict.fromkeys([*_SOURCES.values(), *table["term"]])
     for epoch, own in table.groupby("epoch", sort=True):
         count = own["student"].nunique()
         for term in terms:

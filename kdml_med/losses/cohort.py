@@ -118,10 +118,15 @@ class CohortLoss(nn.Module):
         ramp = min(1.0, self.epoch / (self.ramp_up_epochs + 1))
         return {"alpha": self.alpha, "beta": self.beta * ramp, "gamma": self.gamma * ramp}
 
-    def term_weights(self) -> dict[str, float]:
-        """What scales each term of students in this epoch, by the term's name; a subclass adds those of its own."""
+    def term_weights(self, network: str) -> dict[str, float]:
+        """The weight of each term in the loss of a network in this epoch; terms that are not named count as they are.
+
+        A loss of one's own that adds a term with a weight adds it here, too, so that the history tells it.
+        """
+        if network == NetworkName.TEACHER:
+            return {LossTerm.TASK: 1.0}
         weights = self.weights()
-        return {term.value: weights[term.weight] for term in LossTerm.weighted()}
+        return {term: weights[term.weight] for term in LossTerm.parts() if term.weight in weights}
 
     @property
     def needs_features(self) -> bool:
@@ -174,13 +179,12 @@ class CohortLoss(nn.Module):
             raise ValueError("beta is positive, but the cohort has no teacher: set beta to 0 or build a teacher.")
         self.check_students(len(students))
         target = self.prepare_target(predictions, target)
-        weights = self.term_weights()
         terms: dict[str, Tensor] = {}
         parts: list[Tensor] = []
 
         def add(name: str, term: LossTerm, value: Tensor) -> None:
             terms[f"{name}_{term}"] = value
-            parts.append((1.0 if name == NetworkName.TEACHER else weights[term]) * value)
+            parts.append(self.term_weights(name)[term] * value)
 
         if teacher is not None and self.train_teacher:
             add(NetworkName.TEACHER, LossTerm.TASK, self.task_loss(teacher, target))

@@ -37,14 +37,14 @@ def metric_words(metric: str) -> str:
     return METRIC_WORDS.get(metric, metric.replace("_", " "))
 
 
-def term_words(terms: Iterable[str]) -> dict[str, str]:
-    """What to call the terms of a loss-share table: known ones, whether they occur or not, then others by their names.
+def term_words(sources: Iterable[str]) -> dict[str, str]:
+    """What to call the terms of a loss, in the order in which they are shown.
 
     Args:
-        terms: as the table calls them.
+        sources: what a table of shares names. What this project does not know keeps its name and stands behind.
     """
-    known = {term.source: term.words for term in LossTerm.weighted()}
-    return known | {term: term for term in terms if term not in known}
+    known = {term.source: term.words for term in LossTerm.parts()}
+    return {source: known.get(source, source) for source in dict.fromkeys([*known, *sources])}
 
 
 def network_words(network: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -153,17 +154,20 @@ def test_loss_shares_are_of_the_weighted_terms_of_students(tmp_path):
     assert row(table, arm="kdml", epoch=2, term="teacher")["loss"] == pytest.approx(0.3)
 
 
-def test_loss_shares_of_a_term_of_ones_own_come_last_and_have_its_name(tmp_path):
-    results = made_up(tmp_path)
-    for path in tmp_path.rglob("losses.csv"):
-        table = pd.read_csv(path)
-        own = table[table["term"] == "task"].assign(term="extra", weight=1.0, value=2.4)
-        pd.concat([own, table]).to_csv(path, index=False)
-    table = loss_shares(results)
-    assert table[(table["arm"] == "kdml") & (table["epoch"] == 1)]["term"].tolist()[-1] == "extra"
-    only = table[(table["arm"] == "independent") & (table["epoch"] == 1)]
-    assert only["term"].tolist() == ["labels", "extra"]
-    assert only["share"].tolist() == pytest.approx([0.6 / 3.0, 2.4 / 3.0])
+def test_shares_count_terms_of_losses_of_ones_own_under_their_names(tmp_path, monkeypatch):
+    known = folders.loss_rows
+
+    def with_norm(networks: Sequence[str], **options: bool) -> list[tuple[object, ...]]:
+        norms = [(epoch, 5, name, "answer_norm", 0.5, 1.2) for epoch in (1, 2) for name in networks]
+        return [*norms, *known(networks, **options), (1, 5, "", "regulariser", 1.0, 9.0)]
+
+    monkeypatch.setattr(folders, "loss_rows", with_norm)
+    table = loss_shares(made_up(tmp_path))
+    own = table[(table["arm"] == "kdml") & (table["epoch"] == 1)]
+    assert own["term"].tolist() == ["labels", "teacher", "answer_norm"]
+    # Labels and norm count 0.6 each; of the teacher, one student learns 0.1 and the other 0.2.
+    equal, taught = (0.6 / 1.3 + 0.6 / 1.4) / 2, (0.1 / 1.3 + 0.2 / 1.4) / 2
+    assert own["share"].tolist() == pytest.approx([equal, taught, equal])
 
 
 def test_tables_of_nothing_have_their_columns(tmp_path):

@@ -4,7 +4,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_rgba
 
 from kdml_med.errors import ExitCode
 from kdml_med.experiments import comparison, costs
@@ -175,22 +174,16 @@ def test_a_sweep_is_drawn_and_named_in_words():
     assert "KD + ML, beta 0.5" in words_of(swept)
 
 
-def test_a_loss_term_of_ones_own_is_shown_by_its_name_in_a_colour_of_its_own():
+def test_terms_of_losses_of_ones_own_are_drawn_and_listed_behind_the_known_ones():
     found = made_up_findings()
-    extra = pd.DataFrame(
-        [{"version": "edge", "arm": "kdml", "epoch": epoch, "term": "extra", "share": 0.25} for epoch in range(1, 7)]
-    )
-    known = found.losses.assign(share=found.losses["share"].where(found.losses["arm"] != "kdml", 0.25))
-    section = loss_terms(replace(found, losses=pd.concat([known, extra])))
-    picture, table = section.parts
-    assert table.columns == ["arm", "labels", "teacher (KD)", "peers (ML)", "extra"]
-    assert [row for row in table.rows if row[0] == "KD + ML"] == [["KD + ML", *["25.0 %"] * 4]]
-    (legend,) = picture.figure.legends
-    colours = {entry.get_label(): entry.get_color() for entry in legend.legend_handles}
-    assert list(colours) == table.columns[1:]
-    assert len(set(colours.values())) == 4
-    (bars,) = [axis for axis in picture.figure.axes if axis.get_title(loc="left") == "KD + ML"]
-    assert {patch.get_facecolor() for patch in bars.patches} == {to_rgba(colour) for colour in colours.values()}
+    norms = found.losses[found.losses["term"] == "labels"].assign(term="answer_norm", share=0.25)
+    parts = loss_terms(replace(found, losses=pd.concat([norms, found.losses]))).parts
+    labels = ["labels", "teacher (KD)", "peers (ML)", "answer_norm"]
+    assert parts[1].columns == ["arm", *labels]
+    assert [row[-1] for row in parts[1].rows] == ["25.0 %"] * 3
+    (legend,) = parts[0].figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == labels
+    assert len({handle.get_color() for handle in legend.legend_handles}) == 4
 
 
 def test_reliability_bins_hold_equally_many_answers():

@@ -41,4 +41,4 @@ def test_numbers_and_names_in_words(said, expected):
 def test_terms_have_their_words_and_unknown_ones_their_names():
     words = wording.term_words(["extra", "teacher", "extra"])
     assert words == {"labels": "labels", "teacher": "teacher (KD)", "peers": "peers (ML)", "extra": "extra"}
-    assert list(words)[: len(LossTerm.weighted())] == [term.source for term in LossTerm.weighted()]
+    assert list(words)[: len(LossTerm.parts())] == [term.source for term in LossTerm.parts()]

@@ -154,13 +154,14 @@ def loss_terms(found: Findings) -> Section:
 
 def _last_shares(found: Findings, own: pd.DataFrame, title: str) -> Table:
     """Shares that are too small to be seen in the picture."""
-    rows, words = [], term_words(own["term"])
+    terms = term_words(own["term"])
+    rows = []
     for arm, label in found.words.items():
         arm_rows = own[own["arm"] == arm]
         last = {row["term"]: row["share"] for row in records(arm_rows[arm_rows["epoch"] == arm_rows["epoch"].max()])}
         if last:
-            rows.append([label, *(f"{100 * last[term]:.1f} %" if term in last else "" for term in words)])
-    return Table(["arm", *words.values()], rows, title=title)
+            rows.append([label, *(f"{100 * last[term]:.1f} %" if term in last else "" for term in terms)])
+    return Table(["arm", *terms.values()], rows, title=title)
 
 
 def reliability(found: Findings) -> Section:

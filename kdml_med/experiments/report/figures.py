@@ -29,7 +29,8 @@ from kdml_med.report.wording import (
 
 ROLES = {"teacher": ("teacher", "s", "#555555"), "students": ("each student", "o", "#0072B2"),
          "ensemble": ("ensemble", "D", "#D55E00")}  # fmt: skip
-_TERM_COLOURS = ("#999999", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#8B8000")
+_TERM_COLOURS = ("#999999", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2")
+"""In the order of the terms; the first is that of the labels."""
 
 
 def draw_differences(comparisons: pd.DataFrame, words: Mapping[str, str]) -> Figure | None:
@@ -210,8 +211,8 @@ def draw_loss_shares(shares: pd.DataFrame, arms: Sequence[str], words: Mapping[s
     shown = [arm for arm in arms if (shares["arm"] == arm).any()]
     if not shown:
         return None
-    term_names = term_words(shares["term"])
-    colours = {term: _TERM_COLOURS[place % len(_TERM_COLOURS)] for place, term in enumerate(term_names)}
+    terms = term_words(shares["term"])
+    colours = {term: _TERM_COLOURS[place % len(_TERM_COLOURS)] for place, term in enumerate(terms)}
     with style():
         figure, axes = new_panels([words[arm] for arm in shown], 1.1, 1.7, sharey=True)
         for axis, arm in zip(axes, shown, strict=True):
@@ -219,8 +220,8 @@ def draw_loss_shares(shares: pd.DataFrame, arms: Sequence[str], words: Mapping[s
         for axis in axes[::PANELS]:
             axis.set_ylabel("share of the loss")
         figure.supxlabel("epoch", size=10)
-        entries = [Line2D([], [], color=colours[term], linewidth=9, label=label) for term, label in term_names.items()]
-        figure.legend(handles=entries, loc="outside upper left", ncols=3)
+        entries = [Line2D([], [], color=colours[term], linewidth=9, label=label) for term, label in terms.items()]
+        figure.legend(handles=entries, loc="outside upper left", ncols=min(5, len(entries)))
     return figure
 
 
