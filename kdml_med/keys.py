@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
+from typing import Self
 
 
 class NetworkName(StrEnum):
@@ -63,12 +65,46 @@ class OutputKey(StrEnum):
 
 
 class LossTerm(StrEnum):
-    """Second half of a loss name, as in ``student_0_kd``; ``LOSS`` alone is the sum that is back-propagated."""
+    """Second half of a loss name, as in ``student_0_kd``; ``LOSS`` alone is the sum that is back-propagated.
 
-    TASK = "task"
-    KD = "kd"
-    ML = "ml"
+    What tables, figures and handlers need to know of a term stands here and nowhere else. A term that a loss of one's
+    own adds need not stand here: it goes everywhere under its own name.
+
+    Attributes:
+        weight: name of what it is multiplied with in a student's loss, see ``kdml_med.losses.CohortLoss.weights``.
+        source: what a student learns from by it: its name in tables of results.
+        words: the same for people.
+    """
+
+    weight: str
+    source: str
+    words: str
+
+    TASK = "task", "alpha", "labels", "labels"
+    KD = "kd", "beta", "teacher", "teacher (KD)"
+    ML = "ml", "gamma", "peers", "peers (ML)"
     LOSS = "loss"
+
+    def __new__(cls, name: str, weight: str = "", source: str = "", words: str = "") -> Self:
+        """Make a member that says more than its name."""
+        member = str.__new__(cls, name)
+        member._value_ = name
+        member.weight, member.source, member.words = weight, source, words
+        return member
+
+    @classmethod
+    def parts(cls) -> list[LossTerm]:
+        """All but the sum, in the order in which they are shown."""
+        return [term for term in cls if term is not cls.LOSS]
+
+
+def split_loss_name(name: str) -> tuple[str, str]:
+    """Network and term of a loss name: "student_0" and "kd" of "student_0_kd"; the network of a sum is ""."""
+    known = re.fullmatch(r"(teacher|student_\d+)_(.+)", name)  # whose terms may have a name of several words
+    if known:
+        return known[1], known[2]
+    network, _, term = name.rpartition("_")
+    return network, term
 
 
 class Split(StrEnum):

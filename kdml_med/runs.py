@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -246,36 +245,3 @@ def write_predictions(path: Path, predictions: pd.DataFrame) -> None:
 def write_detections(path: Path, detections: pd.DataFrame) -> None:
     """Write detections.parquet, columns of ``DetectionColumn``; the same rows give the same bytes."""
     write_parquet(path, detections[[str(column) for column in DetectionColumn]])
-
-
-def results_table(metrics: Mapping[str, Any]) -> str:
-    """Plain-text table of a metrics.json: parameters, tile AUROC, patient AUROC with its interval."""
-    level = metrics["level"]
-    header = ["network", "parameters", "tile AUROC", f"{level} AUROC", "95 % interval", f"{level} accuracy"]
-    rows = [header]
-    for name in sorted(metrics["networks"], key=network_order):
-        figures = metrics["networks"][name]
-        group = figures[level]
-        low, high = group["auroc_ci95"]
-        interval = "not defined" if low is None else f"{low:.3f} – {high:.3f}"
-        rows.append(
-            [
-                name,
-                f"{figures['parameters']:,}",
-                _figure(figures["tile"]["auroc"]),
-                _figure(group["auroc"]),
-                interval,
-                _figure(group["accuracy"]),
-            ]
-        )
-    intervals = [figures[level]["auroc_ci95"] for figures in metrics["networks"].values()]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    if any(low is not None and low == high for low, high in intervals):
-        lines += ["", f"An interval without width: no resample of these few {level}s differs. The true one is wider."]
-    return "\n".join(lines)
-
-
-def _figure(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.3f}"

@@ -42,6 +42,7 @@ WITHOUT_FRAMEWORKS = [
     "tables",
     "splits",
     "metrics",
+    "report",
     "wsi",
     "colonoscopy",
     "demo",

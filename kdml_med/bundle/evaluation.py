@@ -22,9 +22,9 @@ from kdml_med.keys import Split, Task
 from kdml_med.metrics.aggregation import AggregationMethod, Level, group_table
 from kdml_med.metrics.detection import choose_thresholds
 from kdml_med.metrics.detection_evaluation import evaluate_detections, sequence_table
-from kdml_med.metrics.detection_report import detection_results_table
 from kdml_med.metrics.evaluation import evaluate_predictions
 from kdml_med.networks.cohort import Cohort
+from kdml_med.report.screen import detection_results_table, results_table
 from kdml_med.runs import (
     DETECTIONS_FILE,
     METRICS_FILE,
@@ -35,7 +35,6 @@ from kdml_med.runs import (
     RunDescription,
     checkpoint_path,
     read_run_json,
-    results_table,
     write_detections,
     write_predictions,
 )

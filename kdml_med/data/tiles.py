@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,10 @@ class TileDataset(ManifestDataset):
     Args:
         dataset_dir: see ``ManifestDataset``.
         split: likewise.
-        fold: likewise.
-        transform: likewise.
         image_size: side in pixels that tiles are resized to; None keeps the stored size.
         stain: "macenko" normalises stains with the slide's own matrix from slides.csv, unless the tiles are stored
             normalised; "none" takes them as they are stored.
-        seed: of the random transforms.
+        **settings: fold, transform and seed, see ``ManifestDataset``.
 
     Attributes:
         stain: the normalisation that the pixels come with, "none" or "macenko".
@@ -46,15 +43,13 @@ class TileDataset(ManifestDataset):
         dataset_dir: str | Path,
         split: str | None = None,
         *,
-        fold: int | None = None,
-        transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         image_size: int | None = None,
         stain: str = "none",
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
         if stain not in STAINS:
             raise InputError(f"stain must be one of {', '.join(STAINS)}, got {stain!r}.")
-        super().__init__(dataset_dir, split, fold=fold, transform=transform, seed=seed)
+        super().__init__(dataset_dir, split, **settings)
         self.image_size = image_size
         stored = self.info.options.get("stain", "none")
         self.stain = "macenko" if "macenko" in (stain, stored) else "none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,44 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class RandStainJitterd(RandomizableTransform, MapTransform):
+class _RandColourd(RandomizableTransform, MapTransform):
+    """Change the colours of some samples; subclasses say what is drawn and what it does.
+
+    Args:
+        keys: image entries, float [3, height, width] in 0..1.
+        prob: probability of changing a sample.
+        allow_missing_keys: skip absent keys.
+    """
+
+    def __init__(self, keys: Sequence[Hashable] | Hashable, prob: float, allow_missing_keys: bool) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+
+    @abstractmethod
+    def draw(self) -> None:
+        """Draw what one sample is changed by."""
+
+    @abstractmethod
+    def change(self, image: Tensor) -> Tensor:
+        """One image, changed by what was drawn last."""
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw whether one sample is changed, and by what."""
+        super().randomize(data)
+        # Drawn even when the sample stays as it is, so that later transforms do not depend on this decision.
+        self.draw()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Change the images of one sample; the input is left as it was."""
+        result = dict(data)
+        self.randomize()
+        if self._do_transform:
+            for key in self.key_iterator(result):
+                result[key] = self.change(result[key])
+        return result
+
+
+class RandStainJitterd(_RandColourd):
     """Vary how strongly a stained section absorbs, separately in red, green and blue.
 
     Works on optical density, where the amount of stain is a factor: OD' = OD · factor + offset for each colour channel,
@@ -41,32 +79,23 @@ class RandStainJitterd(RandomizableTransform, MapTransform):
         prob: float = 1.0,
         allow_missing_keys: bool = False,
     ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
-        RandomizableTransform.__init__(self, prob)
+        super().__init__(keys, prob, allow_missing_keys)
         self.strength, self.offset = strength, offset
         self.factors, self.offsets = torch.ones(3), torch.zeros(3)
 
-    def randomize(self, data: Any = None) -> None:
+    def draw(self) -> None:
         """Draw the factors and offsets of one sample."""
-        super().randomize(data)
-        # Drawn even when the sample stays as it is, so that later transforms do not depend on this decision.
         self.factors = torch.from_numpy(self.R.uniform(1 - self.strength, 1 + self.strength, 3)).float()
         self.offsets = torch.from_numpy(self.R.uniform(-self.offset, self.offset, 3)).float()
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Change the images of one sample; the input is left as it was."""
-        result = dict(data)
-        self.randomize()
-        if self._do_transform:
-            for key in self.key_iterator(result):
-                image: Tensor = result[key]
-                density = -torch.log(image.clamp(min=1 / 255))
-                changed = torch.exp(-(density * self.factors.view(3, 1, 1) + self.offsets.view(3, 1, 1)))
-                result[key] = changed.clamp(0.0, 1.0)
-        return result
+    def change(self, image: Tensor) -> Tensor:
+        """The image with the factors and offsets drawn last."""
+        density = -torch.log(image.clamp(min=1 / 255))
+        changed = torch.exp(-(density * self.factors.view(3, 1, 1) + self.offsets.view(3, 1, 1)))
+        return changed.clamp(0.0, 1.0)
 
 
-class RandColourJitterd(RandomizableTransform, MapTransform):
+class RandColourJitterd(_RandColourd):
     """Vary brightness, contrast, saturation and white balance, as light sources, cameras and processors do.
 
     Pixels that are quite black stay black.
@@ -92,31 +121,24 @@ class RandColourJitterd(RandomizableTransform, MapTransform):
         prob: float = 1.0,
         allow_missing_keys: bool = False,
     ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
-        RandomizableTransform.__init__(self, prob)
+        super().__init__(keys, prob, allow_missing_keys)
         self.ranges = torch.tensor([brightness, contrast, saturation, balance, balance, balance])
         self.factors = torch.ones(6)
 
-    def randomize(self, data: Any = None) -> None:
+    def draw(self) -> None:
         """Draw the factors of one sample."""
-        super().randomize(data)
-        # Drawn even when the sample stays as it is, so that later transforms do not depend on this decision.
         self.factors = 1 + self.ranges * torch.from_numpy(self.R.uniform(-1, 1, 6)).float()
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Change the images of one sample; the input is left as it was."""
-        result = dict(data)
-        self.randomize()
-        if self._do_transform:
-            brightness, contrast, saturation = self.factors[:3]
-            for key in self.key_iterator(result):
-                image: Tensor = result[key] * (brightness * self.factors[3:].view(3, 1, 1))
-                image = (image - image.mean()) * contrast + image.mean()
-                grey = image.mean(dim=0, keepdim=True)
-                image = ((image - grey) * saturation + grey).clamp(0.0, 1.0)
-                # What is black has no light that could vary: padding, and the surroundings of an endoscope's field.
-                result[key] = image * (result[key].amax(dim=0, keepdim=True) > 0)
-        return result
+    def change(self, image: Tensor) -> Tensor:
+        """The image with the factors drawn last."""
+        brightness, contrast, saturation = self.factors[:3]
+        changed = image * (brightness * self.factors[3:].view(3, 1, 1))
+        changed = (changed - changed.mean()) * contrast + changed.mean()
+        grey = changed.mean(dim=0, keepdim=True)
+        changed = ((changed - grey) * saturation + grey).clamp(0.0, 1.0)
+        # What is black has no light that could vary: padding, and the surroundings of an endoscope's field.
+        shown: Tensor = changed * (image.amax(dim=0, keepdim=True) > 0)
+        return shown
 
 
 class NormalizeColourd(MapTransform):

@@ -24,10 +24,9 @@ from PIL import Image
 from kdml_med.colonoscopy.video import write_video
 from kdml_med.demo.camera import HEIGHT_PX, WIDTH_PX
 from kdml_med.demo.endoscope import View
-from kdml_med.demo.folder import check_seed_and_workers, claim_folder, run_jobs
+from kdml_med.demo.folder import check_numbers, claim_folder, make_missing
 from kdml_med.demo.sequences import Sequence, draw_sequence, render_frame
 from kdml_med.errors import InputError
-from kdml_med.program import progress_bar
 from kdml_med.storage.files import write_atomically, write_table
 
 GENERATOR_VERSION = 1
@@ -95,9 +94,9 @@ def write_demo_clips(
         out_dir: folder to create or to complete.
         sequences: number of sequences, at least 6.
         frames: number of frames in each, at least 2; with fewer than a dozen the camera makes large steps.
-        seed: of the cohort, 0 or more.
-        workers: processes; 0 takes all cores.
-        progress: show a bar on standard error.
+        seed: see ``kdml_med.demo.slides.write_demo_cohort``.
+        workers: likewise.
+        progress: likewise.
 
     Returns:
         ``out_dir``.
@@ -106,7 +105,10 @@ def write_demo_clips(
         InputError: a number is out of range, or the folder holds something else or another cohort.
     """
     out_dir = Path(out_dir)
-    _check_numbers(sequences, frames, seed, workers)
+    why = "sequences with and without polyps must reach every split"
+    check_numbers("--sequences", sequences, FEWEST_SEQUENCES, why, seed=seed, workers=workers)
+    if not FEWEST_FRAMES <= frames <= 9999:
+        raise InputError(f"--frames is {frames}, expected {FEWEST_FRAMES} to 9999.")
     settings = {
         "frames": frames,
         "generator": GENERATOR_VERSION,
@@ -115,11 +117,8 @@ def write_demo_clips(
         "task": "polyp",
     }
     claim_folder(out_dir, settings, _readme(settings))
-    missing = [index for index in range(-1, sequences) if not _is_complete(out_dir, seed, index, frames)]
-    done = sequences + 1 - len(missing)
-    with progress_bar(sequences + 1, what="generating", unit="clip", done=done, show=progress) as bar:
-        for _ in run_jobs(_write_clip, [(out_dir, seed, index, frames) for index in missing], workers):
-            bar.update()
+    parts = [(out_dir, seed, index, frames) for index in range(-1, sequences)]
+    make_missing(_write_clip, parts, _is_complete, unit="clip", workers=workers, progress=progress)
     rows = [row for index in range(sequences) for row in _annotate(out_dir, sequence_role(seed, index), frames)]
     write_table(out_dir / ANNOTATIONS_FILE, _table(rows))
     return out_dir
@@ -259,19 +258,6 @@ def _png(mask: npt.NDArray[np.uint8]) -> bytes:
     picture.putpalette([value for colour in PALETTE for value in colour])
     picture.save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _check_numbers(sequences: int, frames: int, seed: int, workers: int) -> None:
-    if sequences < FEWEST_SEQUENCES:
-        raise InputError(
-            f"--sequences is {sequences}, expected at least {FEWEST_SEQUENCES}: sequences with and without polyps "
-            "must reach every split."
-        )
-    if sequences > 9999:
-        raise InputError(f"--sequences is {sequences}, expected at most 9999: patient names have four digits.")
-    if not FEWEST_FRAMES <= frames <= 9999:
-        raise InputError(f"--frames is {frames}, expected {FEWEST_FRAMES} to 9999.")
-    check_seed_and_workers(seed, workers)
 
 
 def _readme(settings: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from kdml_med.colonoscopy.options import FrameOptions
@@ -25,6 +26,7 @@ TILES_PER_SLIDE = 24
 # About half the pixels of the generated pictures, for the same reason; the shortest side of a polyp is then 10 px.
 FRAME_SIZE_PX = 192
 LEAST_BOX_PX = 8.0
+_SHOWN = {DatasetKind.TILES: "slides", DatasetKind.FRAMES: "colonoscopy-like clips"}
 
 
 def ensure_demo_dataset(dataset_dir: Path, *, patients: int = 36, seed: int = 0, workers: int = 2) -> None:
@@ -35,18 +37,15 @@ def ensure_demo_dataset(dataset_dir: Path, *, patients: int = 36, seed: int = 0,
     Raises:
         InputError: the folder holds a dataset that is not the demo, or a generated slide could not be tiled.
     """
-    if _is_finished(dataset_dir, DatasetKind.TILES):
-        return
-    _announce(dataset_dir, "slides", "a minute")
-    slides_dir = dataset_dir.with_name(dataset_dir.name + "_slides")
-    write_demo_cohort(slides_dir, patients=patients, seed=seed)
-    labels = read_labels(slides_dir / "labels.csv")
-    options = TilingOptions(mpp=MPP, tile_size_px=TILE_SIZE_PX, limit_tiles=TILES_PER_SLIDE)
-    slides = sorted((slides_dir / "slides").glob("*.svs"))
-    report = tile_slides(slides, dataset_dir, options, labels=labels, workers=workers, synthetic=True)
-    if report.failures:
-        raise InputError(f"demo slides could not be tiled: {report.failures}. Remove {slides_dir} and try again.")
-    _freeze(dataset_dir, seed)
+
+    def prepare(slides_dir: Path) -> list[tuple[str, str]]:
+        write_demo_cohort(slides_dir, patients=patients, seed=seed)
+        labels = read_labels(slides_dir / "labels.csv")
+        options = TilingOptions(mpp=MPP, tile_size_px=TILE_SIZE_PX, limit_tiles=TILES_PER_SLIDE)
+        slides = sorted((slides_dir / "slides").glob("*.svs"))
+        return tile_slides(slides, dataset_dir, options, labels=labels, workers=workers, synthetic=True).failures
+
+    _ensure(dataset_dir, DatasetKind.TILES, "slides", prepare, seed)
 
 
 def ensure_demo_frames(
@@ -59,17 +58,37 @@ def ensure_demo_frames(
     Raises:
         InputError: the folder holds a dataset that is not the demo, or a generated frame could not be used.
     """
-    if _is_finished(dataset_dir, DatasetKind.FRAMES):
+
+    def prepare(clips_dir: Path) -> list[tuple[str, str]]:
+        write_demo_clips(clips_dir, sequences=sequences, frames=frames, seed=seed, workers=workers)
+        options = FrameOptions(size_px=FRAME_SIZE_PX, min_box_px=LEAST_BOX_PX)
+        images, annotations = [clips_dir / "frames"], clips_dir / ANNOTATIONS_FILE
+        return prepare_frames(images, dataset_dir, options, annotations, workers=workers, synthetic=True).failures
+
+    _ensure(dataset_dir, DatasetKind.FRAMES, "clips", prepare, seed)
+
+
+def _ensure(
+    dataset_dir: Path, kind: DatasetKind, what: str, prepare: Callable[[Path], list[tuple[str, str]]], seed: int
+) -> None:
+    """Make a demo dataset unless it is there.
+
+    Args:
+        dataset_dir: folder of the dataset.
+        kind: of its rows.
+        what: is generated, in a folder of this name beside the dataset.
+        prepare: fills both folders, from the path of the generated one; gives what could not be used.
+        seed: of the splits.
+    """
+    if _is_finished(dataset_dir, kind):
         return
-    _announce(dataset_dir, "colonoscopy-like clips", "a minute")
-    clips_dir = dataset_dir.with_name(dataset_dir.name + "_clips")
-    write_demo_clips(clips_dir, sequences=sequences, frames=frames, seed=seed, workers=workers)
-    options = FrameOptions(size_px=FRAME_SIZE_PX, min_box_px=LEAST_BOX_PX)
-    annotations = clips_dir / ANNOTATIONS_FILE
-    report = prepare_frames([clips_dir / "frames"], dataset_dir, options, annotations, workers=workers, synthetic=True)
-    if report.failures:
-        raise InputError(f"demo frames could not be used: {report.failures}. Remove {clips_dir} and try again.")
-    _freeze(dataset_dir, seed)
+    _announce(dataset_dir, _SHOWN[kind])
+    raw_dir = dataset_dir.with_name(f"{dataset_dir.name}_{what}")
+    failures = prepare(raw_dir)
+    if failures:
+        raise InputError(f"demo {what} could not be used: {failures}. Remove {raw_dir} and try again.")
+    splits = make_splits(read_manifest(dataset_dir), classes=read_info(dataset_dir).classes, seed=seed)
+    freeze_splits(dataset_dir, splits, mode="fractions", seed=seed)
 
 
 def _is_finished(dataset_dir: Path, kind: DatasetKind) -> bool:
@@ -88,14 +107,9 @@ def _is_finished(dataset_dir: Path, kind: DatasetKind) -> bool:
     return info.splits is not None
 
 
-def _announce(dataset_dir: Path, what: str, duration: str) -> None:
+def _announce(dataset_dir: Path, what: str) -> None:
     print(
         f"The default dataset is the built-in demo cohort of generated {what}. It shows that the pipeline\n"
-        f"works; its figures say nothing about accuracy. Making it once in {dataset_dir} (about {duration}) ...",
+        f"works; its figures say nothing about accuracy. Making it once in {dataset_dir} (about a minute) ...",
         flush=True,
     )
-
-
-def _freeze(dataset_dir: Path, seed: int) -> None:
-    splits = make_splits(read_manifest(dataset_dir), classes=read_info(dataset_dir).classes, seed=seed)
-    freeze_splits(dataset_dir, splits, mode="fractions", seed=seed)

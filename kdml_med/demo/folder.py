@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kdml_med.errors import InputError
+from kdml_med.program import progress_bar
 from kdml_med.storage.files import write_atomically
 
 SETTINGS_FILE = "demo.json"
@@ -51,12 +52,50 @@ def claim_folder(out_dir: Path, settings: dict[str, Any], readme: str) -> None:
     write_atomically(path, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
 
 
-def check_seed_and_workers(seed: int, workers: int) -> None:
+def make_missing(
+    job: Callable[..., object],
+    arguments: Sequence[tuple[Any, ...]],
+    is_complete: Callable[..., bool],
+    *,
+    unit: str,
+    workers: int,
+    progress: bool,
+) -> None:
+    """Make the parts of a cohort that are not there yet, under a bar.
+
+    Args:
+        job: writes one part; a function that a process can import by name.
+        arguments: of each part.
+        is_complete: called with the arguments of a part: whether it is there.
+        unit: what a part is called.
+        workers: processes; 0 takes all cores.
+        progress: show the bar.
+    """
+    missing = [each for each in arguments if not is_complete(*each)]
+    done = len(arguments) - len(missing)
+    with progress_bar(len(arguments), what="generating", unit=unit, done=done, show=progress) as bar:
+        for _ in run_jobs(job, missing, workers):
+            bar.update()
+
+
+def check_numbers(option: str, size: int, fewest: int, why: str, *, seed: int, workers: int) -> None:
     """Refuse numbers that no cohort can be made with.
 
+    Args:
+        option: what patients or sequences are called on the command line.
+        size: how many of them.
+        fewest: that will do.
+        why: so many are needed.
+        seed: of the cohort.
+        workers: processes.
+
     Raises:
-        InputError: one of them is negative.
+        InputError: one of the numbers is out of range.
     """
+    if size < fewest:
+        raise InputError(f"{option} is {size}, expected at least {fewest}: {why}.")
+    if size > 9999:
+        raise InputError(f"{option} is {size}, expected at most 9999: patient names have four digits.")
     if seed < 0:
         raise InputError(f"--seed is {seed}, expected 0 or more.")
     if workers < 0:

@@ -5,6 +5,7 @@ Nothing here knows where polyps are: red patches, residue and bubbles distract f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,6 +148,25 @@ def _place(rng: np.random.Generator) -> tuple[float, float]:
     return rng.uniform(0, SHAPE[0]), rng.uniform(0, SHAPE[1])
 
 
+def _clustered(
+    rng: np.random.Generator, *, clusters: tuple[int, int], spots: tuple[int, int], spread: float
+) -> Iterator[tuple[float, float]]:
+    """Places on the map in clusters, drawn one by one as they are asked for: what is painted draws in between.
+
+    Args:
+        rng: source of numbers.
+        clusters: fewest, and one more than most.
+        spots: likewise, of each cluster; those beside the map are left out.
+        spread: standard deviation in cells.
+    """
+    for _ in range(int(rng.integers(*clusters))):
+        row, column = _place(rng)
+        for _ in range(int(rng.integers(*spots))):
+            spot = row + rng.normal(0, spread), column + rng.normal(0, spread)
+            if 0 <= spot[0] < SHAPE[0] and 0 <= spot[1] < SHAPE[1]:
+                yield spot
+
+
 def _paint_patches(rng: np.random.Generator, albedo: FloatArray) -> None:
     """Reddened spots without any relief, in place."""
     for _ in range(int(rng.integers(3, 10))):
@@ -158,28 +178,17 @@ def _paint_patches(rng: np.random.Generator, albedo: FloatArray) -> None:
 def _paint_residue(rng: np.random.Generator, albedo: FloatArray, relief: FloatArray, palette: Palette) -> None:
     """Yellow-brown flecks of stool that stand off the wall, in clusters; in place."""
     colour = palette.residue.astype(np.float32)
-    for _ in range(int(rng.integers(1, 8))):
-        row, column = _place(rng)
-        for _ in range(int(rng.integers(2, 14))):
-            spot = row + rng.normal(0, 22), column + rng.normal(0, 22)
-            if not (0 <= spot[0] < SHAPE[0] and 0 <= spot[1] < SHAPE[1]):
-                continue
-            window, cover = _blob(rng, *spot, rng.uniform(0.5, 2.0), 0.7)
-            cover = cover * np.float32(rng.uniform(0.5, 0.95))
-            albedo[window] += cover[..., None] * (colour - albedo[window])
-            relief[window] += 1.5 * cover
+    for row, column in _clustered(rng, clusters=(1, 8), spots=(2, 14), spread=22):
+        window, cover = _blob(rng, row, column, rng.uniform(0.5, 2.0), 0.7)
+        cover = cover * np.float32(rng.uniform(0.5, 0.95))
+        albedo[window] += cover[..., None] * (colour - albedo[window])
+        relief[window] += 1.5 * cover
 
 
 def _paint_bubbles(rng: np.random.Generator, albedo: FloatArray, relief: FloatArray) -> None:
     """Foam: thin bright rings in clusters; in place."""
-    for _ in range(int(rng.integers(0, 6))):
-        row, column = _place(rng)
-        for _ in range(int(rng.integers(4, 22))):
-            spot = row + rng.normal(0, 14), column + rng.normal(0, 14)
-            if not (0 <= spot[0] < SHAPE[0] and 0 <= spot[1] < SHAPE[1]):
-                continue
-            radius = rng.uniform(0.5, 2.0)
-            window, cover = _blob(rng, *spot, radius, 0.05)
-            rim = 4 * cover * (1 - cover)
-            albedo[window] += (0.22 * rim * rng.uniform(0.5, 1.0))[..., None]
-            relief[window] += np.float32(1.6) * cover
+    for row, column in _clustered(rng, clusters=(0, 6), spots=(4, 22), spread=14):
+        window, cover = _blob(rng, row, column, rng.uniform(0.5, 2.0), 0.05)
+        rim = 4 * cover * (1 - cover)
+        albedo[window] += (0.22 * rim * rng.uniform(0.5, 1.0))[..., None]
+        relief[window] += np.float32(1.6) * cover

@@ -23,10 +23,8 @@ from PIL import Image
 
 from kdml_med.demo import artefacts, phenotype, tissue
 from kdml_med.demo.fields import block_mean
-from kdml_med.demo.folder import check_seed_and_workers, claim_folder, run_jobs
+from kdml_med.demo.folder import check_numbers, claim_folder, make_missing
 from kdml_med.demo.pyramid import write_svs
-from kdml_med.errors import InputError
-from kdml_med.program import progress_bar
 from kdml_med.storage.files import publish, unfinished_path, write_atomically, write_table
 
 GENERATOR_VERSION = 1
@@ -70,14 +68,12 @@ def write_demo_cohort(
         InputError: a number is out of range, or the folder holds something else or another cohort.
     """
     out_dir = Path(out_dir)
-    _check_numbers(patients, seed, workers)
+    why = "both classes must reach every split"
+    check_numbers("--patients", patients, FEWEST_PATIENTS, why, seed=seed, workers=workers)
     settings = {"generator": GENERATOR_VERSION, "patients": patients, "seed": seed, "task": "msi"}
     claim_folder(out_dir, settings, _readme(settings))
-    missing = [index for index in range(patients) if not _is_complete(out_dir, index)]
-    done = patients - len(missing)
-    with progress_bar(patients, what="generating", unit="slide", done=done, show=progress) as bar:
-        for _ in run_jobs(_write_slide, [(out_dir, seed, index) for index in missing], workers):
-            bar.update()
+    parts = [(out_dir, seed, index) for index in range(patients)]
+    make_missing(_write_slide, parts, _is_complete, unit="slide", workers=workers, progress=progress)
     rows = [(phenotype.patient_id(i), slide_id(i), phenotype.patient_label(seed, i)) for i in range(patients)]
     write_table(out_dir / LABELS_FILE, pd.DataFrame(rows, columns=["patient", "slide", "MSIStatus"]))
     return out_dir
@@ -148,7 +144,7 @@ def _slide_files(out_dir: Path, index: int) -> tuple[Path, Path, Path]:
     )
 
 
-def _is_complete(out_dir: Path, index: int) -> bool:
+def _is_complete(out_dir: Path, _seed: int, index: int) -> bool:
     return all(path.is_file() for path in _slide_files(out_dir, index))
 
 
@@ -164,16 +160,6 @@ def _write_slide(out_dir: Path, seed: int, index: int) -> int:
     write_svs(temporary, image, mpp=tissue.MPP, app_mag=APP_MAG)
     publish(temporary, slide_path)
     return index
-
-
-def _check_numbers(patients: int, seed: int, workers: int) -> None:
-    if patients < FEWEST_PATIENTS:
-        raise InputError(
-            f"--patients is {patients}, expected at least {FEWEST_PATIENTS}: both classes must reach every split."
-        )
-    if patients > 9999:
-        raise InputError(f"--patients is {patients}, expected at most 9999: patient names have four digits.")
-    check_seed_and_workers(seed, workers)
 
 
 def _readme(settings: dict[str, Any]) -> str:

@@ -14,9 +14,10 @@ import typer
 
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.experiments.plan import PLAN_FILE, expand, make_plan, read_plan
-from kdml_med.experiments.report.writing import REPORT_NAME, write_report
+from kdml_med.experiments.report.writing import write_report
 from kdml_med.experiments.scheduling import run_plan
 from kdml_med.program import run_commands
+from kdml_med.report.pages import REPORT_NAME
 from kdml_med.runs import read_run_json
 
 logger = logging.getLogger(__name__)

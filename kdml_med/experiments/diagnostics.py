@@ -26,23 +26,14 @@ from kdml_med.experiments.scores import (
     role_networks,
 )
 from kdml_med.keys import LossColumn, LossTerm, NetworkName, Task
+from kdml_med.metrics import diversity
 from kdml_med.metrics.box_matching import Floats
 from kdml_med.metrics.calibration import brier_score, expected_calibration_error
-from kdml_med.metrics.diversity import (
-    agreement,
-    detection_calibration,
-    disagreement,
-    error_correlation,
-    found_by_network,
-    found_disagreement,
-    found_error_correlation,
-)
 from kdml_med.program import progress_bar
 from kdml_med.runs import LOSSES_FILE
 
 MIN_SCORE = 0.1
 """Of detections whose calibration is judged. Nobody is shown boxes below, but most have such scores, and would rule."""
-TERMS = {LossTerm.TASK.value: "labels", LossTerm.KD.value: "teacher", LossTerm.ML.value: "peers"}
 OWN_TEACHER = "own"
 
 _DIAGNOSTICS = {
@@ -56,6 +47,7 @@ _DIAGNOSTICS = {
     "largest": "float64",
     "runs": "Int64",
 }
+_SOURCES = {term.value: term.source for term in LossTerm.parts()}
 _SHARES = {
     "version": "str",
     "arm": "str",
@@ -149,8 +141,8 @@ def _classification(results: Results, cell: Cell, evaluation: str) -> Iterator[_
         columns = {name: wide[name].to_numpy() for name in wide}
         if len(students) > 1:
             own = {name: columns[name] for name in students}
-            yield _Figure(f"disagreement_{level}", disagreement(own))
-            yield _Figure(f"error_correlation_{level}", error_correlation(labels, own))
+            yield _Figure(f"disagreement_{level}", diversity.disagreement(own))
+            yield _Figure(f"error_correlation_{level}", diversity.error_correlation(labels, own))
         if teacher is not None:
             others = _wide(at_level(results, teacher[0], evaluation, taught, level))[NetworkName.TEACHER.value]
             if not others.index.equals(wide.index):
@@ -158,7 +150,7 @@ def _classification(results: Results, cell: Cell, evaluation: str) -> Iterator[_
                     f"{cell.path} and {teacher[0].path} were evaluated on different samples ({evaluation}): the "
                     "dataset has changed in between. Run the plan again with another --out."
                 )
-            alike = [agreement(columns[name], others.to_numpy()) for name in students]
+            alike = [diversity.agreement(columns[name], others.to_numpy()) for name in students]
             yield _Figure(f"agreement_with_teacher_{level}", float(np.mean(alike)), teacher[1])
         judged = columns[_judged(results, cell)]
         yield _Figure(f"brier_{level}", brier_score(labels, judged))
@@ -177,15 +169,15 @@ def _detection(results: Results, cell: Cell, evaluation: str) -> Iterator[_Figur
     teacher = _teacher_cell(results, cell)
     found = _found(results, cell, evaluation, frames, students)
     if len(students) > 1:
-        yield _Figure("disagreement_box", found_disagreement(found))
-        yield _Figure("error_correlation_box", found_error_correlation(found))
+        yield _Figure("disagreement_box", diversity.found_disagreement(found))
+        yield _Figure("error_correlation_box", diversity.found_error_correlation(found))
     if teacher is not None:
         name = NetworkName.TEACHER.value
         others = _found(results, teacher[0], evaluation, frames, [name])[name]
-        alike = [agreement(own, others) for own in found.values()]
+        alike = [diversity.agreement(own, others) for own in found.values()]
         yield _Figure("agreement_with_teacher_box", float(np.mean(alike)), teacher[1])
     judged = detections[detections["network"] == _judged(results, cell)]
-    calibration = detection_calibration(frames, judged, min_score=MIN_SCORE)
+    calibration = diversity.detection_calibration(frames, judged, min_score=MIN_SCORE)
     yield _Figure("brier_detection", calibration["brier"])
     yield _Figure("ece_detection", calibration["ece"])
 
@@ -196,17 +188,17 @@ def _found(
     """Which annotated boxes some networks of a cell find at their thresholds."""
     stored, thresholds = results.networks(cell), results.metrics(cell, evaluation)["thresholds"]
     detections = read_detections(results, cell, evaluation)
-    return found_by_network(frames, detections, {name: thresholds[stored[name]] for name in names})
+    return diversity.found_by_network(frames, detections, {name: thresholds[stored[name]] for name in names})
 
 
 def loss_shares(results: Results) -> pd.DataFrame:
     """How much of what students minimise comes from where, epoch by epoch.
 
     Returns:
-        One row for each version, arm, epoch and term that the arm has: "labels", "teacher", "peers". loss is the
-        weighted term, with the weight in force in the epoch; share is its part of the student's weighted sum. Both are
-        means over students, seeds and folds, and the shares of an epoch add up to 1. The teacher's own loss is not part
-        of it.
+        One row for each version, arm, epoch and term that the arm has: "labels", "teacher", "peers", and terms of a
+        loss of one's own under their names. loss is the weighted term, with the weight in force in the epoch; share is
+        its part of the student's weighted sum. Both are means over students, seeds and folds, and the shares of an
+        epoch add up to 1. The teacher's own loss is not part of it.
     """
     tables = []
     for version in results.plan.versions:
@@ -224,12 +216,13 @@ def loss_shares(results: Results) -> pd.DataFrame:
 def _weighted(results: Results, cell: Cell) -> pd.DataFrame:
     """Columns epoch, student (unique among cells), term, loss, share; students of one cell."""
     losses = pd.read_csv(results.folder(cell) / LOSSES_FILE)
-    own = losses[losses[LossColumn.NETWORK] != NetworkName.TEACHER]
+    networks = losses[LossColumn.NETWORK]
+    own = losses[networks.notna() & (networks != NetworkName.TEACHER)]
     table = pd.DataFrame(
         {
             "epoch": own[LossColumn.EPOCH],
             "student": cell.path + "/" + own[LossColumn.NETWORK],
-            "term": own[LossColumn.TERM].map(TERMS),
+            "term": own[LossColumn.TERM].map(lambda term: _SOURCES.get(term, term)),
             "loss": own[LossColumn.WEIGHT] * own[LossColumn.VALUE],
         }
     )
@@ -240,9 +233,10 @@ def _weighted(results: Results, cell: Cell) -> pd.DataFrame:
 def _mean_shares(table: pd.DataFrame) -> pd.DataFrame:
     """Means over students by epoch and term; a term that a student does not have counts as 0."""
     rows = []
+    terms = dict.fromkeys([*_SOURCES.values(), *table["term"]])
     for epoch, own in table.groupby("epoch", sort=True):
         count = own["student"].nunique()
-        for term in TERMS.values():
+        for term in terms:
             part = own[own["term"] == term]
             if len(part):
                 means: Mapping[str, float] = {name: float(part[name].sum()) / count for name in ("loss", "share")}

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 from ignite.engine import Engine, Events
 from monai.engines import Trainer
 
-from kdml_med.keys import LossColumn, LossTerm, NetworkName, OutputKey
+from kdml_med.keys import LossColumn, LossTerm, OutputKey, split_loss_name
 from kdml_med.runs import LOSSES_FILE
 from kdml_med.storage.files import write_table
-
-_WEIGHTS = {LossTerm.TASK: "alpha", LossTerm.KD: "beta", LossTerm.ML: "gamma"}
 
 
 class LossHistory:
     """Writes losses.csv: for each epoch, network and term the unweighted mean and the weight in force.
+
+    The weight is what the loss tells in ``term_weights``; 1 for a term of which it tells nothing.
 
     TensorBoard shows the same per iteration; this is the short form that a report can read in a moment. Attach it
     before the handler that saves the checkpoint: an epoch that is repeated after a kill replaces its rows.
@@ -44,12 +45,12 @@ class LossHistory:
                 self.sums[name] = self.sums.get(name, 0.0) + float(value)
 
     def _epoch_completed(self, engine: Engine) -> None:
-        weights = engine.cohort_loss.weights()
+        weights_of: Callable[[str], dict[str, float]] = getattr(engine.cohort_loss, "term_weights", lambda _: {})
         iterations = engine.state.epoch_length
         rows = []
         for name, total in self.sums.items():
-            network, _, term = name.rpartition("_")
-            weight = 1.0 if network == NetworkName.TEACHER else weights[_WEIGHTS[LossTerm(term)]]
+            network, term = split_loss_name(name)
+            weight = weights_of(network).get(term, 1.0)
             rows.append((engine.state.epoch, iterations, network, term, weight, total / iterations))
         # As text: numbers that are read and written again keep every digit.
         table = pd.DataFrame(rows, columns=[str(column) for column in LossColumn]).astype(str)

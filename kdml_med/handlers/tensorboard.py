@@ -20,7 +20,7 @@ from kdml_med.handlers.metrics import UNDEFINED
 from kdml_med.handlers.tensorboard_boxes import box_agreement, froc_figure
 from kdml_med.handlers.tensorboard_frames import frame_figures
 from kdml_med.handlers.tensorboard_tiles import tile_figures
-from kdml_med.keys import OutputKey, network_order
+from kdml_med.keys import LossTerm, OutputKey, network_order, split_loss_name
 from kdml_med.metrics.aggregation import AggregationMethod, Level, aggregate_predictions
 from kdml_med.metrics.box_matching import finite
 from kdml_med.metrics.detection import DEFAULT_THRESHOLD, by_network
@@ -126,9 +126,9 @@ class CohortTensorBoard:
 
     def _losses(self, engine: Engine) -> None:
         for name, value in engine.state.output[OutputKey.LOSS_TERMS].items():
-            network, _, term = name.rpartition("_")
-            run, tag = (network, f"{term}_loss") if network else (COHORT_RUN, "total_loss")
-            self.writer(run).add_scalar(f"train/{tag}", float(value), engine.state.iteration)
+            network, term = split_loss_name(name)
+            tag = "total" if name == LossTerm.LOSS else term
+            self.writer(network or COHORT_RUN).add_scalar(f"train/{tag}_loss", float(value), engine.state.iteration)
 
     def _weights(self, engine: Engine) -> None:
         weights = getattr(engine.cohort_loss, "weights", None)

@@ -118,6 +118,16 @@ class CohortLoss(nn.Module):
         ramp = min(1.0, self.epoch / (self.ramp_up_epochs + 1))
         return {"alpha": self.alpha, "beta": self.beta * ramp, "gamma": self.gamma * ramp}
 
+    def term_weights(self, network: str) -> dict[str, float]:
+        """The weight of each term in the loss of a network in this epoch; terms that are not named count as they are.
+
+        A loss of one's own that adds a term with a weight adds it here, too, so that the history tells it.
+        """
+        if network == NetworkName.TEACHER:
+            return {LossTerm.TASK: 1.0}
+        weights = self.weights()
+        return {term: weights[term.weight] for term in LossTerm.parts() if term.weight in weights}
+
     @property
     def needs_features(self) -> bool:
         """Whether a link that has a weight compares feature maps."""
@@ -169,28 +179,27 @@ class CohortLoss(nn.Module):
             raise ValueError("beta is positive, but the cohort has no teacher: set beta to 0 or build a teacher.")
         self.check_students(len(students))
         target = self.prepare_target(predictions, target)
-        weights = self.weights()
         terms: dict[str, Tensor] = {}
         parts: list[Tensor] = []
 
-        def add(name: str, term: LossTerm, weight: float, value: Tensor) -> None:
+        def add(name: str, term: LossTerm, value: Tensor) -> None:
             terms[f"{name}_{term}"] = value
-            parts.append(weight * value)
+            parts.append(self.term_weights(name)[term] * value)
 
         if teacher is not None and self.train_teacher:
-            add(NetworkName.TEACHER, LossTerm.TASK, 1.0, self.task_loss(teacher, target))
+            add(NetworkName.TEACHER, LossTerm.TASK, self.task_loss(teacher, target))
         for number, (name, answer) in enumerate(students.items()):
             if self.alpha > 0:
-                add(name, LossTerm.TASK, weights["alpha"], self.task_loss(answer, target))
+                add(name, LossTerm.TASK, self.task_loss(answer, target))
             if self.beta > 0 and teacher is not None:
                 learn = partial(self.teacher_loss, answer, teacher, target)
                 taught = self._linked(_link_of(self.teacher_link, number), learn, answer, [teacher])
-                add(name, LossTerm.KD, weights["beta"], taught)
+                add(name, LossTerm.KD, taught)
             peers = [other for peer, other in students.items() if peer != name]
             if self.gamma > 0 and peers:
                 learn = partial(self.peer_loss, answer, peers, target)
                 shared = self._linked(_link_of(self.peer_link, number), learn, answer, peers)
-                add(name, LossTerm.ML, weights["gamma"], shared)
+                add(name, LossTerm.ML, shared)
         terms[LossTerm.LOSS] = torch.stack(parts).sum()
         return terms
 

@@ -19,7 +19,6 @@ from kdml_med.metrics.classification import (
 )
 from kdml_med.metrics.detection import choose_threshold, choose_thresholds, score_curve
 from kdml_med.metrics.detection_evaluation import evaluate_detections, sequence_table
-from kdml_med.metrics.detection_report import detection_results_table
 from kdml_med.metrics.diversity import (
     agreement,
     detection_calibration,
@@ -58,7 +57,6 @@ __all__ = [
     "classification_summary",
     "compare",
     "detection_calibration",
-    "detection_results_table",
     "disagreement",
     "error_correlation",
     "estimate",

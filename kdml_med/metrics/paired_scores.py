@@ -16,17 +16,9 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.stats import rankdata
 
+from kdml_med.metrics import box_matching
 from kdml_med.metrics.bootstrap import weighted_pairs
-from kdml_med.metrics.box_matching import (
-    COCO_IOU_THRESHOLDS,
-    Floats,
-    Group,
-    Indices,
-    Matches,
-    finite,
-    match_detections,
-    read_frames,
-)
+from kdml_med.metrics.box_matching import Floats, Group, Indices, Matches
 from kdml_med.metrics.detection import average_precision
 from kdml_med.metrics.inputs import as_binary
 
@@ -34,7 +26,11 @@ Column = npt.NDArray[Any]
 Weights = npt.NDArray[np.int64]
 DetectionMetric = Literal["ap50", "ap75", "ap"]
 
-_IOU_THRESHOLDS: dict[str, tuple[float, ...]] = {"ap50": (0.5,), "ap75": (0.75,), "ap": COCO_IOU_THRESHOLDS}
+_IOU_THRESHOLDS: dict[str, tuple[float, ...]] = {
+    "ap50": (0.5,),
+    "ap75": (0.75,),
+    "ap": box_matching.COCO_IOU_THRESHOLDS,
+}
 
 
 class Scores(Protocol):
@@ -206,16 +202,16 @@ class DetectionScores:
         """
         if metric not in get_args(DetectionMetric):
             raise ValueError(f"metric {metric!r}: expected one of {list(get_args(DetectionMetric))}.")
-        truth = read_frames(frames)
+        truth = box_matching.read_frames(frames)
         _order(truth.sample_ids)
         units = _column("units", truth.groups(group), len(truth.sample_ids))
         folds = np.zeros(len(truth.sample_ids), dtype=object)
         if strata is not None:
             fold_of = pd.Series(_column("strata", strata, len(frames)), index=frames["sample_id"])
             folds = fold_of[truth.sample_ids].to_numpy(dtype=object)
-        usable = finite(detections)
+        usable = box_matching.finite(detections)
         rows = detections if usable else detections.iloc[:0]
-        matches = match_detections(truth, rows, iou_thresholds=_IOU_THRESHOLDS[metric])
+        matches = box_matching.match_detections(truth, rows, iou_thresholds=_IOU_THRESHOLDS[metric])
         parts = tuple((rows, matches.of_frames(rows)) for rows in _rows_of(folds))
         return cls(truth.sample_ids, truth.boxes_per_frame, units, folds, metric, parts, usable)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,22 @@ def test_loss_shares_are_of_the_weighted_terms_of_students(tmp_path):
     assert first["loss"] == pytest.approx(0.15)
     assert first["share"] == pytest.approx((0.1 / 0.7 + 0.2 / 0.8) / 2)
     assert row(table, arm="kdml", epoch=2, term="teacher")["loss"] == pytest.approx(0.3)
+
+
+def test_shares_count_terms_of_losses_of_ones_own_under_their_names(tmp_path, monkeypatch):
+    known = folders.loss_rows
+
+    def with_norm(networks: Sequence[str], **options: bool) -> list[tuple[object, ...]]:
+        norms = [(epoch, 5, name, "answer_norm", 0.5, 1.2) for epoch in (1, 2) for name in networks]
+        return [*norms, *known(networks, **options), (1, 5, "", "regulariser", 1.0, 9.0)]
+
+    monkeypatch.setattr(folders, "loss_rows", with_norm)
+    table = loss_shares(made_up(tmp_path))
+    own = table[(table["arm"] == "kdml") & (table["epoch"] == 1)]
+    assert own["term"].tolist() == ["labels", "teacher", "answer_norm"]
+    # Labels and norm count 0.6 each; of the teacher, one student learns 0.1 and the other 0.2.
+    equal, taught = (0.6 / 1.3 + 0.6 / 1.4) / 2, (0.1 / 1.3 + 0.2 / 1.4) / 2
+    assert own["share"].tolist() == pytest.approx([equal, taught, equal])
 
 
 def test_tables_of_nothing_have_their_columns(tmp_path):

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from ignite.engine import Engine, Events
+from torch import Tensor
 
-from kdml_med.handlers import LossHistory
+from kdml_med.handlers import CohortProgress, LossHistory
 from kdml_med.keys import OutputKey
 from kdml_med.losses import ClassificationCohortLoss
+from kdml_med.networks import build_cohort
+from tests.engines.test_trainer import batches, trainer_of
+from tests.networks.tiny import TINY
 
 COLUMNS = ["epoch", "iterations", "network", "term", "weight", "value"]
+
+
+class WithNorm(ClassificationCohortLoss):
+    """A loss of one's own: the size of the answers as a further term, named nowhere in the library."""
+
+    def forward(self, predictions: Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
+        terms = super().forward(predictions, target)
+        for name, logits in predictions.items():
+            terms[f"{name}_answer_norm"] = logits.square().mean()
+            terms["loss"] = terms["loss"] + self.term_weights(name)["answer_norm"] * terms[f"{name}_answer_norm"]
+        return terms
+
+    def term_weights(self, network: str) -> dict[str, float]:
+        return super().term_weights(network) | {"answer_norm": 0.25}
 
 
 def train(run_dir: Path, terms: list[dict[str, float]], *, epochs: int = 1, behind: int = 0, **loss: float) -> None:
@@ -76,3 +97,25 @@ def test_an_interrupted_history_has_the_same_bytes_as_a_whole_one(tmp_path: Path
     train(tmp_path / "parts", terms, epochs=2)
     train(tmp_path / "parts", terms, epochs=3, behind=1)
     assert (tmp_path / "parts/losses.csv").read_bytes() == (tmp_path / "whole/losses.csv").read_bytes()
+
+
+def test_a_term_that_the_library_does_not_know_is_kept_and_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = trainer_of(build_cohort(teacher=TINY, students=[TINY]), batches(2), WithNorm(beta=0.5), epochs=1)
+    LossHistory(tmp_path).attach(trainer)
+    CohortProgress().attach(trainer)
+    seen: list[dict[str, float]] = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(dict(trainer.state.output["loss_terms"])))
+    with caplog.at_level(logging.INFO):
+        trainer.run()
+    own = [row for row in rows(tmp_path) if row[3] == "answer_norm"]
+    assert [row[:5] for row in own] == [(1, 2, name, "answer_norm", 0.25) for name in ("teacher", "student_0")]
+    assert own[1][5] == pytest.approx(torch.stack([terms["student_0_answer_norm"] for terms in seen]).mean().item())
+    assert {(network, term): weight for _, _, network, term, weight, _ in rows(tmp_path)}["student_0", "kd"] == 0.5
+    assert f"student_0_answer_norm {own[1][5]:.3f}" in caplog.text
+
+
+def test_a_term_counts_as_it_is_when_the_loss_tells_no_weight(tmp_path: Path) -> None:
+    train(tmp_path, [{"student_0_extra": 2.0, "student_0_kd": 1.0}], beta=3.0)
+    assert [row[3:] for row in rows(tmp_path)] == [("extra", 1.0, 2.0), ("kd", 3.0, 1.0)]

@@ -23,6 +23,7 @@ from tests.metrics.detection_tables import Box, Scored, cohort, detection_table,
 NETWORKS = ["teacher", "student_0", "student_1", "ensemble"]
 FIGURES = {"ap", "ap50", "ap75", "froc_mean", "f1", "false_positives_per_negative_frame"}
 LOSSES = {"teacher_task": 1.0, "student_0_task": 2.0, "student_0_kd": 3.0, LossTerm.LOSS.value: 6.0}
+OWN_TERMS = {"student_0_answer_norm": 4.0, "regulariser": 5.0}
 
 
 def frames_of(frames: pd.DataFrame) -> SimpleNamespace:
@@ -49,7 +50,8 @@ def validated(frames: pd.DataFrame, detections: pd.DataFrame, epoch: int = 1) ->
 
 def train(handler: CohortTensorBoard, evaluator: Engine | None, *, epochs: int = 1, done: int = 0) -> None:
     """Train for epochs of three iterations, the first ``done`` of which were trained before."""
-    trainer = Engine(lambda *_: {OutputKey.LOSS_TERMS: {name: value + done for name, value in LOSSES.items()}})
+    losses = OWN_TERMS | LOSSES
+    trainer = Engine(lambda *_: {OutputKey.LOSS_TERMS: {name: value + done for name, value in losses.items()}})
     trainer.cohort_loss = SimpleNamespace(weights=lambda: {"beta": 0.25})
     if evaluator is not None:  # first, as in the bundle
         trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.fire_event(Events.COMPLETED))
@@ -119,8 +121,10 @@ def test_losses_rates_weights_and_settings_are_there_for_every_task(tmp_path: Pa
     train(handler, evaluator)
     student, shared = events_of(tmp_path, "student_0"), events_of(tmp_path, "cohort")
     assert [(point.step, point.value) for point in student.Scalars("train/kd_loss")] == [(1, 3), (2, 3), (3, 3)]
+    assert student.Scalars("train/answer_norm_loss")[0].value == 4
     assert student.Scalars("train/learning_rate")[0].value == 0.125
-    assert shared.Scalars("train/total_loss")[0].value == 6
+    assert [point.value for point in shared.Scalars("train/regulariser_loss")] == [5] * 3
+    assert [point.value for point in shared.Scalars("train/total_loss")] == [6] * 3
     assert shared.Scalars("weights/beta")[0].value == 0.25
     assert shared.Scalars("val/best_ensemble_ap")[0].value == 0.5
     assert "_hparams_/session_start_info" in shared.summary_metadata

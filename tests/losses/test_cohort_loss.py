@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kdml_med.keys import split_loss_name
 from kdml_med.losses import ClassificationCohortLoss, attention_loss
 from kdml_med.losses import cohort as cohort_module
 from kdml_med.networks import build_cohort
@@ -111,6 +112,20 @@ def test_without_a_ramp_or_without_epochs_the_weights_are_full():
     loss.set_epoch(1)
     assert loss.weights() == ClassificationCohortLoss(0.5, 2.0, 1.0, ramp_up_epochs=9).weights()
     assert loss.weights() == {"alpha": 0.5, "beta": 2.0, "gamma": 1.0}
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_the_sum_is_that_of_the_terms_with_the_weights_that_are_told(epoch):
+    loss = ClassificationCohortLoss(0.7, 0.3, 1.9, ramp_up_epochs=2)
+    loss.set_epoch(epoch)
+    terms = loss(predictions(3, teacher=True), TARGET)
+    total = terms.pop("loss").item()
+    parts = [
+        loss.term_weights(network)[term] * value.item()
+        for (network, term), value in ((split_loss_name(name), value) for name, value in terms.items())
+    ]
+    assert len(parts) == 10
+    assert sum(parts) == pytest.approx(total)
 
 
 def test_the_ramp_scales_what_is_back_propagated_but_not_the_reported_terms():

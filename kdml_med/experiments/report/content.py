@@ -1,72 +1,16 @@
-"""What a report is made of, before it becomes Markdown or HTML."""
+"""What the report of a comparison is written from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from kdml_med.experiments.plan import METRICS, Plan
-from kdml_med.experiments.report.words import arm_words
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    """Plain text; ``lead`` is its first words, in bold."""
-
-    text: str
-    lead: str = ""
-    kind = "paragraph"
-
-
-@dataclass(frozen=True)
-class Bullets:
-    """A list of plain texts."""
-
-    items: Sequence[str]
-    kind = "bullets"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells are texts; the first ``names`` columns are words, the others figures, which stand on the right."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    title: str = ""
-    names: int = 1
-    kind = "table"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure with its file name and what it shows; the caption is read out to people who cannot see it."""
-
-    name: str
-    caption: str
-    figure: Figure
-    kind = "picture"
-
-
-Part = Paragraph | Bullets | Table | Picture
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading and what stands below it; ``banner`` sections are warnings that must not be missed."""
-
-    title: str
-    parts: Sequence[Part]
-    banner: bool = False
-
-    @property
-    def anchor(self) -> str:
-        """Name for links within the page."""
-        return "-".join("".join(letter if letter.isalnum() else " " for letter in self.title.lower()).split())
+from kdml_med.experiments.report.arm_words import arm_words
 
 
 @dataclass(frozen=True)
@@ -145,6 +89,13 @@ class Findings:
             for evaluation in evaluations
         ]  # fmt: skip
 
+    def grouped(self, table: pd.DataFrame) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
+        """The groups that a table has rows of, each with its rows."""
+        for version, evaluation, heading in self.groups:
+            own = of_group(table, version, evaluation)
+            if len(own):
+                yield version, evaluation, heading, own
+
     def picture_file(self, kind: str, version: str, evaluation: str = "") -> str:
         """Name of a figure's file; versions and evaluations are named where there are several."""
         parts = [kind]
@@ -165,19 +116,6 @@ def rows_of_metric(results: pd.DataFrame, metric: str) -> pd.DataFrame:
     levels = results["level"]
     wanted = levels == "tile" if metric.startswith("tile_") else ~levels.isin(["tile", "network"])
     return results[wanted & (results["metric"] == metric.removeprefix("tile_"))]
-
-
-def without_empty_columns(table: Table) -> Table:
-    """A table less the columns that say nothing in any row."""
-    kept = [place for place in range(len(table.columns)) if any(row[place] for row in table.rows)]
-    rows = [[row[place] for place in kept] for row in table.rows]
-    names = sum(place < table.names for place in kept)
-    return Table([table.columns[place] for place in kept], rows, table.title, names)
-
-
-def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of a table, values by column."""
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def of_group(table: pd.DataFrame, version: str, evaluation: str) -> pd.DataFrame:

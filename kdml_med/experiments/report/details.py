@@ -8,30 +8,13 @@ from typing import Any
 import pandas as pd
 
 from kdml_med.experiments.report import figures as draw
-from kdml_med.experiments.report.content import (
-    Findings,
-    Paragraph,
-    Part,
-    Picture,
-    Section,
-    Table,
-    of_group,
-    records,
-    without_empty_columns,
-)
-from kdml_med.experiments.report.words import (
-    DIAGNOSTIC_WORDS,
-    TERM_WORDS,
-    count,
-    diagnostic_words,
-    figure,
-    listed,
-    metric_words,
-    network_words,
-    with_interval,
-)
+from kdml_med.experiments.report.arm_words import DIAGNOSTIC_WORDS, diagnostic_words
+from kdml_med.experiments.report.content import Findings, of_group
 from kdml_med.experiments.scores import network_roles
 from kdml_med.keys import network_order
+from kdml_med.report.document import Paragraph, Part, Picture, Section, Table, without_empty_columns
+from kdml_med.report.tables import records
+from kdml_med.report.wording import count, figure, listed, metric_words, network_words, term_words, with_interval
 
 _MISSING_SHOWN = 40
 _BUSY = 0.8
@@ -128,8 +111,7 @@ def _cost_points(found: Findings, wide: pd.DataFrame, version: str, evaluation: 
 def diagnostics(found: Findings) -> Section:
     """Whether students differ, follow their teacher and are calibrated."""
     parts: list[Part] = []
-    for version, evaluation, heading in found.groups:
-        own = of_group(found.diagnostics, version, evaluation).dropna(subset=["value"])
+    for _, _, heading, own in found.grouped(found.diagnostics.dropna(subset=["value"])):
         cells: dict[str, dict[tuple[str, str], str]] = {}
         for row in records(own):
             name, level = diagnostic_words(row["diagnostic"])
@@ -172,13 +154,14 @@ def loss_terms(found: Findings) -> Section:
 
 def _last_shares(found: Findings, own: pd.DataFrame, title: str) -> Table:
     """Shares that are too small to be seen in the picture."""
+    terms = term_words(own["term"])
     rows = []
     for arm, label in found.words.items():
         arm_rows = own[own["arm"] == arm]
         last = {row["term"]: row["share"] for row in records(arm_rows[arm_rows["epoch"] == arm_rows["epoch"].max()])}
         if last:
-            rows.append([label, *(f"{100 * last[term]:.1f} %" if term in last else "" for term in TERM_WORDS)])
-    return Table(["arm", *TERM_WORDS.values()], rows, title=title)
+            rows.append([label, *(f"{100 * last[term]:.1f} %" if term in last else "" for term in terms)])
+    return Table(["arm", *terms.values()], rows, title=title)
 
 
 def reliability(found: Findings) -> Section:
@@ -201,10 +184,7 @@ def reliability(found: Findings) -> Section:
 def trainings(found: Findings) -> Section:
     """Figures of every single training."""
     parts: list[Part] = []
-    for version, evaluation, heading in found.groups:
-        own = of_group(found.primary, version, evaluation)
-        if own.empty:
-            continue
+    for _, _, heading, own in found.grouped(found.primary):
         networks = sorted(own["network"].unique(), key=network_order)
         rows = []
         for _, one in own.groupby(["arm", "seed", "fold"], sort=False, dropna=False):

@@ -1,80 +1,36 @@
-"""Figures of a comparison, one style for all.
-
-Words instead of code names, and colours that colour-blind people can tell apart.
+"""Figures of a comparison, in words instead of code names.
 
 Every function takes tables as the result files hold them, and gives None where there is nothing to draw.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from kdml_med.experiments.report.content import records
 from kdml_med.experiments.report.verdict import Outcome, outcome
-from kdml_med.experiments.report.words import (
+from kdml_med.report.figures import COLOURS, FAINT, INK, PANELS, legend_entry, new_figure, new_panels, style
+from kdml_med.report.tables import records
+from kdml_med.report.wording import (
     LOWER_IS_BETTER,
     MINUS,
-    TERM_WORDS,
     difference_with_interval,
     metric_words,
     p_words,
+    term_words,
 )
-from kdml_med.storage.files import write_atomically
 
-WIDTH = 8.0
-"""Inches of every figure; with ``_DPI`` and 10 point letters it is legible at 800 px."""
-_DPI = 150
-_INK, _FAINT, _GRID = "#222222", "#767676", "#dddddd"
-# Okabe & Ito 2008, the eight colours that all common kinds of colour blindness keep apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8000")
 ROLES = {"teacher": ("teacher", "s", "#555555"), "students": ("each student", "o", "#0072B2"),
          "ensemble": ("ensemble", "D", "#D55E00")}  # fmt: skip
-_TERM_COLOURS = {"labels": "#999999", "teacher": "#E69F00", "peers": "#56B4E9"}
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "text.color": _INK,
-    "legend.frameon": False,
-    "svg.hashsalt": "kdml_med",
-}
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG; the same figure gives the same bytes, because neither program nor date is noted."""
-    sink = io.BytesIO()
-    with mpl.rc_context(_STYLE):
-        figure.savefig(sink, format="png", dpi=_DPI, metadata={"Software": None})
-    write_atomically(path, sink.getvalue())
-
-
-def _new(height: float, rows: int = 1, columns: int = 1, **shared: Any) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False, **shared)
-    return figure, [axis for row in grid for axis in row]
+_TERM_COLOURS = ("#999999", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2")
+"""In the order of the terms; the first is that of the labels."""
 
 
 def draw_differences(comparisons: pd.DataFrame, words: Mapping[str, str]) -> Figure | None:
@@ -88,10 +44,10 @@ def draw_differences(comparisons: pd.DataFrame, words: Mapping[str, str]) -> Fig
         return None
     roles = [role for role in reversed(ROLES) if (comparisons["role"] == role).any()]
     lines = len(comparisons) + len(roles)
-    with mpl.rc_context(_STYLE):
-        figure, (axis, numbers) = _new(1.5 + 0.31 * lines, 1, 2, sharey=True, width_ratios=[1.0, 0.68])
+    with style():
+        figure, (axis, numbers) = new_figure(1.5 + 0.31 * lines, 1, 2, sharey=True, width_ratios=[1.0, 0.68])
         numbers.axis("off")
-        axis.axvline(0, color=_FAINT, linewidth=1)
+        axis.axvline(0, color=FAINT, linewidth=1)
         place, ticks, labels = 0.0, [], []
         for role in roles:
             name, marker, colour = ROLES[role]
@@ -152,8 +108,8 @@ def draw_seeds(seeds: pd.DataFrame, arms: Sequence[str], words: Mapping[str, str
     roles = [role for role in ROLES if (seeds["role"] == role).any()]
     if not roles:
         return None
-    with mpl.rc_context(_STYLE):
-        figure, axes = _new(3.9, 1, len(roles), sharey=True)
+    with style():
+        figure, axes = new_figure(3.9, 1, len(roles), sharey=True)
         for axis, role in zip(axes, roles, strict=True):
             own = seeds[seeds["role"] == role]
             shown = [arm for arm in arms if (own["arm"] == arm).any()]
@@ -167,10 +123,10 @@ def draw_seeds(seeds: pd.DataFrame, arms: Sequence[str], words: Mapping[str, str
         axes[0].set_ylabel(metric_words(metric))
         numbers = sorted(seeds["seed"].unique())
         entries: list[Any] = [
-            _entry(f"seed {seed}", COLOURS[place % len(COLOURS)], "o", "-") for place, seed in enumerate(numbers)
+            legend_entry(f"seed {seed}", COLOURS[place % len(COLOURS)], "o", "-") for place, seed in enumerate(numbers)
         ]
         if len(numbers) > 1:
-            entries.append(_entry("mean", _INK, "_", "none", size=14))
+            entries.append(legend_entry("mean", INK, "_", "none", size=14))
         figure.legend(handles=entries, loc="outside upper left", ncols=6)
     return figure
 
@@ -189,12 +145,8 @@ def _draw_seed_lines(axis: Axes, own: pd.DataFrame, shown: Sequence[str]) -> Non
             marker="_",
             markersize=22,
             markeredgewidth=2.5,
-            color=_INK,
+            color=INK,
         )
-
-
-def _entry(label: str, colour: str, marker: str, line: Any, *, size: float = 6) -> Line2D:
-    return Line2D([], [], color=colour, marker=marker, linestyle=line, label=label, markersize=size)
 
 
 def draw_costs(points: pd.DataFrame, words: Mapping[str, str], metric: str) -> Figure | None:
@@ -211,8 +163,8 @@ def draw_costs(points: pd.DataFrame, words: Mapping[str, str], metric: str) -> F
         return None
     arms = [arm for arm in words if (points["arm"] == arm).any()]
     step = _sideways(points["multiply_accumulates"], len(arms))
-    with mpl.rc_context(_STYLE):
-        figure, (axis,) = _new(4.6)
+    with style():
+        figure, (axis,) = new_figure(4.6)
         for place, arm in enumerate(arms):
             colour = COLOURS[place % len(COLOURS)]
             for row in records(points[points["arm"] == arm]):
@@ -225,8 +177,8 @@ def draw_costs(points: pd.DataFrame, words: Mapping[str, str], metric: str) -> F
         axis.set_ylabel(metric_words(metric))
         axis.grid()
         roles = [role for role in ROLES if (points["role"] == role).any()]
-        entries = [_entry(words[arm], COLOURS[place % len(COLOURS)], "", "-") for place, arm in enumerate(arms)]
-        entries += [_entry(ROLES[role][0], _FAINT, ROLES[role][1], "none", size=8) for role in roles]
+        entries = [legend_entry(words[arm], COLOURS[place % len(COLOURS)], "", "-") for place, arm in enumerate(arms)]
+        entries += [legend_entry(ROLES[role][0], FAINT, ROLES[role][1], "none", size=8) for role in roles]
         figure.legend(handles=entries, loc="outside upper left", ncols=min(5, len(entries)))
     return figure
 
@@ -259,30 +211,25 @@ def draw_loss_shares(shares: pd.DataFrame, arms: Sequence[str], words: Mapping[s
     shown = [arm for arm in arms if (shares["arm"] == arm).any()]
     if not shown:
         return None
-    columns = min(3, len(shown))
-    rows = math.ceil(len(shown) / columns)
-    with mpl.rc_context(_STYLE):
-        figure, axes = _new(1.1 + 1.7 * rows, rows, columns, sharey=True)
-        for axis, arm in zip(axes, shown, strict=False):
-            _stack(axis, shares[shares["arm"] == arm])
-            axis.set_title(words[arm])
-        for axis in axes[len(shown) :]:
-            axis.set_visible(False)
-        for axis in axes[::columns]:
+    terms = term_words(shares["term"])
+    colours = {term: _TERM_COLOURS[place % len(_TERM_COLOURS)] for place, term in enumerate(terms)}
+    with style():
+        figure, axes = new_panels([words[arm] for arm in shown], 1.1, 1.7, sharey=True)
+        for axis, arm in zip(axes, shown, strict=True):
+            _stack(axis, shares[shares["arm"] == arm], colours)
+        for axis in axes[::PANELS]:
             axis.set_ylabel("share of the loss")
         figure.supxlabel("epoch", size=10)
-        entries = [
-            Line2D([], [], color=_TERM_COLOURS[term], linewidth=9, label=TERM_WORDS[term]) for term in TERM_WORDS
-        ]
-        figure.legend(handles=entries, loc="outside upper left", ncols=3)
+        entries = [Line2D([], [], color=colours[term], linewidth=9, label=label) for term, label in terms.items()]
+        figure.legend(handles=entries, loc="outside upper left", ncols=min(5, len(entries)))
     return figure
 
 
-def _stack(axis: Axes, own: pd.DataFrame) -> None:
+def _stack(axis: Axes, own: pd.DataFrame, colours: Mapping[str, str]) -> None:
     """Bars without gaps: an epoch has one value, and nothing is known in between."""
     wide = own.pivot_table(index="epoch", columns="term", values="share", aggfunc="sum").fillna(0)
     bottom = np.zeros(len(wide))
-    for term, colour in _TERM_COLOURS.items():
+    for term, colour in colours.items():
         if term in wide:
             axis.bar(wide.index, wide[term], bottom=bottom, width=1, color=colour, edgecolor="white", linewidth=0.4)
             bottom += wide[term].to_numpy()
@@ -306,22 +253,17 @@ def draw_reliability(
     shown = [arm for arm in arms if (bins["arm"] == arm).any()]
     if not shown:
         return None
-    columns = min(3, len(shown))
-    rows = math.ceil(len(shown) / columns)
-    with mpl.rc_context(_STYLE):
-        figure, axes = _new(0.4 + 2.5 * rows, rows, columns, sharex=True, sharey=True)
-        for axis, arm in zip(axes, shown, strict=False):
+    with style():
+        figure, axes = new_panels([words[arm] for arm in shown], 0.4, 2.5, sharex=True, sharey=True)
+        for axis, arm in zip(axes, shown, strict=True):
             own = bins[bins["arm"] == arm]
-            axis.plot([0, 1], [0, 1], color=_FAINT, linewidth=1, linestyle="--")
+            axis.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
             axis.plot(own["predicted"], own["observed"], marker="D", markersize=6, color=ROLES["ensemble"][2])
-            axis.set_title(words[arm])
             axis.set_xlim(-0.03, 1.03)
             axis.set_ylim(-0.03, 1.03)
             axis.set_aspect("equal")
             axis.grid()
-        for axis in axes[len(shown) :]:
-            axis.set_visible(False)
-        for axis in axes[max(0, len(shown) - columns) : len(shown)]:
+        for axis in axes[-PANELS:]:
             axis.tick_params(labelbottom=True)
         figure.supxlabel(f"predicted probability of {looked_for}", size=10)
         figure.supylabel(f"observed share of {looked_for}", size=10)
@@ -344,8 +286,8 @@ def draw_sweep(points: pd.DataFrame, setting: str, metric: str) -> Figure | None
     numeric = all(isinstance(value, int | float) for value in values)
     places = dict(zip(values, values if numeric else range(len(values)), strict=True))
     others = list(dict.fromkeys(points["others"]))
-    with mpl.rc_context(_STYLE):
-        figure, axes = _new(3.6, 1, len(roles), sharey=True)
+    with style():
+        figure, axes = new_figure(3.6, 1, len(roles), sharey=True)
         for axis, role in zip(axes, roles, strict=True):
             for place, other in enumerate(others):
                 own = points[(points["role"] == role) & (points["others"] == other)]

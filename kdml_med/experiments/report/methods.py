@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from kdml_med.experiments.comparison import PERMUTATIONS, RESAMPLES
-from kdml_med.experiments.report.content import Bullets, Findings, Section
+from kdml_med.experiments.report.content import Findings
 from kdml_med.keys import Task
+from kdml_med.report.document import Bullets, Section
 
 
 def methods(found: Findings) -> Section:

@@ -7,24 +7,16 @@ import pandas as pd
 from kdml_med.experiments.arms import ARMS
 from kdml_med.experiments.plan import named_arms
 from kdml_med.experiments.report import figures as draw
-from kdml_med.experiments.report.content import (
-    Bullets,
-    Findings,
-    Paragraph,
-    Part,
-    Picture,
-    Section,
-    Table,
-    of_group,
-    records,
-    without_empty_columns,
-)
+from kdml_med.experiments.report.arm_words import ROLE_WORDS, settings_words
+from kdml_med.experiments.report.content import Findings, of_group
 from kdml_med.experiments.report.details import costs, diagnostics, loss_terms, missing, reliability, trainings
 from kdml_med.experiments.report.methods import methods
 from kdml_med.experiments.report.seeds import sweep_points
 from kdml_med.experiments.report.verdict import SIGNIFICANT, cautions, difference_line, verdict
-from kdml_med.experiments.report.words import (
-    ROLE_WORDS,
+from kdml_med.keys import Task
+from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table, without_empty_columns
+from kdml_med.report.tables import records
+from kdml_med.report.wording import (
     capital,
     count,
     difference_with_interval,
@@ -32,10 +24,8 @@ from kdml_med.experiments.report.words import (
     listed,
     metric_words,
     p_words,
-    settings_words,
     with_interval,
 )
-from kdml_med.keys import Task
 
 _ROLE_COLUMNS = ("teacher", "students", "ensemble")
 
@@ -129,9 +119,8 @@ def verdicts(found: Findings) -> Section:
         verb = "is" if len(found.missing) == 1 else "are"
         text = f"{len(found.missing)} of {found.trainings} trainings {verb} missing: figures can still change."
         parts.append(Paragraph(text, lead="Not finished."))
-    for version, evaluation, heading in found.groups:
-        own = of_group(found.comparisons, version, evaluation)
-        own = own[(own["metric"] == found.metric) & own["difference"].notna()]
+    known = found.comparisons["metric"].eq(found.metric) & found.comparisons["difference"].notna()
+    for _, _, heading, own in found.grouped(found.comparisons[known]):
         families = [family for role in ROLE_WORDS if len(family := own[own["role"] == role])]
         if not families:
             continue
@@ -154,10 +143,7 @@ def _lead(heading: str) -> str:
 def main_figures(found: Findings) -> Section:
     """The paper's table, then the other metrics."""
     parts: list[Part] = []
-    for version, evaluation, heading in found.groups:
-        summary = of_group(found.summary, version, evaluation)
-        if summary.empty:
-            continue
+    for version, evaluation, heading, summary in found.grouped(found.summary):
         named = f" · {heading}" if heading else ""
         own = summary[summary["metric"] == found.metric]
         columns = ["arm", *_ROLE_COLUMNS, "seeds"]
@@ -200,11 +186,8 @@ def differences(found: Findings) -> Section:
     """Paired differences as a picture and as a table."""
     parts: list[Part] = []
     reference = found.words[found.plan.reference]
-    for version, evaluation, heading in found.groups:
-        own = of_group(found.comparisons, version, evaluation)
-        own = own[own["metric"] == found.metric]
-        if own.empty:
-            continue
+    of_metric = found.comparisons[found.comparisons["metric"] == found.metric]
+    for version, evaluation, heading, own in found.grouped(of_metric):
         named = f" · {heading}" if heading else ""
         drawn = draw.draw_differences(own, found.words)
         if drawn is not None:

@@ -9,18 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from kdml_med.experiments.report.content import records
-from kdml_med.experiments.report.words import (
-    LOWER_IS_BETTER,
-    MINUS,
-    ROLE_WORDS,
-    count,
-    difference_with_interval,
-    figure,
-    listed,
-    metric_words,
-    p_words,
-)
+from kdml_med.experiments.report.arm_words import ROLE_WORDS
+from kdml_med.report import wording
+from kdml_med.report.tables import records
 
 SIGNIFICANT = 0.05
 FEW_UNITS = 20
@@ -48,7 +39,7 @@ def outcome(row: Mapping[str, Any]) -> Outcome:
     # Written so that a NaN, which compares as false, leaves it undecided.
     if not (p_value < SIGNIFICANT and (low > 0 or high < 0)):
         return Outcome.UNDECIDED
-    return Outcome.BETTER if (low > 0) != (row["metric"] in LOWER_IS_BETTER) else Outcome.WORSE
+    return Outcome.BETTER if (low > 0) != (row["metric"] in wording.LOWER_IS_BETTER) else Outcome.WORSE
 
 
 def verdict(comparisons: pd.DataFrame, words: Mapping[str, str]) -> str:
@@ -67,14 +58,14 @@ def verdict(comparisons: pd.DataFrame, words: Mapping[str, str]) -> str:
     only = " with this one seed" if int(comparisons["seeds"].min()) == 1 else ""
     parts = []
     if arms[Outcome.BETTER]:
-        parts.append(f"{reference} is better than {listed(arms[Outcome.BETTER])}{only}")
+        parts.append(f"{reference} is better than {wording.listed(arms[Outcome.BETTER])}{only}")
     if arms[Outcome.WORSE]:
-        parts.append(f"{reference} is worse than {listed(arms[Outcome.WORSE])}{only}")
+        parts.append(f"{reference} is worse than {wording.listed(arms[Outcome.WORSE])}{only}")
     if arms[Outcome.UNDECIDED]:
         nothing = "no difference is shown" if parts else f"{reference}: no difference is shown"
-        parts.append(f"{nothing} to {listed(arms[Outcome.UNDECIDED])}")
+        parts.append(f"{nothing} to {wording.listed(arms[Outcome.UNDECIDED])}")
     role = ROLE_WORDS.get(first["role"], first["role"])
-    return f"{role[0].upper()}{role[1:]}, {metric_words(first['metric'])}: {'; '.join(parts)}."
+    return f"{wording.capital(role)}, {wording.metric_words(first['metric'])}: {'; '.join(parts)}."
 
 
 def difference_line(row: Mapping[str, Any], words: Mapping[str, str]) -> str:
@@ -84,10 +75,9 @@ def difference_line(row: Mapping[str, Any], words: Mapping[str, str]) -> str:
         Outcome.WORSE: f"{words[row['arm']]} is better",
         Outcome.UNDECIDED: str(Outcome.UNDECIDED),
     }[outcome(row)]
-    numbers = difference_with_interval(row["difference"], row["low"], row["high"])
-    return (
-        f"{words[row['reference']]} {MINUS} {words[row['arm']]}: {numbers}, {p_words(row['p_holm'])} after Holm: {said}"
-    )
+    numbers = wording.difference_with_interval(row["difference"], row["low"], row["high"])
+    compared = f"{words[row['reference']]} {wording.MINUS} {words[row['arm']]}"
+    return f"{compared}: {numbers}, {wording.p_words(row['p_holm'])} after Holm: {said}"
 
 
 def cautions(comparisons: pd.DataFrame) -> list[str]:
@@ -101,19 +91,19 @@ def cautions(comparisons: pd.DataFrame) -> list[str]:
     found = []
     if units < FEW_UNITS:
         found.append(
-            f"Only {count(units, noun)}: intervals of so few are unreliable, and a difference of practical size can "
-            "easily be missed."
+            f"Only {wording.count(units, noun)}: intervals of so few are unreliable, and a difference of practical "
+            "size can easily be missed."
         )
     if seeds < FEW_SEEDS:
         found.append(
-            f"Only {count(seeds, 'seed')}: how much a training differs from the next of its kind is hardly known, and "
-            "a difference may be that of two trainings and not of two methods."
+            f"Only {wording.count(seeds, 'seed')}: how much a training differs from the next of its kind is hardly "
+            "known, and a difference may be that of two trainings and not of two methods."
         )
     smallest = smallest_p(comparisons)
     if smallest >= SIGNIFICANT:
         found.append(
-            f"With {count(units, noun)} and {count(len(comparisons), 'comparison')} no p value after Holm can be below "
-            f"{figure(smallest)}: this data set cannot show a difference, however large."
+            f"With {wording.count(units, noun)} and {wording.count(len(comparisons), 'comparison')} no p value after "
+            f"Holm can be below {wording.figure(smallest)}: this data set cannot show a difference, however large."
         )
     return found
 

@@ -12,33 +12,30 @@ report.md, report.html  all of it, in words
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdml_med.experiments.comparison import comparison_table, summary_table
 from kdml_med.experiments.costs import latency
 from kdml_med.experiments.diagnostics import diagnostics_table, loss_shares
 from kdml_med.experiments.plan import Plan
-from kdml_med.experiments.report.content import Evaluation, Findings, Picture, Section, Table
-from kdml_med.experiments.report.figures import save_figure
+from kdml_med.experiments.report.content import Evaluation, Findings
 from kdml_med.experiments.report.reliability import reliability_table
 from kdml_med.experiments.report.sections import all_sections
 from kdml_med.experiments.report.seeds import seed_table
-from kdml_med.experiments.report.words import count
 from kdml_med.experiments.results import RESULTS_FILE, Results, collect, results_table, write_results
 from kdml_med.keys import NetworkName
 from kdml_med.networks.registry import architecture_name, body_name
+from kdml_med.report.document import Table
+from kdml_med.report.pages import REPORT_NAME, write_pages
+from kdml_med.report.tables import markdown_table
+from kdml_med.report.wording import count
 from kdml_med.runs import SPEED_FILE, read_run_json
-from kdml_med.storage.files import write_atomically, write_table
-
-FIGURES_DIR = "figures"
-REPORT_NAME = "report"
+from kdml_med.storage.files import write_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,54 +147,3 @@ def _architecture(spec: str | Mapping[str, Any]) -> str:
     shown = name if body == name else f"{name} on {body}"
     rest = [f"{key.replace('_', ' ')} {value}" for key, value in spec.items() if key not in ("name", "body", "stream")]
     return f"{shown} ({', '.join(rest)})" if rest else shown
-
-
-def write_pages(out: Path, title: str, sections: list[Section]) -> list[str]:
-    """Write the figures, report.md and report.html.
-
-    Returns:
-        Names of the figures, relative to ``out``.
-    """
-    folder = out / FIGURES_DIR
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = [part for section in sections for part in section.parts if isinstance(part, Picture)]
-    for picture in pictures:
-        save_figure(picture.figure, folder / picture.name)
-    names = {picture.name for picture in pictures}
-    for path in folder.glob("*.png"):
-        if path.name not in names:
-            path.unlink()  # of an earlier report, on other results
-
-    def image(name: str) -> str:
-        return base64.b64encode((folder / name).read_bytes()).decode()
-
-    for suffix in ("md", "html"):
-        environment = Environment(
-            loader=PackageLoader("kdml_med.experiments.report"),
-            autoescape=suffix == "html",
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            keep_trailing_newline=True,
-        )
-        template = environment.get_template(f"{REPORT_NAME}.{suffix}.jinja")
-        text = template.render(title=title, sections=sections, table=markdown_table, image=image)
-        write_atomically(out / f"{REPORT_NAME}.{suffix}", text.encode())
-    return [f"{FIGURES_DIR}/{name}" for name in sorted(names)]
-
-
-def markdown_table(table: Table) -> str:
-    """A table in Markdown, its columns as wide as their cells."""
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in [table.columns, *table.rows]]
-    widths = [max(3, *(len(row[place]) for row in rows)) for place in range(len(table.columns))]
-
-    def line(row: list[str]) -> str:
-        cells = [
-            cell.ljust(width) if place < table.names else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        return f"| {' | '.join(cells)} |"
-
-    rule = ["-" * width if place < table.names else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
-    lines = [line(rows[0]), f"| {' | '.join(rule)} |", *map(line, rows[1:])]
-    return "\n".join([*([f"**{table.title}**", ""] if table.title else []), *lines])

@@ -1,23 +1,11 @@
-"""Words for people: what a report calls arms, roles, metrics and numbers."""
+"""Words for people: what a report calls metrics, networks, terms of the loss and numbers."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
-from kdml_med.experiments.plan import Plan, named_arms
-
-ARM_WORDS = {
-    "teacher_only": "teacher alone",
-    "independent": "labels only",
-    "kd_offline": "offline KD",
-    "kd_online": "online KD",
-    "ml": "mutual learning",
-    "kdml": "KD + ML",
-    "kdml_features": "KD + ML, features",
-    "kdml_diverse": "KD + ML, diverse",
-}
-ROLE_WORDS = {"ensemble": "ensemble of the students", "students": "students, mean of each alone", "teacher": "teacher"}
-"""In the order in which they are judged: the ensemble is what is used in the end."""
+from kdml_med.keys import LossTerm
 
 METRIC_WORDS = {
     "auroc": "AUROC",
@@ -39,32 +27,7 @@ METRIC_WORDS = {
 }
 LOWER_IS_BETTER = {"brier", "ece", "false_positives_per_frame", "false_positives_per_negative_frame"}
 
-DIAGNOSTIC_WORDS = {
-    "disagreement": "students differ",
-    "error_correlation": "their errors correlate",
-    "agreement_with_teacher": "students decide as the teacher",
-    "brier": "Brier score",
-    "ece": "calibration error",
-}
-TERM_WORDS = {"labels": "labels", "teacher": "teacher (KD)", "peers": "peers (ML)"}
 MINUS = "−"
-
-
-def arm_words(plan: Plan) -> dict[str, str]:
-    """What to call each arm of a plan; arms that the plan names itself keep their names."""
-    words = {}
-    for name, (_, settings) in named_arms(plan).items():
-        words[name] = ARM_WORDS.get(name, name)
-        for like, label in ARM_WORDS.items():
-            swept = "_".join(f"{key}={value}" for key, value in settings.items())
-            if swept and name == f"{like}_{swept}":
-                words[name] = f"{label}, {settings_words(settings)}"
-    return words
-
-
-def settings_words(settings: dict[str, object]) -> str:
-    """Settings of an arm, such as "beta 0.5, gamma 2"."""
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items())
 
 
 def metric_words(metric: str) -> str:
@@ -74,10 +37,14 @@ def metric_words(metric: str) -> str:
     return METRIC_WORDS.get(metric, metric.replace("_", " "))
 
 
-def diagnostic_words(diagnostic: str) -> tuple[str, str]:
-    """Name of a diagnostic, and what it was computed for each of, such as "tile"."""
-    name, _, level = diagnostic.rpartition("_")
-    return DIAGNOSTIC_WORDS.get(name, name.replace("_", " ")), level
+def term_words(sources: Iterable[str]) -> dict[str, str]:
+    """What to call the terms of a loss, in the order in which they are shown.
+
+    Args:
+        sources: what a table of shares names. What this project does not know keeps its name and stands behind.
+    """
+    known = {term.source: term.words for term in LossTerm.parts()}
+    return {source: known.get(source, source) for source in dict.fromkeys([*known, *sources])}
 
 
 def network_words(network: str) -> str:

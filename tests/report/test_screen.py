@@ -1,4 +1,5 @@
-from kdml_med.metrics import detection_results_table, evaluate_detections
+from kdml_med.metrics import evaluate_detections
+from kdml_med.report.screen import detection_results_table, results_table
 from tests.metrics.detection_tables import cohort, frame_table
 
 NETWORKS = ["ensemble", "student_0", "student_1", "student_10", "student_2", "teacher"]
@@ -34,3 +35,33 @@ def test_an_interval_without_width_is_explained() -> None:
     frames, detections = cohort(frames=2)
     networks = evaluate_detections(frames, detections.iloc[:0], threshold={"teacher": 0.5}, resamples=10)
     assert "without width" in detection_results_table({"networks": networks})
+
+
+def classified(*intervals):
+    """Figures of a teacher and a student, in the wrong order."""
+    return {
+        "level": "slide",
+        "networks": {
+            name: {
+                "parameters": 1_234_567,
+                "tile": {"auroc": None},
+                "slide": {"auroc": 0.5, "auroc_ci95": interval, "accuracy": 0.75},
+            }
+            for name, interval in zip(["student_0", "teacher"], intervals, strict=True)
+        },
+    }
+
+
+def test_classifiers_are_listed_with_figures_of_tiles_and_of_what_they_are_aggregated_to() -> None:
+    assert results_table(classified((0.25, 0.875), (None, None))).split("\n") == [
+        "network    parameters  tile AUROC   slide AUROC  95 % interval  slide accuracy",
+        "---------  ----------  -----------  -----------  -------------  --------------",
+        "teacher    1,234,567   not defined  0.500        not defined    0.750",
+        "student_0  1,234,567   not defined  0.500        0.250 – 0.875  0.750",
+    ]
+
+
+def test_an_interval_of_slides_without_width_is_explained() -> None:
+    assert results_table(classified((0.5, 0.5), (0.25, 0.875))).endswith(
+        "\n\nAn interval without width: no resample of these few slides differs. The true one is wider."
+    )

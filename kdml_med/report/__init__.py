@@ -1,0 +1,1 @@
+"""What every report is made of: documents, pages, tables, figures and words; whose findings they hold, others know."""
