@@ -213,7 +213,9 @@ class _Process:
         Raises:
             InputError: from the work.
         """
-        lives = self.lives()  # asked first: a process may answer and end
+        # Not left to the connection, which stays open while a process that this one has forked lives on. Asked first,
+        # because a process may answer and end.
+        lives = self.lives()
         try:
             if self.connection.poll():
                 failure, refused = self.connection.recv()
@@ -253,12 +255,18 @@ class _Process:
         self.connection.close()
 
     def join(self) -> None:
-        """Wait until it has ended."""
-        self._process.join(_TIDYING_S)
-        if self.lives():
+        """Wait until it has ended, for a while."""
+        if not self._ends():
             self.kill()
-            self._process.join(_TIDYING_S)
+            self._ends()
         self.connection.close()
+
+    def _ends(self) -> bool:
+        # Not Process.join, which with a time limit waits for processes that this one has forked, too.
+        deadline = time.monotonic() + _TIDYING_S
+        while self.lives() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return not self.lives()
 
 
 @contextlib.contextmanager

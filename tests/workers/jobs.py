@@ -46,6 +46,21 @@ class Stranger:
         return __import__, ("no_such_module",)
 
 
+@dataclass(frozen=True)
+class Slow:
+    """Takes two seconds to receive, as a job does whose work has much to import."""
+
+    name: str
+
+    def __reduce__(self) -> tuple[Callable[[str], Task], tuple[str]]:
+        return _receive_slowly, (self.name,)
+
+
+def _receive_slowly(name: str) -> Task:
+    time.sleep(2)
+    return Task(name)
+
+
 def do(task: Task, count: Callable[[int], None], *, folder: Path) -> str | None:
     """Do what the task says: end well, fail, or be the end of a process."""
     _note(folder, "begin", task)
@@ -64,6 +79,10 @@ def do(task: Task, count: Callable[[int], None], *, folder: Path) -> str | None:
             raise InputError("the output cannot be written.")
         case "crash":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "fork and crash":
+            if os.fork() == 0:
+                time.sleep(_TIMEOUT_S / 3)
+            os._exit(1)
         case "crash once" if first:
             os._exit(1)
         case "meet":
@@ -74,6 +93,8 @@ def do(task: Task, count: Callable[[int], None], *, folder: Path) -> str | None:
                 thread.start()
             for thread in threads:
                 thread.join()
+        case "nap":
+            time.sleep(2)
         case "tell now and then":
             for _ in range(8):
                 time.sleep(0.25)

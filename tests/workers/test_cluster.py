@@ -224,7 +224,7 @@ class Cluster:
                 os.killpg(process.pid, signal.SIGTERM)
         for process in (self.workers, self.scheduler):
             try:
-                process.wait(60)
+                process.wait(10)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

@@ -19,7 +19,7 @@ import pytest
 
 from kdml_med.errors import InputError
 from kdml_med.workers import LocalWorkers, local, run_jobs, work_through
-from tests.workers.jobs import Explosive, Stranger, Task, calls, do, processes
+from tests.workers.jobs import Explosive, Slow, Stranger, Task, calls, do, processes
 from tests.workers.test_jobs import ORDER
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -90,6 +90,15 @@ def test_a_job_that_crashed_once_is_done_the_second_time(tmp_path: Path, caplog:
     assert "job 2: it crashed; once more" in caplog.text
 
 
+def test_a_crash_is_noticed_though_a_child_of_the_process_lives_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_START_METHOD", "spawn")
+    started = time.monotonic()
+    assert run([Task("a", "fork and crash"), Task("b")], tmp_path) == {"a": "it crashed", "b": None}
+    assert time.monotonic() - started < local._TIDYING_S
+
+
 def test_a_process_does_many_jobs(tmp_path: Path) -> None:
     tasks = [Task(name) for name in "abc"]
     with LocalWorkers(1) as workers:
@@ -118,11 +127,15 @@ def test_a_job_without_progress_is_ended_and_the_others_are_done(tmp_path: Path,
     assert calls(tmp_path, "begin").count("a") == 1, "another try would take as long"
 
 
+def test_the_imports_of_a_new_process_are_not_held_against_a_job(tmp_path: Path) -> None:
+    assert run([Slow("a"), Slow("b")], tmp_path, patience_s=1.0) == {"a": None, "b": None}
+
+
 def test_time_that_all_processes_are_stopped_is_not_held_against_a_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with LocalWorkers(1, patience_s=5.0) as workers:
-        workers.begin(0, partial(do, folder=tmp_path), Task("a", "tell now and then"))
+        workers.begin(0, partial(do, folder=tmp_path), Task("a", "nap"))
         while not calls(tmp_path):
             assert workers.wait(lambda _: None) == []
         now = time.monotonic
@@ -155,8 +168,10 @@ def test_progress_is_told_before_a_job_ends(tmp_path: Path) -> None:
 
 def test_an_input_error_from_the_work_ends_all_of_it_at_once(tmp_path: Path) -> None:
     tasks = [Task("a", "refuse when another hangs"), Task("b", "hang"), Task("c")]
+    started = time.monotonic()
     with pytest.raises(InputError, match="the output cannot be written"):
         run(tasks, tmp_path)
+    assert time.monotonic() - started < local._TIDYING_S
     assert calls(tmp_path, "end") == []
     assert not any(_lives(pid) for pid in processes(tmp_path))
 
