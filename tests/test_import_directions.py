@@ -46,6 +46,7 @@ WITHOUT_FRAMEWORKS = [
     "wsi",
     "colonoscopy",
     "demo",
+    "workers",
 ]
 
 
@@ -139,6 +140,11 @@ def test_modules_do_not_import_each_other_in_circles():
 @pytest.mark.parametrize(("room", "above"), [("bundle", ["experiments"]), ("experiments", [])])
 def test_nothing_imports_the_rooms_on_top(room, above):
     assert [other for other, imports in room_imports().items() if room in imports] == above
+
+
+def test_only_workers_start_processes():
+    modules = [module for module, imports in LIBRARY.items() if "multiprocessing" in imports]
+    assert {room_of(module) for module in modules} == {"workers"}
 
 
 @pytest.mark.parametrize("room", WITHOUT_FRAMEWORKS)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from kdml_med import workers as pool
 from kdml_med.errors import InputError
 from kdml_med.program import progress_bar
 from kdml_med.storage.files import write_atomically
 
 SETTINGS_FILE = "demo.json"
-
-Result = TypeVar("Result")
 
 
 def claim_folder(out_dir: Path, settings: dict[str, Any], readme: str) -> None:
@@ -102,31 +100,32 @@ def check_numbers(option: str, size: int, fewest: int, why: str, *, seed: int, w
         raise InputError(f"--workers is {workers}, expected 0 (all cores) or more.")
 
 
-def run_jobs(job: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Result]:
-    """Run one function on many arguments and yield each result when it is there, in any order.
-
-    With more than one worker, processes are spawned; Ctrl-C lets the jobs in work finish and starts no others.
+def run_jobs(job: Callable[..., object], arguments: Sequence[tuple[Any, ...]], workers: int) -> Iterator[None]:
+    """Run one function on many arguments, and come back whenever one is done.
 
     Args:
         job: a function that a process can import by name.
         arguments: positional arguments of each call.
         workers: processes; 0 takes all cores.
+
+    Raises:
+        RuntimeError: one could not be done, for which there is no good reason; it ends all of them.
     """
-    workers = min(workers or os.cpu_count() or 1, len(arguments))
-    if workers <= 1:
-        for each in arguments:
-            yield job(*each)
-        return
-    # Ctrl-C reaches the parent only.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupt)
+    processes = workers or os.cpu_count() or 1
+    work = partial(_call, job)
+    for _, failure in pool.run_jobs(
+        arguments, work, processes=processes, on_progress=lambda _: None, crashed="its process ended at once"
+    ):
+        if failure is not None:
+            raise RuntimeError(failure)
+        yield
+
+
+def _call(job: Callable[..., object], arguments: tuple[Any, ...], _: Callable[[int], None]) -> str | None:
     try:
-        futures = [pool.submit(job, *each) for each in arguments]
-        for future in as_completed(futures):
-            yield future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+        job(*arguments)
+    except InputError:
+        raise
+    except Exception:  # a generator has no input that could be at fault: the whole story is wanted
+        return traceback.format_exc()
+    return None

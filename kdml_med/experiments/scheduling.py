@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import pandas as pd
@@ -17,13 +16,14 @@ from kdml_med.errors import InputError
 from kdml_med.experiments.costs import cell_cost
 from kdml_med.experiments.plan import PLAN_FILE, Cell, Plan, plan_content
 from kdml_med.experiments.training import check_data, is_done, train_cell
-from kdml_med.experiments.workers import ClusterWorkers, LocalWorkers, Train, Workers
 from kdml_med.storage.files import write_json, write_table
 from kdml_med.storage.manifest import FAILURES_FILE
+from kdml_med.workers import ClusterWorkers, Count, LocalWorkers, Order, Workers, work_through
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 2
+Train = Callable[[Cell, Plan, Path], str | None]
+"""Does one cell and returns None, or why it could not. Has to be picklable: a function at module level."""
 
 
 @dataclass
@@ -71,10 +71,12 @@ def run_plan(
     left = [cell for cell in cells if not is_done(cell, plan, out)]
     outcome.skipped = len(cells) - len(left)
     progress = _Progress(plan, cells, left)
-    with LocalWorkers(jobs) if scheduler is None else ClusterWorkers(scheduler) as workers:
+    workers: Workers = LocalWorkers(jobs) if scheduler is None else ClusterWorkers(scheduler, folders=[out])
+    with workers:
         write_json(out / PLAN_FILE, plan_content(plan))
         _write_failures(out, outcome)
-        for cell, failure in _work_through(plan, left, out, workers, train):
+        work = partial(_train, train=train, plan=plan, out=out)
+        for cell, failure in work_through(left, work, workers, order=_ORDER):
             progress.tell(cell, failure)
             if failure is None:
                 outcome.done += 1
@@ -89,55 +91,19 @@ def _write_failures(out: Path, outcome: Outcome) -> None:
     write_table(out / FAILURES_FILE, table)
 
 
-def _work_through(
-    plan: Plan, cells: Sequence[Cell], out: Path, workers: Workers, train: Train
-) -> Iterator[tuple[Cell, str | None]]:
-    """Each cell as it ends, and why it could not be done."""
-    waiting, attempts = list(cells), Counter[str]()
-    running: dict[Future[str | None], Cell] = {}
-    failed: set[str] = set()
-    while waiting or running:
-        for cell in [one for one in waiting if one.needs in failed]:
-            waiting.remove(cell)
-            failed.add(cell.path)
-            yield cell, f"its teacher, {cell.needs}, could not be trained"
-        unfinished = {cell.path for cell in [*waiting, *running.values()]}
-        for cell in [one for one in waiting if one.needs not in unfinished]:
-            if not workers.has_room():
-                break
-            waiting.remove(cell)
-            attempts[cell.path] += 1
-            running[workers.submit(train, cell, plan, out)] = cell
-        ended, _ = wait(running, timeout=workers.look_again_s, return_when=FIRST_COMPLETED)
-        for future in ended:
-            cell = running.pop(future)
-            failure, lost = _result(future)
-            workers.release(future)
-            if lost and attempts[cell.path] < _ATTEMPTS:
-                logger.info("%s: %s; once more", cell.path.partition("/")[2], failure)
-                waiting.insert(0, cell)
-                continue
-            if failure is not None:
-                failed.add(cell.path)
-            yield cell, failure
-
-
-def _result(future: Future[str | None]) -> tuple[str | None, bool]:
-    """Why a cell failed, and whether its process was lost."""
+def _train(cell: Cell, _: Count, *, train: Train, plan: Plan, out: Path) -> str | None:
+    """Do one cell as a job, whose InputError must not end the others."""
     try:
-        return future.result(), False
-    except BrokenProcessPool:
-        return "its process ended at once, probably for want of memory", True
-    except CancelledError as error:
-        raise InputError(
-            "the connection to the Dask scheduler was lost. Start it again, and run the same command to go on."
-        ) from error
+        return train(cell, plan, out)
     except InputError as error:
-        return str(error), False
-    except Exception as error:  # a disk that is full, a result that cannot be sent
-        if type(error).__name__ == "KilledWorker":  # of Dask, which need not be installed
-            return "its worker ended at once several times, probably for want of memory", True
-        return f"unexpected {type(error).__name__}: {(str(error).splitlines() or [''])[0]}", False
+        return str(error)
+
+
+def _needs(cell: Cell) -> list[str]:
+    return [] if cell.needs is None else [cell.needs]
+
+
+_ORDER = Order(attrgetter("path"), _needs, unmet="its teacher, {}, could not be trained")
 
 
 def _costs(plan: Plan, cells: Sequence[Cell]) -> dict[str, float]:

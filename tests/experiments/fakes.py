@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdml_med.errors import InputError
 from kdml_med.experiments.plan import Cell, Plan, make_plan
 from kdml_med.experiments.training import CELL_FILE, cell_record
 from kdml_med.storage.files import write_json
@@ -44,6 +45,8 @@ def fake_train(cell: Cell, plan: Plan, out: Path, *, script: Mapping[str, str] |
             return "it was to fail"
         case "raise":
             raise ValueError("it was to raise\nin two lines")
+        case "refuse":
+            raise InputError("it was refused.")
         case "crash":
             os.kill(os.getpid(), signal.SIGKILL)
         case "crash once" if calls(out, "begin").count(cell.arm) == 1:
@@ -55,9 +58,6 @@ def fake_train(cell: Cell, plan: Plan, out: Path, *, script: Mapping[str, str] |
             _wait_until(
                 lambda: (out / "failures.csv").is_file() and "its process ended" in (out / "failures.csv").read_text()
             )
-        case "linger" | "linger once" as how if how == "linger" or calls(out, "begin").count(cell.arm) == 1:
-            (out / "lingers").touch()
-            time.sleep(_TIMEOUT_S)
     write_json(out / cell.path / CELL_FILE, cell_record(cell, plan))
     _note(out, "end", cell)
     return None
