@@ -12,6 +12,7 @@ from monai.engines import Evaluator, Trainer
 from tqdm import tqdm
 
 from kdml_med.keys import LossTerm, NetworkName, OutputKey
+from kdml_med.metrics.classification import METRICS
 from kdml_med.program import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -22,12 +23,14 @@ class CohortProgress:
 
     Args:
         evaluator: validation engine; None shows training only.
-        figures: metrics of the ensemble to show beside the key metric.
+        figures: metrics of the ensemble to show beside the key metric; None for those that
+            ``kdml_med.metrics.classification.METRICS`` wants in progress.
     """
 
-    def __init__(self, evaluator: Evaluator | None = None, *, figures: Sequence[str] = ("tile_auroc",)) -> None:
+    def __init__(self, evaluator: Evaluator | None = None, *, figures: Sequence[str] | None = None) -> None:
         self.evaluator = evaluator
-        self.figures = tuple(figures)
+        of_tiles = [f"tile_{name}" for name, metric in METRICS.items() if metric.progress]
+        self.figures = tuple(of_tiles if figures is None else figures)
         self.bar: tqdm[Any] | None = None
         self.sums: dict[str, float] = {}
         self.started = 0.0

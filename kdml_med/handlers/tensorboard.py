@@ -23,6 +23,7 @@ from kdml_med.handlers.tensorboard_tiles import tile_figures
 from kdml_med.keys import LossTerm, OutputKey, network_order, split_loss_name
 from kdml_med.metrics.aggregation import AggregationMethod, Level, aggregate_predictions
 from kdml_med.metrics.box_matching import finite
+from kdml_med.metrics.classification import METRICS
 from kdml_med.metrics.detection import DEFAULT_THRESHOLD, by_network
 
 COHORT_RUN = "cohort"
@@ -170,9 +171,9 @@ class CohortTensorBoard:
 class ClassificationTensorBoard(CohortTensorBoard):
     """Adds the figures of classifiers, their precision-recall curves and example tiles.
 
-    Per epoch, for every network and the ensemble: ``val/tile_auroc``, ``val/patient_auroc``, ``val/tile_accuracy``,
-    ``val/patient_accuracy`` and ``val/precision_recall``. In run "cohort": the agreement between networks
-    (``val/agreement_…``) and example tiles with every network's answer.
+    Per epoch, for every network and the ensemble: those of ``kdml_med.metrics.classification.METRICS`` that have a
+    chart (``val/tile_auroc``, ``val/patient_auroc``, …) and ``val/precision_recall``. In run "cohort": the agreement
+    between networks (``val/agreement_…``) and example tiles with every network's answer.
 
     Args:
         log_dir: see ``CohortTensorBoard``.
@@ -183,8 +184,6 @@ class ClassificationTensorBoard(CohortTensorBoard):
         tiles: how many example tiles to show, half of them the ensemble's worst errors.
         **kwargs: see ``CohortTensorBoard``.
     """
-
-    figures = ("auroc", "accuracy")
 
     def __init__(
         self,
@@ -205,7 +204,8 @@ class ClassificationTensorBoard(CohortTensorBoard):
         predictions: pd.DataFrame = engine.state.predictions
         names = sorted(predictions["network"].unique(), key=network_order)
         levels = dict.fromkeys(("tile", self.level))
-        self.write_metrics(engine, names, [f"{level}_{figure}" for level in levels for figure in self.figures])
+        charts = [name for name, metric in METRICS.items() if metric.chart]
+        self.write_metrics(engine, names, [f"{level}_{figure}" for level in levels for figure in charts])
         self.write_agreement(engine, engine.state.metrics)
         self._precision_recall(predictions, engine.state.epoch)
         dataset = getattr(engine.data_loader, "dataset", None)

@@ -8,6 +8,8 @@ training.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -86,20 +88,50 @@ def threshold_for_sensitivity(labels: npt.ArrayLike, probabilities: npt.ArrayLik
     return float(positives[len(positives) - max(needed, 1)])
 
 
+@dataclass(frozen=True)
+class ClassificationMetric:
+    """A figure of tiles, slides or patients, and where it is shown beside metrics.json.
+
+    Attributes:
+        compute: takes labels, [n], 0 or 1, and probabilities of the positive class, [n], and gives a number, NaN where
+            it is not defined. With ``at_threshold``, the threshold comes third.
+        at_threshold: the figure depends on the probability from which a sample is called positive.
+        interval: metrics.json has its 95 % interval too, as "<name>_ci95". It is computed for every resample of the
+            patients, so ``compute`` has to be fast.
+        chart: TensorBoard has a curve of it for every network, over tiles and over slides or patients.
+        progress: its value for the ensemble's tiles stands in the line of every epoch.
+    """
+
+    compute: Callable[..., float]
+    at_threshold: bool = False
+    interval: bool = False
+    chart: bool = False
+    progress: bool = False
+
+    def statistic(self, threshold: float) -> Callable[..., float]:
+        """The figure as a function of labels and probabilities alone."""
+        if not self.at_threshold:
+            return self.compute
+        return lambda labels, probabilities: self.compute(labels, probabilities, threshold)
+
+
+METRICS: dict[str, ClassificationMetric] = {
+    "auroc": ClassificationMetric(binary_auroc, interval=True, chart=True, progress=True),
+    "average_precision": ClassificationMetric(average_precision),
+    "accuracy": ClassificationMetric(accuracy, at_threshold=True, chart=True),
+    "balanced_accuracy": ClassificationMetric(balanced_accuracy, at_threshold=True),
+    "sensitivity": ClassificationMetric(sensitivity, at_threshold=True),
+    "specificity": ClassificationMetric(specificity, at_threshold=True),
+    "brier": ClassificationMetric(brier_score),
+    "ece": ClassificationMetric(expected_calibration_error),
+}
+"""The one list of figures of classifiers: evaluation, TensorBoard and the lines of epochs have no other."""
+
+
 def classification_summary(
     labels: npt.ArrayLike, probabilities: npt.ArrayLike, threshold: float = 0.5
 ) -> dict[str, float | int]:
-    """All figures of this module and of ``calibration`` by name; n and positives are ints, the rest floats."""
+    """All of ``METRICS`` by name, and the counts n and positives, which are ints."""
     truth, scores = as_binary(labels, probabilities)
-    return {
-        "n": len(truth),
-        "positives": int(truth.sum()),
-        "auroc": binary_auroc(truth, scores),
-        "average_precision": average_precision(truth, scores),
-        "accuracy": accuracy(truth, scores, threshold),
-        "balanced_accuracy": balanced_accuracy(truth, scores, threshold),
-        "sensitivity": sensitivity(truth, scores, threshold),
-        "specificity": specificity(truth, scores, threshold),
-        "brier": brier_score(truth, scores),
-        "ece": expected_calibration_error(truth, scores),
-    }
+    figures: dict[str, float | int] = {"n": len(truth), "positives": int(truth.sum())}
+    return figures | {name: float(metric.statistic(threshold)(truth, scores)) for name, metric in METRICS.items()}

@@ -9,7 +9,7 @@ import pandas as pd
 
 from kdml_med.metrics.aggregation import AggregationMethod, Level, aggregate_predictions
 from kdml_med.metrics.bootstrap import bootstrap_interval
-from kdml_med.metrics.classification import binary_auroc, classification_summary
+from kdml_med.metrics.classification import METRICS, classification_summary
 
 Figures = dict[str, Any]
 
@@ -42,7 +42,7 @@ def evaluate_predictions(
 
     Returns:
         ``{network: {"tile": figures, level: figures}}`` of plain Python numbers, None where a figure is not defined.
-        Figures are those of ``classification_summary`` and ``auroc_ci95``, [low, high].
+        Figures are those of ``classification_summary``, and of metrics with an interval "<name>_ci95", [low, high].
 
     Raises:
         ValueError: a column is missing, a label is not 0, 1 or -1, or a group has two labels.
@@ -66,11 +66,15 @@ def _figures(table: pd.DataFrame, threshold: float, *, resamples: int, seed: int
     labels = table["label"].to_numpy(dtype="int64")
     probabilities = table["probability"].to_numpy(dtype="float64")
     patients = table["patient_id"].to_numpy()
-    interval = bootstrap_interval(binary_auroc, labels, probabilities, groups=patients, resamples=resamples, seed=seed)
     figures: Figures = {
         name: _defined(value) for name, value in classification_summary(labels, probabilities, threshold).items()
     }
-    figures["auroc_ci95"] = [_defined(interval.low), _defined(interval.high)]
+    for name, metric in METRICS.items():
+        if metric.interval:
+            interval = bootstrap_interval(
+                metric.statistic(threshold), labels, probabilities, groups=patients, resamples=resamples, seed=seed
+            )
+            figures[f"{name}_ci95"] = [_defined(interval.low), _defined(interval.high)]
     return figures
 
 
