@@ -15,6 +15,7 @@ from typer import Argument, Option  # noqa: E402
 
 from kdml_med.colonoscopy.options import FrameOptions  # noqa: E402
 from kdml_med.colonoscopy.preparing import prepare_frames  # noqa: E402
+from kdml_med.colonoscopy.readers import FORMATS  # noqa: E402
 from kdml_med.colonoscopy.report import describe_report  # noqa: E402
 from kdml_med.errors import ExitCode, InputError  # noqa: E402
 from kdml_med.program import run  # noqa: E402
@@ -39,7 +40,7 @@ def main(
         Path | None, Option(help="Folder of masks, Pascal VOC or YOLO files; COCO or CSV file. None: no labels.")
     ] = None,
     annotation_format: Annotated[
-        str, Option("--format", help="masks, voc, yolo, coco, csv, or auto to tell by the files.")
+        str, Option("--format", help=f"{', '.join(FORMATS)}, or auto to tell by the files.")
     ] = _DEFAULT.annotation_format,
     size: Annotated[int, Option(help="Longest side of a stored frame, pixels; never enlarged.")] = _DEFAULT.size_px,
     unlisted: Annotated[

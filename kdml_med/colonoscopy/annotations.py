@@ -1,24 +1,18 @@
-"""Annotations on disk: telling their format, reading them, and finding the frame that each one is about."""
+"""Annotations on disk: telling their format, and finding the frame that each one is about."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kdml_med.colonoscopy.boxes import BoxTable, FrameBoxes, keep_classes
-from kdml_med.colonoscopy.formats import parse_coco, parse_table, parse_voc, parse_yolo
-from kdml_med.colonoscopy.frames import IMAGE_SUFFIXES
-from kdml_med.colonoscopy.options import FrameOptions
+from kdml_med.colonoscopy.options import AUTO, FrameOptions
+from kdml_med.colonoscopy.readers import FORMATS
 from kdml_med.colonoscopy.sources import Source, SourceIndex
 from kdml_med.errors import InputError
-from kdml_med.tables.columns import read_text_table
-
-_SUFFIXES = {"masks": IMAGE_SUFFIXES, "voc": (".xml",), "yolo": (".txt",)}
-_FILES = {"coco": (".json",), "csv": (".csv", ".tsv", ".tab")}
-_NOT_YOLO = ("classes.txt", "train.txt", "val.txt", "test.txt", "obj.names", "README.txt")
 
 FrameKey = tuple[str, int | None]
 """Name of the source, and number of the frame for a video."""
@@ -57,26 +51,37 @@ def find_format(path: Path, inputs: Sequence[Path], options: FrameOptions) -> st
     """
     if not path.exists():
         raise InputError(f"{path} does not exist. Check the path of the annotations.")
-    kind = options.annotation_format
-    if kind == "auto" and path.is_file():
-        kinds = [name for name, suffixes in _FILES.items() if path.suffix.lower() in suffixes]
-        if not kinds:
-            raise InputError(f"{path}: expected a .json (COCO) or .csv file; name the format with --format.")
-        return kinds[0]
-    if kind == "auto":
-        here = path.resolve()
-        among = any(here == item.resolve() or here in item.resolve().parents for item in inputs)
-        kinds = [name for name in _SUFFIXES if not (among and name == "masks") and _annotation_files(path, name)]
-        if len(kinds) != 1:
-            what = f"files of several formats, {kinds}" if kinds else "neither masks nor .xml nor .txt files"
-            raise InputError(
-                f"{path} holds {what}. Name the format with --format, and a COCO or CSV file by its own path."
-            )
-        return kinds[0]
-    if path.is_dir() != (kind in _SUFFIXES):
-        expected = "a folder" if kind in _SUFFIXES else "a file"
-        raise InputError(f"annotations of the format {kind} are {expected}, {path} is not.")
-    return kind
+    name = options.annotation_format
+    if name == AUTO:
+        return _tell_folder(path, inputs) if path.is_dir() else _tell_file(path)
+    if path.is_dir() != FORMATS[name].folder:
+        expected = "a folder" if FORMATS[name].folder else "a file"
+        raise InputError(f"annotations of the format {name} are {expected}, {path} is not.")
+    return name
+
+
+def _tell_file(path: Path) -> str:
+    """Format of a file that holds all annotations."""
+    known = {name: kind.suffixes for name, kind in FORMATS.items() if not kind.folder}
+    names = [name for name, suffixes in known.items() if path.suffix.lower() in suffixes]
+    if len(names) > 1:
+        raise InputError(f"{path} may be of several formats, {names}. Name the format with --format.")
+    if not names:
+        expected = " or ".join(f"{suffixes[0]} ({name})" for name, suffixes in known.items())
+        raise InputError(f"{path}: expected a {expected} file; name the format with --format.")
+    return names[0]
+
+
+def _tell_folder(path: Path, inputs: Sequence[Path]) -> str:
+    """Format of a folder with a file for each image."""
+    here = path.resolve()
+    among = any(here == item.resolve() or here in item.resolve().parents for item in inputs)
+    known = {name: kind for name, kind in FORMATS.items() if kind.folder}
+    names = [name for name, kind in known.items() if not (among and kind.pictures) and kind.files(path)]
+    if len(names) != 1:
+        what = f"files of several formats, {names}" if names else f"no files of the formats {', '.join(known)}"
+        raise InputError(f"{path} holds {what}. Name the format with --format, and a COCO or CSV file by its own path.")
+    return names[0]
 
 
 def read_annotations(path: Path, kind: str, sources: Sequence[Source], options: FrameOptions) -> Annotations:
@@ -91,71 +96,8 @@ def read_annotations(path: Path, kind: str, sources: Sequence[Source], options: 
     Raises:
         InputError: the file as a whole cannot be used, or a class that is to be a polyp does not occur.
     """
-    return match_annotations(_READERS[kind](path), SourceIndex(sources), options, str(path))
-
-
-def _annotation_files(folder: Path, kind: str) -> list[Path]:
-    """Files of one format in a folder and below it, sorted."""
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES[kind] and path.is_file())
-    kept = (path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    return sorted(path for path in kept if path.name not in _NOT_YOLO)
-
-
-def _read_csv(path: Path) -> BoxTable:
-    return parse_table(read_text_table(path), str(path))
-
-
-def _read_coco(path: Path) -> BoxTable:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}). Export the annotations again.") from error
-    return parse_coco(content, str(path))
-
-
-def _read_voc(folder: Path) -> BoxTable:
-    frames = []
-    for path in _annotation_files(folder, "voc"):
-        name = path.relative_to(folder).as_posix()
-        text, problem = _read_text(path)
-        frames.append(parse_voc(text, name) if problem is None else FrameBoxes(name, problem=problem))
-    return BoxTable(frames)
-
-
-def _read_yolo(folder: Path) -> BoxTable:
-    names: list[str] = []
-    for path in (folder / "classes.txt", folder.parent / "classes.txt"):
-        if path.is_file() and not names:
-            names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    frames = []
-    for path in _annotation_files(folder, "yolo"):
-        name = path.relative_to(folder).as_posix()
-        text, problem = _read_text(path)
-        frames.append(parse_yolo(text, name, names) if problem is None else FrameBoxes(name, problem=problem))
-    return BoxTable(frames)
-
-
-def _read_masks(folder: Path) -> BoxTable:
-    # The masks themselves are read with their frames, side by side.
-    files = [(path, path.relative_to(folder).as_posix()) for path in _annotation_files(folder, "masks")]
-    return BoxTable([FrameBoxes(name, mask=path, place=f"mask {name}") for path, name in files])
-
-
-def _read_text(path: Path) -> tuple[str, str | None]:
-    """Content of a text file, and what is wrong with it."""
-    try:
-        return path.read_text(encoding="utf-8-sig"), None
-    except (OSError, UnicodeDecodeError) as error:
-        return "", f"{path.name} cannot be read as text: {error}"
-
-
-_READERS: dict[str, Callable[[Path], BoxTable]] = {
-    "csv": _read_csv,
-    "coco": _read_coco,
-    "voc": _read_voc,
-    "yolo": _read_yolo,
-    "masks": _read_masks,
-}
+    table = FORMATS[kind].read(path, FORMATS[kind].files(path))
+    return match_annotations(table, SourceIndex(sources), options, str(path))
 
 
 def match_annotations(table: BoxTable, index: SourceIndex, options: FrameOptions, where: str) -> Annotations:

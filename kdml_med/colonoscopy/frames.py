@@ -20,7 +20,6 @@ from kdml_med.colonoscopy.field import Image, Mask, find_field, find_overlays
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.video import VIDEO_SUFFIXES, iterate_video
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 _HALF_WHITE = 127

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from kdml_med.colonoscopy.readers import FORMATS
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
 
 ImageFormat = Literal["jpeg", "png"]
 SequenceSource = Literal["auto", "column", "folder", "none"]
 Unlisted = Literal["unlabelled", "negative", "skip"]
-AnnotationFormat = Literal["auto", "masks", "voc", "coco", "yolo", "csv"]
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class FrameOptions:
             a video without a column is one sequence.
         split: every frame goes to this split (data from elsewhere that only test); None for none or that of a column.
         polyp_classes: names of the annotated classes that are polyps; empty for all of them.
-        annotation_format: format of the annotations; "auto" tells by what is there.
+        annotation_format: one of ``kdml_med.colonoscopy.readers.FORMATS``; "auto" tells by what is there.
     """
 
     size_px: int = 384
@@ -46,7 +47,7 @@ class FrameOptions:
     sequence_from: SequenceSource = "auto"
     split: str | None = None
     polyp_classes: tuple[str, ...] = ()
-    annotation_format: AnnotationFormat = "auto"
+    annotation_format: str = AUTO
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense.
@@ -68,7 +69,7 @@ class FrameOptions:
             ("unlisted", self.unlisted, get_args(Unlisted)),
             ("sequence-from", self.sequence_from, get_args(SequenceSource)),
             ("split", self.split, (None, *(split.value for split in Split))),
-            ("format", self.annotation_format, get_args(AnnotationFormat)),
+            ("format", self.annotation_format, (AUTO, *FORMATS)),
         ]
         for name, word, known in choices:
             if word not in known:

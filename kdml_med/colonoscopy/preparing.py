@@ -15,6 +15,7 @@ from kdml_med.colonoscopy.annotations import Annotations, find_format, read_anno
 from kdml_med.colonoscopy.contact_sheet import write_contact_sheet
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.planning import Plan, ShardJob, make_plan
+from kdml_med.colonoscopy.readers import FORMATS
 from kdml_med.colonoscopy.report import DUPLICATES_FILE, PreparationReport
 from kdml_med.colonoscopy.sources import Source, find_sources
 from kdml_med.colonoscopy.storing import NEGATIVE, POLYP, FramesRecord, store_shard
@@ -132,7 +133,7 @@ def _read_inputs(
             raise InputError("--polyp-class needs --annotations: name what it is about.")
         return find_sources(inputs, [out]), Annotations()
     kind = find_format(annotations, inputs, options)
-    sources = find_sources(inputs, [out, annotations] if kind == "masks" else [out])
+    sources = find_sources(inputs, [out, annotations] if FORMATS[kind].pictures else [out])
     return sources, read_annotations(annotations, kind, sources, options)
 
 

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdml_med.colonoscopy.frames import IMAGE_SUFFIXES
+from kdml_med.colonoscopy.readers import FORMATS
 from kdml_med.colonoscopy.video import VIDEO_SUFFIXES
 from kdml_med.errors import InputError
+from kdml_med.tables.names import IMAGE_SUFFIXES
 
 _FRAME_NUMBER = re.compile(r"^(?:.*\D)?(\d+)$")
 
@@ -141,7 +142,8 @@ def _folders_agree(one: str, other: str) -> bool:
 def _without_suffix(name: str) -> str:
     """The name without an image or video suffix or that of an annotation file; other points belong to the name."""
     stem, point, suffix = name.rpartition(".")
-    known = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, ".xml", ".txt")
+    beside_images = (suffix for kind in FORMATS.values() if kind.folder for suffix in kind.suffixes)
+    known = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *beside_images)
     return stem if point and f".{suffix.lower()}" in known else name
 
 

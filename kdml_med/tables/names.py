@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-SLIDE_SUFFIXES = (
+SLIDE_SUFFIXES = [
     *(".svs", ".svslide", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".czi"),
     *(".png", ".jpg", ".jpeg", ".bmp"),
-)
+]
 """Suffixes of files that are tiled where a folder is named. How files are read is in ``kdml_med.wsi.opening``."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
+"""Suffixes of frames, and of masks of what they show."""
 NAMED_SUFFIXES = (".dcm", ".btf", ".isyntax", ".webp", ".tar")
 """Further suffixes that tables write behind names. Many DICOM files make one slide: name one of them explicitly."""
 _TCGA_PATIENT = re.compile(r"^TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}", re.IGNORECASE)
