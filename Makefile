@@ -51,10 +51,10 @@ experiment-demo: $(DEMO)/tiles/splits.csv  ## every arm of the paper with two se
 	$(BIN)/python -m kdml_med.experiments report $(DEMO)/experiment
 
 test: setup  ## fast tests, no network, no data of one's own
-	$(PYTEST) -m "not slow and not real_data"
+	HYPOTHESIS_PROFILE=fixed $(PYTEST) -m "not slow and not real_data"
 
 test-all: setup  ## every test; real-data tests need KDML_MED_DATA=<folder>
-	$(PYTEST)
+	HYPOTHESIS_PROFILE=random $(PYTEST)
 
 lint: setup  ## format and style
 	$(BIN)/ruff format --check .

@@ -21,6 +21,7 @@ from kdml_med.splits import (
     read_splits,
 )
 from kdml_med.storage.manifest import DatasetInfo, manifest_table, read_info, write_info, write_manifest
+from tests.examples import examples
 
 CLASSES = ["MSS", "MSI"]
 
@@ -54,7 +55,7 @@ def counts(manifest: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
     return pd.crosstab(labels, parts)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(COHORTS, st.integers(0, 5), st.sampled_from([None, 3, 5]))
 def test_every_patient_is_in_one_split_and_classes_keep_their_shares(
     manifest: pd.DataFrame, seed: int, folds: int | None
@@ -70,7 +71,7 @@ def test_every_patient_is_in_one_split_and_classes_keep_their_shares(
             assert abs(table.loc[label, part] - share * table.loc[label].sum()) <= 2
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(COHORTS, st.integers(0, 5), st.booleans(), st.integers(0, 1000))
 def test_order_of_rows_does_not_matter(manifest: pd.DataFrame, seed: int, sites: bool, order: int) -> None:
     shuffled = manifest.sample(frac=1, random_state=order).iloc[: len(manifest) // 2]
@@ -79,7 +80,7 @@ def test_order_of_rows_does_not_matter(manifest: pd.DataFrame, seed: int, sites:
     pd.testing.assert_frame_equal(first, second)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.integers(40, 120), st.integers(20, 60), st.integers(8, 20), st.integers(0, 5))
 def test_sites_stay_together(negative: int, positive: int, sites: int, seed: int) -> None:
     manifest = cohort(negative, positive, sites=sites)

@@ -7,6 +7,7 @@ from kdml_med.colonoscopy.field import find_field, find_overlays
 from kdml_med.colonoscopy.frames import prepare_image
 from kdml_med.colonoscopy.options import FrameOptions
 from tests.colonoscopy.pictures import frame, octagon
+from tests.examples import examples
 
 SAME_SIZE = FrameOptions(size_px=4096)
 
@@ -19,7 +20,7 @@ def fields(draw):
     return width, height, (xmin, ymin, xmax, ymax)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(fields(), st.integers(12, 30), st.integers(0, 25), st.integers(0, 99))
 def test_crop_is_the_field_exactly_and_loses_none_of_its_pixels(known, cut, border, seed):
     width, height, field = known
@@ -33,7 +34,7 @@ def test_crop_is_the_field_exactly_and_loses_none_of_its_pixels(known, cut, bord
     assert (outside == border).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(fields(), st.data())
 def test_a_box_moves_with_its_pixels(known, data):
     width, height, field = known

@@ -22,6 +22,7 @@ from kdml_med.colonoscopy.formats import (
     parse_yolo,
 )
 from kdml_med.errors import InputError
+from tests.examples import examples
 
 WIDTH, HEIGHT = 640, 480
 EDGE = st.integers(0, 4000).map(lambda n: n / 10)
@@ -49,7 +50,7 @@ def assert_same(read, written):
     np.testing.assert_allclose(check_boxes(read, WIDTH, HEIGHT), check_boxes(written, WIDTH, HEIGHT), atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(frames())
 def test_every_format_reads_back_what_it_wrote(known):
     assert_same(replace(parse_voc(format_voc(known), "x.xml"), image=known.image), known)
@@ -79,7 +80,7 @@ def test_yolo_edge_to_edge_is_the_whole_image():
     assert parse_yolo("\n", "a").boxes == ()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.lists(frames(), min_size=1, max_size=3))
 def test_pycocotools_reads_what_is_written(known):
     known = [replace(item, image=f"{i}.jpg") for i, item in enumerate(known)]
@@ -96,7 +97,7 @@ def test_pycocotools_reads_what_is_written(known):
         assert [coco.loadCats(a["category_id"])[0]["name"] for a in found] == list(item.classes)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.integers(0, 30), st.integers(0, 20), st.integers(1, 10), st.integers(1, 10))
 def test_mask_boxes_agree_with_pycocotools(x, y, width, height):
     mask = np.zeros((40, 50), np.uint8, order="F")

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from kdml_med.errors import InputError
 from kdml_med.splits import describe_splits, make_splits, required_classes
 from kdml_med.storage.manifest import FRAME_CLASSES, DatasetInfo
+from tests.examples import examples
 
 NEEDED = required_classes(DatasetInfo(kind="frames", classes=list(FRAME_CLASSES)))
 
@@ -25,7 +26,7 @@ def labels_of(manifest, splits):
     return {part: set(manifest["label"][parts == part]) for part in ("train", "val", "test")}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(st.integers(3, 30), st.integers(0, 12), st.integers(0, 5), st.integers(0, 9))
 def test_every_split_of_frames_has_polyps_and_negatives_where_there_are_enough(polyp, negative, both, seed):
     manifest = sequences(polyp, negative, both)

@@ -9,6 +9,7 @@ from kdml_med.data import FrameDataset, NormalizeColourd, PlaceFrame, RandPlaceF
 from kdml_med.data.frames import move_boxes, move_pixels
 from kdml_med.errors import InputError
 from tests.data.folders import write_dataset
+from tests.examples import examples
 from tests.synthetic_frames import frame_pixels, write_frame_dataset
 
 SEEDS = st.integers(0, 2**31)
@@ -83,7 +84,7 @@ def test_the_scale_leads_boxes_back_to_the_stored_frame(stored, size, seed):
     assert (sample["frame_size"] * sample["scale"] <= np.array([size[1], size[0]]) + 1e-3).all()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(SIZES, INPUTS, SEEDS)
 def test_boxes_move_with_the_pixels(stored, size, seed):
     sample = placed(frame(*stored, draw_box(seed, *stored)), size, seed)

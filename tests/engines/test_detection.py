@@ -15,6 +15,7 @@ from kdml_med.losses import DetectionCohortLoss
 from kdml_med.networks import Cohort, build_cohort
 from kdml_med.networks.anchors import AnchorPredictions, anchor_grid, encode_boxes
 from kdml_med.networks.boxes import Candidates, average_anchors, decode_anchors, suppress, weighted_box_fusion
+from tests.examples import examples
 from tests.reference import suppressed
 from tests.synthetic_frames import write_frame_dataset
 
@@ -116,7 +117,7 @@ def test_detections_are_in_pixels_of_the_stored_frame(fusion):
         assert rows(found[name][1]) == [([5, 6, 45, 30], 0.75)]
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=examples(15))
 @given(SEEDS, st.tuples(st.integers(30, 300), st.integers(30, 300)))
 def test_what_is_found_where_the_label_lies_lies_where_the_label_was_stored(seed, stored):
     generator = np.random.default_rng(seed)
@@ -173,7 +174,7 @@ def random_candidates(seed, count=40, batch=2):
 LIMITS = torch.tensor([[200.0, 200.0]] * 2)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=examples(15))
 @given(SEEDS, st.floats(0.05, 0.95))
 def test_suppression_equals_the_reference(seed, threshold):
     candidates = random_candidates(seed)
@@ -184,7 +185,7 @@ def test_suppression_equals_the_reference(seed, threshold):
         assert torch.equal(one.scores, scores[kept])
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=examples(15))
 @given(SEEDS, st.integers(1, 30), st.integers(1, 30))
 def test_only_the_best_take_part_and_are_kept(seed, taking_part, kept):
     candidates = random_candidates(seed)

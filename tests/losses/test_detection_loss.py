@@ -22,6 +22,7 @@ from kdml_med.losses.detection import (
 from kdml_med.losses.feature import attention_loss
 from kdml_med.networks import build_cohort
 from kdml_med.networks.anchors import AnchorPredictions, MatchedAnchors, anchor_grid, encode_boxes
+from tests.examples import examples
 from tests.reference import bernoulli_kl, decoded_box, generalised_overlap_of, overlap_of
 
 SEEDS = st.integers(0, 2**31)
@@ -152,7 +153,7 @@ def test_box_loss_by_hand():
     assert box_loss(answers([0.0] * 3, TRUTH[:2] + FOUND[2:], ANCHORS), TARGET).item() == pytest.approx(0, abs=1e-5)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=examples(12))
 @given(SEEDS)
 def test_gradient_of_the_box_loss_equals_finite_differences(seed):
     prediction = requiring_gradient(random_answers(seed, ["student_0"], batch=1))["student_0"]
@@ -200,7 +201,7 @@ def test_the_weight_of_background_is_the_higher_score_of_the_two():
     assert back == pytest.approx(0.9 * bernoulli_kl(0.9, 0.1))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(SEEDS, st.floats(0.5, 10))
 def test_gradient_of_the_divergence_is_the_difference_of_softened_scores(seed, temperature):
     # d/dz of T² · KL is T · (q - p), weighted as the value is; weights are constants.
@@ -215,7 +216,7 @@ def test_gradient_of_the_divergence_is_the_difference_of_softened_scores(seed, t
     assert source.logits.grad is None
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(SEEDS, st.floats(0.5, 10))
 def test_whoever_agrees_has_nothing_to_learn(seed, temperature):
     one, other = random_answers(seed, ["student_0", "student_1"]).values()
@@ -382,7 +383,7 @@ def test_without_any_box_nothing_is_learnt_of_boxes():
         assert prediction.logits.grad.abs().max() > 0
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=examples(12))
 @given(SEEDS, st.permutations(range(3)))
 def test_the_order_of_images_in_a_batch_does_not_matter(seed, order):
     predictions = random_answers(seed)

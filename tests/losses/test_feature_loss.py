@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdml_med.losses import attention_loss
+from tests.examples import examples
 from tests.reference import attention_distance
 
 SEEDS = st.integers(0, 2**31)
@@ -52,7 +53,7 @@ def test_equals_the_slow_reference(seed, channels, others, sides, blocks, crosse
     assert both.item() == pytest.approx(expected / 2, rel=1e-4, abs=1e-6)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(SEEDS, st.floats(0.01, 100))
 def test_scale_and_sign_do_not_matter_and_nothing_is_above_two(seed, scale):
     one, other = draw(seed, (3, 4, 5, 5), (3, 2, 5, 5))

@@ -5,11 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdml_med.metrics import aggregate_predictions, aggregate_tiles
+from tests.examples import examples
 
 TILES = st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 1)), min_size=1, max_size=40)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(TILES, st.integers(1, 5), st.floats(0, 1))
 def test_every_method_agrees_with_a_loop_over_groups(
     tiles: list[tuple[str, float]], top_k: int, threshold: float

@@ -8,9 +8,10 @@ from sklearn.metrics import roc_auc_score
 
 from kdml_med.metrics import Interval, binary_auroc, bootstrap_interval, resample_auroc
 from kdml_med.metrics.bootstrap import percentile_interval, weighted_auroc
+from tests.examples import examples
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=30),
 )
@@ -112,7 +113,7 @@ def test_fewer_than_half_usable_is_no_interval() -> None:
     assert math.isnan(percentile_interval([]).low)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.integers(0, 1000))
 def test_two_networks_see_the_same_patients(seed: int) -> None:
     labels, values, groups = cohort(12, 3, seed=0)

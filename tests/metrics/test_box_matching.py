@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from kdml_med.metrics.box_matching import box_iou, match_detections, read_frames
 from kdml_med.storage.manifest import DatasetKind, manifest_table
+from tests.examples import examples
 from tests.metrics.detection_tables import boxes, cases, detection_table, frame_table
 from tests.reference import overlap_of
 
@@ -49,7 +50,7 @@ def test_the_centre_rule_forgives_a_second_hit_but_not_a_miss() -> None:
     assert matches.box.tolist() == [[1, 0, -1]]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(cases(), st.sampled_from(["iou", "centre"]), st.randoms(use_true_random=False))
 def test_the_order_of_the_frames_does_not_matter(case, hit, random) -> None:
     annotated, detected = case

@@ -18,6 +18,7 @@ from kdml_med.metrics import (
     specificity,
     threshold_for_sensitivity,
 )
+from tests.examples import examples
 
 # Few distinct values, so that ties are the rule.
 SAMPLES = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 8).map(lambda n: n / 8)), min_size=1, max_size=60)
@@ -27,7 +28,7 @@ def split(samples: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([label for label, _ in samples]), np.array([value for _, value in samples])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(SAMPLES)
 def test_auroc_is_the_share_of_ordered_pairs(samples: list[tuple[int, float]]) -> None:
     labels, values = split(samples)
@@ -36,7 +37,7 @@ def test_auroc_is_the_share_of_ordered_pairs(samples: list[tuple[int, float]]) -
     assert binary_auroc(labels, values) == pytest.approx(np.mean((gaps > 0) + 0.5 * (gaps == 0)))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(SAMPLES, st.sampled_from([0.0, 0.3, 0.5, 1.0]))
 def test_figures_agree_with_scikit_learn(samples: list[tuple[int, float]], threshold: float) -> None:
     labels, values = split(samples)
@@ -71,7 +72,7 @@ def test_threshold_is_the_highest_that_reaches_the_sensitivity() -> None:
     assert math.isnan(threshold_for_sensitivity([0, 0], [0.1, 0.2]))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(SAMPLES, st.floats(0.01, 1))
 def test_threshold_reaches_its_sensitivity(samples: list[tuple[int, float]], target: float) -> None:
     labels, values = split(samples)

@@ -20,6 +20,7 @@ from kdml_med.metrics.detection import (
     precision_recall_f1,
     score_curve,
 )
+from tests.examples import examples
 from tests.metrics.detection_tables import cases, cohort, detection_table, distinct, frame_table
 
 
@@ -66,7 +67,7 @@ def precisions(annotated, detected) -> np.ndarray:
     return average_precision(match_detections(read_frames(frame_table(annotated)), detection_table(detected)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(cases())
 def test_average_precision_is_that_of_pycocotools(case) -> None:
     np.testing.assert_allclose(precisions(*case), coco_precisions(*case), rtol=0, atol=1e-9)
@@ -119,7 +120,7 @@ def test_defined_cases_of_average_precision() -> None:
     assert with_negative == pytest.approx([0.5] * 10)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(cases(), st.data())
 def test_weights_are_copies_of_frames(case, data) -> None:
     annotated, detected = case[0], distinct(case[1])
@@ -141,7 +142,7 @@ def test_weights_are_copies_of_frames(case, data) -> None:
     np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(cases(levels=4))
 def test_precision_and_recall_are_those_of_scikit_learn(case) -> None:
     annotated, detected = case
@@ -183,7 +184,7 @@ def test_defined_cases_at_a_threshold() -> None:
     np.testing.assert_equal(figures({"a": []}, {"a": [(0.9, box)]}), [0, math.nan, math.nan])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(cases())
 def test_the_chosen_threshold_has_the_best_f1_and_is_the_highest_such(case) -> None:
     annotated, detected = case

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from kdml_med.metrics.box_matching import match_detections, read_frames
 from kdml_med.metrics.froc import FALSE_POSITIVE_RATES, froc_curve, froc_sensitivity
+from tests.examples import examples
 from tests.metrics.detection_tables import cases, detection_table, frame_table
 from tests.reference import froc_points
 
@@ -20,7 +21,7 @@ def sensitivities(annotated, detected, hit="iou", **options):
     return froc_sensitivity(matches, iou_threshold=matches.thresholds[0], **options)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(cases(), HITS)
 def test_the_curve_is_that_of_matching_anew_at_every_threshold(case, hit) -> None:
     annotated, detected = case
@@ -36,7 +37,7 @@ def test_the_curve_is_that_of_matching_anew_at_every_threshold(case, hit) -> Non
     assert {point[1:] for point in points} <= {(0.0, 0.0), *(point[1:] for point in expected)}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(cases(), HITS)
 def test_sensitivity_is_the_best_of_all_thresholds_allowed(case, hit) -> None:
     annotated, detected = case
@@ -71,7 +72,7 @@ def test_a_rate_is_reached_by_exactly_so_many_false_positives() -> None:
     assert sensitivities(annotated, detected, rates=[0.28, 0.29]).tolist() == [0, 0.01]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(cases(), HITS, st.data())
 def test_weights_are_copies_of_frames(case, hit, data) -> None:
     annotated, detected = case

@@ -21,6 +21,7 @@ from kdml_med.metrics import (
     holm,
 )
 from kdml_med.metrics.paired import Arm
+from tests.examples import examples
 from tests.metrics.detection_tables import cohort, detection_table
 
 NETWORKS = [f"student_{index}" for index in range(8)]
@@ -122,7 +123,7 @@ def test_exchanging_the_arms_negates_the_difference_and_keeps_p(task: str, netwo
     assert (there.value_a, there.value_b) == (back.value_b, back.value_a)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 3), st.integers(2, 4))
 def test_exchange_holds_with_ties_and_few_units(seed: int, networks_b: int, levels: int) -> None:
     generator = np.random.default_rng(seed)

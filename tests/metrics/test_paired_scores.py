@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from kdml_med.metrics import ClassificationScores, DetectionScores, match_detections, read_frames
 from kdml_med.metrics.detection import average_precision
+from tests.examples import examples
 from tests.metrics.detection_tables import cases, cohort, detection_table, distinct, frame_table
 
 # Label, score, stratum and weight of a sample.
@@ -29,7 +30,7 @@ def pairs_in_order(labels, values, strata, weights) -> float:
     return won / pairs if pairs else math.nan
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.tuples(*SAMPLE_PARTS), min_size=1, max_size=20))
 def test_auroc_within_strata_is_that_of_a_double_loop(samples) -> None:
     labels, values, strata, weights = (np.array(column) for column in zip(*samples, strict=True))
@@ -49,7 +50,7 @@ def test_strata_protect_against_folds_that_are_calibrated_differently() -> None:
     assert ClassificationScores.of(range(8), labels, values).value(once) == 0.75
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=15))
 def test_pooled_classifiers_alone_are_as_before(samples) -> None:
     labels, first, second = (np.array(column) for column in zip(*samples, strict=True))
@@ -70,7 +71,7 @@ def test_pooled_classifiers_are_ranked_each_by_itself() -> None:
     assert mixed == (0.5 + 0 + 1 + 1) / 4
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.lists(st.tuples(*SAMPLE_PARTS, st.integers(0, 4), st.booleans()), min_size=1, max_size=15))
 def test_swapped_samples_are_compared_by_their_ranks_in_the_stratum(samples) -> None:
     labels, first, strata, weights, second, swapped = (np.array(column) for column in zip(*samples, strict=True))
@@ -123,7 +124,7 @@ def ranked(rows: pd.DataFrame, stratum_of: dict[str, int]) -> pd.DataFrame:
     return rows.assign(score=-rows["score"].groupby(strata).rank(ascending=False))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(cases(levels=20), cases(levels=20), st.integers(0, 2**5 - 1), st.booleans(), st.sampled_from(["ap50", "ap"]))
 def test_swapped_frames_give_the_average_precision_of_the_mixed_table(one, two, mask, folded, metric) -> None:
     annotated, first = one
@@ -145,7 +146,7 @@ def test_swapped_frames_give_the_average_precision_of_the_mixed_table(one, two, 
     np.testing.assert_allclose(found, expected.value(np.ones_like(other)), atol=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(cases(levels=3), st.integers(0, 2**5 - 1))
 def test_frames_of_matches_are_those_of_a_new_matching(case, mask) -> None:
     annotated, detected = case

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdml_med.networks.anchors import STRIDES, anchor_grid, decode_boxes, encode_boxes, match_anchors
+from tests.examples import examples
 from tests.reference import atss_matches, decoded_box
 
 SEEDS = st.integers(0, 2**31)
@@ -109,7 +110,7 @@ def test_anchors_that_inference_made_first_can_train():
     assert deltas.grad.abs().min() > 0
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(SEEDS, SIZES, st.integers(1, 4))
 def test_matching_equals_the_reference(seed, size, count):
     # A box from border to border is as far from the anchors on its left as from those on its right; which of them are
@@ -122,7 +123,7 @@ def test_matching_equals_the_reference(seed, size, count):
     assert (matched.boxes[0][expected < 0] == 0).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(SEEDS, SIZES, st.integers(1, 3))
 def test_centres_of_positive_anchors_lie_in_their_box(seed, size, count):
     boxes = random_boxes(seed, count, *size)
@@ -132,7 +133,7 @@ def test_centres_of_positive_anchors_lie_in_their_box(seed, size, count):
     assert ((middle > box[:, :2]) & (middle < box[:, 2:])).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(SEEDS, st.sampled_from([(128, 128), (192, 128), (128, 320)]))
 def test_every_box_of_a_polyp_in_a_frame_has_an_anchor(seed, size):
     boxes = random_boxes(seed, 8, *size)
@@ -158,7 +159,7 @@ def test_images_without_boxes_have_no_positive_anchor_and_do_not_change_others()
     assert not match_anchors([torch.zeros(0, 4)], 64, 64).positive.any()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(SEEDS, st.permutations(range(4)))
 def test_the_order_of_boxes_does_not_matter(seed, order):
     boxes = random_boxes(seed, 4, 128, 128)

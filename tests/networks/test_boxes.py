@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from kdml_med.errors import InputError
 from kdml_med.metrics.box_matching import box_iou
 from kdml_med.networks.boxes import weighted_box_fusion
+from tests.examples import examples
 from tests.reference import fused_boxes
 
 ONE, NEAR, FAR = (0, 0, 10, 10), (0, 0, 10, 8), (50, 50, 60, 70)
@@ -60,7 +61,7 @@ def test_nothing_fuses_to_nothing() -> None:
         assert scores.shape == (0,)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(models, st.sampled_from([0.3, 0.55, 0.8]))
 def test_fusion_is_that_of_the_paper(detected: list[list], iou_threshold: float) -> None:
     given_scores = distinct_scores(detected)
@@ -74,7 +75,7 @@ def test_fusion_is_that_of_the_paper(detected: list[list], iou_threshold: float)
     np.testing.assert_allclose(fused[order], np.reshape([box for _, box in expected], (-1, 4))[other], atol=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(models, st.lists(st.sampled_from([0.25, 0.5, 1.0]), min_size=20, max_size=20), st.randoms(use_true_random=False))
 def test_the_order_of_the_models_does_not_matter_even_where_scores_tie(
     detected: list[list], values: list[float], random
@@ -95,7 +96,7 @@ def test_the_order_of_the_models_does_not_matter_even_where_scores_tie(
             np.testing.assert_array_equal(one, other)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(st.lists(boxes, max_size=5))
 def test_one_model_with_disjoint_boxes_is_unchanged(detected: list[tuple]) -> None:
     apart = [tuple(np.add(box, 20 * index)) for index, box in enumerate(detected)]
@@ -105,7 +106,7 @@ def test_one_model_with_disjoint_boxes_is_unchanged(detected: list[tuple]) -> No
     np.testing.assert_allclose(found, scores)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(models, st.lists(st.floats(0.1, 10), min_size=4, max_size=4))
 def test_fused_boxes_lie_within_the_others_and_scores_below_the_highest(detected: list[list], weights) -> None:
     scores = distinct_scores(detected)

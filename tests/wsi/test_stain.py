@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
 from kdml_med.wsi.stain import REFERENCE, StainFit, fit_stains, normalise_stains
+from tests.examples import examples
 
 
 def _unit(matrix):
@@ -66,7 +67,7 @@ def test_normalising_to_its_own_stains_changes_nothing():
     assert np.abs(normalise_stains(image, REFERENCE).astype(int) - image).mean() < 1.5
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(arrays(np.uint8, (6, 5, 3)))
 def test_any_tile_can_be_normalised(tile):
     fit = StainFit(TRUE, np.array([1.5, 1.0]))
