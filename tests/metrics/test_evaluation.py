@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from kdml_med.metrics import bootstrap_interval, evaluate_predictions
-from kdml_med.metrics.classification import binary_auroc
+from kdml_med.metrics.classification import METRICS, ClassificationMetric, binary_auroc, sensitivity
 
 NETWORKS = ["ensemble", "student_0", "student_1", "teacher"]
 
@@ -75,6 +75,26 @@ def test_no_resamples_give_no_interval() -> None:
     figures = evaluate_predictions(predictions(), resamples=0)["teacher"]["tile"]
     assert figures["auroc_ci95"] == [None, None]
     assert figures["auroc"] is not None
+
+
+def test_a_metric_at_a_threshold_has_its_interval_at_the_same_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, "sensitivity", ClassificationMetric(sensitivity, at_threshold=True, interval=True))
+    frame = predictions(tiles=2)
+    tiles = frame[frame["network"] == "teacher"]
+    columns = [tiles[name].to_numpy() for name in ("label", "probability", "patient_id")]
+    found = []
+    for threshold in (0.4, 0.6):
+        figures = evaluate_predictions(frame, threshold=threshold, resamples=100)["teacher"]["tile"]
+        expected = bootstrap_interval(
+            lambda labels, values, limit=threshold: sensitivity(labels, values, limit),
+            *columns[:2],
+            groups=columns[2],
+            resamples=100,
+        )
+        assert figures["sensitivity"] == sensitivity(*columns[:2], threshold)
+        assert figures["sensitivity_ci95"] == [expected.low, expected.high]
+        found.append(figures["sensitivity_ci95"])
+    assert found[0] != found[1]
 
 
 def test_missing_columns_are_named() -> None:
