@@ -24,7 +24,7 @@ from kdml_med.colonoscopy.boxes import BoxTable, FrameBoxes
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.data import FrameDataset, TileDataset
-from kdml_med.metrics import classification
+from kdml_med.metrics import classification, detection_evaluation
 from kdml_med.metrics.classification import ClassificationMetric
 from kdml_med.networks import registry, weights
 from kdml_med.runs import load_cohort
@@ -37,7 +37,7 @@ from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.slide import Level, Pixels, SlideError
 from kdml_med.wsi.tiler import tile_slides
 from tests.bundles.conftest import REPOSITORY, read_json
-from tests.synthetic_frames import frame_pixels
+from tests.synthetic_frames import frame_pixels, write_frame_dataset
 from tests.synthetic_slides import tissue_picture
 from tests.synthetic_tiles import write_tile_dataset
 
@@ -45,7 +45,7 @@ from tests.synthetic_tiles import write_tile_dataset
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 
 TINY = "tests.networks.tiny.TinyNet"
-SMALL_DETECTOR = {"name": "retinanet", "body": "mobilenet_v2", "last_block": 13, "width": 16, "head_convs": 1}
+DETECTOR = {"name": "retinanet", "body": "mobilenet_v2", "last_block": 13, "width": 16, "head_convs": 1}
 SPLITS = ["train", "train", "val", "test"]
 
 
@@ -91,6 +91,15 @@ def train(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 def train_tiles(train: Callable[..., Path]) -> Callable[..., Path]:
     def train_on(dataset: Path, **settings: Any) -> Path:
         return train("msi_kdml", dataset, **{"teacher": TINY, "students": [TINY, TINY]} | settings)
+
+    return train_on
+
+
+@pytest.fixture
+def train_frames(train: Callable[..., Path]) -> Callable[..., Path]:
+    def train_on(dataset: Path, **settings: Any) -> Path:
+        cohort = {"teacher": DETECTOR, "students": [DETECTOR], "gamma": 0.0}
+        return train("polyp_kdml", dataset, **cohort | {"image_size": 64} | settings)
 
     return train_on
 
@@ -194,7 +203,7 @@ def read_toy(path: Path, files: Sequence[Path]) -> BoxTable:
 
 
 def test_recipe_for_an_annotation_format(
-    monkeypatch: pytest.MonkeyPatch, train: Callable[..., Path], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, train_frames: Callable[..., Path], tmp_path: Path
 ) -> None:
     monkeypatch.setitem(readers.FORMATS, "toy", readers.AnnotationFormat(read_toy, (".toy",)))
     boxes = {
@@ -221,10 +230,8 @@ def test_recipe_for_an_annotation_format(
     stored = FrameDataset(str(tmp_path / "auto"), "val")
     found = [stored.boxes(index).tolist() for index in range(3)]
     assert found == [[[float(edge) for edge in box]] if box else [] for box in list(boxes.values())[6:9]]
-    run_dir = train(
-        "polyp_kdml", tmp_path / "auto", teacher=SMALL_DETECTOR, students=[SMALL_DETECTOR], gamma=0.0, image_size=64
-    )
-    assert read_json(run_dir / "metrics.json")["networks"]["ensemble"]["n_boxes"] == 2
+    metrics = read_json(train_frames(tmp_path / "auto") / "metrics.json")
+    assert metrics["networks"]["ensemble"]["n_boxes"] == 2
 
 
 def closeness(labels: Any, probabilities: Any) -> float:
@@ -253,3 +260,23 @@ def test_recipe_for_a_metric(
         assert events.Scalars("val/tile_closeness")[-1].value == pytest.approx(expected, abs=1e-6)
         assert "val/patient_closeness" in events.Tags()["scalars"]
     assert f"tile closeness {figures['ensemble']['tile']['closeness']:.3f}" in caplog.text
+
+
+def detections_per_frame(judged: detection_evaluation.Judged, weights: np.ndarray) -> dict[str, np.ndarray]:
+    return {"detections_per_frame": weights @ judged.counts.detected / weights.sum(axis=1)}
+
+
+def test_recipe_for_a_metric_of_detectors(
+    add: Callable[..., None], train_frames: Callable[..., Path], tmp_path: Path
+) -> None:
+    add(detection_evaluation.FIGURES, detections_per_frame)
+    add(detection_evaluation.CHARTS, "detections_per_frame")
+    all_boxes = {"val_interval": 1, "validate#evaluator#score_threshold": 0.0}
+    run_dir = train_frames(write_frame_dataset(tmp_path / "frames", frames=6), **all_boxes)
+    for network, figures in read_json(run_dir / "metrics.json")["networks"].items():
+        assert figures["n_detections"] > 0
+        assert figures["n_frames"] == 6
+        assert figures["detections_per_frame"] == pytest.approx(figures["n_detections"] / 6)
+        assert len(figures["detections_per_frame_ci95"]) == 2
+        events = EventAccumulator(str(run_dir / "tensorboard" / network)).Reload()
+        assert events.Scalars("val/detections_per_frame")[-1].value == pytest.approx(figures["n_detections"] / 6)

@@ -25,6 +25,7 @@ from kdml_med.metrics.aggregation import AggregationMethod, Level, aggregate_pre
 from kdml_med.metrics.box_matching import finite
 from kdml_med.metrics.classification import METRICS
 from kdml_med.metrics.detection import DEFAULT_THRESHOLD, by_network
+from kdml_med.metrics.detection_evaluation import CHARTS
 
 COHORT_RUN = "cohort"
 
@@ -238,8 +239,6 @@ class DetectionTensorBoard(CohortTensorBoard):
         **kwargs: see ``CohortTensorBoard``.
     """
 
-    figures = ("ap", "ap50", "ap75", "froc_mean", "f1", "false_positives_per_negative_frame")
-
     def __init__(
         self,
         log_dir: str | Path,
@@ -263,7 +262,7 @@ class DetectionTensorBoard(CohortTensorBoard):
             name: rows if finite(rows) else rows.iloc[:0]
             for name, rows in by_network(engine.state.predictions, names).items()
         }
-        self.write_metrics(engine, names, self.figures)
+        self.write_metrics(engine, names, CHARTS)
         self.write_agreement(engine, box_agreement(dataset.rows, detections, thresholds))
         self.write_images(engine, froc_figure(dataset.rows, detections, thresholds))
         if hasattr(dataset, "read"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,22 +173,17 @@ def _figures(
 ) -> Figures:
     usable = finite(rows)
     # A network that diverged detected something, but nothing that has a figure.
-    matches = match_detections(truth, rows if usable else rows.iloc[:0])
-    counts = count_at(matches, threshold)
-    linear = {
-        **_false_positive_sums(counts),
-        **_sequence_sums(counts, units),
-        **_polyp_sums(truth, found_boxes(matches, threshold), units),
-    }
+    judged = Judged.of(truth, rows if usable else rows.iloc[:0], units, threshold)
+    counts = judged.counts
     once = np.ones((1, len(truth.sample_ids)), dtype=np.int64)
-    point = {name: float(values[0]) for name, values in _values(matches, counts, linear, once).items()}
-    per_draw = int((matches.box >= 0).any(axis=0).sum())
+    point = {name: float(values[0]) for name, values in _values(judged, once).items()}
+    per_draw = int((judged.matches.box >= 0).any(axis=0).sum())
     chunks = resampled_weights(
         units.groups, len(truth.sample_ids), resamples=resamples if usable else 0, seed=seed, per_draw=per_draw
     )
     drawn: dict[str, list[Floats]] = {name: [] for name in point}
     for weights in chunks:
-        for name, values in _values(matches, counts, linear, weights).items():
+        for name, values in _values(judged, weights).items():
             drawn[name].append(values)
     figures: Figures = {
         "n_frames": len(truth.sample_ids),
@@ -207,23 +202,66 @@ def _figures(
     return figures
 
 
-def _values(matches: Matches, counts: FrameCounts, linear: Mapping[str, Sums], weights: Weights) -> Values:
+def _values(judged: Judged, weights: Weights) -> Values:
     """Every figure under every weighting of the frames, each [weightings]."""
-    precisions = average_precision(matches, weights)
-    froc = froc_sensitivity(matches, weights)
-    values: Values = {
-        "ap": precisions.mean(axis=1),
-        "ap50": precisions[:, 0],
-        "ap75": precisions[:, 5],
-        **precision_recall_f1(counts, weights),
-        **dict(zip(FROC_NAMES, froc.T, strict=True)),
-        "froc_mean": froc.mean(axis=1),
-    }
-    for name, (part, whole) in linear.items():
+    return {name: values for compute in FIGURES for name, values in compute(judged, weights).items()}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one network detected, compared with the annotation: what figures are computed from.
+
+    Attributes:
+        matches: of all its detections.
+        counts: of those at the threshold, by frame.
+        ratios: summands of figures that are a sum over frames by another.
+    """
+
+    matches: Matches
+    counts: FrameCounts
+    ratios: Mapping[str, Sums]
+
+    @classmethod
+    def of(cls, truth: AnnotatedFrames, rows: pd.DataFrame, units: _Units, threshold: float) -> Judged:
+        """Compare the rows of one network with the annotation."""
+        matches = match_detections(truth, rows)
+        counts = count_at(matches, threshold)
+        ratios = {
+            **_false_positive_sums(counts),
+            **_sequence_sums(counts, units),
+            **_polyp_sums(truth, found_boxes(matches, threshold), units),
+        }
+        return cls(matches, counts, ratios)
+
+
+def _precisions(judged: Judged, weights: Weights) -> Values:
+    precisions = average_precision(judged.matches, weights)
+    return {"ap": precisions.mean(axis=1), "ap50": precisions[:, 0], "ap75": precisions[:, 5]}
+
+
+def _at_threshold(judged: Judged, weights: Weights) -> Values:
+    return precision_recall_f1(judged.counts, weights)
+
+
+def _froc(judged: Judged, weights: Weights) -> Values:
+    froc = froc_sensitivity(judged.matches, weights)
+    return {**dict(zip(FROC_NAMES, froc.T, strict=True)), "froc_mean": froc.mean(axis=1)}
+
+
+def _ratios(judged: Judged, weights: Weights) -> Values:
+    values: Values = {}
+    for name, (part, whole) in judged.ratios.items():
         bottom = weights @ whole
         values[name] = np.full(len(weights), np.nan)
         np.divide(weights @ part, bottom, out=values[name], where=bottom > 0)
     return values
+
+
+FIGURES: list[Callable[[Judged, Weights], Values]] = [_precisions, _at_threshold, _froc, _ratios]
+"""The one list of what gives figures of detectors, each [weightings]; metrics.json has an interval of every one."""
+
+CHARTS = ["ap", "ap50", "ap75", "froc_mean", "f1", "false_positives_per_negative_frame"]
+"""Figures that have a curve in TensorBoard."""
 
 
 def _false_positive_sums(counts: FrameCounts) -> dict[str, Sums]:
