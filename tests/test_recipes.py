@@ -6,7 +6,7 @@ Where a recipe says to edit a list, the test adds to that list, and to nothing e
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from kdml_med.colonoscopy.boxes import BoxTable, FrameBoxes
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.data import FrameDataset, TileDataset
+from kdml_med.losses import ClassificationCohortLoss
 from kdml_med.metrics import classification, detection_evaluation
 from kdml_med.metrics.classification import ClassificationMetric
 from kdml_med.networks import registry, weights
@@ -280,3 +281,57 @@ def test_recipe_for_a_metric_of_detectors(
         assert len(figures["detections_per_frame_ci95"]) == 2
         events = EventAccumulator(str(run_dir / "tensorboard" / network)).Reload()
         assert events.Scalars("val/detections_per_frame")[-1].value == pytest.approx(figures["n_detections"] / 6)
+
+
+def tone(logits: torch.Tensor) -> torch.Tensor:
+    """Mean square of the logits: answers should not shout."""
+    with torch.autocast(logits.device.type, enabled=False):
+        return logits.float().square().mean()
+
+
+class ToyLoss(ClassificationCohortLoss):
+    """A further term for the students."""
+
+    def __init__(self, *, tone_weight: float = 0.0, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.tone_weight = tone_weight
+
+    def term_weights(self, network: str) -> dict[str, float]:
+        return super().term_weights(network) | {"tone": self.tone_weight}
+
+    def forward(self, predictions: Mapping[str, torch.Tensor], target: torch.Tensor) -> dict[str, torch.Tensor]:
+        terms = super().forward(predictions, target)
+        for name, logits in predictions.items():
+            if name != "teacher" and self.tone_weight > 0:
+                terms[f"{name}_tone"] = tone(logits)
+                terms["loss"] = terms["loss"] + self.term_weights(name)["tone"] * terms[f"{name}_tone"]
+        return terms
+
+
+def test_recipe_for_a_loss(tiles: Path, train_tiles: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+    toy = {"loss#_target_": "tests.test_recipes.ToyLoss", "loss#tone_weight": 0.1}
+    with caplog.at_level(logging.INFO):
+        run_dir = train_tiles(tiles, tiles_per_epoch=8, **toy)  # a single batch
+    losses = pd.read_csv(run_dir / "losses.csv")
+    own = losses[losses["term"] == "tone"]
+    assert own["network"].tolist() == ["student_0", "student_1"]
+    assert own["weight"].tolist() == [0.1, 0.1]
+    assert (own["value"] > 0).all()
+    total = EventAccumulator(str(run_dir / "tensorboard" / "cohort")).Reload().Scalars("train/total_loss")
+    assert [event.value for event in total] == pytest.approx([(losses["weight"] * losses["value"]).sum()], rel=1e-5)
+    student = EventAccumulator(str(run_dir / "tensorboard" / "student_1")).Reload()
+    assert student.Scalars("train/tone_loss")[0].value == pytest.approx(own["value"].iloc[1])
+    assert f"student_1_tone {own['value'].iloc[1]:.3f}" in caplog.text
+    assert "ensemble" in read_json(run_dir / "metrics.json")["networks"]
+
+
+def test_a_toy_term_reaches_the_student_only_and_costs_nothing_with_weight_zero() -> None:
+    logits = {name: torch.tensor([[0.5, -1.0]], requires_grad=True) for name in ("teacher", "student_0", "student_1")}
+    target = torch.tensor([1])
+    without = ClassificationCohortLoss()(logits, target)
+    assert ToyLoss(tone_weight=0.0)(logits, target) == without
+    further = ToyLoss(tone_weight=0.1)(logits, target)["loss"] - without["loss"]
+    further.backward()
+    assert logits["student_0"].grad is not None
+    torch.testing.assert_close(logits["student_0"].grad, 0.1 * 2 * logits["student_0"].detach() / 2)
+    assert logits["teacher"].grad.abs().max() < 1e-6
