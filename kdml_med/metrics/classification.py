@@ -100,6 +100,8 @@ class ClassificationMetric:
             patients, so ``compute`` has to be fast.
         chart: TensorBoard has a curve of it for every network, over tiles and over slides or patients.
         progress: its value for the ensemble's tiles stands in the line of every epoch.
+        lower_is_better: 0 is best; else reports take higher values for better ones.
+        words: what reports call it; its name with spaces where none are given.
     """
 
     compute: Callable[..., float]
@@ -107,6 +109,8 @@ class ClassificationMetric:
     interval: bool = False
     chart: bool = False
     progress: bool = False
+    lower_is_better: bool = False
+    words: str = ""
 
     def statistic(self, threshold: float) -> Callable[..., float]:
         """The figure as a function of labels and probabilities alone."""
@@ -116,16 +120,16 @@ class ClassificationMetric:
 
 
 METRICS: dict[str, ClassificationMetric] = {
-    "auroc": ClassificationMetric(binary_auroc, interval=True, chart=True, progress=True),
+    "auroc": ClassificationMetric(binary_auroc, interval=True, chart=True, progress=True, words="AUROC"),
     "average_precision": ClassificationMetric(average_precision),
     "accuracy": ClassificationMetric(accuracy, at_threshold=True, chart=True),
     "balanced_accuracy": ClassificationMetric(balanced_accuracy, at_threshold=True),
     "sensitivity": ClassificationMetric(sensitivity, at_threshold=True),
     "specificity": ClassificationMetric(specificity, at_threshold=True),
-    "brier": ClassificationMetric(brier_score),
-    "ece": ClassificationMetric(expected_calibration_error),
+    "brier": ClassificationMetric(brier_score, lower_is_better=True, words="Brier score"),
+    "ece": ClassificationMetric(expected_calibration_error, lower_is_better=True, words="calibration error"),
 }
-"""The one list of figures of classifiers: evaluation, TensorBoard and the lines of epochs have no other."""
+"""The one list of figures of classifiers: evaluation, TensorBoard, lines of epochs and reports have no other."""
 
 
 def classification_summary(

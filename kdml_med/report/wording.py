@@ -6,14 +6,10 @@ import math
 from collections.abc import Iterable
 
 from kdml_med.keys import LossTerm
+from kdml_med.metrics.classification import METRICS
 
-METRIC_WORDS = {
-    "auroc": "AUROC",
+METRIC_WORDS = {name: metric.words for name, metric in METRICS.items() if metric.words} | {
     "tile_auroc": "AUROC of tiles",
-    "average_precision": "average precision",
-    "balanced_accuracy": "balanced accuracy",
-    "brier": "Brier score",
-    "ece": "calibration error",
     "ap": "AP",
     "ap50": "AP50",
     "ap75": "AP75",
@@ -25,7 +21,8 @@ METRIC_WORDS = {
     "sequences_found": "sequences with a polyp found",
     "polyps_found": "polyps found",
 }
-LOWER_IS_BETTER = {"brier", "ece", "false_positives_per_frame", "false_positives_per_negative_frame"}
+LOWER_IS_BETTER = {name for name, metric in METRICS.items() if metric.lower_is_better}
+LOWER_IS_BETTER |= {"false_positives_per_frame", "false_positives_per_negative_frame"}
 
 MINUS = "−"
 
