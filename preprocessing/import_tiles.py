@@ -114,7 +114,7 @@ def _report(result: ImportResult, out: Path) -> ExitCode:
             "%d images in the folder are not among the chosen rows of the table and were left out", result.unlisted
         )
     if result.same:
-        log.info("the same images and labels as in the import before")
+        log.info("names, sizes and labels are those of the import before; pixels are read when they are used")
     _report_splits(out)
     if result.failures:
         name, reason = result.failures[0]

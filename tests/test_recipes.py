@@ -19,6 +19,9 @@ from monai.utils import set_determinism
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from kdml_med.bundle import training
+from kdml_med.bundle.kinds import number
+from kdml_med.bundle.settings import KNOBS, LOSSES, Knob, Settings
 from kdml_med.colonoscopy import readers
 from kdml_med.colonoscopy.boxes import BoxTable, FrameBoxes
 from kdml_med.colonoscopy.options import FrameOptions
@@ -196,10 +199,10 @@ def test_recipe_for_a_slide_format(add: Callable[..., None], train_tiles: Callab
 def read_toy(path: Path, files: Sequence[Path]) -> BoxTable:
     """A line for each image: its name, and four edges where it has a polyp."""
     frames = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for row, line in enumerate(path.read_text().splitlines(), start=1):
         name, *edges = line.split()
         boxes = (tuple(map(float, edges)),) if edges else ()
-        frames.append(FrameBoxes(name, boxes, place=f"line {number}"))
+        frames.append(FrameBoxes(name, boxes, place=f"line {row}"))
     return BoxTable(frames)
 
 
@@ -308,10 +311,25 @@ class ToyLoss(ClassificationCohortLoss):
         return terms
 
 
-def test_recipe_for_a_loss(tiles: Path, train_tiles: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
-    toy = {"loss#_target_": "tests.test_recipes.ToyLoss", "loss#tone_weight": 0.1}
+def build_toy_loss(settings: Settings) -> ToyLoss:
+    return ToyLoss(tone_weight=0.1, **settings.part("loss"))
+
+
+@pytest.mark.parametrize("where", ["library", "project"])
+def test_recipe_for_a_loss(
+    where: str, tiles: Path, train_tiles: Callable[..., Path], add: Callable[[list[Any], Any], None],
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    if where == "library":
+        monkeypatch.setattr(training, "ClassificationCohortLoss", ToyLoss)
+        add(KNOBS, Knob("tone_weight", number(0), help="weight of the tone", default=0.0, group=LOSSES, part="loss"))
+        toy: dict[str, Any] = {"tone_weight": 0.1}
+    else:
+        toy = {"loss#_target_": "tests.test_recipes.build_toy_loss"}
     with caplog.at_level(logging.INFO):
         run_dir = train_tiles(tiles, tiles_per_epoch=8, **toy)  # a single batch
+    recorded = read_json(run_dir / "settings.json")["knobs"]
+    assert recorded.get("tone_weight") == (0.1 if where == "library" else None)
     losses = pd.read_csv(run_dir / "losses.csv")
     own = losses[losses["term"] == "tone"]
     assert own["network"].tolist() == ["student_0", "student_1"]

@@ -103,7 +103,9 @@ def test_time_decides_where_not_all_bytes_are_hashed_and_stays_out_of_the_table(
 
 def test_shards_of_inputs_that_are_not_named_are_refused_kept_or_deleted(folder):
     before = contents(folder)
-    with pytest.raises(InputError, match=r"holds 1 shards, such as b, .*choose another --out.*--keep.*--force"):
+    with pytest.raises(
+        InputError, match=r"holds what is not among the inputs of this run: b\. .*choose another --out.*--keep.*--force"
+    ):
         plan(folder, {"a": origin()})
     assert contents(folder) == before
     assert plan(folder, {"a": origin()}, named=["b"]).pending == set()  # known, but not to be used today
