@@ -69,8 +69,9 @@ bench: setup  ## tiling speed against the decoding floor and an OpenSlide loop
 docs: setup  ## the documentation as a site in site/
 	$(BIN)/mkdocs build --strict
 
-settings-page: setup  ## the tables of docs/reference/settings.md from the list of settings
-	$(BIN)/python -c "from pathlib import Path; from kdml_med.bundle.help import write_page; write_page(Path('docs/reference/settings.md'))"
+settings-page: setup  ## the tables of settings in docs/ and in the bundles, from the list of settings
+	$(BIN)/python -c "import sys; from kdml_med.bundle.help import write_pages; write_pages(sys.argv[1:])" \
+		docs/reference/settings.md bundles/*/docs/README.md
 
 check: lint types test  ## what has to pass before a change lands
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from kdml_med.bundle.settings import ALL_STAGES, CLASSIFICATION, KNOBS, TRAIN, Knob, Shown, Stage, knobs_of
 from kdml_med.keys import Task
+from kdml_med.storage.files import write_atomically
+
+_MARKED = re.compile(r"(<!-- settings(?: of (\w+))?: begin -->\n).*?(<!-- settings: end -->)", re.DOTALL)
 
 
 def help_text(task: Task, stage: Stage) -> str:
@@ -49,18 +53,37 @@ def _default_words(knob: Knob, task: Task, *, code: str) -> str:
     )
 
 
+def training_table(task: Task) -> str:
+    """The table of a bundle's own page: settings of its training, Markdown without links."""
+    rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
+    for knob in KNOBS:
+        if task in knob.tasks and "train" in knob.stages:
+            cells = [f"`{knob.name}`", _default_words(knob, task, code="`"), knob.kind.words, _without_links(knob.help)]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def _plain(text: str) -> str:
-    """Text without Markdown: code marks, and links but for their words."""
-    return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text).replace("`", "")
+    """Text without Markdown."""
+    return _without_links(text).replace("`", "")
+
+
+def _without_links(text: str) -> str:
+    """Text with the words of links only: where they lead depends on the page."""
+    return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
 
 
 def page_with_tables(page: str) -> str:
-    """The page of settings with its tables made anew between the two marks."""
-    before, begin, rest = page.partition("<!-- settings: begin -->\n")
-    _, end, after = rest.partition("<!-- settings: end -->")
-    return f"{before}{begin}\n{settings_tables()}\n\n{end}{after}"
+    """A page with its tables made anew, each between its two marks: of all settings, or of those of one training."""
+
+    def table(found: re.Match[str]) -> str:
+        begin, task, end = found.groups()
+        return f"{begin}\n{settings_tables() if task is None else training_table(Task(task))}\n\n{end}"
+
+    return _MARKED.sub(table, page)
 
 
-def write_page(path: Path) -> None:
-    """Make the tables of the page of settings anew."""
-    path.write_text(page_with_tables(path.read_text()))
+def write_pages(paths: Iterable[str | Path]) -> None:
+    """Make the tables of pages anew."""
+    for path in map(Path, paths):
+        write_atomically(path, page_with_tables(path.read_text()).encode())

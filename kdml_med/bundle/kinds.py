@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from kdml_med.networks.anchors import STRIDES
 
@@ -30,16 +34,18 @@ class Kind:
 def whole(low: int, high: int | None = None) -> Kind:
     """A whole number in a range, ends included."""
     words = f"a whole number from {low}" + ("" if high is None else f" to {high}")
-    return Kind(words, lambda value: _is_whole(value) and low <= value <= (math.inf if high is None else high))
+    return Kind(words, lambda value: _is_whole(value) and low <= value <= (math.inf if high is None else high), int)
 
 
 def number(low: float, *, above: bool = False, high: float = math.inf) -> Kind:
     """A finite number from ``low``, or ``above`` it, up to ``high``."""
     words = f"a number {'above' if above else 'from'} {low:g}" + ("" if high == math.inf else f" to {high:g}")
-    return Kind(
-        words,
-        lambda value: _is_number(value) and (low < value if above else low <= value) and value <= high,
-    )
+
+    def accepts(value: Any) -> bool:
+        found = _plain_number(value)
+        return _is_number(found) and (low < found if above else low <= found) and bool(found <= high)
+
+    return Kind(words, accepts, _plain_number)
 
 
 def word(*choices: str) -> Kind:
@@ -69,11 +75,19 @@ def one_or_each(kind: Kind, what: str) -> Kind:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plain_number(value: Any) -> Any:
+    """A number of Python; YAML takes 1e-3 for a text, and Python programs hand in numbers of NumPy."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value.item() if isinstance(value, Real) and hasattr(value, "item") else value
 
 
 def _is_spec(value: Any) -> bool:
@@ -97,7 +111,10 @@ PATH = Kind("a path", lambda value: (isinstance(value, str | Path) and value != 
 TEXT = Kind("a name", lambda value: isinstance(value, str) and value != "")
 DEVICE = Kind(
     "cpu, cuda or cuda:0 and the like, or mps",
-    lambda value: isinstance(value, str) and re.fullmatch(r"(cpu|mps|cuda)(:\d+)?", value) is not None,
+    lambda value: (
+        isinstance(value, str | torch.device) and re.fullmatch(r"(cpu|mps|cuda)(:\d+)?", str(value)) is not None
+    ),
+    str,
 )
 SPEC = Kind("a network's name, an import path, or a mapping with 'name' and arguments", _is_spec)
 SPECS = Kind(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -20,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 from monai.bundle import ConfigComponent, ConfigExpression, ConfigParser, ConfigWorkflow
 from monai.bundle.reference_resolver import ReferenceResolver
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from monai.utils import ensure_tuple
 
 from kdml_med.bundle.help import help_text
@@ -32,6 +32,7 @@ Found = TypeVar("Found")
 _SCRIPTS = "monai.bundle.scripts"
 _FILE_VARIABLES = ("config_file", "config_file_")  # of MONAI's programs
 _HELP = "help"
+_TRACKING = {*DEFAULT_MLFLOW_SETTINGS["configs"], "output_dir"}
 
 
 def collect_settings(task: str) -> Settings:
@@ -55,12 +56,26 @@ def collect_settings(task: str) -> Settings:
         print(help_text(Task(task), stage))
         raise SystemExit(int(ExitCode.OK))
     check_names(names, _written_names(names), task)
+    _check_texts(resolver)
     knobs = [knob for knob in KNOBS if Task(task) in knob.tasks and stage in knob.stages and knob.name in names]
     values: dict[str, Any] = {}
-    for knob in knobs:
+    # Plain values first: what is worked out from them, such as what a run says, would fail with words of its own.
+    for knob in sorted(knobs, key=lambda knob: _is_expression(resolver.items[knob.name].get_config())):
         values[knob.name] = knob.check(resolver.get_resolved_content(knob.name))
         resolver.resolved_content[knob.name] = values[knob.name]
     return check_settings(task, stage, values)
+
+
+def _is_expression(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(("$", "@"))
+
+
+def _check_texts(resolver: ReferenceResolver) -> None:
+    """Refuse the texts true and false wherever they stand: any text but the empty one counts as true."""
+    for name, item in resolver.items.items():
+        value = item.get_config()
+        if isinstance(value, str) and value in ("true", "false") and not name.startswith(ConfigParser.meta_key):
+            raise InputError(f"--{name.replace('::', '#')} {value}: write {value.capitalize()}, with a capital letter.")
 
 
 def check_names(names: Iterable[str], written: Mapping[str, Any], task: str) -> None:
@@ -168,17 +183,28 @@ def _named_files() -> list[Path]:
 
 def _written_names(names: Sequence[str]) -> dict[str, Any]:
     """Content of the config files in use, overrides not included."""
+    # What `--tracking` adds to the config.
+    tracking = dict.fromkeys(_TRACKING if "save_execute_config" in names else ())
     files = _named_files()
     if files:
-        return read_configs(files)
+        return tracking | read_configs(files)
     workflow = _innermost(ConfigWorkflow)
     if workflow is None:
         return dict.fromkeys(names)
     # It does not keep their names: those of its folder of which everything is there.
     folder = Path(workflow.config_root_path)
-    contents = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json")) if path.name != "metadata.json"]
-    used = [content for content in contents if set(content) <= {*names, *_nested(content)}]
-    return {name: value for content in used for name, value in content.items()}
+    used = [content for content in _configs_in(folder) if set(content) <= {*names, *_nested(content)}]
+    return tracking | {name: value for content in used for name, value in content.items()}
+
+
+def _configs_in(folder: Path) -> Iterator[dict[str, Any]]:
+    """Content of every file of a folder that can be a config."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix.removeprefix(".") in ConfigParser.suffixes and path.stem != "metadata":
+            with contextlib.suppress(OSError, ValueError):
+                content = ConfigParser.load_config_file(path)
+                if isinstance(content, dict):
+                    yield content
 
 
 def _nested(content: Mapping[str, Any]) -> set[str]:

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from monai.bundle import ConfigWorkflow
 
 from kdml_med.bundle import settings as module
-from kdml_med.bundle.help import help_text, page_with_tables, settings_tables
+from kdml_med.bundle.help import help_text, page_with_tables, settings_tables, write_pages
 from kdml_med.bundle.kinds import number
 from kdml_med.bundle.settings import KNOBS, LOSSES, Knob, Shown, check_settings, free_settings, knobs_of
 from kdml_med.bundle.training import prepare_training
@@ -136,10 +138,25 @@ def test_values_of_detection_likewise(name: str, value: Any, message: str) -> No
 @pytest.mark.parametrize(
     ("name", "value"),
     [("device", "cuda:1"), ("fold", 0), ("warmup_epochs", 0.5), ("students", ["a.b"]), ("teacher_link", ["both"]),
-     ("initial_weights", {"resnet18": "x.pth"}), ("learning_rate", 1)],
+     ("initial_weights", {"resnet18": "x.pth"}), ("learning_rate", 1), ("beta", 0)],
 )  # fmt: skip
 def test_values_that_make_sense_pass_unchanged(name: str, value: Any) -> None:
     assert check_settings("classification", "train", PLACE | {name: value})[name] == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [("learning_rate", "1e-3", 0.001), ("learning_rate", np.float64(0.5), 0.5), ("batch_size", np.int64(3), 3),
+     ("device", torch.device("cuda", 1), "cuda:1"), ("dataset_dir", Path("a/b"), "a/b")],
+)  # fmt: skip
+def test_values_are_read_as_yaml_and_python_mean_them(name: str, value: Any, meant: Any) -> None:
+    read = check_settings("classification", "train", PLACE | {name: value})[name]
+    assert (type(read), read) == (type(meant), meant)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "", "1e-3x", np.float64("nan")])
+def test_a_text_that_is_no_number_in_range_is_refused(value: Any) -> None:
+    assert "--learning_rate is " in refused(learning_rate=value)
 
 
 def test_a_folder_of_digits_is_a_path() -> None:
@@ -163,9 +180,28 @@ def test_help_says_every_setting_with_its_meaning(task: Task) -> None:
     assert "](" not in text, "links are for the documentation"
 
 
-def test_the_page_of_settings_has_the_tables_of_the_list() -> None:
-    page = REPOSITORY / "docs/reference/settings.md"
+@pytest.mark.parametrize(
+    ("name", "mark"),
+    [
+        ("docs/reference/settings.md", "settings"),
+        ("bundles/msi_kdml/docs/README.md", "settings of classification"),
+        ("bundles/polyp_kdml/docs/README.md", "settings of detection"),
+    ],
+)
+def test_pages_have_the_tables_of_the_list(name: str, mark: str) -> None:
+    page = REPOSITORY / name
+    assert f"<!-- {mark}: begin -->" in page.read_text()
     assert page.read_text() == page_with_tables(page.read_text()), "make it anew: make settings-page"
+
+
+def test_pages_are_made_anew_between_their_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- settings of detection: begin -->\nold\n<!-- settings: end -->\nafter\n")
+    write_pages([page])
+    lines = page.read_text().splitlines()
+    assert (lines[0], lines[-1], "old" in lines) == ("before", "after", False)
+    assert "| `version` | `tiny` | a name | named cohort |" in lines, "a link would lead elsewhere from here"
+    assert not any("`stain`" in line for line in lines)
 
 
 def test_a_new_setting_is_one_entry_of_the_list_and_one_line_of_a_config(

@@ -48,6 +48,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"batch_size": 0}, "--batch_size is 0, expected a whole number from 1"),
         ({"batch_sise": 8}, r"unknown option --batch_sise\. Did you mean --batch_size\?"),
         ({"split": "test"}, "unknown option --split"),
+        ({"train#trainer#amp": "false"}, "--train#trainer#amp false: write False, with a capital letter"),
         ({"version": "v9"}, "unknown version 'v9'"),
         ({"dataset_dir": "nowhere"}, "nowhere is not a dataset folder"),
     ],
@@ -67,6 +68,30 @@ def test_names_of_every_config_count(elsewhere: Path) -> None:
         monai_run(config_file=[CONFIG, EVALUATE], logging_file=False, run_dir="run", spli="val")
     with pytest.raises(InputError, match="not a finished training run"):
         ConfigWorkflow(config_file=[CONFIG, EVALUATE], logging_file=False, run_dir="run", split="val").initialize()
+
+
+def test_a_wrong_setting_is_said_before_a_missing_run(elsewhere: Path) -> None:
+    with pytest.raises(InputError, match="--split is 'tset', expected one of: train, val, test"):
+        monai_run(config_file=[CONFIG, EVALUATE], logging_file=False, run_dir="run", split="tset")
+
+
+@pytest.mark.parametrize("how", ["run", "create_workflow", "ConfigWorkflow"])
+def test_tracking_may_add_names_of_its_own(elsewhere: Path, how: str) -> None:
+    tracking = {"tracking": "mlflow", "save_execute_config": False, "output_dir": "out", "experiment_name": "mine"}
+    with pytest.raises(InputError, match="nowhere is not a dataset folder"):
+        start(how, run_dir="run", dataset_dir="nowhere", **tracking)
+    with pytest.raises(InputError, match="unknown option --experiment_name"):
+        start(how, run_dir="run", dataset_dir="nowhere", experiment_name="mine")
+
+
+def test_files_beside_the_configs_that_are_none_do_no_harm(elsewhere: Path) -> None:
+    copy = shutil.copytree(REPOSITORY / "bundles/msi_kdml/configs", elsewhere / "mine/configs")
+    (copy / "list.json").write_text("[1]")
+    (copy / "broken.json").write_text("{")
+    (copy / "own.yaml").write_text("my_rate: 0.1\nlearning_rate: '@my_rate'\nbatch_size: 0\n")
+    files = [str(copy / name) for name in ("train.json", "own.yaml")]
+    with pytest.raises(InputError, match="--batch_size is 0"):
+        ConfigWorkflow(config_file=files, logging_file=False, run_dir="run").initialize()
 
 
 def test_an_own_config_may_bring_names_of_its_own(elsewhere: Path) -> None:
