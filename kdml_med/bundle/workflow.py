@@ -93,11 +93,28 @@ def check_names(names: Iterable[str], written: Mapping[str, Any], task: str) -> 
     knobs = [knob for knob in KNOBS if task in knob.tasks]
     listed = {knob.name for knob in knobs if "train" in knob.stages} if "train" in written else set()
     for name in names:
-        if name not in written and name not in listed:
+        if name not in listed and not _knows(written, name):
             near = get_close_matches(name, [*written, *listed], n=1, cutoff=0.5)
             hint = f" Did you mean --{near[0]}?" if near else ""
             known = sorted({knob.name for knob in knobs} & {*written, *listed})
             raise InputError(f"unknown option --{name}.{hint} Known: {', '.join(known)}.")
+
+
+def _knows(written: Mapping[str, Any], name: str) -> bool:
+    """Whether a config has a name, or what a nested one ("optimizer#betas") is a part of."""
+    if name in written:
+        return True
+    content: Any = written
+    *path, last = name.replace("::", "#").split("#")
+    for part in path:
+        if isinstance(content, list) and part.isdigit() and int(part) < len(content):
+            content = content[int(part)]
+        elif isinstance(content, Mapping) and part in content:
+            content = content[part]
+        else:
+            return False
+    # The last part may be new: an argument of a component that the config leaves at its default.
+    return bool(path) and (isinstance(content, Mapping) or (isinstance(content, list) and last.isdigit()))
 
 
 def find_root(name: str) -> str:

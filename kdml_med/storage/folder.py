@@ -181,10 +181,10 @@ class DatasetFolder(Generic[Record]):
         """
         strangers = sorted(set(self.finished()) - set(names))
         if strangers and not allowed:
+            more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
             raise InputError(
-                f"{self.path} holds what is not among the inputs of this run: {', '.join(strangers[:3])}"
-                f"{f' and {len(strangers) - 3} more' if len(strangers) > 3 else ''}. Name all inputs in one run, choose "
-                "another --out, or pass --keep to keep them or --force to delete them."
+                f"{self.path} holds what is not among the inputs of this run: {', '.join(strangers[:3])}{more}. Name "
+                "all inputs in one run, choose another --out, or pass --keep to keep them or --force to delete them."
             )
         return strangers
 

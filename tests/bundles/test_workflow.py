@@ -133,6 +133,20 @@ def test_a_missing_bundle_is_said(elsewhere: Path) -> None:
         find_root("nowhere")
 
 
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("optimizer#betas", True), ("train::handlers::0::interval", True), ("train#handler#0#interval", False),
+     ("train#handlers#9#interval", False), ("optimiser#betas", False)],
+)  # fmt: skip
+def test_nested_names_are_known_by_what_they_are_a_part_of(name: str, known: bool) -> None:
+    written = {"optimizer": {"lr": 1}, "train": {"handlers": [{"interval": 1}]}}
+    if known:
+        check_names([name], written, "classification")
+    else:
+        with pytest.raises(InputError, match=f"unknown option --{name}"):
+            check_names([name], written, "classification")
+
+
 def test_a_setting_of_the_other_task_is_unknown() -> None:
     with pytest.raises(InputError, match="--zoom"):
         check_names(["zoom"], {"train": {}}, "classification")

@@ -24,7 +24,7 @@ SETTINGS = {
     "tiles_per_epoch": 8,
     "num_workers": 0,
 }
-IMPOSSIBLE = {"name": "impossible", "settings": {"learning_rate": -1.0}}
+IMPOSSIBLE = {"name": "impossible", "settings": {"optimizer#betas": [2.0, 2.0]}}
 
 
 @dataclass

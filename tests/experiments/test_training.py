@@ -67,7 +67,7 @@ def test_an_arm_that_cannot_be_trained_leaves_the_others_done(study: Study) -> N
     assert "Traceback" not in study.screen
     failures = pd.read_csv(study.out / "failures.csv")
     assert failures["cell"].tolist() == ["cells/tiny/impossible/seed0"]
-    assert "Invalid learning rate: -1.0" in failures["reason"][0]
+    assert "unexpected ValueError: Invalid beta parameter at index 0: 2.0" in failures["reason"][0]
     assert not (study.cell("impossible") / "cell.json").exists()
     assert "Traceback" in (study.cell("impossible") / "log.txt").read_text()
 

@@ -91,7 +91,7 @@ def test_corrected_mask_is_named_and_others_are_kept_or_deleted_as_the_option_sa
     assert "made anew: a (mask a/1.png has changed)" in call(tmp_path / "images", *how).stdout
     (tmp_path / "images" / "b" / "1.png").unlink()
     refused = call(tmp_path / "images", *how)
-    assert (refused.returncode, "such as b" in refused.stderr) == (ExitCode.BAD_INPUT, True)
+    assert (refused.returncode, "of this run: b." in refused.stderr) == (ExitCode.BAD_INPUT, True)
     assert "1 shards of inputs that were not named are kept" in call(tmp_path / "images", *how, "--keep").stdout
     call(tmp_path / "images", *how, "--force")
     assert read_manifest(tmp_path / "out")["sample_id"].tolist() == ["a/1.png"]

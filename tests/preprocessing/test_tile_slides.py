@@ -145,7 +145,7 @@ def test_replaced_slide_is_named_and_others_are_kept_or_deleted_as_the_option_sa
     shutil.copy(slides / "TCGA-AA-0002-01Z-00-DX1.svs", tmp_path / "in" / "a.svs")
     assert "made anew: a (a.svs has changed)" in call(tmp_path / "in", *arguments).stdout
     refused = call(tmp_path / "in" / "a.svs", *arguments)
-    assert (refused.returncode, "such as b" in refused.stderr) == (ExitCode.BAD_INPUT, True)
+    assert (refused.returncode, "of this run: b." in refused.stderr) == (ExitCode.BAD_INPUT, True)
     assert "1 slides that were not named are kept" in call(tmp_path / "in" / "a.svs", *arguments, "--keep").stdout
     call(tmp_path / "in" / "a.svs", *arguments, "--force")
     assert set(read_manifest(tmp_path / "out")["slide_id"]) == {"a"}

@@ -26,10 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def _quick_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Processes begin as copies of one that has imported everything; how they begin is not what is tested."""
-    multiprocessing.set_forkserver_preload(["tests.workers.jobs", "kdml_med.workers"])
-    monkeypatch.setattr(local, "_START_METHOD", "forkserver")
+def _nobody_left_behind() -> Iterator[None]:
     yield
     assert not multiprocessing.active_children()
 
@@ -90,10 +87,7 @@ def test_a_job_that_crashed_once_is_done_the_second_time(tmp_path: Path, caplog:
     assert "job 2: it crashed; once more" in caplog.text
 
 
-def test_a_crash_is_noticed_though_a_child_of_the_process_lives_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local, "_START_METHOD", "spawn")
+def test_a_crash_is_noticed_though_a_child_of_the_process_lives_on(tmp_path: Path) -> None:
     started = time.monotonic()
     assert run([Task("a", "fork and crash"), Task("b")], tmp_path) == {"a": "it crashed", "b": None}
     assert time.monotonic() - started < local._TIDYING_S
