@@ -55,7 +55,10 @@ def collect_settings(task: str) -> Settings:
     if _HELP in names and is_command():
         print(help_text(Task(task), stage))
         raise SystemExit(int(ExitCode.OK))
-    check_names(names, _written_names(names), task)
+    written = _written_names(names)
+    check_names(names, written, task)
+    if written.get("task", task) != task:
+        raise InputError(f"--task is {task!r}, but this config is for {written['task']}: take the other bundle.")
     _check_texts(resolver)
     knobs = [knob for knob in KNOBS if Task(task) in knob.tasks and stage in knob.stages and knob.name in names]
     values: dict[str, Any] = {}

@@ -48,6 +48,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"batch_size": 0}, "--batch_size is 0, expected a whole number from 1"),
         ({"batch_sise": 8}, r"unknown option --batch_sise\. Did you mean --batch_size\?"),
         ({"split": "test"}, "unknown option --split"),
+        ({"task": "detection"}, "this config is for classification"),
         ({"train#trainer#amp": "false"}, "--train#trainer#amp false: write False, with a capital letter"),
         ({"version": "v9"}, "unknown version 'v9'"),
         ({"dataset_dir": "nowhere"}, "nowhere is not a dataset folder"),
