@@ -18,6 +18,7 @@ from kdml_med.errors import ExitCode, InputError
 from kdml_med.program import progress_bar, run
 from kdml_med.splits import has_splits, read_splits
 from kdml_med.storage.manifest import FAILURES_FILE, read_info, read_manifest
+from kdml_med.tables.classes import describe_classes, named_classes
 from kdml_med.tables.images import TableColumns
 from kdml_med.wsi.importing import KATHER_MPP, ImportResult, import_tile_folders, import_tile_table
 
@@ -55,6 +56,7 @@ def import_tiles(
     split_column: Annotated[str | None, typer.Option(help="csv: train, val, test; used only when named.")] = None,
     label_level: Annotated[Level, typer.Option(help="csv: what carries one label.")] = Level.PATIENT,
     classes: Annotated[tuple[str, str] | None, typer.Option(help="Two classes, the positive one last.")] = None,
+    positive: Annotated[str | None, typer.Option(help="The positive class, where words do not say it.")] = None,
     cohort: Annotated[str | None, typer.Option(help="kather: the name before _TRAIN, where there are several.")] = None,
     mpp: Annotated[
         float | None, typer.Option(help=f"Micrometres per pixel (kather: {KATHER_MPP} unless given).")
@@ -71,7 +73,8 @@ def import_tiles(
     """Write manifest, slides, failures and, where the tiles come with one, the split."""
     if mpp is not None and not mpp > 0:
         raise InputError(f"--mpp is {mpp}, expected micrometres per pixel such as 0.5.")
-    common: dict[str, Any] = {"classes": classes, "val_fraction": val_fraction, "seed": seed, "force": force}
+    chosen = named_classes(classes, positive)
+    common: dict[str, Any] = {"classes": chosen, "val_fraction": val_fraction, "seed": seed, "force": force}
     if layout is Layout.KATHER:
         common |= {"cohort": cohort, "mpp": KATHER_MPP if mpp is None else mpp, "check_images": check_images}
         result = import_tile_folders(source, out, **common, progress=_progress)
@@ -109,6 +112,7 @@ def _parse_where(conditions: Sequence[str]) -> dict[str, str]:
 
 def _report(result: ImportResult, out: Path) -> ExitCode:
     log.info("%d tiles of %d patients in %s", result.tiles, result.patients, out)
+    log.info(describe_classes(read_manifest(out), read_info(out).classes))
     if result.unlisted:
         log.info(
             "%d images in the folder are not among the chosen rows of the table and were left out", result.unlisted

@@ -16,6 +16,8 @@ from typer import Argument, Option  # noqa: E402
 from kdml_med.errors import ExitCode, InputError  # noqa: E402
 from kdml_med.program import run  # noqa: E402
 from kdml_med.storage.folder import describe_remade  # noqa: E402
+from kdml_med.storage.manifest import read_info, read_manifest  # noqa: E402
+from kdml_med.tables.classes import describe_classes, named_classes  # noqa: E402
 from kdml_med.tables.labels import LabelTable, read_labels  # noqa: E402
 from kdml_med.wsi.options import TilingOptions, geometry  # noqa: E402
 from kdml_med.wsi.tiler import TilingReport, tile_slides  # noqa: E402
@@ -35,6 +37,7 @@ def main(
     site_column: Annotated[str | None, Option(help="Column of --labels with the hospital.")] = None,
     mpp_column: Annotated[str | None, Option(help="Column of --labels with micrometres per pixel.")] = None,
     classes: Annotated[tuple[str, str] | None, Option(help="Two classes, the positive one last.")] = None,
+    positive: Annotated[str | None, Option(help="The positive class, where words do not say it.")] = None,
     label_level: Annotated[str, Option(help="What carries one label: patient or slide.")] = "patient",
     mpp: Annotated[float | None, Option(help=f"Micrometres per tile pixel. [default: {_DEFAULT.mpp}]")] = None,
     tile_size: Annotated[int | None, Option(help=f"Tile side, pixels. [default: {_DEFAULT.tile_size_px}]")] = None,
@@ -84,7 +87,7 @@ def main(
         "site_column": site_column,
         "mpp_column": mpp_column,
     }
-    table = _read_table(labels, columns, classes, label_level)
+    table = _read_table(labels, columns, named_classes(classes, positive), label_level)
     report = tile_slides(
         inputs,
         out,
@@ -101,7 +104,7 @@ def main(
 
 
 def _read_table(
-    path: Path | None, columns: dict[str, str | None], classes: tuple[str, str] | None, label_level: str
+    path: Path | None, columns: dict[str, str | None], classes: tuple[str, ...] | None, label_level: str
 ) -> LabelTable | None:
     if path is None:
         given = [name for name, value in {**columns, "classes": classes}.items() if value is not None]
@@ -118,6 +121,9 @@ def _print_report(report: TilingReport, out: Path) -> None:
         f"{out}: {report.tiles} tiles; {report.done} slides tiled, {report.skipped} were finished before, "
         f"{len(report.failures)} with problems"
     )
+    classes = read_info(out).classes
+    if classes and report.tiles:
+        print(describe_classes(read_manifest(out), classes))
     if report.kept:
         print(f"{report.kept} slides that were not named are kept")
     print(*describe_remade(report.remade), sep="\n", end="\n" if report.remade else "")

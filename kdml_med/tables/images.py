@@ -11,8 +11,9 @@ import pandas as pd
 
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
+from kdml_med.tables.classes import parse_labels
 from kdml_med.tables.columns import find_column, is_blank, parse_mpp, read_text_table
-from kdml_med.tables.labels import LabelLevel, owner_labels, parse_labels
+from kdml_med.tables.labels import LabelLevel, owner_labels
 from kdml_med.tables.names import slide_name, tcga_site
 
 _SPLIT_NAMES = {
@@ -52,7 +53,7 @@ def read_image_table(
         table: CSV or TSV file with a header.
         columns: names of its columns.
         where: column → value; only rows that have all of them are taken.
-        classes: two class names, positive last; None as for ``read_labels``.
+        classes: two class names, positive last, or the positive one alone; None for words of MSI.
         label_level: what carries one label, "patient" or "slide".
 
     Returns:

@@ -14,17 +14,11 @@ from typing import Literal
 import pandas as pd
 
 from kdml_med.errors import InputError
+from kdml_med.tables.classes import parse_labels
 from kdml_med.tables.columns import find_column, is_blank, parse_mpp, read_text_table
 from kdml_med.tables.names import is_barcode, slide_name, tcga_site
 
 LabelLevel = Literal["patient", "slide"]
-
-MSI_CLASSES = ("MSS", "MSI")
-_MSI_VOCABULARY = {
-    **dict.fromkeys(("msi-h", "msih", "msi", "msimut", "dmmr"), "MSI"),
-    # MSI-L behaves like MSS in treatment and biology, and the published tile sets count it so.
-    **dict.fromkeys(("mss", "msi-l", "msil", "nonmsih", "pmmr"), "MSS"),
-}
 
 
 @dataclass(frozen=True)
@@ -104,8 +98,8 @@ def read_labels(
 ) -> LabelTable:
     """Read and check a label table.
 
-    MSI vocabularies become "MSS" and "MSI" in that order: MSI-H, MSI, MSIMUT, dMMR are MSI; MSS, MSI-L, nonMSIH,
-    pMMR are MSS. A blank status means unlabelled. At patient level a labelled row speaks for all rows of its patient.
+    Words become classes as ``kdml_med.tables.classes.parse_labels`` says. At patient level a labelled row speaks for
+    all rows of its patient.
 
     Args:
         path: CSV or TSV file with a header.
@@ -114,7 +108,7 @@ def read_labels(
         label_column: status or class.
         site_column: hospital; without one, the site comes from TCGA barcodes.
         mpp_column: micrometres per pixel at level 0.
-        classes: two class names, the positive one last; None takes MSS and MSI, or the two values found, sorted.
+        classes: two class names, the positive one last, or that of the positive class alone; None for words of MSI.
         label_level: what carries one label.
 
     Raises:
@@ -150,47 +144,6 @@ def read_labels(
     }
     resolutions = {} if mpp_name is None else parse_mpp(frame[mpp_name], keys, where)
     return LabelTable(class_names, label_level, slide is not None, matches, resolutions)
-
-
-def parse_labels(
-    values: pd.Series[str], classes: Sequence[str] | None, *, where: str
-) -> tuple[pd.Series[str], list[str]]:
-    """Class name of each row (None where blank) and the two classes in index order, see ``read_labels``.
-
-    Args:
-        values: text; the index is the row in the file, the name is the column.
-        classes: two class names, positive last, or None.
-        where: the file, for messages.
-
-    Raises:
-        InputError: not exactly two classes, or a value that is not one of them.
-    """
-    blank = values.map(is_blank)
-    canonical = values.str.lower().map(_MSI_VOCABULARY)
-    found = sorted(set(values[~blank]))
-    if classes is not None:
-        if len(classes) != 2 or len(set(classes)) != 2:
-            raise InputError(f"classes {list(classes)}: exactly two different names are needed, the positive one last.")
-        names = list(classes)
-        if set(names) == set(MSI_CLASSES):
-            values = canonical.where(canonical.notna(), values)
-    elif found and bool(canonical[~blank].notna().all()):
-        names, values = list(MSI_CLASSES), canonical
-    elif len(found) == 2:
-        names = found
-    else:
-        shown = ", ".join(map(repr, found[:8])) + (", …" if len(found) > 8 else "")
-        raise InputError(
-            f"{where}, column {values.name!r}: exactly two classes are needed, found {len(found)}: {shown}. Name two "
-            "with --classes A B (the positive one last) and leave the status of the other rows blank."
-        )
-    bad = values[~blank & ~values.isin(names)]
-    if len(bad):
-        raise InputError(
-            f"{where}, row {bad.index[0]}: {values.name} is {bad.iloc[0]!r}, expected one of {names} or a blank. "
-            f"Correct the value, leave it blank, or name other classes with --classes ({len(bad)} such rows)."
-        )
-    return values.astype(object).where(~blank, None), names
 
 
 def owner_labels(owners: pd.Series[str], labels: pd.Series[str], *, owner: LabelLevel, where: str) -> pd.Series[str]:

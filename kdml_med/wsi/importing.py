@@ -21,8 +21,9 @@ from kdml_med.storage.files import content_hash
 from kdml_med.storage.folder import DatasetFolder, list_versions
 from kdml_med.storage.manifest import SLIDES_FILE, DatasetInfo, manifest_table, validate_manifest, write_info
 from kdml_med.storage.shards import ShardRecord
+from kdml_med.tables.classes import parse_labels
 from kdml_med.tables.images import TableColumns, read_image_table
-from kdml_med.tables.labels import LabelLevel, parse_labels
+from kdml_med.tables.labels import LabelLevel
 from kdml_med.tables.names import tcga_site
 from kdml_med.wsi.image_folders import (
     class_folders,
@@ -80,7 +81,7 @@ def import_tile_folders(
         source: folder with <cohort>_TRAIN and <cohort>_TEST (or train and test), or with class folders.
         out: dataset folder to write.
         cohort: the part before _TRAIN; needed when the source holds several.
-        classes: two class names, positive last; None takes MSS and MSI, or the two folder names, sorted.
+        classes: two class names, positive last, or the positive one alone; None for words of MSI.
         mpp: micrometres per pixel of the tiles.
         val_fraction: share of the train patients that validate; 0 for none.
         seed: of their choice.
@@ -151,7 +152,7 @@ def import_tile_table(
         columns: names of its columns. With a split column the split is kept; validation patients are taken from train
             when the column has none.
         where: column → value; only rows that have all of them are taken.
-        classes: two class names, positive last; None as for ``read_labels``.
+        classes: two class names, positive last, or the positive one alone; None for words of MSI.
         label_level: what carries one label.
         mpp: micrometres per pixel of the images, where the table has no such column.
         val_fraction: share of the train patients that validate, where it is needed.

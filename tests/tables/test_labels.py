@@ -38,9 +38,11 @@ def test_msi_words_become_two_classes(tmp_path: Path, status: str, label: str | 
     assert match.label == label
 
 
-def test_other_words_are_sorted_unless_classes_are_named(tmp_path: Path) -> None:
+def test_which_of_other_words_is_positive_has_to_be_said(tmp_path: Path) -> None:
     path = write(tmp_path, "patient_id\tgrade\n1\tmalignant\n2\tbenign\n", "labels.tsv")
-    assert read_labels(path).classes == ["benign", "malignant"]
+    with pytest.raises(InputError, match="nothing says which of 'benign' and 'malignant' is the positive class"):
+        read_labels(path)
+    assert read_labels(path, classes=["malignant"]).classes == ["benign", "malignant"]
     assert read_labels(path, classes=["malignant", "benign"]).classes == ["malignant", "benign"]
 
 
@@ -57,7 +59,7 @@ def test_delimiter_and_byte_order_mark_are_recognised(tmp_path: Path, delimiter:
 
 
 def test_slide_belongs_to_the_longest_patient_id_that_ends_at_a_separator(tmp_path: Path) -> None:
-    table = read_labels(write(tmp_path, "patient,label\nP1,a\nP1-B,b\nTCGA-AA-3672,a\n"))
+    table = read_labels(write(tmp_path, "patient,label\nP1,a\nP1-B,b\nTCGA-AA-3672,a\n"), classes=["b"])
     found = {slide: table.match(slide) for slide in ("P1", "P1-B_2.svs", "P1_B.svs", "P12", "XP1", "P1-Bx")}
     assert {slide: match and match.patient_id for slide, match in found.items()} == {
         "P1": "P1",
@@ -73,7 +75,8 @@ def test_slide_belongs_to_the_longest_patient_id_that_ends_at_a_separator(tmp_pa
 
 def test_slide_column_is_compared_without_folder_and_suffix(tmp_path: Path) -> None:
     table = read_labels(
-        write(tmp_path, "patient,slide,label,mpp,site\np1,a/s.1.svs,x,0.25,north\np1,s2.ome.tiff,x,,\np2,s3,y,,\n")
+        write(tmp_path, "patient,slide,label,mpp,site\np1,a/s.1.svs,x,0.25,north\np1,s2.ome.tiff,x,,\np2,s3,y,,\n"),
+        classes=["y"],
     )
     assert table.match("s.1") == LabelMatch("p1", "x", "north")
     assert table.match("/elsewhere/s.1.ndpi") == LabelMatch("p1", "x", "north")
@@ -98,10 +101,10 @@ def test_label_of_a_patient_speaks_for_its_unlabelled_slides(tmp_path: Path) -> 
 
 def test_slides_of_a_patient_may_differ_at_slide_level(tmp_path: Path) -> None:
     path = write(tmp_path, "patient,slide,label\np1,s1,benign\np1,s2,malignant\n")
-    table = read_labels(path, label_level="slide")
+    table = read_labels(path, label_level="slide", classes=["malignant"])
     assert table.match("s2") == LabelMatch("p1", "malignant", None)
     with pytest.raises(InputError, match=r"'p1' has the labels 'benign' \(row 2\) and 'malignant' \(row 3\)"):
-        read_labels(path)
+        read_labels(path, classes=["malignant"])
 
 
 @pytest.mark.parametrize(
@@ -115,7 +118,11 @@ def test_slides_of_a_patient_may_differ_at_slide_level(tmp_path: Path) -> None:
         ("patient,label\np,a\nq,a\n", {}, "found 1: 'a'"),
         ("patient,label\np,\n", {}, "found 0"),
         ("patient,label\np,a\n\nq,c\n", {"classes": ["a", "b"]}, "row 4: label is 'c'"),
-        ("patient,label\np,a\n", {"classes": ["a"]}, "exactly two different names"),
+        ("patient,label\np,a\n", {"classes": ["a"]}, "expected that word and exactly one other"),
+        ("patient,label\np,a\nq,b\n", {"classes": ["c"]}, "--positive is 'c', found 'a', 'b'"),
+        ("patient,label\np,a\n", {"classes": ["a", "A "]}, "exactly two different names"),
+        ("patient,label\np,MSI\nq,MSS\nr,MSX\n", {}, "row 4: label is 'MSX', which is no word for MSI or MSS"),
+        ("patient,label\np,0\nq,1\n", {}, "nothing says which of '0' and '1'"),
         ("patient,label\np,MSS\n,MSI\n", {}, "row 3: no patient id"),
         ("patient,label\np,MSS\nq,MSI\np,MSS\n", {}, r"patient 'p' is in rows \[2, 4\]"),
         ("patient,slide,label\np,s.svs,MSS\np,s.tif,MSS\n", {}, r"slide 's' is in rows \[2, 3\]"),

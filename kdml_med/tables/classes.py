@@ -1,0 +1,177 @@
+"""From words in tables and folder names to two classes: which is positive is read or said, never guessed."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+
+import pandas as pd
+
+from kdml_med.errors import InputError
+from kdml_med.tables.columns import is_blank
+
+MSI_CLASSES = ("MSS", "MSI")
+"""In index order: the positive class is the last one."""
+_MSI = (
+    "msi, msi+, msi-h, msi high, high msi, msimut, ismsih, msi positive, unstable, microsatellite unstable, "
+    "microsatellite instable, microsatellite instability, microsatellite instability high, "
+    "high microsatellite instability, dmmr, mmrd, mmr deficient, deficient mmr, mmr deficiency, deficient"
+)
+# MSI-L behaves like MSS in treatment and biology, and the published tile sets count it so.
+_MSS = (
+    "mss, msi-, msi-l, msi low, low msi, non msi, non msi h, msi negative, stable, microsatellite stable, "
+    "microsatellite stability, pmmr, mmrp, mmr proficient, proficient mmr, mmr proficiency, proficient, intact, "
+    "mmr intact"
+)
+_MISSING = (
+    "not available, not applicable, not evaluated, not evaluable, not assessed, not determined, not done, "
+    "not performed, not tested, not reported, indeterminate, undetermined, equivocal, inconclusive, pending, missing, "
+    "n.a., n.d., nd, ?, -"
+)
+_HYPHENS = re.compile("[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
+
+
+def plain_word(text: str) -> str:
+    """A word as it is compared: without case, separators, brackets around it and the ways to write a hyphen.
+
+    A sign at the end stays: "MSI-" is not "MSI".
+    """
+    word = _HYPHENS.sub("-", unicodedata.normalize("NFKC", text).replace("\u00ad", "")).casefold().strip()
+    word = word.strip("[](){}<>\"'").strip()
+    return re.sub(r"(?<=.)[\s_-]+(?=.)", "", word)
+
+
+_VOCABULARY = {plain_word(word): "MSI" for word in _MSI.split(", ")}
+_VOCABULARY |= {plain_word(word): "MSS" for word in _MSS.split(", ")}
+_NO_CLASS = {plain_word(word) for word in _MISSING.split(", ")}
+
+
+def is_missing(word: str) -> bool:
+    """Whether a status says that nothing is known: blank, [Not Available], indeterminate, equivocal and the like."""
+    return is_blank(word) or plain_word(word) in _NO_CLASS
+
+
+def parse_labels(
+    values: pd.Series[str], classes: Sequence[str] | None, *, where: str
+) -> tuple[pd.Series[str], list[str]]:
+    """Class name of each row (None where nothing is known) and the two classes in index order.
+
+    Words of the field become "MSS" and "MSI" in that order, in any spelling of case, space and hyphen: MSI-H, MSI-High,
+    MSIMUT, dMMR, deficient or unstable are MSI; MSS, MSI-L, nonMSIH, pMMR, proficient, stable or intact are MSS. Other
+    words need ``classes``. Two spellings of one word are one class.
+
+    Args:
+        values: text; the index is the row in the file, the name is the column.
+        classes: two class names, the positive one last; one name is that of the positive class; None for words of the
+            field.
+        where: the file, for messages.
+
+    Raises:
+        InputError: not exactly two classes, nothing says which is positive, or a value is not one of them.
+    """
+    missing = values.map(is_missing)
+    plain = values.map(plain_word)
+    found = _spellings(values[~missing], plain[~missing])
+    unknown = [word for word in found if word not in _VOCABULARY]
+    if classes is not None and len(classes) == 1:
+        classes = _with_other(classes[0], found, str(values.name), where)
+    if classes is not None:
+        names = _checked(classes)
+        index = {plain_word(name): name for name in names}
+        if set(names) == set(MSI_CLASSES):
+            index = _VOCABULARY | index
+    elif found and not unknown:
+        names, index = list(MSI_CLASSES), dict(_VOCABULARY)
+    else:
+        raise InputError(_ask(found, unknown, values, plain, where))
+    labels = plain.map(index).astype(object).where(~missing, None)
+    bad = values[~missing & labels.isna()]
+    if len(bad):
+        raise InputError(
+            f"{where}, row {bad.index[0]}: {values.name} is {bad.iloc[0]!r}, expected one of {names} or a blank. "
+            f"Correct the value, leave it blank, or name other classes with --classes ({len(bad)} such rows)."
+        )
+    return labels.where(labels.notna(), None), names
+
+
+def named_classes(classes: tuple[str, str] | None, positive: str | None) -> tuple[str, ...] | None:
+    """What ``--classes`` and ``--positive`` say, for ``parse_labels``.
+
+    Raises:
+        InputError: they contradict each other.
+    """
+    if classes is not None and positive is not None and plain_word(classes[1]) != plain_word(positive):
+        raise InputError(f"--positive is {positive!r}, but --classes names {classes[1]!r} last: leave one of them out.")
+    return classes if classes is not None else None if positive is None else (positive,)
+
+
+def describe_classes(rows: pd.DataFrame, classes: Sequence[str]) -> str:
+    """One line that says which class is the positive one, and how many patients there are of each.
+
+    Args:
+        rows: of a manifest, columns patient_id and label.
+        classes: class names in index order.
+    """
+    patients = {name: rows["patient_id"][rows["label"] == name].nunique() for name in classes}
+    unlabelled = rows["patient_id"][rows["label"].isna()].nunique()
+    others = ", ".join(f"{name} {patients[name]}" for name in classes[:-1])
+    text = f"positive class {classes[-1]}: {patients[classes[-1]]} patients; {others}"
+    return text + (f"; without a class {unlabelled}" if unlabelled else "")
+
+
+def _spellings(values: pd.Series[str], plain: pd.Series[str]) -> dict[str, str]:
+    """The usual spelling of each word: the most frequent one, the first of equals by the alphabet; sorted by word."""
+    counts: dict[str, Counter[str]] = {}
+    for word, text in zip(plain, values, strict=True):
+        counts.setdefault(word, Counter())[text] += 1
+    return {word: min(counts[word], key=lambda text: (-counts[word][text], text)) for word in sorted(counts)}
+
+
+def _with_other(positive: str, found: dict[str, str], column: str, where: str) -> list[str]:
+    """Both classes where only the positive one was said."""
+    wanted = plain_word(positive)
+    if wanted in _VOCABULARY and all(word in _VOCABULARY for word in found):
+        name = _VOCABULARY[wanted]
+        return [next(other for other in MSI_CLASSES if other != name), name]
+    others = [text for word, text in found.items() if word != wanted]
+    if wanted not in found or len(others) != 1:
+        raise InputError(
+            f"{where}, column {column!r}: --positive is {positive!r}, found {_shown(list(found.values()))}; expected "
+            "that word and exactly one other. Name both with --classes NEGATIVE POSITIVE, and leave the status of the "
+            "other rows blank."
+        )
+    return [others[0], found[wanted]]
+
+
+def _checked(classes: Sequence[str]) -> list[str]:
+    if len(classes) != 2 or len({plain_word(name) for name in classes}) != 2:
+        raise InputError(f"classes {list(classes)}: exactly two different names are needed, the positive one last.")
+    return list(classes)
+
+
+def _ask(
+    found: dict[str, str], unknown: Sequence[str], values: pd.Series[str], plain: pd.Series[str], where: str
+) -> str:
+    """What to say where words do not tell two classes, or which of them is positive."""
+    texts = list(found.values())
+    if len(found) == 2 and len(unknown) == 2:
+        return (
+            f"{where}, column {values.name!r}: nothing says which of {texts[0]!r} and {texts[1]!r} is the positive "
+            f"class. Say --positive {texts[1]!r} (or {texts[0]!r})."
+        )
+    if unknown and len(unknown) < len(found):
+        row = plain.index[plain == unknown[0]][0]
+        return (
+            f"{where}, row {row}: {values.name} is {found[unknown[0]]!r}, which is no word for MSI or MSS, as others "
+            f"are. Correct it, leave it blank, or name two classes with --classes ({len(unknown)} such words)."
+        )
+    return (
+        f"{where}, column {values.name!r}: exactly two classes are needed, found {len(found)}: {_shown(texts)}. Name "
+        "two with --classes A B (the positive one last) and leave the status of the other rows blank."
+    )
+
+
+def _shown(texts: Sequence[str]) -> str:
+    return ", ".join(map(repr, texts[:8])) + (", …" if len(texts) > 8 else "")
