@@ -50,7 +50,10 @@ def main(
         float | None, Option(help=f"Least share of tissue in a tile. [default: {_DEFAULT.min_tissue}]")
     ] = None,
     max_background: Annotated[
-        float | None, Option(help=f"Largest share of near-white pixels. [default: {_DEFAULT.max_background}]")
+        float | None, Option(help=f"Largest share of pixels as bright as glass. [default: {_DEFAULT.max_background}]")
+    ] = None,
+    background_level: Annotated[
+        float | None, Option(help=f"Mean from which a pixel is as bright. [default: {_DEFAULT.background_level:.0f}]")
     ] = None,
     max_pen: Annotated[float, Option(help="Largest share of ink-coloured pixels.")] = _DEFAULT.max_pen,
     min_sharpness: Annotated[float, Option(help="Least variance of the Laplacian.")] = _DEFAULT.min_sharpness,
@@ -68,7 +71,14 @@ def main(
     force: Annotated[bool, Option("--force", help="Slides tiled before that are not named are deleted.")] = False,
 ) -> ExitCode:
     """Cut slides into tiles of a stated physical size, and store them as a dataset folder."""
-    size = geometry(preset, mpp=mpp, tile_size_px=tile_size, min_tissue=min_tissue, max_background=max_background)
+    size = geometry(
+        preset,
+        mpp=mpp,
+        tile_size_px=tile_size,
+        min_tissue=min_tissue,
+        max_background=max_background,
+        background_level=background_level,
+    )
     settings: dict[str, Any] = size | {
         "image_format": image_format,
         "jpeg_quality": jpeg_quality,
@@ -124,6 +134,8 @@ def _print_report(report: TilingReport, out: Path) -> None:
     classes = read_info(out).classes
     if classes and report.tiles:
         print(describe_classes(read_manifest(out), classes))
+    if report.rim:
+        print(f"{report.rim} incomplete tiles with tissue at the right and lower edges of slides are not cut")
     if report.kept:
         print(f"{report.kept} slides that were not named are kept")
     print(*describe_remade(report.remade), sep="\n", end="\n" if report.remade else "")

@@ -19,6 +19,7 @@ from PIL import Image
 from kdml_med.errors import InputError
 from kdml_med.storage.manifest import SHARDS_DIR, DatasetKind
 from kdml_med.storage.shards import Origin, ShardWriter, shard_path, write_record
+from kdml_med.wsi.glass import AS_BRIGHT, Glass, measure_glass
 from kdml_med.wsi.grid import ReadPlan, TileGrid, choose_plane, make_grid
 from kdml_med.wsi.opening import open_slide
 from kdml_med.wsi.options import TilingOptions
@@ -74,8 +75,11 @@ class CutTile:
 class TileReader:
     """Reads, judges and encodes single tiles of one slide. One for each thread."""
 
-    def __init__(self, slide: Slide, grid: TileGrid, plan: ReadPlan, options: TilingOptions) -> None:
+    def __init__(
+        self, slide: Slide, grid: TileGrid, plan: ReadPlan, options: TilingOptions, background_level: float
+    ) -> None:
         self._slide, self._grid, self._plan, self._options = slide, grid, plan, options
+        self._background_level = background_level
         level = slide.levels[plan.level]
         self._width_r, self._height_r = level.width // plan.factor, level.height // plan.factor
 
@@ -105,7 +109,7 @@ class TileReader:
             tile = self.read(candidate)
         except SlideError:
             return CutTile(candidate, None, UNREADABLE)
-        quality = measure_quality(tile)
+        quality = measure_quality(tile, self._background_level)
         reason = _rejection(quality, self._options)
         if reason is not None:
             return CutTile(candidate, quality, reason)
@@ -205,7 +209,11 @@ class _Cutter:
 
     def run(self) -> SlideRecord:
         overview = read_overview(self.slide, self.slide_mpp)
-        candidates = self._find_candidates(overview)
+        glasses = measure_glass(overview.pixels, ~overview.unread)
+        if glasses:
+            self.record.glass = glasses[0].colour.tolist()
+        candidates = self._find_candidates(overview, glasses)
+        background_level = min([self.options.background_level, *(AS_BRIGHT * glass.brightness for glass in glasses)])
         if not candidates:
             self._write_thumbnail(overview)
             raise SlideError(f"no tissue found: none of {len(self.grid)} tiles reaches --min-tissue")
@@ -213,7 +221,7 @@ class _Cutter:
         clones = [self.slide] + [self.slide.clone() for _ in range(self.threads - 1)]
         try:
             for clone in clones:
-                self.readers.put(TileReader(clone, self.grid, self.plan, self.options))
+                self.readers.put(TileReader(clone, self.grid, self.plan, self.options, background_level))
             self.record.stain = self._fit_stain(candidates)
             if self.options.stain == "macenko" and self.record.stain is None:
                 raise SlideError("its two stains cannot be told apart, so it cannot be normalised; use --stain none")
@@ -229,8 +237,10 @@ class _Cutter:
         write_record(self.out_dir, self.job.slide_id, self.record, rows, DatasetKind.TILES)
         return self.record
 
-    def _find_candidates(self, overview: Overview) -> list[Candidate]:
-        shares = MaskIntegral(tissue_mask(overview), overview.downsample)
+    def _find_candidates(self, overview: Overview, glasses: Sequence[Glass]) -> list[Candidate]:
+        shares = MaskIntegral(tissue_mask(overview, glasses), overview.downsample)
+        rim = (shares.fraction(x_l0, y_l0, self.grid.size_l0) for x_l0, y_l0 in self.grid.rim())
+        self.record.rim = sum(share >= self.options.min_tissue for share in rim)
         candidates = []
         for x_l0, y_l0 in self.grid.origins():
             share = shares.fraction(x_l0, y_l0, self.grid.size_l0)

@@ -86,6 +86,14 @@ class TileGrid:
             for column in range(self.columns):
                 yield column * self.stride_l0, row * self.stride_l0
 
+    def rim(self) -> Iterator[tuple[int, int]]:
+        """Top left corners (x_l0, y_l0) of the incomplete tiles at the right and lower edge, in the same order."""
+        stride = self.stride_l0
+        for y_l0 in range(0, self.height_l0, stride):
+            for x_l0 in range(0, self.width_l0, stride):
+                if x_l0 >= self.columns * stride or y_l0 >= self.rows * stride:
+                    yield x_l0, y_l0
+
     def _count(self, length_l0: int) -> int:
         if length_l0 < self.size_l0:
             return 0

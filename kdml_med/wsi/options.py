@@ -21,13 +21,14 @@ class Preset:
     tile_size_px: int
     min_tissue: float
     max_background: float
+    background_level: float
 
 
 PRESETS = {
     # Zenodo record 2530835 (Kather et al. 2019): 224 px at 0.5 µm/px.
-    "zenodo-112um": Preset(mpp=0.5, tile_size_px=224, min_tissue=0.05, max_background=0.5),
+    "zenodo-112um": Preset(mpp=0.5, tile_size_px=224, min_tissue=0.05, max_background=0.5, background_level=220),
     # The scripts published with that paper: blocks of 256 µm, scaled to 224 px.
-    "kather-256um": Preset(mpp=256 / 224, tile_size_px=224, min_tissue=0.05, max_background=0.5),
+    "kather-256um": Preset(mpp=256 / 224, tile_size_px=224, min_tissue=0.05, max_background=0.5, background_level=220),
 }
 """In both, half of the pixels with a mean of at least 220 make a tile background. The tissue mask then only spares
 decoding bare glass."""
@@ -44,7 +45,9 @@ class TilingOptions:
         jpeg_quality: 1 to 100; colour is never subsampled.
         stain: "macenko" stores normalised tiles, "none" the scanner's colours.
         min_tissue: share of the tile that the tissue mask must cover, 0..1.
-        max_background: share of near-white pixels above which a tile is rejected, 0..1.
+        max_background: share of pixels as bright as glass above which a tile is rejected, 0..1.
+        background_level: mean over the channels from which a pixel is as bright as glass, grey levels; on darker glass
+            that of the glass is taken.
         max_pen: share of ink-coloured pixels above which a tile is rejected, 0..1.
         min_sharpness: variance of the Laplacian under which a tile is rejected as blurred, grey levels squared.
         assume_mpp: micrometres per level-0 pixel of slides whose header says nothing or nonsense.
@@ -61,6 +64,7 @@ class TilingOptions:
     stain: StainMode = "none"
     min_tissue: float = 0.5
     max_background: float = 0.75
+    background_level: float = 235.0
     max_pen: float = 0.1
     min_sharpness: float = 20.0
     assume_mpp: float | None = None
@@ -81,6 +85,7 @@ class TilingOptions:
             ("jpeg-quality", self.jpeg_quality, 1, 100),
             ("min-tissue", self.min_tissue, 0, 1),
             ("max-background", self.max_background, 0, 1),
+            ("background-level", self.background_level, 1, 255),
             ("max-pen", self.max_pen, 0, 1),
             ("min-sharpness", self.min_sharpness, 0, 65_025),
             ("assume-mpp", self.assume_mpp, MIN_MPP, MAX_MPP),
@@ -111,6 +116,7 @@ def geometry(
     tile_size_px: int | None,
     min_tissue: float | None = None,
     max_background: float | None = None,
+    background_level: float | None = None,
 ) -> dict[str, float | int | str | None]:
     """Options that a preset decides, or the values given; None stands for "not given".
 
@@ -121,7 +127,9 @@ def geometry(
         InputError: no such preset, or a resolution or size was given beside one.
     """
     defaults = TilingOptions()
-    base = Preset(defaults.mpp, defaults.tile_size_px, defaults.min_tissue, defaults.max_background)
+    base = Preset(
+        defaults.mpp, defaults.tile_size_px, defaults.min_tissue, defaults.max_background, defaults.background_level
+    )
     if preset is not None:
         if preset not in PRESETS:
             raise InputError(f"--preset is {preset!r}, expected one of {sorted(PRESETS)}.")
@@ -135,4 +143,5 @@ def geometry(
         "tile_size_px": base.tile_size_px if tile_size_px is None else tile_size_px,
         "min_tissue": base.min_tissue if min_tissue is None else min_tissue,
         "max_background": base.max_background if max_background is None else max_background,
+        "background_level": base.background_level if background_level is None else background_level,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,16 +10,13 @@ import numpy.typing as npt
 
 from kdml_med.wsi.slide import Pixels
 
-BACKGROUND_LEVEL = 220
-"""A pixel whose mean over the channels reaches this is background (rule of the published MSI tile sets)."""
-
 
 @dataclass(frozen=True)
 class TileQuality:
     """Scores of one tile.
 
     Attributes:
-        background_fraction: share of pixels with a mean of at least ``BACKGROUND_LEVEL``, 0..1.
+        background_fraction: share of pixels as bright as glass, 0..1.
         pen_fraction: share of pixels coloured like marker ink, 0..1.
         sharpness: variance of the Laplacian of the grey image, grey levels squared.
     """
@@ -28,16 +26,17 @@ class TileQuality:
     sharpness: float
 
 
-def measure_quality(tile: Pixels) -> TileQuality:
+def measure_quality(tile: Pixels, background_level: float) -> TileQuality:
     """Scores of a tile, on its own pixels (before any stain normalisation).
 
     Args:
         tile: uint8, [height, width, 3], RGB; at least 3 pixels on each side.
+        background_level: a pixel whose mean over the channels reaches this is background.
     """
     planes = np.ascontiguousarray(tile.transpose(2, 0, 1))  # arithmetic on interleaved channels is ten times slower
     total = np.add(planes[0], planes[1], dtype=np.int16)
     total += planes[2]
-    background = int(np.count_nonzero(total >= 3 * BACKGROUND_LEVEL)) / total.size
+    background = int(np.count_nonzero(total >= math.ceil(3 * background_level))) / total.size
     return TileQuality(background, _pen_fraction(planes), _sharpness(total))
 
 

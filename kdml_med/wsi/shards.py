@@ -14,7 +14,8 @@ from kdml_med.storage.shards import ShardRecord
 from kdml_med.wsi.stain import StainFit
 
 _STAIN_COLUMNS = [f"stain_{stain}_{channel}" for stain in "he" for channel in "rgb"] + ["stain_h_max", "stain_e_max"]
-_NO_COLUMNS = ("rejected", "unreadable", "stain", "origin")  # of slides.csv, or not under these names
+_GLASS_COLUMNS = [f"glass_{channel}" for channel in "rgb"]
+_NO_COLUMNS = ("rejected", "unreadable", "rim", "glass", "stain", "origin")  # of slides.csv, or not under these names
 
 REJECTIONS = ("tissue", "background", "pen", "blur")
 """Reasons for leaving a tile out, in the order in which they are tested."""
@@ -37,6 +38,8 @@ class SlideRecord(ShardRecord):
         tiles: how many are stored.
         rejected: tiles left out, by reason.
         unreadable: tiles lost because the file is damaged there.
+        rim: incomplete tiles at the right and lower edge that show enough tissue; they are not cut.
+        glass: colour of bare glass as measured, red, green, blue; None where too little of it is seen.
         stain: fitted stains; None when the slide did not allow a fit.
     """
 
@@ -52,13 +55,17 @@ class SlideRecord(ShardRecord):
     tiles: int = 0
     rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REJECTIONS, 0))
     unreadable: int = 0
+    rim: int = 0
+    glass: list[float] | None = None
     stain: StainFit | None = None
 
     def to_row(self) -> dict[str, Any]:
         """Flat row of slides.csv."""
         row = {k: v for k, v in vars(self).items() if k not in _NO_COLUMNS}
         row |= {f"rejected_{reason}": self.rejected[reason] for reason in REJECTIONS}
-        row["unreadable"] = self.unreadable
+        row |= {"unreadable": self.unreadable, "rim": self.rim}
+        glass: list[float | None] = [None] * 3 if self.glass is None else [*self.glass]
+        row |= dict(zip(_GLASS_COLUMNS, glass, strict=True))
         stain: list[float | None] = [None] * len(_STAIN_COLUMNS)
         if self.stain is not None:
             stain = [*self.stain.matrix.T.ravel().tolist(), *self.stain.max_concentrations.tolist()]

@@ -93,6 +93,7 @@ class TilingReport:
         kept: slides that this run does not name and that stay.
         failures: rows of failures.csv, (file name, reason).
         tiles: in the whole dataset.
+        rim: incomplete tiles with tissue at the right and lower edge of slides, in the whole dataset; they are not cut.
     """
 
     done: int = 0
@@ -101,6 +102,7 @@ class TilingReport:
     kept: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
     tiles: int = 0
+    rim: int = 0
 
 
 def tile_slides(
@@ -322,6 +324,7 @@ def _write_tables(folder: DatasetFolder[SlideRecord], labels: Labels | None, rep
         tables.append(table)
     manifest = pa.concat_tables(tables) if tables else TILE_COLUMNS.empty_table()
     report.tiles = manifest.num_rows
+    report.rim = sum(record.rim for record in records)
     report.failures = sorted(failures.items())
     slides = pd.DataFrame([record.to_row() for record in records], columns=list(_EMPTY_RECORD.to_row()))
     folder.write_tables(manifest, report.failures, {SLIDES_FILE: slides})

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
-from skimage.filters import threshold_otsu
 
+from kdml_med.wsi.glass import AS_BRIGHT, NEAR_WHITE, Glass, chroma
 from kdml_med.wsi.grid import choose_plane
 from kdml_med.wsi.slide import Pixels, Slide, SlideError
 
@@ -21,8 +22,8 @@ OVERVIEW_MPP = 8.0
 
 _BLOCK_R = 2048  # pixels; the overview is read in squares of this side, so memory does not grow with the slide
 _SMALLEST_BLOCK_R = 16  # pixels; damage is fenced in down to squares of this side
-_CHROMA_RANGE = (8.0, 24.0)
-_BRIGHT = 235.0
+_MOST_FAILED_READS = 128  # a reader may open the file again after each: what is damaged all over is not fenced in
+_CHROMA_RANGE = (10.0, 24.0)  # grey levels
 _DARK = 25.0
 _MIN_PIECE_UM2 = 50.0**2
 
@@ -63,52 +64,57 @@ def read_overview(slide: Slide, slide_mpp: float, mpp: float = OVERVIEW_MPP) -> 
     step = max(1, math.floor(mpp / (slide_mpp * plane.downsample) + 0.02))
     block_r = step * 2 ** max(0, int(math.log2(_BLOCK_R / step)))  # halves of it stay whole numbers of steps
     shape = math.ceil(height_r / step), math.ceil(width_r / step)
-    canvas, unread = np.full((*shape, 3), 255, np.uint8), np.zeros(shape, np.bool_)
+    canvas, unread = np.full((*shape, 3), 255, np.uint8), np.ones(shape, np.bool_)
 
-    def paste(x_r: int, y_r: int, side_r: int) -> None:
+    def paste(x_r: int, y_r: int, side_r: int) -> bool:
         w, h = min(side_r, width_r - x_r), min(side_r, height_r - y_r)
-        if w <= 0 or h <= 0:
-            return
-        area = np.s_[y_r // step : math.ceil((y_r + h) / step), x_r // step : math.ceil((x_r + w) / step)]
-        half_r = side_r // 2
         try:
             block = slide.read(plane.level, plane.factor, x_r, y_r, w, h)
         except SlideError:
-            if half_r < _SMALLEST_BLOCK_R or half_r % step:
-                unread[area] = True
-                return
-            # One damaged place must not hide everything around it.
-            for corner_y in (y_r, y_r + half_r):
-                for corner_x in (x_r, x_r + half_r):
-                    paste(corner_x, corner_y, half_r)
-            return
+            return False
+        area = np.s_[y_r // step : math.ceil((y_r + h) / step), x_r // step : math.ceil((x_r + w) / step)]
         canvas[area] = np.asarray(Image.fromarray(block).reduce(step)) if step > 1 else block
+        unread[area] = False
+        return True
 
-    for y_r in range(0, height_r, block_r):
-        for x_r in range(0, width_r, block_r):
-            paste(x_r, y_r, block_r)
+    # One damaged place must not hide everything around it: squares that fail are halved, round by round, so that the
+    # few attempts there are go to all places alike.
+    side_r, failures = block_r, 0
+    pending = [(x, y) for y in range(0, height_r, side_r) for x in range(0, width_r, side_r)]
+    while pending:
+        failed = [corner for corner in pending if not paste(*corner, side_r)]
+        failures += len(failed)
+        side_r //= 2
+        if side_r < _SMALLEST_BLOCK_R or side_r % step or failures >= _MOST_FAILED_READS:
+            break
+        corners = [(x + right, y + down) for x, y in failed for down in (0, side_r) for right in (0, side_r)]
+        pending = [(x, y) for x, y in corners if x < width_r and y < height_r]
     downsample = plane.downsample * step
     return Overview(canvas, unread, downsample, downsample * slide_mpp)
 
 
-def tissue_mask(overview: Overview) -> Mask:
+def tissue_mask(overview: Overview, glasses: Sequence[Glass]) -> Mask:
     """Which overview pixels show tissue.
 
-    Stained tissue is coloured and glass is grey, so the spread between the channels is thresholded: Otsu's value kept
-    inside a fixed range, because Otsu always divides, also a slide that is all glass or all tissue. Near-white and
-    near-black pixels are never tissue. Pieces under 50 × 50 µm are dropped and holes of that size filled. What could
-    not be read counts as tissue, so that it is looked at again in full resolution.
+    Stain is coloured, so the spread between the channels of the light that passes is thresholded, relative to the glass
+    of this slide: tinted glass is as colourless as white glass then. The threshold is the least that glass stays under,
+    so that pale mucosa is kept. What is as bright as glass and what is near black is never tissue. Pieces under 50 × 50
+    µm are dropped and holes of that size filled. What could not be read counts as tissue, so that it is looked at again
+    in full resolution.
+
+    Args:
+        overview: of the slide.
+        glasses: colours of bare glass; near-white stands for it where there are none.
 
     Returns:
         bool, [height, width].
     """
     pixels = ndimage.uniform_filter(overview.pixels.astype(np.float32), size=(3, 3, 1))
-    chroma = pixels.max(axis=2) - pixels.min(axis=2)
-    threshold = _CHROMA_RANGE[0]
-    if chroma.max() > chroma.min():
-        threshold = float(np.clip(threshold_otsu(chroma), *_CHROMA_RANGE))
-    mean = pixels.mean(axis=2)
-    mask = (chroma > threshold) & (mean < _BRIGHT) & (mean > _DARK)
+    mask: Mask = pixels.mean(axis=2) > _DARK
+    for glass in glasses or [Glass(NEAR_WHITE)]:
+        low, high = _CHROMA_RANGE
+        mask &= chroma(pixels, glass.colour) > np.clip(glass.chroma_noise + 2, low, high)
+        mask &= (pixels / glass.colour).mean(axis=2) < AS_BRIGHT
     smallest = _MIN_PIECE_UM2 / overview.mpp**2
     mask = _drop_small(mask, smallest)
     filled: Mask = ~_drop_small(~mask, smallest)
@@ -134,7 +140,10 @@ class MaskIntegral:
         self._downsample: float = downsample
 
     def fraction(self, x_l0: float, y_l0: float, size_l0: float) -> float:
-        """Share of tissue, 0..1, in a square given in level-0 pixels; rounded outwards to whole mask pixels."""
+        """Share of tissue, 0..1, in a square given in level-0 pixels; rounded outwards to whole mask pixels.
+
+        Of a square that reaches over the edge, only the part on the slide counts.
+        """
         height, width = self._sums.shape[0] - 1, self._sums.shape[1] - 1
         left = min(int(x_l0 / self._downsample), width - 1)
         top = min(int(y_l0 / self._downsample), height - 1)

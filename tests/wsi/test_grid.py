@@ -40,6 +40,14 @@ def test_origins_are_unique_and_in_reading_order(width, height, side_px):
     assert origins == sorted(origins, key=lambda origin: (origin[1], origin[0]))
 
 
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(16, 300))
+def test_rim_is_what_whole_tiles_leave_uncovered(width, height, side_px):
+    grid = make_grid(width, height, slide_mpp=0.25, mpp=0.25, tile_size_px=side_px)
+    cells = [(x, y) for y in range(0, height, side_px) for x in range(0, width, side_px)]
+    assert sorted([*grid.origins(), *grid.rim()]) == sorted(cells)
+    assert all(x + side_px > width or y + side_px > height for x, y in grid.rim())
+
+
 def test_whole_ratio_gives_a_whole_size():
     assert make_grid(4480, 448, slide_mpp=0.25, mpp=0.5, tile_size_px=224).size_l0 == 448
     assert len(make_grid(4480, 448, slide_mpp=0.25, mpp=0.5, tile_size_px=224)) == 10

@@ -234,6 +234,36 @@ def test_damage_costs_only_the_tiles_it_touches(tmp_path, slide, reader):
     assert run([path], tmp_path / "out", options).failures == report.failures
 
 
+def test_incomplete_tiles_with_tissue_at_the_edge_are_counted(tmp_path):
+    picture = tissue_picture(800, 800)[240 : 240 + 300, 240 : 240 + 260]  # tissue up to every edge
+    Image.fromarray(picture).save(tmp_path / "field.png")
+    options = TilingOptions(mpp=0.5, tile_size_px=112, assume_mpp=0.5)
+    report = run([tmp_path / "field.png"], tmp_path / "out", options)
+    assert report.tiles == 4
+    assert report.rim == 5  # two columns and two rows of whole tiles, three cells at the right and two more below
+    assert pd.read_csv(tmp_path / "out" / "slides.csv")["rim"].tolist() == [5]
+
+
+def test_tinted_glass_gives_the_tiles_of_white_glass(tmp_path):
+    white = tissue_picture(1200, 1200).astype(float)
+    for name, glass in (("white", (1, 1, 1)), ("yellow", (0.94, 0.92, 0.8)), ("grey", (0.85, 0.85, 0.85))):
+        Image.fromarray((white * glass).round().astype(np.uint8)).save(tmp_path / f"{name}.png")
+    report = run([tmp_path], tmp_path / "out", TilingOptions(tile_size_px=112, assume_mpp=0.5))
+    manifest = read_manifest(tmp_path / "out")
+    places = {slide: set(zip(rows.x_l0, rows.y_l0, strict=True)) for slide, rows in manifest.groupby("slide_id")}
+    assert not report.failures
+    assert places["yellow"] == places["white"] == places["grey"]
+    assert 0 < len(places["white"]) < 100
+    glass = pd.read_csv(tmp_path / "out" / "slides.csv").set_index("slide_id")[["glass_r", "glass_g", "glass_b"]]
+    assert np.abs(glass.loc["yellow"] - glass.loc["white"] * np.array([0.94, 0.92, 0.8])).max() <= 1.5
+
+
+def test_presets_keep_the_published_background_rule():
+    assert geometry("zenodo-112um", mpp=None, tile_size_px=None)["background_level"] == 220
+    assert geometry("kather-256um", mpp=None, tile_size_px=None)["max_background"] == 0.5
+    assert geometry(None, mpp=None, tile_size_px=None)["background_level"] == TilingOptions().background_level
+
+
 def test_pen_and_blur_are_rejected_and_counted(tmp_path):
     picture = tissue_picture(1800, 1400)
     picture[300:700, 300:900] = (25, 60, 190)
