@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import PurePosixPath
 
 SLIDE_SUFFIXES = [
@@ -14,12 +15,29 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 """Suffixes of frames, and of masks of what they show."""
 NAMED_SUFFIXES = (".dcm", ".btf", ".isyntax", ".webp", ".tar")
 """Further suffixes that tables write behind names. Many DICOM files make one slide: name one of them explicitly."""
+_SPACE = re.compile(r"[^\S\n]")
 _TCGA_PATIENT = re.compile(r"^TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}", re.IGNORECASE)
 
 
+def same_name_form(text: str) -> str:
+    """A name, id or cell as it is compared: what looks the same is the same.
+
+    Letters with marks are single characters (Unicode NFC: Macs write file names in another form), every kind of space
+    is a plain one, and there are neither spaces nor invisible characters around the text.
+    """
+    text = _SPACE.sub(" ", unicodedata.normalize("NFC", text))
+    first = next((i for i, letter in enumerate(text) if _shows(letter)), len(text))
+    last = next((i for i in range(len(text), first, -1) if _shows(text[i - 1])), first)
+    return text[first:last]
+
+
+def _shows(letter: str) -> bool:
+    return not letter.isspace() and unicodedata.category(letter) not in ("Cf", "Cc")
+
+
 def slide_name(text: str) -> str:
-    """Name of a slide without the folders before it (of either system) and without an image suffix."""
-    name = PurePosixPath(text.strip().replace("\\", "/")).name
+    """Name of a slide without the folders before it (of either system) and without an image suffix, in one form."""
+    name = PurePosixPath(same_name_form(text).replace("\\", "/")).name
     # Only known suffixes are cut off: in "TCGA-AA-3672-01Z-00-DX1.23748e80-…" the part after the point belongs to it.
     stem, point, suffix = name.rpartition(".")
     if not point or f".{suffix.lower()}" not in (*SLIDE_SUFFIXES, *NAMED_SUFFIXES):
