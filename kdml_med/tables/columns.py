@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -86,6 +86,26 @@ def find_column(columns: Iterable[str], role: str, named: str | None, *, require
     return found[0] if found else None
 
 
+def check_roles(columns: Mapping[str, str | None], where: str) -> dict[str, str]:
+    """The columns that were found, by role.
+
+    Args:
+        columns: column of each role, None where it has none.
+        where: the file, for messages.
+
+    Raises:
+        InputError: the label column plays another role, too.
+    """
+    found = {role: name for role, name in columns.items() if name is not None}
+    other = next((role for role, name in found.items() if role != "label" and name == found["label"]), None)
+    if other is not None:
+        raise InputError(
+            f"{where}: column {found['label']!r} is named for the label and for the {other}; name another one with "
+            f"--label-column or --{other}-column."
+        )
+    return found
+
+
 def parse_mpp(values: pd.Series[str], keys: Iterable[str], where: str) -> dict[str, float]:
     """Micrometres per pixel by key, for the cells that are not blank.
 
@@ -108,7 +128,7 @@ def parse_mpp(values: pd.Series[str], keys: Iterable[str], where: str) -> dict[s
         if not 0 < mpp < math.inf:
             raise InputError(
                 f"{where}, row {row}: {values.name} is {text!r}, "
-                "expected micrometres per pixel such as 0.25, or a blank."
+                "expected micrometres per pixel such as 0.25, with a decimal point, or a blank."
             )
         resolutions[key] = mpp
     return resolutions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 SLIDE_SUFFIXES = [
@@ -16,6 +17,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 NAMED_SUFFIXES = (".dcm", ".btf", ".isyntax", ".webp", ".tar")
 """Further suffixes that tables write behind names. Many DICOM files make one slide: name one of them explicitly."""
 _SPACE = re.compile(r"[^\S\n]")
+_TCGA_NORMAL = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}-1[0-9](?![0-9])", re.IGNORECASE)
+_HYPHENS = re.compile("[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
 _TCGA_PATIENT = re.compile(r"^TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}", re.IGNORECASE)
 
 
@@ -43,6 +46,37 @@ def slide_name(text: str) -> str:
     if not point or f".{suffix.lower()}" not in (*SLIDE_SUFFIXES, *NAMED_SUFFIXES):
         return name
     return stem[:-4] if stem.lower().endswith(".ome") else stem
+
+
+def similar_form(text: str) -> str:
+    """A name without what a careless hand changes: case, the kind of hyphen, the number of spaces."""
+    return " ".join(_HYPHENS.sub("-", unicodedata.normalize("NFKC", text)).casefold().split())
+
+
+def folders_of(path: str) -> list[str]:
+    """The folders of a path of either system, in one form; what precedes the last ".." is unknown, so left out."""
+    parts = same_name_form(path).replace("\\", "/").split("/")[:-1]
+    start = max((place + 1 for place, part in enumerate(parts) if part == ".."), default=0)
+    return [part for part in parts[start:] if part not in ("", ".")]
+
+
+def is_absolute(path: str) -> bool:
+    """Whether a path of either system starts at the top."""
+    return path.startswith(("/", "\\")) or re.match(r"[A-Za-z]+:", path) is not None
+
+
+def folders_agree(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two lists of folders are the same from the end, as far as both go."""
+    return all(a == b for a, b in zip(reversed(one), reversed(other), strict=False))
+
+
+def is_tcga_normal(name: str) -> bool:
+    """Whether a name holds a TCGA barcode of a normal sample: the two digits of the sample type are 10 to 19.
+
+    Source:
+        GDC, TCGA code tables, sample type codes: 01 to 09 tumours, 10 to 19 normal tissue or blood, 20 to 29 controls.
+    """
+    return _TCGA_NORMAL.search(name) is not None
 
 
 def is_barcode(name: str) -> bool:

@@ -168,14 +168,15 @@ def test_table_names_images_by_path_name_or_stem(images: Path, tmp_path: Path) -
     out = tmp_path / "dataset"
     done = run(images, "--out", out, "--layout", "csv", "--labels", path, "--positive", "b")
     assert done.returncode == 3, done.stderr
-    assert "3 images in the folder are not among" in done.stderr
+    assert "3 images in the folder are named by no row of the table" in done.stderr
     manifest, info = read_manifest(out), read_info(out)
     assert manifest["shard"].tolist() == ["deep/i0.jpg", "deep/i1.jpg", "deep/i2.jpg"]
     assert manifest["slide_id"].tolist() == ["1", "1", "2"]
     assert manifest["mpp"].isna().tolist() == [False, False, True]
     assert (info.tile_size_px, info.mpp, info.classes) == (None, None, ["a", "b"])
-    assert list(failures(out)) == ["gone.jpg"]
+    assert list(failures(out)) == ["deep/i3.jpg", "deep/i4.jpg", "deep/i5.jpg", "gone.jpg"]
     assert "row 5" in failures(out)["gone.jpg"]
+    assert failures(out)["deep/i3.jpg"] == "no row of table.csv names it"
 
 
 def test_label_level_slide_makes_each_image_its_slide(images: Path, tmp_path: Path) -> None:
