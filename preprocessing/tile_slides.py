@@ -135,8 +135,12 @@ def _print_report(report: TilingReport, out: Path) -> None:
     print(*describe_remade(report.remade), sep="\n", end="\n" if report.remade else "")
     _print_failures(report.failures, out)
     if report.absent:
-        print(f"{len(report.absent)} {'rows' if len(report.absent) > 1 else 'row'} of the label table without a slide:")
+        print(f"rows of the label table without their slide: {len(report.absent)}")
         _print_failures(report.absent, out, shown=3)
+    if report.without_slide:
+        print(
+            f"patients of the label table without a slide: {len(report.without_slide)}, named in {out / FAILURES_FILE}"
+        )
 
 
 def _print_failures(failures: Sequence[tuple[str, str]], out: Path, shown: int = 20) -> None:

@@ -73,26 +73,30 @@ def count_rows(labels: LabelTable, slides: Iterable[str], used: Iterable[str]) -
 
 def find_absent(
     labels: LabelTable, slides: Iterable[str], inputs: Sequence[Path], taken: Collection[Path]
-) -> list[tuple[str, str]]:
-    """Slides or patients that the table gives a class, and that have no slide: their names, and what to say of each.
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Rows of the label table that have a class and no slide: names, and what to say of each.
 
     Args:
         labels: the table.
         slides: names of all slides that there are.
         inputs: of the run; where a file of another kind has the name that is missing, it is named.
         taken: the slides among them.
+
+    Returns:
+        Rows that ask for a slide: those of a table with a slide column, and patients of whom there is a file of another
+        kind. Then patients of whom there is nothing: a table of patients is often that of a whole archive.
     """
     there = {labels.key(name) for name in slides}
     absent = {key: match for key, match in labels.matches.items() if match.label is not None and key not in there}
     others = _find_others(labels, inputs, taken) if absent else {}
     what = "slide" if labels.by_slide else "slide of this patient"
-    reasons = []
+    asked: list[tuple[str, str]] = []
+    rest: list[tuple[str, str]] = []
     for key, match in absent.items():
         other = f"; {others[key]} is there, of a kind that is not searched for" if key in others else ""
-        reasons.append(
-            (match.name, f"row {match.row} of {labels.source.table}: no such {what} among the inputs{other}")
-        )
-    return reasons
+        reason = f"row {match.row} of {labels.source.table}: no {what} among the inputs{other}"
+        (asked if labels.by_slide or other else rest).append((match.name, reason))
+    return asked, rest
 
 
 def _find_others(labels: LabelTable, inputs: Sequence[Path], taken: Collection[Path]) -> dict[str, str]:

@@ -52,8 +52,9 @@ class TilingReport:
         skipped: slides that an earlier run had finished.
         remade: slides that were there, made from something else, and what is different.
         kept: slides that this run does not name and that stay.
-        failures: (file name, reason) of slides that have a problem; with ``absent`` the rows of failures.csv.
-        absent: (slide or patient, reason) of rows of the label table that have no slide.
+        failures: (file name, reason) of slides that have a problem; with the next two the rows of failures.csv.
+        absent: (slide or patient, reason) of rows of the label table that ask for a slide which is not there.
+        without_slide: (patient, reason) of patients of the label table who have no slide; that is no problem.
         tiles: in the whole dataset.
     """
 
@@ -63,6 +64,7 @@ class TilingReport:
     kept: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
     absent: list[tuple[str, str]] = field(default_factory=list)
+    without_slide: list[tuple[str, str]] = field(default_factory=list)
     tiles: int = 0
 
 
@@ -134,7 +136,7 @@ def tile_slides(
         folder.remove_leftovers()
         there = [slide_name(path.name) for path in paths] + folder.finished()
         if labels is not None:
-            report.absent = find_absent(labels, there, inputs, paths)
+            report.absent, report.without_slide = find_absent(labels, there, inputs, paths)
         _write_tables(folder, labels, report, there, tcga_normals=tcga_normals)
     return report
 
@@ -268,23 +270,23 @@ def _write_tables(
     """Bring what is stored into line with the label table, and join it into the tables of the dataset."""
     records: list[SlideRecord] = []
     tables: list[pa.Table] = []
-    failures = dict(report.failures)
+    problems = dict(report.failures)
     for slide_id in folder.finished():
         record, table = folder.read(slide_id)
-        if record.file_name in failures:
+        if record.file_name in problems:
             continue
         job = make_job(Path(record.file_name), (record.file_name, ""), labels, tcga_normals=tcga_normals)
         if isinstance(job, str):
-            failures[record.file_name] = job
+            problems[record.file_name] = job
             continue
         record, table = _relabel(folder, record, table, job)
         if record.unreadable:
-            failures[record.file_name] = f"{record.unreadable} tiles unreadable (the other tiles are in the dataset)"
+            problems[record.file_name] = f"{record.unreadable} tiles unreadable (the other tiles are in the dataset)"
         records.append(record)
         tables.append(table)
     manifest = pa.concat_tables(tables) if tables else TILE_COLUMNS.empty_table()
     report.tiles = manifest.num_rows
-    report.failures = sorted(failures.items())
+    report.failures = sorted(problems.items())
     slides = pd.DataFrame([record.to_row() for record in records], columns=list(_EMPTY_RECORD.to_row()))
     if labels is not None:
         uses = count_rows(labels, there, [record.slide_id for record in records])
@@ -292,7 +294,8 @@ def _write_tables(
         info = read_info(folder.path)
         info.labels = describe_labels(labels.source, uses, rows, labels.classes)
         write_info(folder.path, info)
-    folder.write_tables(manifest, sorted(report.failures + report.absent), {SLIDES_FILE: slides})
+    failures = sorted(report.failures + report.absent + report.without_slide)
+    folder.write_tables(manifest, failures, {SLIDES_FILE: slides})
 
 
 _EMPTY_RECORD = SlideRecord("", "", "", 0, 0, 0.0, "")
