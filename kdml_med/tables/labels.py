@@ -222,7 +222,8 @@ def read_labels(
 
 def _mangled_form(name: str) -> str:
     """What is left of a name that a spreadsheet or a careless hand changed: no leading zeros, spaces or case."""
-    return re.sub(r"[\s_-]", "", re.sub(r"(?<!\d)0+(?=\d)", "", similar_form(name)))
+    without_zeros = re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"\.0$", "", similar_form(name)))
+    return re.sub(r"[\s_-]", "", without_zeros)
 
 
 def owner_labels(owners: pd.Series[str], labels: pd.Series[str], *, owner: LabelLevel, where: str) -> pd.Series[str]:

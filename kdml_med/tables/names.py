@@ -84,6 +84,12 @@ def is_barcode(name: str) -> bool:
     return _TCGA_PATIENT.match(name) is not None
 
 
+def other_barcode(name: str, patient_id: str) -> str | None:
+    """The TCGA patient whose barcode a name begins with, where the patient is said to be another one of TCGA."""
+    named, said = _TCGA_PATIENT.match(name), _TCGA_PATIENT.match(patient_id)
+    return named.group() if named and said and named.group().upper() != said.group().upper() else None
+
+
 def tcga_site(patient_id: str) -> str | None:
     """Tissue source site of a TCGA barcode (its second field), or None for any other id."""
     found = _TCGA_PATIENT.match(patient_id)

@@ -15,25 +15,11 @@ from PIL import Image
 from kdml_med.errors import InputError
 from kdml_med.tables.names import SLIDE_SUFFIXES, is_absolute, same_name_form
 
-_IMAGE_SUFFIXES = frozenset(
-    {
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".tif",
-        ".tiff",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".webp",
-        ".jp2",
-        ".j2k",
-        ".avif",
-    }
-    | {".heic", ".heif", ".ppm", ".pgm", ".tga", ".dcm", ".npy", *SLIDE_SUFFIXES}
-)
+_UNREAD = [
+    *(".jpe", ".jfif", ".dib", ".gif", ".webp", ".jp2", ".j2k", ".avif"),
+    *(".heic", ".heif", ".ppm", ".pgm", ".tga", ".dcm"),
+]
+_IMAGE_SUFFIXES = frozenset((*SLIDE_SUFFIXES, *_UNREAD))
 """Suffixes of images; those that are not read are named as what they are."""
 _FORMATS = ("PNG", "JPEG")
 _OUTSIDE = "lies in no class folder"
@@ -130,20 +116,33 @@ def scan_images(folder: Path, source: Path) -> list[tuple[str, int]]:
     seen: set[tuple[int, int]] = set()
     while pending:
         path, prefix = pending.pop()
-        state = Path(path).stat()
+        try:
+            state = Path(path).stat()
+            entries = list(os.scandir(path))
+        except OSError as error:
+            raise InputError(
+                f"cannot list the folder {path}: {error.strerror}. Allow reading it, or move it away."
+            ) from error
         if (state.st_dev, state.st_ino) in seen:
             continue  # a link back to a folder above it
         seen.add((state.st_dev, state.st_ino))
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    pending.append((entry.path, f"{prefix}{entry.name}/"))
-                elif os.path.splitext(entry.name)[1].lower() in _IMAGE_SUFFIXES:  # noqa: PTH122 - ten times as fast
-                    size = entry.stat().st_size if entry.is_file() else 0
-                    found.append((prefix + entry.name, size))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            is_folder, size = _look_at(entry)
+            if is_folder:
+                pending.append((entry.path, f"{prefix}{entry.name}/"))
+            elif os.path.splitext(entry.name)[1].lower() in _IMAGE_SUFFIXES:  # noqa: PTH122 - ten times as fast
+                found.append((prefix + entry.name, size))
     return sorted(found)
+
+
+def _look_at(entry: os.DirEntry[str]) -> tuple[bool, int]:
+    """Whether it is a folder, and the size of a file; 0 where a link leads nowhere or to itself."""
+    try:
+        return entry.is_dir(), entry.stat().st_size if entry.is_file() else 0
+    except OSError:
+        return False, 0
 
 
 class ImageIndex:
@@ -189,6 +188,8 @@ def _image_keys(path: str) -> tuple[str, str, str, str]:
 
 def name_problem(shard: str, size: int) -> str:
     """What is wrong with an image as far as its name and size in bytes tell; "" when nothing is."""
+    if any("\ud800" <= letter <= "\udfff" for letter in shard):
+        return "its name is not UTF-8: rename it"
     if not shard.lower().endswith((".png", ".jpg", ".jpeg")):
         return "not PNG or JPEG; convert it"
     return "the file is empty or a broken link" if size == 0 else ""

@@ -25,7 +25,7 @@ from kdml_med.storage.shards import ShardRecord
 from kdml_med.tables.classes import parse_labels
 from kdml_med.tables.images import TableColumns, read_image_table
 from kdml_med.tables.labels import LabelLevel
-from kdml_med.tables.names import is_tcga_normal, tcga_site
+from kdml_med.tables.names import is_tcga_normal, other_barcode, tcga_site
 from kdml_med.tables.usage import LabelSource, RowUse, describe_labels
 from kdml_med.wsi.image_folders import (
     ImageIndex,
@@ -201,6 +201,9 @@ def import_tile_table(
             raise InputError(f"{table}: rows {first_row[shard]} and {number} name the same image {shard}. Keep one.")
         first_row[shard] = number
         shape, reason = None, name_problem(shard, sizes[shard])
+        other = other_barcode(Path(shard).stem, row["patient_id"])
+        if other is not None:
+            reason = reason or f"the table says patient {row['patient_id']}, the file name {other}"
         if label_level == "patient" and row["label"] is not None and not tcga_normals:
             is_normal = is_tcga_normal(Path(shard).stem) or is_tcga_normal(row["slide_id"] or "")
             reason = reason or (NORMAL_TISSUE if is_normal else "")
@@ -297,6 +300,7 @@ def _write(
 
     Everything is made anew each time, so whatever changed in the source or the table is followed.
     """
+    failures = [(_printable(name), _printable(reason)) for name, reason in failures]
     splits = _official_splits(frame, info.classes, val_fraction, seed)
     columns = [name for name in frame.columns if name not in ("split", "image")]
     names = [str(name) for name in columns]
@@ -317,6 +321,11 @@ def _write(
             freeze_splits(out, splits, mode="official", seed=seed, force=force, val_fraction=val_fraction)
         folder.write_tables(manifest, sorted(failures), {SLIDES_FILE: slides.reset_index()})
     return ImportResult(len(frame), frame["patient_id"].nunique(), failures=failures, same=same)
+
+
+def _printable(text: str) -> str:
+    """Text that a table can hold; bytes of a file name that are not UTF-8 are written by their numbers."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _official_splits(frame: pd.DataFrame, classes: list[str], val_fraction: float, seed: int) -> pd.DataFrame | None:

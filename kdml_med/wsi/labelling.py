@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from kdml_med.tables.labels import LabelTable
-from kdml_med.tables.names import is_tcga_normal, slide_name, tcga_site
+from kdml_med.tables.names import is_tcga_normal, other_barcode, slide_name, tcga_site
 from kdml_med.tables.usage import RowUse
 from kdml_med.wsi.cutter import SlideJob
 
@@ -39,10 +39,13 @@ def make_job(
     slide_id = slide_name(path.name)
     if labels is None:
         site = tcga_site(slide_id)
-        return SlideJob(path, slide_id, slide_id[:12] if site else slide_id, site=site)
+        return SlideJob(path, slide_id, slide_id[:12].upper() if site else slide_id, site=site)
     match = labels.match(*place)
     if match is None:
         return labels.explain(*place)
+    other = other_barcode(slide_id, match.patient_id)
+    if other is not None:
+        return f"row {match.row} of the label table says patient {match.patient_id}, its name says {other}"
     if match.label is None:
         return f"label is blank for {slide_id} (patient {match.patient_id})"
     if labels.label_level == "patient" and is_tcga_normal(slide_id) and not tcga_normals:
