@@ -151,8 +151,8 @@ def _sheet_rows(sheet: Any, formulas: Any, path: Path) -> Iterator[Row]:
         for cell in cells:
             if cell.value is None and formulas[cell.coordinate].data_type == "f":
                 raise InputError(
-                    f"{path}, row {cell.row}: the formula in {cell.coordinate} has no stored value. Open the table in "
-                    "Excel and save it, or save it as CSV UTF-8."
+                    f"{path}, row {cell.row}: the formula in {cell.coordinate} has no stored value or an empty one. "
+                    "Put values in place of formulas, or save the table as CSV UTF-8."
                 )
         yield cells[0].row, [_shown_value(cell, f"{path}, row {cell.row}") for cell in cells]
 

@@ -16,6 +16,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 """Suffixes of frames, and of masks of what they show."""
 NAMED_SUFFIXES = (".dcm", ".btf", ".isyntax", ".webp", ".tar")
 """Further suffixes that tables write behind names. Many DICOM files make one slide: name one of them explicitly."""
+_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 _SPACE = re.compile(r"[^\S\n]")
 _TCGA_NORMAL = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}-1[0-9](?![0-9])", re.IGNORECASE)
 _HYPHENS = re.compile("[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
@@ -26,9 +27,9 @@ def same_name_form(text: str) -> str:
     """A name, id or cell as it is compared: what looks the same is the same.
 
     Letters with marks are single characters (Unicode NFC: Macs write file names in another form), every kind of space
-    is a plain one, and there are neither spaces nor invisible characters around the text.
+    is a plain one, marks of direction and breaks of no width are taken out, and nothing invisible is around the text.
     """
-    text = _SPACE.sub(" ", unicodedata.normalize("NFC", text))
+    text = _SPACE.sub(" ", unicodedata.normalize("NFC", _INVISIBLE.sub("", text)))
     first = next((i for i, letter in enumerate(text) if _shows(letter)), len(text))
     last = next((i for i in range(len(text), first, -1) if _shows(text[i - 1])), first)
     return text[first:last]

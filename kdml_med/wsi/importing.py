@@ -201,12 +201,7 @@ def import_tile_table(
             raise InputError(f"{table}: rows {first_row[shard]} and {number} name the same image {shard}. Keep one.")
         first_row[shard] = number
         shape, reason = None, name_problem(shard, sizes[shard])
-        other = other_barcode(Path(shard).stem, row["patient_id"])
-        if other is not None:
-            reason = reason or f"the table says patient {row['patient_id']}, the file name {other}"
-        if label_level == "patient" and row["label"] is not None and not tcga_normals:
-            is_normal = is_tcga_normal(Path(shard).stem) or is_tcga_normal(row["slide_id"] or "")
-            reason = reason or (NORMAL_TISSUE if is_normal else "")
+        reason = reason or _contradiction(shard, row, normals=tcga_normals or label_level == "slide")
         if not reason:
             shape, reason = read_header(source / shard)
         if shape is None:
@@ -218,9 +213,8 @@ def import_tile_table(
         stem = shard.rsplit(".", 1)[0]
         own = shard if stems[stem] > 1 else stem  # a.png and a.jpg are two slides
         slide = row["slide_id"] or (row["patient_id"] if label_level == "patient" else own)
-        resolution = mpp if row["mpp"] is None else row["mpp"]
-        place = {"sample_id": shard, "slide_id": slide, "mpp": resolution, "shard": shard, "offset": 0}
-        rows.append(row | place | {"size": sizes[shard]})
+        place = {"sample_id": shard, "slide_id": slide, "shard": shard, "offset": 0, "size": sizes[shard]}
+        rows.append(row | place | {"mpp": mpp if row["mpp"] is None else row["mpp"]})
     named = {shard for name in listed.not_chosen for shard in index.find(name)}
     unlisted = sorted(set(sizes) - set(first_row) - named)
     failures += [(shard, f"no row of {Path(table).name} names it") for shard in unlisted]
@@ -243,6 +237,16 @@ def _not_one(shards: list[str], source: Path, name: str) -> str:
         return f"its name fits {len(shards)} files, such as {shards[:2]}; name it by its path below {source}"
     path = " by that path" if "/" in name or "\\" in name else ""
     return f"not found in {source}{path}"
+
+
+def _contradiction(shard: str, row: dict[str, Any], *, normals: bool) -> str:
+    """Why an image cannot have the patient or the label of its row, as far as its TCGA barcode tells; "" otherwise."""
+    name = Path(shard).stem
+    other = other_barcode(name, row["patient_id"])
+    if other is not None:
+        return f"the table says patient {row['patient_id']}, the file name {other}"
+    is_normal = row["label"] is not None and (is_tcga_normal(name) or is_tcga_normal(row["slide_id"] or ""))
+    return NORMAL_TISSUE if is_normal and not normals else ""
 
 
 def _frame(rows: list[dict[str, Any]], failures: list[tuple[str, str]], source: Path) -> pd.DataFrame:

@@ -51,6 +51,7 @@ TEXT = "patient;label\nMüller;MSI\n007;MSS\n"
         unicodedata.normalize("NFD", TEXT).encode(),
         TEXT.replace("Müller", "\u00a0Müller\u200b ").encode(),
         TEXT.replace("Müller", ' "Müller"').encode(),
+        TEXT.replace("Müller", "\u202aMül\u200bler\u202c").encode(),
     ],
 )
 def test_one_table_in_many_dresses(tmp_path: Path, content: bytes) -> None:
