@@ -80,22 +80,30 @@ def import_tiles(
     chosen = named_classes(classes, positive)
     common: dict[str, Any] = {"classes": chosen, "val_fraction": val_fraction, "seed": seed, "force": force}
     common["tcga_normals"] = tcga_normals
+    table_columns = {
+        "image": image_column,
+        "patient": patient_column,
+        "slide": slide_column,
+        "label": label_column,
+        "site": site_column,
+        "mpp": mpp_column,
+        "split": split_column,
+    }
     if layout is Layout.KATHER:
+        of_table = {"labels": labels, "where": where, "label_level": label_level is not Level.PATIENT}
+        _refuse_other_layout(layout, of_table | {f"{role}_column": name for role, name in table_columns.items()})
         common |= {"cohort": cohort, "mpp": KATHER_MPP if mpp is None else mpp, "check_images": check_images}
         result = import_tile_folders(source, out, **common, progress=_progress)
     else:
         if labels is None:
             raise InputError("--layout csv needs the table: --labels FILE.")
-        columns = TableColumns(
-            image=image_column,
-            patient=patient_column,
-            slide=slide_column,
-            label=label_column,
-            site=site_column,
-            mpp=mpp_column,
-            split=split_column,
-        )
-        common |= {"columns": columns, "where": _parse_where(where or []), "label_level": label_level.value, "mpp": mpp}
+        _refuse_other_layout(layout, {"cohort": cohort})
+        common |= {
+            "columns": TableColumns(**table_columns),
+            "where": _parse_where(where or []),
+            "label_level": label_level.value,
+            "mpp": mpp,
+        }
         result = import_tile_table(source, out, labels, **common, progress=_progress)
     return _report(result, out)
 
@@ -112,7 +120,21 @@ def _parse_where(conditions: Sequence[str]) -> dict[str, str]:
     wrong = [condition for condition, pair in zip(conditions, pairs, strict=True) if not pair[0] or not pair[1]]
     if wrong:
         raise InputError(f"--where {wrong[0]!r}: expected COLUMN=VALUE, such as task=hrd.")
+    twice = [name for number, (name, _, _) in enumerate(pairs) if name in [other for other, _, _ in pairs[:number]]]
+    if twice:
+        raise InputError(f"--where names column {twice[0]!r} twice: a row can have one value only. Leave one out.")
     return {name: value for name, _, value in pairs}
+
+
+def _refuse_other_layout(layout: Layout, given: dict[str, object]) -> None:
+    """An option of the other layout would be ignored, and labels come from elsewhere than was meant."""
+    other = next((name for name, value in given.items() if value), None)
+    if other is not None:
+        meant = Layout.CSV if layout is Layout.KATHER else Layout.KATHER
+        raise InputError(
+            f"--{other.replace('_', '-')} belongs to --layout {meant.value}, not to {layout.value}: leave it out, or "
+            "choose that layout."
+        )
 
 
 def _report(result: ImportResult, out: Path) -> ExitCode:

@@ -136,7 +136,8 @@ def _read_workbook(path: Path, data: bytes) -> Iterator[Row]:
     except Exception as error:  # whatever the library trips over: the file is damaged or no workbook
         if b"opendocument" in data[:200]:
             raise InputError(f"{path} is an OpenDocument table: save it as CSV UTF-8 or as .xlsx.") from error
-        raise InputError(f"{path} cannot be read as an Excel workbook ({error}): save it as CSV UTF-8.") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be read as an Excel workbook ({reason}): save it as CSV UTF-8.") from error
     filled = {title: rows for title, rows in sheets.items() if any(any(cells) for _, cells in rows)}
     if len(filled) > 1:
         raise InputError(

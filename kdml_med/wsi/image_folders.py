@@ -118,7 +118,7 @@ def scan_images(folder: Path, source: Path) -> list[tuple[str, int]]:
         path, prefix = pending.pop()
         try:
             state = Path(path).stat()
-            entries = list(os.scandir(path))
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
         except OSError as error:
             raise InputError(
                 f"cannot list the folder {path}: {error.strerror}. Allow reading it, or move it away."

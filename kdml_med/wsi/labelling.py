@@ -22,7 +22,8 @@ _NO_PICTURES = frozenset({".xml", ".json", ".geojson", ".csv", ".tsv", ".txt", "
 def place_of(path: Path, inputs: Sequence[Path]) -> tuple[str, str]:
     """Path of a slide below the input folder that holds it, and the name of that folder."""
     root = next((root for root in inputs if root in path.parents), path.parent)
-    return path.relative_to(root).as_posix(), root.absolute().name
+    named = root.resolve() if ".." in root.parts else root.absolute()
+    return path.relative_to(root).as_posix(), named.name
 
 
 def make_job(
@@ -96,7 +97,7 @@ def find_absent(
     asked: list[tuple[str, str]] = []
     rest: list[tuple[str, str]] = []
     for key, match in absent.items():
-        other = f"; {others[key]} is there, of a kind that is not searched for" if key in others else ""
+        other = f"; {others[key]} is there, which is not taken for a slide" if key in others else ""
         reason = f"row {match.row} of {labels.source.table}: no {what} among the inputs{other}"
         (asked if labels.by_slide or other else rest).append((match.name, reason))
     return asked, rest
@@ -107,7 +108,8 @@ def _find_others(labels: LabelTable, inputs: Sequence[Path], taken: Collection[P
     known = set(taken)
     found: dict[str, str] = {}
     for root in inputs:
-        for folder, _, names in os.walk(root):
+        for folder, inner, names in os.walk(root):
+            inner[:] = [name for name in inner if not name.startswith(".")]
             for name in sorted(names):
                 path = Path(folder, name)
                 if name.startswith(".") or path.suffix.lower() in _NO_PICTURES or path in known:

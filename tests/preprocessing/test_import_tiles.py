@@ -530,3 +530,17 @@ def test_links_to_themselves_and_names_that_are_not_utf8_cost_themselves_only(im
     assert shards == ["deep/i1.jpg", "deep/i2.jpg"]
     assert left_out["loop.png"] == "row 4: the file is empty or a broken link"
     assert "deep/\\udcfc.jpg" in left_out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layout": Layout.KATHER, "labels": Path("t.csv")}, "--labels belongs to --layout csv, not to kather"),
+        ({"layout": Layout.KATHER, "label_column": "x"}, "--label-column belongs to --layout csv"),
+        ({"layout": Layout.CSV, "labels": Path("t.csv"), "cohort": "A"}, "--cohort belongs to --layout kather"),
+        ({"layout": Layout.CSV, "labels": Path("t.csv"), "where": ["a=1", "a=2"]}, "--where names column 'a' twice"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        import_tiles(tmp_path, tmp_path / "dataset", **options)

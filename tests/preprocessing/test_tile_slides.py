@@ -212,7 +212,10 @@ def test_slides_that_the_table_lists_and_that_are_not_there_are_named(tile):
     done, failures = tile(["a.svs", "c.qptiff", "c.xml"], text)
     assert done.returncode == ExitCode.SOME_FAILED
     assert failures.pop("b.svs") == "row 3 of labels.csv: no slide among the inputs"
-    assert "row 4 of labels.csv: no slide among the inputs; c.qptiff is there, of a kind" in failures.pop("c.svs")
+    assert (
+        "row 4 of labels.csv: no slide among the inputs; c.qptiff is there, which is not taken for a slide"
+        in failures.pop("c.svs")
+    )
     assert failures == {}
     assert "rows of the label table without their slide: 2" in done.stdout
     assert "labels.csv: 4 rows: 1 used, 1 without a class, 2 without a file" in done.stdout
