@@ -8,7 +8,7 @@ import pandas as pd
 
 from kdml_med.errors import InputError
 from kdml_med.tables.columns import is_blank
-from kdml_med.tables.names import similar_form
+from kdml_med.tables.names import is_barcode, similar_form
 
 _NO_ID = frozenset({"none", "<na>", "#n/a", "#na", "#ref!", "#value!", "#name?", "#div/0!", "#null!", "#num!"})
 _ROUNDED = re.compile(r"\d([.,]\d+)?e\+\d+", re.IGNORECASE)
@@ -40,17 +40,22 @@ def check_patients(values: pd.Series[str], where: str) -> None:
     """Check a column of patient ids: they are ids (``check_ids``), and no two look like one patient.
 
     Raises:
-        InputError: they are not, or two ids differ only by case, spaces or the kind of hyphen. One patient under two
-            ids could be in training and test.
+        InputError: they are not, two ids differ only by case, spaces or the kind of hyphen, or two are TCGA samples of
+            one patient. One patient under two ids could be in training and test.
     """
     check_ids(values, "patient id", where)
     first = values[~values.duplicated()]
-    forms = first.map(similar_form)
+    spelled = first.map(similar_form)
+    _refuse_twins(first, spelled, "differ only by case, space or hyphen. Write one id for one patient", where)
+    samples = spelled.map(lambda form: form[:12] if is_barcode(form) else form)
+    _refuse_twins(
+        first, samples, "are TCGA samples of one patient. Name the column with the barcodes of patients", where
+    )
+
+
+def _refuse_twins(ids: pd.Series[str], forms: pd.Series[str], problem: str, where: str) -> None:
     twins = forms[forms.duplicated()]
     if len(twins):
         row = twins.index[0]
         other = forms.index[forms == twins.iloc[0]][0]
-        raise InputError(
-            f"{where}: the patients {first[other]!r} (row {other}) and {first[row]!r} (row {row}) differ only by case, "
-            "space or hyphen. If they are one patient, write one id; if they are two, change one of the ids."
-        )
+        raise InputError(f"{where}: the patients {ids[other]!r} (row {other}) and {ids[row]!r} (row {row}) {problem}.")

@@ -29,6 +29,8 @@ def same_name_form(text: str) -> str:
     Letters with marks are single characters (Unicode NFC: Macs write file names in another form), every kind of space
     is a plain one, marks of direction and breaks of no width are taken out, and nothing invisible is around the text.
     """
+    if text.isascii() and text.isprintable():
+        return text.strip()  # nearly all names: a folder may hold a million
     text = _SPACE.sub(" ", unicodedata.normalize("NFC", _INVISIBLE.sub("", text)))
     first = next((i for i, letter in enumerate(text) if _shows(letter)), len(text))
     last = next((i for i in range(len(text), first, -1) if _shows(text[i - 1])), first)

@@ -194,6 +194,15 @@ def test_two_spellings_of_one_patient_are_refused(tmp_path: Path, rows: str, pat
         read_labels(write(tmp_path, "patient,label\n" + rows))
 
 
+def test_samples_of_one_patient_are_no_patients(tmp_path: Path) -> None:
+    rows = "TCGA-AA-3672-01,MSI\nTCGA-AA-3673-01,MSS\nTCGA-AA-3672-06,MSI\n"
+    with pytest.raises(
+        InputError, match=r"'TCGA-AA-3672-01' \(row 2\) and 'TCGA-AA-3672-06' \(row 4\) are TCGA samples"
+    ):
+        read_labels(write(tmp_path, "patient,label\n" + rows))
+    assert len(read_labels(write(tmp_path, "patient,label\n" + rows.replace("3672-06", "3674-01"))).matches) == 3
+
+
 def test_one_patient_in_two_unicode_forms_is_one_patient(tmp_path: Path) -> None:
     rows = f"{unicodedata.normalize('NFD', 'Müller')},a.svs,MSI\nMüller\u00a0,b.svs,\nX,c.svs,MSS\n"
     table = read_labels(write(tmp_path, "patient,slide,label\n" + rows))
