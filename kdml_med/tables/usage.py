@@ -56,7 +56,12 @@ def count_words(values: pd.Series[str], labels: pd.Series[str]) -> dict[str, tup
 
 
 def describe_labels(
-    source: LabelSource, uses: Mapping[RowUse, int], manifest: pd.DataFrame, classes: Sequence[str]
+    source: LabelSource,
+    uses: Mapping[RowUse, int],
+    manifest: pd.DataFrame,
+    classes: Sequence[str],
+    *,
+    tcga_normals: bool = False,
 ) -> dict[str, Any]:
     """Key "labels" of dataset.json.
 
@@ -65,8 +70,10 @@ def describe_labels(
         uses: how many rows of the table, or images of class folders, became what.
         manifest: columns patient_id and label.
         classes: class names in index order.
+        tcga_normals: normal tissue was given the label of its patient; named only where it was.
     """
-    return {
+    asked = {"tcga_normals": True} if tcga_normals else {}
+    return asked | {
         "table": source.table,
         "columns": source.columns,
         "positive": classes[-1],

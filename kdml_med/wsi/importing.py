@@ -134,7 +134,7 @@ def import_tile_folders(
     words = Counter(word for _, _, word, _, _ in images)
     meant = dict(zip(folders["label"], labels, strict=True))
     found_words = LabelSource(words={word: (label, words[word]) for word, label in meant.items()})
-    info.labels = describe_labels(found_words, uses, frame, names)
+    info.labels = describe_labels(found_words, uses, frame, names, tcga_normals=tcga_normals)
     return _write(out, info, frame, failures, val_fraction=val_fraction, seed=seed, force=force)
 
 
@@ -225,7 +225,7 @@ def import_tile_table(
     options = {"layout": "csv", "table": Path(table).name, "table_sha256": content_hash(Path(table))}
     options["where"] = " and ".join(f"{name}={value}" for name, value in (where or {}).items())
     info = _info(source, listed.classes, width if width == height else None, common, label_level, options)
-    info.labels = describe_labels(listed.source, uses, frame, listed.classes)
+    info.labels = describe_labels(listed.source, uses, frame, listed.classes, tcga_normals=tcga_normals)
     result = _write(out, info, frame, failures, val_fraction=val_fraction, seed=seed, force=force)
     result.unlisted = len(unlisted)
     return result

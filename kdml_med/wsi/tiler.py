@@ -292,7 +292,7 @@ def _write_tables(
         uses = count_rows(labels, there, [record.slide_id for record in records])
         rows = manifest.select(["patient_id", "label"]).to_pandas()
         info = read_info(folder.path)
-        info.labels = describe_labels(labels.source, uses, rows, labels.classes)
+        info.labels = describe_labels(labels.source, uses, rows, labels.classes, tcga_normals=tcga_normals)
         write_info(folder.path, info)
     failures = sorted(report.failures + report.absent + report.without_slide)
     folder.write_tables(manifest, failures, {SLIDES_FILE: slides})

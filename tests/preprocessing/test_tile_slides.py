@@ -282,6 +282,7 @@ def test_normal_tissue_takes_no_label_of_its_patient_unless_asked(tile, tmp_path
     _, failures = tile(names, "patient,label\nTCGA-AA-3672,MSI\n", *asked)
     assert list(failures) == ([] if asked else names[:1])
     assert set(read_manifest(tmp_path / "out")["slide_id"]) == {name[:-4] for name in names if asked or "-01A" in name}
+    assert read_info(tmp_path / "out").labels.get("tcga_normals", False) == bool(asked)
     if not asked:
         assert "normal tissue" in failures[names[0]]
         text = f"patient,slide,label\nTCGA-AA-3672,{names[0]},MSS\nTCGA-AA-3672,{names[1]},MSI\n"
