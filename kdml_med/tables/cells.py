@@ -99,7 +99,9 @@ def _read_text(path: Path, text: str) -> Iterator[Row]:
 
 def _explain(error: csv.Error) -> str:
     if "field larger" in str(error):
-        return f"a cell of more than {csv.field_size_limit():,} characters, so that a quotation mark is open probably"
+        return (
+            f"a cell of more than {csv.field_size_limit():,} characters; most likely its quotation mark is never closed"
+        )
     if "unexpected end" in str(error):
         return "a quotation mark opens a cell and is never closed"
     return f"text follows the quotation mark that closes a cell ({error})"
