@@ -18,8 +18,9 @@ from kdml_med.errors import ExitCode, InputError
 from kdml_med.program import progress_bar, run
 from kdml_med.splits import has_splits, read_splits
 from kdml_med.storage.manifest import FAILURES_FILE, read_info, read_manifest
-from kdml_med.tables.classes import describe_classes, named_classes
+from kdml_med.tables.classes import named_classes
 from kdml_med.tables.images import TableColumns
+from kdml_med.tables.usage import say_labels
 from kdml_med.wsi.importing import KATHER_MPP, ImportResult, import_tile_folders, import_tile_table
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def import_tiles(
     layout: Annotated[
         Layout, typer.Option(help="kather: <cohort>_TRAIN/<class>/ and _TEST; csv: a table with one row per image.")
     ],
-    labels: Annotated[Path | None, typer.Option(help="csv: the table, CSV or TSV.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="csv: the table, CSV, TSV or XLSX.")] = None,
     where: Annotated[list[str] | None, typer.Option(help="csv: take rows with COLUMN=VALUE; repeatable.")] = None,
     image_column: Annotated[str | None, typer.Option(help="csv: image names (else found by its name).")] = None,
     patient_column: Annotated[str | None, typer.Option(help="csv: patient ids.")] = None,
@@ -68,6 +69,9 @@ def import_tiles(
     check_images: Annotated[
         bool, typer.Option("--check-images", help="kather: parse every header, not only the first (csv always does).")
     ] = False,
+    tcga_normals: Annotated[
+        bool, typer.Option("--tcga-normals", help="TCGA normal tissue (sample types 10-19) takes its patient's label.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace splits that are frozen already.")] = False,
 ) -> ExitCode:
     """Write manifest, slides, failures and, where the tiles come with one, the split."""
@@ -75,22 +79,31 @@ def import_tiles(
         raise InputError(f"--mpp is {mpp}, expected micrometres per pixel such as 0.5.")
     chosen = named_classes(classes, positive)
     common: dict[str, Any] = {"classes": chosen, "val_fraction": val_fraction, "seed": seed, "force": force}
+    common["tcga_normals"] = tcga_normals
+    table_columns = {
+        "image": image_column,
+        "patient": patient_column,
+        "slide": slide_column,
+        "label": label_column,
+        "site": site_column,
+        "mpp": mpp_column,
+        "split": split_column,
+    }
     if layout is Layout.KATHER:
+        of_table = {"labels": labels, "where": where, "label_level": label_level is not Level.PATIENT}
+        _refuse_other_layout(layout, of_table | {f"{role}_column": name for role, name in table_columns.items()})
         common |= {"cohort": cohort, "mpp": KATHER_MPP if mpp is None else mpp, "check_images": check_images}
         result = import_tile_folders(source, out, **common, progress=_progress)
     else:
         if labels is None:
             raise InputError("--layout csv needs the table: --labels FILE.")
-        columns = TableColumns(
-            image=image_column,
-            patient=patient_column,
-            slide=slide_column,
-            label=label_column,
-            site=site_column,
-            mpp=mpp_column,
-            split=split_column,
-        )
-        common |= {"columns": columns, "where": _parse_where(where or []), "label_level": label_level.value, "mpp": mpp}
+        _refuse_other_layout(layout, {"cohort": cohort})
+        common |= {
+            "columns": TableColumns(**table_columns),
+            "where": _parse_where(where or []),
+            "label_level": label_level.value,
+            "mpp": mpp,
+        }
         result = import_tile_table(source, out, labels, **common, progress=_progress)
     return _report(result, out)
 
@@ -107,16 +120,30 @@ def _parse_where(conditions: Sequence[str]) -> dict[str, str]:
     wrong = [condition for condition, pair in zip(conditions, pairs, strict=True) if not pair[0] or not pair[1]]
     if wrong:
         raise InputError(f"--where {wrong[0]!r}: expected COLUMN=VALUE, such as task=hrd.")
+    twice = [name for number, (name, _, _) in enumerate(pairs) if name in [other for other, _, _ in pairs[:number]]]
+    if twice:
+        raise InputError(f"--where names column {twice[0]!r} twice: a row can have one value only. Leave one out.")
     return {name: value for name, _, value in pairs}
+
+
+def _refuse_other_layout(layout: Layout, given: dict[str, object]) -> None:
+    """An option of the other layout would be ignored, and labels come from elsewhere than was meant."""
+    other = next((name for name, value in given.items() if value), None)
+    if other is not None:
+        meant = Layout.CSV if layout is Layout.KATHER else Layout.KATHER
+        raise InputError(
+            f"--{other.replace('_', '-')} belongs to --layout {meant.value}, not to {layout.value}: leave it out, or "
+            "choose that layout."
+        )
 
 
 def _report(result: ImportResult, out: Path) -> ExitCode:
     log.info("%d tiles of %d patients in %s", result.tiles, result.patients, out)
-    log.info(describe_classes(read_manifest(out), read_info(out).classes))
+    info = read_info(out)
+    for line in say_labels(info.labels, read_manifest(out), info.classes):
+        log.info(line)
     if result.unlisted:
-        log.info(
-            "%d images in the folder are not among the chosen rows of the table and were left out", result.unlisted
-        )
+        log.info("%d images in the folder are named by no row of the table and were left out", result.unlisted)
     if result.same:
         log.info("names, sizes and labels are those of the import before; pixels are read when they are used")
     _report_splits(out)

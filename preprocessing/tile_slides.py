@@ -8,6 +8,7 @@ import os
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
+from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Annotated, Any  # noqa: E402
 
@@ -16,9 +17,10 @@ from typer import Argument, Option  # noqa: E402
 from kdml_med.errors import ExitCode, InputError  # noqa: E402
 from kdml_med.program import run  # noqa: E402
 from kdml_med.storage.folder import describe_remade  # noqa: E402
-from kdml_med.storage.manifest import read_info, read_manifest  # noqa: E402
-from kdml_med.tables.classes import describe_classes, named_classes  # noqa: E402
+from kdml_med.storage.manifest import FAILURES_FILE, read_info, read_manifest  # noqa: E402
+from kdml_med.tables.classes import named_classes  # noqa: E402
 from kdml_med.tables.labels import LabelTable, read_labels  # noqa: E402
+from kdml_med.tables.usage import say_labels  # noqa: E402
 from kdml_med.wsi.options import TilingOptions, geometry  # noqa: E402
 from kdml_med.wsi.tiler import TilingReport, tile_slides  # noqa: E402
 
@@ -29,7 +31,7 @@ def main(
     inputs: Annotated[list[Path], Argument(help="Slides, plain images, or folders with them.")],
     out: Annotated[Path, Option(help="Dataset folder to write; a run that was cut off goes on there.")],
     labels: Annotated[
-        Path | None, Option(help="Table (CSV, TSV) with patients and labels. None: inference only.")
+        Path | None, Option(help="Table (CSV, TSV, XLSX) with patients and labels. None: inference only.")
     ] = None,
     patient_column: Annotated[str | None, Option(help="Column of --labels with the patient id.")] = None,
     slide_column: Annotated[str | None, Option(help="Column of --labels with the slide name.")] = None,
@@ -38,6 +40,9 @@ def main(
     mpp_column: Annotated[str | None, Option(help="Column of --labels with micrometres per pixel.")] = None,
     classes: Annotated[tuple[str, str] | None, Option(help="Two classes, the positive one last.")] = None,
     positive: Annotated[str | None, Option(help="The positive class, where words do not say it.")] = None,
+    tcga_normals: Annotated[
+        bool, Option("--tcga-normals", help="TCGA normal tissue (sample types 10-19) takes its patient's label.")
+    ] = False,
     label_level: Annotated[str, Option(help="What carries one label: patient or slide.")] = "patient",
     mpp: Annotated[float | None, Option(help=f"Micrometres per tile pixel. [default: {_DEFAULT.mpp}]")] = None,
     tile_size: Annotated[int | None, Option(help=f"Tile side, pixels. [default: {_DEFAULT.tile_size_px}]")] = None,
@@ -103,6 +108,7 @@ def main(
         out,
         TilingOptions(**settings),
         labels=table,
+        tcga_normals=tcga_normals,
         workers=workers,
         synthetic=synthetic,
         full_hash=full_hash,
@@ -110,7 +116,7 @@ def main(
         force=force,
     )
     _print_report(report, out)
-    return ExitCode.SOME_FAILED if report.failures else ExitCode.OK
+    return ExitCode.SOME_FAILED if report.failures or report.absent else ExitCode.OK
 
 
 def _read_table(
@@ -131,16 +137,30 @@ def _print_report(report: TilingReport, out: Path) -> None:
         f"{out}: {report.tiles} tiles; {report.done} slides tiled, {report.skipped} were finished before, "
         f"{len(report.failures)} with problems"
     )
-    classes = read_info(out).classes
-    if classes and report.tiles:
-        print(describe_classes(read_manifest(out), classes))
+    info = read_info(out)
+    if info.classes:
+        print(*say_labels(info.labels, read_manifest(out), info.classes), sep="\n")
     if report.rim:
         print(f"{report.rim} incomplete tiles with tissue at the right and lower edges of slides are not cut")
     if report.kept:
         print(f"{report.kept} slides that were not named are kept")
     print(*describe_remade(report.remade), sep="\n", end="\n" if report.remade else "")
-    for name, reason in report.failures:
+    _print_failures(report.failures, out)
+    if report.absent:
+        print(f"rows of the label table without their slide: {len(report.absent)}")
+        _print_failures(report.absent, out, shown=3)
+    if report.without_slide:
+        print(
+            f"patients of the label table without a slide: {len(report.without_slide)}, named in {out / FAILURES_FILE}"
+        )
+
+
+def _print_failures(failures: Sequence[tuple[str, str]], out: Path, shown: int = 20) -> None:
+    """The first few; a table of a whole archive would bury them among its absent slides."""
+    for name, reason in failures[:shown]:
         print(f"  {name}: {reason}")
+    if len(failures) > shown:
+        print(f"  and {len(failures) - shown} more, in {out / FAILURES_FILE}")
 
 
 if __name__ == "__main__":

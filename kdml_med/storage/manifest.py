@@ -122,6 +122,8 @@ class DatasetInfo:
             frames: "patient" or "sequence", what stays together in a split; "frame" where the source has neither.
         options: the settings that decide the bytes of the tiles, as given to the program.
         made_by: program, package version and versions of the decoding libraries.
+        labels: tiles with labels: the table and its columns, patients by class, what became of rows and words; follows
+            a corrected table. None where an earlier version made the folder.
         splits: mode, seed and SHA-256 of splits.csv, once splits are frozen.
         synthetic: True for generated cohorts; reports then say that their figures prove plumbing only.
         schema_version: of this layout.
@@ -136,6 +138,7 @@ class DatasetInfo:
     label_level: str = "patient"
     options: dict[str, Any] = field(default_factory=dict)
     made_by: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, Any] | None = None
     splits: dict[str, Any] | None = None
     synthetic: bool = False
     schema_version: int = SCHEMA_VERSION
@@ -143,7 +146,10 @@ class DatasetInfo:
 
 def write_info(dataset_dir: Path, info: DatasetInfo) -> None:
     """Write dataset.json, unless it says so already."""
-    write_json(dataset_dir / DATASET_FILE, asdict(info))
+    content = asdict(info)
+    if info.labels is None:
+        del content["labels"]  # frames and unlabelled tiles have nothing to say there
+    write_json(dataset_dir / DATASET_FILE, content)
 
 
 def read_info(dataset_dir: Path) -> DatasetInfo:

@@ -1,17 +1,17 @@
-"""Tables as people write them: CSV and TSV files, and columns recognised by their usual names."""
+"""Tables as people write them, and columns recognised by their usual names."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from kdml_med.errors import InputError
+from kdml_med.tables.cells import name_columns, read_cells
+from kdml_med.tables.names import same_name_form
 
 KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
     "patient": ("patient", "patient_id", "patientid", "patient_uuid", "case", "case_id", "bcr_patient_barcode"),
@@ -32,48 +32,24 @@ def is_blank(value: str) -> bool:
 
 
 def read_text_table(path: Path | str) -> pd.DataFrame:
-    """Read a CSV or TSV file; every cell is text without surrounding space.
+    """Read a CSV, TSV or XLSX file; every cell is text in one form (``kdml_med.tables.names.same_name_form``).
 
     Returns:
-        Columns as in the header; the index is the line in the file (the header is row 1). Empty lines are left out.
+        Columns as in the header; the index is the row in the file (the header is row 1, unless lines precede it). Empty
+        rows are left out.
 
     Raises:
-        InputError: no such file, not text, no rows, a repeated column, or a row with too many or too few cells.
+        InputError: the file cannot be read as a table (``kdml_med.tables.cells``); it has no rows; a column is repeated
+            or has no name; or a row has too many or too few cells.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot read the table {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a UTF-8 text table; save it as CSV (not as a spreadsheet).") from error
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text.lstrip().split("\n")[0]))
-    header: list[str] = []
-    rows: list[list[str]] = []
-    numbers: list[int] = []
-    for cells in reader:
-        cells = [cell.strip() for cell in cells]
-        if not any(cells):
-            continue
-        if not header:
-            header = cells
-            continue
-        if len(cells) != len(header):
-            raise InputError(f"{path}, row {reader.line_num}: {len(cells)} cells, but the header has {len(header)}.")
-        rows.append(cells)
-        numbers.append(reader.line_num)
+    header, rows = name_columns(path, read_cells(path))
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
         raise InputError(f"{path}: the columns {repeated} occur more than once in the header; rename one.")
     if not rows:
         raise InputError(f"{path} has no rows below its header.")
-    return pd.DataFrame(rows, columns=header, index=numbers, dtype=object)
-
-
-def _delimiter(path: Path, header: str) -> str:
-    if path.suffix.lower() in {".tsv", ".tab"}:
-        return "\t"
-    return max(",\t;", key=header.count)  # the first of equals: a comma for a table with one column
+    return pd.DataFrame([cells for _, cells in rows], columns=header, index=[row for row, _ in rows], dtype=object)
 
 
 def find_column(columns: Iterable[str], role: str, named: str | None, *, required: bool, where: str) -> str | None:
@@ -92,6 +68,7 @@ def find_column(columns: Iterable[str], role: str, named: str | None, *, require
     columns = list(columns)
     option = f"--{role}-column"
     if named is not None:
+        named = " ".join(same_name_form(named).split())
         if named not in columns:
             raise InputError(f"{where} has no column {named!r} ({option}); its columns are {columns}.")
         return named
@@ -103,10 +80,30 @@ def find_column(columns: Iterable[str], role: str, named: str | None, *, require
         )
     if not found and required:
         raise InputError(
-            f"{where}: no {role} column recognised; name it with {option}. Columns: {columns}; "
-            f"recognised names: {list(known)}."
+            f"{where}: no {role} column recognised; name it with {option}, or add the header if it is missing. "
+            f"Columns: {columns}; recognised names: {list(known)}."
         )
     return found[0] if found else None
+
+
+def check_roles(columns: Mapping[str, str | None], where: str) -> dict[str, str]:
+    """The columns that were found, by role.
+
+    Args:
+        columns: column of each role, None where it has none.
+        where: the file, for messages.
+
+    Raises:
+        InputError: the label column plays another role, too.
+    """
+    found = {role: name for role, name in columns.items() if name is not None}
+    other = next((role for role, name in found.items() if role != "label" and name == found["label"]), None)
+    if other is not None:
+        raise InputError(
+            f"{where}: column {found['label']!r} is named for the label and for the {other}; name another one with "
+            f"--label-column or --{other}-column."
+        )
+    return found
 
 
 def parse_mpp(values: pd.Series[str], keys: Iterable[str], where: str) -> dict[str, float]:
@@ -131,7 +128,7 @@ def parse_mpp(values: pd.Series[str], keys: Iterable[str], where: str) -> dict[s
         if not 0 < mpp < math.inf:
             raise InputError(
                 f"{where}, row {row}: {values.name} is {text!r}, "
-                "expected micrometres per pixel such as 0.25, or a blank."
+                "expected micrometres per pixel such as 0.25, with a decimal point, or a blank."
             )
         resolutions[key] = mpp
     return resolutions

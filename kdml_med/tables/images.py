@@ -12,9 +12,11 @@ import pandas as pd
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
 from kdml_med.tables.classes import parse_labels
-from kdml_med.tables.columns import find_column, is_blank, parse_mpp, read_text_table
+from kdml_med.tables.columns import check_roles, find_column, is_blank, parse_mpp, read_text_table
+from kdml_med.tables.ids import check_ids, check_patients
 from kdml_med.tables.labels import LabelLevel, owner_labels
-from kdml_med.tables.names import slide_name, tcga_site
+from kdml_med.tables.names import folders_agree, folders_of, same_name_form, slide_name, tcga_site
+from kdml_med.tables.usage import LabelSource, count_words
 
 _SPLIT_NAMES = {
     "train": Split.TRAIN.value,
@@ -40,37 +42,46 @@ class TableColumns:
     split: str | None = None
 
 
+@dataclass(frozen=True)
+class ImageTable:
+    """A checked image table.
+
+    Attributes:
+        rows: columns image, patient_id, slide_id, label, site, mpp and split, None where unknown; the index is the row
+            in the file.
+        classes: class names in index order.
+        source: what was read, for dataset.json.
+        not_chosen: images of the rows that the conditions leave out.
+    """
+
+    rows: pd.DataFrame
+    classes: list[str]
+    source: LabelSource
+    not_chosen: list[str]
+
+
 def read_image_table(
     table: Path,
     columns: TableColumns,
     where: Mapping[str, str],
     classes: Sequence[str] | None,
     label_level: LabelLevel,
-) -> tuple[pd.DataFrame, list[str]]:
+) -> ImageTable:
     """Read and check an image table.
 
     Args:
-        table: CSV or TSV file with a header.
+        table: CSV, TSV or XLSX file with a header.
         columns: names of its columns.
         where: column → value; only rows that have all of them are taken.
         classes: two class names, positive last, or the positive one alone; None for words of MSI.
         label_level: what carries one label, "patient" or "slide".
 
-    Returns:
-        Columns image, patient_id, slide_id, label, site, mpp and split, None where unknown, the index being the row in
-        the file; and the class names in index order.
-
     Raises:
         InputError: a column is not found or ambiguous, or a row is unusable; the message names it.
     """
     name = str(table)
-    frame = read_text_table(table)
-    for column, value in where.items():
-        if column not in frame:
-            raise InputError(f"{name} has no column {column!r} (--where); its columns are {list(frame.columns)}.")
-        frame = frame[frame[column] == value]
-        if frame.empty:
-            raise InputError(f"{name} has no rows left with {column}={value} (--where).")
+    whole = read_text_table(table)
+    frame = _choose_rows(whole, where, name)
     header = list(frame.columns)
 
     def column_of(role: str, named: str | None, *, required: bool, among: Sequence[str] = header) -> str | None:
@@ -84,11 +95,16 @@ def read_image_table(
     slide = column_of("slide", columns.slide, required=False, among=slides)
     site = column_of("site", columns.site, required=False)
     mpp = column_of("mpp", columns.mpp, required=False)
-    for ids, what in ((image, "image name"), (patient, "patient id"), (slide, "slide name")):
-        empty = [row for row, value in frame[ids].items() if is_blank(value)] if ids else []
-        if empty:
-            raise InputError(f"{name}, row {empty[0]}: no {what} in column {ids!r} ({len(empty)} such rows).")
+    split = None if columns.split is None else _read_split_column(frame, columns.split, name)
+    found = {"image": image, "patient": patient, "slide": slide, "label": label, "site": site, "mpp": mpp}
+    roles = check_roles(found | {"split": None if split is None else str(split.name)}, name)
+    check_ids(frame[image], "image name", name)
+    check_patients(frame[patient], name)
+    if slide is not None:
+        check_ids(frame[slide], "slide name", name)
+        _check_slide_folders(frame[slide], name)
     labels, names = parse_labels(frame[label], classes, where=name)
+    source = LabelSource(Path(table).name, roles, count_words(frame[label], labels))
     result = pd.DataFrame({"image": frame[image], "patient_id": frame[patient]}, dtype=object)
     result["slide_id"] = None if slide is None else frame[slide].map(slide_name).astype(object)
     if label_level == "patient" or slide is not None:
@@ -101,11 +117,35 @@ def read_image_table(
     )
     values = {} if mpp is None else parse_mpp(frame[mpp], frame.index, name)
     result["mpp"] = pd.Series([values.get(row) for row in frame.index], frame.index, object)
-    result["split"] = None if columns.split is None else _read_split_column(frame, columns.split, name)
-    return result, names
+    result["split"] = None if split is None else split
+    return ImageTable(result, names, source, whole[image].drop(frame.index).tolist())
+
+
+def _choose_rows(frame: pd.DataFrame, where: Mapping[str, str], name: str) -> pd.DataFrame:
+    for condition, wanted in where.items():
+        column, value = same_name_form(condition), same_name_form(wanted)
+        if column not in frame:
+            raise InputError(f"{name} has no column {column!r} (--where); its columns are {list(frame.columns)}.")
+        frame = frame[frame[column] == value]
+        if frame.empty:
+            raise InputError(f"{name} has no rows left with {column}={value} (--where).")
+    return frame
+
+
+def _check_slide_folders(slides: pd.Series[str], where: str) -> None:
+    """A slide goes by its name, so two slides of one name in different folders would become one."""
+    first: dict[str, tuple[int, str]] = {}
+    for row, written in slides.items():
+        before, other = first.setdefault(slide_name(written), (int(str(row)), written))
+        if other != written and not folders_agree(folders_of(other), folders_of(written)):
+            raise InputError(
+                f"{where}, rows {before} and {row}: the slides {other!r} and {written!r} have one name in different "
+                "folders. Give slides different names."
+            )
 
 
 def _read_split_column(frame: pd.DataFrame, named: str, where: str) -> pd.Series[Any]:
+    named = same_name_form(named)
     if named not in frame:
         raise InputError(f"{where} has no column {named!r} (--split-column); its columns are {list(frame.columns)}.")
     names = frame[named].str.lower().map(_SPLIT_NAMES)

@@ -1,13 +1,17 @@
 """Label tables: which patient a slide belongs to, and what is known about that patient or slide.
 
-A table is CSV or TSV with a header. Column names are recognised where they are usual (``KNOWN_COLUMNS``), or named by
-the caller. Every value is text: a patient "007" stays "007".
+A table is CSV, TSV or XLSX with a header. Column names are recognised where they are usual (``KNOWN_COLUMNS``), or
+named by the caller. Every value is text: a patient "007" stays "007".
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +19,18 @@ import pandas as pd
 
 from kdml_med.errors import InputError
 from kdml_med.tables.classes import parse_labels
-from kdml_med.tables.columns import find_column, is_blank, parse_mpp, read_text_table
-from kdml_med.tables.names import is_barcode, slide_name, tcga_site
+from kdml_med.tables.columns import check_roles, find_column, is_blank, parse_mpp, read_text_table
+from kdml_med.tables.ids import check_ids, check_patients
+from kdml_med.tables.names import (
+    folders_agree,
+    folders_of,
+    is_absolute,
+    is_barcode,
+    similar_form,
+    slide_name,
+    tcga_site,
+)
+from kdml_med.tables.usage import LabelSource, count_words
 
 LabelLevel = Literal["patient", "slide"]
 
@@ -29,11 +43,15 @@ class LabelMatch:
         patient_id: as written in the table.
         label: class name; None when the status is blank.
         site: tissue source site or hospital; None when unknown.
+        row: in the file.
+        name: slide or patient as written in the table.
     """
 
     patient_id: str
     label: str | None
-    site: str | None
+    site: str | None = None
+    row: int = field(default=0, compare=False)
+    name: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,7 @@ class LabelTable:
         by_slide: True when the table has a slide column, so that only the slides it lists are known.
         matches: what is known, by slide name without suffix (``by_slide``) or by patient id.
         resolutions: micrometres per pixel, by the same keys; only where the table gives them.
+        source: what was read, for dataset.json.
     """
 
     classes: list[str]
@@ -53,19 +72,46 @@ class LabelTable:
     by_slide: bool
     matches: dict[str, LabelMatch] = field(repr=False)
     resolutions: dict[str, float] = field(default_factory=dict, repr=False)
+    source: LabelSource = field(default_factory=LabelSource, repr=False)
 
-    def match(self, slide_id: str) -> LabelMatch | None:
+    def match(self, slide: str, inside: str = "") -> LabelMatch | None:
         """Patient, label and site of a slide, or None when the table does not know it.
 
-        With a slide column, names are compared without folder and image suffix. Without one, the patient id is the
-        slide name or a beginning of it that ends before a character that is neither letter nor digit; the longest wins.
+        With a slide column, names are compared without image suffix, and the folders that both have must agree. Without
+        one, the patient id is the slide name or a beginning of it that ends before a character that is neither letter
+        nor digit; the longest wins.
+
+        Args:
+            slide: its path below the input, or its name.
+            inside: name of the folder that was the input.
         """
-        key = self._key(slide_id)
-        return None if key is None else self.matches[key]
+        key = self.key(slide)
+        if key is None or not self._same_folder(self.matches[key].name, slide, inside):
+            return None
+        return self.matches[key]
+
+    def explain(self, slide: str, inside: str = "") -> str:
+        """Why ``match`` gives nothing for a slide."""
+        key, name = self.key(slide), slide_name(slide)
+        if key is not None:
+            listed = self.matches[key]
+            return (
+                f"row {listed.row} of the label table is about {listed.name}, which is in another folder than "
+                f"{f'{inside}/' * bool(inside)}{slide}. If they are one slide, name it there without folders"
+            )
+        similar = next(
+            (self._similar[form] for form in map(_mangled_form, self._keys(name)) if form in self._similar), ""
+        )
+        hint = f"; row {self.matches[similar].row} has {similar!r}" if similar else ""
+        return f"no row in the label table for {name}{hint}"
+
+    def key(self, slide: str) -> str | None:
+        """Key of ``matches`` that a slide has by its name, wherever it lies."""
+        return next((key for key in self._keys(slide_name(slide)) if key in self.matches), None)
 
     def mpp(self, slide_id: str) -> float | None:
         """Micrometres per pixel (level 0) that the table gives for a slide, or None."""
-        key = self._key(slide_id)
+        key = self.key(slide_id)
         return None if key is None else self.resolutions.get(key)
 
     @property
@@ -73,16 +119,35 @@ class LabelTable:
         """Sorted ids of all patients in the table."""
         return sorted({match.patient_id for match in self.matches.values()})
 
-    def _key(self, slide_id: str) -> str | None:
-        name = slide_name(slide_id)
-        if self.by_slide:
-            candidates = [name]
-            if is_barcode(name):
-                candidates.append(name.split(".")[0])  # tables often list the barcode without the file's UUID
-        else:
-            ends = [len(name), *(i for i in range(len(name) - 1, 0, -1) if not name[i].isalnum())]
-            candidates = [name[:end] for end in ends]
-        return next((key for key in candidates if key in self.matches), None)
+    def _keys(self, name: str) -> Iterator[str]:
+        """Keys that a slide of this name could have, the best first."""
+        yield name
+        if self.by_slide and is_barcode(name):
+            yield name.split(".")[0]  # tables often list the barcode without the file's UUID
+        elif not self.by_slide:
+            # A mark over a letter belongs to the letter: the id does not end before it.
+            ends = (
+                i for i in range(len(name) - 1, 0, -1) if not name[i].isalnum() and not unicodedata.combining(name[i])
+            )
+            yield from (name[:end] for end in ends)
+
+    def _same_folder(self, listed: str, slide: str, inside: str) -> bool:
+        if not self.by_slide:
+            return True
+        theirs, below = folders_of(listed), folders_of(slide)
+        # An archive may move as a whole: the name of the input counts against folders in which listed slides differ.
+        own = theirs[len(self._common_folders) :] if is_absolute(listed) else theirs
+        return folders_agree(theirs, below) and folders_agree(own, [*([inside] if inside else []), *below])
+
+    @cached_property
+    def _common_folders(self) -> list[str]:
+        """Folders that all listed slides are in, where they are listed by absolute paths."""
+        levels = zip(*(folders_of(match.name) for match in self.matches.values()), strict=False)
+        return [names[0] for names in takewhile(lambda names: len(set(names)) == 1, levels)]
+
+    @cached_property
+    def _similar(self) -> dict[str, str]:
+        return {form: key for key in self.matches if (form := _mangled_form(key))}
 
 
 def read_labels(
@@ -102,7 +167,7 @@ def read_labels(
     all rows of its patient.
 
     Args:
-        path: CSV or TSV file with a header.
+        path: CSV, TSV or XLSX file with a header.
         patient_column: name of a column; None recognises it by its name. So for the other columns.
         slide_column: slide or image names; without one, slides are found by the beginning of their name.
         label_column: status or class.
@@ -113,7 +178,8 @@ def read_labels(
 
     Raises:
         InputError: a column is not found or ambiguous; the classes are not two; or a row has no patient, an unknown
-            value, a bad mpp, repeats a patient or slide, or contradicts another row. The message names the row.
+            value, a bad mpp, repeats a patient or slide, or contradicts another row; or two patients differ only by
+            case, space or hyphen. The message names the row.
     """
     if label_level not in ("patient", "slide"):
         raise InputError(f'label level {label_level!r}: expected "patient" or "slide".')
@@ -125,25 +191,39 @@ def read_labels(
     site_name = find_column(frame.columns, "site", site_column, required=False, where=where)
     mpp_name = find_column(frame.columns, "mpp", mpp_column, required=False, where=where)
 
+    columns = {"patient": patient_name, "slide": slide, "label": label_name, "site": site_name, "mpp": mpp_name}
+    roles = check_roles(columns, where)
     patients = frame[patient_name]
-    _check_ids(patients, "patient id", where)
+    check_patients(patients, where)
     labels, class_names = parse_labels(frame[label_name], classes, where=where)
+    source = LabelSource(Path(path).name, roles, count_words(frame[label_name], labels))
     if label_level == "patient":
         labels = owner_labels(patients, labels, owner="patient", where=where)
     if slide is None:
-        keys = patients
-        _check_unique(keys, "patient", "Keep one row per patient, or name a slide column with --slide-column", where)
+        written = keys = patients
+        _check_unique(
+            keys, patients, "patient", "Keep one row per patient, or name a slide column with --slide-column", where
+        )
     else:
-        _check_ids(frame[slide], "slide name", where)
-        keys = frame[slide].map(slide_name)
-        _check_unique(keys, "slide", "Keep one row per slide", where)
+        written = frame[slide]
+        check_ids(written, "slide name", where)
+        keys = written.map(slide_name)
+        _check_unique(keys, written, "slide", "Keep one row per slide, and give slides different names", where)
     sites = [None] * len(frame) if site_name is None else [None if is_blank(s) else s for s in frame[site_name]]
     matches = {
-        key: LabelMatch(patient, label, site or tcga_site(patient))
-        for key, patient, label, site in zip(keys, patients, labels, sites, strict=True)
+        key: LabelMatch(patient, label, site or tcga_site(patient), row, name)
+        for row, key, patient, label, site, name in zip(
+            frame.index, keys, patients, labels, sites, written, strict=True
+        )
     }
     resolutions = {} if mpp_name is None else parse_mpp(frame[mpp_name], keys, where)
-    return LabelTable(class_names, label_level, slide is not None, matches, resolutions)
+    return LabelTable(class_names, label_level, slide is not None, matches, resolutions, source)
+
+
+def _mangled_form(name: str) -> str:
+    """What is left of a name that a spreadsheet or a careless hand changed: no leading zeros, spaces or case."""
+    without_zeros = re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"\.0$", "", similar_form(name)))
+    return re.sub(r"[\s_-]", "", without_zeros)
 
 
 def owner_labels(owners: pd.Series[str], labels: pd.Series[str], *, owner: LabelLevel, where: str) -> pd.Series[str]:
@@ -174,14 +254,10 @@ def owner_labels(owners: pd.Series[str], labels: pd.Series[str], *, owner: Label
     return mapped.astype(object).where(mapped.notna(), None)
 
 
-def _check_ids(values: pd.Series[str], what: str, where: str) -> None:
-    empty = values.index[values.map(is_blank)]
-    if len(empty):
-        raise InputError(f"{where}, row {empty[0]}: no {what} in column {values.name!r} ({len(empty)} such rows).")
-
-
-def _check_unique(keys: pd.Series[str], what: str, advice: str, where: str) -> None:
+def _check_unique(keys: pd.Series[str], written: pd.Series[str], what: str, advice: str, where: str) -> None:
     repeated = keys[keys.duplicated()]
     if len(repeated):
-        rows = list(keys.index[keys == repeated.iloc[0]])
-        raise InputError(f"{where}: {what} {repeated.iloc[0]!r} is in rows {rows}. {advice}.")
+        same = keys == repeated.iloc[0]
+        names = list(dict.fromkeys(written[same]))
+        shown = "" if len(names) == 1 else f", as {' and '.join(map(repr, names[:3]))}"
+        raise InputError(f"{where}: {what} {repeated.iloc[0]!r} is in rows {list(keys.index[same])}{shown}. {advice}.")

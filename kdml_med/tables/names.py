@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 SLIDE_SUFFIXES = [
@@ -14,12 +16,34 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 """Suffixes of frames, and of masks of what they show."""
 NAMED_SUFFIXES = (".dcm", ".btf", ".isyntax", ".webp", ".tar")
 """Further suffixes that tables write behind names. Many DICOM files make one slide: name one of them explicitly."""
+_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+_SPACE = re.compile(r"[^\S\n]")
+_TCGA_NORMAL = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}-1[0-9](?![0-9])", re.IGNORECASE)
+_HYPHENS = re.compile("[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
 _TCGA_PATIENT = re.compile(r"^TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}", re.IGNORECASE)
 
 
+def same_name_form(text: str) -> str:
+    """A name, id or cell as it is compared: what looks the same is the same.
+
+    Letters with marks are single characters (Unicode NFC: Macs write file names in another form), every kind of space
+    is a plain one, marks of direction and breaks of no width are taken out, and nothing invisible is around the text.
+    """
+    if text.isascii() and text.isprintable():
+        return text.strip()  # nearly all names: a folder may hold a million
+    text = _SPACE.sub(" ", unicodedata.normalize("NFC", _INVISIBLE.sub("", text)))
+    first = next((i for i, letter in enumerate(text) if _shows(letter)), len(text))
+    last = next((i for i in range(len(text), first, -1) if _shows(text[i - 1])), first)
+    return text[first:last]
+
+
+def _shows(letter: str) -> bool:
+    return not letter.isspace() and unicodedata.category(letter) not in ("Cf", "Cc")
+
+
 def slide_name(text: str) -> str:
-    """Name of a slide without the folders before it (of either system) and without an image suffix."""
-    name = PurePosixPath(text.strip().replace("\\", "/")).name
+    """Name of a slide without the folders before it (of either system) and without an image suffix, in one form."""
+    name = PurePosixPath(same_name_form(text).replace("\\", "/")).name
     # Only known suffixes are cut off: in "TCGA-AA-3672-01Z-00-DX1.23748e80-…" the part after the point belongs to it.
     stem, point, suffix = name.rpartition(".")
     if not point or f".{suffix.lower()}" not in (*SLIDE_SUFFIXES, *NAMED_SUFFIXES):
@@ -27,9 +51,46 @@ def slide_name(text: str) -> str:
     return stem[:-4] if stem.lower().endswith(".ome") else stem
 
 
+def similar_form(text: str) -> str:
+    """A name without what a careless hand changes: case, the kind of hyphen, the number of spaces."""
+    return " ".join(_HYPHENS.sub("-", unicodedata.normalize("NFKC", text)).casefold().split())
+
+
+def folders_of(path: str) -> list[str]:
+    """The folders of a path of either system, in one form; what precedes the last ".." is unknown, so left out."""
+    parts = same_name_form(path).replace("\\", "/").split("/")[:-1]
+    start = max((place + 1 for place, part in enumerate(parts) if part == ".."), default=0)
+    return [part for part in parts[start:] if part not in ("", ".")]
+
+
+def is_absolute(path: str) -> bool:
+    """Whether a path of either system starts at the top."""
+    return path.startswith(("/", "\\")) or re.match(r"[A-Za-z]+:", path) is not None
+
+
+def folders_agree(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two lists of folders are the same from the end, as far as both go."""
+    return all(a == b for a, b in zip(reversed(one), reversed(other), strict=False))
+
+
+def is_tcga_normal(name: str) -> bool:
+    """Whether a name holds a TCGA barcode of a normal sample: the two digits of the sample type are 10 to 19.
+
+    Source:
+        GDC, TCGA code tables, sample type codes: 01 to 09 tumours, 10 to 19 normal tissue or blood, 20 to 29 controls.
+    """
+    return _TCGA_NORMAL.search(name) is not None
+
+
 def is_barcode(name: str) -> bool:
     """Whether a name begins with a TCGA barcode of a patient."""
     return _TCGA_PATIENT.match(name) is not None
+
+
+def other_barcode(name: str, patient_id: str) -> str | None:
+    """The TCGA patient whose barcode a name begins with, where the patient is said to be another one of TCGA."""
+    named, said = _TCGA_PATIENT.match(name), _TCGA_PATIENT.match(patient_id)
+    return named.group() if named and said and named.group().upper() != said.group().upper() else None
 
 
 def tcga_site(patient_id: str) -> str | None:

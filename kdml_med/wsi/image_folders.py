@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -12,9 +13,16 @@ import PIL
 from PIL import Image
 
 from kdml_med.errors import InputError
+from kdml_med.tables.names import SLIDE_SUFFIXES, is_absolute, same_name_form
 
-_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+_UNREAD = [
+    *(".jpe", ".jfif", ".dib", ".gif", ".webp", ".jp2", ".j2k", ".avif"),
+    *(".heic", ".heif", ".ppm", ".pgm", ".tga", ".dcm"),
+]
+_IMAGE_SUFFIXES = frozenset((*SLIDE_SUFFIXES, *_UNREAD))
+"""Suffixes of images; those that are not read are named as what they are."""
 _FORMATS = ("PNG", "JPEG")
+_OUTSIDE = "lies in no class folder"
 _PART_FOLDER = re.compile(r"^(?:(?P<cohort>.+?)[_-])?(?P<part>train|test)(?:[_-](?P<label>.+))?$", re.IGNORECASE)
 
 
@@ -73,6 +81,34 @@ def _subfolders(path: Path) -> list[Path]:
     return sorted(sub for sub in path.iterdir() if sub.is_dir() and not sub.name.startswith("."))
 
 
+def find_strays(source: Path, folders: pd.DataFrame, cohort: str | None) -> list[tuple[str, str]]:
+    """Images of a source that are in no class folder: a path below it, and why what is there is left out.
+
+    A folder that is no class folder is one entry. Folders of other cohorts are none.
+
+    Args:
+        source: the folder.
+        folders: what ``class_folders`` gave.
+        cohort: the one that was chosen.
+    """
+    chosen = set(folders["path"])
+    parts = {path.parent for path in chosen}
+    strays = [(name, _OUTSIDE) for top in sorted({source, *parts}) for name in _direct_images(top, source)]
+    for path in _subfolders(source):
+        found = _PART_FOLDER.match(path.name)
+        if path in chosen or path in parts or (found and cohort is not None and (found["cohort"] or "") != cohort):
+            continue
+        images = scan_images(path, source)
+        if images:
+            strays.append((path.name, f"{len(images)} images in a folder that belongs to neither train nor test"))
+    return strays
+
+
+def _direct_images(folder: Path, source: Path) -> list[str]:
+    files = (path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file())
+    return sorted(path.relative_to(source).as_posix() for path in files if not path.name.startswith("."))
+
+
 def scan_images(folder: Path, source: Path) -> list[tuple[str, int]]:
     """Path below the source, "/" as separator, and size in bytes of every image file in a folder of it; sorted."""
     found: list[tuple[str, int]] = []
@@ -80,41 +116,80 @@ def scan_images(folder: Path, source: Path) -> list[tuple[str, int]]:
     seen: set[tuple[int, int]] = set()
     while pending:
         path, prefix = pending.pop()
-        state = Path(path).stat()
+        try:
+            state = Path(path).stat()
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+        except OSError as error:
+            raise InputError(
+                f"cannot list the folder {path}: {error.strerror}. Allow reading it, or move it away."
+            ) from error
         if (state.st_dev, state.st_ino) in seen:
             continue  # a link back to a folder above it
         seen.add((state.st_dev, state.st_ino))
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    pending.append((entry.path, f"{prefix}{entry.name}/"))
-                elif os.path.splitext(entry.name)[1].lower() in _IMAGE_SUFFIXES:  # noqa: PTH122 - ten times as fast
-                    size = entry.stat().st_size if entry.is_file() else 0
-                    found.append((prefix + entry.name, size))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            is_folder, size = _look_at(entry)
+            if is_folder:
+                pending.append((entry.path, f"{prefix}{entry.name}/"))
+            elif os.path.splitext(entry.name)[1].lower() in _IMAGE_SUFFIXES:  # noqa: PTH122 - ten times as fast
+                found.append((prefix + entry.name, size))
     return sorted(found)
 
 
-def index_names(shards: Iterable[str]) -> dict[str, list[str]]:
-    """Files by path, by name, and by either without suffix."""
-    index: dict[str, list[str]] = {}
-    for shard in shards:
-        name = shard.rsplit("/", 1)[-1]
-        for key in {shard, name, shard.rsplit(".", 1)[0], name.rsplit(".", 1)[0]}:
-            index.setdefault(key, []).append(shard)
-    return index
+def _look_at(entry: os.DirEntry[str]) -> tuple[bool, int]:
+    """Whether it is a folder, and the size of a file; 0 where a link leads nowhere or to itself."""
+    try:
+        return entry.is_dir(), entry.stat().st_size if entry.is_file() else 0
+    except OSError:
+        return False, 0
 
 
-def find_image(name: str, index: Mapping[str, list[str]]) -> list[str]:
-    """Files that a name in a table fits; ideally one."""
-    path = name.replace("\\", "/").removeprefix("./")
-    found = index.get(path) or index.get(path.rsplit("/", 1)[-1]) or []
-    return [path] if path in found else found
+class ImageIndex:
+    """Finds the images that names in a table mean.
+
+    A name with folders is a path below the source, or an absolute one, with or without suffix, and nothing else. A bare
+    name may lie in any folder. Names are compared in one Unicode form.
+
+    Args:
+        shards: paths below the source.
+        source: the folder, by its real path.
+    """
+
+    def __init__(self, shards: Iterable[str], source: Path) -> None:
+        self._source = source
+        self._levels: list[dict[str, list[str]]] = [{}, {}, {}, {}]
+        for shard in shards:
+            for level, key in zip(self._levels, _image_keys(same_name_form(shard)), strict=True):
+                level.setdefault(key, []).append(shard)
+
+    def find(self, name: str) -> list[str]:
+        """Images that a name fits, by the most exact way that fits any; ideally one."""
+        written = same_name_form(name).replace("\\", "/")
+        path = posixpath.normpath(self._below(written) if is_absolute(written) else written)
+        levels = self._levels[:2] if "/" in written else self._levels
+        return next((found for level in levels if (found := level.get(path))), [])
+
+    def _below(self, path: str) -> str:
+        """Path below the source of an absolute one, also of one that leads there by links; others stay."""
+        root = same_name_form(self._source.as_posix())
+        folder, name = posixpath.split(path)
+        for inside in (folder, os.path.realpath(folder)):
+            if f"{same_name_form(inside)}/".startswith(f"{root}/"):
+                return f".{same_name_form(inside)[len(root) :]}/{name}"
+        return path
+
+
+def _image_keys(path: str) -> tuple[str, str, str, str]:
+    """A path, the path without suffix, the name, and the name without suffix."""
+    name = path.rsplit("/", 1)[-1]
+    return path, path.rsplit(".", 1)[0], name, name.rsplit(".", 1)[0]
 
 
 def name_problem(shard: str, size: int) -> str:
     """What is wrong with an image as far as its name and size in bytes tell; "" when nothing is."""
+    if any("\ud800" <= letter <= "\udfff" for letter in shard):
+        return "its name is not UTF-8: rename it"
     if not shard.lower().endswith((".png", ".jpg", ".jpeg")):
         return "not PNG or JPEG; convert it"
     return "the file is empty or a broken link" if size == 0 else ""

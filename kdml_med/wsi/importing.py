@@ -7,6 +7,7 @@ record 2530835; and ``csv``, any folder with a table that has one row per image.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,16 +25,18 @@ from kdml_med.storage.shards import ShardRecord
 from kdml_med.tables.classes import parse_labels
 from kdml_med.tables.images import TableColumns, read_image_table
 from kdml_med.tables.labels import LabelLevel
-from kdml_med.tables.names import tcga_site
+from kdml_med.tables.names import is_tcga_normal, other_barcode, tcga_site
+from kdml_med.tables.usage import LabelSource, RowUse, describe_labels
 from kdml_med.wsi.image_folders import (
+    ImageIndex,
     class_folders,
     existing_folder,
-    find_image,
-    index_names,
+    find_strays,
     name_problem,
     read_header,
     scan_images,
 )
+from kdml_med.wsi.labelling import NORMAL_TISSUE
 
 KATHER_MPP = 0.5  # Zenodo 2530835: 224 px are 112 µm
 _BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Za-z0-9])")
@@ -47,8 +50,8 @@ class ImportResult:
     Attributes:
         tiles: rows of the manifest.
         patients: distinct patients among them.
-        unlisted: images in the folder that the table does not name; they are left out, which is not a failure.
-        failures: input and reason of every image that was asked for and could not be used.
+        unlisted: images in the folder that no row of the table names; they are among the failures.
+        failures: input and reason of every image that could not be used, and of rows without an image.
         same: an earlier import gave the same rows.
     """
 
@@ -69,6 +72,7 @@ def import_tile_folders(
     val_fraction: float = 0.15,
     seed: int = 0,
     check_images: bool = False,
+    tcga_normals: bool = False,
     force: bool = False,
     progress: Progress = iter,
 ) -> ImportResult:
@@ -86,6 +90,7 @@ def import_tile_folders(
         val_fraction: share of the train patients that validate; 0 for none.
         seed: of their choice.
         check_images: parse the header of every image, not only of the first.
+        tcga_normals: normal tissue has the label of its patient's tumour, too.
         force: replace other frozen splits.
         progress: wraps the list of images to show progress.
 
@@ -96,18 +101,20 @@ def import_tile_folders(
     folders = class_folders(source, cohort)
     labels, names = parse_labels(folders["label"], classes, where=f"the class folders of {source}")
     rows: list[dict[str, Any]] = []
-    failures: list[tuple[str, str]] = []
+    failures = find_strays(source, folders, cohort)
     images = [
-        (shard, size, label, split)
-        for path, label, split in zip(folders["path"], labels, folders["split"], strict=True)
+        (shard, size, word, label, split)
+        for path, word, label, split in zip(folders["path"], folders["label"], labels, folders["split"], strict=True)
         for shard, size in scan_images(path, source)
     ]
     side: int | None = None
-    for shard, size, label, split in progress(sorted(images)):
+    for shard, size, _, label, split in progress(sorted(images, key=lambda image: image[0])):
         found = _BARCODE.search(Path(shard).stem)
         reason = name_problem(shard, size)
         if found is None:
             reason = reason or "no TCGA barcode in the file name; for other names use --layout csv with a table"
+        elif label is not None and not tcga_normals and is_tcga_normal(Path(shard).stem):
+            reason = reason or NORMAL_TISSUE
         if not reason and (check_images or side is None):
             shape, reason = read_header(source / shard)
             side = side or (shape[0] if shape and shape[0] == shape[1] else None)
@@ -122,6 +129,12 @@ def import_tile_folders(
     info = _info(source, names, side, mpp, "patient", options)
     frame = _frame(rows, failures, source)
     _check_folder_patients(frame)
+    uses = Counter(RowUse.NO_CLASS if row["label"] is None else RowUse.USED for row in rows)
+    uses[RowUse.UNUSABLE] = len(images) - len(rows)
+    words = Counter(word for _, _, word, _, _ in images)
+    meant = dict(zip(folders["label"], labels, strict=True))
+    found_words = LabelSource(words={word: (label, words[word]) for word, label in meant.items()})
+    info.labels = describe_labels(found_words, uses, frame, names, tcga_normals=tcga_normals)
     return _write(out, info, frame, failures, val_fraction=val_fraction, seed=seed, force=force)
 
 
@@ -137,18 +150,21 @@ def import_tile_table(
     mpp: float | None = None,
     val_fraction: float = 0.15,
     seed: int = 0,
+    tcga_normals: bool = False,
     force: bool = False,
     progress: Progress = iter,
 ) -> ImportResult:
     """Import the images that a table names, one row per image; the header of each is parsed.
 
-    An image is found by its path below the source, else by its file name, else by its name without suffix. Without a
-    slide column each image is its own slide at label level "slide", and a patient is one slide at level "patient".
+    An image that is named by a path is that file below the source; a bare name is found in any folder (``ImageIndex``).
+    Images that no row names are listed among the failures, unless a row names them that the conditions leave out.
+    Without a slide column each image is its own slide at label level "slide", and a patient is one slide at level
+    "patient".
 
     Args:
         source: folder with PNG or JPEG images, at any depth.
         out: dataset folder to write.
-        table: CSV or TSV file.
+        table: CSV, TSV or XLSX file.
         columns: names of its columns. With a split column the split is kept; validation patients are taken from train
             when the column has none.
         where: column → value; only rows that have all of them are taken.
@@ -157,6 +173,7 @@ def import_tile_table(
         mpp: micrometres per pixel of the images, where the table has no such column.
         val_fraction: share of the train patients that validate, where it is needed.
         seed: of their choice.
+        tcga_normals: at level "patient", normal tissue has the label of its patient's tumour, too.
         force: replace other frozen splits.
         progress: wraps the list of rows to show progress.
 
@@ -164,45 +181,72 @@ def import_tile_table(
         InputError: a column or row of the table is unusable (the message names it), or no image is.
     """
     source = existing_folder(source)
-    listed, names = read_image_table(table, columns or TableColumns(), where or {}, classes, label_level)
+    listed = read_image_table(table, columns or TableColumns(), where or {}, classes, label_level)
     sizes = dict(scan_images(source, source))
-    index = index_names(sizes)
+    index = ImageIndex(sizes, source)
+    stems = Counter(shard.rsplit(".", 1)[0] for shard in sizes)
     rows: list[dict[str, Any]] = []
     failures: list[tuple[str, str]] = []
     shapes: set[tuple[int, int]] = set()
     first_row: dict[str, int] = {}
-    for number, row in progress(list(zip(listed.index, listed.to_dict("records"), strict=True))):
-        shards = find_image(row["image"], index)
+    uses: Counter[RowUse] = Counter({RowUse.NOT_CHOSEN: len(listed.not_chosen)})
+    for number, row in progress(list(zip(listed.rows.index, listed.rows.to_dict("records"), strict=True))):
+        shards = index.find(row["image"])
         if len(shards) != 1:
-            reason = f"its name fits {len(shards)} files, such as {shards[:2]}" if shards else f"not found in {source}"
-            failures.append((row["image"], f"row {number}: {reason}"))
+            failures.append((row["image"], f"row {number}: {_not_one(shards, source, row['image'])}"))
+            uses[RowUse.UNUSABLE if shards else RowUse.NO_FILE] += 1
             continue
         shard = shards[0]
         if shard in first_row:
             raise InputError(f"{table}: rows {first_row[shard]} and {number} name the same image {shard}. Keep one.")
         first_row[shard] = number
-        reason = name_problem(shard, sizes[shard])
-        shape = None
+        shape, reason = None, name_problem(shard, sizes[shard])
+        reason = reason or _contradiction(shard, row, normals=tcga_normals or label_level == "slide")
         if not reason:
             shape, reason = read_header(source / shard)
         if shape is None:
             failures.append((row["image"], f"row {number}: {reason}"))
+            uses[RowUse.UNUSABLE] += 1
             continue
+        uses[RowUse.NO_CLASS if row["label"] is None else RowUse.USED] += 1
         shapes.add(shape)
-        slide = row["slide_id"] or (row["patient_id"] if label_level == "patient" else shard.rsplit(".", 1)[0])
-        resolution = mpp if row["mpp"] is None else row["mpp"]
-        place = {"sample_id": shard, "slide_id": slide, "mpp": resolution, "shard": shard, "offset": 0}
-        rows.append(row | place | {"size": sizes[shard]})
+        stem = shard.rsplit(".", 1)[0]
+        own = shard if stems[stem] > 1 else stem  # a.png and a.jpg are two slides
+        slide = row["slide_id"] or (row["patient_id"] if label_level == "patient" else own)
+        place = {"sample_id": shard, "slide_id": slide, "shard": shard, "offset": 0, "size": sizes[shard]}
+        rows.append(row | place | {"mpp": mpp if row["mpp"] is None else row["mpp"]})
+    named = {shard for name in listed.not_chosen for shard in index.find(name)}
+    unlisted = sorted(set(sizes) - set(first_row) - named)
+    failures += [(shard, f"no row of {Path(table).name} names it") for shard in unlisted]
     frame = _frame(rows, failures, source)
     resolutions = set(frame["mpp"].dropna())
     common = resolutions.pop() if len(resolutions) == 1 and frame["mpp"].notna().all() else None
     width, height = shapes.pop() if len(shapes) == 1 else (0, 1)
     options = {"layout": "csv", "table": Path(table).name, "table_sha256": content_hash(Path(table))}
     options["where"] = " and ".join(f"{name}={value}" for name, value in (where or {}).items())
-    info = _info(source, names, width if width == height else None, common, label_level, options)
+    info = _info(source, listed.classes, width if width == height else None, common, label_level, options)
+    info.labels = describe_labels(listed.source, uses, frame, listed.classes, tcga_normals=tcga_normals)
     result = _write(out, info, frame, failures, val_fraction=val_fraction, seed=seed, force=force)
-    result.unlisted = len(sizes) - len(first_row)
+    result.unlisted = len(unlisted)
     return result
+
+
+def _not_one(shards: list[str], source: Path, name: str) -> str:
+    """Why a name in the table is not exactly one image."""
+    if shards:
+        return f"its name fits {len(shards)} files, such as {shards[:2]}; name it by its path below {source}"
+    path = " by that path" if "/" in name or "\\" in name else ""
+    return f"not found in {source}{path}"
+
+
+def _contradiction(shard: str, row: dict[str, Any], *, normals: bool) -> str:
+    """Why an image cannot have the patient or the label of its row, as far as its TCGA barcode tells; "" otherwise."""
+    name = Path(shard).stem
+    other = other_barcode(name, row["patient_id"])
+    if other is not None:
+        return f"the table says patient {row['patient_id']}, the file name {other}"
+    is_normal = row["label"] is not None and (is_tcga_normal(name) or is_tcga_normal(row["slide_id"] or ""))
+    return NORMAL_TISSUE if is_normal and not normals else ""
 
 
 def _frame(rows: list[dict[str, Any]], failures: list[tuple[str, str]], source: Path) -> pd.DataFrame:
@@ -260,6 +304,7 @@ def _write(
 
     Everything is made anew each time, so whatever changed in the source or the table is followed.
     """
+    failures = [(_printable(name), _printable(reason)) for name, reason in failures]
     splits = _official_splits(frame, info.classes, val_fraction, seed)
     columns = [name for name in frame.columns if name not in ("split", "image")]
     names = [str(name) for name in columns]
@@ -280,6 +325,11 @@ def _write(
             freeze_splits(out, splits, mode="official", seed=seed, force=force, val_fraction=val_fraction)
         folder.write_tables(manifest, sorted(failures), {SLIDES_FILE: slides.reset_index()})
     return ImportResult(len(frame), frame["patient_id"].nunique(), failures=failures, same=same)
+
+
+def _printable(text: str) -> str:
+    """Text that a table can hold; bytes of a file name that are not UTF-8 are written by their numbers."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _official_splits(frame: pd.DataFrame, classes: list[str], val_fraction: float, seed: int) -> pd.DataFrame | None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import pandas as pd
 import pyarrow as pa
@@ -17,11 +16,14 @@ import pyarrow as pa
 from kdml_med.errors import InputError
 from kdml_med.program import progress_bar
 from kdml_med.storage.folder import FULL_HASH, DatasetFolder, list_versions
-from kdml_med.storage.manifest import SLIDES_FILE, TILE_COLUMNS, DatasetInfo
+from kdml_med.storage.manifest import SLIDES_FILE, TILE_COLUMNS, DatasetInfo, read_info, write_info
 from kdml_med.storage.shards import find_origins, write_record
-from kdml_med.tables.names import slide_name, tcga_site
+from kdml_med.tables.labels import LabelTable
+from kdml_med.tables.names import slide_name
+from kdml_med.tables.usage import describe_labels
 from kdml_med.workers import run_jobs
 from kdml_med.wsi.cutter import SlideJob, cut_slide
+from kdml_med.wsi.labelling import count_rows, find_absent, make_job, place_of
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.overview import THUMBNAILS_DIR
 from kdml_med.wsi.shards import SlideRecord
@@ -41,47 +43,6 @@ _LIBRARIES = (
 )
 
 
-class Match(Protocol):
-    """What a label table says about a slide."""
-
-    @property
-    def patient_id(self) -> str:
-        """Whom the slide belongs to."""
-        ...
-
-    @property
-    def label(self) -> str | None:
-        """Class name, None when blank."""
-        ...
-
-    @property
-    def site(self) -> str | None:
-        """Tissue source site, None when unknown."""
-        ...
-
-
-class Labels(Protocol):
-    """The part of ``kdml_med.tables.labels.LabelTable`` that tiling uses."""
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names in index order."""
-        ...
-
-    @property
-    def label_level(self) -> str:
-        """What carries one label: "patient" or "slide"."""
-        ...
-
-    def match(self, slide_id: str) -> Match | None:
-        """What is known about a slide."""
-        ...
-
-    def mpp(self, slide_id: str) -> float | None:
-        """Micrometres per level-0 pixel that the table gives."""
-        ...
-
-
 @dataclass
 class TilingReport:
     """What a run did.
@@ -91,7 +52,9 @@ class TilingReport:
         skipped: slides that an earlier run had finished.
         remade: slides that were there, made from something else, and what is different.
         kept: slides that this run does not name and that stay.
-        failures: rows of failures.csv, (file name, reason).
+        failures: (file name, reason) of slides that have a problem; with the next two the rows of failures.csv.
+        absent: (slide or patient, reason) of rows of the label table that ask for a slide which is not there.
+        without_slide: (patient, reason) of patients of the label table who have no slide; that is no problem.
         tiles: in the whole dataset.
         rim: incomplete tiles with tissue at the right and lower edge of slides, in the whole dataset; they are not cut.
     """
@@ -101,6 +64,8 @@ class TilingReport:
     remade: dict[str, str] = field(default_factory=dict)
     kept: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
+    absent: list[tuple[str, str]] = field(default_factory=list)
+    without_slide: list[tuple[str, str]] = field(default_factory=list)
     tiles: int = 0
     rim: int = 0
 
@@ -110,7 +75,8 @@ def tile_slides(
     out_dir: Path,
     options: TilingOptions,
     *,
-    labels: Labels | None = None,
+    labels: LabelTable | None = None,
+    tcga_normals: bool = False,
     workers: int = 1,
     progress: bool = True,
     synthetic: bool = False,
@@ -129,6 +95,7 @@ def tile_slides(
         out_dir: dataset folder; made when absent.
         options: settings; a folder made with others is refused.
         labels: patients and labels; None makes a dataset for inference.
+        tcga_normals: normal tissue has the label of its patient's tumour, too, where labels belong to patients.
         workers: cores to use, for slides side by side and for bands within a slide.
         progress: show a bar on standard error.
         synthetic: the slides are generated; recorded in dataset.json.
@@ -143,13 +110,14 @@ def tile_slides(
     if workers < 1:
         raise InputError(f"--workers is {workers}, expected at least 1.")
     out_dir = Path(out_dir)
-    paths = find_slides([Path(path) for path in inputs], out_dir)
+    inputs = [Path(path) for path in inputs]
+    paths = find_slides(inputs, out_dir)
     info = _describe(options, labels, synthetic, full_hash)
     report = TilingReport()
     with DatasetFolder(out_dir, info, SlideRecord, changeable=_unused_options, pictures=THUMBNAILS_DIR) as folder:
         jobs: list[SlideJob] = []
         for path in paths:
-            job = _make_job(path, labels)
+            job = make_job(path, place_of(path, inputs), labels, tcga_normals=tcga_normals)
             if isinstance(job, SlideJob):
                 jobs.append(job)
             else:
@@ -168,7 +136,10 @@ def tile_slides(
         report.skipped, report.remade, report.kept = len(jobs) - len(pending), work.remade, len(work.kept)
         _cut_all(pending, folder, options, workers, report, progress)
         folder.remove_leftovers()
-        _write_tables(folder, labels, report)
+        there = [slide_name(path.name) for path in paths] + folder.finished()
+        if labels is not None:
+            report.absent, report.without_slide = find_absent(labels, there, inputs, paths)
+        _write_tables(folder, labels, report, there, tcga_normals=tcga_normals)
     return report
 
 
@@ -225,20 +196,6 @@ def _cut(
     return None
 
 
-def _make_job(path: Path, labels: Labels | None) -> SlideJob | str:
-    """A job, or the reason why there is none."""
-    slide_id = slide_name(path.name)
-    if labels is None:
-        site = tcga_site(slide_id)
-        return SlideJob(path, slide_id, slide_id[:12] if site else slide_id, site=site)
-    match = labels.match(slide_id)
-    if match is None:
-        return f"no row in the label table for {slide_id}"
-    if match.label is None:
-        return f"label is blank for {slide_id} (patient {match.patient_id})"
-    return SlideJob(path, slide_id, match.patient_id, match.label, match.site, labels.mpp(slide_id))
-
-
 def _with_origins(jobs: Sequence[SlideJob], full_hash: bool, threads: int, progress: bool) -> list[SlideJob]:
     """Jobs that know what tells their files from others; folders do not count, since a slide goes by its file name."""
     files = {job.slide_id: list_files(job.path) for job in jobs}
@@ -247,7 +204,7 @@ def _with_origins(jobs: Sequence[SlideJob], full_hash: bool, threads: int, progr
     return [replace(job, origin=origins[job.slide_id]) for job in jobs]
 
 
-def _describe(options: TilingOptions, labels: Labels | None, synthetic: bool, full_hash: bool) -> DatasetInfo:
+def _describe(options: TilingOptions, labels: LabelTable | None, synthetic: bool, full_hash: bool) -> DatasetInfo:
     return DatasetInfo(
         classes=list(labels.classes) if labels else [],
         tile_size_px=options.tile_size_px,
@@ -275,7 +232,7 @@ def _mpp_change(record: SlideRecord, table_mpp: float | None) -> str | None:
     return None
 
 
-def _check_kept(folder: DatasetFolder[SlideRecord], kept: Sequence[str], labels: Labels | None) -> None:
+def _check_kept(folder: DatasetFolder[SlideRecord], kept: Sequence[str], labels: LabelTable | None) -> None:
     for slide_id in kept:
         change = _mpp_change(folder.read(slide_id)[0], labels.mpp(slide_id) if labels else None)
         if change is not None:
@@ -304,30 +261,44 @@ class _Progress:
         self._bar.close()
 
 
-def _write_tables(folder: DatasetFolder[SlideRecord], labels: Labels | None, report: TilingReport) -> None:
+def _write_tables(
+    folder: DatasetFolder[SlideRecord],
+    labels: LabelTable | None,
+    report: TilingReport,
+    there: Sequence[str],
+    *,
+    tcga_normals: bool,
+) -> None:
     """Bring what is stored into line with the label table, and join it into the tables of the dataset."""
     records: list[SlideRecord] = []
     tables: list[pa.Table] = []
-    failures = dict(report.failures)
+    problems = dict(report.failures)
     for slide_id in folder.finished():
         record, table = folder.read(slide_id)
-        if record.file_name in failures:
+        if record.file_name in problems:
             continue
-        job = _make_job(Path(record.file_name), labels)
+        job = make_job(Path(record.file_name), (record.file_name, ""), labels, tcga_normals=tcga_normals)
         if isinstance(job, str):
-            failures[record.file_name] = job
+            problems[record.file_name] = job
             continue
         record, table = _relabel(folder, record, table, job)
         if record.unreadable:
-            failures[record.file_name] = f"{record.unreadable} tiles unreadable (the other tiles are in the dataset)"
+            problems[record.file_name] = f"{record.unreadable} tiles unreadable (the other tiles are in the dataset)"
         records.append(record)
         tables.append(table)
     manifest = pa.concat_tables(tables) if tables else TILE_COLUMNS.empty_table()
     report.tiles = manifest.num_rows
     report.rim = sum(record.rim for record in records)
-    report.failures = sorted(failures.items())
+    report.failures = sorted(problems.items())
     slides = pd.DataFrame([record.to_row() for record in records], columns=list(_EMPTY_RECORD.to_row()))
-    folder.write_tables(manifest, report.failures, {SLIDES_FILE: slides})
+    if labels is not None:
+        uses = count_rows(labels, there, [record.slide_id for record in records])
+        rows = manifest.select(["patient_id", "label"]).to_pandas()
+        info = read_info(folder.path)
+        info.labels = describe_labels(labels.source, uses, rows, labels.classes, tcga_normals=tcga_normals)
+        write_info(folder.path, info)
+    failures = sorted(report.failures + report.absent + report.without_slide)
+    folder.write_tables(manifest, failures, {SLIDES_FILE: slides})
 
 
 _EMPTY_RECORD = SlideRecord("", "", "", 0, 0, 0.0, "")

@@ -2,6 +2,7 @@ import io
 import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -168,14 +169,15 @@ def test_table_names_images_by_path_name_or_stem(images: Path, tmp_path: Path) -
     out = tmp_path / "dataset"
     done = run(images, "--out", out, "--layout", "csv", "--labels", path, "--positive", "b")
     assert done.returncode == 3, done.stderr
-    assert "3 images in the folder are not among" in done.stderr
+    assert "3 images in the folder are named by no row of the table" in done.stderr
     manifest, info = read_manifest(out), read_info(out)
     assert manifest["shard"].tolist() == ["deep/i0.jpg", "deep/i1.jpg", "deep/i2.jpg"]
     assert manifest["slide_id"].tolist() == ["1", "1", "2"]
     assert manifest["mpp"].isna().tolist() == [False, False, True]
     assert (info.tile_size_px, info.mpp, info.classes) == (None, None, ["a", "b"])
-    assert list(failures(out)) == ["gone.jpg"]
+    assert list(failures(out)) == ["deep/i3.jpg", "deep/i4.jpg", "deep/i5.jpg", "gone.jpg"]
     assert "row 5" in failures(out)["gone.jpg"]
+    assert failures(out)["deep/i3.jpg"] == "no row of table.csv names it"
 
 
 def test_label_level_slide_makes_each_image_its_slide(images: Path, tmp_path: Path) -> None:
@@ -357,7 +359,7 @@ def test_repair_deficiency_tiles_import_by_task(tmp_path: Path) -> None:
         result = import_tile_table(
             source, tmp_path / task, source / "labels.csv", classes=["0", "1"], where={"task": task}
         )
-        assert (result.tiles, result.patients, result.unlisted, result.failures) == (100, 10, 100, [])
+        assert (result.tiles, result.patients, result.unlisted, result.failures) == (100, 10, 0, [])
         assert read_info(tmp_path / task).tile_size_px == 224
 
 
@@ -367,3 +369,178 @@ def test_ambiguous_names_are_failures(images: Path, tmp_path: Path) -> None:
     result = import_tile_table(images, tmp_path / "dataset", path)
     assert result.tiles == 2
     assert "fits 2 files" in failures(tmp_path / "dataset")["i1"]
+
+
+def imported(images: Path, tmp_path: Path, text: str, **how: Any) -> tuple[list[str], dict[str, str]]:
+    """Shards of the manifest, and the failures."""
+    import_tile_table(images, tmp_path / "dataset", table(tmp_path, text), **how)
+    return read_manifest(tmp_path / "dataset")["shard"].tolist(), failures(tmp_path / "dataset")
+
+
+@pytest.fixture
+def twins(tmp_path: Path) -> Path:
+    """Same file names in two folders, and one that is in one of them only."""
+    for name in ("a/1.png", "b/1.png", "b/2.png"):
+        picture(tmp_path / "twins" / name)
+    return tmp_path / "twins"
+
+
+@pytest.mark.parametrize(
+    "named", ["a/2.png", "a\\2", "./2.png", "/elsewhere/2.png", "C:\\b\\2.png", "twins/b/2.png", "../2"]
+)
+def test_image_named_by_a_path_is_that_path_or_nothing(twins: Path, tmp_path: Path, named: str) -> None:
+    shards, left_out = imported(twins, tmp_path, f"image,patient,label\na/1.png,1,a\n{named},2,b\n")
+    assert shards == ["a/1.png"]
+    assert "not found" in left_out[named]
+    assert set(left_out) == {named, "b/1.png", "b/2.png"}
+
+
+@pytest.mark.parametrize(
+    "named", ["b/2.png", "b\\2.png", "./b/2", "a/../b/2.png", "2.png", "2", "{source}/b/2.png", "{link}/2.png"]
+)
+def test_image_is_found_by_each_way_to_name_it(twins: Path, tmp_path: Path, named: str) -> None:
+    (tmp_path / "link").symlink_to(twins / "b")
+    named = named.format(source=twins, link=tmp_path / "link")
+    shards, left_out = imported(twins, tmp_path, f"image,patient,label\na/1.png,1,a\n{named},2,b\n")
+    assert shards == ["a/1.png", "b/2.png"]
+    assert set(left_out) == {"b/1.png"}
+
+
+def test_names_of_either_unicode_form_meet_and_two_files_of_one_name_do_not(images: Path, tmp_path: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "Müller") for form in ("NFC", "NFD"))
+    picture(images / f"{apart}.png")
+    text = f"image,patient,label,task\n{composed},{apart},a,{apart}\ni1,2,b,{composed}\ni2,{composed},,{composed}\n"
+    how = {"where": {"task": apart}, "columns": TableColumns(split=None)}
+    shards, _ = imported(images, tmp_path, text, **how)
+    assert shards == [f"{apart}.png", "deep/i1.jpg", "deep/i2.jpg"]
+    patients = read_manifest(tmp_path / "dataset").set_index("shard")["patient_id"]
+    assert patients[f"{apart}.png"] == patients["deep/i2.jpg"] == composed
+    picture(images / f"{composed}.png")
+    assert "fits 2 files" in imported(images, tmp_path, text, **how)[1][composed]
+
+
+def test_images_of_one_stem_are_two_slides(images: Path, tmp_path: Path) -> None:
+    picture(images / "deep/i1.png")
+    text = "image,patient,label\ndeep/i1.jpg,1,a\ndeep/i1.png,1,b\ndeep/i2.jpg,2,b\n"
+    imported(images, tmp_path, text, label_level="slide")
+    assert read_manifest(tmp_path / "dataset")["slide_id"].tolist() == ["deep/i1.jpg", "deep/i1.png", "deep/i2"]
+
+
+def test_slides_of_one_name_in_different_folders_are_refused(images: Path, tmp_path: Path) -> None:
+    text = "image,patient,label,slide\ni1,1,a,x/s.svs\ni2,1,a,s.svs\ni3,1,a,y/s.svs\ni4,2,b,t\n"
+    with pytest.raises(InputError, match=r"rows 2 and 4: the slides 'x/s\.svs' and 'y/s\.svs' have one name"):
+        imported(images, tmp_path, text)
+
+
+def test_images_without_a_row_and_kinds_that_are_not_read_are_named_unless_another_row_names_them(
+    images: Path, tmp_path: Path
+) -> None:
+    for name in ("deep/x.bmp", "y.gif"):
+        (images / name).write_bytes(b"x")
+    (images / "deep/notes.txt").touch()
+    text = "image,task,patient,label\ni1,x,1,a\ni2,x,2,b\nx.bmp,x,3,b\ni3,y,1,a\n"
+    shards, left_out = imported(images, tmp_path, text, where={"task": "x"})
+    assert shards == ["deep/i1.jpg", "deep/i2.jpg"]
+    assert set(left_out) == {"deep/i0.jpg", "deep/i4.jpg", "deep/i5.jpg", "y.gif", "x.bmp"}
+    assert left_out["x.bmp"] == "row 4: not PNG or JPEG; convert it"
+
+
+def test_labels_are_said_and_recorded_and_follow_a_corrected_table(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "dataset"
+    rows = "i0,1,MSI-H,x\ni1,1,,x\ni2,2,MSI-L,x\ni3,3,MSS,x\ni4,4,[Not Available],x\ngone,5,MSS,x\ni5,5,MSS,y\n"
+    text = "image,patient,MSIStatus,task\n" + rows
+    with caplog.at_level("INFO"):
+        import_tiles(images, out, Layout.CSV, labels=table(tmp_path, text), where=["task=x"])
+    labels = read_info(out).labels
+    assert labels is not None
+    assert (labels["table"], labels["positive"], labels["patients"]) == ("table.csv", "MSI", {"MSS": 2, "MSI": 1})
+    assert labels["columns"] == {"image": "image", "label": "MSIStatus", "patient": "patient"}
+    assert labels["rows"] == {"all": 7, "used": 4, "no_class": 1, "no_file": 1, "unusable": 0, "not_chosen": 1}
+    assert labels["words"]["MSI-L"] == {"class": "MSS", "rows": 1}
+    for said in (
+        "positive class MSI: 1 patients; MSS 2; without a class 1",
+        "table.csv: image from 'image', label from 'MSIStatus', patient from 'patient'",
+        "7 rows: 4 used, 1 without a class, 1 without a file, 1 not chosen by --where",
+        "MSI-H → MSI (1), MSI-L → MSS (1), [Not Available] → no class (1)",
+    ):
+        assert said in caplog.text
+    import_tiles(images, out, Layout.CSV, labels=table(tmp_path, text.replace("MSI-L", "MSS")), where=["task=x"])
+    corrected = read_info(out).labels
+    assert corrected is not None
+    assert "MSI-L" not in corrected["words"]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_normal_tissue_takes_no_label_of_its_patient_unless_asked(kather: Path, tmp_path: Path, asked: bool) -> None:
+    folder = kather / "CRC_DX_TRAIN" / "MSS"
+    picture(folder / "blk-N-TCGA-AA-3601-11A-01-TS1.png")
+    result = import_tile_folders(kather, tmp_path / "folders", tcga_normals=asked)
+    assert (result.tiles, len(result.failures)) == ((33, 0) if asked else (32, 1))
+    path = table(
+        tmp_path,
+        "image,patient,label\nblk-N-TCGA-AA-3601-11A-01-TS1,1,a\nblk-AAAAAAAAAAAA-TCGA-AA-3601-01Z-00-DX1,1,b\n",
+    )
+    level = import_tile_table(folder, tmp_path / "table", path, label_level="slide", tcga_normals=False)
+    assert level.tiles == 2  # the row is about this very image
+    path.write_text(path.read_text().replace("1,b", "2,b"))
+    assert import_tile_table(folder, tmp_path / "table", path, tcga_normals=asked).tiles == 1 + asked
+
+
+def test_image_whose_barcode_is_that_of_another_patient_is_left_out(images: Path, tmp_path: Path) -> None:
+    picture(images / "TCGA-AA-3601-01Z-00-DX1.png")
+    text = "image,patient,label\nTCGA-AA-3601-01Z-00-DX1.png,TCGA-AA-3602,a\ni1,TCGA-AA-3601,b\n"
+    shards, left_out = imported(images, tmp_path, text)
+    assert shards == ["deep/i1.jpg"]
+    assert "says patient TCGA-AA-3602, the file name TCGA-AA-3601" in left_out["TCGA-AA-3601-01Z-00-DX1.png"]
+
+
+def test_images_outside_the_class_folders_are_named(kather: Path, tmp_path: Path) -> None:
+    picture(kather / "loose.png")
+    picture(kather / "CRC_DX_TRAIN" / "loose.png")
+    for number in range(3):
+        picture(kather / "CRC_DX_VAL" / "MSS" / f"{number}.png")
+    (kather / "CRC_DX_TRAIN" / "MSS" / "b-TCGA-AA-3601-01Z-00-DX1.gif").write_bytes(b"x")
+    result = import_tile_folders(kather, tmp_path / "dataset")
+    assert result.tiles == 32
+    reasons = failures(tmp_path / "dataset")
+    assert "3 images in a folder that belongs to neither train nor test" in reasons.pop("CRC_DX_VAL")
+    assert sorted(reasons) == [
+        "CRC_DX_TRAIN/MSS/b-TCGA-AA-3601-01Z-00-DX1.gif",
+        "CRC_DX_TRAIN/loose.png",
+        "loose.png",
+    ]
+    labels = read_info(tmp_path / "dataset").labels
+    assert labels is not None
+    assert labels["table"] is None
+    assert labels["words"] == {"MSIMUT": {"class": "MSI", "rows": 12}, "MSS": {"class": "MSS", "rows": 21}}
+    assert labels["rows"] == {"all": 33, "used": 32, "no_class": 0, "no_file": 0, "unusable": 1, "not_chosen": 0}
+
+
+def test_other_cohorts_are_no_strays(kather: Path, tmp_path: Path) -> None:
+    picture(kather / "STAD_TRAIN/MSS/b-TCGA-G4-4602-01Z-00-DX1.png")
+    assert import_tile_folders(kather, tmp_path / "dataset", cohort="CRC_DX").failures == []
+
+
+def test_links_to_themselves_and_names_that_are_not_utf8_cost_themselves_only(images: Path, tmp_path: Path) -> None:
+    (images / "loop.png").symlink_to(images / "loop.png")
+    (images / "deep/i5.jpg").rename(images / os.fsdecode(b"deep/\xfc.jpg"))
+    shards, left_out = imported(images, tmp_path, "image,patient,label\ni1,1,a\ni2,2,b\nloop.png,3,b\n")
+    assert shards == ["deep/i1.jpg", "deep/i2.jpg"]
+    assert left_out["loop.png"] == "row 4: the file is empty or a broken link"
+    assert "deep/\\udcfc.jpg" in left_out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layout": Layout.KATHER, "labels": Path("t.csv")}, "--labels belongs to --layout csv, not to kather"),
+        ({"layout": Layout.KATHER, "label_column": "x"}, "--label-column belongs to --layout csv"),
+        ({"layout": Layout.CSV, "labels": Path("t.csv"), "cohort": "A"}, "--cohort belongs to --layout kather"),
+        ({"layout": Layout.CSV, "labels": Path("t.csv"), "where": ["a=1", "a=2"]}, "--where names column 'a' twice"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        import_tiles(tmp_path, tmp_path / "dataset", **options)

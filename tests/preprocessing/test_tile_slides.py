@@ -1,8 +1,10 @@
+import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import unicodedata
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ from PIL import Image
 
 from kdml_med.errors import ExitCode
 from kdml_med.program import run
-from kdml_med.storage.manifest import read_manifest
+from kdml_med.storage.manifest import read_info, read_manifest
 from preprocessing.tile_slides import main
 from tests.synthetic_slides import tissue_picture, write_slide
 
@@ -165,3 +167,142 @@ def test_plain_images_take_the_stated_resolution(call, tmp_path):
     done = call(tmp_path / "field.jpg", "--out", tmp_path / "b", "--assume-mpp", 0.5)
     assert done.returncode == ExitCode.OK
     assert (tmp_path / "b" / "thumbnails" / "field.jpg").is_file()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A slide that takes no time."""
+    path = tmp_path_factory.mktemp("small") / "small.svs"
+    write_slide(path, width=600, height=500)
+    return path
+
+
+@pytest.fixture
+def tile(call, small, tmp_path):
+    """Tile files of the given names with a table, in one dataset folder; output and failures."""
+
+    def run_with(names, text, *arguments, fresh=True):
+        if fresh:
+            shutil.rmtree(tmp_path / "in", ignore_errors=True)
+        for name in names:
+            (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(small, tmp_path / "in" / name)
+        (tmp_path / "labels.csv").write_text(text)
+        done = call(
+            tmp_path / "in",
+            "--out",
+            tmp_path / "out",
+            "--labels",
+            tmp_path / "labels.csv",
+            "--tile-size",
+            64,
+            *arguments,
+        )
+        assert "Traceback" not in done.stderr
+        if done.returncode == ExitCode.BAD_INPUT:
+            return done, {}
+        failures = pd.read_csv(tmp_path / "out" / "failures.csv", dtype=str)
+        return done, dict(zip(failures["input"], failures["reason"], strict=True))
+
+    return run_with
+
+
+def test_slides_that_the_table_lists_and_that_are_not_there_are_named(tile):
+    text = "patient,slide,label\nP1,a.svs,MSI\nP2,b.svs,MSS\nP3,c.svs,MSS\nP4,d.svs,\n"
+    done, failures = tile(["a.svs", "c.qptiff", "c.xml"], text)
+    assert done.returncode == ExitCode.SOME_FAILED
+    assert failures.pop("b.svs") == "row 3 of labels.csv: no slide among the inputs"
+    assert (
+        "row 4 of labels.csv: no slide among the inputs; c.qptiff is there, which is not taken for a slide"
+        in failures.pop("c.svs")
+    )
+    assert failures == {}
+    assert "rows of the label table without their slide: 2" in done.stdout
+    assert "labels.csv: 4 rows: 1 used, 1 without a class, 2 without a file" in done.stdout
+
+
+def test_patients_of_a_table_of_a_whole_archive_are_counted_and_named_and_no_failure(tile):
+    rows = "".join(f"P{number},{'MSI' if number % 2 else 'MSS'}\n" for number in range(200))
+    done, failures = tile(["P1_x.svs", "P10.svs"], "patient,label\n" + rows)
+    assert (done.returncode, len(failures)) == (ExitCode.OK, 198)
+    assert failures["P100"] == "row 102 of labels.csv: no slide of this patient among the inputs"
+    assert "patients of the label table without a slide: 198" in done.stdout
+    assert len(done.stdout.splitlines()) < 8
+    done, _ = tile(["P1_x.svs", "P10.svs", "P2.btf"], "patient,label\n" + rows)
+    assert done.returncode == ExitCode.SOME_FAILED  # a file that is there was not read
+    assert "P2.btf is there" in done.stdout
+
+
+def test_slides_that_are_kept_are_not_absent(tile, tmp_path):
+    text = "patient,slide,label\nP1,a,MSI\nP2,b,MSS\n"
+    assert set(tile(["a.svs"], text)[1]) == {"b"}
+    done, failures = tile(["b.svs"], text, "--keep")
+    assert (done.returncode, failures) == (ExitCode.OK, {})
+    assert read_info(tmp_path / "out").labels["rows"]["used"] == 2
+
+
+def test_screen_and_dataset_say_what_labels_were_made_of(tile, tmp_path):
+    text = "patient,MSIStatus\nP1,MSI-H\nP2,MSI-L\nP3,MSS\nP4,indeterminate\n"
+    done, _ = tile(["P1.svs", "P2.svs", "P3.svs"], text)
+    for said in (
+        "positive class MSI: 1 patients; MSS 2",
+        "labels.csv: label from 'MSIStatus', patient from 'patient'",
+        "labels.csv: 4 rows: 3 used, 1 without a class",
+        "words: MSI-H → MSI (1), MSI-L → MSS (1), indeterminate → no class (1)",
+    ):
+        assert said in done.stdout
+    before = contents(tmp_path / "out")
+    assert read_info(tmp_path / "out").labels["patients"] == {"MSI": 1, "MSS": 2}
+    tile(["P1.svs", "P2.svs", "P3.svs"], text)
+    assert contents(tmp_path / "out") == before
+    done, _ = tile(["P1.svs", "P2.svs", "P3.svs"], text.replace("MSI-L", "MSI"))
+    assert done.returncode == ExitCode.OK
+    assert read_info(tmp_path / "out").labels["patients"] == {"MSI": 2, "MSS": 1}
+    tile(["P1.svs", "P2.svs", "P3.svs"], text)
+    assert contents(tmp_path / "out") == before
+
+
+def test_file_names_from_a_mac_meet_a_table_from_a_pc(tile, tmp_path):
+    done, failures = tile([unicodedata.normalize("NFD", "Müller_A.svs")], "patient,label\nMüller,MSI\n")
+    assert (done.returncode, failures) == (ExitCode.OK, {})
+    assert set(read_manifest(tmp_path / "out")["patient_id"]) == {"Müller"}
+
+
+def test_a_slide_of_another_folder_does_not_take_the_row(tile):
+    text = "patient,slide,label\nP1,case1/1.svs,MSI\nP2,case2/2.svs,MSS\n"
+    done, failures = tile(["case9/1.svs", "case2/2.svs"], text)
+    assert done.returncode == ExitCode.SOME_FAILED
+    assert "row 2 of the label table is about case1/1.svs" in failures["1.svs"]
+    assert "1 used, 1 whose file could not be used" in done.stdout
+
+
+@pytest.mark.parametrize("asked", [[], ["--tcga-normals"]])
+def test_normal_tissue_takes_no_label_of_its_patient_unless_asked(tile, tmp_path, asked):
+    names = ["TCGA-AA-3672-11A-01-TS1.svs", "TCGA-AA-3672-01A-01-TS1.svs"]
+    _, failures = tile(names, "patient,label\nTCGA-AA-3672,MSI\n", *asked)
+    assert list(failures) == ([] if asked else names[:1])
+    assert set(read_manifest(tmp_path / "out")["slide_id"]) == {name[:-4] for name in names if asked or "-01A" in name}
+    assert read_info(tmp_path / "out").labels.get("tcga_normals", False) == bool(asked)
+    if not asked:
+        assert "normal tissue" in failures[names[0]]
+        text = f"patient,slide,label\nTCGA-AA-3672,{names[0]},MSS\nTCGA-AA-3672,{names[1]},MSI\n"
+        shutil.rmtree(tmp_path / "out")
+        assert tile(names, text, "--label-level", "slide")[1] == {}  # the row is about this very slide
+
+
+def test_slide_whose_barcode_is_that_of_another_patient_is_left_out(tile):
+    text = "patient,slide,label\nTCGA-AA-3672,TCGA-AA-3673-01A-01-TS1,MSI\n"
+    _, failures = tile(["TCGA-AA-3673-01A-01-TS1.svs"], text)
+    assert "says patient TCGA-AA-3672, its name says TCGA-AA-3673" in failures["TCGA-AA-3673-01A-01-TS1.svs"]
+
+
+def test_folder_of_an_earlier_version_has_no_record_of_labels(tile, tmp_path):
+    text = "patient,label\nP1,MSI\n"
+    tile(["P1.svs"], text)
+    file = tmp_path / "out" / "dataset.json"
+    content = json.loads(file.read_text())
+    del content["labels"]
+    file.write_text(json.dumps(content))
+    assert read_info(tmp_path / "out").labels is None
+    assert tile(["P1.svs"], text)[0].returncode == ExitCode.OK
+    assert read_info(tmp_path / "out").labels["table"] == "labels.csv"

@@ -1,11 +1,12 @@
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from kdml_med.errors import InputError
 from kdml_med.tables.labels import LabelMatch, read_labels
-from kdml_med.tables.names import slide_name
+from kdml_med.tables.names import is_tcga_normal, slide_name
 
 
 def write(folder: Path, text: str, name: str = "labels.csv") -> Path:
@@ -73,13 +74,13 @@ def test_slide_belongs_to_the_longest_patient_id_that_ends_at_a_separator(tmp_pa
     assert barcode == LabelMatch("TCGA-AA-3672", "a", "AA")
 
 
-def test_slide_column_is_compared_without_folder_and_suffix(tmp_path: Path) -> None:
+def test_slide_column_is_compared_without_suffix(tmp_path: Path) -> None:
     table = read_labels(
         write(tmp_path, "patient,slide,label,mpp,site\np1,a/s.1.svs,x,0.25,north\np1,s2.ome.tiff,x,,\np2,s3,y,,\n"),
         classes=["y"],
     )
     assert table.match("s.1") == LabelMatch("p1", "x", "north")
-    assert table.match("/elsewhere/s.1.ndpi") == LabelMatch("p1", "x", "north")
+    assert table.match("scans/a/s.1.ndpi") == LabelMatch("p1", "x", "north")
     assert table.match("s2") == LabelMatch("p1", "x", None)
     assert table.match("p1") is None
     assert (table.mpp("s.1"), table.mpp("s2"), table.mpp("other")) == (0.25, None, None)
@@ -147,9 +148,6 @@ def test_error_names_what_to_correct(
 def test_unreadable_table_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read the table"):
         read_labels(tmp_path / "absent.csv")
-    (tmp_path / "table.xlsx").write_bytes(b"PK\x03\x04\xff\xfe")
-    with pytest.raises(InputError, match="not a UTF-8 text table"):
-        read_labels(tmp_path / "table.xlsx")
 
 
 def test_only_image_suffixes_are_cut_off() -> None:
@@ -166,3 +164,135 @@ def test_published_status_table_is_read_as_it_is() -> None:
     table = read_labels(path)
     labels = [match.label for match in table.matches.values()]
     assert {label: labels.count(label) for label in ("MSS", "MSI", None)} == {"MSS": 389, "MSI": 65, None: 174}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("by_slide", [False, True])
+def test_names_of_either_unicode_form_meet(tmp_path: Path, form: str, by_slide: bool) -> None:
+    table = "patient,slide,label\nMüller,Müller_A.svs,MSI\n" if by_slide else "patient,label\nMüller,MSI\n"
+    labels = read_labels(write(tmp_path, unicodedata.normalize(form, table)))
+    for other in ("NFC", "NFD"):
+        assert labels.match(unicodedata.normalize(other, "Müller_A.svs")) == LabelMatch("Müller", "MSI")
+
+
+def test_a_mark_over_a_letter_does_not_end_an_id(tmp_path: Path) -> None:
+    table = read_labels(write(tmp_path, "patient,label\nMx,MSI\n"))
+    assert table.match("Mx\u0302_A.svs") is None  # there is no single character for this one
+    assert table.match("Mx_A.svs") is not None
+
+
+@pytest.mark.parametrize(
+    ("rows", "patient"),
+    [
+        ("P1,MSI\np1,MSS\n", r"'P1' \(row 2\) and 'p1' \(row 3\)"),
+        ("P-1,MSI\nP\u20111,MSI\n", r"'P-1' \(row 2\) and 'P\u20111' \(row 3\)"),
+        ("A  B,MSI\nA B,MSI\n", r"'A  B' \(row 2\) and 'A B' \(row 3\)"),
+    ],
+)
+def test_two_spellings_of_one_patient_are_refused(tmp_path: Path, rows: str, patient: str) -> None:
+    with pytest.raises(InputError, match=f"the patients {patient} differ only by case, space or hyphen"):
+        read_labels(write(tmp_path, "patient,label\n" + rows))
+
+
+def test_samples_of_one_patient_are_no_patients(tmp_path: Path) -> None:
+    rows = "TCGA-AA-3672-01,MSI\nTCGA-AA-3673-01,MSS\nTCGA-AA-3672-06,MSI\n"
+    with pytest.raises(
+        InputError, match=r"'TCGA-AA-3672-01' \(row 2\) and 'TCGA-AA-3672-06' \(row 4\) are TCGA samples"
+    ):
+        read_labels(write(tmp_path, "patient,label\n" + rows))
+    assert len(read_labels(write(tmp_path, "patient,label\n" + rows.replace("3672-06", "3674-01"))).matches) == 3
+
+
+def test_one_patient_in_two_unicode_forms_is_one_patient(tmp_path: Path) -> None:
+    rows = f"{unicodedata.normalize('NFD', 'Müller')},a.svs,MSI\nMüller\u00a0,b.svs,\nX,c.svs,MSS\n"
+    table = read_labels(write(tmp_path, "patient,slide,label\n" + rows))
+    assert table.patient_ids == ["Müller", "X"]
+    assert table.match("b") == LabelMatch("Müller", "MSI")
+
+
+def test_ids_that_differ_by_more_stay_apart(tmp_path: Path) -> None:
+    ids = ["7", "07", "007", "P1", "P10", "P1_0", "P1-0", "P 1"]
+    table = read_labels(write(tmp_path, "patient,label\n" + "".join(f"{name},MSI\n" for name in ids)))
+    assert {name: table.match(name + ".svs").patient_id for name in ids} == {name: name for name in ids}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("value", ["1.23457E+11", "1,2E+05", "#N/A", "#REF!", "None", "<NA>"])
+def test_ids_that_a_program_destroyed_are_refused(tmp_path: Path, value: str) -> None:
+    with pytest.raises(InputError, match=r"row 3: .*patient id"):
+        read_labels(write(tmp_path, f"patient;label\nP1;MSI\n{value};MSS\n"))
+
+
+@pytest.mark.parametrize(
+    ("listed", "slide", "same"),
+    [
+        ("s1.svs", "in/b/s1.svs", True),
+        ("b/s1.svs", "in/b/s1.svs", True),
+        ("in/b/s1.svs", "in/b/s1.svs", True),
+        ("a/s1.svs", "in/b/s1.svs", False),
+        ("a/s1.svs", "b/s1.svs", False),  # the input is the folder b
+        ("D:\\archive\\b\\s1.svs", "in/b/s1.svs", True),
+        ("D:\\archive\\a\\s1.svs", "in/b/s1.svs", False),
+        ("/archive/scans/s1.svs", "in/s1.svs", True),  # the archive was moved: all listed slides are in /archive/scans
+        ("a/b/s1.svs", "in/c/b/s1.svs", False),
+        ("../x/b/s1.svs", "in/b/s1.svs", False),
+    ],
+)
+def test_slides_of_one_name_in_different_folders_never_meet(
+    tmp_path: Path, listed: str, slide: str, same: bool
+) -> None:
+    table = read_labels(write(tmp_path, f"patient,slide,label\nP1,{listed},MSI\n"))
+    inside, _, below = slide.partition("/")
+    assert (table.match(below, inside) is not None) == same
+    if not same:
+        assert "row 2 of the label table" in table.explain(below, inside)
+        assert "another folder than" in table.explain(below, inside)
+
+
+def test_folders_in_which_listed_slides_differ_count_for_the_input_itself(tmp_path: Path) -> None:
+    rows = "P1,/archive/case1/s1.svs,MSI\nP2,/archive/case2/s2.svs,MSS\n"
+    table = read_labels(write(tmp_path, "patient,slide,label\n" + rows))
+    assert table.match("s1.svs", "case1") == LabelMatch("P1", "MSI")
+    assert table.match("s1.svs", "case9") is None
+
+
+@pytest.mark.parametrize(
+    ("ids", "slide", "hint"),
+    [("7", "007_A", "row 2 has '7'"), ("p-1", "P\u20111_A", "row 2 has 'p-1'"), ("7.0", "7_A", "row 2 has '7.0'")],
+)
+def test_a_slide_without_a_row_is_told_of_one_that_looks_like_it(
+    tmp_path: Path, ids: str, slide: str, hint: str
+) -> None:
+    table = read_labels(write(tmp_path, f"patient,label\n{ids},MSI\n"))
+    assert table.match(slide) is None
+    assert table.explain(slide) == f"no row in the label table for {slide}; {hint}"
+    assert table.explain("other") == "no row in the label table for other"
+
+
+def test_label_column_cannot_be_the_patient_column(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="column 'MSI' is named for the label and for the patient"):
+        read_labels(write(tmp_path, "MSI,x\nMSI,a\nMSS,b\n"), patient_column="MSI", label_column="MSI")
+
+
+def test_columns_and_words_are_kept_for_the_record(tmp_path: Path) -> None:
+    text = "Case ID,Status\n" + "P1,MSI-H\nP2,MSI-L\nP3,MSI-L\nP4,[Not Available]\nP5,MSS\n"
+    source = read_labels(write(tmp_path, text)).source
+    assert (source.table, source.columns) == ("labels.csv", {"patient": "Case ID", "label": "Status"})
+    assert source.words == {"MSI-H": ("MSI", 1), "MSI-L": ("MSS", 2), "MSS": ("MSS", 1), "[Not Available]": (None, 1)}
+
+
+@pytest.mark.parametrize(
+    ("name", "normal"),
+    [
+        ("TCGA-AA-3672-11A-01-TS1", True),
+        ("blk-X-TCGA-AA-3672-10A-01", True),
+        ("tcga-aa-3672-14a", True),
+        ("TCGA-AA-3672-01A-01-TS1", False),
+        ("TCGA-AA-3672-06A", False),
+        ("TCGA-AA-3672-20A", False),
+        ("TCGA-AA-3672-110", False),
+        ("TCGA-AA-3672", False),
+        ("P-11A", False),
+    ],
+)
+def test_normal_tissue_is_told_by_the_sample_type(name: str, normal: bool) -> None:
+    assert is_tcga_normal(name) == normal

@@ -13,6 +13,8 @@ from PIL import Image
 
 from kdml_med.errors import InputError
 from kdml_med.storage.manifest import read_info, read_manifest, read_member
+from kdml_med.tables.labels import LabelMatch as Match
+from kdml_med.tables.labels import LabelTable
 from kdml_med.wsi.cutter import SlideJob, in_order, split_bands
 from kdml_med.wsi.options import PRESETS, TilingOptions, geometry
 from kdml_med.wsi.tiler import cut_slides, tile_slides
@@ -21,27 +23,9 @@ from tests.synthetic_slides import TISSUE_SHARE, damage_native_tile, tissue_pict
 SMALL = TilingOptions(tile_size_px=112)
 
 
-@dataclass(frozen=True)
-class Match:
-    patient_id: str
-    label: str | None
-    site: str | None = None
-
-
-class Table:
-    """A label table as the tiler sees it."""
-
-    classes = ["MSS", "MSI"]  # noqa: RUF012
-    label_level = "patient"
-
-    def __init__(self, matches, mpps=None):
-        self._matches, self._mpps = matches, mpps or {}
-
-    def match(self, slide_id):
-        return self._matches.get(slide_id)
-
-    def mpp(self, slide_id):
-        return self._mpps.get(slide_id)
+def Table(matches, mpps=None):  # noqa: N802
+    """A label table with a slide column, by slide."""
+    return LabelTable(["MSS", "MSI"], "patient", True, matches, mpps or {})
 
 
 @pytest.fixture(scope="module")
