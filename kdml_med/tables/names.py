@@ -5,15 +5,25 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
+PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+"""Suffixes of images that are tiled where a folder holds nothing but such images, or where they are named."""
 SLIDE_SUFFIXES = [
-    *(".svs", ".svslide", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".czi"),
-    *(".png", ".jpg", ".jpeg", ".bmp"),
+    *(".svs", ".svslide", ".tif", ".tiff", ".btf", ".ptif", ".qptiff"),
+    *(".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".czi"),
+    *PLAIN_SUFFIXES,
 ]
-"""Suffixes of files that are tiled where a folder is named. How files are read is in ``kdml_med.wsi.opening``."""
+"""Suffixes of files that are tiled where a folder is named. How files are read is in ``kdml_med.wsi.opening``; DICOM,
+where many files make one slide, is in ``kdml_med.wsi.sources``."""
+UNREAD_SUFFIXES = (
+    *(".isyntax", ".i2syntax", ".vsi", ".kfb", ".tmap", ".sdpc", ".mdsx", ".lif", ".lsm", ".zvi", ".afi"),
+    *(".jp2", ".j2k", ".jpx", ".webp", ".gif", ".zarr", ".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"),
+    *(".part", ".partial", ".crdownload"),
+)
+"""Suffixes of slides, images, archives and unfinished downloads that are not read, and are named where they lie."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 """Suffixes of frames, and of masks of what they show."""
-NAMED_SUFFIXES = (".dcm", ".btf", ".isyntax", ".webp", ".tar")
-"""Further suffixes that tables write behind names. Many DICOM files make one slide: name one of them explicitly."""
+NAMED_SUFFIXES = (".dcm", ".isyntax", ".webp", ".tar")
+"""Further suffixes that tables write behind names."""
 _TCGA_PATIENT = re.compile(r"^TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}", re.IGNORECASE)
 
 

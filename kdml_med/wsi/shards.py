@@ -14,7 +14,7 @@ from kdml_med.storage.shards import ShardRecord
 from kdml_med.wsi.stain import StainFit
 
 _STAIN_COLUMNS = [f"stain_{stain}_{channel}" for stain in "he" for channel in "rgb"] + ["stain_h_max", "stain_e_max"]
-_NO_COLUMNS = ("rejected", "unreadable", "stain", "origin")  # of slides.csv, or not under these names
+_NO_COLUMNS = ("rejected", "unreadable", "stain", "left_out", "origin")  # of slides.csv, or not under these names
 
 REJECTIONS = ("tissue", "background", "pen", "blur")
 """Reasons for leaving a tile out, in the order in which they are tested."""
@@ -38,6 +38,7 @@ class SlideRecord(ShardRecord):
         rejected: tiles left out, by reason.
         unreadable: tiles lost because the file is damaged there.
         stain: fitted stains; None when the slide did not allow a fit.
+        left_out: what the file holds beside the slide that was tiled, for failures.csv; "" when nothing.
     """
 
     slide_id: str
@@ -53,6 +54,7 @@ class SlideRecord(ShardRecord):
     rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REJECTIONS, 0))
     unreadable: int = 0
     stain: StainFit | None = None
+    left_out: str = ""
 
     def to_row(self) -> dict[str, Any]:
         """Flat row of slides.csv."""
@@ -67,6 +69,8 @@ class SlideRecord(ShardRecord):
     def to_content(self) -> dict[str, Any]:
         """JSON types."""
         content = super().to_content()
+        if not self.left_out:
+            del content["left_out"]  # the record of a slide like most stays as it was
         if self.stain is not None:
             content["stain"] = {name: value.tolist() for name, value in vars(self.stain).items()}
         return content

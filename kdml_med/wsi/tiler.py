@@ -26,7 +26,7 @@ from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.overview import THUMBNAILS_DIR
 from kdml_med.wsi.shards import SlideRecord
 from kdml_med.wsi.slide import ASSUMED, FROM_TABLE, SlideError
-from kdml_med.wsi.sources import find_slides, list_files
+from kdml_med.wsi.sources import FoundSlides, find_slides, list_files
 
 _CRASHED = "the reader crashed on this file"
 _LIBRARIES = (
@@ -92,6 +92,7 @@ class TilingReport:
         remade: slides that were there, made from something else, and what is different.
         kept: slides that this run does not name and that stay.
         failures: rows of failures.csv, (file name, reason).
+        left_out: pictures of slides beside them, which are no slides, (name, reason).
         tiles: in the whole dataset.
     """
 
@@ -100,6 +101,7 @@ class TilingReport:
     remade: dict[str, str] = field(default_factory=dict)
     kept: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
     tiles: int = 0
 
 
@@ -141,18 +143,19 @@ def tile_slides(
     if workers < 1:
         raise InputError(f"--workers is {workers}, expected at least 1.")
     out_dir = Path(out_dir)
-    paths = find_slides([Path(path) for path in inputs], out_dir)
+    found = find_slides([Path(path) for path in inputs], out_dir)
     info = _describe(options, labels, synthetic, full_hash)
-    report = TilingReport()
+    report = TilingReport(left_out=found.left_out)
     with DatasetFolder(out_dir, info, SlideRecord, changeable=_unused_options, pictures=THUMBNAILS_DIR) as folder:
         jobs: list[SlideJob] = []
-        for path in paths:
+        for path in found.slides:
             job = _make_job(path, labels)
             if isinstance(job, SlideJob):
                 jobs.append(job)
             else:
                 report.failures.append((path.name, job))
-        strangers = folder.find_strangers([slide_name(path.name) for path in paths], allowed=keep or force)
+        named = [*(slide_name(path.name) for path in found.slides), *found.lost]
+        strangers = folder.find_strangers(named, allowed=keep or force)
         jobs = _with_origins(jobs, full_hash, workers, progress)
         mpps = {job.slide_id: job.table_mpp for job in jobs}
         work = folder.plan(
@@ -166,7 +169,7 @@ def tile_slides(
         report.skipped, report.remade, report.kept = len(jobs) - len(pending), work.remade, len(work.kept)
         _cut_all(pending, folder, options, workers, report, progress)
         folder.remove_leftovers()
-        _write_tables(folder, labels, report)
+        _write_tables(folder, labels, report, found)
     return report
 
 
@@ -302,29 +305,39 @@ class _Progress:
         self._bar.close()
 
 
-def _write_tables(folder: DatasetFolder[SlideRecord], labels: Labels | None, report: TilingReport) -> None:
+def _write_tables(
+    folder: DatasetFolder[SlideRecord], labels: Labels | None, report: TilingReport, found: FoundSlides
+) -> None:
     """Bring what is stored into line with the label table, and join it into the tables of the dataset."""
     records: list[SlideRecord] = []
     tables: list[pa.Table] = []
     failures = dict(report.failures)
+    lost = set(found.lost) - {slide_name(path.name) for path in found.slides}
     for slide_id in folder.finished():
         record, table = folder.read(slide_id)
-        if record.file_name in failures:
+        if record.file_name in failures or slide_id in lost:
             continue
         job = _make_job(Path(record.file_name), labels)
         if isinstance(job, str):
             failures[record.file_name] = job
             continue
         record, table = _relabel(folder, record, table, job)
-        if record.unreadable:
-            failures[record.file_name] = f"{record.unreadable} tiles unreadable (the other tiles are in the dataset)"
+        partial_loss = _describe_loss(record)
+        if partial_loss:
+            failures[record.file_name] = partial_loss
         records.append(record)
         tables.append(table)
     manifest = pa.concat_tables(tables) if tables else TILE_COLUMNS.empty_table()
     report.tiles = manifest.num_rows
-    report.failures = sorted(failures.items())
+    report.failures = sorted([*failures.items(), *found.problems])
     slides = pd.DataFrame([record.to_row() for record in records], columns=list(_EMPTY_RECORD.to_row()))
     folder.write_tables(manifest, report.failures, {SLIDES_FILE: slides})
+
+
+def _describe_loss(record: SlideRecord) -> str:
+    """What is missing of a slide whose other tiles are in the dataset; "" when nothing is."""
+    unread = f"{record.unreadable} tiles unreadable (the other tiles are in the dataset)" if record.unreadable else ""
+    return "; ".join(filter(None, (unread, record.left_out)))
 
 
 _EMPTY_RECORD = SlideRecord("", "", "", 0, 0, 0.0, "")
