@@ -83,7 +83,8 @@ class PageReader:
                 return np.full((self._height, self._width, 3), 255, np.uint8)
             try:
                 self._stream.seek(offset)
-                found = page.decode(self._stream.read(count), index, jpegtables=page.jpegtables)[0]
+                data = self._stream.read(count)  # before the decoder is asked for, which may read elsewhere
+                found = page.decode(data, index, jpegtables=page.jpegtables)[0]
             except Exception as error:  # whatever a decoder says about damaged data
                 raise SlideError(f"piece {number} of page {self.ref.path} cannot be decoded: {error}") from error
             if found is None:

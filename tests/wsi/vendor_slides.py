@@ -117,8 +117,9 @@ def write_scn(path: Path, picture: Pixels, mpp: float = 0.25) -> None:
     height, width = picture.shape[:2]
     macro, half = (np.asarray(Image.fromarray(picture).reduce(factor)) for factor in (16, 4))
     nm = [round(side * mpp * 1000) for side in (width, height)]
+    glass = [2 * side for side in nm]  # the macro picture shows all of it
 
-    def image(name: str, lens: float, levels: list[tuple[Pixels, int]], x: int = 0, y: int = 0) -> str:
+    def image(name: str, lens: float, levels: list[tuple[Pixels, int]], view: list[int], corner: int) -> str:
         full = levels[0][0].shape
         dimensions = "".join(
             f'<dimension sizeX="{level.shape[1]}" sizeY="{level.shape[0]}" r="{r}" ifd="{ifd}"/>'
@@ -127,22 +128,24 @@ def write_scn(path: Path, picture: Pixels, mpp: float = 0.25) -> None:
         return (
             f'<image name="{name}" uuid="urn:uuid:{name}"><creationDate>2020-01-01T00:00:00Z</creationDate>'
             f'<device model="generated" version="1"/><pixels sizeX="{full[1]}" sizeY="{full[0]}">{dimensions}</pixels>'
-            f'<view sizeX="{nm[0]}" sizeY="{nm[1]}" offsetX="{x}" offsetY="{y}" spacingZ="0"/><scanSettings>'
-            f"<objectiveSettings><objective>{lens}</objective></objectiveSettings><illuminationSettings>"
+            f'<view sizeX="{view[0]}" sizeY="{view[1]}" offsetX="{corner}" offsetY="{corner}" spacingZ="0"/>'
+            f"<scanSettings><objectiveSettings><objective>{lens}</objective></objectiveSettings><illuminationSettings>"
             "<numericalAperture>0.75</numericalAperture><illuminationSource>brightfield</illuminationSource>"
             "</illuminationSettings></scanSettings></image>"
         )
 
     xml = (
         '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="urn:uuid:1">'
-        f'<collection name="generated" uuid="urn:uuid:2" sizeX="{nm[0]}" sizeY="{nm[1]}"><barcode></barcode>'
-        f"{image('macro', 0.6, [(macro, 0)])}{image('image', 40, [(picture, 1), (half, 2)])}</collection></scn>"
+        f'<collection name="generated" uuid="urn:uuid:2" sizeX="{glass[0]}" sizeY="{glass[1]}"><barcode></barcode>'
+        f"{image('macro', 0.6, [(macro, 0)], glass, 0)}"
+        f"{image('image', 40, [(picture, 1), (half, 2)], nm, 1000)}</collection></scn>"
     )
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
         for number, level in enumerate((macro, picture, half)):
             tiff.write(
                 level,
                 **TILED,
+                **CM,  # of the tags, OpenSlide takes the resolution from the image and not from the macro picture
                 compression="jpeg",
                 description=xml if number == 0 else None,
                 subfiletype=0 if number < 2 else 1,
