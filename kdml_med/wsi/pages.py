@@ -17,7 +17,7 @@ from kdml_med.wsi.tiff import PageRef, TiffLayout, describe_others
 _PREMULTIPLIED = 1  # TIFF ExtraSamples: colours are multiplied by the transparency already
 _PROBES = 3
 _PROBE_PX = 64
-_PROBE_L0 = 2048  # pixels of level 0 that one probe may cost along each side
+_PROBE_L0 = 1024  # pixels of level 0 that one probe may cost along each side
 _SAME = 0.5  # correlation; copies reach 0.9, other tissue at the same place 0.3
 _FLAT = 3.0  # grey levels, standard deviation: nothing to correlate
 _ALIKE = 10.0  # grey levels between two flat places that show the same

@@ -111,8 +111,12 @@ def name_problem(name: str) -> str | None:
 
 def printable(name: str) -> str:
     """A name that tables can hold and a person can recognise."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return "".join(char if char.isprintable() else _escape(char) for char in name)
+
+
+def _escape(char: str) -> str:
+    # Bytes that are not UTF-8 come as these characters.
+    return f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else char.encode("unicode_escape").decode()
 
 
 @dataclass

@@ -17,9 +17,11 @@ CM = {"resolution": (40_000, 40_000), "resolutionunit": "CENTIMETER"}  # 0.25 µ
 TILED = {"photometric": "rgb", "tile": (256, 256), "metadata": None}
 
 
-def write_tiff(path: Path, *pictures: Pixels, flags: tuple[int, ...] = (), **options: Any) -> None:
+def write_tiff(
+    path: Path, *pictures: Pixels, flags: tuple[int, ...] = (), bigtiff: bool = False, **options: Any
+) -> None:
     """Write pages in this order, lossless and tiled unless told otherwise, at 0.25 µm/px."""
-    with tifffile.TiffWriter(path) as tiff:
+    with tifffile.TiffWriter(path, bigtiff=bigtiff) as tiff:
         for number, picture in enumerate(pictures):
             kind = {"subfiletype": flags[number]} if flags else {}
             tiff.write(picture, **{**TILED, **CM, **kind, **options})
