@@ -124,12 +124,12 @@ def _layout(tiff: tifffile.TiffFile, file_bytes: int, vendor: str | None) -> Tif
     for ref, page in pages:
         if ref is main or page.subfiletype & _MASK_FLAG:
             continue
-        if vendor == APERIO and not ref.tiled:
-            continue  # label, macro and thumbnail
+        if not ref.tiled if vendor == APERIO else _is_associated(ref, page, names):
+            continue
         if ref.size != main.size and is_reduction(main.size, ref.size) and _has_channels(page):
             check_data(page, file_bytes)
             smaller.append(ref)
-        elif vendor == APERIO or not _is_associated(ref, page, names):
+        else:
             others.append(ref)
     smaller.sort(key=lambda ref: -ref.width)
     own = vendor in (None, GENERIC)
@@ -146,7 +146,11 @@ def _has_channels(page: tifffile.TiffPage) -> bool:
 
 
 def _pages(tiff: tifffile.TiffFile) -> Iterator[tuple[PageRef, tifffile.TiffPage]]:
+    seen: set[int] = set()
     for index, page in enumerate(tiff.pages):
+        if page.offset in seen:  # the library would go round and round
+            raise SlideError("cannot be read: the list of its pages leads back to an earlier one")
+        seen.add(page.offset)
         below = [(index, number) for number in range(len(page.pages or ()))] if page.subifds else []
         for path in [(index,), *below]:
             found = page if len(path) == 1 else (page.pages or [])[path[1]]

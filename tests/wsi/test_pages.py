@@ -130,6 +130,20 @@ def test_what_vendors_put_beside_a_slide_is_no_loss(tmp_path, scene, other):
     assert opened(tmp_path / "b.tif").left_out == ""
 
 
+@pytest.mark.parametrize(("name", "words"), [("label image", ""), ("scan 2", "page 1: 300 × 300 px")])
+def test_images_of_an_ome_tiff_go_by_their_names(tmp_path, scene, other, name, words):
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as tiff:
+        size = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25, "axes": "YXS"}
+        tiff.write(scene[0], photometric="rgb", tile=(256, 256), subifds=1, metadata={**size, "Name": "scan 1"})
+        tiff.write(scene[1], photometric="rgb", tile=(256, 256), subfiletype=1)
+        tiff.write(np.ascontiguousarray(other[:300, :300]), photometric="rgb", metadata={**size, "Name": name})
+    slide = opened(tmp_path / "a.ome.tif")
+    assert (slide.header_mpp, slide.header_source) == (0.25, "OME-XML")
+    assert words in slide.left_out
+    assert bool(words) == bool(slide.left_out)
+    np.testing.assert_array_equal(whole(tmp_path / "a.ome.tif"), scene[0])
+
+
 def test_pages_are_read_as_openslide_reads_them(tmp_path, scene):
     """The same picture as level 0 of a file that OpenSlide takes, and behind a small page, where it does not."""
     for options in (
@@ -219,6 +233,18 @@ def test_level_that_was_cut_off_is_refused(tmp_path, scene):
         counts = list(tag.value)
     change_tag(tmp_path / "a.tif", 325, [10**9, *counts[1:]], page=1)
     with pytest.raises(SlideError, match="is incomplete"):
+        opened(tmp_path / "a.tif")
+
+
+def test_pages_that_lead_back_to_the_first_are_no_endless_list(tmp_path, scene):
+    write_tiff(tmp_path / "a.tif", scene[0])
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        page = tiff.pages[0]
+        start, link = page.offset, page.offset + 2 + 12 * len(page.tags)
+    with (tmp_path / "a.tif").open("r+b") as stream:
+        stream.seek(link)
+        stream.write(start.to_bytes(4, "little"))
+    with pytest.raises(SlideError, match="leads back"):
         opened(tmp_path / "a.tif")
 
 
