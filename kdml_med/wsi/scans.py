@@ -19,6 +19,7 @@ from kdml_med.wsi.tiff import GENERIC, TiffLayout, describe_others, is_reduction
 
 _FIELD_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _HEADER = "slide header"
+_MAX_SIDE = 4_000_000  # pixels; the glass of a slide at 0.1 µm takes a fifth
 _EXPECTED = "expected 8-bit RGB"
 _MODES = {"1": "black and white", "L": "greyscale", "LA": "greyscale", "P": "an image with a palette", "CMYK": "CMYK"}
 _AFFORDABLE_DOWNSAMPLE = 3.0  # full resolution costs less than nine times the pixels of such a level
@@ -39,6 +40,8 @@ class OpenSlideSlide:
             raise SlideError(f"cannot be read: {error}") from error
         self.vendor: str = properties.get(openslide.PROPERTY_NAME_VENDOR, "")
         full = dimensions[0]
+        if not all(0 < side <= _MAX_SIDE for size in dimensions for side in size):
+            raise SlideError(f"declares {full[0]} × {full[1]} px, which no slide has: the header is damaged")
         copies, strangers = split_copies(path, layout) if layout else ([], [])
         sizes = {ref.size for ref in copies}
         # Levels of OpenSlide that are used, by their index there.

@@ -60,7 +60,15 @@ def write_vms(path: Path, picture: Pixels, mpp: float = 0.25) -> None:
     )
 
 
-def write_dicom(folder: Path, picture: Pixels, *, mpp: float = 0.25, series: str = "1.2.3.4", prefix: str = "") -> None:
+def write_dicom(
+    folder: Path,
+    picture: Pixels,
+    *,
+    mpp: float = 0.25,
+    mpp_y: float | None = None,
+    series: str = "1.2.3.4",
+    prefix: str = "",
+) -> None:
     """DICOM: one file for each of two levels."""
     import pydicom
     from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
@@ -106,7 +114,7 @@ def write_dicom(folder: Path, picture: Pixels, *, mpp: float = 0.25, series: str
         file.BitsAllocated = file.BitsStored = 8
         file.HighBit, file.PixelRepresentation = 7, 0
         measures, groups = Dataset(), Dataset()
-        measures.PixelSpacing = [mpp * factor / 1000, mpp * factor / 1000]
+        measures.PixelSpacing = [(mpp_y or mpp) * factor / 1000, mpp * factor / 1000]
         groups.PixelMeasuresSequence = [measures]
         file.SharedFunctionalGroupsSequence = [groups]
         file.PixelData = encapsulate(frames)
@@ -140,14 +148,15 @@ def write_scn(path: Path, picture: Pixels, mpp: float = 0.25) -> None:
         '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="urn:uuid:1">'
         f'<collection name="generated" uuid="urn:uuid:2" sizeX="{glass[0]}" sizeY="{glass[1]}"><barcode></barcode>'
         f"{image('macro', 0.6, [(macro, 0)], glass, 0)}"
-        f"{image('image', 40, [(picture, 1), (half, 2)], nm, 1000)}</collection></scn>"
+        f"{image('image', 40, [(picture, 1), (half, 2)], nm, round(4000 * mpp))}</collection></scn>"
     )
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
         for number, level in enumerate((macro, picture, half)):
             tiff.write(
                 level,
                 **TILED,
-                **CM,  # of the tags, OpenSlide takes the resolution from the image and not from the macro picture
+                resolution=(10_000 / mpp, 10_000 / mpp),
+                resolutionunit="CENTIMETER",
                 compression="jpeg",
                 description=xml if number == 0 else None,
                 subfiletype=0 if number < 2 else 1,
@@ -167,3 +176,127 @@ def ome_xml(width: int, height: int, **physical: str) -> str:
 
 def picture(side: int = 1344, seed: int = 0) -> Pixels:
     return tissue_picture(side, side, seed)
+
+
+def write_philips(path: Path, picture: Pixels, mpp: float = 0.25) -> None:
+    """Philips: a TIFF pyramid whose XML names the pixel spacing of each level; coarse levels fill whole tiles."""
+
+    def attribute(name: str, value: str, group: str = "0x0028") -> str:
+        return f'<Attribute Name="{name}" Group="{group}" Element="0x0030" PMSVR="IString">{value}</Attribute>'
+
+    def level(number: int) -> str:
+        spacing = mpp / 1000 * 2**number
+        return (
+            '<DataObject ObjectType="PixelDataRepresentation">'
+            + attribute("DICOM_PIXEL_SPACING", f"&quot;{spacing}&quot; &quot;{spacing}&quot;")
+            + attribute("PIIM_PIXEL_DATA_REPRESENTATION_NUMBER", str(number))
+            + "</DataObject>"
+        )
+
+    xml = (
+        '<?xml version="1.0" encoding="UTF-8" ?><DataObject ObjectType="DPUfsImport">'
+        '<Attribute Name="PIM_DP_SCANNED_IMAGES" Group="0x301D" Element="0x1003" PMSVR="IDataObjectArray"><Array>'
+        '<DataObject ObjectType="DPScannedImage">'
+        + attribute("PIM_DP_IMAGE_TYPE", "WSI", "0x301D")
+        + attribute("DICOM_PIXEL_SPACING", f"&quot;{mpp / 1000}&quot; &quot;{mpp / 1000}&quot;")
+        + '<Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE" Group="0x1001" Element="0x8B01" '
+        f'PMSVR="IDataObjectArray"><Array>{level(0)}{level(1)}</Array></Attribute></DataObject></Array></Attribute>'
+        "</DataObject>"
+    )
+    half = np.asarray(Image.fromarray(picture).reduce(2))
+    filled = np.full((-(-half.shape[0] // 512) * 512, -(-half.shape[1] // 512) * 512, 3), 255, np.uint8)
+    filled[: half.shape[0], : half.shape[1]] = half
+    options = {"photometric": "rgb", "tile": (512, 512), "metadata": None, "compression": "jpeg"}
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(picture, **options, description=xml, software="Philips DP v1.0")
+        tiff.write(filled, **options, software="Philips DP v1.0", subfiletype=1)
+
+
+def write_ventana(path: Path, picture: Pixels, mpp: float = 0.25) -> None:
+    """Ventana: a BigTIFF with an overview, and levels whose descriptions and XML tell how its areas join."""
+    height, width = picture.shape[:2]
+    tile = 256
+    columns, rows = width // tile, height // tile
+    scan = f'<iScan ScanRes="{mpp}" Magnification="40" UnitNumber="1" ScannerModel="generated"/>'
+
+    def number(row: int, column: int) -> int:
+        """Of a tile: rows count from the bottom, and every second one is numbered backwards."""
+        return row * columns + (column if row % 2 == 0 else columns - 1 - column) + 1
+
+    joints = "".join(
+        f'<TileJointInfo FlagJoined="1" Confidence="100" Direction="{way}" Tile1="{number(row, column)}" '
+        f'Tile2="{number(row + up, column + right)}" OverlapX="0" OverlapY="0"/>'
+        for way, right, up in (("RIGHT", 1, 0), ("UP", 0, 1))
+        for row in range(rows - up)
+        for column in range(columns - right)
+    )
+    info = (
+        f'<EncodeInfo Ver="2"><SlideInfo><ServerDirectory/></SlideInfo><SlideStitchInfo><ImageInfo AOIScanned="1" '
+        f'AOIIndex="0" NumRows="{rows}" NumCols="{columns}" Width="{tile}" Height="{tile}" Pos-X="0" Pos-Y="0">'
+        f'{joints}</ImageInfo></SlideStitchInfo><AoiOrigin><AOI0 OriginX="0" OriginY="0"/></AoiOrigin></EncodeInfo>'
+    )
+    macro, half = (np.asarray(Image.fromarray(picture).reduce(factor)) for factor in (16, 2))
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        xmp = 700
+
+        def extra(text: str) -> list[tuple[int, str, int, bytes, bool]]:
+            return [(xmp, "B", len(text.encode()), text.encode(), True)]
+
+        tiff.write(macro, photometric="rgb", metadata=None, description="Label_Image", extratags=extra(scan))
+        for place, level in enumerate((picture, half)):
+            tiff.write(
+                level,
+                photometric="rgb",
+                tile=(tile, tile),
+                metadata=None,
+                compression="jpeg",
+                description=f"level={place} mag={40 / 2**place:g} quality=95",
+                extratags=extra(info) if place == 0 else (),
+            )
+
+
+def write_mirax(path: Path, picture: Pixels, mpp: float = 0.25) -> None:
+    """MIRAX: an empty index file, and a folder with settings, an index of the pictures and the pictures."""
+    side = 256
+    count = picture.shape[0] // side
+    folder = path.with_suffix("")
+    folder.mkdir()
+    path.write_bytes(jpeg(picture[:64, :64]))
+    identifier = "ABCDEF0123456789ABCDEF0123456789"
+    sections = ""
+    data = bytearray(b"01.02" + identifier.encode() + b"000")
+    levels: list[list[tuple[int, int, int]]] = []
+    for level in range(2):
+        reduced = np.asarray(Image.fromarray(picture).reduce(2**level))
+        entries = []
+        for row in range(count // 2**level):
+            for column in range(count // 2**level):
+                part = np.ascontiguousarray(reduced[row * side : (row + 1) * side, column * side : (column + 1) * side])
+                encoded = jpeg(part)
+                # Pictures are numbered by their place on level 0.
+                entries.append((row * 2**level * count + column * 2**level, len(data), len(encoded)))
+                data += encoded
+        levels.append(entries)
+        sections += (
+            f"[LEVEL{level}]\nOVERLAP_X = 0\nOVERLAP_Y = 0\nMICROMETER_PER_PIXEL_X = {mpp * 2**level}\n"
+            f"MICROMETER_PER_PIXEL_Y = {mpp * 2**level}\nIMAGE_FORMAT = JPEG\nIMAGE_FILL_COLOR_BGR = 16777215\n"
+            f"DIGITIZER_WIDTH = {side}\nDIGITIZER_HEIGHT = {side}\nIMAGE_CONCAT_FACTOR = {0 if level == 0 else 1}\n"
+        )
+    (folder / "Data0000.dat").write_bytes(data)
+    (folder / "Slidedat.ini").write_text(
+        f"[GENERAL]\nSLIDE_VERSION = 01.02\nSLIDE_ID = {identifier}\nIMAGENUMBER_X = {count}\nIMAGENUMBER_Y = {count}\n"
+        "OBJECTIVE_MAGNIFICATION = 20\nCAMERA_IMAGE_DIVISIONS_PER_SIDE = 1\n"
+        "[HIERARCHICAL]\nHIER_COUNT = 1\nNONHIER_COUNT = 0\nINDEXFILE = Index.dat\nHIER_0_NAME = Slide zoom level\n"
+        "HIER_0_COUNT = 2\nHIER_0_VAL_0_SECTION = LEVEL0\nHIER_0_VAL_1_SECTION = LEVEL1\n"
+        f"[DATAFILE]\nFILE_COUNT = 1\nFILE_0 = Data0000.dat\n{sections}"
+    )
+    # Index: pointer to the list of levels; there a pointer for each; behind it a zero and a pointer to its only page.
+    start = len(b"01.02" + identifier.encode()) + 8
+    pointers, pages = b"", b""
+    for entries in levels:
+        place = start + 4 * len(levels) + len(pages)
+        pointers += struct.pack("<i", place)
+        pages += struct.pack("<4i", 0, place + 8, len(entries), 0)
+        pages += b"".join(struct.pack("<4i", number, offset, length, 0) for number, offset, length in entries)
+    head = b"01.02" + identifier.encode() + struct.pack("<2i", start, 0)
+    (folder / "Index.dat").write_bytes(head + pointers + pages)
