@@ -44,6 +44,19 @@ class FoundSlides:
     unread: list[Path] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    _real: set[Path] = field(default_factory=set, repr=False)
+
+    def add(self, path: Path, root: Path | None = None) -> None:
+        """Take a slide, unless it is there already or cannot be used."""
+        problem = name_problem(path.name)
+        real = path.resolve()
+        if problem is None and not os.access(path, os.R_OK):
+            problem = "cannot be read: permission denied"
+        if problem is not None:
+            self.refuse(path, problem, root)
+        elif real not in self._real:
+            self._real.add(real)
+            self.slides.append(path)
 
     def refuse(self, path: Path, reason: str, root: Path | None = None) -> None:
         """Note that something cannot be used; its name is from the folder that was searched on."""
@@ -72,7 +85,7 @@ def find_slides(inputs: Sequence[Path], out_dir: Path) -> FoundSlides:
             if (len(found.slides), len(found.problems), len(found.unread)) == before:
                 raise InputError(f"{path} holds no slide; known suffixes: {' '.join(SLIDE_SUFFIXES)} .dcm.")
         elif path.is_file():
-            _add(found, path)
+            found.add(path)
         else:
             raise InputError(f"{path} does not exist. Check the path of the slide or folder.")
     names: dict[str, Path] = {}
@@ -83,14 +96,6 @@ def find_slides(inputs: Sequence[Path], out_dir: Path) -> FoundSlides:
                 f"{other} and {path} would both be slide {slide_name(path.name)!r}: rename one, or name only one."
             )
     return found
-
-
-def _add(found: FoundSlides, path: Path, root: Path | None = None) -> None:
-    problem = name_problem(path.name)
-    if problem is not None:
-        found.refuse(path, problem, root)
-    elif path.resolve() not in [other.resolve() for other in found.slides if other.name == path.name]:
-        found.slides.append(path)
 
 
 def name_problem(name: str) -> str | None:
@@ -126,21 +131,21 @@ class _Search:
     root: Path
     out_dir: Path
     found: FoundSlides
-    files: list[Path] = field(default_factory=list)
+    files: dict[Path, Path] = field(default_factory=dict)  # and where each really is
     seen: set[Path] = field(default_factory=set)
 
     def run(self) -> None:
         """Add what the folder holds to ``found``."""
         self.out_dir = self.out_dir.resolve()
         self._walk(self.root)
-        unique = self._without_twins(self.files)
+        unique = self._without_twins()
         parts = {part for path in unique if path.suffix.lower() in _INDEXED for part in list_indexed(path)}
-        rest = [path for path in unique if path.resolve() not in parts]
+        rest = [path for path in unique if self.files[path] not in parts]
         series = self._join_series(rest)
         slides = [path for path in rest if path.suffix.lower() in SLIDE_SUFFIXES]
         slides = self._without_pictures(slides, series)
         for path in sorted([*slides, *series]):
-            _add(self.found, path, self.root)
+            self.found.add(path, self.root)
         for path in filter(_is_unread, rest):
             self.found.unread.append(path)
             self.found.refuse(path, _UNREAD, self.root)
@@ -161,25 +166,28 @@ class _Search:
             path = folder / entry.name
             if entry.name.startswith(".") or entry.name.lower() in _SKIPPED:
                 continue
-            if path.is_dir():
-                if entry.name not in data:
-                    self._walk(path)
-            elif path.is_file():
-                self.files.append(path)
-            elif entry.is_symlink():
-                self._refuse_link(path)
+            try:
+                if path.is_dir():
+                    if entry.name not in data:
+                        self._walk(path)
+                elif path.is_file():
+                    self.files[path] = path.resolve() if entry.is_symlink() else real / entry.name
+                elif entry.is_symlink():
+                    self._refuse_link(path)
+            except OSError as error:
+                self.found.refuse(path, f"cannot be looked at: {error.strerror}", self.root)
 
     def _refuse_link(self, path: Path) -> None:
         if path.suffix.lower() in (*SLIDE_SUFFIXES, _DICOM, ""):
             target = printable(str(path.readlink()))
             self.found.refuse(path, f"is a link to {target}, which is not there: mend or remove the link", self.root)
 
-    def _without_twins(self, files: Sequence[Path]) -> list[Path]:
+    def _without_twins(self) -> list[Path]:
         """Each file once, though links lead to it by several ways; by its own name where that is among them."""
         first: dict[Path, Path] = {}
-        for path in sorted(files, key=lambda path: (path.resolve() != path.absolute(), path)):
-            other = first.setdefault(path.resolve(), path)
-            if other is not path and other.name != path.name and path.suffix.lower() in SLIDE_SUFFIXES:
+        for path, real in sorted(self.files.items(), key=lambda item: (item[0].is_symlink(), item)):
+            other = first.setdefault(real, path)
+            if other is not path and other.name != path.name and _is_slide(path):
                 self.found.refuse(path, f"is the same file as {printable(other.name)}, which is taken", self.root)
         return sorted(first.values())
 
@@ -198,7 +206,7 @@ class _Search:
                     self.found.refuse(path, "cannot be read: it ends in .dcm and is no sound DICOM file", self.root)
                 else:
                     series.setdefault(uid, path)
-            others = any(path.parent == folder and path not in members for path in files if _is_slide(path))
+            others = any(_is_slide(path) and path.parent == folder and path not in members for path in files)
             if len(series) == 1 and not others:
                 slides.append(folder if folder.name not in ("", "..") else folder.resolve())
             else:
@@ -222,7 +230,7 @@ class _Search:
         for path in plain:
             reason = "is a plain image in a folder of slides: to tile it, name it or a folder of images as an input"
             self.found.refuse(path, reason, self.root)
-        return [path for path in kept if path not in set(plain)]
+        return [path for path in kept if path.suffix.lower() not in PLAIN_SUFFIXES]
 
     def _owner(self, path: Path, ids: Collection[str], scans: Collection[str]) -> str | None:
         """The slide that a file is named after, with or without a word for a kind of picture; None for its own."""

@@ -114,17 +114,17 @@ def _layout(tiff: tifffile.TiffFile, file_bytes: int, vendor: str | None) -> Tif
     pages = list(_pages(tiff))
     if not pages:
         raise SlideError("cannot be read: the TIFF holds no image")
-    coloured = [(ref, page) for ref, page in pages if page.samplesperpixel >= 3] or pages
+    names = _image_names(tiff)
+    beside = [ref for ref, page in pages if (not ref.tiled if vendor == APERIO else _is_associated(ref, page, names))]
+    shown = [(ref, page) for ref, page in pages if ref not in beside] or pages
+    coloured = [(ref, page) for ref, page in shown if page.samplesperpixel >= 3] or shown
     # The first of several equals, as everywhere.
     main, main_page = max(coloured, key=lambda pair: pair[0].width * pair[0].height)
     check_channels(main_page)
     check_data(main_page, file_bytes)
-    names = _image_names(tiff)
     smaller, others = [], []
-    for ref, page in pages:
+    for ref, page in shown:
         if ref is main or page.subfiletype & _MASK_FLAG:
-            continue
-        if not ref.tiled if vendor == APERIO else _is_associated(ref, page, names):
             continue
         if ref.size != main.size and is_reduction(main.size, ref.size) and _has_channels(page):
             check_data(page, file_bytes)

@@ -144,6 +144,25 @@ def test_images_of_an_ome_tiff_go_by_their_names(tmp_path, scene, other, name, w
     np.testing.assert_array_equal(whole(tmp_path / "a.ome.tif"), scene[0])
 
 
+def test_macro_picture_larger_than_a_small_slide_is_not_the_slide(tmp_path, scene, other):
+    with tifffile.TiffWriter(tmp_path / "a.svs") as tiff:
+        tiff.write(scene[1], **TILED, compression="jpeg", description="Aperio Synthetic v1.0\r\n512x512|MPP = 0.25")
+        tiff.write(other, photometric="rgb", description="Aperio Synthetic v1.0\r\nmacro 1024x1024", metadata=None)
+    with tifffile.TiffWriter(tmp_path / "b.tif") as tiff:
+        tiff.write(scene[1], **TILED, **CM)
+        tiff.write(other, photometric="rgb", description="macro", metadata=None)
+    for name in ("a.svs", "b.tif"):
+        slide = opened(tmp_path / name)
+        assert (slide.levels[0].width, slide.left_out) == (512, "")
+
+
+def test_two_pages_of_one_size_of_which_one_shows_something_else_are_both_left_alone(tmp_path, scene, other):
+    write_tiff(tmp_path / "a.tif", scene[0], scene[1], reduced(other, 2), flags=(0, 1, 1))
+    slide = opened(tmp_path / "a.tif")
+    assert [level.downsample for level in slide.levels] == [1]
+    assert "page 2: 512 × 512 px" in slide.left_out
+
+
 def test_pages_are_read_as_openslide_reads_them(tmp_path, scene):
     """The same picture as level 0 of a file that OpenSlide takes, and behind a small page, where it does not."""
     for options in (

@@ -86,6 +86,13 @@ def test_broken_link_and_closed_folder_are_named(root, monkeypatch):
     assert "Permission denied" in problems["closed"]
 
 
+def test_file_that_may_not_be_read_costs_one_line(root, monkeypatch):
+    touch(root / "a.svs", root / "b.svs")
+    monkeypatch.setattr("kdml_med.wsi.sources.os.access", lambda path, mode: path.name != "b.svs")
+    slides, problems, _ = found(root)
+    assert (slides, problems) == (["a.svs"], {"b.svs": "cannot be read: permission denied"})
+
+
 @pytest.mark.parametrize(
     "name", [".Trash-0", ".snapshot", "@eaDir", "$RECYCLE.BIN", "__MACOSX", "lost+found", "System Volume Information"]
 )
