@@ -43,7 +43,7 @@ class OpenSlideSlide:
         if not all(0 < side <= _MAX_SIDE for size in dimensions for side in size):
             raise SlideError(f"declares {full[0]} × {full[1]} px, which no slide has: the header is damaged")
         copies, strangers = split_copies(path, layout) if layout else ([], [])
-        # Where two pages have one size and one shows something else, it is not known which is which here: neither is read.
+        # Where two pages of one size differ in what they show, it is not known here which is which: neither is read.
         sizes = {ref.size for ref in copies} - {ref.size for ref in strangers}
         # Levels of OpenSlide that are used, by their index there.
         self._used = [
