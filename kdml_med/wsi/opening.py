@@ -40,16 +40,15 @@ def _open_scan(path: Path, fast: bool) -> Slide | None:
         return None
     # Hamamatsu's TIFF has ways of its own to say where pixels lie, and OpenSlide knows them.
     layout = inspect_tiff(path, vendor) if vendor != _HAMAMATSU and is_tiff(path) else None
-    slide = OpenSlideSlide(path, layout if vendor in (GENERIC, APERIO) else None)
-    if (
-        layout is not None
-        and vendor in (GENERIC, APERIO)
-        and layout.main.size != (slide.levels[0].width, slide.levels[0].height)
-    ):
-        slide.close()
+    if layout is not None and vendor in (GENERIC, APERIO) and layout.main.path != (0,):
+        # OpenSlide would take the first page for the slide.
         if vendor == APERIO:
             width, height = layout.main.size
             raise SlideError(f"its largest image ({width} × {height} px) is not the first, as Aperio has it")
+        return _checked(_open_pages(path, layout), layout)
+    slide = OpenSlideSlide(path, layout if vendor in (GENERIC, APERIO) else None)
+    if layout is not None and vendor == GENERIC and layout.main.size != (slide.levels[0].width, slide.levels[0].height):
+        slide.close()  # it goes by the width alone
         return _checked(_open_pages(path, layout), layout)
     return _checked((open_native(slide) if fast else None) or slide, layout)
 

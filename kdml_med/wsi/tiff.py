@@ -117,9 +117,9 @@ def _layout(tiff: tifffile.TiffFile, file_bytes: int, vendor: str | None) -> Tif
     names = _image_names(tiff)
     beside = [ref for ref, page in pages if (not ref.tiled if vendor == APERIO else _is_associated(ref, page, names))]
     shown = [(ref, page) for ref, page in pages if ref not in beside] or pages
-    coloured = [(ref, page) for ref, page in shown if page.samplesperpixel >= 3] or shown
-    # The first of several equals, as everywhere.
-    main, main_page = max(coloured, key=lambda pair: pair[0].width * pair[0].height)
+    # Of several equals the first, as everywhere; but a mask may be as large as the slide.
+    order = sorted(shown, key=lambda pair: (-pair[0].width * pair[0].height, pair[1].samplesperpixel < 3))
+    main, main_page = order[0]
     check_channels(main_page)
     check_data(main_page, file_bytes)
     smaller, others = [], []

@@ -156,6 +156,24 @@ def test_macro_picture_larger_than_a_small_slide_is_not_the_slide(tmp_path, scen
         assert (slide.levels[0].width, slide.left_out) == (512, "")
 
 
+def test_coloured_page_is_the_slide_before_a_mask_of_its_size_but_not_below_a_larger_one(tmp_path, scene):
+    grey = np.ascontiguousarray(scene[0][..., 0])
+    for name, colour in (("same.tif", scene[0]), ("smaller.tif", scene[1])):
+        with tifffile.TiffWriter(tmp_path / name) as tiff:
+            tiff.write(grey, **{**TILED, **CM, "photometric": "minisblack"})
+            tiff.write(colour, **TILED, **CM)
+    np.testing.assert_array_equal(whole(tmp_path / "same.tif"), scene[0])
+    with pytest.raises(SlideError, match="is greyscale"):
+        opened(tmp_path / "smaller.tif")
+
+
+def test_wider_page_of_a_smaller_area_is_not_the_slide(tmp_path, scene, other):
+    wide = np.ascontiguousarray(np.tile(other, (1, 2, 1))[:200])
+    write_tiff(tmp_path / "a.tif", scene[0], wide, flags=(0, 1))
+    np.testing.assert_array_equal(whole(tmp_path / "a.tif"), scene[0])
+    assert "page 1: 2048 × 200 px" in opened(tmp_path / "a.tif").left_out
+
+
 def test_two_pages_of_one_size_of_which_one_shows_something_else_are_both_left_alone(tmp_path, scene, other):
     write_tiff(tmp_path / "a.tif", scene[0], scene[1], reduced(other, 2), flags=(0, 1, 1))
     slide = opened(tmp_path / "a.tif")
