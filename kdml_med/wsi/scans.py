@@ -142,7 +142,8 @@ def _open_handle(path: Path) -> openslide.OpenSlide:
     try:
         return openslide.OpenSlide(path)
     except (openslide.OpenSlideError, OSError) as error:
-        raise SlideError(f"cannot be opened: {error}") from error
+        # The message names the folder, too, which is nobody's business in a table.
+        raise SlideError(f"cannot be opened: {str(error).replace(str(path), path.name)}") from error
 
 
 def _on_white(image: Image.Image) -> Pixels:

@@ -154,8 +154,10 @@ def _pages(tiff: tifffile.TiffFile) -> Iterator[tuple[PageRef, tifffile.TiffPage
         below = [(index, number) for number in range(len(page.pages or ()))] if page.subifds else []
         for path in [(index,), *below]:
             found = page if len(path) == 1 else (page.pages or [])[path[1]]
-            if isinstance(found, tifffile.TiffPage) and found.imagewidth and found.imagelength:
-                yield PageRef(path, found.imagewidth, found.imagelength, found.is_tiled), found
+            if not isinstance(found, tifffile.TiffPage) or min(found.imagewidth, found.imagelength) < 1:
+                # It may have been the largest: what is left would be tiled at its scale.
+                raise SlideError(f"cannot be read: page {'.'.join(map(str, path))} has no size, its tags are damaged")
+            yield PageRef(path, found.imagewidth, found.imagelength, found.is_tiled), found
 
 
 def _resolution(tiff: tifffile.TiffFile, main: PageRef, page: tifffile.TiffPage) -> Resolution:

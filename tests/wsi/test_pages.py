@@ -273,6 +273,14 @@ def test_level_that_was_cut_off_is_refused(tmp_path, scene):
         opened(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("code", [WIDTH, HEIGHT])
+def test_page_that_lost_its_size_is_not_passed_over(tmp_path, scene, code):
+    write_tiff(tmp_path / "a.tif", scene[0], scene[1], flags=(0, 1))
+    change_tag(tmp_path / "a.tif", code, None)
+    with pytest.raises(SlideError, match="page 0 has no size"):
+        opened(tmp_path / "a.tif")
+
+
 def test_pages_that_lead_back_to_the_first_are_no_endless_list(tmp_path, scene):
     write_tiff(tmp_path / "a.tif", scene[0])
     with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
