@@ -50,6 +50,16 @@ def test_slide_of_a_vendor_shows_what_was_put_in(tmp_path, pixels, vendor, name,
     slide.close()
 
 
+def test_second_region_of_a_leica_slide_lies_on_the_same_plane(tmp_path, pixels):
+    second = picture(SIDE, seed=5)
+    write_scn(tmp_path / "l.scn", pixels, second=second)
+    slide = open_slide(tmp_path / "l.scn")
+    for region, corner in ((pixels, 4), (second, SIDE + 4)):
+        shown = slide.read(0, 1, corner + 500, corner + 500, 200, 200)
+        assert np.abs(shown.astype(int) - region[500:700, 500:700]).mean() < 3
+    slide.close()
+
+
 def test_dicom_slide_whose_pixels_are_not_square_is_refused(tmp_path, pixels):
     write_dicom(tmp_path / "d", pixels, mpp=0.25, mpp_y=0.5)
     with pytest.raises(SlideError, match="not square"):

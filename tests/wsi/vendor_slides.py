@@ -122,8 +122,11 @@ def write_dicom(
         pydicom.dcmwrite(folder / f"{prefix}level{number}.dcm", file, enforce_file_format=True)
 
 
-def write_scn(path: Path, picture: Pixels, mpp: float = 0.25) -> None:
-    """Leica: a BigTIFF with a macro picture and two levels, laid out by the XML of its first page."""
+def write_scn(path: Path, picture: Pixels, mpp: float = 0.25, second: Pixels | None = None) -> None:
+    """Leica: a BigTIFF with a macro picture and two levels of each region, laid out by the XML of its first page.
+
+    The first region begins 4 px from the corner of the glass, the second, of the same size, where the first ends.
+    """
     height, width = picture.shape[:2]
     macro, half = (np.asarray(Image.fromarray(picture).reduce(factor)) for factor in (16, 4))
     nm = [round(side * mpp * 1000) for side in (width, height)]
@@ -144,14 +147,18 @@ def write_scn(path: Path, picture: Pixels, mpp: float = 0.25) -> None:
             "</illuminationSettings></scanSettings></image>"
         )
 
+    pages, more = [macro, picture, half], ""
+    if second is not None:
+        pages += [second, np.asarray(Image.fromarray(second).reduce(4))]
+        more = image("second", 40, [(second, 3), (pages[4], 4)], nm, round((width + 4) * 1000 * mpp))
     xml = (
         '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="urn:uuid:1">'
         f'<collection name="generated" uuid="urn:uuid:2" sizeX="{glass[0]}" sizeY="{glass[1]}"><barcode></barcode>'
         f"{image('macro', 0.6, [(macro, 0)], glass, 0)}"
-        f"{image('image', 40, [(picture, 1), (half, 2)], nm, round(4000 * mpp))}</collection></scn>"
+        f"{image('image', 40, [(picture, 1), (half, 2)], nm, round(4000 * mpp))}{more}</collection></scn>"
     )
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
-        for number, level in enumerate((macro, picture, half)):
+        for number, level in enumerate(pages):
             tiff.write(
                 level,
                 **TILED,
