@@ -10,6 +10,7 @@ from tests.wsi.vendor_slides import (
     picture,
     write_dicom,
     write_mirax,
+    write_ndpi,
     write_philips,
     write_scn,
     write_ventana,
@@ -29,6 +30,7 @@ def pixels():
     [
         ("dicom", "d", write_dicom, 0),
         ("hamamatsu", "v.vms", write_vms, 0),
+        ("hamamatsu", "n.ndpi", write_ndpi, 0),
         ("leica", "l.scn", write_scn, 4),
         ("mirax", "m.mrxs", write_mirax, 0),
         ("philips", "p.tiff", write_philips, 0),

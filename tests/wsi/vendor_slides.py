@@ -60,6 +60,28 @@ def write_vms(path: Path, picture: Pixels, mpp: float = 0.25) -> None:
     )
 
 
+def write_ndpi(path: Path, picture: Pixels, mpp: float = 0.25) -> None:
+    """Hamamatsu: a TIFF of two levels and a macro picture, told apart by the power of the lens in a tag."""
+    with tifffile.TiffWriter(path) as tiff:
+        for factor, lens in ((1, 40.0), (4, 10.0), (16, -1.0)):
+            level, density = np.asarray(Image.fromarray(picture).reduce(factor)), 10_000 / mpp / factor
+            tiff.write(
+                level,
+                photometric="rgb",
+                compression="jpeg",
+                rowsperstrip=level.shape[0],
+                metadata=None,
+                resolution=(density, density),
+                resolutionunit="CENTIMETER",
+                extratags=[
+                    (271, "s", 0, "Hamamatsu", True),
+                    (65420, "I", 1, 1, True),  # says that it is NDPI
+                    (65421, "f", 1, lens, True),
+                    (65424, "i", 1, 0, True),  # focal plane
+                ],
+            )
+
+
 def write_dicom(
     folder: Path,
     picture: Pixels,
