@@ -145,6 +145,8 @@ def _print_report(report: TilingReport, out: Path) -> None:
     if report.kept:
         print(f"{report.kept} slides that were not named are kept")
     print(*describe_remade(report.remade), sep="\n", end="\n" if report.remade else "")
+    if report.left_out:
+        print(f"{len(report.left_out)} pictures beside slides are no slides, such as {report.left_out[0][0]}")
     _print_failures(report.failures, out)
     if report.absent:
         print(f"rows of the label table without their slide: {len(report.absent)}")

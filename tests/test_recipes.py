@@ -148,7 +148,7 @@ class ToySlide:
                 self.pixels, self.header_mpp = content["pixels"], float(content["mpp"])
         except (OSError, ValueError, KeyError) as error:
             raise SlideError(f"cannot be read as a toy: {error}") from error
-        self.header_source = "toy.mpp"
+        self.header_source, self.header_problem, self.left_out = "toy.mpp", "", ""
         self.levels = [Level(self.pixels.shape[1], self.pixels.shape[0], 1.0)]
 
     def factors(self, level: int) -> tuple[int, ...]:

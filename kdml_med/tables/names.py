@@ -7,15 +7,25 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+"""Suffixes of images that are tiled where a folder holds nothing but such images, or where they are named."""
 SLIDE_SUFFIXES = [
-    *(".svs", ".svslide", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".czi"),
-    *(".png", ".jpg", ".jpeg", ".bmp"),
+    *(".svs", ".svslide", ".tif", ".tiff", ".btf", ".ptif", ".qptiff"),
+    *(".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".czi"),
+    *PLAIN_SUFFIXES,
 ]
-"""Suffixes of files that are tiled where a folder is named. How files are read is in ``kdml_med.wsi.opening``."""
+"""Suffixes of files that are tiled where a folder is named. How files are read is in ``kdml_med.wsi.opening``; DICOM,
+where many files make one slide, is in ``kdml_med.wsi.sources``."""
+UNREAD_SUFFIXES = (
+    *(".isyntax", ".i2syntax", ".vsi", ".kfb", ".tmap", ".sdpc", ".mdsx", ".lif", ".lsm", ".zvi", ".afi"),
+    *(".jp2", ".j2k", ".jpx", ".webp", ".gif", ".zarr", ".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"),
+    *(".part", ".partial", ".crdownload"),
+)
+"""Suffixes of slides, images, archives and unfinished downloads that are not read, and are named where they lie."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 """Suffixes of frames, and of masks of what they show."""
-NAMED_SUFFIXES = (".dcm", ".btf", ".isyntax", ".webp", ".tar")
-"""Further suffixes that tables write behind names. Many DICOM files make one slide: name one of them explicitly."""
+NAMED_SUFFIXES = (".dcm", ".isyntax", ".webp", ".tar")
+"""Further suffixes that tables write behind names."""
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 _SPACE = re.compile(r"[^\S\n]")
 _TCGA_NORMAL = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}-1[0-9](?![0-9])", re.IGNORECASE)

@@ -203,6 +203,7 @@ class _Cutter:
             mpp_source=source,
             level=self.plan.level,
             downsample=self.plan.downsample,
+            left_out=slide.left_out,
             origin=self.job.origin,
         )
         self.reasons: dict[tuple[int, int], str | None] = {}

@@ -65,6 +65,7 @@ class NativeSlide:
         self.path = base.path
         self.levels = base.levels
         self.header_mpp, self.header_source = base.header_mpp, base.header_source
+        self.header_problem, self.left_out = base.header_problem, base.left_out
         # Decoded tiles by row and column, of one plane and of rows that may be asked for again.
         self._plane = (-1, -1)
         self._rows: dict[int, dict[int, Pixels | None]] = {}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,36 +12,58 @@ import openslide
 from PIL import Image, UnidentifiedImageError
 
 from kdml_med.wsi.grid import true_downsample
+from kdml_med.wsi.pages import split_copies
+from kdml_med.wsi.resolution import Resolution, from_properties
 from kdml_med.wsi.slide import Level, Pixels, SlideError
+from kdml_med.wsi.tiff import GENERIC, TiffLayout, describe_others, is_reduction
 
 _FIELD_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-_RESOLUTION_TAG, _UNIT_TAG = 282, 296
-_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # TIFF ResolutionUnit: inch, centimetre
+_HEADER = "slide header"
+_MAX_SIDE = 4_000_000  # pixels; the glass of a slide at 0.1 µm takes a fifth
+_EXPECTED = "expected 8-bit RGB"
+_MODES = {"1": "black and white", "L": "greyscale", "LA": "greyscale", "P": "an image with a palette", "CMYK": "CMYK"}
 _AFFORDABLE_DOWNSAMPLE = 3.0  # full resolution costs less than nine times the pixels of such a level
 
 
 class OpenSlideSlide:
     """A slide read by OpenSlide: every format, no reduction while decoding."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, layout: TiffLayout | None = None) -> None:
+        """Open a slide; ``layout`` says which of the levels of a TIFF are copies of its largest image."""
         self.path = path
         self._handle = _open_handle(path)
         try:
             dimensions = self._handle.level_dimensions
             properties = self._handle.properties
+            self._downsamples = self._handle.level_downsamples
         except openslide.OpenSlideError as error:
             raise SlideError(f"cannot be read: {error}") from error
         self.vendor: str = properties.get(openslide.PROPERTY_NAME_VENDOR, "")
-        width_l0, height_l0 = dimensions[0]
-        self.levels: Sequence[Level] = [Level(w, h, true_downsample(width_l0, height_l0, w, h)) for w, h in dimensions]
-        self._downsamples = self._handle.level_downsamples
-        self.header_mpp, self.header_source = _mpp_of_properties(properties)
+        full = dimensions[0]
+        if not all(0 < side <= _MAX_SIDE for size in dimensions for side in size):
+            raise SlideError(f"declares {full[0]} × {full[1]} px, which no slide has: the header is damaged")
+        copies, strangers = split_copies(path, layout) if layout else ([], [])
+        # Where two pages of one size differ in what they show, it is not known here which is which: neither is read.
+        sizes = {ref.size for ref in copies} - {ref.size for ref in strangers}
+        # Levels of OpenSlide that are used, by their index there.
+        self._used = [
+            level
+            for level, size in enumerate(dimensions)
+            if level == 0 or (size in sizes if layout else size != full and is_reduction(full, size, loose=True))
+        ]
+        self.levels: Sequence[Level] = [
+            Level(w, h, true_downsample(*full, w, h)) for w, h in map(dimensions.__getitem__, self._used)
+        ]
+        self.left_out = describe_others([*layout.others, *strangers]) if layout else ""
+        found = layout.resolution if layout and self.vendor == GENERIC else from_properties(properties)
+        self.header_mpp, self.header_problem = found.mpp, found.problem
+        self.header_source = _HEADER if found.mpp is not None and found.source.startswith("TIFF") else found.source
 
     def factors(self, level: int) -> tuple[int, ...]:
         """See ``Slide.factors``; none for a level that OpenSlide cannot place exactly."""
         # OpenSlide places a region by the level's downsample as it estimates it. Where that is no whole number, pixels
         # are shifted by up to half and interpolated; on fine levels, full resolution is read instead.
-        downsample = self._downsamples[level]
+        downsample = self._downsamples[self._used[level]]
         shifted = abs(downsample - round(downsample)) > 1e-6
         return () if shifted and downsample < _AFFORDABLE_DOWNSAMPLE else (1,)
 
@@ -50,6 +72,7 @@ class OpenSlideSlide:
         if factor != 1:
             raise ValueError(f"OpenSlide does not reduce while decoding, got factor {factor}")
         # OpenSlide takes the corner in level-0 pixels and divides by its own downsample; use that one to land on x_r.
+        level = self._used[level]
         downsample = self._downsamples[level]
         corner_l0 = (round(x_r * downsample), round(y_r * downsample))
         try:
@@ -63,7 +86,9 @@ class OpenSlideSlide:
 
     def clone(self) -> OpenSlideSlide:
         """See ``Slide.clone``."""
-        return OpenSlideSlide(self.path)
+        other = copy.copy(self)
+        other._handle = _open_handle(self.path)
+        return other
 
     def close(self) -> None:
         """See ``Slide.close``."""
@@ -73,16 +98,17 @@ class OpenSlideSlide:
 class FieldSlide:
     """A plain image of one resolution, held in memory: TIFF, PNG, JPEG or BMP."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, layout: TiffLayout | None = None) -> None:
+        """Open an image; ``layout`` says what else is known of a TIFF. Only TIFF says how large a pixel is."""
         self.path = path
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 warnings.simplefilter("ignore", UserWarning)  # damaged metadata next to sound pixels
                 with Image.open(path, formats=_FIELD_FORMATS) as image:
-                    if image.mode not in ("RGB", "RGBA", "P", "L", "YCbCr"):
-                        raise SlideError(f"is an image of mode {image.mode}, expected 8-bit RGB")
-                    self.header_mpp, self.header_source = _mpp_of_tiff(image)
+                    if image.mode not in ("RGB", "RGBA", "YCbCr"):
+                        raise SlideError(f"is {_MODES.get(image.mode, f'an image of mode {image.mode}')}, {_EXPECTED}")
+                    self.is_deep = any("16" in str(piece[3]) for piece in image.tile)
                     self._pixels = _on_white(image.convert("RGBA") if image.mode != "RGB" else image)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise SlideError("is too large for a plain image; convert it to a tiled pyramidal TIFF") from error
@@ -90,6 +116,9 @@ class FieldSlide:
             raise SlideError("is neither a slide that OpenSlide opens nor a TIFF, PNG, JPEG or BMP image") from error
         except (OSError, ValueError, SyntaxError) as error:
             raise SlideError(f"cannot be read as an image: {error}") from error
+        found = layout.resolution if layout else Resolution()
+        self.header_mpp, self.header_source, self.header_problem = found.mpp, found.source, found.problem
+        self.left_out = describe_others([*layout.others, *split_copies(path, layout)[1]]) if layout else ""
         height, width = self._pixels.shape[:2]
         self.levels: Sequence[Level] = [Level(width, height, 1.0)]
 
@@ -113,7 +142,8 @@ def _open_handle(path: Path) -> openslide.OpenSlide:
     try:
         return openslide.OpenSlide(path)
     except (openslide.OpenSlideError, OSError) as error:
-        raise SlideError(f"cannot be opened: {error}") from error
+        # The message names the folder, too, which is nobody's business in a table.
+        raise SlideError(f"cannot be opened: {str(error).replace(str(path), path.name)}") from error
 
 
 def _on_white(image: Image.Image) -> Pixels:
@@ -127,23 +157,3 @@ def _on_white(image: Image.Image) -> Pixels:
     weight = alpha[..., None].astype(np.uint16)
     blended = (pixels[..., :3] * weight + 255 * (255 - weight) + 127) // 255
     return blended.astype(np.uint8)
-
-
-def _mpp_of_properties(properties: Mapping[str, str]) -> tuple[float | None, str]:
-    values = []
-    for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y):
-        with contextlib.suppress(KeyError, ValueError):
-            values.append(float(properties[name]))
-    if not values:
-        return None, ""
-    if max(values) > 1.01 * min(values):
-        raise SlideError(f"pixels are not square: {values[0]:.6g} by {values[-1]:.6g} µm")
-    return sum(values) / len(values), "slide header"
-
-
-def _mpp_of_tiff(image: Image.Image) -> tuple[float | None, str]:
-    """From the resolution tags of a plain TIFF, only with an explicit unit; other formats say dots per screen inch."""
-    tags = getattr(image, "tag_v2", None)
-    if tags is None or tags.get(_UNIT_TAG) not in _UM_PER_UNIT or not tags.get(_RESOLUTION_TAG):
-        return None, ""
-    return _UM_PER_UNIT[tags[_UNIT_TAG]] / float(tags[_RESOLUTION_TAG]), "TIFF resolution tag"

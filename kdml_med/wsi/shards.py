@@ -15,7 +15,8 @@ from kdml_med.wsi.stain import StainFit
 
 _STAIN_COLUMNS = [f"stain_{stain}_{channel}" for stain in "he" for channel in "rgb"] + ["stain_h_max", "stain_e_max"]
 _GLASS_COLUMNS = [f"glass_{channel}" for channel in "rgb"]
-_NO_COLUMNS = ("rejected", "unreadable", "rim", "glass", "stain", "origin")  # of slides.csv, or not under these names
+# Not in slides.csv, or not under these names.
+_NO_COLUMNS = ("rejected", "unreadable", "rim", "glass", "stain", "left_out", "origin")
 
 REJECTIONS = ("tissue", "background", "pen", "blur")
 """Reasons for leaving a tile out, in the order in which they are tested."""
@@ -41,6 +42,7 @@ class SlideRecord(ShardRecord):
         rim: incomplete tiles at the right and lower edge that show enough tissue; they are not cut.
         glass: colour of bare glass as measured, red, green, blue; None where too little of it is seen.
         stain: fitted stains; None when the slide did not allow a fit.
+        left_out: what the file holds beside the slide that was tiled, for failures.csv; "" when nothing.
     """
 
     slide_id: str
@@ -58,6 +60,7 @@ class SlideRecord(ShardRecord):
     rim: int = 0
     glass: list[float] | None = None
     stain: StainFit | None = None
+    left_out: str = ""
 
     def to_row(self) -> dict[str, Any]:
         """Flat row of slides.csv."""
@@ -74,6 +77,8 @@ class SlideRecord(ShardRecord):
     def to_content(self) -> dict[str, Any]:
         """JSON types."""
         content = super().to_content()
+        if not self.left_out:
+            del content["left_out"]  # the record of a slide like most stays as it was
         if self.stain is not None:
             content["stain"] = {name: value.tolist() for name, value in vars(self.stain).items()}
         return content

@@ -45,12 +45,16 @@ class Slide(Protocol):
         levels: finest first.
         header_mpp: micrometres per level-0 pixel as the file says, plausible or not; None when it is silent.
         header_source: where ``header_mpp`` was found, "" when nowhere.
+        header_problem: why what the file says of its resolution cannot be used, by the name of the field; "" otherwise.
+        left_out: what else the file holds that is not part of ``levels``, for people; "" when nothing is.
     """
 
     path: Path
     levels: Sequence[Level]
     header_mpp: float | None
     header_source: str
+    header_problem: str
+    left_out: str
 
     def factors(self, level: int) -> tuple[int, ...]:
         """Integer reductions that ``read`` offers on this level; on level 0, 1 is always there."""
@@ -94,6 +98,8 @@ def resolve_mpp(slide: Slide, *, table_mpp: float | None, assumed_mpp: float | N
     if assumed_mpp is not None:
         return assumed_mpp, ASSUMED
     remedy = "state the resolution with --assume-mpp or in an mpp column of the label table"
+    if slide.header_problem:
+        raise SlideError(f"{slide.header_problem}; if the pixels are sound, {remedy}")
     if header is None:
         raise SlideError(f"no resolution in the file; {remedy}")
     raise SlideError(

@@ -2,63 +2,307 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+import unicodedata
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import openslide
+
 from kdml_med.errors import InputError
-from kdml_med.tables.names import SLIDE_SUFFIXES, slide_name
+from kdml_med.tables.names import PLAIN_SUFFIXES, SLIDE_SUFFIXES, UNREAD_SUFFIXES, slide_name
+from kdml_med.wsi.dicom import is_dicom, read_series
+
+_INDEXED = (".vms", ".vmu")  # text files that name the other files of a slide
+_DICOM, _MIRAX = ".dcm", ".mrxs"
+_TIFF = (".tif", ".tiff")
+_MAX_NAME_BYTES = 238  # of the slide; the unfinished copy of its times adds 17, and file systems take 255
+_CONTROLS = ("Cc", "Zl", "Zp")  # Unicode categories
+_SKIPPED = ("@eadir", "$recycle.bin", "__macosx", "lost+found", "system volume information")
+_KINDS = "masks?|labels?|thumb|thumbnail|preview|overview|macro|annotations?|segmentation|seg|overlay|heatmap"
+_AFTER = re.compile(rf"(.+)[-_. ](?:{_KINDS})(?:[-_ ]?\d+)?", re.IGNORECASE)
+_BEFORE = re.compile(rf"(?:{_KINDS})[-_. ](.+)", re.IGNORECASE)
+_UNREAD = "is of a kind that is not read: unpack or convert it, or move it elsewhere"
 
 
-def find_slides(inputs: Sequence[Path], out_dir: Path) -> list[Path]:
-    """Slide files among the inputs; folders are searched below, in order, leaving out hidden files and ``out_dir``.
+@dataclass
+class FoundSlides:
+    """What the inputs hold.
+
+    Attributes:
+        slides: files, and folders that are one DICOM slide; no two have one name.
+        problems: (name, reason) of what was found and cannot be used; for failures.csv.
+        unread: files of a kind that is known and not read.
+        left_out: (name, reason) of what is no slide and looks like one; nobody need act on it.
+        lost: names of slides that have a problem, as ``slide_name`` gives them.
+    """
+
+    slides: list[Path] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    unread: list[Path] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    _real: set[Path] = field(default_factory=set, repr=False)
+
+    def add(self, path: Path, root: Path | None = None) -> None:
+        """Take a slide, unless it is there already or cannot be used."""
+        problem = name_problem(path.name)
+        real = path.resolve()
+        if problem is None and not os.access(path, os.R_OK):
+            problem = "cannot be read: permission denied"
+        if problem is not None:
+            self.refuse(path, problem, root)
+        elif real not in self._real:
+            self._real.add(real)
+            self.slides.append(path)
+
+    def refuse(self, path: Path, reason: str, root: Path | None = None) -> None:
+        """Note that something cannot be used; its name is from the folder that was searched on."""
+        name = path.name if root is None else path.relative_to(root).as_posix()
+        self.problems.append((printable(name), reason))
+        self.lost.append(slide_name(path.name))
+
+
+def find_slides(inputs: Sequence[Path], out_dir: Path) -> FoundSlides:
+    """Slides among the inputs; folders are searched below, in order, leaving out ``out_dir``.
+
+    Linked folders are searched too, and no folder twice. Hidden folders and those where systems keep what was deleted
+    are not searched. Files that belong to a slide of several files, and pictures that are named after a slide beside
+    them, are no slides; plain images are none where there are others, unless they are named themselves.
 
     Raises:
-        InputError: an input does not exist, no slide is found, or two files would get the same slide id.
+        InputError: an input does not exist, nothing is found, or two files would get the same slide id.
     """
-    paths: list[Path] = []
+    found = FoundSlides()
+    if not inputs:
+        raise InputError("no input was given: name slides, or folders with slides.")
     for path in inputs:
         if path.is_dir():
-            found = (p for p in path.rglob("*") if p.suffix.lower() in SLIDE_SUFFIXES and p.is_file())
-            inside = sorted(p for p in found if not p.name.startswith(".") and not _is_below(p, out_dir))
-            if not inside:
-                raise InputError(f"{path} holds no slide; known suffixes: {' '.join(SLIDE_SUFFIXES)}.")
-            paths.extend(inside)
+            before = len(found.slides), len(found.problems), len(found.unread)
+            _Search(path, out_dir, found).run()
+            if (len(found.slides), len(found.problems), len(found.unread)) == before:
+                raise InputError(f"{path} holds no slide; known suffixes: {' '.join(SLIDE_SUFFIXES)} .dcm.")
         elif path.is_file():
-            paths.append(path)
+            found.add(path)
         else:
             raise InputError(f"{path} does not exist. Check the path of the slide or folder.")
     names: dict[str, Path] = {}
-    for path in paths:
+    for path in found.slides:
         other = names.setdefault(slide_name(path.name), path)
         if other is not path:
             raise InputError(
                 f"{other} and {path} would both be slide {slide_name(path.name)!r}: rename one, or name only one."
             )
-    if not paths:
-        raise InputError("no input was given: name slides, or folders with slides.")
-    return paths
+    return found
 
 
-def _is_below(path: Path, folder: Path) -> bool:
-    return folder.resolve() in path.resolve().parents
+def name_problem(name: str) -> str | None:
+    """Why a file of this name cannot become a slide; None when it can."""
+    slide_id = slide_name(name)
+    try:
+        size = len(slide_id.encode())
+    except UnicodeEncodeError:
+        return "its name is not UTF-8: rename it"
+    if size > _MAX_NAME_BYTES:
+        return f"its name is too long ({size} bytes), at most {_MAX_NAME_BYTES} can be used: rename it"
+    if "\\" in name or any(unicodedata.category(char) in _CONTROLS for char in name):
+        return "its name holds a line break, another control character or a backslash: rename it"
+    if name != name.strip() or slide_id != slide_id.strip() or not slide_id:
+        return "its name begins or ends with a blank: rename it"
+    return None
+
+
+def printable(name: str) -> str:
+    """A name that tables can hold and a person can recognise."""
+    return "".join(char if char.isprintable() else _escape(char) for char in name)
+
+
+def _escape(char: str) -> str:
+    # Bytes that are not UTF-8 come as these characters.
+    return f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else char.encode("unicode_escape").decode()
+
+
+@dataclass
+class _Search:
+    """One folder and what is below it."""
+
+    root: Path
+    out_dir: Path
+    found: FoundSlides
+    files: dict[Path, Path] = field(default_factory=dict)  # and where each really is
+    seen: set[Path] = field(default_factory=set)
+
+    def run(self) -> None:
+        """Add what the folder holds to ``found``."""
+        self.out_dir = self.out_dir.resolve()
+        self._walk(self.root)
+        unique = self._without_twins()
+        parts = {part for path in unique if path.suffix.lower() in _INDEXED for part in list_indexed(path)}
+        rest = [path for path in unique if self.files[path] not in parts]
+        series = self._join_series(rest)
+        slides = [path for path in rest if path.suffix.lower() in SLIDE_SUFFIXES]
+        slides = self._without_pictures(slides, series)
+        for path in sorted([*slides, *series]):
+            self.found.add(path, self.root)
+        for path in filter(_is_unread, rest):
+            self.found.unread.append(path)
+            self.found.refuse(path, _UNREAD, self.root)
+
+    def _walk(self, folder: Path) -> None:
+        real = folder.resolve()
+        if real in self.seen or real == self.out_dir:
+            return
+        self.seen.add(real)
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            self.found.refuse(folder, f"cannot be listed: {error.strerror}; allow reading it", self.root)
+            return
+        # The folder beside a MIRAX slide holds its data.
+        data = {Path(entry.name).stem for entry in entries if entry.name.lower().endswith(_MIRAX)}
+        for entry in entries:
+            path = folder / entry.name
+            if entry.name.startswith(".") or entry.name.lower() in _SKIPPED:
+                continue
+            try:
+                if path.is_dir():
+                    if entry.name not in data:
+                        self._walk(path)
+                elif path.is_file():
+                    self.files[path] = path.resolve() if entry.is_symlink() else real / entry.name
+                elif entry.is_symlink():
+                    self._refuse_link(path)
+            except OSError as error:
+                self.found.refuse(path, f"cannot be looked at: {error.strerror}", self.root)
+
+    def _refuse_link(self, path: Path) -> None:
+        if path.suffix.lower() in (*SLIDE_SUFFIXES, _DICOM, ""):
+            target = printable(str(path.readlink()))
+            self.found.refuse(path, f"is a link to {target}, which is not there: mend or remove the link", self.root)
+
+    def _without_twins(self) -> list[Path]:
+        """Each file once, though links lead to it by several ways; by its own name where that is among them."""
+        first: dict[Path, Path] = {}
+        for path, real in sorted(self.files.items(), key=lambda item: (item[0].is_symlink(), item)):
+            other = first.setdefault(real, path)
+            if other is not path and other.name != path.name and _is_slide(path):
+                self.found.refuse(path, f"is the same file as {printable(other.name)}, which is taken", self.root)
+        return sorted(first.values())
+
+    def _join_series(self, files: Sequence[Path]) -> list[Path]:
+        """One path for each DICOM slide: its folder where that holds no other, else its first file."""
+        folders: dict[Path, list[Path]] = {}
+        for path in files:
+            if path.suffix.lower() == _DICOM or (not path.suffix and is_dicom(path)):
+                folders.setdefault(path.parent, []).append(path)
+        slides = []
+        for folder, members in folders.items():
+            series: dict[str, Path] = {}
+            for path in members:
+                uid = read_series(path)
+                if uid is None:
+                    self.found.refuse(path, "cannot be read: it ends in .dcm and is no sound DICOM file", self.root)
+                else:
+                    series.setdefault(uid, path)
+            others = any(_is_slide(path) and path.parent == folder and path not in members for path in files)
+            if len(series) == 1 and not others:
+                slides.append(folder if folder.name not in ("", "..") else folder.resolve())
+            else:
+                slides += series.values()
+        return slides
+
+    def _without_pictures(self, slides: Sequence[Path], series: Sequence[Path]) -> list[Path]:
+        """Leave out pictures of slides, and plain images among slides."""
+        ids = {slide_name(path.name).casefold() for path in [*slides, *series]}
+        scans = {slide_name(path.name) for path in slides if path.suffix.lower() not in PLAIN_SUFFIXES}
+        kept = []
+        for path in slides:
+            owner = self._owner(path, ids, scans)
+            if owner is None:
+                kept.append(path)
+            else:
+                self.found.left_out.append((path.relative_to(self.root).as_posix(), f"is a picture of {owner}"))
+        plain = [path for path in kept if path.suffix.lower() in PLAIN_SUFFIXES]
+        if not plain or not (series or any(map(_is_scan, kept))):
+            return kept
+        for path in plain:
+            reason = "is a plain image in a folder of slides: to tile it, name it or a folder of images as an input"
+            self.found.refuse(path, reason, self.root)
+        return [path for path in kept if path.suffix.lower() not in PLAIN_SUFFIXES]
+
+    def _owner(self, path: Path, ids: Collection[str], scans: Collection[str]) -> str | None:
+        """The slide that a file is named after, with or without a word for a kind of picture; None for its own."""
+        suffix, stem = path.suffix.lower(), slide_name(path.name)
+        if suffix in PLAIN_SUFFIXES and stem in scans:
+            return stem
+        if suffix in (*PLAIN_SUFFIXES, *_TIFF):
+            for pattern in (_AFTER, _BEFORE):
+                named = pattern.fullmatch(stem)
+                if named and slide_name(named.group(1)).casefold() in ids:
+                    return slide_name(named.group(1))
+        return None
+
+
+def _is_slide(path: Path) -> bool:
+    return path.suffix.lower() in SLIDE_SUFFIXES
+
+
+def _is_scan(path: Path) -> bool:
+    """Whether a file is a slide and not a plain image, by its suffix; TIFF can be either."""
+    suffix = path.suffix.lower()
+    if suffix in PLAIN_SUFFIXES:
+        return False
+    if suffix not in _TIFF:
+        return True
+    try:
+        return openslide.OpenSlide.detect_format(path) is not None
+    except openslide.OpenSlideError:
+        return True
+
+
+def _is_unread(path: Path) -> bool:
+    return any(path.name.lower().endswith(suffix) for suffix in UNREAD_SUFFIXES)
+
+
+def list_indexed(path: Path) -> set[Path]:
+    """Files beside a VMS or VMU file that it names, with links resolved."""
+    try:
+        text = path.read_bytes()[:1_000_000].decode("latin-1")
+    except OSError:
+        return set()
+    names = re.findall(r"^[^=\n\[]+=[ \t]*(.*?)[ \t\r]*$", text, re.MULTILINE)
+    folder = path.parent.resolve()
+    files = (
+        (folder / name).resolve() for name in names if 0 < len(name) < 256 and "/" not in name and "\0" not in name
+    )
+    return {file for file in files if file.is_file()}
 
 
 def list_files(path: Path) -> list[tuple[Path, str]]:
     """The files that a slide consists of: the one that is named first, then those that its format keeps beside it.
 
     Args:
-        path: of the file that is named.
+        path: of the file that is named, or of the folder of a DICOM slide.
 
     Returns:
         Path, and name from the folder of the slide on, of each.
     """
-    suffix, beside = path.suffix.lower(), path.parent.glob("*")
+    if path.is_dir():
+        return [
+            (file, file.name) for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")
+        ]
+    suffix = path.suffix.lower()
     others: list[Path] = []
-    if suffix == ".mrxs":
+    if suffix == _MIRAX:
         others = [other for other in path.with_suffix("").rglob("*") if other.is_file()]
-    elif suffix in (".vms", ".vmu"):
-        others = [other for other in beside if other.name.startswith(path.stem) and other.is_file()]
-    elif suffix == ".dcm":
-        others = [other for other in beside if other.suffix.lower() == suffix and other.is_file()]
+    elif suffix in _INDEXED:
+        named = list_indexed(path)
+        others = [other for other in path.parent.iterdir() if other.resolve() in named]
+    elif suffix == _DICOM:
+        uid = read_series(path)
+        beside = [other for other in path.parent.iterdir() if other.is_file()]
+        others = [other for other in beside if other.suffix.lower() in (_DICOM, "") and read_series(other) == uid]
     files = [path, *sorted(other for other in others if other != path)]
     return [(file, file.relative_to(path.parent).as_posix()) for file in files]

@@ -28,7 +28,7 @@ from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.overview import THUMBNAILS_DIR
 from kdml_med.wsi.shards import SlideRecord
 from kdml_med.wsi.slide import ASSUMED, FROM_TABLE, SlideError
-from kdml_med.wsi.sources import find_slides, list_files
+from kdml_med.wsi.sources import FoundSlides, find_slides, list_files
 
 _CRASHED = "the reader crashed on this file"
 _LIBRARIES = (
@@ -55,6 +55,7 @@ class TilingReport:
         failures: (file name, reason) of slides that have a problem; with the next two the rows of failures.csv.
         absent: (slide or patient, reason) of rows of the label table that ask for a slide which is not there.
         without_slide: (patient, reason) of patients of the label table who have no slide; that is no problem.
+        left_out: pictures of slides beside them, which are no slides, (name, reason).
         tiles: in the whole dataset.
         rim: incomplete tiles with tissue at the right and lower edge of slides, in the whole dataset; they are not cut.
     """
@@ -66,6 +67,7 @@ class TilingReport:
     failures: list[tuple[str, str]] = field(default_factory=list)
     absent: list[tuple[str, str]] = field(default_factory=list)
     without_slide: list[tuple[str, str]] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
     tiles: int = 0
     rim: int = 0
 
@@ -111,18 +113,19 @@ def tile_slides(
         raise InputError(f"--workers is {workers}, expected at least 1.")
     out_dir = Path(out_dir)
     inputs = [Path(path) for path in inputs]
-    paths = find_slides(inputs, out_dir)
+    found = find_slides(inputs, out_dir)
     info = _describe(options, labels, synthetic, full_hash)
-    report = TilingReport()
+    report = TilingReport(left_out=found.left_out)
     with DatasetFolder(out_dir, info, SlideRecord, changeable=_unused_options, pictures=THUMBNAILS_DIR) as folder:
         jobs: list[SlideJob] = []
-        for path in paths:
+        for path in found.slides:
             job = make_job(path, place_of(path, inputs), labels, tcga_normals=tcga_normals)
             if isinstance(job, SlideJob):
                 jobs.append(job)
             else:
                 report.failures.append((path.name, job))
-        strangers = folder.find_strangers([slide_name(path.name) for path in paths], allowed=keep or force)
+        named = [*(slide_name(path.name) for path in found.slides), *found.lost]
+        strangers = folder.find_strangers(named, allowed=keep or force)
         jobs = _with_origins(jobs, full_hash, workers, progress)
         mpps = {job.slide_id: job.table_mpp for job in jobs}
         work = folder.plan(
@@ -136,10 +139,10 @@ def tile_slides(
         report.skipped, report.remade, report.kept = len(jobs) - len(pending), work.remade, len(work.kept)
         _cut_all(pending, folder, options, workers, report, progress)
         folder.remove_leftovers()
-        there = [slide_name(path.name) for path in paths] + folder.finished()
+        there = [*(slide_name(path.name) for path in found.slides), *found.lost, *folder.finished()]
         if labels is not None:
-            report.absent, report.without_slide = find_absent(labels, there, inputs, paths)
-        _write_tables(folder, labels, report, there, tcga_normals=tcga_normals)
+            report.absent, report.without_slide = find_absent(labels, there, inputs, found.slides)
+        _write_tables(folder, labels, report, found, there, tcga_normals=tcga_normals)
     return report
 
 
@@ -265,6 +268,7 @@ def _write_tables(
     folder: DatasetFolder[SlideRecord],
     labels: LabelTable | None,
     report: TilingReport,
+    found: FoundSlides,
     there: Sequence[str],
     *,
     tcga_normals: bool,
@@ -273,23 +277,25 @@ def _write_tables(
     records: list[SlideRecord] = []
     tables: list[pa.Table] = []
     problems = dict(report.failures)
+    lost = set(found.lost) - {slide_name(path.name) for path in found.slides}
     for slide_id in folder.finished():
         record, table = folder.read(slide_id)
-        if record.file_name in problems:
+        if record.file_name in problems or slide_id in lost:
             continue
         job = make_job(Path(record.file_name), (record.file_name, ""), labels, tcga_normals=tcga_normals)
         if isinstance(job, str):
             problems[record.file_name] = job
             continue
         record, table = _relabel(folder, record, table, job)
-        if record.unreadable:
-            problems[record.file_name] = f"{record.unreadable} tiles unreadable (the other tiles are in the dataset)"
+        partial_loss = _describe_loss(record)
+        if partial_loss:
+            problems[record.file_name] = partial_loss
         records.append(record)
         tables.append(table)
     manifest = pa.concat_tables(tables) if tables else TILE_COLUMNS.empty_table()
     report.tiles = manifest.num_rows
     report.rim = sum(record.rim for record in records)
-    report.failures = sorted(problems.items())
+    report.failures = sorted([*problems.items(), *found.problems])
     slides = pd.DataFrame([record.to_row() for record in records], columns=list(_EMPTY_RECORD.to_row()))
     if labels is not None:
         uses = count_rows(labels, there, [record.slide_id for record in records])
@@ -299,6 +305,12 @@ def _write_tables(
         write_info(folder.path, info)
     failures = sorted(report.failures + report.absent + report.without_slide)
     folder.write_tables(manifest, failures, {SLIDES_FILE: slides})
+
+
+def _describe_loss(record: SlideRecord) -> str:
+    """What is missing of a slide whose other tiles are in the dataset; "" when nothing is."""
+    unread = f"{record.unreadable} tiles unreadable (the other tiles are in the dataset)" if record.unreadable else ""
+    return "; ".join(filter(None, (unread, record.left_out)))
 
 
 _EMPTY_RECORD = SlideRecord("", "", "", 0, 0, 0.0, "")

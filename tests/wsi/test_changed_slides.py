@@ -202,7 +202,7 @@ def test_files_beside_a_slide_belong_to_it(tmp_path):
     for name in ("m.mrxs", "m/Data0.dat", "v.vms", "v(1,0).jpg", "w.vms", "s/1.dcm", "s/2.dcm", "x.svs", "x.txt"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"x")
+        path.write_text("[Virtual Microscope Specimen]\nImageFile(1,0)=v(1,0).jpg\n" if name == "v.vms" else "x")
     found = {
         name: [file for _, file in list_files(tmp_path / name)] for name in ("m.mrxs", "v.vms", "s/1.dcm", "x.svs")
     }
