@@ -209,13 +209,14 @@ def tile(call, small, tmp_path):
 
 def test_slides_that_the_table_lists_and_that_are_not_there_are_named(tile):
     text = "patient,slide,label\nP1,a.svs,MSI\nP2,b.svs,MSS\nP3,c.svs,MSS\nP4,d.svs,\n"
-    done, failures = tile(["a.svs", "c.qptiff", "c.xml"], text)
+    done, failures = tile(["a.svs", "c.zip", "c.xml"], text)
     assert done.returncode == ExitCode.SOME_FAILED
     assert failures.pop("b.svs") == "row 3 of labels.csv: no slide among the inputs"
     assert (
-        "row 4 of labels.csv: no slide among the inputs; c.qptiff is there, which is not taken for a slide"
+        "row 4 of labels.csv: no slide among the inputs; c.zip is there, which is not taken for a slide"
         in failures.pop("c.svs")
     )
+    assert "is of a kind that is not read" in failures.pop("c.zip")
     assert failures == {}
     assert "rows of the label table without their slide: 2" in done.stdout
     assert "labels.csv: 4 rows: 1 used, 1 without a class, 2 without a file" in done.stdout
@@ -228,9 +229,10 @@ def test_patients_of_a_table_of_a_whole_archive_are_counted_and_named_and_no_fai
     assert failures["P100"] == "row 102 of labels.csv: no slide of this patient among the inputs"
     assert "patients of the label table without a slide: 198" in done.stdout
     assert len(done.stdout.splitlines()) < 8
-    done, _ = tile(["P1_x.svs", "P10.svs", "P2.btf"], "patient,label\n" + rows)
+    done, _ = tile(["P1_x.svs", "P10.svs", "P2.isyntax"], "patient,label\n" + rows)
     assert done.returncode == ExitCode.SOME_FAILED  # a file that is there was not read
-    assert "P2.btf is there" in done.stdout
+    assert "P2.isyntax: is of a kind that is not read" in done.stdout
+    assert "197" in done.stdout  # and not among those of whom there is nothing
 
 
 def test_slides_that_are_kept_are_not_absent(tile, tmp_path):
