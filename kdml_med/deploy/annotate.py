@@ -47,11 +47,10 @@ class SourceSize(NamedTuple):
 
 
 def source_size(path: Path) -> SourceSize:
-    """Size of an image or video, by its header; the file must be one that could be read before."""
+    """Size of an image or of the frames of a video, as they are shown; the file must be one that could be read."""
     if path.suffix.lower() in VIDEO_SUFFIXES:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            return SourceSize(stream.width, stream.height)
+        _, first = next(iterate_video(path, 0))
+        return SourceSize(first.shape[1], first.shape[0])
     with Pillow.open(path) as image:
         return SourceSize(*image.size)
 

@@ -11,16 +11,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from kdml_med.colonoscopy.boxes import FrameBoxes, boxes_of_mask, check_boxes
-from kdml_med.colonoscopy.formats import (
-    format_coco,
-    format_table,
-    format_voc,
-    format_yolo,
-    parse_coco,
-    parse_table,
-    parse_voc,
-    parse_yolo,
-)
+from kdml_med.colonoscopy.coco import format_coco, parse_coco
+from kdml_med.colonoscopy.formats import format_table, format_voc, format_yolo, parse_table, parse_voc, parse_yolo
 from kdml_med.errors import InputError
 from tests.examples import examples
 
@@ -139,15 +131,17 @@ def test_coco_keeps_what_is_good_and_names_the_rest():
     assert [(f.image, f.boxes, f.problem is None) for f in read.frames] == [
         ("a", ((1, 2, 4, 6),), True),
         ("b", (), False),
-        ("c", (), True),
+        ("c", (), False),  # the last annotation may be its own
     ]
     assert [reason for _, reason in read.problems] == [
-        "images[3] has no id or no file_name",
+        "images[3] has no file_name",
         "annotations[2]: no image has its image_id 9",
     ]
+    content["annotations"] = content["annotations"][:1]
+    assert [frame.problem for frame in parse_coco(content, "x.json").frames] == [None] * 3
     content["annotations"] = [{"image_id": 1, "bbox": [1, 2, 3, 4], "iscrowd": 1}]
     assert "crowd" in parse_coco(content, "x.json").frames[0].problem
-    for wrong in ([], {"images": []}, {"images": [{"id": 1, "file_name": "a"}] * 2, "annotations": []}):
+    for wrong in ([], {"images": []}, {"images": {}, "annotations": []}):
         with pytest.raises(InputError, match=r"x\.json"):
             parse_coco(wrong, "x.json")
 

@@ -45,19 +45,19 @@ def test_inputs_are_found_in_natural_order_without_output_masks_and_hidden_files
         save(tmp_path / name)
     (tmp_path / "in" / "notes.txt").write_text("no picture")
     found = find_sources([tmp_path / "in"], [tmp_path / "in" / "masks", tmp_path / "in" / "out"])
-    assert [source.name for source in found] == ["deep/f1.png", "f2.png", "f10.png"]
+    assert [source.name for source in found.sources] == ["deep/f1.png", "f2.png", "f10.png"]
     assert natural_key("f2") < natural_key("f10") < natural_key("g1")
 
 
 def test_a_file_that_is_named_twice_is_one_source(tmp_path):
     path = save(tmp_path / "in" / "1.png")
     (tmp_path / "in" / "link.png").symlink_to(path)
-    assert [source.name for source in find_sources([path.parent, path], [])] == ["in/1.png"]
+    assert [source.name for source in find_sources([path.parent, path], []).sources] == ["in/1.png"]
 
 
 def test_several_inputs_lead_with_their_name(tmp_path):
     first, second = save(tmp_path / "a" / "1.png").parent, save(tmp_path / "b" / "1.png").parent
-    assert [source.name for source in find_sources([first, second], [])] == ["a/1.png", "b/1.png"]
+    assert [source.name for source in find_sources([first, second], []).sources] == ["a/1.png", "b/1.png"]
     save(tmp_path / "c" / "a" / "1.png")
     with pytest.raises(InputError, match="would both be called"):
         find_sources([first, tmp_path / "c" / "a"], [])
