@@ -140,7 +140,8 @@ class _Matching:
     def add(self, entry: FrameBoxes) -> None:
         """Tie one annotation to its source, or note why not."""
         found = self._index.find(entry.image, entry.frame)
-        other = self._index.find(entry.other_name) if entry.other_name is not None else []
+        second = self._index.find(entry.other_name) if entry.other_name is not None else []
+        other = [(source, frame) for source, frame in second if frame is not None or not source.is_video]
         place = f"{entry.place}: " if entry.place else ""
         if found and other and not {source.name for source, _ in found} & {source.name for source, _ in other}:
             self._refuse_contradiction(entry, found, other)
@@ -149,14 +150,17 @@ class _Matching:
         if len(found) != 1:
             names = sorted(source.name for source, _ in found)
             reason = f"its name fits {len(names)} inputs, such as {names[:2]}" if names else "no such image or frame"
-            self._result.failures.append((entry.image, f"{place}{reason}"))
+            more = f" ({entry.problem})" if entry.problem else ""
+            self._result.failures.append((entry.image, f"{place}{reason}{more}"))
             self._block(found, f"left out: {entry.image!r} in the annotations may mean it")
             if not found and (entry.boxes or entry.mask or entry.problem):
                 self._doubt(self._index.find_alike(entry.image), entry.image)
             return
         source, frame = found[0]
         if source.is_video and frame is None:
-            self._result.failures.append((entry.image, f"{place}a video without the number of the frame"))
+            self._result.failures.append(
+                (entry.image, entry.problem or f"{place}a video without the number of the frame")
+            )
             self._doubt([source], entry.image)
             return
         key = (source.name, frame if source.is_video else None)

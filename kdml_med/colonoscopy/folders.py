@@ -49,6 +49,16 @@ def list_files(folder: Path) -> Contents:
     return Contents(sorted(found.files), sorted(found.failures))
 
 
+def printable(name: str) -> str:
+    """A file name with the bytes that are not UTF-8 written out, so that it can stand in a table."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def one_line(text: str) -> str:
+    """Text with line breaks and other control characters written out, for messages and pictures."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def _walk(start: Path, seen: set[Path], found: Contents) -> Iterator[Path]:
     """Collect what lies below a folder without following links to folders, which are given back."""
     pending = [start]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from kdml_med.colonoscopy.folders import UNREAD_PICTURES, UNREAD_VIDEOS, list_files
+from kdml_med.colonoscopy.folders import UNREAD_PICTURES, UNREAD_VIDEOS, list_files, printable
 from kdml_med.colonoscopy.readers import FORMATS
 from kdml_med.colonoscopy.video import VIDEO_SUFFIXES
 from kdml_med.errors import InputError
@@ -101,11 +100,6 @@ def find_sources(inputs: Sequence[Path], leave_out: Sequence[Path]) -> FoundSour
     return FoundSources(sorted(found.values(), key=lambda source: natural_key(source.name)), failures)
 
 
-def printable(name: str) -> str:
-    """A file name with the bytes that are not UTF-8 written out, so that it can stand in a table."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
 def _how_to_read(file: Path) -> str:
     return "convert it to MP4" if file.suffix.lower() in UNREAD_VIDEOS else "save it as PNG or JPEG"
 
@@ -136,7 +130,7 @@ class SourceIndex:
                 self._bones.setdefault(bones, []).append(source)
 
     def find(self, name: str, frame: int | None = None) -> list[tuple[Source, int | None]]:
-        """Sources that a name fits, and the number of the frame for videos; ideally one.
+        """Sources that a name fits, and the number of the frame for videos, None where it has none; ideally one.
 
         Args:
             name: as the annotations give it.
@@ -149,8 +143,12 @@ class SourceIndex:
         video, _, last = name.rpartition("/")
         number = _FRAME_NUMBER.match(_without_suffix(last))
         if video and number:
-            return [(source, int(number.group(1))) for source in self._find_file(video) if source.is_video]
-        return []
+            found: list[tuple[Source, int | None]] = [
+                (source, int(number.group(1))) for source in self._find_file(video) if source.is_video
+            ]
+            if found:
+                return found
+        return [(source, None) for source in whole]
 
     def _find_file(self, name: str) -> list[Source]:
         for level, key in zip(self._levels, _keys(name), strict=True):

@@ -243,11 +243,11 @@ def write_video(path: Path, frames: Iterable[Image], *, rate: Fraction | int, qu
     try:
         # mpeg4 is part of every FFmpeg. bitexact leaves library versions out of the file. One thread always makes the
         # same choices, but for x264's macroblock tree, whose SIMD code does not (35 different files in 160 writes with
-        # it, one without, and one with it in plain C).
+        # it, one without, and one with it in plain C). Other SIMD code differs from one kind of processor to another.
         with av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
             options = {"qscale": "3"}
             if codec == "libx264":
-                options = {"crf": str(quality), "preset": "fast", "x264-params": "mbtree=0"}
+                options = {"crf": str(quality), "preset": "fast", "x264-params": "mbtree=0:cpu-independent=1"}
             stream = container.add_stream(codec, rate=rate, options={**options, "flags": "+bitexact"})
             stream.width, stream.height, stream.pix_fmt = columns, rows, "yuv420p"
             stream.codec_context.thread_count = 1
