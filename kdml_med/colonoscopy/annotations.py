@@ -99,8 +99,7 @@ def read_annotations(path: Path, kind: str, sources: Sequence[Source], options: 
     Raises:
         InputError: the file as a whole cannot be used, or a class that is to be a polyp does not occur.
     """
-    table = FORMATS[kind].read(path, FORMATS[kind].files(path))
-    return match_annotations(table, sources, options, str(path))
+    return match_annotations(FORMATS[kind].read_all(path), sources, options, str(path))
 
 
 def match_annotations(table: BoxTable, sources: Sequence[Source], options: FrameOptions, where: str) -> Annotations:

@@ -50,8 +50,8 @@ def list_files(folder: Path) -> Contents:
 
 
 def printable(name: str) -> str:
-    """A file name with the bytes that are not UTF-8 written out, so that it can stand in a table."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A file name with "\ufffd" for bytes that are not UTF-8, so that it can stand in a table."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def one_line(text: str) -> str:

@@ -12,6 +12,7 @@ _SOF_PROGRESSIVE, _DHT, _SOS, _EOI = 0xC2, 0xC4, 0xDA, 0xD9
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 _HOLE = bytes(32)
+_DAMAGED = "damaged, and a part of the picture is not what it was; bring a whole copy"
 
 
 def check_jpeg(data: bytes) -> None:
@@ -27,9 +28,9 @@ def check_jpeg(data: bytes) -> None:
         )  # strictly, only to see whether it works
         hole = _find_hole(data)
     except (ValueError, IndexError) as error:
-        raise FrameError(f"damaged, and a part of the picture is not what it was: {error}") from error
+        raise FrameError(f"{_DAMAGED}: {error}") from error
     if hole is not None:
-        raise FrameError(f"damaged, and a part of the picture is not what it was: zeros from byte {hole} on")
+        raise FrameError(f"{_DAMAGED}: zeros from byte {hole} on")
 
 
 def _find_hole(data: bytes) -> int | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kdml_med.colonoscopy.boxes import BoxTable, FrameBoxes
 from kdml_med.colonoscopy.coco import parse_coco
-from kdml_med.colonoscopy.folders import UNREAD_PICTURES, list_files
+from kdml_med.colonoscopy.folders import UNREAD_PICTURES, list_files, printable
 from kdml_med.colonoscopy.formats import decode_xml, parse_table, parse_voc, parse_yolo
 from kdml_med.errors import InputError
 from kdml_med.tables.columns import read_text_table
@@ -50,6 +50,18 @@ class AnnotationFormat:
         files = (file for file in list_files(path).files if file.suffix.lower() in self.suffixes)
         return [file for file in files if file.name not in self.ignored]
 
+    def read_all(self, path: Path) -> BoxTable:
+        """Everything that the file or folder says, with the files of the folder that cannot be reached."""
+        table = self.read(path, self.files(path))
+        for lost, reason in list_files(path).failures if self.folder else ():
+            name = printable(lost.relative_to(path).as_posix())
+            if lost.suffix.lower() in self.suffixes:
+                table.frames.append(FrameBoxes(name, place=name, problem=f"{name}: {reason}"))
+            elif lost.is_dir():
+                table.problems.append((name, reason))
+                table.untied.append(f"a file in {name}")
+        return table
+
 
 def _read_csv(path: Path, files: Sequence[Path]) -> BoxTable:
     return parse_table(read_text_table(path), str(path))
@@ -84,14 +96,18 @@ def _read_yolo(folder: Path, files: Sequence[Path]) -> BoxTable:
 
 def _read_masks(folder: Path, files: Sequence[Path]) -> BoxTable:
     # The masks themselves are read with their frames, side by side.
-    named = [(path, path.relative_to(folder).as_posix()) for path in files]
+    named = [(path, _name_in(folder, path)) for path in files]
     frames = [FrameBoxes(name, mask=path, place=f"mask {name}") for path, name in named]
     for path in list_files(folder).files:
         if path.suffix.lower() in UNREAD_PICTURES:
-            name = path.relative_to(folder).as_posix()
+            name = _name_in(folder, path)
             problem = f"its mask {name}: {path.suffix} files are not read; save it as PNG"
             frames.append(FrameBoxes(name, place=f"mask {name}", problem=problem))
     return BoxTable(frames)
+
+
+def _name_in(folder: Path, path: Path) -> str:
+    return printable(path.relative_to(folder).as_posix())
 
 
 def decode_text(data: bytes) -> str:
@@ -110,7 +126,7 @@ def _read_texts(
     """Frames of text files; a file that is no text is a frame with a problem."""
     frames = []
     for path in files:
-        name = path.relative_to(folder).as_posix()
+        name = _name_in(folder, path)
         try:
             frames.append(parse(decode(path.read_bytes()), name))
         except (OSError, UnicodeError, LookupError) as error:

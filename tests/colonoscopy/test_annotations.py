@@ -1,6 +1,7 @@
 """Annotations that cannot be read or tied: their frames are left out by name and are never negatives."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,18 @@ def test_masks_behind_links_count_and_masks_of_other_kinds_are_named(pictures):
     labels, failures = prepare(pictures, pictures / "masks")
     assert labels == {"a.png": "polyp", "c.png": "negative"}
     assert "its mask b.gif: .gif files are not read" in failures["b.png"]
+
+
+def test_annotations_that_cannot_be_reached_leave_no_negatives(pictures):
+    (pictures / "in" / "c.png").rename(pictures / "in" / "cé.png")
+    save_mask(pictures / "masks" / "a.png", [BOX])
+    (pictures / "masks" / "b.png").symlink_to(pictures / "nowhere")
+    data = (pictures / "masks" / "a.png").read_bytes()
+    Path(os.fsdecode(os.fsencode(pictures / "masks") + b"/c\xe9.png")).write_bytes(data)
+    labels, failures = prepare(pictures, pictures / "masks")
+    assert labels == {"a.png": "polyp"}
+    assert "leads nowhere" in failures["b.png"]
+    assert "may mean it" in failures["cé.png"]
 
 
 def test_names_with_line_breaks_stay_one_line_on_the_screen(tmp_path):
