@@ -38,6 +38,7 @@ _FEW_LEVELS = 8  # a mask with smooth edges or JPEG noise has more
 _SAFE_JPEG_STEP = 8  # coarsest step of a JPEG's mean brightness in which 1 differs from 0
 _WHOLE = 0.95  # share of the picture from which a box says nothing
 _WHOLE_SIDE = 0.99
+_MOST_AREAS = 50
 _FIELD_SHARE, _HOLE_SHARE = 0.25, 0.01
 _EXPECTED = "expected polyps white on black, or 1 on 0; save it so, as an 8-bit PNG without transparency"
 
@@ -216,10 +217,12 @@ def _check_shape(mask: Mask) -> None:
     advice = f"it may be inverted or have a white rim: {_EXPECTED}"
     if full:
         raise FrameError(f"white runs along its edge ({', '.join(full)}): {advice}")
-    for xmin, ymin, xmax, ymax in boxes_of_mask(mask):
+    boxes = boxes_of_mask(mask)
+    if len(boxes) > _MOST_AREAS:
+        raise FrameError(f"it has {len(boxes)} separate white areas, as where grey was turned into dots: {_EXPECTED}")
+    for xmin, ymin, xmax, ymax in boxes:
         if (xmax - xmin) * (ymax - ymin) >= _WHOLE * mask.size:
             raise FrameError(f"its white reaches from edge to edge, so that the box would be the picture: {advice}")
-    if mask.mean() >= _FIELD_SHARE:
-        holes = ndimage.binary_fill_holes(mask) & ~mask
-        if holes.mean() >= _HOLE_SHARE:
-            raise FrameError(f"its white has holes: {advice}")
+    filled = ndimage.binary_fill_holes(mask)
+    if filled.mean() >= _FIELD_SHARE and (filled & ~mask).mean() >= _HOLE_SHARE:
+        raise FrameError(f"its white has holes: {advice}")

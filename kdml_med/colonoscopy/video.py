@@ -85,12 +85,13 @@ class _Progress:
     Attributes:
         count: frames.
         whole: those among them that are not damaged.
+        start: time of the first frame, seconds.
         seconds: from the first frame to the last, on over segments whose times start again.
         step: seconds between two frames.
     """
 
     def __init__(self, stream: VideoStream) -> None:
-        self.count, self.whole, self.seconds = 0, 0, 0.0
+        self.count, self.whole, self.start, self.seconds = 0, 0, 0.0, 0.0
         self.step = 1 / float(stream.average_rate or stream.guessed_rate or _USUAL_RATE)
         self._origin = 0.0
         self._first_pts: int | None = None
@@ -106,7 +107,8 @@ class _Progress:
         time = frame.time
         self.count, self.whole = self.count + 1, self.whole + (not frame.is_corrupt)
         if self.count == 1:
-            self._origin, self._first_pts = time or 0.0, frame.pts
+            self.start = self._origin = time or 0.0
+            self._first_pts = frame.pts
             return
         if time is None or time - self._origin < self.seconds - _JITTER_FRAMES * self.step:
             time = self._origin + self.seconds + self.step if time is None else time
@@ -184,6 +186,8 @@ def _missing_end(container: InputContainer, stream: VideoStream, done: _Progress
     spare = (_SPARE_FRAMES + 0.5) * done.step
     if not stream.frames:
         exact = "matroska" in container.format.name
+        if exact and duration is not None:
+            duration -= done.start  # it is the time of the end there
         if duration is None or done.seconds >= duration - (spare + done.step if exact else _SPARE_S):
             return None
         return f"{done.count} frames, {done.seconds:.1f} of {duration:.1f} seconds"

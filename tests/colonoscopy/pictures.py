@@ -71,12 +71,14 @@ def save_video(
     codec: str = "mpeg4",
     b_frames: bool = False,
     dropped: Collection[int] = (),
+    start: int = 0,
     turn: float = 0,
     **how: object,
 ) -> Path:
     """A video whose frame k has brightness 40 + 4 k (mod 200), so that its number can be read off.
 
-    ``dropped`` frames leave a gap in time; ``turn`` is by how many degrees players turn the picture, to the left.
+    ``dropped`` frames leave a gap in time, ``start`` frames one before the first; ``turn`` is by how many degrees
+    players turn the picture, to the left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", **how) as container:
@@ -92,7 +94,7 @@ def save_video(
             noise = np.random.default_rng(number).integers(0, 40, (size[1], size[0], 1))
             picture = np.broadcast_to(np.clip(level + noise - 20, 0, 255), (size[1], size[0], 3)).astype(np.uint8)
             shown = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            shown.pts, shown.time_base = number, Fraction(1, rate)
+            shown.pts, shown.time_base = start + number, Fraction(1, rate)
             for packet in stream.encode(shown):
                 container.mux(packet)
         for packet in stream.encode():

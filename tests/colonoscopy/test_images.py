@@ -211,6 +211,7 @@ REFUSED = {
         Image.fromarray(np.where(mask[:, :, None], np.uint8((0, 0, 255)), np.uint8((255, 0, 0)))),
         {},
     ),
+    "dithered": lambda mask: (Image.fromarray(np.uint8(mask) * 70 + 30).convert("1"), {}),
     "all transparent": lambda mask: _alpha(np.zeros_like(mask)),
 }
 
@@ -298,5 +299,7 @@ def test_a_box_that_is_nearly_the_picture_or_a_ring_around_it_is_refused(tmp_pat
             read_mask(save_mask(tmp_path / f"{name}.png", boxes))
     field = np.uint8(_mask((10, 10, 180, 150))) * 255
     field[40:80, 60:110] = 0  # a black polyp on a white field in a black border
-    with pytest.raises(FrameError, match="holes"):
-        read_mask(save(tmp_path / "field.png", field))
+    rim = np.uint8(_mask((10, 10, 190, 150)) ^ _mask((12, 12, 188, 148)) | _mask((50, 50, 90, 90))) * 255
+    for name, picture in (("field", field), ("rim", rim)):
+        with pytest.raises(FrameError, match="holes"):
+            read_mask(save(tmp_path / f"{name}.png", picture))

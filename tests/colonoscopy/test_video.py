@@ -120,6 +120,12 @@ def test_segments_whose_times_start_again_lose_nothing(tmp_path, suffix, fps):
     assert all(abs(number % 25 - own) <= 1 for number, own in zip(numbers, shown, strict=True))
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "avi", "mpg"])
+def test_a_video_whose_times_start_late_is_whole(tmp_path, suffix):
+    numbers, _, said = read_all(save_video(tmp_path / f"late.{suffix}", frames=30, start=50))
+    assert (numbers, said) == (list(range(30)), "")
+
+
 @pytest.mark.parametrize("turn", [90, 180, -90])
 def test_a_display_rotation_is_applied(tmp_path, turn):
     pictures = [picture for _, picture in iterate_video(save_video(tmp_path / "a.mp4", frames=3, turn=turn), 0)]
