@@ -70,13 +70,23 @@ def iterate_video(path: Path, fps: float) -> Generator[tuple[int, Image], None, 
             Matroska without a duration of the picture) that ends between two pictures cannot be told from a short one.
     """
     try:
-        container = av.open(str(path))
+        container = open_video(path)
     except (av.error.FFmpegError, OSError) as error:
         raise FrameError(f"cannot be opened as a video: {error.strerror or error}") from error
     with container:
         if not container.streams.video:
             raise FrameError("the file has no video in it")
         return (yield from _decode(container, container.streams.video[0], path, fps))
+
+
+def open_video(path: Path) -> InputContainer:
+    """Open a video, with titles in any encoding: recorders write them in that of their country.
+
+    Raises:
+        FFmpegError: it is none, or damaged.
+        OSError: it cannot be opened.
+    """
+    return av.open(str(path), metadata_errors="replace")
 
 
 class _Progress:

@@ -73,6 +73,7 @@ def save_video(
     dropped: Collection[int] = (),
     start: int = 0,
     turn: float = 0,
+    title: str = "",
     **how: object,
 ) -> Path:
     """A video whose frame k has brightness 40 + 4 k (mod 200), so that its number can be read off.
@@ -82,6 +83,7 @@ def save_video(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", **how) as container:
+        container.metadata["title"] = title
         stream = container.add_stream(codec, rate=rate, options={"bf": "2", "g": "12"} if b_frames else {})
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *size, "yuv420p", 4_000_000
         stream.codec_context.time_base = Fraction(1, rate)

@@ -126,6 +126,15 @@ def test_a_video_whose_times_start_late_is_whole(tmp_path, suffix):
     assert (numbers, said) == (list(range(30)), "")
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "avi", "mkv"])
+def test_a_title_in_another_encoding_is_no_matter(tmp_path, suffix):
+    path = save_video(tmp_path / f"a.{suffix}", frames=5, title="Endoscopie Nimes")
+    data = path.read_bytes()
+    assert b"Nimes" in data
+    path.write_bytes(data.replace(b"Nimes", "Nîmes".encode("latin-1")))
+    assert read_all(path)[0] == list(range(5))
+
+
 @pytest.mark.parametrize("turn", [90, 180, -90])
 def test_a_display_rotation_is_applied(tmp_path, turn):
     pictures = [picture for _, picture in iterate_video(save_video(tmp_path / "a.mp4", frames=3, turn=turn), 0)]
