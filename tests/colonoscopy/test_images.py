@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -258,6 +258,7 @@ def test_masks_that_would_be_a_guess_are_refused(tmp_path_factory, kind, place):
 )
 @settings(max_examples=examples(6))
 @given(place=places(), quality=st.sampled_from([30, 75, 95]))
+@example(place=(0, 0, 26, 16), quality=30)  # noise of few levels
 def test_a_mask_as_jpeg_gives_the_box_to_a_pixel_or_is_refused_and_is_never_empty(
     tmp_path_factory, kind, place, quality
 ):
