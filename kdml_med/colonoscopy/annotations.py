@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kdml_med.colonoscopy.boxes import BoxTable, FrameBoxes, keep_classes
+from kdml_med.colonoscopy.boxes import BoxTable, FrameBoxes, drop_twins, keep_classes
 from kdml_med.colonoscopy.options import AUTO, FrameOptions
 from kdml_med.colonoscopy.readers import FORMATS
 from kdml_med.colonoscopy.sources import Source, SourceIndex
@@ -16,6 +16,8 @@ from kdml_med.errors import InputError
 
 FrameKey = tuple[str, int | None]
 """Name of the source, and number of the frame for a video."""
+Found = tuple[Source, int | None]
+"""What a name fits: a source, and the number of the frame for a video."""
 
 
 @dataclass
@@ -25,7 +27,8 @@ class Annotations:
     Attributes:
         frames: by frame.
         failures: (input, reason) of annotations that belong to no frame, and of frames they may belong to.
-        blocked: frames that an annotation may be about which could not be used; not to be taken for unlisted ones.
+        blocked: frames that an annotation may be about which could not be used; not to be taken for unlisted ones. Of
+            a video, None stands for all frames that are not listed.
         columns: which of sequence, patient, site and split the source has.
         classes: names of the annotated classes that count as polyps.
     """
@@ -96,51 +99,108 @@ def read_annotations(path: Path, kind: str, sources: Sequence[Source], options: 
     Raises:
         InputError: the file as a whole cannot be used, or a class that is to be a polyp does not occur.
     """
-    table = FORMATS[kind].read(path, FORMATS[kind].files(path))
-    return match_annotations(table, SourceIndex(sources), options, str(path))
+    return match_annotations(FORMATS[kind].read_all(path), sources, options, str(path))
 
 
-def match_annotations(table: BoxTable, index: SourceIndex, options: FrameOptions, where: str) -> Annotations:
+def match_annotations(table: BoxTable, sources: Sequence[Source], options: FrameOptions, where: str) -> Annotations:
     """Tie what was read to sources.
 
-    Nothing is guessed: an annotation that fits no source or several is a failure, and the sources that it fits are
-    blocked, since one of them lacks its boxes.
+    Nothing is guessed: an annotation that fits no source or several is a failure, and the sources that it fits or may
+    mean are blocked, since one of them lacks its boxes.
 
     Raises:
         InputError: ``polyp_classes`` names a class that does not occur; without it every frame would be negative.
     """
-    result = Annotations(failures=list(table.problems), columns=table.columns)
     classes = {name for entry in table.frames for name in entry.classes if name is not None}
     absent = [name for name in options.polyp_classes if name.casefold() not in {known.casefold() for known in classes}]
     if absent:
         raise InputError(
             f"--polyp-class {absent[0]}: {where} has no such class; its classes: {sorted(classes) or 'none'}."
         )
+    matching = _Matching(SourceIndex(sources), options, Annotations(failures=list(table.problems)))
     for entry in table.frames:
-        found = index.find(entry.image, entry.frame)
-        if not found and entry.other_name is not None:
-            found = index.find(entry.other_name)
-        place = f"{entry.place}: " if entry.place else ""
-        if len(found) != 1:
-            names = sorted(source.name for source, _ in found)
-            reason = f"its name fits {len(names)} inputs, such as {names[:2]}" if names else "no such image or frame"
-            result.failures.append((entry.image, f"{place}{reason}"))
-            result.failures += [(name, f"left out: {entry.image!r} in the annotations may mean it") for name in names]
-            result.blocked |= {(source.name, frame) for source, frame in found}
-            continue
-        source, frame = found[0]
-        if source.is_video and frame is None:
-            result.failures.append((entry.image, f"{place}a video without the number of the frame"))
-            continue
-        key = (source.name, frame if source.is_video else None)
-        if key in result.frames:
-            other = result.frames[key]
-            result.frames[key] = replace(other, problem=f"annotated twice: as {other.image!r} and {entry.image!r}")
-            continue
-        result.frames[key] = keep_classes(entry, options.polyp_classes)
+        matching.add(entry)
+    result = matching.finish(sources, table.untied)
+    result.columns = table.columns
     kept = {name for entry in result.frames.values() for name in entry.classes if name is not None}
     result.classes = tuple(sorted(kept))
     return result
+
+
+class _Matching:
+    """Annotations while they are tied to sources."""
+
+    def __init__(self, index: SourceIndex, options: FrameOptions, result: Annotations) -> None:
+        self._index, self._options, self._result = index, options, result
+        self._doubts: dict[
+            str, str
+        ] = {}  # sources that an annotation may mean, and why they must not count as unlisted
+
+    def add(self, entry: FrameBoxes) -> None:
+        """Tie one annotation to its source, or note why not."""
+        found = self._index.find(entry.image, entry.frame)
+        second = self._index.find(entry.other_name) if entry.other_name is not None else []
+        other = [(source, frame) for source, frame in second if frame is not None or not source.is_video]
+        place = f"{entry.place}: " if entry.place else ""
+        if found and other and not {source.name for source, _ in found} & {source.name for source, _ in other}:
+            self._refuse_contradiction(entry, found, other)
+            return
+        found = found or other
+        if len(found) != 1:
+            names = sorted(source.name for source, _ in found)
+            reason = f"its name fits {len(names)} inputs, such as {names[:2]}" if names else "no such image or frame"
+            more = f" ({entry.problem})" if entry.problem else ""
+            self._result.failures.append((entry.image, f"{place}{reason}{more}"))
+            self._block(found, f"left out: {entry.image!r} in the annotations may mean it")
+            if not found and (entry.boxes or entry.mask or entry.problem):
+                self._doubt(self._index.find_alike(entry.image), entry.image)
+            return
+        source, frame = found[0]
+        if source.is_video and frame is None:
+            self._result.failures.append(
+                (entry.image, entry.problem or f"{place}a video without the number of the frame")
+            )
+            self._doubt([source], entry.image)
+            return
+        key = (source.name, frame if source.is_video else None)
+        if key in self._result.frames:
+            known = self._result.frames[key]
+            problem = f"annotated twice: as {known.image!r} and {entry.image!r}"
+            self._result.frames[key] = replace(known, problem=problem)
+            return
+        kept = keep_classes(entry, self._options.polyp_classes)
+        self._result.frames[key] = once = drop_twins(kept)
+        if len(once.boxes) < len(kept.boxes):
+            name = source.name if key[1] is None else f"{source.name}/{key[1]}"
+            self._result.failures.append((name, f"{len(kept.boxes) - len(once.boxes)} boxes given twice count once"))
+
+    def finish(self, sources: Sequence[Source], untied: Sequence[str]) -> Annotations:
+        """What is known, when all annotations are there."""
+        listed = {name for name, _ in self._result.frames} | {name for name, _ in self._result.blocked}
+        if untied and self._options.unlisted == "negative":
+            self._doubts |= {source.name: f"{untied[0]} in the annotations" for source in sources}
+        for source in sources:
+            # Of a video whose frames are annotated, the others are in doubt; an image with an annotation is not.
+            if source.name not in self._doubts or (source.name in listed and not source.is_video):
+                continue
+            if source.is_video and self._options.unlisted != "negative":
+                continue  # its other frames are no negatives anyway
+            what = "frames that are not annotated are left out" if source.is_video else "left out"
+            self._block([(source, None)], f"{what}: {self._doubts[source.name]} may mean it")
+        return self._result
+
+    def _refuse_contradiction(self, entry: FrameBoxes, found: Sequence[Found], other: Sequence[Found]) -> None:
+        names = sorted(source.name for source, _ in other)
+        reason = f"{entry.place} says that it is about {entry.other_name!r}, but is named like this image; correct one"
+        self._block(found, reason)
+        self._doubts |= dict.fromkeys(names, f"{entry.place} in the annotations")
+
+    def _block(self, found: Sequence[Found], reason: str) -> None:
+        self._result.failures += [(source.name, reason) for source, _ in found]
+        self._result.blocked |= {(source.name, frame) for source, frame in found}
+
+    def _doubt(self, sources: Sequence[Source], image: str) -> None:
+        self._doubts |= {source.name: f"{image!r} in the annotations" for source in sources}
 
 
 def describe_frame(entry: FrameBoxes) -> str:

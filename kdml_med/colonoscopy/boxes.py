@@ -84,11 +84,13 @@ class BoxTable:
     Attributes:
         frames: one entry for each frame that is mentioned.
         problems: (place, reason) of what could not be tied to any frame.
+        untied: places of boxes among them, which may belong to any frame of which nothing is said.
         columns: which of sequence, patient, site and split the source has.
     """
 
     frames: list[FrameBoxes] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
+    untied: list[str] = field(default_factory=list)
     columns: frozenset[str] = frozenset()
 
 
@@ -147,6 +149,24 @@ def keep_classes(frame: FrameBoxes, names: Sequence[str]) -> FrameBoxes:
         frame,
         boxes=tuple(frame.boxes[i] for i in kept),
         classes=tuple(frame.classes[i] for i in kept),
+        polyps=tuple(frame.polyps[i] for i in kept) if frame.polyps else (),
+    )
+
+
+def drop_twins(frame: FrameBoxes) -> FrameBoxes:
+    """The frame with each box once: the same edges are the same polyp, however often they are given.
+
+    Twins with different names of the polyp stay, since one of them is wrong.
+    """
+    polyps = frame.polyps or (None,) * len(frame.boxes)
+    first = {key: i for i, key in reversed(list(enumerate(zip(frame.boxes, polyps, strict=True))))}
+    kept = sorted(first.values())
+    if len(kept) == len(frame.boxes):
+        return frame
+    return replace(
+        frame,
+        boxes=tuple(frame.boxes[i] for i in kept),
+        classes=tuple(frame.classes[i] for i in kept) if frame.classes else (),
         polyps=tuple(frame.polyps[i] for i in kept) if frame.polyps else (),
     )
 

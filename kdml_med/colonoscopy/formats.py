@@ -6,6 +6,7 @@ How each format counts pixels is told in ``kdml_med.colonoscopy.boxes``.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,8 @@ _KNOWN = {
     "patient": ("patient", "patient_id", "patientid"),
     "site": ("site", "hospital", "center", "centre"),
 }
+_LARGEST = 2**31 - 1  # no picture is wider and no video longer
+_XML_ENCODING = re.compile(rb"""^\s*<\?xml[^>]*\bencoding\s*=\s*["']([A-Za-z0-9._-]+)""")
 _SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
@@ -51,15 +54,17 @@ def parse_table(table: pd.DataFrame, where: str) -> BoxTable:
         values = {name: text for name, column in columns.items() if not is_blank(text := str(cells[column]))}
         if "image" not in values:
             result.problems.append((where, f"row {row}: no image in column {columns['image']!r}"))
+            result.untied.append(f"row {row}")
             continue
         new = _parse_row(values, f"row {row}", where)
         key = (new.image, new.frame)
         frames[key] = new if key not in frames else _join_rows(frames[key], new, where)
-    result.frames = [_drop_empty_names(frame) for frame in frames.values()]
+    result.frames = [drop_empty_names(frame) for frame in frames.values()]
     return result
 
 
-def _drop_empty_names(frame: FrameBoxes) -> FrameBoxes:
+def drop_empty_names(frame: FrameBoxes) -> FrameBoxes:
+    """The frame without classes where no box has one, and without names of polyps likewise."""
     classes = frame.classes if any(frame.classes) else ()
     return replace(frame, classes=classes, polyps=frame.polyps if any(frame.polyps) else ())
 
@@ -89,8 +94,8 @@ def _parse_row(values: Mapping[str, str], place: str, where: str) -> FrameBoxes:
         except ValueError:
             problems.append(f"{place}: {name} is {values[name]!r}, expected a number")
     for name in ("width", "height", "frame"):
-        if name in numbers and not (numbers[name] >= 0 and numbers[name] == numbers[name] // 1):
-            problems.append(f"{place}: {name} is {values[name]!r}, expected a whole number")
+        if name in numbers and not (0 <= numbers[name] <= _LARGEST and numbers[name] == numbers[name] // 1):
+            problems.append(f"{place}: {name} is {values[name]!r}, expected a whole number up to {_LARGEST}")
             del numbers[name]
     given = [name for name in EDGES if name in values]
     if given and len(given) < 4:
@@ -159,6 +164,22 @@ def format_table(frames: Iterable[FrameBoxes]) -> pd.DataFrame:
     return pd.DataFrame(cells, columns=list(TABLE_COLUMNS), index=range(2, len(cells) + 2), dtype=object)
 
 
+def decode_xml(data: bytes) -> str:
+    """Text of an XML file in the encoding that it declares, else UTF-8.
+
+    Raises:
+        UnicodeError: it is not in that encoding.
+        LookupError: there is no such encoding.
+    """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16")
+    declared = _XML_ENCODING.match(data)
+    name = declared.group(1).decode().lower() if declared else "utf-8"
+    # Programs say GB2312 and write the larger sets that contain it.
+    name = {"gb2312": "gb18030", "gbk": "gb18030", "utf-8": "utf-8-sig"}.get(name, name)
+    return data.decode(name)
+
+
 def parse_voc(text: str, name: str) -> FrameBoxes:
     """The frame of a Pascal VOC file. VOC numbers pixels from 1 and includes both ends.
 
@@ -171,7 +192,7 @@ def parse_voc(text: str, name: str) -> FrameBoxes:
     """
     try:
         root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, ValueError) as error:
         return FrameBoxes(name, place=name, problem=f"{name} is not XML ({error})")
     if root.tag != "annotation":
         return FrameBoxes(name, place=name, problem=f"{name} is not Pascal VOC: its root is <{root.tag}>")
@@ -182,9 +203,8 @@ def parse_voc(text: str, name: str) -> FrameBoxes:
             edges = [_read_number(found, f"bndbox/{edge}", f"object {number}") for edge in EDGES]
             boxes.append((edges[0] - 1, edges[1] - 1, edges[2], edges[3]))
             classes.append((found.findtext("name") or "").strip() or None)
-        # Some tools write a size of 0 for "not known".
-        width, height = (int(_read_number(root, f"size/{side}", "the image")) or None for side in ("width", "height"))
-    except (ValueError, OverflowError) as error:
+        width, height = (read_side(_read_number(root, f"size/{side}", "the image")) for side in ("width", "height"))
+    except ValueError as error:
         return FrameBoxes(name, place=name, problem=f"{name}: {error}")
     return FrameBoxes(
         name,
@@ -204,7 +224,18 @@ def _read_number(element: ElementTree.Element, path: str, what: str) -> float:
     try:
         return float(text or "")
     except ValueError:
-        raise ValueError(f"{what} has {text!r} as {path.rpartition('/')[2]}, expected a number") from None
+        raise ValueError(f"{what} has {reprlib.repr(text)} as {path.rpartition('/')[2]}, expected a number") from None
+
+
+def read_side(value: float) -> int | None:
+    """Side of an image in pixels; None for 0, which some tools write for "not known".
+
+    Raises:
+        ValueError: it is no whole number, negative or beyond what an image can have.
+    """
+    if not (0 <= value <= _LARGEST and value == value // 1):
+        raise ValueError(f"the image has a side of {value:g} pixels, expected a whole number up to {_LARGEST}")
+    return int(value) or None
 
 
 def format_voc(frame: FrameBoxes) -> str:
@@ -231,7 +262,7 @@ def parse_yolo(text: str, name: str, class_names: Sequence[str] = ()) -> FrameBo
     Args:
         text: lines; empty ones do not count.
         name: of the file, which is that of its image but for the suffix.
-        class_names: by class number; numbers beyond them are their own names.
+        class_names: by class number; without any, numbers are their own names.
     """
     boxes: list[Box] = []
     classes: list[str] = []
@@ -244,8 +275,11 @@ def parse_yolo(text: str, name: str, class_names: Sequence[str] = ()) -> FrameBo
         except ValueError:
             problem = f"{name}, line {number}: {line.strip()[:60]!r}, expected class, centre x, centre y, width, height"
             return FrameBoxes(name, place=name, problem=problem)
+        if class_names and not 0 <= kind < len(class_names):
+            problem = f"{name}, line {number}: class {kind}, but classes.txt names 0 to {len(class_names) - 1}"
+            return FrameBoxes(name, place=name, problem=problem)
         boxes.append((x - width / 2, y - height / 2, x + width / 2, y + height / 2))
-        classes.append(class_names[kind] if 0 <= kind < len(class_names) else str(kind))
+        classes.append(class_names[kind] if class_names else str(kind))
     return FrameBoxes(name, tuple(boxes), relative=True, classes=tuple(classes), place=name)
 
 
@@ -266,73 +300,3 @@ def format_yolo(frame: FrameBoxes, width: int, height: int, class_names: Sequenc
         number = 0 if kind is None else class_names.index(kind)
         lines.append(" ".join([str(number), *(f"{value:.10g}" for value in (*centre, *size))]))
     return "".join(f"{line}\n" for line in lines)
-
-
-def parse_coco(content: Any, where: str) -> BoxTable:
-    """Frames of COCO annotations; an image without annotations is a frame without polyps.
-
-    ``file_name`` names the image, or "<video>/<number>" a frame of a video.
-
-    Args:
-        content: of the JSON file.
-        where: the file, for messages.
-
-    Raises:
-        InputError: it has no lists of images and annotations, or two images with one id.
-    """
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "annotations")):
-        raise InputError(f"{where} is not COCO: expected an object with the lists images and annotations.")
-    names = {
-        item.get("id"): str(item.get("name")) for item in content.get("categories") or [] if isinstance(item, dict)
-    }
-    result = BoxTable()
-    frames: dict[Any, FrameBoxes] = {}
-    for place, image in enumerate(content["images"]):
-        if not isinstance(image, dict) or "id" not in image or not image.get("file_name"):
-            result.problems.append((where, f"images[{place}] has no id or no file_name"))
-            continue
-        if image["id"] in frames:
-            raise InputError(f"{where}: two images have the id {image['id']!r}.")
-        size = [
-            value if isinstance(value := image.get(side), int) and value > 0 else None for side in ("width", "height")
-        ]
-        frames[image["id"]] = FrameBoxes(
-            str(image["file_name"]), width=size[0], height=size[1], place=f"image id {image['id']}"
-        )
-    for place, found in enumerate(content["annotations"]):
-        key = found.get("image_id") if isinstance(found, dict) else None
-        if key not in frames:
-            result.problems.append((where, f"annotations[{place}]: no image has its image_id {key!r}"))
-            continue
-        frames[key] = _add_coco_box(frames[key], found, f"annotations[{place}]", names)
-    result.frames = [_drop_empty_names(frame) for frame in frames.values()]
-    return result
-
-
-def _add_coco_box(frame: FrameBoxes, found: Mapping[str, Any], place: str, names: Mapping[Any, str]) -> FrameBoxes:
-    try:
-        x, y, width, height = (float(value) for value in found["bbox"])
-    except (KeyError, TypeError, ValueError):
-        return replace(frame, problem=f"{place}: bbox is {found.get('bbox')!r}, expected [x, y, width, height]")
-    if found.get("iscrowd"):
-        return replace(frame, problem=f"{place} marks a crowd, not one polyp; draw a box around each")
-    name = names.get(found.get("category_id"))
-    return replace(frame, boxes=(*frame.boxes, (x, y, x + width, y + height)), classes=(*frame.classes, name))
-
-
-def format_coco(frames: Iterable[FrameBoxes]) -> dict[str, Any]:
-    """COCO content that ``parse_coco`` reads back; boxes without a class are polyps."""
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    categories: dict[str, int] = {}
-    for frame in frames:
-        image = {"id": len(images) + 1, "file_name": frame.image, "width": frame.width, "height": frame.height}
-        images.append({name: value for name, value in image.items() if value is not None})
-        for i, (xmin, ymin, xmax, ymax) in enumerate(frame.boxes):
-            name = (frame.classes[i] if frame.classes else None) or "polyp"
-            box = [xmin, ymin, xmax - xmin, ymax - ymin]
-            kind = categories.setdefault(name, len(categories) + 1)
-            entry = {"id": len(annotations) + 1, "image_id": len(images), "category_id": kind, "iscrowd": 0}
-            annotations.append(entry | {"bbox": box, "area": box[2] * box[3]})
-    kinds = [{"id": number, "name": name} for name, number in categories.items()]
-    return {"images": images, "annotations": annotations, "categories": kinds}

@@ -6,25 +6,18 @@ Preparation and later use on new images go through ``prepare_image``, so that a 
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import PIL
 import PIL.Image
 
-from kdml_med.colonoscopy.boxes import Box, FrameError
+from kdml_med.colonoscopy.boxes import Box
 from kdml_med.colonoscopy.field import Image, Mask, find_field, find_overlays
+from kdml_med.colonoscopy.images import read_image
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.video import VIDEO_SUFFIXES, iterate_video
-
-_FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
-_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
-_HALF_WHITE = 127
-_JPEG_NOISE = 16  # grey levels on a black picture
-_ORIENTATION = 0x0112  # EXIF tag
 
 
 @dataclass(frozen=True)
@@ -106,59 +99,6 @@ class LoadedFrame:
     source: Path
     frame_index: int | None
     frame: PreparedFrame
-
-
-def read_image(path: Path) -> Image:
-    """Decode an image file.
-
-    Returns:
-        uint8, [height, width, 3], RGB, rows as stored.
-
-    Raises:
-        FrameError: it is missing, empty, damaged or cut short, has several pages, more than 8 bits per channel, or an
-            EXIF rotation (tools do not agree whether boxes are drawn before or after it).
-    """
-    try:
-        if path.stat().st_size == 0:
-            raise FrameError("the file is empty")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            with PIL.Image.open(path, formats=_FORMATS) as image:
-                if getattr(image, "n_frames", 1) > 1:
-                    raise FrameError(f"it has {image.n_frames} pages, expected one image; split it")  # type: ignore[attr-defined]
-                if image.mode not in _MODES:
-                    raise FrameError(f"its pixels are of type {image.mode}, expected 8 bits per channel; convert it")
-                if image.getexif().get(_ORIENTATION, 1) != 1:
-                    raise FrameError("its EXIF data turn it, which leaves open what boxes refer to; save it upright")
-                return np.asarray(image.convert("RGB"))
-    except PIL.UnidentifiedImageError as error:
-        raise FrameError("not a JPEG, PNG, TIFF or BMP image, or its header is damaged") from error
-    except (OSError, SyntaxError, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
-        raise FrameError(f"cannot be read: {error}") from error
-
-
-def read_mask(path: Path) -> Mask:
-    """Decode a mask of polyps.
-
-    White on black, or 1 on 0. JPEG masks are noisy: what is above half of white counts, and black with noise is empty.
-
-    Returns:
-        [height, width], True on polyps.
-
-    Raises:
-        FrameError: it cannot be read, or is neither white on black nor 1 on 0, so that a threshold would be a guess.
-    """
-    try:
-        grey: Image = read_image(path).max(axis=2)
-    except FrameError as error:
-        raise FrameError(f"its mask {path.name}: {error}") from error
-    top = int(grey.max())
-    lossy = path.suffix.lower() in (".jpg", ".jpeg")
-    if top > _HALF_WHITE:
-        return np.asarray(grey > _HALF_WHITE)
-    if top <= 1 or (lossy and top <= _JPEG_NOISE):
-        return np.asarray((grey > 0) & (not lossy))
-    raise FrameError(f"its mask {path.name} has grey levels up to {top}: expected white on black, or 1 on 0")
 
 
 def prepare_image(image: Image, options: FrameOptions) -> PreparedFrame:

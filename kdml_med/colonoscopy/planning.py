@@ -30,7 +30,8 @@ class FrameItem:
         site: hospital.
         frame_index: of an image: its place in the sequence, from 0; None where unknown, and for videos.
         entries: what the annotations say; the key is the number of the video frame, None for an image.
-        blocked: frames that must not be used, by the same key.
+        blocked: frames that must not be used, by the same key; of a video, None for those that are not annotated and
+            would be negatives.
     """
 
     source: Source

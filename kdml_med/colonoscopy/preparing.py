@@ -131,10 +131,13 @@ def _read_inputs(
     if annotations is None:
         if options.polyp_classes:
             raise InputError("--polyp-class needs --annotations: name what it is about.")
-        return find_sources(inputs, [out]), Annotations()
+        sources, failures = find_sources(inputs, [out])
+        return sources, Annotations(failures=failures)
     kind = find_format(annotations, inputs, options)
-    sources = find_sources(inputs, [out, annotations] if FORMATS[kind].pictures else [out])
-    return sources, read_annotations(annotations, kind, sources, options)
+    sources, failures = find_sources(inputs, [out, annotations] if FORMATS[kind].pictures else [out])
+    known = read_annotations(annotations, kind, sources, options)
+    known.failures += failures
+    return sources, known
 
 
 def _describe(options: FrameOptions, plan: Plan, synthetic: bool, full_hash: bool) -> DatasetInfo:

@@ -5,13 +5,16 @@ What the files say is worked out in ``kdml_med.colonoscopy.formats``.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdml_med.colonoscopy.boxes import BoxTable, FrameBoxes
-from kdml_med.colonoscopy.formats import parse_coco, parse_table, parse_voc, parse_yolo
+from kdml_med.colonoscopy.coco import parse_coco
+from kdml_med.colonoscopy.folders import UNREAD_PICTURES, list_files, printable
+from kdml_med.colonoscopy.formats import decode_xml, parse_table, parse_voc, parse_yolo
 from kdml_med.errors import InputError
 from kdml_med.tables.columns import read_text_table
 from kdml_med.tables.names import IMAGE_SUFFIXES
@@ -44,9 +47,20 @@ class AnnotationFormat:
         """Files of this format: the path, or those in the folder and below it, sorted, without hidden ones."""
         if not self.folder:
             return [path]
-        files = (file for file in path.rglob("*") if file.suffix.lower() in self.suffixes and file.is_file())
-        kept = (file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts))
-        return sorted(file for file in kept if file.name not in self.ignored)
+        files = (file for file in list_files(path).files if file.suffix.lower() in self.suffixes)
+        return [file for file in files if file.name not in self.ignored]
+
+    def read_all(self, path: Path) -> BoxTable:
+        """Everything that the file or folder says, with the files of the folder that cannot be reached."""
+        table = self.read(path, self.files(path))
+        for lost, reason in list_files(path).failures if self.folder else ():
+            name = printable(lost.relative_to(path).as_posix())
+            if lost.suffix.lower() in self.suffixes:
+                table.frames.append(FrameBoxes(name, place=name, problem=f"{name}: {reason}"))
+            elif lost.is_dir():
+                table.problems.append((name, reason))
+                table.untied.append(f"a file in {name}")
+        return table
 
 
 def _read_csv(path: Path, files: Sequence[Path]) -> BoxTable:
@@ -55,39 +69,69 @@ def _read_csv(path: Path, files: Sequence[Path]) -> BoxTable:
 
 def _read_coco(path: Path, files: Sequence[Path]) -> BoxTable:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error}). Export the annotations again.") from error
+    except RecursionError as error:
+        raise InputError(
+            f"{path} cannot be read as JSON: it is nested too deeply to be COCO. Export it again."
+        ) from error
     return parse_coco(content, str(path))
 
 
 def _read_voc(folder: Path, files: Sequence[Path]) -> BoxTable:
-    return _read_texts(folder, files, parse_voc)
+    return _read_texts(folder, files, parse_voc, decode_xml)
 
 
 def _read_yolo(folder: Path, files: Sequence[Path]) -> BoxTable:
     names: list[str] = []
     for path in (folder / "classes.txt", folder.parent / "classes.txt"):
         if path.is_file() and not names:
-            names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    return _read_texts(folder, files, lambda text, name: parse_yolo(text, name, names))
+            try:
+                names = [line.strip() for line in decode_text(path.read_bytes()).splitlines() if line.strip()]
+            except (OSError, UnicodeError) as error:
+                raise InputError(f"{path} cannot be read as UTF-8 text ({error}). Save it as UTF-8.") from error
+    return _read_texts(folder, files, lambda text, name: parse_yolo(text, name, names), decode_text)
 
 
 def _read_masks(folder: Path, files: Sequence[Path]) -> BoxTable:
     # The masks themselves are read with their frames, side by side.
-    named = [(path, path.relative_to(folder).as_posix()) for path in files]
-    return BoxTable([FrameBoxes(name, mask=path, place=f"mask {name}") for path, name in named])
+    named = [(path, _name_in(folder, path)) for path in files]
+    frames = [FrameBoxes(name, mask=path, place=f"mask {name}") for path, name in named]
+    for path in list_files(folder).files:
+        if path.suffix.lower() in UNREAD_PICTURES:
+            name = _name_in(folder, path)
+            problem = f"its mask {name}: {path.suffix} files are not read; save it as PNG"
+            frames.append(FrameBoxes(name, place=f"mask {name}", problem=problem))
+    return BoxTable(frames)
 
 
-def _read_texts(folder: Path, files: Sequence[Path], parse: Callable[[str, str], FrameBoxes]) -> BoxTable:
+def _name_in(folder: Path, path: Path) -> str:
+    return printable(path.relative_to(folder).as_posix())
+
+
+def decode_text(data: bytes) -> str:
+    """UTF-8 text, or UTF-16 that begins with its mark.
+
+    Raises:
+        UnicodeError: it is neither.
+    """
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if wide else "utf-8-sig")
+
+
+def _read_texts(
+    folder: Path, files: Sequence[Path], parse: Callable[[str, str], FrameBoxes], decode: Callable[[bytes], str]
+) -> BoxTable:
     """Frames of text files; a file that is no text is a frame with a problem."""
     frames = []
     for path in files:
-        name = path.relative_to(folder).as_posix()
+        name = _name_in(folder, path)
         try:
-            frames.append(parse(path.read_text(encoding="utf-8-sig"), name))
-        except (OSError, UnicodeDecodeError) as error:
-            frames.append(FrameBoxes(name, problem=f"{path.name} cannot be read as text: {error}"))
+            frames.append(parse(decode(path.read_bytes()), name))
+        except (OSError, UnicodeError, LookupError) as error:
+            problem = f"{path.name} cannot be read as text ({error}); save it as UTF-8"
+            frames.append(FrameBoxes(name, place=name, problem=problem))
     return BoxTable(frames)
 
 

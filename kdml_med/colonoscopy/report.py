@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdml_med.colonoscopy.contact_sheet import CONTACT_SHEET_FILE
+from kdml_med.colonoscopy.folders import one_line
 from kdml_med.storage.folder import describe_remade
 from kdml_med.storage.manifest import FAILURES_FILE
 
 DUPLICATES_FILE = "duplicates.csv"
 _SHOWN = 10  # failures that are named; failures.csv has them all
+_SHOWN_LETTERS = 400  # of each
 _NO_SEQUENCES = (
     "NOTE: nothing tells which frames belong to one sequence or patient. Near-identical frames may land in training "
     "and in test, and figures on such a test set are optimistic. Better: a sequence or patient column in a CSV table, "
@@ -101,8 +103,12 @@ def describe_report(report: PreparationReport, out: Path) -> list[str]:
         )
     if report.failures:
         lines.append(f"{len(report.failures)} problems, all in {out / FAILURES_FILE}:")
-        lines += [f"  {name}: {reason}" for name, reason in report.failures[:_SHOWN]]
+        lines += [_shorten(one_line(f"  {name}: {reason}")) for name, reason in report.failures[:_SHOWN]]
         lines += ["  …"] if len(report.failures) > _SHOWN else []
     if report.frames:
         lines.append(f"look at {out / CONTACT_SHEET_FILE} before training")
     return lines
+
+
+def _shorten(line: str) -> str:
+    return line if len(line) <= _SHOWN_LETTERS else f"{line[: _SHOWN_LETTERS - 1]}…"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from kdml_med.colonoscopy.folders import UNREAD_PICTURES, UNREAD_VIDEOS, list_files, printable
 from kdml_med.colonoscopy.readers import FORMATS
 from kdml_med.colonoscopy.video import VIDEO_SUFFIXES
 from kdml_med.errors import InputError
 from kdml_med.tables.names import IMAGE_SUFFIXES
 
-_FRAME_NUMBER = re.compile(r"^(?:.*\D)?(\d+)$")
+_FRAME_NUMBER = re.compile(r"^(?:.*\D)?(\d{1,18})$")
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,19 @@ class Source:
         return self.name.rpartition("/")[0]
 
 
-def find_sources(inputs: Sequence[Path], leave_out: Sequence[Path]) -> list[Source]:
-    """Images and videos among the inputs, in natural order of their names (2 before 10).
+class FoundSources(NamedTuple):
+    """What ``find_sources`` found."""
 
-    Folders are searched below; hidden files are left out, and so is everything below ``leave_out``.
+    sources: list[Source]
+    """Images and videos, in natural order of their names (2 before 10)."""
+    failures: list[tuple[str, str]]
+    """(name, reason) of what may be a picture or video and cannot be used as one."""
+
+
+def find_sources(inputs: Sequence[Path], leave_out: Sequence[Path]) -> FoundSources:
+    """Images and videos among the inputs.
+
+    Folders are searched below, also behind links (``list_files``); what is below ``leave_out`` is left out.
 
     Args:
         inputs: files and folders.
@@ -52,30 +64,44 @@ def find_sources(inputs: Sequence[Path], leave_out: Sequence[Path]) -> list[Sour
         InputError: an input does not exist or holds no image or video, or two files have the same name.
     """
     found: dict[str, Source] = {}
+    failures: list[tuple[str, str]] = []
     files_seen: set[Path] = set()
     closed = [path.resolve() for path in leave_out]
     for path in inputs:
         if not path.exists():
             raise InputError(f"{path} does not exist. Check the path of the image, video or folder.")
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
         root = path if path.is_dir() else path.parent
-        taken = [file for file in files if _is_input(file, root, closed)]
-        if not taken:
-            raise InputError(
-                f"{path} holds no image or video; known suffixes: {' '.join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))}."
-            )
         lead = f"{path.resolve().name}/" if path.is_dir() and len(inputs) > 1 else ""
+        files, troubles = list_files(path) if path.is_dir() else ([path], [])
+        open_files = [file for file in files if not any(folder in file.resolve().parents for folder in closed)]
+        taken = [file for file in open_files if file.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)]
+        unread = [file for file in open_files if file.suffix.lower() in (*UNREAD_PICTURES, *UNREAD_VIDEOS)]
+        if not taken:
+            other = f" (it has {len(unread)} of other kinds, such as {unread[0].name})" if unread else ""
+            raise InputError(
+                f"{path} holds no image or video{other}; known suffixes: "
+                f"{' '.join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))}."
+            )
+        troubles = troubles + [(file, f"{file.suffix} files are not read; {_how_to_read(file)}") for file in unread]
+        failures += [(lead + printable(file.relative_to(root).as_posix()), reason) for file, reason in troubles]
         for file in taken:
             if file.resolve() in files_seen:
                 continue  # named twice, or linked to: one picture under two names could be in two splits
             files_seen.add(file.resolve())
             name = lead + file.relative_to(root).as_posix()
+            if printable(name) != name:
+                failures.append((printable(name), "its name is not UTF-8, so that no table can hold it; rename it"))
+                continue
             if name in found:
                 raise InputError(f"{found[name].path} and {file} would both be called {name!r}: rename one.")
             found[name] = Source(name, file)
-    if not found:
+    if not found and not failures:
         raise InputError("no input was given: name images, videos, or folders with them.")
-    return sorted(found.values(), key=lambda source: natural_key(source.name))
+    return FoundSources(sorted(found.values(), key=lambda source: natural_key(source.name)), failures)
+
+
+def _how_to_read(file: Path) -> str:
+    return "convert it to MP4" if file.suffix.lower() in UNREAD_VIDEOS else "save it as PNG or JPEG"
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -85,68 +111,99 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts)
 
 
-def _is_input(file: Path, root: Path, closed: Sequence[Path]) -> bool:
-    if file.suffix.lower() not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) or not file.is_file():
-        return False
-    if any(part.startswith(".") for part in file.relative_to(root).parts):
-        return False
-    parents = file.resolve().parents
-    return not any(folder in parents for folder in closed)
-
-
 class SourceIndex:
     """Finds the source that an annotation means.
 
     A name fits a source by its whole path, by its path without suffix, by its file name, or by its file name without
     suffix; the first of these that fits any source decides. Folders that both names have must agree. "<video>/<number>"
-    is a frame of a video; the number may have text before it ("clip/frame_0012") and a suffix.
+    is a frame of a video; the number may have text before it ("clip/frame_0012") and a suffix. Letters with accents are
+    the same however they are encoded.
     """
 
     def __init__(self, sources: Iterable[Source]) -> None:
         self._levels: list[dict[str, list[Source]]] = [{}, {}, {}, {}]
+        self._bones: dict[str, list[Source]] = {}
         for source in sources:
-            for level, key in zip(self._levels, _keys(source.name), strict=True):
+            for level, key in zip(self._levels, _keys(_plain(source.name)), strict=True):
                 level.setdefault(key, []).append(source)
+            for bones in _bones(_last(_plain(source.name))):
+                self._bones.setdefault(bones, []).append(source)
 
     def find(self, name: str, frame: int | None = None) -> list[tuple[Source, int | None]]:
-        """Sources that a name fits, and the number of the frame for videos; ideally one.
+        """Sources that a name fits, and the number of the frame for videos, None where it has none; ideally one.
 
         Args:
             name: as the annotations give it.
             frame: number of the frame, where the annotations give it apart from the name.
         """
-        name = name.strip().replace("\\", "/").removeprefix("./")
+        name = _plain(name)
         whole = self._find_file(name)
         if frame is not None or any(not source.is_video for source in whole):
             return [(source, frame) for source in whole]
         video, _, last = name.rpartition("/")
         number = _FRAME_NUMBER.match(_without_suffix(last))
         if video and number:
-            return [(source, int(number.group(1))) for source in self._find_file(video) if source.is_video]
-        return []
+            found: list[tuple[Source, int | None]] = [
+                (source, int(number.group(1))) for source in self._find_file(video) if source.is_video
+            ]
+            if found:
+                return found
+        return [(source, None) for source in whole]
 
     def _find_file(self, name: str) -> list[Source]:
         for level, key in zip(self._levels, _keys(name), strict=True):
-            found = [source for source in level.get(key, []) if _folders_agree(name, source.name)]
+            found = [source for source in level.get(key, []) if _folders_agree(name, _plain(source.name))]
             if found:
                 return found
         return []
 
+    def find_alike(self, name: str) -> list[Source]:
+        """Sources that a name which fits none may still mean: letters and numbers without accents are the same.
 
-def _folders_agree(one: str, other: str) -> bool:
-    """Whether the folders of two names are the same from the end, as far as both have some."""
+        For names that went through another encoding, another case or another way to write spaces. Too loose to tie
+        anything to them, but enough to doubt that nothing is known about them.
+        """
+        name = _plain(name)
+        alike = self._find_bones(name)
+        return alike + [source for source in self._find_bones(name.rpartition("/")[0]) if source.is_video]
+
+    def _find_bones(self, name: str) -> list[Source]:
+        found = {source.name: source for bones in _bones(_last(name)) for source in self._bones.get(bones, ())}
+        return [source for source in found.values() if name and _folders_agree(name, _plain(source.name), loosely=True)]
+
+
+def _plain(name: str) -> str:
+    """A name as names are compared: in one Unicode form, "/" between folders."""
+    return unicodedata.normalize("NFC", name).strip().replace("\\", "/").removeprefix("./")
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _bones(name: str) -> set[str]:
+    """What is left of a name in any encoding: its letters from a to z and its numbers, with and without the letters
+    that have accents.
+    """
+    stem = _without_suffix(name).lower()
+    forms = (stem, unicodedata.normalize("NFD", stem))
+    return {re.sub(r"0+(?=\d)", "", re.sub(r"[^a-z0-9]", "", form)) for form in forms}
+
+
+def _folders_agree(one: str, other: str, *, loosely: bool = False) -> bool:
+    """Whether the folders of two names are the same from the end, as far as both have some; loosely: by ``_bones``."""
     folders = zip(reversed(one.split("/")[:-1]), reversed(other.split("/")[:-1]), strict=False)
-    return all(a == b for a, b in folders)
+    return all(a == b or (loosely and _bones(a) & _bones(b)) for a, b in folders)
 
 
 def _without_suffix(name: str) -> str:
     """The name without an image or video suffix or that of an annotation file; other points belong to the name."""
     stem, point, suffix = name.rpartition(".")
     beside_images = (suffix for kind in FORMATS.values() if kind.folder for suffix in kind.suffixes)
-    known = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *beside_images)
+    known = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *UNREAD_PICTURES, *beside_images)
     return stem if point and f".{suffix.lower()}" in known else name
 
 
 def _keys(name: str) -> tuple[str, str, str, str]:
-    last = name.rpartition("/")[2]
+    last = _last(name)
     return name, _without_suffix(name), last, _without_suffix(last)

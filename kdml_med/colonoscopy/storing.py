@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from kdml_med.colonoscopy.boxes import Box, FrameBoxes, FrameError, boxes_of_mask, check_boxes
 from kdml_med.colonoscopy.field import Image
-from kdml_med.colonoscopy.frames import PreparedFrame, encode_image, prepare_image, read_image, read_mask
+from kdml_med.colonoscopy.frames import PreparedFrame, encode_image, prepare_image
+from kdml_med.colonoscopy.images import read_image, read_mask
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.planning import FrameItem, ShardJob, owner_of
 from kdml_med.colonoscopy.video import VideoCutShortError, iterate_video
@@ -120,7 +121,8 @@ class _ShardBuilder:
         self._seen.add(number)
         sample_id = item.source.name if number is None else f"{item.source.name}/{number:06}"
         entry = item.entries.get(number)
-        if number in item.blocked:
+        in_doubt = entry is None and None in item.blocked and self._options.unlisted == NEGATIVE
+        if number in item.blocked or in_doubt:
             return
         if entry is None:
             self.record.unlisted += 1

@@ -10,7 +10,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import av
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -20,7 +19,7 @@ from PIL import ImageDraw, ImageFont
 from kdml_med.colonoscopy.boxes import Box
 from kdml_med.colonoscopy.contact_sheet import CONTACT_SHEET_FILE, write_contact_sheet
 from kdml_med.colonoscopy.field import Image
-from kdml_med.colonoscopy.video import VIDEO_SUFFIXES, VideoCutShortError, iterate_video, write_video
+from kdml_med.colonoscopy.video import VIDEO_SUFFIXES, VideoCutShortError, iterate_video, open_video, write_video
 
 SHEET_FRAMES = 40
 RESEARCH_ONLY = "Research only, not for diagnosis"
@@ -47,18 +46,17 @@ class SourceSize(NamedTuple):
 
 
 def source_size(path: Path) -> SourceSize:
-    """Size of an image or video, by its header; the file must be one that could be read before."""
+    """Size of an image or of the frames of a video, as they are shown; the file must be one that could be read."""
     if path.suffix.lower() in VIDEO_SUFFIXES:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            return SourceSize(stream.width, stream.height)
+        _, first = next(iterate_video(path, 0))
+        return SourceSize(first.shape[1], first.shape[0])
     with Pillow.open(path) as image:
         return SourceSize(*image.size)
 
 
 def sampled_rate(path: Path, fps: float) -> Fraction:
     """Frames per second that ``iterate_video`` gives out on average: ``fps``, or all that the video has."""
-    with av.open(str(path)) as container:
+    with open_video(path) as container:
         rate = container.streams.video[0].average_rate or _USUAL_RATE
     return min(rate, Fraction(fps).limit_denominator(1000)) if fps > 0 else Fraction(rate)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -60,17 +62,42 @@ def save_mask(path: Path, boxes: list[tuple[int, int, int, int]], size: tuple[in
     return path
 
 
-def save_video(path: Path, frames: int = 50, rate: int = 25, size: tuple[int, int] = (96, 64), **how: object) -> Path:
-    """A video whose frame k has brightness 40 + 4 k (mod 200), so that its number can be read off."""
+def save_video(
+    path: Path,
+    frames: int = 50,
+    rate: int = 25,
+    size: tuple[int, int] = (96, 64),
+    *,
+    codec: str = "mpeg4",
+    b_frames: bool = False,
+    dropped: Collection[int] = (),
+    start: int = 0,
+    turn: float = 0,
+    title: str = "",
+    **how: object,
+) -> Path:
+    """A video whose frame k has brightness 40 + 4 k (mod 200), so that its number can be read off.
+
+    ``dropped`` frames leave a gap in time, ``start`` frames one before the first; ``turn`` is by how many degrees
+    players turn the picture, to the left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", **how) as container:
-        stream = container.add_stream("mpeg4", rate=rate)
+        container.metadata["title"] = title
+        stream = container.add_stream(codec, rate=rate, options={"bf": "2", "g": "12"} if b_frames else {})
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *size, "yuv420p", 4_000_000
+        stream.codec_context.time_base = Fraction(1, rate)
+        if turn:
+            stream.set_display_rotation(turn)
         for number in range(frames):
+            if number in dropped:
+                continue
             level = 40 + 4 * number % 200
             noise = np.random.default_rng(number).integers(0, 40, (size[1], size[0], 1))
             picture = np.broadcast_to(np.clip(level + noise - 20, 0, 255), (size[1], size[0], 3)).astype(np.uint8)
-            for packet in stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")):
+            shown = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            shown.pts, shown.time_base = start + number, Fraction(1, rate)
+            for packet in stream.encode(shown):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)

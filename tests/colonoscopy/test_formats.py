@@ -11,12 +11,12 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from kdml_med.colonoscopy.boxes import FrameBoxes, boxes_of_mask, check_boxes
+from kdml_med.colonoscopy.coco import format_coco, parse_coco
 from kdml_med.colonoscopy.formats import (
-    format_coco,
+    decode_xml,
     format_table,
     format_voc,
     format_yolo,
-    parse_coco,
     parse_table,
     parse_voc,
     parse_yolo,
@@ -139,15 +139,17 @@ def test_coco_keeps_what_is_good_and_names_the_rest():
     assert [(f.image, f.boxes, f.problem is None) for f in read.frames] == [
         ("a", ((1, 2, 4, 6),), True),
         ("b", (), False),
-        ("c", (), True),
+        ("c", (), False),  # the last annotation may be its own
     ]
     assert [reason for _, reason in read.problems] == [
-        "images[3] has no id or no file_name",
+        "images[3] has no file_name",
         "annotations[2]: no image has its image_id 9",
     ]
+    content["annotations"] = content["annotations"][:1]
+    assert [frame.problem for frame in parse_coco(content, "x.json").frames] == [None] * 3
     content["annotations"] = [{"image_id": 1, "bbox": [1, 2, 3, 4], "iscrowd": 1}]
     assert "crowd" in parse_coco(content, "x.json").frames[0].problem
-    for wrong in ([], {"images": []}, {"images": [{"id": 1, "file_name": "a"}] * 2, "annotations": []}):
+    for wrong in ([], {"images": []}, {"images": {}, "annotations": []}):
         with pytest.raises(InputError, match=r"x\.json"):
             parse_coco(wrong, "x.json")
 
@@ -200,3 +202,112 @@ def test_row_without_an_image_is_listed():
 def test_tables_that_mean_nothing_certain_are_refused(header, rows, message):
     with pytest.raises(InputError, match=message):
         parse_table(table(*rows, header=header), "x.csv")
+
+
+IDS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=4),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=1),
+)
+
+
+@pytest.mark.parametrize("change", [str, float, lambda number: f" {number} "])
+def test_coco_ids_are_one_id_as_number_and_as_text(change):
+    known = [FrameBoxes(f"{i}.jpg", ((1, 2, 30, 40),) * (i > 0), classes=("polyp",) * (i > 0)) for i in range(3)]
+    content = format_coco(known)
+    for found in content["annotations"]:
+        found["image_id"], found["category_id"] = change(found["image_id"]), change(found["category_id"])
+    read = parse_coco(content, "x.json")
+    assert [replace(frame, place="") for frame in read.frames] == known
+    assert read.problems == []
+
+
+@settings(max_examples=examples(60))
+@given(
+    st.lists(IDS, min_size=1, max_size=3),
+    st.lists(st.tuples(IDS, IDS, st.one_of(IDS, st.just([1, 2, 30, 40])), IDS), max_size=4),
+)
+def test_coco_of_any_json_types_never_makes_a_negative_of_a_frame_whose_boxes_were_not_read(ids, annotations):
+    content = {
+        "images": [{"id": key, "file_name": f"{i}.jpg"} for i, key in enumerate(ids)],
+        "annotations": [
+            {"image_id": key, "category_id": kind, "bbox": box, "iscrowd": crowd}
+            for key, kind, box, crowd in annotations
+        ],
+        "categories": [{"id": key, "name": "polyp"} for key in ids],
+    }
+    read = parse_coco(content, "x.json")
+    boxes = sum(len(frame.boxes) for frame in read.frames)
+    negatives = [frame for frame in read.frames if not frame.boxes and frame.problem is None]
+    refused = sum(frame.problem is not None for frame in read.frames)
+    assert len(read.frames) == len(ids)
+    assert boxes + len(read.untied) + refused > 0 or not annotations
+    assert not (negatives and read.untied)
+
+
+def test_two_coco_images_with_one_id_are_refused_and_the_others_stay():
+    content = format_coco([FrameBoxes(f"{name}.jpg", ((1, 2, 30, 40),)) for name in "abc"])
+    content["images"][1]["id"] = 1
+    content["annotations"][1]["image_id"] = 1
+    problems = {frame.image: frame.problem for frame in parse_coco(content, "x.json").frames}
+    assert "two images have the id 1" in problems["a.jpg"]
+    assert problems["a.jpg"] == problems["b.jpg"]
+    assert problems["c.jpg"] is None
+
+
+def test_coco_with_corners_instead_of_sizes_is_refused():
+    corners = [(20, 30, 200, 210), (100, 90, 150, 140), (5, 6, 90, 80)]
+    known = [FrameBoxes(f"{i}.jpg", (box,), width=220, height=220) for i, box in enumerate(corners)]
+    content = format_coco(known)
+    assert [frame.problem for frame in parse_coco(content, "x.json").frames] == [None] * 3
+    for found, box in zip(content["annotations"], corners, strict=True):
+        found["bbox"] = list(box)
+    assert all("corners" in frame.problem for frame in parse_coco(content, "x.json").frames)
+
+
+@pytest.mark.parametrize(
+    "size", [{"width": "wide"}, {"height": -1}, {"width": 1e300}, {"width": [3]}, {"height": float("nan")}]
+)
+def test_a_coco_size_that_is_none_spoils_its_frame_only(size):
+    content = {
+        "images": [{"id": 1, "file_name": "a", **size}, {"id": 2, "file_name": "b", "width": 640.0}],
+        "annotations": [],
+    }
+    first, second = parse_coco(content, "x.json").frames
+    assert "states the size" in first.problem
+    assert (second.width, second.problem) == (640, None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb2312", "latin-1", "cp1252", "shift_jis"])
+def test_voc_is_read_in_the_encoding_that_it_declares(encoding):
+    name = {"gb2312": "息肉", "shift_jis": "腺腫"}.get(encoding, "adénome")
+    known = FrameBoxes("a.jpg", ((1, 2, 30, 40),), classes=(name,))
+    declared = "utf-8" if encoding == "utf-8-sig" else encoding
+    data = f'<?xml version="1.0" encoding="{declared}"?>{format_voc(known)}'.encode(encoding)
+    read = parse_voc(decode_xml(data), "a.xml")
+    assert (read.classes, read.boxes) == (known.classes, known.boxes)
+
+
+def test_voc_in_no_encoding_or_another_than_it_declares_is_an_error_to_name():
+    for data in (b'<?xml version="1.0" encoding="martian"?><a/>', b'<?xml version="1.0"?><a>\xe9</a>'):
+        with pytest.raises((LookupError, UnicodeError)):
+            decode_xml(data)
+
+
+@pytest.mark.parametrize("value", ["1e300", "-1", "inf", "2.5", str(2**31)])
+@pytest.mark.parametrize("column", ["frame", "width"])
+def test_a_number_that_no_frame_can_have_spoils_its_row_only(column, value):
+    read = parse_table(
+        table(f"a,1,2,3,4,{value}", "b,1,2,3,4,7", header=f"image,xmin,ymin,xmax,ymax,{column}"), "x.csv"
+    )
+    assert f"{column} is '{value}', expected a whole number" in read.frames[0].problem
+    assert read.frames[1].problem is None
+
+
+def test_yolo_classes_beyond_the_names_are_refused():
+    assert parse_yolo("1 0.5 0.5 1 1", "a.txt", ["polyp", "tool"]).problem is None
+    assert "class 2, but classes.txt names 0 to 1" in parse_yolo("2 0.5 0.5 1 1", "a.txt", ["polyp", "tool"]).problem

@@ -6,56 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from kdml_med.colonoscopy.boxes import FrameError
-from kdml_med.colonoscopy.frames import Placement, encode_image, load_frames, read_image, read_mask, resize_down
+from kdml_med.colonoscopy.frames import Placement, encode_image, load_frames, resize_down
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.errors import InputError
-from tests.colonoscopy.pictures import frame, save, save_mask, save_video
-
-
-@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".jpg"])
-def test_common_formats_are_read(tmp_path, suffix):
-    picture = frame()
-    path = save(tmp_path / f"a{suffix}", picture)
-    read = read_image(path)
-    assert (read.shape, read.dtype) == (picture.shape, np.uint8)
-    if suffix != ".jpg":
-        np.testing.assert_array_equal(read, picture)
-
-
-def test_unusable_images_are_named_by_their_fault(tmp_path):
-    good = save(tmp_path / "good.jpg").read_bytes()
-    sixteen, turned, pages = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    Image.fromarray(np.zeros((8, 8), np.uint16)).save(sixteen, "PNG")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (8, 8)).save(turned, "JPEG", exif=exif)
-    Image.new("RGB", (8, 8)).save(pages, "TIFF", save_all=True, append_images=[Image.new("RGB", (8, 8))])
-    cases = {
-        "empty.jpg": (b"", "empty"),
-        "text.jpg": (b"hello", "not a JPEG"),
-        "cut.jpg": (good[: len(good) // 2], "truncated"),
-        "sixteen.png": (sixteen.getvalue(), "8 bits"),
-        "turned.jpg": (turned.getvalue(), "EXIF"),
-        "pages.tif": (pages.getvalue(), "2 pages"),
-    }
-    for name, (data, reason) in cases.items():
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(FrameError, match=reason):
-            read_image(tmp_path / name)
-    with pytest.raises(FrameError, match="cannot be read"):
-        read_image(tmp_path / "absent.jpg")
-
-
-def test_masks_are_black_and_white_or_0_and_1(tmp_path):
-    assert read_mask(save_mask(tmp_path / "a.png", [(3, 4, 20, 30)])).sum() == 17 * 26
-    ones = np.zeros((20, 20), np.uint8)
-    ones[5:7, 5:7] = 1
-    assert read_mask(save(tmp_path / "b.png", np.dstack([ones] * 3))).sum() == 4
-    noisy = np.full((40, 40, 3), 2, np.uint8)
-    assert not read_mask(save(tmp_path / "c.jpg", noisy)).any()
-    with pytest.raises(FrameError, match=r"d\.png has grey levels up to 60"):
-        read_mask(save(tmp_path / "d.png", np.full((9, 9, 3), 60, np.uint8)))
+from tests.colonoscopy.pictures import frame, save, save_video
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(32, 200))

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from kdml_med.colonoscopy.boxes import FrameBoxes
-from kdml_med.colonoscopy.formats import format_coco, format_voc, format_yolo
+from kdml_med.colonoscopy.coco import format_coco
+from kdml_med.colonoscopy.formats import format_voc, format_yolo
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.colonoscopy.report import describe_report

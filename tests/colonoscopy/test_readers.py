@@ -35,7 +35,7 @@ def test_a_file_of_no_format_is_refused_with_all_that_could_be(tmp_path, monkeyp
 def test_files_of_each_format_with_a_file_for_each_image_find_the_image(tmp_path, monkeypatch):
     monkeypatch.setitem(FORMATS, "toy", AnnotationFormat(read_nothing, (".toy",), folder=True))
     image = save(tmp_path / "clip" / "a.png")
-    index = SourceIndex(find_sources([tmp_path], []))
+    index = SourceIndex(find_sources([tmp_path], []).sources)
     beside = [suffix for kind in FORMATS.values() if kind.folder for suffix in kind.suffixes]
     assert {".xml", ".txt", ".toy"} < set(beside)
     for suffix in beside:

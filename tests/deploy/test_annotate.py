@@ -106,6 +106,7 @@ def test_rate_is_that_of_the_frames_given_out(clip, fps, rate):
 def test_size_is_read_off_images_and_videos(clip, tmp_path):
     assert source_size(clip) == (96, 64)
     assert source_size(save(tmp_path / "a.png")) == (200, 160)
+    assert source_size(save_video(tmp_path / "turned.mp4", frames=2, turn=90)) == (64, 96), "as it is shown"
 
 
 def rows_of(scores: dict[str, float]) -> tuple[pd.DataFrame, dict[str, list[Detected]]]:
