@@ -34,7 +34,7 @@ class Kind:
 def whole(low: int, high: int | None = None) -> Kind:
     """A whole number in a range, ends included."""
     words = f"a whole number from {low}" + ("" if high is None else f" to {high}")
-    return Kind(words, lambda value: _is_whole(value) and low <= value <= (math.inf if high is None else high), int)
+    return Kind(words, lambda value: is_whole(value) and low <= value <= (math.inf if high is None else high), int)
 
 
 def number(low: float, *, above: bool = False, high: float = math.inf) -> Kind:
@@ -74,8 +74,14 @@ def one_or_each(kind: Kind, what: str) -> Kind:
     )
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number; True and False are none."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_flag_text(value: Any) -> bool:
+    """Whether a value is a text that means True or False, and would count as true: any text but the empty one does."""
+    return isinstance(value, str) and value.lower() in ("true", "false")
 
 
 def _is_number(value: Any) -> bool:
@@ -96,7 +102,7 @@ def _is_spec(value: Any) -> bool:
 
 def _is_input_size(value: Any) -> bool:
     sides = value if isinstance(value, list | tuple) else [value, value]
-    return len(sides) == 2 and all(_is_whole(side) and side > 0 and side % STRIDES[-1] == 0 for side in sides)
+    return len(sides) == 2 and all(is_whole(side) and side > 0 and side % STRIDES[-1] == 0 for side in sides)
 
 
 def _is_range(value: Any) -> bool:
@@ -107,7 +113,7 @@ def _is_range(value: Any) -> bool:
 
 FLAG = Kind("True or False", lambda value: isinstance(value, bool))
 # A folder called 2026 comes from the command line as a number.
-PATH = Kind("a path", lambda value: (isinstance(value, str | Path) and value != "") or _is_whole(value), str)
+PATH = Kind("a path", lambda value: (isinstance(value, str | Path) and value != "") or is_whole(value), str)
 TEXT = Kind("a name", lambda value: isinstance(value, str) and value != "")
 DEVICE = Kind(
     "cpu, cuda or cuda:0 and the like, or mps",

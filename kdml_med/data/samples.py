@@ -15,6 +15,7 @@ import torch
 from monai.transforms import Randomizable
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 from torch.utils.data.distributed import DistributedSampler
 
 from kdml_med.data.images import decode_image
@@ -83,7 +84,10 @@ class ManifestDataset(Dataset[dict[str, Any]]):
     def read(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Stored pixels of a row: uint8, [height, width, 3]."""
         row = self.rows.iloc[index]
-        data = read_member(self.root, row["shard"], int(row["offset"]), int(row["size"]))
+        try:
+            data = read_member(self.root, row["shard"], int(row["offset"]), int(row["size"]))
+        except InputError as error:
+            raise InputError(f"{self.kind.row} {row['sample_id']!r}: {error}") from error
         return decode_image(data, where=f"{self.kind.row} {row['sample_id']!r} in {self.root / row['shard']}")
 
     @abstractmethod
@@ -237,3 +241,39 @@ class SampleLoader(DataLoader[dict[str, Any]]):
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(seed),
         )
+
+    def __iter__(self) -> _BaseDataLoaderIter:
+        """Batches; what goes wrong in a reading process speaks to a person as it does in this one."""
+        batches = super().__iter__()
+        return _Batches(batches) if self.num_workers else batches  # type: ignore[return-value]
+
+
+class _Batches:
+    """Batches of an iterator over processes, whose errors torch hands on with the traceback in their text."""
+
+    def __init__(self, batches: _BaseDataLoaderIter) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> _Batches:
+        return self
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._batches)
+        except InputError as error:
+            raise InputError(_last_message(str(error))) from error
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise InputError(
+                "a process that reads samples was ended from outside, probably for want of memory: use fewer "
+                "--num_workers or a smaller --batch_size; the same command goes on."
+            ) from error
+
+
+def _last_message(text: str) -> str:
+    """What the error itself said at the end of a traceback."""
+    return text.rpartition(f"{InputError.__name__}: ")[2].strip()

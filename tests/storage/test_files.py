@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdml_med.errors import InputError
 from kdml_med.storage import files
 from kdml_med.storage.files import (
     source_fingerprint,
@@ -68,7 +69,7 @@ def test_folder_that_cannot_be_synced_is_no_failure_but_a_full_disk_is(tmp_path,
     write_atomically(tmp_path / "a", b"content")
     assert (tmp_path / "a").read_bytes() == b"content"
     monkeypatch.setattr(os, "fsync", refuse(28))  # ENOSPC
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match=r"cannot write .*b: No space.* Free some space"):
         write_atomically(tmp_path / "b", b"content")
 
 

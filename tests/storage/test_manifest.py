@@ -72,9 +72,9 @@ def test_info_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not valid JSON"),
+        ("{", "is not JSON"),
         (json.dumps({"schema_version": 99}), "schema version 99"),
-        (json.dumps({"schema_version": 1, "tile_size": 3}), r"unknown keys \['tile_size'\]"),
+        (json.dumps({"schema_version": 1, "tile_size": 3}), r"unknown key 'tile_size'"),
     ],
 )
 def test_unreadable_info_says_why(tmp_path: Path, content: str, message: str) -> None:
