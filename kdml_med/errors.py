@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from enum import IntEnum
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def foreseen(error: BaseException) -> InputError | None:
     # Without a number it is raised by a library that means something else by it, and a closed pipe is no fault.
     if not isinstance(error, OSError) or error.errno in (None, errno.EPIPE):
         return None
-    name = "" if error.filename is None else f"{error.filename}: "
+    name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
     return InputError(f"{name}{_reason(error)}.{_remedy(error)}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -31,10 +31,14 @@ class Kind:
     convert: Callable[[Any], Any] = lambda value: value
 
 
+LARGEST = 2**31 - 1
+"""Of all whole numbers: more overflows in torch, NumPy or memory, and is a slip of the hand."""
+
+
 def whole(low: int, high: int | None = None) -> Kind:
     """A whole number in a range, ends included."""
     words = f"a whole number from {low}" + ("" if high is None else f" to {high}")
-    return Kind(words, lambda value: is_whole(value) and low <= value <= (math.inf if high is None else high), int)
+    return Kind(words, lambda value: is_whole(value) and low <= value <= (LARGEST if high is None else high), int)
 
 
 def number(low: float, *, above: bool = False, high: float = math.inf) -> Kind:
@@ -69,7 +73,7 @@ def one_or_each(kind: Kind, what: str) -> Kind:
         f"{kind.words}; or a list with one for each {what}",
         lambda value: (
             kind.accepts(value)
-            or (isinstance(value, Sequence) and not isinstance(value, str) and all(map(kind.accepts, value)))
+            or (isinstance(value, list | tuple) and len(value) > 0 and all(map(kind.accepts, value)))
         ),
     )
 
@@ -85,19 +89,27 @@ def is_flag_text(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, because isfinite overflows on whole numbers of hundreds of digits.
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < math.inf  # type: ignore[operator]
 
 
 def _plain_number(value: Any) -> Any:
     """A number of Python; YAML takes 1e-3 for a text, and Python programs hand in numbers of NumPy."""
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
+    if isinstance(value, str) or (is_whole(value) and abs(value) > LARGEST):
+        with contextlib.suppress(ValueError, OverflowError):
             return float(value)
     return value.item() if isinstance(value, Real) and hasattr(value, "item") else value
 
 
 def _is_spec(value: Any) -> bool:
-    return (isinstance(value, str) and bool(value)) or (isinstance(value, Mapping) and "name" in value)
+    name = value.get("name") if isinstance(value, Mapping) else value
+    return isinstance(name, str) and name != ""
+
+
+def _weight_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): str(path) for name, path in value.items()}
+    return str(value)
 
 
 def _is_input_size(value: Any) -> bool:
@@ -125,13 +137,14 @@ DEVICE = Kind(
 SPEC = Kind("a network's name, an import path, or a mapping with 'name' and arguments", _is_spec)
 SPECS = Kind(
     "a list of networks, such as ['resnet18','resnet18']",
-    lambda value: isinstance(value, list | tuple) and all(map(_is_spec, value)),
+    lambda value: isinstance(value, list | tuple) and len(value) > 0 and all(map(_is_spec, value)),
 )
 WEIGHTS = Kind(
     "a path, or a mapping of network or architecture names to paths",
     lambda value: (
         PATH.accepts(value) or (isinstance(value, Mapping) and all(map(PATH.accepts, [*value.keys(), *value.values()])))
     ),
+    _weight_paths,
 )
 INPUT_SIZE = Kind(f"[height, width] or one side, pixels, multiples of {STRIDES[-1]}", _is_input_size)
 RANGE = Kind("[low, high], both above 0", _is_range)

@@ -15,6 +15,7 @@ from kdml_med.bundle.kinds import (
     DEVICE,
     FLAG,
     INPUT_SIZE,
+    LARGEST,
     PATH,
     RANGE,
     SPEC,
@@ -23,6 +24,7 @@ from kdml_med.bundle.kinds import (
     WEIGHTS,
     Kind,
     is_flag_text,
+    is_whole,
     number,
     one_or_each,
     optional,
@@ -90,7 +92,8 @@ class Knob:
         if self.kind.accepts(value):
             return self.kind.convert(value)
         refuse_flag_text(self.name, value)
-        raise InputError(f"--{self.name} is {value!r}, expected {self.kind.words}.")
+        limit = f", at most {LARGEST}" if is_whole(value) and value > LARGEST else ""
+        raise InputError(f"--{self.name} is {value!r}, expected {self.kind.words}{limit}.")
 
 
 def refuse_flag_text(name: str, value: Any) -> None:
@@ -137,7 +140,7 @@ KNOBS: list[Knob] = [
     Knob("resume", FLAG, default=True, group=PLACE, recorded=False,
          help="continue the run in `run_dir` if there is one, with [the same "
               "settings](../how_to/resume_and_reproduce.md); `False` refuses such a folder"),
-    Knob("seed", whole(0, 2**32 - 1), default=0, group=PLACE, part="networks",
+    Knob("seed", whole(0), default=0, group=PLACE, part="networks",
          help="of initial weights, order of samples and augmentation; not of the splits"),
     Knob("device", DEVICE, default=Shown("`cuda`, or `cpu` without a GPU"), group=PLACE, stages=ALL_STAGES, free=True,
          help="where the networks run"),

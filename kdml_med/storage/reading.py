@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import math
@@ -31,13 +32,12 @@ def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read, is not UTF-8 or not JSON, names a key twice, holds NaN or infinity, or no object.
     """
+    data = _read_bytes(path)
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = data.decode("utf-8-sig")
         content = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
-    except OSError as error:
-        raise foreseen(error) or error from error
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError, too
-        what = "is empty" if not Path(path).stat().st_size else f"is not JSON ({error})"
+        what = f"is not JSON ({error})" if data else "is empty"
         raise InputError(f"{path} {what}: it was edited or cut short. {remedy}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds {describe(content)}, expected an object. {remedy}")
@@ -172,28 +172,28 @@ def read_table(path: Path, columns: Sequence[str] = (), *, remedy: str) -> pd.Da
         remedy: what to do when it is damaged, one sentence.
 
     Raises:
-        InputError: it cannot be read, is no UTF-8 text or no table, or lacks a column.
+        InputError: it cannot be read, is no UTF-8 text or no table, or lacks a column or a cell.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise foreseen(error) or error from error
-    return parse_table(content, path, columns, remedy=remedy)
+    return parse_table(_read_bytes(path), path, columns, remedy=remedy)
 
 
 def parse_table(content: bytes, path: Path, columns: Sequence[str] = (), *, remedy: str) -> pd.DataFrame:
     """Likewise, of bytes that were read already."""
     try:
-        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except ValueError as error:  # also of UnicodeDecodeError, ParserError and EmptyDataError
+        # Not pandas, which fills up short rows and takes surplus cells for an index.
+        lines = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        rows = [(lines.line_num, cells) for cells in lines if cells]
+    except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a CSV table ({_line(error)}). {remedy}") from error
+    if not rows:
+        raise InputError(f"{path} is empty: it was edited or cut short. {remedy}")
+    (_, header), *rows = rows
+    for number, cells in rows:
+        if len(cells) != len(header):
+            raise InputError(f"{path}, line {number}: {len(cells)} cells, but the header has {len(header)}. {remedy}")
+    table = unguarded(pd.DataFrame([cells for _, cells in rows], columns=header, dtype=object))
     _check_columns(table, columns, path, remedy)
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the surplus for an index
-        raise InputError(f"{path} has rows with more cells than its header. {remedy}")
-    if table.isna().to_numpy().any():  # a row that ends too early
-        row = int(table.isna().any(axis=1).to_numpy().argmax()) + 2
-        raise InputError(f"{path}, row {row}: cells are missing. {remedy}")
-    return unguarded(table)
+    return table
 
 
 def read_rows(path: Path, columns: Sequence[str] = (), *, remedy: str) -> pd.DataFrame:
@@ -202,12 +202,20 @@ def read_rows(path: Path, columns: Sequence[str] = (), *, remedy: str) -> pd.Dat
     Raises:
         InputError: it cannot be read, or lacks a column.
     """
+    content = _read_bytes(path)
     try:
-        table = pd.read_parquet(path)
+        table = pd.read_parquet(io.BytesIO(content))
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
         raise InputError(f"{path} cannot be read as parquet ({_line(error)}). {remedy}") from error
     _check_columns(table, columns, path, remedy)
     return table
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise foreseen(error) or error from error
 
 
 def _check_columns(table: pd.DataFrame, columns: Sequence[str], path: Path, remedy: str) -> None:
