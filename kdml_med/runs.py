@@ -224,11 +224,12 @@ def read_checkpoint(path: Path, kinds: Mapping[str, type | tuple[type, ...]], *,
         raise InputError(f"checkpoint {path} does not exist. {remedy}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises nearly anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} cannot be read as a checkpoint: {reason} {remedy}") from error
+    except Exception as error:  # a damaged file raises nearly anything, at length and with advice to run its code
+        raise InputError(
+            f"{path} cannot be read as a checkpoint: it was cut short, or is another file. {remedy}"
+        ) from error
     for name, kind in kinds.items():
-        if not isinstance(state, Mapping) or not isinstance(state.get(name), kind):
+        if not isinstance(state, Mapping) or name not in state or not isinstance(state[name], kind):
             raise InputError(f"{path} is no checkpoint of training: it has no usable {name!r}. {remedy}")
     return dict(state)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -89,15 +88,18 @@ def is_flag_text(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    # Compared, because isfinite overflows on whole numbers of hundreds of digits.
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < math.inf  # type: ignore[operator]
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _plain_number(value: Any) -> Any:
     """A number of Python; YAML takes 1e-3 for a text, and Python programs hand in numbers of NumPy."""
     if isinstance(value, str) or (is_whole(value) and abs(value) > LARGEST):
-        with contextlib.suppress(ValueError, OverflowError):
+        try:
             return float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            return math.inf
+        except ValueError:
+            return value
     return value.item() if isinstance(value, Real) and hasattr(value, "item") else value
 
 
