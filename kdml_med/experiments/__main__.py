@@ -19,7 +19,6 @@ from kdml_med.experiments.scheduling import run_plan
 from kdml_med.program import run_commands
 from kdml_med.report.pages import REPORT_NAME
 from kdml_med.runs import read_run_json
-from kdml_med.storage.folder import sole_user
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +34,7 @@ def run(
     """Train and evaluate everything in a plan that is not done yet."""
     plan = read_plan(plan_file)
     cells = expand(plan)
-    with sole_user(out):
-        outcome = run_plan(plan, cells, out.resolve(), jobs=jobs, scheduler=scheduler)
+    outcome = run_plan(plan, cells, out.resolve(), jobs=jobs, scheduler=scheduler)
     logger.info(
         "%d trainings: %d done now, %d before, %d failed. Next: python -m kdml_med.experiments report %s",
         len(cells), outcome.done, outcome.skipped, len(outcome.failures), out,

@@ -222,7 +222,8 @@ def _level_figures(figures: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _figure(metric: str, value: float | None, low: float | None = None, high: float | None = None) -> dict[str, Any]:
     numbers = {"value": value, "low": low, "high": high}
-    return {"metric": metric} | {name: math.nan if number is None else number for name, number in numbers.items()}
+    # Added to a number, because a text in its place has to be noticed here, where its file is known.
+    return {"metric": metric} | {name: math.nan if number is None else 0.0 + number for name, number in numbers.items()}
 
 
 def _costs(results: Results, cell: Cell) -> dict[str, dict[str, float]]:
