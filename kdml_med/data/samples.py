@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import signal
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -240,12 +241,18 @@ class SampleLoader(DataLoader[dict[str, Any]]):
             collate_fn=collate_samples,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(seed),
+            worker_init_fn=_ignore_interrupts,
         )
 
     def __iter__(self) -> _BaseDataLoaderIter:
         """Batches; what goes wrong in a reading process speaks to a person as it does in this one."""
         batches = super().__iter__()
         return _Batches(batches) if self.num_workers else batches  # type: ignore[return-value]
+
+
+def _ignore_interrupts(_: int) -> None:
+    # A terminal sends Ctrl-C to all processes; the main one ends those that read, which would print a traceback each.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Batches:

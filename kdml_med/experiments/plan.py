@@ -290,6 +290,8 @@ def _check_bundle(plan: Plan, where: str) -> None:
         content = read_json(path, remedy="Bring back the bundle's config.")
         if name == "train.json" and "network_def" not in content:
             raise InputError(f"{where}: {path} has no network_def: it trains no cohort.")
+        if name == "train.json" and content.get("task", Task.CLASSIFICATION) not in list(Task):
+            raise InputError(f"{where}: {path} has the task {content['task']!r}, expected one of {', '.join(Task)}.")
 
 
 def _check_lists(plan: Plan, where: str) -> None:

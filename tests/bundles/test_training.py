@@ -179,7 +179,7 @@ def test_links_that_are_not_as_many_as_the_students_are_refused(dataset: Path, t
 
 def test_a_training_has_its_folder_alone_and_ctrl_c_ends_it_with_130(dataset: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    words = train_words(dataset, run_dir, "--num_workers", "1")
+    words = train_words(dataset, run_dir, "--num_workers", "1", "--max_epochs", "100")
     process = subprocess.Popen(
         bundle_command(*words), cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
