@@ -34,6 +34,10 @@ def run(
     """Train and evaluate everything in a plan that is not done yet."""
     plan = read_plan(plan_file)
     cells = expand(plan)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot use {out} as results folder: {error.strerror}.") from error
     outcome = run_plan(plan, cells, out.resolve(), jobs=jobs, scheduler=scheduler)
     logger.info(
         "%d trainings: %d done now, %d before, %d failed. Next: python -m kdml_med.experiments report %s",

@@ -139,7 +139,7 @@ def test_a_results_folder_that_cannot_be_made_gives_one_line(
     plan = write_plan(tmp_path / "plan.json", tmp_path / "tiles")
     code, errors = command(monkeypatch, capsys, str(plan), plan)
     assert code == ExitCode.BAD_INPUT
-    assert errors == f"error: cannot use {plan} as output folder: File exists.\n"
+    assert errors == f"error: cannot use {plan} as results folder: File exists.\n"
 
 
 def command(
