@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from tqdm import tqdm
 
-from kdml_med.errors import ExitCode, InputError
+from kdml_med.errors import INTERRUPTED, ExitCode, foreseen
 
 Command = Callable[..., int | None]
 
@@ -20,7 +20,8 @@ def run(command: Command) -> None:
     """Run a command function as a program.
 
     The function's signature is the command line. It returns an ``ExitCode`` (None is OK). ``InputError`` is printed
-    to standard error without a traceback and gives ``ExitCode.BAD_INPUT``; Ctrl-C gives 130.
+    to standard error without a traceback and gives ``ExitCode.BAD_INPUT``, and so do a full disk and a file that cannot
+    be read or written; Ctrl-C gives 130.
     """
     _run({None: command})
 
@@ -43,15 +44,29 @@ def _checked(command: Command) -> Callable[..., None]:
     def checked(*args: Any, **kwargs: Any) -> None:
         try:
             code = command(*args, **kwargs)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            code = ExitCode.BAD_INPUT
-        except KeyboardInterrupt:
-            print("interrupted; run the same command again to go on", file=sys.stderr)
-            code = 130
+        except (Exception, KeyboardInterrupt) as error:
+            ending = tell_ending(error)
+            if ending is None:
+                raise
+            code = ending
         raise typer.Exit(int(code or ExitCode.OK))
 
     return checked
+
+
+def tell_ending(error: BaseException) -> ExitCode | None:
+    """Say in one line on standard error why a program ends.
+
+    Returns:
+        Its exit code; None, and nothing was said, for an error that nobody foresaw.
+    """
+    interrupted = isinstance(error, KeyboardInterrupt)
+    known = foreseen(error)
+    if not interrupted and known is None:
+        return None
+    # Not print: the line would stand behind a progress bar that was cut off.
+    tqdm.write(INTERRUPTED if interrupted else f"error: {known}", file=sys.stderr)
+    return ExitCode.INTERRUPTED if interrupted else ExitCode.BAD_INPUT
 
 
 def progress_bar(total: int, *, what: str, unit: str, done: int = 0, show: bool = True) -> tqdm[Any]:

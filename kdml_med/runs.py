@@ -17,20 +17,22 @@ metrics.json            figures with intervals
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 
 from kdml_med.errors import InputError
-from kdml_med.keys import DetectionColumn, NetworkName, PredictionColumn, Task, network_order
+from kdml_med.keys import DetectionColumn, LossColumn, NetworkName, PredictionColumn, Task, network_order
 from kdml_med.metrics.aggregation import AggregationMethod, Level
 from kdml_med.networks.cohort import Cohort, load_trained
 from kdml_med.networks.registry import NetworkSpec, build_network
 from kdml_med.storage.files import write_json, write_parquet
+from kdml_med.storage.reading import build, damaged, read_json, read_table, take
 
 COHORT_FILE = "cohort.json"
 SETTINGS_FILE = "settings.json"
@@ -45,6 +47,7 @@ CHECKPOINTS_DIR = "checkpoints"
 
 SCHEMA_VERSION = 1
 """Of cohort.json."""
+TRAIN_AGAIN = "Train again into another folder, or bring back the file as training wrote it."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,39 +139,29 @@ class RunDescription:
             raise InputError(f"{path} has the task {content.get('task')!r}, expected one of {', '.join(Task)}.")
         if task is not None and content["task"] != task:
             raise InputError(f"the run {run_dir} was trained for {content['task']}; this needs one for {Task(task)}.")
-        known = {item.name: item for item in fields(cls)}
-        for name, value in content.items():
-            if name not in known:
-                raise InputError(f"{path} has the unknown key {name!r}; known: {', '.join(known)}.")
-            if name in _KINDS and not isinstance(value, _KINDS[name]):
-                raise InputError(f"{path}: {name} is {value!r}, which is of another kind than training writes.")
-        missing = [name for name, item in known.items() if name not in content and _is_required(item)]
-        if missing:
-            raise InputError(f"{path} lacks {', '.join(missing)}: train again.")
-        return cls(**content | {"task": Task(content["task"])})
+        found = build(cls, content, str(path), remedy=TRAIN_AGAIN)
+        found.check(path)
+        return found
+
+    def check(self, path: Path) -> None:
+        """Refuse values that have the right type and make no sense all the same."""
+        sides = self.image_size if isinstance(self.image_size, list) else [self.image_size] * 2
+        networks = [*self.networks.values()]
+        expected = {
+            "classes": (len(set(self.classes)) == len(self.classes) == 2, "two different names"),
+            "image_size": (len(sides) == 2 and min(sides) > 0, "one side or [height, width], pixels"),
+            "networks": (
+                bool(networks) and all(isinstance(spec, str) or "name" in spec for spec in networks),
+                "names, import paths, or objects with 'name' and arguments",
+            ),
+        }
+        for name, (right, words) in expected.items():
+            if not right:
+                raise InputError(f"{path}: {name} is {getattr(self, name)!r}, expected {words}. {TRAIN_AGAIN}")
 
 
 _ONLY_CLASSIFICATION = {"tile_size_px", "mpp", "stain", "level", "aggregation", "ensemble_average"}
 _ONLY_DETECTION = {"frame_size_px", "frame_options", "fusion"}
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "version": str,
-    "networks": dict,
-    "classes": list,
-    "image_size": (int, list),
-    "fold": (int, type(None)),
-    "synthetic": bool,
-    "seen_patients": dict,
-    "tile_size_px": (int, type(None)),
-    "mpp": (int, float, type(None)),
-    "stain": str,
-    "level": (str, type(None)),
-    "frame_size_px": (int, type(None)),
-    "frame_options": dict,
-}
-
-
-def _is_required(item: Field[Any]) -> bool:
-    return item.default is MISSING and item.default_factory is MISSING
 
 
 def hashed_patient(patient_id: str) -> str:
@@ -180,20 +173,65 @@ def read_run_json(run_dir: str | Path, name: str) -> dict[str, Any]:
     """Content of one JSON file of a run.
 
     Raises:
-        InputError: the folder is not a training run, or the file is damaged.
+        InputError: the folder is not a training run, or the file is damaged, see ``read_json``.
     """
     path = Path(run_dir) / name
     if not path.is_file():
         raise InputError(
             f"{run_dir} is not a finished training run: it has no {name}. Train first, or name its run_dir."
         )
+    return read_json(path, remedy=TRAIN_AGAIN)
+
+
+def read_thresholds(run_dir: str | Path) -> dict[str, float]:
+    """Score thresholds of the detectors of a run, by network, as training chose them on its validation split.
+
+    Raises:
+        InputError: see ``read_run_json``; or metrics.json has none.
+    """
+    found: dict[str, float] = take(
+        read_run_json(run_dir, METRICS_FILE), "thresholds", dict[str, float], Path(run_dir) / METRICS_FILE,
+        remedy=TRAIN_AGAIN,
+    )  # fmt: skip
+    return found
+
+
+def read_losses(run_dir: str | Path) -> pd.DataFrame:
+    """Rows of losses.csv, columns of ``LossColumn``.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    path = Path(run_dir) / LOSSES_FILE
+    table = read_table(path, list(LossColumn), remedy=TRAIN_AGAIN)
+    whole = dict.fromkeys((LossColumn.EPOCH.value, LossColumn.ITERATIONS.value), "int64")
+    with damaged(path, remedy=TRAIN_AGAIN):
+        return table.astype(whole | dict.fromkeys((LossColumn.WEIGHT.value, LossColumn.VALUE.value), "float64"))
+
+
+def read_checkpoint(path: Path, kinds: Mapping[str, type | tuple[type, ...]], *, remedy: str) -> dict[str, Any]:
+    """Read a checkpoint of training without running any code of the file.
+
+    Args:
+        path: of the file.
+        kinds: keys that it must have, and what they hold.
+        remedy: what to do when it is damaged, one sentence.
+
+    Raises:
+        InputError: it is missing, cut short, no checkpoint, or lacks a key.
+    """
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} does not exist. {remedy}")
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): it was edited or cut short. Train again.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, expected an object. Train again.")
-    return content
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises nearly anything, at length and with advice to run its code
+        raise InputError(
+            f"{path} cannot be read as a checkpoint: it was cut short, or is another file. {remedy}"
+        ) from error
+    for name, kind in kinds.items():
+        if not isinstance(state, Mapping) or name not in state or not isinstance(state[name], kind):
+            raise InputError(f"{path} is no checkpoint of training: it has no usable {name!r}. {remedy}")
+    return dict(state)
 
 
 def checkpoint_path(run_dir: Path, name: str) -> Path:

@@ -15,6 +15,7 @@ from kdml_med.errors import ExitCode, InputError
 from kdml_med.program import run
 from kdml_med.splits import (
     DEFAULT_FRACTIONS,
+    check_request,
     check_splits,
     describe_splits,
     freeze_splits,
@@ -22,6 +23,7 @@ from kdml_med.splits import (
     read_splits,
     required_classes,
 )
+from kdml_med.storage.cells import unguarded
 from kdml_med.storage.manifest import read_info, read_manifest
 from kdml_med.tables.columns import read_text_table
 
@@ -43,13 +45,15 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Replace splits that are frozen already.")] = False,
 ) -> ExitCode:
     """Split a dataset by patient, stratified by label, and freeze the result in splits.csv."""
+    check_request(fractions, folds, seed)
     info = read_info(dataset)
     manifest = read_manifest(dataset)
     details: dict[str, Any] = {"site_preserved": site_preserved}
     if from_table is not None:
         if fractions is not None or folds is not None or site_preserved:
             raise InputError("--from-table takes the splits as they are: leave out the options that make some.")
-        splits, mode, used_seed = read_text_table(from_table), "table", None
+        # Splits of a dataset may be frozen in another one, so that its guarded cells are read as what they stand for.
+        splits, mode, used_seed = unguarded(read_text_table(from_table)), "table", None
         details = {}
     else:
         splits = make_splits(

@@ -21,6 +21,7 @@ from kdml_med.errors import ExitCode, InputError  # noqa: E402
 from kdml_med.program import run  # noqa: E402
 from kdml_med.splits import (  # noqa: E402
     DEFAULT_FRACTIONS,
+    check_request,
     describe_splits,
     freeze_splits,
     has_splits,
@@ -93,6 +94,7 @@ def main(
         "jpeg_quality": jpeg_quality,
         "split": split,
     }
+    check_request(fractions, None, seed)
     report = prepare_frames(
         inputs,
         out,

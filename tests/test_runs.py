@@ -1,12 +1,25 @@
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
-from kdml_med.runs import COHORT_FILE, RunDescription, hashed_patient, load_network, read_run_json
+from kdml_med.runs import (
+    COHORT_FILE,
+    LOSSES_FILE,
+    METRICS_FILE,
+    RunDescription,
+    hashed_patient,
+    load_network,
+    read_checkpoint,
+    read_losses,
+    read_run_json,
+    read_thresholds,
+)
 
 COMMON: dict[str, Any] = {
     "version": "tiny", "fold": None, "synthetic": True, "kdml_med": "0.1.0",
@@ -114,3 +127,84 @@ def test_a_network_that_the_run_lacks_is_named(tmp_path: Path) -> None:
     TILES.write(tmp_path)
     with pytest.raises(InputError, match="no network 'student_7'; it has"):
         load_network(tmp_path, "student_7")
+
+
+OTHERS: dict[str, list[Any]] = {
+    "task": ["segmentation", 3, None, ["classification"], {}],
+    "version": [1, None, ["tiny"]],
+    "networks": [{}, "resnet10", {"student_0": 3}, {"student_0": {"body": "resnet10"}}, [["student_0", "resnet10"]]],
+    "classes": ["MSI", ["MSI"], ["MSI", "MSI"], ["MSS", 3], {"MSS": 0}],
+    "image_size": ["64", 64.5, 0, -64, [64], [64, 64, 64], [64, "64"], True, None],
+    "fold": ["0", 1.5, [0]],
+    "synthetic": ["yes", 1, None],
+    "seen_patients": [["p1"], {"train": "p1"}, {"train": [1]}, None],
+    "kdml_med": [1, None],
+    "tile_size_px": ["64", 1.5],
+    "mpp": ["1", [1]],
+    "stain": [None, 1],
+    "level": ["tile", 1],
+    "aggregation": ["max", 1],
+    "ensemble_average": [1, ["logits"]],
+    "frame_size_px": ["1"],
+    "frame_options": [["crop"], "crop"],
+    "fusion": [1],
+    "schema_version": ["1", 2, None],
+}
+
+
+def test_every_key_of_cohort_json_is_tried() -> None:
+    assert set(OTHERS) == set(RunDescription.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in OTHERS.items() for value in values])
+def test_a_wrong_value_in_cohort_json_is_refused_by_its_key(tmp_path: Path, name: str, value: Any) -> None:
+    TILES.write(tmp_path)
+    path = tmp_path / COHORT_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(InputError) as caught:
+        RunDescription.read(tmp_path)
+    for part in (str(path), name.replace("_", " ") if name == "schema_version" else name, repr(value)):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("thresholds", [None, 0.5, {"student_0": "0.5"}, {"student_0": True}, ["student_0", 0.5]])
+def test_thresholds_of_another_type_are_refused(tmp_path: Path, thresholds: Any) -> None:
+    (tmp_path / METRICS_FILE).write_text(json.dumps({"thresholds": thresholds}))
+    with pytest.raises(InputError, match=r"metrics\.json: thresholds is .*, expected an object, each value a number"):
+        read_thresholds(tmp_path)
+    (tmp_path / METRICS_FILE).write_text("{}")
+    with pytest.raises(InputError, match=r"metrics\.json lacks thresholds\. Train again"):
+        read_thresholds(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "epoch,iterations\n1,2\n", "epoch,iterations,network,term,weight,value\nx,1,a,kd,1,1\n"]
+)
+def test_damaged_losses_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / LOSSES_FILE).write_text(text)
+    with pytest.raises(InputError, match=r"losses\.csv .*Train again"):
+        read_losses(tmp_path)
+
+
+def test_a_checkpoint_cut_short_anywhere_empty_or_foreign_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    torch.save({"network": {"a": torch.ones(100)}, "epoch": 1}, path)
+    kinds: dict[str, Any] = {"network": dict, "epoch": int}
+    whole = path.read_bytes()
+    assert read_checkpoint(path, kinds, remedy="Do this.")["epoch"] == 1
+    for size in (0, 1, 30, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match=r"best\.pt cannot be read as a checkpoint: .*Do this\.$") as caught:
+            read_checkpoint(path, kinds, remedy="Do this.")
+        assert "\n" not in str(caught.value)
+    path.write_bytes(pickle.dumps(Path("an object")))
+    with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+        read_checkpoint(path, kinds, remedy="Do this.")
+    for content in ([1], torch.ones(3), {"epoch": 1}, {"network": {}, "epoch": "1"}):
+        torch.save(content, path)
+        with pytest.raises(InputError, match=r"is no checkpoint of training: it has no usable '.*Do this\.$"):
+            read_checkpoint(path, kinds, remedy="Do this.")
+    path.unlink()
+    with pytest.raises(InputError, match=r"best\.pt does not exist\. Do this\.$"):
+        read_checkpoint(path, kinds, remedy="Do this.")

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,14 @@ def test_unlabelled_cohort_can_be_split() -> None:
         (cohort(1, 1), {}, "need at least 3 patients, there are 2"),
         (cohort(9, 9, sites=2), {"site_preserved": True}, "need at least 3 sites, there are 2"),
         (cohort(9, 9).assign(site=None), {"site_preserved": True}, "18 patients have no site, the first is 'p000'"),
-        (cohort(9, 9), {"folds": 2}, "folds is 2"),
+        *((cohort(9, 9), {"folds": folds}, f"folds is {folds}") for folds in (2, 1, 0, -1)),
+        (cohort(9, 9), {"folds": 10**12}, "folds is 1000000000000, but there are 18 patients: use fewer"),
+        (cohort(9, 9), {"seed": -1}, "seed is -1, expected a whole number from 0"),
+        (cohort(9, 9), {"fractions": (np.nan,) * 3}, "fractions are .*, expected three"),
+        (cohort(9, 9), {"fractions": (np.inf, 0, 0)}, "fractions are .*, expected three"),
+        (cohort(9, 9), {"fractions": (np.inf, -np.inf, 1)}, "fractions are .*, expected three"),
+        (cohort(9, 9), {"fractions": (1.4, -0.2, -0.2)}, "fractions are .*, expected three"),
+        (cohort(9, 9), {"fractions": (0, 0.5, 0.5)}, "train above 0"),
         (cohort(9, 9), {"folds": 3, "fractions": (0.6, 0.2, 0.2)}, "not both"),
         (cohort(9, 9), {"fractions": (0.6, 0.2, 0.1)}, "add up to 1"),
         (cohort(9, 9), {"fractions": (0.8, 0.2)}, "expected three"),
@@ -303,3 +311,57 @@ def test_malformed_splits_are_refused(table: dict[str, list[str]], message: str)
 def test_record_is_json(dataset: Path) -> None:
     freeze(dataset, cohort(6, 6))
     assert set(json.loads((dataset / "dataset.json").read_text())["splits"]) == {"mode", "seed", "sha256"}
+
+
+NAMES = ["=1+1", "-3", "@x", "+a", "'=q", "-1-1", "\tz", "Müller", "a,b", 'a"b', " ", "ordinary"]
+
+
+def test_patients_whose_names_a_spreadsheet_would_run_stay_themselves(tmp_path: Path) -> None:
+    manifest = cohort(6, 6)
+    names = dict(zip(sorted(manifest["patient_id"].unique()), NAMES, strict=True))
+    manifest["patient_id"] = manifest["patient_id"].map(names)
+    write_manifest(tmp_path / "manifest.parquet", manifest_table(manifest.to_dict("records")))  # type: ignore[arg-type]
+    write_info(tmp_path, DatasetInfo(classes=CLASSES))
+    splits = freeze(tmp_path, manifest)
+    read = read_splits(tmp_path, manifest, read_info(tmp_path))
+    assert dict(read.itertuples(index=False)) == dict(splits.itertuples(index=False))
+    assert set(assign_splits(tmp_path, manifest, read_info(tmp_path))) == {"train", "val", "test"}
+    for line in (tmp_path / "splits.csv").read_text().splitlines()[1:]:
+        assert not line.startswith(("=", "@", "+", "\t", "-1-")), line
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_name_is_the_same_in_both_unicode_forms(form: Any) -> None:
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    manifest = cohort(6, 6)
+    manifest["patient_id"] = [unicodedata.normalize(form, name.replace("p00", "é")) for name in manifest["patient_id"]]
+    splits = make_splits(manifest, classes=CLASSES)
+    table = splits.assign(patient_id=[unicodedata.normalize(other, name) for name in splits["patient_id"]])
+    assert check_splits(table, manifest, "f")["patient_id"].tolist() == splits["patient_id"].tolist()
+    with pytest.raises(InputError, match="occurs 2 times"):
+        check_splits(pd.concat([table, splits[:1]]), manifest, "f")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text.replace(b",", b";"),
+        lambda text: text.replace(b"\n", b"\r\n"),
+        lambda text: b"\xef\xbb\xbf" + text,
+        lambda text: text + b"\n",
+        lambda text: text[:-3],
+        lambda text: b"",
+        lambda text: text.replace(b"p000", b"p\xe900"),
+        lambda text: text.replace(b"p000,", b","),
+        lambda text: text.replace(b"p000,", b"p000,,"),
+        lambda text: text.replace(b"patient_id", b"patient"),
+    ],
+)
+def test_splits_that_an_editor_touched_are_refused_in_one_line(dataset: Path, edit: Any) -> None:
+    manifest = cohort(6, 6)
+    freeze(dataset, manifest)
+    path = dataset / "splits.csv"
+    path.write_bytes(edit(path.read_bytes()))
+    with pytest.raises(InputError, match=r"splits\.csv") as caught:
+        read_splits(dataset, manifest, read_info(dataset))
+    assert "\n" not in str(caught.value)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from monai.engines import Evaluator
 
 from kdml_med.bundle.settings import Settings
@@ -32,14 +31,19 @@ from kdml_med.runs import (
     PREDICTIONS_FILE,
     SEQUENCES_FILE,
     SPEED_FILE,
+    TRAIN_AGAIN,
     RunDescription,
     checkpoint_path,
-    read_run_json,
+    read_checkpoint,
+    read_thresholds,
     write_detections,
     write_predictions,
 )
+from kdml_med.splits import has_folds, has_splits
 from kdml_med.storage.files import write_json, write_table
-from kdml_med.storage.manifest import SPLITS_FILE, DatasetInfo, read_info
+from kdml_med.storage.folder import keep_out_others
+from kdml_med.storage.manifest import DatasetInfo, read_info
+from kdml_med.storage.reading import damaged
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +56,7 @@ def fold_of(dataset_dir: str | Path, fold: int | None) -> int | None:
     """Fold that a run was trained for, where the dataset has folds at all."""
     if not read_info(Path(dataset_dir)).splits:
         return None
-    columns = pd.read_csv(Path(dataset_dir) / SPLITS_FILE, nrows=0).columns
-    return fold if "fold" in columns else None
+    return fold if has_splits(Path(dataset_dir)) and has_folds(Path(dataset_dir)) else None
 
 
 def prepare_evaluation(settings: Settings, *, dataset_dir: str | None = None, level: Level | None = None) -> None:
@@ -66,7 +69,7 @@ def prepare_evaluation(settings: Settings, *, dataset_dir: str | None = None, le
 
     Raises:
         InputError: no such run; kind of dataset, classes, scale or stain normalisation differ; splits leak; or patients
-            of this split were seen in training.
+            of this split were seen in training; or another run writes to the output folder.
     """
     check_device(settings["device"])
     dataset_dir = dataset_dir or settings["dataset_dir"]
@@ -92,6 +95,8 @@ def prepare_evaluation(settings: Settings, *, dataset_dir: str | None = None, le
         )
     if split not in (None, Split.TRAIN, Split.VAL):
         _check_unseen(dataset, run)
+    if "output_dir" in settings:
+        settings.holds = keep_out_others(Path(settings["output_dir"]), option="--output_dir")
     seed_everything(0)
 
 
@@ -168,9 +173,15 @@ def save_evaluation(
 
 
 def load_best_weights(network: Cohort, run_dir: str) -> int:
-    """Load the best weights of a run into its cohort; returns their epoch."""
-    best = torch.load(checkpoint_path(Path(run_dir), "best"), map_location="cpu", weights_only=True)
-    network.load_state_dict(best["network"])
+    """Load the best weights of a run into its cohort; returns their epoch.
+
+    Raises:
+        InputError: best.pt is missing, damaged or of other networks.
+    """
+    path = checkpoint_path(Path(run_dir), "best")
+    best = read_checkpoint(path, {"network": Mapping, "epoch": int}, remedy=TRAIN_AGAIN)
+    with damaged(path, remedy=TRAIN_AGAIN):
+        network.load_state_dict(best["network"])
     epoch: int = best["epoch"]
     return epoch
 
@@ -236,7 +247,7 @@ def save_detection_evaluation(
     if split == Split.VAL:
         thresholds = choose_thresholds(dataset.rows, detections, networks=names)
     else:
-        thresholds = read_run_json(Path(run_dir), METRICS_FILE)["thresholds"]
+        thresholds = _thresholds_for(names, run_dir)
         chosen_with = RunDescription.read(run_dir).fusion
         if evaluator.fusion != chosen_with:
             logger.warning(
@@ -266,6 +277,14 @@ def save_detection_evaluation(
     write_json(target / METRICS_FILE, metrics)
     print(f"\n{_detection_heading(metrics)}\n\n{detection_results_table(metrics)}\n\nWritten to {target}\n")
     return metrics
+
+
+def _thresholds_for(names: Sequence[str], run_dir: str) -> dict[str, float]:
+    thresholds = read_thresholds(run_dir)
+    missing = [name for name in names if name not in thresholds]
+    if missing:
+        raise InputError(f"{Path(run_dir) / METRICS_FILE}: thresholds lacks {missing[0]!r}. {TRAIN_AGAIN}")
+    return thresholds
 
 
 def _detection_heading(metrics: Mapping[str, Any]) -> str:

@@ -19,9 +19,10 @@ from kdml_med.deploy.annotate import RESEARCH_ONLY, source_size
 from kdml_med.deploy.frames import annotate_sources, boxes_in_source, coco_dataset, count_frames
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.keys import NetworkName, Task, network_order
-from kdml_med.runs import METRICS_FILE, RunDescription, read_run_json
+from kdml_med.runs import RunDescription, read_run_json, read_thresholds
 from kdml_med.storage.files import write_json, write_table
 from kdml_med.storage.manifest import FAILURES_FILE
+from kdml_med.storage.reading import read_table
 
 INPUT_FILE = "input.json"
 BOXES_FILE = "detections.csv"
@@ -58,7 +59,7 @@ def prepare_source(settings: Settings) -> str:
     source, dataset_dir, output_dir = settings["source"], settings["dataset_dir"], settings["output_dir"]
     run = RunDescription.read(settings["run_dir"], task=Task.DETECTION)
     _check_network(run, settings)
-    _read_thresholds(settings["run_dir"])
+    read_thresholds(settings["run_dir"])
     _check_input(settings)
     if source is None:
         return str(dataset_dir)
@@ -88,11 +89,6 @@ def _check_network(run: RunDescription, settings: Settings) -> None:
         raise InputError(f"--network is {network!r}; the run {settings['run_dir']} has: {', '.join(known)}.")
     if network == NetworkName.TEACHER and settings["students_only"]:
         raise InputError("--network teacher is asked for, but --students_only is on: leave --students_only out.")
-
-
-def _read_thresholds(run_dir: str) -> dict[str, float]:
-    thresholds: dict[str, float] = read_run_json(run_dir, METRICS_FILE)["thresholds"]
-    return thresholds
 
 
 def _describe_input(settings: Settings) -> dict[str, Any]:
@@ -128,7 +124,7 @@ def save_detections(evaluator: Evaluator, settings: Settings) -> None:
     found = run_evaluator(evaluator)
     network = settings["network"]
     names = sorted(evaluator.state.networks, key=network_order)
-    thresholds = _read_thresholds(settings["run_dir"])
+    thresholds = read_thresholds(settings["run_dir"])
     dataset: FrameDataset = evaluator.data_loader.dataset
     root = None if settings["source"] is None else Path(settings["source"])
     paths = {} if root is None else {name: _path_of(root, name) for name in dataset.rows["source"].unique()}
@@ -170,11 +166,11 @@ def _number(count: int, what: str) -> str:
 
 def _name_failures(path: Path) -> None:
     """Name what could not be used, and end with the exit code that says so."""
-    failures = pd.read_csv(path, dtype=str, keep_default_na=False)
+    failures = read_table(path, ["input", "reason"], remedy="Run the same command again.")
     if failures.empty:
         return
     print(f"{_number(len(failures), 'problem')}, all in {path}:")
-    for name, reason in failures.head(_SHOWN).itertuples(index=False):
+    for name, reason in failures.head(_SHOWN)[["input", "reason"]].itertuples(index=False):
         print(f"  {name}: {reason}")
     if len(failures) > _SHOWN:
         print("  …")

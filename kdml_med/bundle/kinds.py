@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -31,10 +30,14 @@ class Kind:
     convert: Callable[[Any], Any] = lambda value: value
 
 
+LARGEST = 2**31 - 1
+"""Of all whole numbers: more overflows in torch, NumPy or memory, and is a slip of the hand."""
+
+
 def whole(low: int, high: int | None = None) -> Kind:
     """A whole number in a range, ends included."""
     words = f"a whole number from {low}" + ("" if high is None else f" to {high}")
-    return Kind(words, lambda value: _is_whole(value) and low <= value <= (math.inf if high is None else high), int)
+    return Kind(words, lambda value: is_whole(value) and low <= value <= (LARGEST if high is None else high), int)
 
 
 def number(low: float, *, above: bool = False, high: float = math.inf) -> Kind:
@@ -69,13 +72,19 @@ def one_or_each(kind: Kind, what: str) -> Kind:
         f"{kind.words}; or a list with one for each {what}",
         lambda value: (
             kind.accepts(value)
-            or (isinstance(value, Sequence) and not isinstance(value, str) and all(map(kind.accepts, value)))
+            or (isinstance(value, list | tuple) and len(value) > 0 and all(map(kind.accepts, value)))
         ),
     )
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number; True and False are none."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_flag_text(value: Any) -> bool:
+    """Whether a value is a text that means True or False, and would count as true: any text but the empty one does."""
+    return isinstance(value, str) and value.lower() in ("true", "false")
 
 
 def _is_number(value: Any) -> bool:
@@ -84,19 +93,30 @@ def _is_number(value: Any) -> bool:
 
 def _plain_number(value: Any) -> Any:
     """A number of Python; YAML takes 1e-3 for a text, and Python programs hand in numbers of NumPy."""
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
+    if isinstance(value, str) or (is_whole(value) and abs(value) > LARGEST):
+        try:
             return float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            return math.inf
+        except ValueError:
+            return value
     return value.item() if isinstance(value, Real) and hasattr(value, "item") else value
 
 
 def _is_spec(value: Any) -> bool:
-    return (isinstance(value, str) and bool(value)) or (isinstance(value, Mapping) and "name" in value)
+    name = value.get("name") if isinstance(value, Mapping) else value
+    return isinstance(name, str) and name != ""
+
+
+def _weight_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): str(path) for name, path in value.items()}
+    return str(value)
 
 
 def _is_input_size(value: Any) -> bool:
     sides = value if isinstance(value, list | tuple) else [value, value]
-    return len(sides) == 2 and all(_is_whole(side) and side > 0 and side % STRIDES[-1] == 0 for side in sides)
+    return len(sides) == 2 and all(is_whole(side) and side > 0 and side % STRIDES[-1] == 0 for side in sides)
 
 
 def _is_range(value: Any) -> bool:
@@ -107,7 +127,7 @@ def _is_range(value: Any) -> bool:
 
 FLAG = Kind("True or False", lambda value: isinstance(value, bool))
 # A folder called 2026 comes from the command line as a number.
-PATH = Kind("a path", lambda value: (isinstance(value, str | Path) and value != "") or _is_whole(value), str)
+PATH = Kind("a path", lambda value: (isinstance(value, str | Path) and value != "") or is_whole(value), str)
 TEXT = Kind("a name", lambda value: isinstance(value, str) and value != "")
 DEVICE = Kind(
     "cpu, cuda or cuda:0 and the like, or mps",
@@ -119,13 +139,14 @@ DEVICE = Kind(
 SPEC = Kind("a network's name, an import path, or a mapping with 'name' and arguments", _is_spec)
 SPECS = Kind(
     "a list of networks, such as ['resnet18','resnet18']",
-    lambda value: isinstance(value, list | tuple) and all(map(_is_spec, value)),
+    lambda value: isinstance(value, list | tuple) and len(value) > 0 and all(map(_is_spec, value)),
 )
 WEIGHTS = Kind(
     "a path, or a mapping of network or architecture names to paths",
     lambda value: (
         PATH.accepts(value) or (isinstance(value, Mapping) and all(map(PATH.accepts, [*value.keys(), *value.values()])))
     ),
+    _weight_paths,
 )
 INPUT_SIZE = Kind(f"[height, width] or one side, pixels, multiples of {STRIDES[-1]}", _is_input_size)
 RANGE = Kind("[low, high], both above 0", _is_range)

@@ -15,6 +15,7 @@ from kdml_med.bundle.kinds import (
     DEVICE,
     FLAG,
     INPUT_SIZE,
+    LARGEST,
     PATH,
     RANGE,
     SPEC,
@@ -22,6 +23,8 @@ from kdml_med.bundle.kinds import (
     TEXT,
     WEIGHTS,
     Kind,
+    is_flag_text,
+    is_whole,
     number,
     one_or_each,
     optional,
@@ -88,10 +91,15 @@ class Knob:
         """
         if self.kind.accepts(value):
             return self.kind.convert(value)
-        if self.kind.words == FLAG.words and value in ("true", "false"):
-            # MONAI's command line passes it on as text, and any text but the empty one counts as true.
-            raise InputError(f"--{self.name} {value}: write {value.capitalize()}, with a capital letter.")
-        raise InputError(f"--{self.name} is {value!r}, expected {self.kind.words}.")
+        refuse_flag_text(self.name, value)
+        limit = f", at most {LARGEST}" if is_whole(value) and value > LARGEST else ""
+        raise InputError(f"--{self.name} is {value!r}, expected {self.kind.words}{limit}.")
+
+
+def refuse_flag_text(name: str, value: Any) -> None:
+    """Refuse the texts true and false, as which MONAI's command line hands on what has no capital letter."""
+    if is_flag_text(value):
+        raise InputError(f"--{name.replace('::', '#')} {value}: write {value.capitalize()}, with a capital letter.")
 
 
 class ByTask(dict[Task, Any]):
@@ -261,7 +269,12 @@ class Settings(dict[str, Any]):
     Args:
         task: what the config is for.
         values: by name.
+
+    Attributes:
+        holds: what keeps other processes out of the folder that is written to, for as long as the settings live.
     """
+
+    holds: object = None
 
     def __init__(self, task: Task, values: Mapping[str, Any]) -> None:
         super().__init__(values)
@@ -294,21 +307,19 @@ def check_settings(task: Task | str, stage: Stage, values: Mapping[str, Any]) ->
         InputError: a value is none of its kind, or settings contradict each other; names the setting, its value and
             what is expected.
     """
-    checked = {}
-    for knob in knobs_of(Task(task), stage):
-        if knob.name in values:
-            checked[knob.name] = knob.check(values[knob.name])
-        elif not isinstance(knob.default_of(Task(task)), Shown):
-            checked[knob.name] = knob.default_of(Task(task))
-    return Settings(Task(task), checked)
+    checked = {knob.name: knob.check(values[knob.name]) for knob in knobs_of(Task(task), stage) if knob.name in values}
+    return Settings(Task(task), default_settings(Task(task), stage) | checked)
+
+
+def default_settings(task: Task, stage: Stage) -> dict[str, Any]:
+    """Settings of a config by name, as far as their defaults are not worked out."""
+    defaults = {knob.name: knob.default_of(task) for knob in knobs_of(task, stage)}
+    return {name: value for name, value in defaults.items() if not isinstance(value, Shown)}
 
 
 def known_default(task: Task, name: str) -> Any:
     """Default of a setting in training; None where it is worked out or there is no such setting."""
-    for knob in knobs_of(task, "train"):
-        if knob.name == name and not isinstance(knob.default_of(task), Shown):
-            return knob.default_of(task)
-    return None
+    return default_settings(task, "train").get(name)
 
 
 def free_settings() -> set[str]:

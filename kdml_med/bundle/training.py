@@ -25,9 +25,11 @@ from kdml_med.losses.detection import DetectionCohortLoss
 from kdml_med.metrics.aggregation import Level
 from kdml_med.networks.cohort import Cohort, build_cohort
 from kdml_med.networks.registry import cohort_spec
-from kdml_med.runs import SETTINGS_FILE, RunDescription, checkpoint_path, hashed_patient, read_run_json
+from kdml_med.runs import SETTINGS_FILE, TRAIN_AGAIN, RunDescription, checkpoint_path, hashed_patient, read_run_json
 from kdml_med.storage.files import content_hash, write_json
+from kdml_med.storage.folder import keep_out_others
 from kdml_med.storage.manifest import MANIFEST_FILE, DatasetInfo, read_info
+from kdml_med.storage.reading import take
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +83,12 @@ def check_device(device: str, *, amp: bool = False) -> None:
     Raises:
         InputError: it is not, or it cannot do mixed precision.
     """
-    kind = torch.device(device).type
-    if kind == "cuda" and not torch.cuda.is_available():
+    kind, index = torch.device(device).type, torch.device(device).index or 0
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(kind, 1)
+    if there == 0:
         raise InputError(f"device {device!r} is asked for, but this torch sees no GPU: use --device cpu.")
+    if index >= there:
+        raise InputError(f"device {device!r} is asked for, but there are {there}, counted from 0: name one of them.")
     if amp and kind != "cuda":
         raise InputError(f"amp (mixed precision) needs a GPU, the device is {device!r}: leave --amp out.")
 
@@ -160,7 +165,7 @@ def record_run(
         level: "patient" or "slide", what tiles are aggregated to.
 
     Raises:
-        InputError: the dataset does not fit the settings, or the loss the students.
+        InputError: the dataset does not fit the settings, the loss not the students, or another run has the folder.
     """
     cohort, loss = built
     if isinstance(training, TileDataset):
@@ -170,8 +175,10 @@ def record_run(
             _check_frames(part)
     with errors_for_people(ValueError):
         loss.check_students(len(cohort.student_names))
-    write_json(Path(settings["run_dir"]) / SETTINGS_FILE, _recorded(settings))
-    _describe(settings, training, validation, cohort, level).write(settings["run_dir"])
+    run_dir = Path(settings["run_dir"])
+    settings.holds = keep_out_others(run_dir, option="--run_dir")
+    write_json(run_dir / SETTINGS_FILE, _recorded(settings))
+    _describe(settings, training, validation, cohort, level).write(run_dir)
 
 
 def _check_tiles(tiles: TileDataset, settings: Settings, level: Level | None) -> None:
@@ -247,7 +254,7 @@ def _check_run(run_dir: Path, recorded: Mapping[str, Any], settings: Settings) -
         raise InputError(f"{run_dir} already holds a run: name another --run_dir, or leave --resume on to go on.")
     before = read_run_json(run_dir, SETTINGS_FILE)
     for part in ("knobs", "dataset"):
-        old_part = before.get(part, {})
+        old_part = take(before, part, dict[str, Any], run_dir / SETTINGS_FILE, remedy=TRAIN_AGAIN)
         for name in sorted({*old_part, *recorded[part]}):
             # A setting that is newer than the run had its default.
             old = old_part.get(name, known_default(settings.task, name) if part == "knobs" else None)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from monai.bundle import ConfigComponent, ConfigExpression, ConfigParser, ConfigWorkflow
 from monai.bundle.reference_resolver import ReferenceResolver
@@ -23,9 +23,10 @@ from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from monai.utils import ensure_tuple
 
 from kdml_med.bundle.help import help_text
-from kdml_med.bundle.settings import KNOBS, Settings, Stage, check_settings
-from kdml_med.errors import ExitCode, InputError
+from kdml_med.bundle.settings import KNOBS, Settings, Stage, default_settings, knobs_of, refuse_flag_text
+from kdml_med.errors import ExitCode, InputError, foreseen
 from kdml_med.keys import Task
+from kdml_med.program import tell_ending
 
 Found = TypeVar("Found")
 
@@ -60,13 +61,15 @@ def collect_settings(task: str) -> Settings:
     if written.get("task", task) != task:
         raise InputError(f"--task is {task!r}, but this config is for {written['task']}: take the other bundle.")
     _check_texts(resolver)
-    knobs = [knob for knob in KNOBS if Task(task) in knob.tasks and stage in knob.stages and knob.name in names]
-    values: dict[str, Any] = {}
+    knobs = [knob for knob in knobs_of(Task(task), stage) if knob.name in names]
     # Plain values first: what is worked out from them, such as what a run says, would fail with words of its own.
-    for knob in sorted(knobs, key=lambda knob: _is_expression(resolver.items[knob.name].get_config())):
-        values[knob.name] = knob.check(resolver.get_resolved_content(knob.name))
-        resolver.resolved_content[knob.name] = values[knob.name]
-    return check_settings(task, stage, values)
+    knobs.sort(key=lambda knob: _is_expression(resolver.items[knob.name].get_config()))
+    for knob in knobs:
+        resolver.resolved_content[knob.name] = knob.check(resolver.get_resolved_content(knob.name))
+    return Settings(
+        Task(task),
+        default_settings(Task(task), stage) | {knob.name: resolver.resolved_content[knob.name] for knob in knobs},
+    )
 
 
 def _is_expression(value: Any) -> bool:
@@ -74,11 +77,10 @@ def _is_expression(value: Any) -> bool:
 
 
 def _check_texts(resolver: ReferenceResolver) -> None:
-    """Refuse the texts true and false wherever they stand: any text but the empty one counts as true."""
+    """Refuse the texts true and false wherever they stand."""
     for name, item in resolver.items.items():
-        value = item.get_config()
-        if isinstance(value, str) and value in ("true", "false") and not name.startswith(ConfigParser.meta_key):
-            raise InputError(f"--{name.replace('::', '#')} {value}: write {value.capitalize()}, with a capital letter.")
+        if not name.startswith(ConfigParser.meta_key):
+            refuse_flag_text(name, item.get_config())
 
 
 def check_names(names: Iterable[str], written: Mapping[str, Any], task: str) -> None:
@@ -233,7 +235,7 @@ def _nested(content: Mapping[str, Any]) -> set[str]:
 
 
 def _let_errors_through() -> None:
-    """Let ``InputError`` through where MONAI would wrap it; a command ends with it in one line."""
+    """Let errors for people through where MONAI would wrap them; a command ends with one in one line, as on Ctrl-C."""
     for owner, name in ((ConfigExpression, "evaluate"), (ConfigComponent, "instantiate")):
         original: Callable[..., Any] = getattr(owner, name)
         if not hasattr(original, "__wrapped__"):
@@ -246,18 +248,27 @@ def _unwrapping(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return original(*args, **kwargs)
         except RuntimeError as error:
-            if isinstance(error.__cause__, InputError):
-                _refuse(error.__cause__)
+            cause = error.__cause__
+            known = None if cause is None else foreseen(cause)
+            if known is None:
+                raise
+            _end_command(known)
+            raise known from known.__cause__ if known is cause else cause
+        except KeyboardInterrupt as error:
+            # Python notes that one has left the eval of MONAI, and would end with a signal instead of the exit code,
+            # unless another evaluation follows.
+            eval("None")
+            _end_command(error)
             raise
 
     return unwrapping
 
 
-def _refuse(error: InputError) -> NoReturn:
-    if not is_command():
-        raise error from error.__cause__
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(int(ExitCode.BAD_INPUT))
+def _end_command(error: BaseException) -> None:
+    """End the process where it is a command; what was begun at other places of it ends with it."""
+    if is_command():
+        code = tell_ending(error)
+        raise SystemExit(None if code is None else int(code))
 
 
 _let_errors_through()

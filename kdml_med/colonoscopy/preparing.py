@@ -24,6 +24,7 @@ from kdml_med.program import progress_bar
 from kdml_med.splits import check_replaceable, freeze_splits
 from kdml_med.storage.folder import FULL_HASH, DatasetFolder, list_versions
 from kdml_med.storage.manifest import FRAME_CLASSES, FRAME_COLUMNS, SPLITS_FILE, DatasetInfo, DatasetKind
+from kdml_med.storage.reading import read_table
 from kdml_med.storage.shards import find_origins
 from kdml_med.workers import run_jobs
 
@@ -157,7 +158,7 @@ def _frozen_splits(folder: DatasetFolder[FramesRecord]) -> dict[str, str]:
     """Split or fold by patient, as it is frozen in the folder; empty when none is."""
     if not folder.info.splits:
         return {}
-    frozen = pd.read_csv(folder.path / SPLITS_FILE, dtype=str, keep_default_na=False)
+    frozen = read_table(folder.path / SPLITS_FILE, ["patient_id"], remedy="Make the splits again.")
     return dict(frozen.iloc[:, :2].itertuples(index=False, name=None))
 
 

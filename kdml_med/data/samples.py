@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import signal
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from monai.transforms import Randomizable
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 from torch.utils.data.distributed import DistributedSampler
 
 from kdml_med.data.images import decode_image
@@ -83,7 +85,10 @@ class ManifestDataset(Dataset[dict[str, Any]]):
     def read(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Stored pixels of a row: uint8, [height, width, 3]."""
         row = self.rows.iloc[index]
-        data = read_member(self.root, row["shard"], int(row["offset"]), int(row["size"]))
+        try:
+            data = read_member(self.root, row["shard"], int(row["offset"]), int(row["size"]))
+        except InputError as error:
+            raise InputError(f"{self.kind.row} {row['sample_id']!r}: {error}") from error
         return decode_image(data, where=f"{self.kind.row} {row['sample_id']!r} in {self.root / row['shard']}")
 
     @abstractmethod
@@ -236,4 +241,46 @@ class SampleLoader(DataLoader[dict[str, Any]]):
             collate_fn=collate_samples,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(seed),
+            worker_init_fn=_ignore_interrupts,
         )
+
+    def __iter__(self) -> _BaseDataLoaderIter:
+        """Batches; what goes wrong in a reading process speaks to a person as it does in this one."""
+        batches = super().__iter__()
+        return _Batches(batches) if self.num_workers else batches  # type: ignore[return-value]
+
+
+def _ignore_interrupts(_: int) -> None:
+    # A terminal sends Ctrl-C to all processes; the main one ends those that read, which would print a traceback each.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Batches:
+    """Batches of an iterator over processes, whose errors torch hands on with the traceback in their text."""
+
+    def __init__(self, batches: _BaseDataLoaderIter) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> _Batches:
+        return self
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._batches)
+        except InputError as error:
+            raise InputError(_last_message(str(error))) from error
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise InputError(
+                "a process that reads samples was ended from outside, probably for want of memory: use fewer "
+                "--num_workers or a smaller --batch_size; the same command goes on."
+            ) from error
+
+
+def _last_message(text: str) -> str:
+    """What the error itself said at the end of a traceback."""
+    return text.rpartition(f"{InputError.__name__}: ")[2].strip()

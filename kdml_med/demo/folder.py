@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from kdml_med import workers as pool
-from kdml_med.errors import InputError
+from kdml_med.errors import InputError, foreseen
 from kdml_med.program import progress_bar
 from kdml_med.storage.files import write_atomically
+from kdml_med.storage.reading import read_json
 
 SETTINGS_FILE = "demo.json"
 
@@ -33,10 +34,7 @@ def claim_folder(out_dir: Path, settings: dict[str, Any], readme: str) -> None:
     if out_dir.exists() and not out_dir.is_dir():
         raise InputError(f"{out_dir} is a file, expected a folder: choose another --out.")
     if path.is_file():
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise InputError(f"{path} is not valid JSON: remove {out_dir} or choose another --out.") from error
+        found = read_json(path, remedy=f"Remove {out_dir}, or choose another --out.")
         if found != settings:
             raise InputError(
                 f"{out_dir} holds a cohort made with {found}, asked for {settings}: "
@@ -126,6 +124,8 @@ def _call(job: Callable[..., object], arguments: tuple[Any, ...], _: Callable[[i
         job(*arguments)
     except InputError:
         raise
+    except OSError as error:  # there is nothing to read, so the output cannot be written
+        raise foreseen(error) or error from error
     except Exception:  # a generator has no input that could be at fault: the whole story is wanted
         return traceback.format_exc()
     return None

@@ -25,7 +25,7 @@ from kdml_med.demo import artefacts, phenotype, tissue
 from kdml_med.demo.fields import block_mean
 from kdml_med.demo.folder import check_numbers, claim_folder, make_missing
 from kdml_med.demo.pyramid import write_svs
-from kdml_med.storage.files import publish, unfinished_path, write_atomically, write_table
+from kdml_med.storage.files import write_atomically, write_table, writing
 
 GENERATOR_VERSION = 1
 """Raise whenever the same seed gives other pictures."""
@@ -156,9 +156,8 @@ def _write_slide(out_dir: Path, seed: int, index: int) -> int:
     Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(png, format="PNG")
     write_atomically(mask_path, png.getvalue())
     write_atomically(truth_path, (json.dumps(truth, sort_keys=True, indent=1) + "\n").encode())
-    temporary = unfinished_path(slide_path)
-    write_svs(temporary, image, mpp=tissue.MPP, app_mag=APP_MAG)
-    publish(temporary, slide_path)
+    with writing(slide_path) as temporary:
+        write_svs(temporary, image, mpp=tissue.MPP, app_mag=APP_MAG)
     return index
 
 

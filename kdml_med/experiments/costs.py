@@ -22,6 +22,7 @@ from kdml_med.keys import NetworkName, Task, network_order
 from kdml_med.networks.registry import build_network, cohort_spec
 from kdml_med.runs import SPEED_FILE, RunDescription, load_network, read_run_json
 from kdml_med.storage.files import write_json
+from kdml_med.storage.reading import take
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ def latency(
     """
     path = out / SPEED_FILE
     known: dict[str, Any] = read_run_json(out, SPEED_FILE) if path.is_file() and not again else {"versions": {}}
+    take(known, "versions", dict[str, dict[str, Any]], path, remedy="Delete it, and it is measured again.")
     folders = {version: _finished(plan, out, version) for version in plan.versions}
     lacking = [version for version in plan.versions if folders[version] and version not in known["versions"]]
     if not lacking:

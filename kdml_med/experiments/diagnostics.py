@@ -30,7 +30,7 @@ from kdml_med.metrics import diversity
 from kdml_med.metrics.box_matching import Floats
 from kdml_med.metrics.calibration import brier_score, expected_calibration_error
 from kdml_med.program import progress_bar
-from kdml_med.runs import LOSSES_FILE
+from kdml_med.runs import read_losses
 
 MIN_SCORE = 0.1
 """Of detections whose calibration is judged. Nobody is shown boxes below, but most have such scores, and would rule."""
@@ -215,9 +215,9 @@ def loss_shares(results: Results) -> pd.DataFrame:
 
 def _weighted(results: Results, cell: Cell) -> pd.DataFrame:
     """Columns epoch, student (unique among cells), term, loss, share; students of one cell."""
-    losses = pd.read_csv(results.folder(cell) / LOSSES_FILE)
+    losses = read_losses(results.folder(cell))
     networks = losses[LossColumn.NETWORK]
-    own = losses[networks.notna() & (networks != NetworkName.TEACHER)]
+    own = losses[(networks != "") & (networks != NetworkName.TEACHER)]
     table = pd.DataFrame(
         {
             "epoch": own[LossColumn.EPOCH],

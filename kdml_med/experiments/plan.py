@@ -11,11 +11,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from kdml_med.bundle.kinds import is_flag_text, is_whole
 from kdml_med.bundle.workflow import check_names, read_configs
 from kdml_med.errors import InputError
 from kdml_med.experiments.arms import ARMS, KDML, NUMBER_OF_STUDENTS, PAPER_ARMS, TEACHER_ONLY, Arm, arm_settings
 from kdml_med.keys import NetworkName, Task
 from kdml_med.networks.registry import cohort_spec, stream_name
+from kdml_med.storage.reading import read_json
 
 PLAN_FILE = "plan.json"
 CELLS_DIR = "cells"
@@ -125,12 +127,7 @@ def read_plan(path: Path) -> Plan:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"plan file {path} does not exist.")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise InputError(f'{path} holds a {type(content).__name__}, expected an object such as {{"name": …}}.')
+    content = read_json(path, remedy='Correct it; it holds an object such as {"name": …}.')
     return make_plan(content, where=str(path))
 
 
@@ -279,7 +276,7 @@ def _check_kinds(plan: Plan, where: str) -> None:
     for key, (kind, expected) in kinds.items():
         if not isinstance(getattr(plan, key), kind):
             raise InputError(f"{where}: {key} is {getattr(plan, key)!r}, expected {expected}.")
-    if not _is_whole(plan.threads) or plan.threads < 1:
+    if not is_whole(plan.threads) or plan.threads < 1:
         raise InputError(f"{where}: threads is {plan.threads!r}, expected a whole number from 1.")
 
 
@@ -290,12 +287,11 @@ def _check_bundle(plan: Plan, where: str) -> None:
             raise InputError(
                 f"{where}: bundle {plan.bundle!r} has no configs/{name}; relative paths start at {Path.cwd()}."
             )
-        try:
-            content = json.loads(path.read_text())
-        except ValueError as error:
-            raise InputError(f"{where}: {path} is not JSON: {error}.") from error
+        content = read_json(path, remedy="Bring back the bundle's config.")
         if name == "train.json" and "network_def" not in content:
             raise InputError(f"{where}: {path} has no network_def: it trains no cohort.")
+        if name == "train.json" and content.get("task", Task.CLASSIFICATION) not in list(Task):
+            raise InputError(f"{where}: {path} has the task {content['task']!r}, expected one of {', '.join(Task)}.")
 
 
 def _check_lists(plan: Plan, where: str) -> None:
@@ -307,7 +303,7 @@ def _check_lists(plan: Plan, where: str) -> None:
             raise InputError(f"{where}: {key} is {value!r}, expected a list that is not empty.")
     for key in ("seeds", "folds"):
         values = getattr(plan, key) or []
-        if not all(_is_whole(value) and value >= 0 for value in values) or len(set(values)) < len(values):
+        if not all(is_whole(value) and value >= 0 for value in values) or len(set(values)) < len(values):
             raise InputError(f"{where}: {key} is {list(values)}, expected whole numbers from 0 that are all different.")
     for version in plan.versions:
         if not isinstance(version, str) or list(plan.versions).count(version) > 1:
@@ -326,10 +322,6 @@ def _check_evaluations(plan: Plan, where: str) -> None:
         if not isinstance(settings, Mapping):
             raise InputError(f'{where}: evaluation {name!r} is {settings!r}, expected such as {{"split": "test"}}.')
         _check_settings(plan, settings, where, files=["train.json", "evaluate.json"], own=_EVALUATION_SETTINGS)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def sweep_axes(sweep: Mapping[str, Any]) -> list[str]:
@@ -367,7 +359,7 @@ def _check_settings(
     for name, value in settings.items():
         if name in own:
             raise InputError(f"{where}: {name!r} is no setting of a plan; it is set for each training.")
-        if isinstance(value, str) and value.lower() in ("true", "false"):
+        if is_flag_text(value):
             raise InputError(f"{where}: setting {name!r} is the text {value!r}: write {value.lower()} without quotes.")
         try:
             check_names([name], read_configs(paths), plan.task)

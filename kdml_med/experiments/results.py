@@ -24,9 +24,10 @@ from kdml_med.experiments.plan import Cell, Plan, expand, named_arms
 from kdml_med.experiments.training import CELL_FILE, evaluation_dir
 from kdml_med.keys import LossColumn, NetworkName, network_order
 from kdml_med.networks.registry import build_network
-from kdml_med.runs import LOSSES_FILE, METRICS_FILE, RunDescription, checkpoint_path, read_run_json
+from kdml_med.runs import METRICS_FILE, TRAIN_AGAIN, RunDescription, checkpoint_path, read_losses, read_run_json
 from kdml_med.storage.files import write_parquet
 from kdml_med.storage.manifest import FAILURES_FILE
+from kdml_med.storage.reading import damaged, read_table
 
 RESULTS_FILE = "results.parquet"
 NETWORK_LEVEL = "network"
@@ -152,7 +153,7 @@ def _place(plan: Plan, arms: Sequence[str], cell: Cell) -> tuple[int, ...]:
 def _failures(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = read_table(path, ["cell", "reason"], remedy="Delete it.")
     return dict(zip(table["cell"], table["reason"], strict=True))
 
 
@@ -178,7 +179,10 @@ def results_table(results: Results) -> pd.DataFrame:
         parameters, multiply_accumulates of one image in the run's size, bytes_on_disk of the weights, and, of networks
         that were trained, steps of the optimiser and best_epoch. The ensemble costs what its students cost together.
     """
-    rows = [row for cell in results.finished for row in _cell_rows(results, cell)]
+    rows: list[dict[str, Any]] = []
+    for cell in results.finished:
+        with damaged(results.folder(cell), remedy=TRAIN_AGAIN):
+            rows += _cell_rows(results, cell)
     return pd.DataFrame(rows, columns=list(_DTYPES)).astype(_DTYPES)
 
 
@@ -218,14 +222,15 @@ def _level_figures(figures: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _figure(metric: str, value: float | None, low: float | None = None, high: float | None = None) -> dict[str, Any]:
     numbers = {"value": value, "low": low, "high": high}
-    return {"metric": metric} | {name: math.nan if number is None else number for name, number in numbers.items()}
+    # Added to a number, because a text in its place has to be noticed here, where its file is known.
+    return {"metric": metric} | {name: math.nan if number is None else 0.0 + number for name, number in numbers.items()}
 
 
 def _costs(results: Results, cell: Cell) -> dict[str, dict[str, float]]:
     """Figures at network level, by network."""
     folder, cohort = results.folder(cell), results.cohort(cell)
     metrics = read_run_json(folder, METRICS_FILE)
-    losses = pd.read_csv(folder / LOSSES_FILE)
+    losses = read_losses(folder)
     size = input_size(cohort.image_size)
     costs: dict[str, dict[str, float]] = {}
     for name, stored in results.networks(cell).items():

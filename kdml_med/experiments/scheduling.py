@@ -17,6 +17,7 @@ from kdml_med.experiments.costs import cell_cost
 from kdml_med.experiments.plan import PLAN_FILE, Cell, Plan, plan_content
 from kdml_med.experiments.training import check_data, is_done, train_cell
 from kdml_med.storage.files import write_json, write_table
+from kdml_med.storage.folder import sole_user
 from kdml_med.storage.manifest import FAILURES_FILE
 from kdml_med.workers import ClusterWorkers, Count, LocalWorkers, Order, Workers, work_through
 
@@ -63,8 +64,8 @@ def run_plan(
         train: does one cell.
 
     Raises:
-        InputError: a dataset is broken, a finished cell has other settings, or the scheduler cannot be reached; nothing
-            is written then. Or the scheduler is lost on the way.
+        InputError: a dataset is broken, a finished cell has other settings, another run has the folder, or the
+            scheduler cannot be reached; nothing is written then. Or the scheduler is lost on the way.
     """
     check_data(plan)
     outcome = Outcome()
@@ -72,7 +73,7 @@ def run_plan(
     outcome.skipped = len(cells) - len(left)
     progress = _Progress(plan, cells, left)
     workers: Workers = LocalWorkers(jobs) if scheduler is None else ClusterWorkers(scheduler, folders=[out])
-    with workers:
+    with sole_user(out), workers:
         write_json(out / PLAN_FILE, plan_content(plan))
         _write_failures(out, outcome)
         work = partial(_train, train=train, plan=plan, out=out)

@@ -19,9 +19,10 @@ from kdml_med.keys import NetworkName, Split, Task
 from kdml_med.metrics.aggregation import GROUP_COLUMNS, aggregate_predictions
 from kdml_med.metrics.box_matching import Group
 from kdml_med.metrics.paired_scores import ClassificationScores, DetectionMetric, DetectionScores, Scores
-from kdml_med.runs import DETECTIONS_FILE, PREDICTIONS_FILE, read_run_json
+from kdml_med.runs import DETECTIONS_FILE, PREDICTIONS_FILE, TRAIN_AGAIN, read_run_json
 from kdml_med.storage.files import content_hash
 from kdml_med.storage.manifest import MANIFEST_FILE, read_info
+from kdml_med.storage.reading import read_rows
 
 Role = Literal["teacher", "students", "ensemble"]
 
@@ -40,7 +41,8 @@ def read_detections(results: Results, cell: Cell, evaluation: str) -> pd.DataFra
 
 
 def _read(results: Results, cell: Cell, evaluation: str, name: str) -> pd.DataFrame:
-    table = pd.read_parquet(results.folder(cell) / evaluation_dir(evaluation) / name)
+    path = results.folder(cell) / evaluation_dir(evaluation) / name
+    table = read_rows(path, ["sample_id", "patient_id", "network"], remedy=TRAIN_AGAIN)
     shown = {stored: name for name, stored in results.networks(cell).items()}
     kept: pd.DataFrame = table[table["network"].isin(list(shown))]
     return kept.assign(network=kept["network"].map(shown)).reset_index(drop=True)

@@ -15,11 +15,23 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from kdml_med.networks.cohort import Cohort
-from kdml_med.runs import checkpoint_path
+from kdml_med.runs import checkpoint_path, read_checkpoint
 from kdml_med.storage.files import write_atomically
+from kdml_med.storage.reading import damaged
 
 logger = logging.getLogger(__name__)
 
+_LAST: dict[str, type | tuple[type, ...]] = {
+    "network": Mapping,
+    "optimizer": Mapping,
+    "scheduler": (Mapping, type(None)),
+    "epoch": int,
+    "best_metric": float,
+    "best_metric_epoch": int,
+    "scaler": Mapping,
+    "random": Mapping,
+}
+_REMEDY = "Delete it to train from the beginning, or name another --run_dir."
 # The length of the schedule follows from max_epochs, which a resumed run may raise.
 _SCHEDULE_SETTINGS = ("t_total", "warmup_steps", "end_lr", "cycles", "warmup_multiplier")
 
@@ -66,7 +78,17 @@ class CohortCheckpoint:
         path = checkpoint_path(self.run_dir, "last")
         if not (self.resume and path.is_file()):
             return
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_checkpoint(path, _LAST, remedy=_REMEDY)
+        with damaged(path, remedy=_REMEDY):
+            self._restore(engine, state)
+        engine.state.epoch = state["epoch"]
+        engine.state.iteration = state["epoch"] * engine.state.epoch_length
+        if state["epoch"] >= engine.state.max_epochs:
+            logger.info("Already trained for %d epochs: nothing to do. Raise max_epochs to go on.", state["epoch"])
+        else:
+            logger.info("Going on behind epoch %d of %s.", state["epoch"], path)
+
+    def _restore(self, engine: Engine, state: Mapping[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None and state["scheduler"] is not None:
@@ -79,12 +101,6 @@ class CohortCheckpoint:
         torch.set_rng_state(state["random"]["cpu"])
         if torch.cuda.is_available() and state["random"]["cuda"]:
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
-        engine.state.epoch = state["epoch"]
-        engine.state.iteration = state["epoch"] * engine.state.epoch_length
-        if state["epoch"] >= engine.state.max_epochs:
-            logger.info("Already trained for %d epochs: nothing to do. Raise max_epochs to go on.", state["epoch"])
-        else:
-            logger.info("Going on behind epoch %d of %s.", state["epoch"], path)
 
     def _epoch_completed(self, engine: Engine) -> None:
         # -1: nothing validated so far, so the latest is the best that is known.

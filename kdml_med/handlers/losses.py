@@ -12,6 +12,9 @@ from monai.engines import Trainer
 from kdml_med.keys import LossColumn, LossTerm, OutputKey, split_loss_name
 from kdml_med.runs import LOSSES_FILE
 from kdml_med.storage.files import write_table
+from kdml_med.storage.reading import damaged, read_table
+
+_REMEDY = "Delete it to go on without the losses of earlier epochs."
 
 
 class LossHistory:
@@ -55,6 +58,8 @@ class LossHistory:
         # As text: numbers that are read and written again keep every digit.
         table = pd.DataFrame(rows, columns=[str(column) for column in LossColumn]).astype(str)
         if self.path.is_file():
-            earlier = pd.read_csv(self.path, dtype=str)
-            table = pd.concat([earlier[earlier[LossColumn.EPOCH].astype(int) < engine.state.epoch], table])
+            earlier = read_table(self.path, list(table.columns), remedy=_REMEDY)
+            with damaged(self.path, remedy=_REMEDY):
+                earlier = earlier[earlier[LossColumn.EPOCH].astype(int) < engine.state.epoch]
+            table = pd.concat([earlier[table.columns], table])
         write_table(self.path, table)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,24 @@ from kdml_med.metrics.box_matching import finite
 from kdml_med.metrics.classification import METRICS
 from kdml_med.metrics.detection import DEFAULT_THRESHOLD, by_network
 from kdml_med.metrics.detection_evaluation import CHARTS
+from kdml_med.storage.files import naming
 
 COHORT_RUN = "cohort"
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def _leave_errors_to_writers() -> None:
+    """Print no traceback of the threads that write events: their writer raises the error at its next call."""
+    before = threading.excepthook
+    if getattr(before, "__name__", "") == "quiet":
+        return
+
+    def quiet(args: threading.ExceptHookArgs) -> None:
+        if type(args.thread).__name__ != "_AsyncWriterThread":  # of TensorBoard
+            before(args)
+
+    threading.excepthook = quiet
 
 
 class CohortTensorBoard:
@@ -74,15 +90,25 @@ class CohortTensorBoard:
 
     def attach(self, engine: Trainer) -> None:
         """Register with the trainer, and with the evaluator where there is one."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
-        engine.add_event_handler(Events.ITERATION_STARTED(every=self.interval), self._learning_rates)
-        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self._losses)
+        _leave_errors_to_writers()
+        engine.add_event_handler(Events.EPOCH_STARTED, self._named(self._epoch_started))
+        engine.add_event_handler(Events.ITERATION_STARTED(every=self.interval), self._named(self._learning_rates))
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self._named(self._losses))
         # At the end of the epoch: the loss hears of a new epoch only after the handlers attached to its start.
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._weights)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._named(self._weights))
         if self.evaluator is not None:
-            self.evaluator.add_event_handler(Events.COMPLETED, self._validation)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
+            self.evaluator.add_event_handler(Events.COMPLETED, self._named(self._validation))
+        engine.add_event_handler(Events.COMPLETED, self._named(self._finish))
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._close_and_raise)
+
+    def _named(self, handler: Callable[[Engine], None]) -> Callable[[Engine], None]:
+        """A handler whose failure to write (a full disk, a folder that went away) names the folder of the events."""
+
+        def named(engine: Engine) -> None:
+            with naming(self.log_dir):
+                handler(engine)
+
+        return named
 
     def writer(self, run: str) -> SummaryWriter:
         """Writer of a run, opened on first use; points of an interrupted epoch, which is repeated, are taken back."""
@@ -160,7 +186,8 @@ class CohortTensorBoard:
         self._close()
 
     def _close_and_raise(self, engine: Engine, error: Exception) -> None:
-        self._close()
+        with contextlib.suppress(OSError):  # a full disk refuses the rest once more, and is not what is to be said
+            self._close()
         raise error
 
     def _close(self) -> None:

@@ -33,9 +33,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise InputError(f"weights file {path} does not exist.")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises nearly anything, from KeyError to UnicodeDecodeError
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} cannot be read as weights: {reason}") from error
+    except Exception as error:  # a damaged file raises nearly anything, at length and with advice to run its code
+        raise InputError(f"{path} cannot be read as weights: it was cut short, or is another file.") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} is not a plain state dict (names to tensors); export the network's state_dict().")
     return dict(state)

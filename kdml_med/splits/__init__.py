@@ -6,18 +6,21 @@ from kdml_med.splits.frozen import (
     check_splits,
     describe_splits,
     freeze_splits,
+    has_folds,
     has_splits,
     read_splits,
 )
-from kdml_med.splits.making import DEFAULT_FRACTIONS, make_splits, required_classes
+from kdml_med.splits.making import DEFAULT_FRACTIONS, check_request, make_splits, required_classes
 
 __all__ = [
     "DEFAULT_FRACTIONS",
     "assign_splits",
     "check_replaceable",
+    "check_request",
     "check_splits",
     "describe_splits",
     "freeze_splits",
+    "has_folds",
     "has_splits",
     "make_splits",
     "read_splits",

@@ -8,7 +8,7 @@ does not fit the manifest, or leaks.
 from __future__ import annotations
 
 import hashlib
-import io
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import pandas as pd
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
 from kdml_med.splits.making import SPLIT_NAMES, owner_word
-from kdml_med.storage.files import write_table
+from kdml_med.storage.files import table_bytes, write_table
 from kdml_med.storage.manifest import SPLITS_FILE, DatasetInfo, read_info, write_info
+from kdml_med.storage.reading import parse_table, read_table
 
 
 def freeze_splits(
@@ -58,7 +59,7 @@ def check_replaceable(dataset_dir: Path, splits: pd.DataFrame, *, force: bool) -
     info = read_info(dataset_dir)
     splits = splits.sort_values("patient_id", kind="stable")
     _check_structure(splits, "the new splits")
-    digest = hashlib.sha256(splits.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
+    digest = hashlib.sha256(table_bytes(splits)).hexdigest()
     present = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
     frozen = (info.splits or {}).get("sha256", present)
     if frozen not in (None, digest) and not force:
@@ -72,6 +73,12 @@ def check_replaceable(dataset_dir: Path, splits: pd.DataFrame, *, force: bool) -
 def has_splits(dataset_dir: Path) -> bool:
     """Whether a dataset folder has a splits.csv; folders for inference only need none."""
     return (Path(dataset_dir) / SPLITS_FILE).is_file()
+
+
+def has_folds(dataset_dir: Path) -> bool:
+    """Whether the splits.csv of a dataset folder holds folds."""
+    path = Path(dataset_dir) / SPLITS_FILE
+    return "fold" in read_table(path, remedy="Make the splits again with `python -m preprocessing.make_splits`.")
 
 
 def read_splits(dataset_dir: Path, manifest: pd.DataFrame, info: DatasetInfo) -> pd.DataFrame:
@@ -92,11 +99,8 @@ def read_splits(dataset_dir: Path, manifest: pd.DataFrame, info: DatasetInfo) ->
             f"`python -m preprocessing.make_splits {dataset_dir}` (datasets for inference only need none)."
         )
     content = path.read_bytes()
-    try:
-        splits = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
-    except (ValueError, pd.errors.ParserError) as error:
-        raise InputError(f"{path} cannot be read as CSV ({error}).") from error
-    splits = check_splits(splits, manifest, str(path))
+    again = f"Make the splits again with `python -m preprocessing.make_splits {dataset_dir} --force`."
+    splits = check_splits(parse_table(content, path, remedy=again), manifest, str(path))
     if not info.splits or info.splits.get("sha256") != hashlib.sha256(content).hexdigest():
         state = "was edited after it was frozen" if info.splits else "was never frozen"
         raise InputError(
@@ -122,9 +126,18 @@ def check_splits(splits: pd.DataFrame, manifest: pd.DataFrame, where: str) -> pd
     Raises:
         InputError: they are not, or do not; the message names the patients.
     """
-    splits = _check_structure(splits, where)
+    splits = _check_structure(_take_names(splits, manifest), where)
     _check_patients(splits, manifest, where)
     return splits
+
+
+def _take_names(splits: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
+    """Patients by their names in the manifest: an editor may store an "é" as one character or as two."""
+    if "patient_id" not in splits:
+        return splits
+    names = {unicodedata.normalize("NFC", name): name for name in manifest["patient_id"].unique()}
+    ids = splits["patient_id"].map(lambda name: names.get(unicodedata.normalize("NFC", name), name))
+    return splits.assign(patient_id=ids)
 
 
 def _check_structure(splits: pd.DataFrame, where: str) -> pd.DataFrame:

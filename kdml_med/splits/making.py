@@ -58,8 +58,11 @@ def make_splits(
     Source:
         Why sites: Howard et al. 2021, Nat Commun 12:4423, site-specific signatures in TCGA slides.
     """
-    shares = _shares(fractions, folds)
+    check_request(fractions, folds, seed)
     patients = _patient_table(manifest, classes)
+    if folds is not None and folds > len(patients):
+        raise InputError(f"folds is {folds}, but there are {len(patients)} {owner_word(manifest)}s: use fewer folds.")
+    shares = list(fractions or DEFAULT_FRACTIONS) if folds is None else [1 / folds] * folds
     used = [index for index, share in enumerate(shares) if share > 0]
     unit_name = "site" if site_preserved else owner_word(manifest)
     needed = np.array([required is None, required is None or classes[-1] in required])
@@ -99,17 +102,25 @@ def owner_word(manifest: pd.DataFrame) -> str:
     return "sequence" if same else "patient"
 
 
-def _shares(fractions: Sequence[float] | None, folds: int | None) -> list[float]:
+def check_request(fractions: Sequence[float] | None, folds: int | None, seed: int) -> None:
+    """Check what is asked for, before anything is read.
+
+    Raises:
+        InputError: fractions, folds or the seed make no sense, or both of the first are given.
+    """
+    if seed < 0:
+        raise InputError(f"seed is {seed}, expected a whole number from 0.")
     if folds is not None:
         if fractions is not None:
             raise InputError("give fractions or folds, not both.")
         if folds < 3:
             raise InputError(f"folds is {folds}, expected at least 3: one tests, one validates, the rest train.")
-        return [1 / folds] * folds
+        return
     shares = [float(share) for share in (DEFAULT_FRACTIONS if fractions is None else fractions)]
-    if len(shares) != 3 or min(shares) < 0 or shares[0] == 0 or abs(sum(shares) - 1) > 1e-6:
+    # In this form NaN is refused as well.
+    right = len(shares) == 3 and shares[0] > 0 and all(share >= 0 for share in shares) and abs(sum(shares) - 1) <= 1e-6
+    if not right:
         raise InputError(f"fractions are {shares}, expected three (train, val, test) that add up to 1, train above 0.")
-    return shares
 
 
 def _patient_table(manifest: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:

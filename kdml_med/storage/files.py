@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,48 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdml_med.errors import cannot_write
+from kdml_med.storage.cells import guarded
+
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old bytes or all of the new ones, never a part."""
-    temporary = unfinished_path(path)
-    temporary.write_bytes(data)
-    publish(temporary, path)
+    """Write a file so that a reader sees the old bytes or all of the new ones, never a part.
+
+    Raises:
+        InputError: it cannot be written; what is there stays.
+    """
+    with writing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Give a file to write to, which gets its name when the block is left without an error and else goes.
+
+    Yields:
+        The path to write to.
+
+    Raises:
+        InputError: it cannot be written (a full disk, a folder that is read-only or gone); what was there stays.
+    """
+    with naming(path):
+        temporary = unfinished_path(path)
+        try:
+            yield temporary
+            publish(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # room for others on a full disk
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn errors of the system into ones for people, who are told which file could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def unfinished_path(path: Path) -> Path:
@@ -55,8 +92,14 @@ def write_if_changed(path: Path, data: bytes) -> None:
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a CSV file atomically, with Unix line ends and no index column; the same content touches nothing."""
-    write_if_changed(path, table.to_csv(index=False, lineterminator="\n").encode())
+    """Write a CSV file atomically, see ``table_bytes``; the same content touches nothing."""
+    write_if_changed(path, table_bytes(table))
+
+
+def table_bytes(table: pd.DataFrame) -> bytes:
+    """A table as a CSV file: Unix line ends, no index column, and no cell that a spreadsheet would run."""
+    text: str = guarded(table).to_csv(index=False, lineterminator="\n")
+    return text.encode()
 
 
 def write_json(path: Path, content: Any) -> None:

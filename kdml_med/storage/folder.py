@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.metadata
+import logging
 import os
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,32 +36,87 @@ from kdml_med.storage.manifest import (
 )
 from kdml_med.storage.shards import Origin, Record, read_record, shard_path, sidecar_path, times_path
 
+logger = logging.getLogger(__name__)
+
 FULL_HASH = "full_hash"
 """Name of the option by which all bytes of large inputs are hashed; in dataset.json only where it is set."""
 _SHARD_FILES = (sidecar_path, times_path, shard_path)  # the table first: without it nothing counts as finished
 _SHOWN = 10
 
 
+class Hold:
+    """A lock on a folder: it leaves no file, ends with the process, and ``release`` or garbage collection ends it."""
+
+    def __init__(self, folder: Path, option: str) -> None:
+        self._handle = -1
+        _HOLDS.add(self)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(folder, os.O_RDONLY)
+        except OSError as error:
+            raise InputError(f"cannot use {folder} as output folder: {error.strerror}.") from error
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.release()
+            raise InputError(f"another run is writing to {folder}: wait for it, or choose another {option}.") from error
+        except OSError:  # NFS, say
+            logger.warning("%s is on a file system without locks: two runs must not share it", folder)
+
+    def release(self) -> None:
+        """Let others in."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def __del__(self) -> None:
+        self.release()
+
+
+_HOLDS: weakref.WeakSet[Hold] = weakref.WeakSet()
+_KEPT: weakref.WeakValueDictionary[Path, Hold] = weakref.WeakValueDictionary()
+
+
+def _release_in_child() -> None:
+    # A process that reads samples would keep the folder locked for a while after the one that trains was killed.
+    for hold in list(_HOLDS):
+        hold.release()
+
+
+os.register_at_fork(after_in_child=_release_in_child)
+
+
+def keep_out_others(folder: Path, *, option: str = "--out") -> Hold:
+    """Keep other processes from writing to a folder as long as the object that is returned lives.
+
+    Within one process the folder can be asked for again.
+
+    Args:
+        folder: made when absent.
+        option: that names it on the command line.
+
+    Raises:
+        InputError: the folder cannot be made, or another process has it.
+    """
+    key = Path(folder).resolve()
+    hold = _KEPT.get(key)
+    if hold is None:
+        hold = _KEPT[key] = Hold(folder, option)
+    return hold
+
+
 @contextlib.contextmanager
 def sole_user(out_dir: Path) -> Iterator[None]:
-    """Keep two runs out of one folder; the lock is on the folder itself, leaves no file and dies with the process.
+    """Keep two runs out of one folder, also two of one process.
 
     Raises:
         InputError: the folder cannot be made, or another run has it.
     """
+    hold = Hold(out_dir, "--out")
     try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out_dir, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"cannot use {out_dir} as output folder: {error.strerror}.") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another run is writing to {out_dir}: wait for it, or choose another --out.") from error
         yield
     finally:
-        os.close(handle)
+        hold.release()
 
 
 def list_versions(program: str, libraries: Sequence[str]) -> dict[str, str]:

@@ -15,7 +15,6 @@ the same three columns with one file per tile and offset 0, so nothing is copied
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -29,6 +28,7 @@ import pyarrow.parquet as pq
 
 from kdml_med.errors import InputError
 from kdml_med.storage.files import write_atomically, write_json
+from kdml_med.storage.reading import build, read_json
 
 SCHEMA_VERSION = 1
 DATASET_FILE = "dataset.json"
@@ -81,6 +81,7 @@ FRAME_COLUMNS = pa.schema(
     ]
 )
 
+_MAKE_AGAIN = "Make the dataset again: the command that made it goes on from what is finished."
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 FRAME_CLASSES = ("negative", "polyp")
 
@@ -156,7 +157,8 @@ def read_info(dataset_dir: Path) -> DatasetInfo:
     """Read and check dataset.json.
 
     Raises:
-        InputError: the folder or the file is missing, is not JSON, or was written by another schema version.
+        InputError: the folder or the file is missing, is not JSON, was written by another schema version, or has a key
+            or value that preparation does not write.
     """
     path = Path(dataset_dir) / DATASET_FILE
     if not path.is_file():
@@ -164,17 +166,32 @@ def read_info(dataset_dir: Path) -> DatasetInfo:
             f"{dataset_dir} is not a dataset folder: it has no {DATASET_FILE}. Make one with `python -m "
             "preprocessing.tile_slides`, `preprocessing.import_tiles` or `preprocessing.prepare_frames`."
         )
-    try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON ({error}). Make the dataset again.") from error
+    content = read_json(path, remedy=_MAKE_AGAIN)
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise InputError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}: make it again.")
-    unknown = sorted(set(content) - set(DatasetInfo.__dataclass_fields__))
-    if unknown:
-        raise InputError(f"{path} has unknown keys {unknown}; known: {sorted(DatasetInfo.__dataclass_fields__)}.")
-    return DatasetInfo(**content)
+        raise InputError(f"{path} has schema version {version!r}, this program reads {SCHEMA_VERSION}: make it again.")
+    info = build(DatasetInfo, content, str(path), remedy=_MAKE_AGAIN)
+    _check_info(info, path)
+    return info
+
+
+def _check_info(info: DatasetInfo, path: Path) -> None:
+    """Values that have the right type and make no sense all the same."""
+    levels = ("patient", "slide") if info.kind == DatasetKind.TILES else ("patient", "sequence", "frame")
+    expected = {
+        "kind": (info.kind in list(DatasetKind), f"one of {', '.join(DatasetKind)}"),
+        "label_level": (info.label_level in levels, f"one of {', '.join(levels)}"),
+        "classes": (
+            len(info.classes) in (0, 2) and len({*info.classes, ""}) == len(info.classes) + 1,
+            "no or two different names, the positive one last",
+        ),
+    }
+    for name in ("tile_size_px", "frame_size_px", "mpp"):
+        value = getattr(info, name)
+        expected[name] = (value is None or value > 0, "a number above 0, or null")
+    for name, (right, words) in expected.items():
+        if not right:
+            raise InputError(f"{path}: {name} is {getattr(info, name)!r}, expected {words}. {_MAKE_AGAIN}")
 
 
 def manifest_table(rows: Iterable[Mapping[str, Any]], kind: DatasetKind = DatasetKind.TILES) -> pa.Table:
@@ -209,9 +226,7 @@ def validate_manifest(table: pa.Table, where: str) -> None:
             patients.
     """
     kind = kind_of(table)
-    missing = [name for name in kind.columns.names if name not in table.column_names]
-    if missing:
-        raise InputError(f"{where} lacks the columns {missing}; expected {kind.columns.names}.")
+    check_columns(table, kind.columns, where)
     frame = table.select(["sample_id", "patient_id", kind.group]).to_pandas()
     for name in frame.columns:
         empty = frame.index[frame[name].isna() | (frame[name] == "")]
@@ -225,6 +240,13 @@ def validate_manifest(table: pa.Table, where: str) -> None:
     if len(shared):
         what = kind.group.removesuffix("_id")
         raise InputError(f"{where}: {what} {shared.index[0]!r} belongs to {shared.iloc[0]} patients, expected one.")
+
+
+def check_columns(table: pa.Table, columns: pa.Schema, where: str) -> None:
+    """Refuse a table that lacks columns."""
+    missing = [name for name in columns.names if name not in table.column_names]
+    if missing:
+        raise InputError(f"{where} lacks the columns {missing}; expected {columns.names}.")
 
 
 def read_manifest(dataset_dir: Path) -> pd.DataFrame:
@@ -244,10 +266,21 @@ def read_manifest(dataset_dir: Path) -> pd.DataFrame:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as parquet ({error}). Make the dataset again.") from error
+        raise InputError(f"{path} cannot be read as parquet ({one_line(error)}). {_MAKE_AGAIN}") from error
+    columns = kind_of(table).columns
+    check_columns(table, columns, str(path))
+    try:
+        table = table.select(columns.names).cast(columns)
+    except (pa.ArrowException, ValueError) as error:
+        raise InputError(f"{path} has columns of other types ({one_line(error)}). {_MAKE_AGAIN}") from error
     validate_manifest(table, str(path))
-    frame: pd.DataFrame = table.select(kind_of(table).columns.names).to_pandas()
+    frame: pd.DataFrame = table.to_pandas()
     return frame
+
+
+def one_line(error: Exception) -> str:
+    """An error of a library, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def image_root(dataset_dir: Path, info: DatasetInfo) -> Path:

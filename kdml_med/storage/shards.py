@@ -5,6 +5,7 @@ The tar gets its name first and the table last. A shard with both is finished; w
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
@@ -20,13 +21,14 @@ import pyarrow.parquet as pq
 from kdml_med.errors import InputError
 from kdml_med.storage.files import (
     Fingerprint,
+    naming,
     publish,
     take_fingerprints,
     unfinished_path,
     write_atomically,
     write_json,
 )
-from kdml_med.storage.manifest import SHARDS_DIR, DatasetKind, manifest_table, validate_manifest
+from kdml_med.storage.manifest import SHARDS_DIR, DatasetKind, manifest_table, one_line, validate_manifest
 
 _RECORD_KEY = b"kdml_med.record"
 
@@ -35,12 +37,16 @@ class ShardWriter:
     """Writes an uncompressed tar whose bytes depend on nothing but its members; it gets its name when whole.
 
     Used as a context manager: leaving it without an error publishes the file, with one removes what was written.
+
+    Raises:
+        InputError: on entering, adding or leaving: it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._temporary = unfinished_path(path)
-        self._stream = self._temporary.open("wb")
+        with naming(path):
+            self._temporary = unfinished_path(path)
+            self._stream = self._temporary.open("wb")
 
     def add(self, name: str, data: bytes) -> int:
         """Append one member.
@@ -50,10 +56,11 @@ class ShardWriter:
         """
         header = tarfile.TarInfo(name)
         header.size = len(data)  # owner, group and time stay 0: the same tiles give the same file
-        self._stream.write(header.tobuf(tarfile.USTAR_FORMAT))
-        offset = self._stream.tell()
-        self._stream.write(data)
-        self._stream.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+        with naming(self._path):
+            self._stream.write(header.tobuf(tarfile.USTAR_FORMAT))
+            offset = self._stream.tell()
+            self._stream.write(data)
+            self._stream.write(bytes(-len(data) % tarfile.BLOCKSIZE))
         return offset
 
     def __enter__(self) -> ShardWriter:
@@ -62,13 +69,19 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._stream as stream:
-            if kind is None:
-                stream.write(bytes(2 * tarfile.BLOCKSIZE))
-        if kind is None:
-            publish(self._temporary, self._path)
-        else:
-            self._temporary.unlink(missing_ok=True)
+        whole = False
+        try:
+            if error is None:
+                with naming(self._path), self._stream as stream:
+                    stream.write(bytes(2 * tarfile.BLOCKSIZE))
+                with naming(self._path):
+                    publish(self._temporary, self._path)
+                whole = True
+        finally:
+            if not whole:
+                for remove in (self._stream.close, self._temporary.unlink):
+                    with contextlib.suppress(OSError):  # a full disk refuses the rest of the buffer once more
+                        remove()
 
 
 @dataclass(frozen=True)
@@ -233,9 +246,10 @@ def read_record(dataset_dir: Path, name: str, record: type[Record], kind: Datase
         if content.get("origin") is not None:
             content["origin"] = Origin.from_content(content["origin"], _read_times(dataset_dir, name))
         found = record.from_content(content)
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}). Delete it and run the same command again.") from error
-    return found, table.replace_schema_metadata(None).select(kind.columns.names).cast(kind.columns)
+        rows = table.replace_schema_metadata(None).select(kind.columns.names).cast(kind.columns)
+    except (OSError, pa.ArrowException, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({one_line(error)}). Delete it and run the same command again.") from error
+    return found, rows
 
 
 def _read_times(dataset_dir: Path, name: str) -> list[int | None]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-from kdml_med.errors import InputError
+from kdml_med.errors import NO_ROOM, InputError, foreseen
 
 logger = logging.getLogger(__name__)
 
@@ -182,13 +182,15 @@ def attempt(work: Work, job: Any, count: Count) -> str | None:
         Why it failed, in one line: a thousand jobs must not stop at one that hits a fault nobody foresaw.
 
     Raises:
-        InputError: from the work.
+        InputError: from the work, or the disk is full, which would make all other jobs fail as well.
     """
     try:
         return work(job, count)
     except InputError:
         raise
     except (Exception, SystemExit) as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise foreseen(error) or error from error
         return unexpected(error)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import pandas as pd
 
+from kdml_med.storage.reading import damaged, read_table
 from kdml_med.storage.shards import ShardRecord
 from kdml_med.wsi.stain import StainFit
 
@@ -95,10 +95,12 @@ class SlideRecord(ShardRecord):
 
 def read_stain_fits(path: Path) -> dict[str, StainFit]:
     """Stain fits of slides.csv by slide; slides that did not allow a fit are left out."""
-    table = pd.read_csv(path, dtype={"slide_id": str})
+    table = read_table(path, ["slide_id"], remedy="Make the dataset again.")
     if not set(_STAIN_COLUMNS) <= set(table.columns):
         return {}
     fits = {}
+    with damaged(path, remedy="Make the dataset again."):
+        table[_STAIN_COLUMNS] = table[_STAIN_COLUMNS].replace("", np.nan).astype(np.float64)
     for slide_id, *values in table.dropna(subset=_STAIN_COLUMNS)[["slide_id", *_STAIN_COLUMNS]].itertuples(index=False):
         numbers = np.array(values, dtype=np.float64)
         fits[str(slide_id)] = StainFit(numbers[:6].reshape(2, 3).T, numbers[6:])

@@ -55,7 +55,8 @@ def evaluation(dataset: Path, run_dir: Path, **values: Any) -> Settings:
 def describe(run_dir: Path, **changes: Any) -> None:
     """Write the description of a run on tiles of 32 px."""
     usual: dict[str, Any] = {
-        "task": Task.CLASSIFICATION, "version": "v1", "networks": {}, "classes": CLASSES, "image_size": 32,
+        "task": Task.CLASSIFICATION, "version": "v1", "networks": {"student_0": "resnet10"}, "classes": CLASSES,
+        "image_size": 32,
         "mpp": 1.0, "tile_size_px": 32, "stain": "none", "fold": None, "synthetic": True, "kdml_med": "0",
         "seen_patients": {"train": []},
     }  # fmt: skip

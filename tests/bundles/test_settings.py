@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigWorkflow
 
 from kdml_med.bundle import settings as module
@@ -237,3 +240,61 @@ def test_a_new_setting_is_one_entry_of_the_list_and_one_line_of_a_config(
             prepare_training(settings, demo_dir="demo")
     finally:
         KNOBS.remove(toy)
+
+
+# As a person types them; what the command line makes of them is what fire does.
+WRITTEN = [
+    "yes", "no", "on", "off", "true", "false", "TRUE", "none", "1.5", "-1", "0", "0.5", "-0.5", "nan", "inf", "-inf",
+    "1e3", "1e400", "9" * 30, "9" * 400, "1e-3x", "1,2", "[]", "{}", "[0]", "[nan,1]", "[[1]]", "{'name':3}",
+    "{'name':None}", "['resnet18',3]", "['resnet18','']", "", " ", "½", "b'a'", "cuda:-1", "cpu:", "1 2", "0x1p3",
+]  # fmt: skip
+
+
+def is_meant(kind: Any, text: str) -> bool:
+    """Whether a text can be read as a setting of this kind, told in another way than the list does."""
+    words = kind.words.partition(", or None")[0]
+    number = float(text) if re.fullmatch(r"-?[0-9.]+(e[0-9]+)?", text) else math.nan
+    if words.startswith("a whole number"):
+        low, high = 1 - ("from 0" in words), 5 if words.endswith("to 5") else 2**31 - 1
+        return re.fullmatch(r"[0-9]+", text) is not None and low <= number <= high
+    if words.startswith("a number"):
+        high = 1 if words.endswith("to 1") else math.inf
+        return 0 <= number <= high and number < math.inf and not (number == 0 and "above" in words)
+    if words.startswith("one of: "):
+        return text in words.removeprefix("one of: ").split(", ")
+    return words.startswith("[low, high]") and text == "1,2"
+
+
+@pytest.mark.parametrize(
+    ("task", "stage"), [(task, stage) for task in Task for stage in ("train", "evaluate", "inference")]
+)
+def test_whatever_is_written_behind_a_setting_is_read_as_meant_or_refused_in_one_line(task: Task, stage: Any) -> None:
+    # A folder may be called anything, and a name that there is none of is refused by who looks for it.
+    knobs = [knob for knob in knobs_of(task, stage) if not re.match("a (path|name)|a network's name", knob.kind.words)]
+    assert len(knobs) > 5
+    for knob in knobs:
+        for text in WRITTEN:
+            value = DefaultParseValue(text)
+            if is_meant(knob.kind, text):
+                knob.check(value)
+            else:
+                with pytest.raises(InputError, match=rf"^--{knob.name} [^\n]*$"):
+                    knob.check(value)
+
+
+@pytest.mark.parametrize("text", ["yes", "no", "on", "0", "1", "true", "FALSE", "''", "None"])
+def test_a_switch_takes_true_and_false_and_nothing_that_python_would_take_for_it(text: str) -> None:
+    for knob in KNOBS:
+        if knob.kind.words == "True or False":
+            with pytest.raises(InputError, match=f"--{knob.name} "):
+                knob.check(DefaultParseValue(text))
+
+
+def test_a_number_that_overflows_is_told_the_largest() -> None:
+    assert refused(max_epochs=2**31).endswith("expected a whole number from 1, at most 2147483647.")
+    assert check_settings("classification", "train", PLACE | {"alpha": 10**23})["alpha"] == 1e23
+
+
+def test_files_of_weights_are_paths_whatever_they_are_called() -> None:
+    for value, meant in ((0, "0"), ({"resnet18": 7}, {"resnet18": "7"})):
+        assert check_settings("classification", "train", PLACE | {"initial_weights": value})["initial_weights"] == meant

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
+from monai.bundle import ConfigWorkflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from kdml_med.runs import load_cohort, load_network
-from tests.bundles.conftest import kill_after_an_epoch, read_json, run_bundle, train_words
+from kdml_med.errors import INTERRUPTED, InputError
+from kdml_med.runs import RunDescription, load_cohort, load_network
+from tests.bundles.conftest import (
+    CONFIGS,
+    REPOSITORY,
+    bundle_command,
+    kill_after_an_epoch,
+    read_json,
+    run_bundle,
+    train_words,
+)
 
 NETWORKS = ["teacher", "student_0", "student_1", "ensemble"]
 RESULTS = ["metrics.json", "predictions.parquet", "patients.csv", "cohort.json"]
@@ -160,3 +175,38 @@ def test_links_that_are_not_as_many_as_the_students_are_refused(dataset: Path, t
     assert "teacher_link names 3 links" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run/settings.json").exists()
+
+
+def test_a_training_has_its_folder_alone_and_ctrl_c_ends_it_with_130(dataset: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    words = train_words(dataset, run_dir, "--num_workers", "1", "--max_epochs", "100")
+    process = subprocess.Popen(
+        bundle_command(*words), cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not (run_dir / "checkpoints/last.pt").is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with pytest.raises(InputError, match=r"another run is writing to .*choose another --run_dir"):
+        prepare_and_record(dataset, run_dir)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to those who read samples as well
+    screen, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, screen
+    assert screen.count(INTERRUPTED) == 1
+    assert "Traceback" not in screen
+    assert "terminating due to" not in screen
+    assert not list(run_dir.rglob("*.part"))
+    assert RunDescription.read(run_dir).names == NETWORKS[:-1]
+    torch.load(run_dir / "checkpoints/last.pt", weights_only=True)
+
+
+def prepare_and_record(dataset: Path, run_dir: Path) -> None:
+    """Begin a second training in a run folder, as far as to its first file."""
+    small = {
+        "teacher": {"name": "mobilenet_v2", "last_block": 3},
+        "students": [{"name": "mobilenet_v2", "last_block": 2}] * 2,
+    }
+    ConfigWorkflow(
+        config_file=str(REPOSITORY / CONFIGS / "train.json"), logging_file=False, dataset_dir=str(dataset),
+        run_dir=str(run_dir), batch_size=8, max_epochs=2, **small,
+    ).initialize()  # fmt: skip

@@ -1,5 +1,7 @@
 import hashlib
 import logging
+import os
+import signal
 import struct
 import zlib
 
@@ -371,3 +373,36 @@ def test_a_slide_without_a_stain_matrix_is_named(tmp_path):
         TileDataset(folder, "train", stain="macenko")
     with pytest.raises(InputError, match="stain must be one of none, macenko, got 'vahadane'"):
         TileDataset(folder, "train", stain="vahadane")
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Do not wait long for reading processes that have failed to end."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(("num_workers", "what"), [(0, "cut short"), (0, "gone"), (0, "overwritten"), (1, "cut short")])
+def test_a_damaged_tile_is_named_with_its_shard_in_one_line_whoever_reads_it(tmp_path, num_workers, what):
+    folder = write_dataset(tmp_path / "dataset", PATIENTS)
+    dataset = TileDataset(folder, "train")
+    row = dataset.rows.iloc[-1]
+    path = folder / row["shard"]
+    if what == "gone":
+        path.unlink()
+    elif what == "cut short":
+        path.write_bytes(path.read_bytes()[: row["offset"] + 5])
+    else:
+        with path.open("r+b") as stream:
+            stream.seek(row["offset"])
+            stream.write(b"x" * row["size"])
+    with pytest.raises(InputError, match=rf"^tile '{row['sample_id']}'[^\n]*{path.name}[^\n]*$"):
+        list(SampleLoader(dataset, batch_size=4, num_workers=num_workers))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_reading_process_that_is_killed_is_said_in_one_line(folder, monkeypatch):
+    dataset = TileDataset(folder, "train")
+    monkeypatch.setattr(dataset, "sample", lambda position: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(InputError, match=r"^a process that reads samples was ended from outside[^\n]*$"):
+        list(SampleLoader(dataset, batch_size=4, num_workers=1))

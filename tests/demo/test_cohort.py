@@ -121,5 +121,5 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(cohort: Path, tm
 
 def test_damaged_settings_are_refused(tmp_path: Path) -> None:
     (tmp_path / "demo.json").write_text("{")
-    with pytest.raises(InputError, match="not valid JSON"):
+    with pytest.raises(InputError, match="is not JSON"):
         write_demo_cohort(tmp_path)

@@ -153,3 +153,38 @@ def test_figures_of_detectors_are_at_frame_level(tmp_path):
     assert 0 < found["low"] <= found["value"] <= found["high"]
     assert row(table, arm="teacher_only", metric="n_boxes")["network"] == "teacher"
     assert row(table, arm="kdml", network="teacher", metric="multiply_accumulates")["value"] > 0
+
+
+def emptied(text: str) -> str:
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("metrics.json", emptied),
+        ("metrics.json", lambda text: "[1]"),
+        ("metrics.json", lambda text: '{"networks": {}}'),
+        ("metrics.json", lambda text: text.replace("parameters", "parameter")),
+        ("evaluation_test/metrics.json", lambda text: text[:-20]),
+        ("evaluation_test/metrics.json", lambda text: '{"networks": 3, "level": "patient"}'),
+        ("evaluation_test/metrics.json", lambda text: text.replace('"auroc":', '"auroc": "high", "more":')),
+        ("evaluation_test/metrics.json", lambda text: text.replace('"n":', '"number":')),
+        ("losses.csv", emptied),
+        ("losses.csv", lambda text: text.replace("epoch", "time")),
+        ("losses.csv", lambda text: text[:-4] + "x\n"),
+        ("cohort.json", lambda text: text.replace('"classes"', '"klasses"')),
+        ("cell.json", lambda text: text[: len(text) // 2]),
+    ],
+)
+def test_a_damaged_file_of_a_cell_stops_the_report_in_one_line_with_its_folder(tmp_path, name, damage):
+    plan = small_plan(tmp_path)
+    folders.write_results(plan, tmp_path / "out")
+    cell = expand(plan)[-1]
+    path = tmp_path / "out" / cell.path / name
+    text = path.read_text()
+    assert damage(text) != text
+    path.write_text(damage(text))
+    with pytest.raises(InputError, match=rf"{cell.path}[^\n]*$") as caught:
+        results_table(collect(plan, tmp_path / "out"))
+    assert "\n" not in str(caught.value)

@@ -17,6 +17,7 @@ from kdml_med.experiments import scheduling
 from kdml_med.experiments.plan import Plan, expand
 from kdml_med.experiments.scheduling import Outcome, run_plan
 from kdml_med.storage.files import write_json
+from kdml_med.storage.folder import sole_user
 from kdml_med.workers import local
 from tests.experiments.fakes import REPOSITORY, calls, fake_train, processes, small_plan
 
@@ -212,3 +213,10 @@ def test_networks_whose_cost_cannot_be_counted_count_alike(
 def test_durations_are_short(seconds: float, words: str) -> None:
     assert scheduling._duration(seconds) == words
     assert scheduling._duration(2 * 3600 + 300) == "2 h 05 min"
+
+
+def test_a_second_run_into_the_same_folder_is_refused_and_changes_nothing(tmp_path: Path, out: Path) -> None:
+    plan = small_plan(tmp_path)
+    with sole_user(out), pytest.raises(InputError, match=r"another run is writing to .*out: wait for it"):
+        run(plan, out)
+    assert list(out.iterdir()) == []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import resource
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from ignite.engine import Engine, Events
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from kdml_med.errors import InputError
 from kdml_med.handlers import ClassificationTensorBoard, CohortTensorBoard, DetectionTensorBoard
 from kdml_med.keys import LossTerm, OutputKey
 from kdml_med.metrics import choose_thresholds, evaluate_detections
@@ -157,3 +159,18 @@ def test_classifiers_have_their_figures_and_curves(tmp_path: Path) -> None:
     assert sorted(tags["scalars"]) == sorted(levels)
     assert "val/precision_recall" in tags["tensors"]
     assert "val/agreement_student_0_student_1" in events_of(tmp_path, "cohort").Tags()["scalars"]
+
+
+@pytest.mark.parametrize("size", [0, 400])
+def test_a_full_disk_names_the_folder_of_the_events_and_prints_no_traceback(
+    tmp_path: Path, size: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    handler = CohortTensorBoard(tmp_path / "tensorboard", torch.optim.SGD([torch.zeros(1)], lr=0.1))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"^cannot write .*tensorboard: File too large\. Free some space"):
+            train(handler, None, epochs=50)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "Traceback" not in capfd.readouterr().err

@@ -74,3 +74,28 @@ def test_program_freezes_a_table_of_the_user(dataset: Path) -> None:
     assert info.splits["mode"] == "table"
     with pytest.raises(InputError, match="leave out the options"):
         command(dataset, from_table=path, folds=3)
+
+
+def rewritten(text: str, how: str) -> bytes:
+    """A table as a spreadsheet program or an editor would save it."""
+    if how == "semicolons of Excel":
+        return b"\xef\xbb\xbf" + text.replace(",", ";").replace("\n", "\r\n").encode()
+    if how == "blank lines and blanks":
+        return text.replace(",", " , ").replace("\n", "\n\n").encode()
+    return text.encode()
+
+
+@pytest.mark.parametrize("how", ["as it is", "semicolons of Excel", "blank lines and blanks"])
+def test_splits_of_a_table_saved_by_other_programs_are_frozen(dataset: Path, tmp_path: Path, how: str) -> None:
+    command(dataset)
+    before = (dataset / "splits.csv").read_bytes()
+    table = tmp_path / "edited.csv"
+    table.write_bytes(rewritten(before.decode(), how))
+    command(dataset, from_table=table, force=True)
+    assert (dataset / "splits.csv").read_bytes() == before
+
+
+def test_what_is_asked_for_is_checked_before_anything_is_read(tmp_path: Path) -> None:
+    for wrong in ({"seed": -1}, {"folds": 2}, {"fractions": (float("nan"),) * 3}):
+        with pytest.raises(InputError, match="expected"):
+            command(tmp_path / "nowhere", **wrong)

@@ -1,5 +1,10 @@
+import contextlib
+import hashlib
 import os
+import resource
+import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -7,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdml_med.errors import InputError
 from kdml_med.storage import files
 from kdml_med.storage.files import (
     source_fingerprint,
@@ -14,6 +20,7 @@ from kdml_med.storage.files import (
     write_atomically,
     write_if_changed,
     write_json,
+    write_parquet,
     write_table,
 )
 from kdml_med.storage.shards import ShardWriter
@@ -68,7 +75,7 @@ def test_folder_that_cannot_be_synced_is_no_failure_but_a_full_disk_is(tmp_path,
     write_atomically(tmp_path / "a", b"content")
     assert (tmp_path / "a").read_bytes() == b"content"
     monkeypatch.setattr(os, "fsync", refuse(28))  # ENOSPC
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match=r"cannot write .*b: No space.* Free some space"):
         write_atomically(tmp_path / "b", b"content")
 
 
@@ -172,3 +179,63 @@ def test_several_files_keep_their_order_whatever_the_threads(tmp_path):
     found = take_fingerprints(pairs, threads=3, on_done=lambda: counted.append(1))
     assert found == [source_fingerprint(*pair) for pair in pairs]
     assert len(counted) == 20
+
+
+@contextlib.contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file may become larger than this, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "table", "json", "parquet", "shard"])
+def test_full_disk_is_one_line_leaves_what_was_there_and_nothing_torn(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    large = "x" * 200_000
+    table = pd.DataFrame({"a": [hashlib.sha256(str(number).encode()).hexdigest() for number in range(20_000)]})
+
+    def write() -> None:
+        if kind == "shard":
+            with ShardWriter(path) as shard:
+                for number in range(20):
+                    shard.add(f"{number}.png", large.encode())
+        else:
+            {
+                "bytes": lambda: write_atomically(path, large.encode()),
+                "table": lambda: write_table(path, table),
+                "json": lambda: write_json(path, large),
+                "parquet": lambda: write_parquet(path, table),
+            }[kind]()
+
+    with room_for(100_000), pytest.raises(InputError, match=r"^cannot write .*a: File too large\. Free some space"):
+        write()
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"a": b"old"}
+    write()  # there is room again
+    assert path.stat().st_size > 100_000
+
+
+def test_a_shard_leaves_errors_of_those_who_read_for_it_as_they_are(tmp_path: Path) -> None:
+    def read() -> None:
+        with ShardWriter(tmp_path / "a.tar") as shard:
+            shard.add("x.png", b"content")
+            raise OSError(5, "of the slide")
+
+    with pytest.raises(OSError, match="of the slide") as caught:
+        read()
+    assert not isinstance(caught.value, InputError)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_or_went_away_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write .*file/a: "):
+        write_atomically(tmp_path / "file" / "a", b"x")
+    shard = ShardWriter(tmp_path / "folder/a.tar")
+    shutil.rmtree(tmp_path / "folder")
+    with pytest.raises(InputError, match=r"cannot write .*a\.tar: "):
+        shard.__exit__(None, None, None)

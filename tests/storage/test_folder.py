@@ -1,4 +1,9 @@
+import errno
+import fcntl
 import os
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +12,7 @@ import pytest
 
 from kdml_med.errors import InputError
 from kdml_med.storage.files import Fingerprint
-from kdml_med.storage.folder import FULL_HASH, DatasetFolder, describe_remade, sole_user
+from kdml_med.storage.folder import FULL_HASH, DatasetFolder, describe_remade, keep_out_others, sole_user
 from kdml_med.storage.manifest import DatasetInfo, DatasetKind, manifest_table, read_info, read_manifest
 from kdml_med.storage.shards import Origin, ShardRecord, ShardWriter, shard_path, sidecar_path, write_record
 
@@ -213,3 +218,60 @@ def test_tables_that_say_the_same_are_not_touched_and_the_manifest_comes_last(fo
     assert order == ["failures.csv", "manifest.parquet"]
     assert not (folder / "slides.csv").exists()
     assert read_manifest(folder)["sample_id"].tolist() == ["a"]
+
+
+def in_other_process(code: str, folder: Path) -> subprocess.Popen[str]:
+    """Run lines of Python that begin by holding a folder, and wait until they print."""
+    lines = "import sys, os, time\nfrom pathlib import Path\nfrom kdml_med.storage.folder import keep_out_others\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", lines + code, str(folder)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+HOLD = "hold = keep_out_others(Path(sys.argv[1]))\n"
+
+
+def test_one_process_keeps_others_out_until_it_is_killed_even_if_a_child_of_it_lives_on(tmp_path: Path) -> None:
+    fork = "if os.fork() == 0:\n    time.sleep(60)\n    os._exit(0)\nprint('held', flush=True)\ntime.sleep(60)\n"
+    process = in_other_process(HOLD + fork, tmp_path / "run")
+    try:
+        with pytest.raises(InputError, match=r"another run is writing to .*run: wait .* or choose another --run_dir"):
+            keep_out_others(tmp_path / "run", option="--run_dir")
+        process.kill()
+        process.wait()
+        assert keep_out_others(tmp_path / "run") is not None
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_one_process_may_ask_again_and_lets_others_in_when_it_forgets(tmp_path: Path) -> None:
+    hold = keep_out_others(tmp_path / "run")
+    (tmp_path / "link").symlink_to("run")
+    assert keep_out_others(tmp_path / "link") is hold
+    with pytest.raises(InputError, match="another run"), sole_user(tmp_path / "run"):
+        pass
+    del hold
+    with sole_user(tmp_path / "run"):
+        pass
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot use .*file as output folder"):
+        keep_out_others(tmp_path / "file")
+
+
+def test_a_file_system_without_locks_gets_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(handle: int, what: int) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")  # of NFS, for a folder
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with sole_user(tmp_path / "out"):
+        assert "two runs must not share it" in caplog.text

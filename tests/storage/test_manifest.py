@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from kdml_med.errors import InputError
@@ -72,9 +73,9 @@ def test_info_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not valid JSON"),
+        ("{", "is not JSON"),
         (json.dumps({"schema_version": 99}), "schema version 99"),
-        (json.dumps({"schema_version": 1, "tile_size": 3}), r"unknown keys \['tile_size'\]"),
+        (json.dumps({"schema_version": 1, "tile_size": 3}), r"unknown key 'tile_size'"),
     ],
 )
 def test_unreadable_info_says_why(tmp_path: Path, content: str, message: str) -> None:
@@ -100,3 +101,62 @@ def test_member_is_a_byte_range(tmp_path: Path) -> None:
 def test_image_root_is_the_folder_itself_or_elsewhere(tmp_path: Path) -> None:
     assert image_root(tmp_path, DatasetInfo()) == tmp_path.resolve()
     assert image_root(tmp_path, DatasetInfo(image_root="/data/tiles")) == Path("/data/tiles")
+
+
+GOOD = DatasetInfo(classes=["MSS", "MSI"], tile_size_px=32, mpp=0.5, options={"stain": "none"}, made_by={"a": "b"})
+TEXT, WHOLE, LIST, OBJECT = "some words", 3, ["MSS", 3], {"a": 3}
+OTHERS: dict[str, list[Any]] = {
+    "kind": ["pictures", WHOLE, LIST, None],
+    "classes": ["MSI", OBJECT, LIST, ["MSI"], ["MSI", "MSI"], ["", "MSI"], ["a", "b", "c"], None, [["MSS"], ["MSI"]]],
+    "tile_size_px": ["32", 32.5, 0, -1, True, LIST],
+    "frame_size_px": ["32", 1e300, OBJECT],
+    "mpp": ["0.5", 0, -0.5, True, LIST],
+    "image_root": [WHOLE, None, LIST],
+    "label_level": [WHOLE, "tile", None, "sequence", LIST],
+    "options": [TEXT, LIST, None],
+    "made_by": [TEXT, {"program": 3}, None],
+    "splits": [TEXT, LIST, True],
+    "synthetic": ["no", 0, None],
+    "schema_version": ["1", 2, None, 1.5],
+}
+
+
+def test_every_key_of_dataset_json_is_tried() -> None:
+    assert set(OTHERS) == set(DatasetInfo.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in OTHERS.items() for value in values])
+def test_a_wrong_value_in_dataset_json_is_refused_by_its_key(tmp_path: Path, name: str, value: Any) -> None:
+    write_info(tmp_path, GOOD)
+    path = tmp_path / DATASET_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(InputError) as caught:
+        read_info(tmp_path)
+    for part in (str(path), name.replace("_", " ") if name == "schema_version" else name, repr(value)[:70]):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4, 1000, -8, -1])
+def test_a_manifest_cut_short_is_refused(tmp_path: Path, size: int) -> None:
+    path = tmp_path / MANIFEST_FILE
+    write_manifest(path, manifest_table([tile(number) for number in range(50)]))
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(InputError, match=r"manifest\.parquet cannot be read as parquet") as caught:
+        read_manifest(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["offset", "size", "mpp", "sample_id"])
+def test_columns_of_a_manifest_that_are_of_another_type_are_refused(tmp_path: Path, column: str) -> None:
+    frame = manifest_table([tile(0), tile(1)]).to_pandas()
+    frame[column] = [["a"], ["b"]]
+    frame.to_parquet(tmp_path / MANIFEST_FILE)
+    with pytest.raises(InputError, match=f"{MANIFEST_FILE} has columns of other types"):
+        read_manifest(tmp_path)
+
+
+def test_a_foreign_table_in_place_of_the_manifest_is_refused(tmp_path: Path) -> None:
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / MANIFEST_FILE)
+    with pytest.raises(InputError, match="lacks the columns"):
+        read_manifest(tmp_path)

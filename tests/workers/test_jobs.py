@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections import Counter
 from types import TracebackType
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdml_med.errors import InputError
 from kdml_med.workers import Order, work_through
 from kdml_med.workers.jobs import Count, End, Work
+from kdml_med.workers.local import ThisProcess
 from tests.workers.jobs import Task
 
 ORDER = Order(name=lambda task: task.name, needs=lambda task: task.needs)
@@ -115,3 +118,23 @@ def test_jobs_that_wait_for_each_other_are_refused_after_the_others_are_done() -
     assert next(walk) == (tasks[2], None)
     with pytest.raises(ValueError, match="jobs wait for each other: a, b"):
         next(walk)
+
+
+def fail_with(error: Exception) -> Work:
+    def work(job: Any, count: Count) -> str | None:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_ends_all_jobs_because_it_would_meet_them_all(number: int) -> None:
+    error = OSError(number, "No room", "out/a.jpg")
+    with pytest.raises(InputError, match=r"^out/a\.jpg: No room\. Free some space"):
+        list(work_through([1, 2], fail_with(error), ThisProcess()))
+
+
+def test_a_file_that_one_job_cannot_read_costs_that_job() -> None:
+    ends = list(work_through([1, 2], fail_with(OSError(errno.EIO, "Input/output error", "in.svs")), ThisProcess()))
+    assert [job for job, _ in ends] == [1, 2]
+    assert all("Input/output error" in str(failure) for _, failure in ends)

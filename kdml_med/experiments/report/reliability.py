@@ -14,7 +14,8 @@ from kdml_med.experiments.results import Results
 from kdml_med.experiments.training import evaluation_dir
 from kdml_med.keys import NetworkName, PredictionColumn, Task
 from kdml_med.metrics.aggregation import aggregate_predictions
-from kdml_med.runs import PREDICTIONS_FILE
+from kdml_med.runs import PREDICTIONS_FILE, TRAIN_AGAIN
+from kdml_med.storage.reading import read_rows
 
 BINS = 5
 FEWEST_SAMPLES = 40
@@ -56,7 +57,8 @@ def _answers(results: Results, cell: Cell, evaluation: str) -> pd.DataFrame:
     metrics = results.metrics(cell, evaluation)
     stored = results.networks(cell)
     network = stored.get(NetworkName.ENSEMBLE) or stored[NetworkName.TEACHER]
-    predictions = pd.read_parquet(results.folder(cell) / evaluation_dir(evaluation) / PREDICTIONS_FILE)
+    path = results.folder(cell) / evaluation_dir(evaluation) / PREDICTIONS_FILE
+    predictions = read_rows(path, list(PredictionColumn), remedy=TRAIN_AGAIN)
     own = predictions[predictions[PredictionColumn.NETWORK] == network]
     groups = aggregate_predictions(own, metrics["level"], metrics["aggregation"])
     known = groups[groups["label"] >= 0]

@@ -1,0 +1,83 @@
+"""What a run goes on from when its checkpoint was cut short or exchanged, and what a full disk leaves of it."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kdml_med.bundle.evaluation import load_best_weights
+from kdml_med.errors import InputError
+from kdml_med.handlers import CohortCheckpoint
+from kdml_med.losses import ClassificationCohortLoss
+from kdml_med.networks import build_cohort
+from kdml_med.runs import checkpoint_path
+from tests.engines.test_trainer import batches, equal_states, trainer_of
+from tests.networks.tiny import PLAIN, TINY
+
+
+def train(run_dir: Path, *, epochs: int = 1, students: list[Any] | None = None) -> nn.Module:
+    """Train a small cohort, or go on with it."""
+    cohort = build_cohort(seed=3, students=students or [TINY, TINY], use_teacher=False)
+    trainer = trainer_of(cohort, batches(2), ClassificationCohortLoss(beta=0.0), epochs=epochs)
+    CohortCheckpoint(run_dir, cohort, trainer.optimizer).attach(trainer)
+    trainer.run()
+    return cohort
+
+
+def test_a_damaged_last_checkpoint_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    train(tmp_path)
+    path = checkpoint_path(tmp_path, "last")
+    whole = path.read_bytes()
+    state = torch.load(path, weights_only=True)
+    damages: list[Any] = [whole[:size] for size in (0, 100, len(whole) // 2, len(whole) - 1)]
+    damages += [pickle.dumps(Path("an object")), b"<html>"]
+    damages += [{key: value for key, value in state.items() if key != name} for name in state]
+    damages += [state | {"epoch": "1"}, state | {"network": [1]}, state["network"], [1]]
+    damages += [state | {name: {}} for name in ("network", "optimizer", "random")]
+    damages += [state | {"network": {name: value[:1] for name, value in state["network"].items() if value.ndim}}]
+    damages += [state | {"random": {"cpu": torch.ones(3), "cuda": []}}]
+    for damage in damages:
+        if isinstance(damage, bytes):
+            path.write_bytes(damage)
+        else:
+            torch.save(damage, path)
+        with pytest.raises(InputError) as caught:
+            train(tmp_path, epochs=2)
+        message = str(caught.value)
+        assert message.startswith(str(path))
+        assert message.endswith("Delete it to train from the beginning, or name another --run_dir.")
+        assert "\n" not in message
+
+
+def test_a_checkpoint_of_other_networks_is_refused(tmp_path: Path) -> None:
+    train(tmp_path)
+    with pytest.raises(InputError, match=r"last\.pt does not hold what was written there"):
+        train(tmp_path, epochs=2, students=[PLAIN, TINY])
+    cohort = build_cohort(students=[PLAIN, TINY], use_teacher=False)
+    with pytest.raises(InputError, match=r"best\.pt does not hold what was written there .*Train again"):
+        load_best_weights(cohort, str(tmp_path))
+
+
+def test_a_full_disk_costs_the_epoch_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tmp_path / "full")
+    write, before = Path.write_bytes, checkpoint_path(tmp_path / "full", "last").read_bytes()
+
+    def no_room(path: Path, data: bytes) -> int:
+        if "last.pt" in path.name:
+            write(path, data[:100])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", no_room)
+        with pytest.raises(InputError, match=r"^cannot write .*last\.pt: No space left on device\. Free some space"):
+            train(tmp_path / "full", epochs=2)
+    assert checkpoint_path(tmp_path / "full", "last").read_bytes() == before
+    assert not list(tmp_path.rglob("*.part"))
+    assert equal_states(train(tmp_path / "full", epochs=2), train(tmp_path / "room", epochs=2))
