@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdml_med.errors import InputError
+from kdml_med.storage.cells import unguard
 from kdml_med.tables.names import same_name_form
 
 Row = tuple[int, list[str]]
@@ -91,7 +92,7 @@ def _read_text(path: Path, text: str) -> Iterator[Row]:
                 f"{reader.line_num}. Close it where it ends, or take the line breaks out of it."
             )
         if not (stated and start == first):
-            found = [same_name_form(cell) for cell in cells]
+            found = [same_name_form(unguard(cell)) for cell in cells]  # our own tables are read, too
             least = least or (len(found) if any(found) else 0)
             yield start + 1, found
         start = reader.line_num

@@ -301,21 +301,18 @@ class _Cutter:
     def _write_shard(self, tiles: Iterable[CutTile]) -> list[dict[str, Any]]:
         path = shard_path(self.out_dir, self.job.slide_id)
         rows = []
-        try:
-            with ShardWriter(path) as shard:
-                for tile in tiles:
-                    place = tile.candidate
-                    self.reasons[place.x_l0, place.y_l0] = tile.reason
-                    if tile.reason == UNREADABLE:
-                        self.record.unreadable += 1
-                    elif tile.reason is not None:
-                        self.record.rejected[tile.reason] += 1
-                    if tile.data is not None:
-                        name = f"x{place.x_l0:07d}_y{place.y_l0:07d}"
-                        offset = shard.add(f"{name}.{self.options.suffix}", tile.data)
-                        rows.append(self._row(tile, f"{self.job.slide_id}_{name}", offset, len(tile.data)))
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror or error}.") from error
+        with ShardWriter(path) as shard:
+            for tile in tiles:
+                place = tile.candidate
+                self.reasons[place.x_l0, place.y_l0] = tile.reason
+                if tile.reason == UNREADABLE:
+                    self.record.unreadable += 1
+                elif tile.reason is not None:
+                    self.record.rejected[tile.reason] += 1
+                if tile.data is not None:
+                    name = f"x{place.x_l0:07d}_y{place.y_l0:07d}"
+                    offset = shard.add(f"{name}.{self.options.suffix}", tile.data)
+                    rows.append(self._row(tile, f"{self.job.slide_id}_{name}", offset, len(tile.data)))
         return rows
 
     def _row(self, tile: CutTile, sample_id: str, offset: int, size: int) -> dict[str, Any]:

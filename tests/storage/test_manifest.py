@@ -117,6 +117,7 @@ OTHERS: dict[str, list[Any]] = {
     "made_by": [TEXT, {"program": 3}, None],
     "splits": [TEXT, LIST, True],
     "synthetic": ["no", 0, None],
+    "labels": [TEXT, LIST, 3],
     "schema_version": ["1", 2, None, 1.5],
 }
 
