@@ -12,10 +12,10 @@ import pandas as pd
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
 from kdml_med.tables.classes import parse_labels
-from kdml_med.tables.columns import check_roles, find_column, is_blank, parse_mpp, read_text_table
-from kdml_med.tables.ids import check_ids, check_patients
+from kdml_med.tables.columns import COARSEST_TILE_MPP, check_roles, find_column, parse_mpp, read_text_table
+from kdml_med.tables.ids import check_ids, check_patients, site_names
 from kdml_med.tables.labels import LabelLevel, owner_labels
-from kdml_med.tables.names import folders_agree, folders_of, same_name_form, slide_name, tcga_site
+from kdml_med.tables.names import folders_agree, folders_of, same_name_form, slide_name
 from kdml_med.tables.usage import LabelSource, count_words
 
 _SPLIT_NAMES = {
@@ -111,11 +111,9 @@ def read_image_table(
         owners = result["patient_id"] if label_level == "patient" else result["slide_id"]
         labels = owner_labels(owners, labels, owner=label_level, where=name)
     result["label"] = labels
-    stated = [None] * len(frame) if site is None else [None if is_blank(value) else value for value in frame[site]]
-    result["site"] = pd.Series(
-        [value or tcga_site(owner) for value, owner in zip(stated, frame[patient], strict=True)], frame.index, object
-    )
-    values = {} if mpp is None else parse_mpp(frame[mpp], frame.index, name)
+    sites = site_names(None if site is None else frame[site], frame[patient])
+    result["site"] = pd.Series(sites, frame.index, object)
+    values = {} if mpp is None else parse_mpp(frame[mpp], frame.index, name, coarsest=COARSEST_TILE_MPP)
     result["mpp"] = pd.Series([values.get(row) for row in frame.index], frame.index, object)
     result["split"] = None if split is None else split
     return ImageTable(result, names, source, whole[image].drop(frame.index).tolist())
