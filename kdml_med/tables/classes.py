@@ -130,7 +130,7 @@ def parse_labels(
     if len(bad):
         raise InputError(
             f"{where}, {_place(bad.index[0])}: {values.name} is {bad.iloc[0]!r}, expected one of {names} or a blank. "
-            f"Correct the value, leave it blank, or name other classes with --classes ({len(bad)} such values)."
+            f"{_advice(bad.index[0])}, or name other classes with --classes ({len(bad)} such values)."
         )
     return labels.where(labels.notna(), None), names
 
@@ -173,6 +173,10 @@ def _place(index: object) -> str:
     return f"folder {index}" if isinstance(index, str) else f"row {index}"
 
 
+def _advice(index: object) -> str:
+    return "Rename the folder, move it away" if isinstance(index, str) else "Correct the value, leave it blank"
+
+
 def _with_other(positive: str, found: dict[str, str], vocabulary: dict[str, str], where: str) -> list[str]:
     """Both classes where only the positive one was said."""
     wanted = plain_word(positive)
@@ -208,7 +212,7 @@ def _ask(
         row = plain.index[plain == unknown[0]][0]
         return (
             f"{where}, {_place(row)}: {values.name} is {found[unknown[0]]!r}, which is no word for MSI or MSS, as "
-            f"others are. Correct it, leave it blank, or name two classes with --classes ({len(unknown)} such words)."
+            f"others are. {_advice(row)}, or name two classes with --classes ({len(unknown)} such words)."
         )
     return (
         f"{where}, column {values.name!r}: exactly two classes are needed, found {len(found)}: {_shown(texts)}. Name "

@@ -28,6 +28,8 @@ _SPLIT_NAMES = {
     "testing": Split.TEST.value,
 }
 
+_SPLIT_COLUMNS = frozenset({"split", "set", "subset", "partition", "dataset"})
+
 
 @dataclass(frozen=True)
 class TableColumns:
@@ -52,12 +54,14 @@ class ImageTable:
         classes: class names in index order.
         source: what was read, for dataset.json.
         not_chosen: images of the rows that the conditions leave out.
+        unused_split: a column that looks like a split and was not asked for.
     """
 
     rows: pd.DataFrame
     classes: list[str]
     source: LabelSource
     not_chosen: list[str]
+    unused_split: str | None = None
 
 
 def read_image_table(
@@ -116,7 +120,8 @@ def read_image_table(
     values = {} if mpp is None else parse_mpp(frame[mpp], frame.index, name, coarsest=COARSEST_TILE_MPP)
     result["mpp"] = pd.Series([values.get(row) for row in frame.index], frame.index, object)
     result["split"] = None if split is None else split
-    return ImageTable(result, names, source, whole[image].drop(frame.index).tolist())
+    unused = next((column for column in header if column.lower() in _SPLIT_COLUMNS and columns.split is None), None)
+    return ImageTable(result, names, source, whole[image].drop(frame.index).tolist(), unused)
 
 
 def _choose_rows(frame: pd.DataFrame, where: Mapping[str, str], name: str) -> pd.DataFrame:

@@ -16,6 +16,10 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 """Suffixes of frames, and of masks of what they show."""
 NAMED_SUFFIXES = (".dcm", ".btf", ".isyntax", ".webp", ".tar")
 """Further suffixes that tables write behind names. Many DICOM files make one slide: name one of them explicitly."""
+_SYSTEM_NAMES = frozenset(
+    {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"}
+    | {"lost+found", "icon\r"}
+)
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 _SPACE = re.compile(r"[^\S\n]")
 _TCGA_NORMAL = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}-1[0-9](?![0-9])", re.IGNORECASE)
@@ -40,6 +44,11 @@ def same_name_form(text: str) -> str:
 
 def _shows(letter: str) -> bool:
     return not letter.isspace() and unicodedata.category(letter) not in ("Cf", "Cc")
+
+
+def is_system_name(name: str) -> bool:
+    """Whether a file or folder is hidden or kept by a system for itself: previews, waste, resource forks."""
+    return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
 
 
 def slide_name(text: str) -> str:

@@ -228,6 +228,8 @@ def test_patients_of_a_table_of_a_whole_archive_are_counted_and_named_and_no_fai
     assert failures["P100"] == "row 102 of labels.csv: no slide of this patient among the inputs"
     assert "patients of the label table without a slide: 198" in done.stdout
     assert len(done.stdout.splitlines()) < 8
+    beside = ["Thumbs.db", "P2.svs.md5", "P3.docx", "desktop.ini", "@eaDir/P4.btf", "__MACOSX/P5.btf"]
+    assert tile(["P1_x.svs", "P10.svs", *beside], "patient,label\n" + rows)[0].returncode == ExitCode.OK
     done, _ = tile(["P1_x.svs", "P10.svs", "P2.btf"], "patient,label\n" + rows)
     assert done.returncode == ExitCode.SOME_FAILED  # a file that is there was not read
     assert "P2.btf is there" in done.stdout
