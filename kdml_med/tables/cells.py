@@ -184,6 +184,11 @@ def _read_workbook(path: Path, data: bytes) -> Iterator[Row]:
 
 def _sheet_rows(sheet: Any, formulas: Any, path: Path) -> Iterator[Row]:
     for cells in sheet.iter_rows():
+        if sheet.row_dimensions[cells[0].row].hidden and any(cell.value is not None for cell in cells):
+            raise InputError(
+                f"{path}, row {cells[0].row} is hidden, by a filter or by hand, so it is not known whether it counts. "
+                "Show all rows, and delete those that do not."
+            )
         for cell in cells:
             if cell.value is None and formulas[cell.coordinate].data_type == "f":
                 raise InputError(

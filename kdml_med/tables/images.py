@@ -28,7 +28,7 @@ _SPLIT_NAMES = {
     "testing": Split.TEST.value,
 }
 
-_SPLIT_COLUMNS = frozenset({"split", "set", "subset", "partition", "dataset"})
+_SPLIT_COLUMNS = frozenset({"split", "set", "subset", "partition"})
 
 
 @dataclass(frozen=True)

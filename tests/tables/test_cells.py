@@ -218,3 +218,16 @@ def test_a_row_that_somebody_took_out_by_a_number_sign_does_not_come_in(tmp_path
 def test_the_separator_is_the_one_that_rows_have_as_often_as_the_header(tmp_path: Path, name: str) -> None:
     assert read(tmp_path, "patient;label, final\nP1;MSI\nP2;MSS\n", name)[0] == ["patient", "label, final"]
     assert read(tmp_path, "patient,note; text\nP1,a\nP2,b\n", name)[0] == ["patient", "note; text"]
+
+
+def test_a_hidden_row_of_a_workbook_is_not_taken_without_a_word(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    for row in (["patient", "label"], ["P1", "MSI"], ["P2", "MSS"]):
+        book.active.append(row)
+    book.active.row_dimensions[3].hidden = book.active.row_dimensions[9].hidden = True
+    book.save(tmp_path / "t.xlsx")
+    with pytest.raises(InputError, match="row 3 is hidden"):
+        read_text_table(tmp_path / "t.xlsx")
+    book.active.row_dimensions[3].hidden = False
+    book.save(tmp_path / "t.xlsx")
+    assert len(read_text_table(tmp_path / "t.xlsx")) == 2
