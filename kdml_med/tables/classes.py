@@ -203,6 +203,9 @@ def _ask(
 ) -> str:
     """What to say where words do not tell two classes, or which of them is positive."""
     texts = list(found.values())
+    if not found:
+        said = _shown(list(dict.fromkeys(values)))
+        return f"{where}, column {values.name!r}: no row has a class, as far as known words tell: {said}."
     if len(found) == 2 and len(unknown) == 2:
         return (
             f"{where}, column {values.name!r}: nothing says which of {texts[0]!r} and {texts[1]!r} is the positive "

@@ -308,3 +308,11 @@ def test_folder_of_an_earlier_version_has_no_record_of_labels(tile, tmp_path):
     assert read_info(tmp_path / "out").labels is None
     assert tile(["P1.svs"], text)[0].returncode == ExitCode.OK
     assert read_info(tmp_path / "out").labels["table"] == "labels.csv"
+
+
+def test_the_words_of_most_rows_are_said_first(tile):
+    words = ["MSI-L", "MSI-H", "dMMR", "pMMR", "MMRd", "MMRp", "stable", "nonMSIH", "msi-low", "unstable"]
+    rows = "".join(f"P{number},{word}\n" for number, word in enumerate([*words, "unstable", "unstable", "MSI-L"]))
+    done, _ = tile(["P1.svs"], "patient,label\n" + rows)
+    assert "words: unstable → MSI (3), MSI-L → MSS (2), MMRd → MSI (1)" in done.stdout
+    assert "and 2 more" in done.stdout

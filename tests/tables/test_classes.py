@@ -145,3 +145,8 @@ def test_separators_between_digits_count() -> None:
 def test_neither_of_two_words_is_suggested_as_the_positive_one() -> None:
     with pytest.raises(InputError, match="Say which: --positive 'Ja' or --positive 'Nein'"):
         parse("Nein", "Ja")
+
+
+def test_a_column_without_any_class_is_said_to_be_one() -> None:
+    with pytest.raises(InputError, match=r"no row has a class, as far as known words tell: '', 'NA', '\[Unknown\]'"):
+        parse("", "NA", "[Unknown]", "NA")

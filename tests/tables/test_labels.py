@@ -117,7 +117,7 @@ def test_slides_of_a_patient_may_differ_at_slide_level(tmp_path: Path) -> None:
         ("patient,label\np,a\n", {"label_column": "MSI"}, "no column 'MSI'"),
         ("patient,label\np,a\nq,b\nr,c\n", {}, "found 3: 'a', 'b', 'c'"),
         ("patient,label\np,a\nq,a\n", {}, "found 1: 'a'"),
-        ("patient,label\np,\n", {}, "found 0"),
+        ("patient,label\np,\n", {}, "no row has a class"),
         ("patient,label\np,a\n\nq,c\n", {"classes": ["a", "b"]}, "row 4: label is 'c'"),
         ("patient,label\np,a\n", {"classes": ["a"]}, "expected that word and exactly one other"),
         ("patient,label\np,a\nq,b\n", {"classes": ["c"]}, "--positive is 'c', found 'a', 'b'"),
