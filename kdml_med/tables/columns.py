@@ -11,7 +11,7 @@ import pandas as pd
 
 from kdml_med.errors import InputError
 from kdml_med.tables.cells import ERROR_VALUES, Row, name_columns, read_cells
-from kdml_med.tables.names import same_name_form
+from kdml_med.tables.names import same_name_form, slide_name
 
 KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
     "patient": ("patient", "patient_id", "patientid", "patient_uuid", "case", "case_id", "bcr_patient_barcode"),
@@ -59,7 +59,12 @@ def read_text_table(path: Path | str) -> pd.DataFrame:
 def _check_remarks(path: Path, rows: Sequence[Row]) -> None:
     """A row that somebody took out by a "#" before it is not to come in; where all have one, it belongs to the ids."""
     first = [(number, cells[0]) for number, cells in rows if cells]
-    marked = [(number, cell) for number, cell in first if cell.startswith("#") and cell.lower() not in ERROR_VALUES]
+    # A file called "#1.png" is there or is missed by name: no need to ask.
+    marked = [
+        (number, cell)
+        for number, cell in first
+        if cell.startswith("#") and cell.lower() not in ERROR_VALUES and slide_name(cell) == cell
+    ]
     if marked and len(marked) < len(rows):
         raise InputError(
             f"{path}, row {marked[0][0]} begins with {marked[0][1]!r}: delete it if it is to be left out, else take "

@@ -211,6 +211,7 @@ def test_one_line_that_begins_with_a_number_sign_may_be_the_header(tmp_path: Pat
 def test_a_row_that_somebody_took_out_by_a_number_sign_does_not_come_in(tmp_path: Path) -> None:
     refused(tmp_path, "patient,label\nP1,MSI\n#P3,MSI\n", "row 3 begins with '#P3': delete it if")
     assert read(tmp_path, "patient,label\n#1,MSI\n#2,MSS\n")[1:] == [["#1", "MSI"], ["#2", "MSS"]]
+    assert read(tmp_path, "image,label\n#1.png,MSI\n2.png,MSS\n")[1] == ["#1.png", "MSI"]
     assert read(tmp_path, "note,label\n#N/A,MSI\nb,MSS\n")[1] == ["#N/A", "MSI"]
 
 
