@@ -16,16 +16,17 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 """Suffixes of frames, and of masks of what they show."""
 NAMED_SUFFIXES = (".dcm", ".btf", ".isyntax", ".webp", ".tar")
 """Further suffixes that tables write behind names. Many DICOM files make one slide: name one of them explicitly."""
-_SYSTEM_NAMES = frozenset(
-    {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"}
-    | {"lost+found", "icon\r"}
-)
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 _SPACE = re.compile(r"[^\S\n]")
 _TCGA_NORMAL = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}-1[0-9](?![0-9])", re.IGNORECASE)
 _HYPHENS = re.compile("[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
 _TCGA_PATIENT = re.compile(r"^TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}", re.IGNORECASE)
 _TCGA_ANYWHERE = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", re.IGNORECASE)
+
+_SYSTEM_NAMES = frozenset(
+    {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"}
+    | {"lost+found", "icon\r"}
+)
 
 
 def same_name_form(text: str) -> str:

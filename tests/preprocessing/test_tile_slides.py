@@ -228,8 +228,6 @@ def test_patients_of_a_table_of_a_whole_archive_are_counted_and_named_and_no_fai
     assert failures["P100"] == "row 102 of labels.csv: no slide of this patient among the inputs"
     assert "patients of the label table without a slide: 198" in done.stdout
     assert len(done.stdout.splitlines()) < 8
-    beside = ["Thumbs.db", "P2.svs.md5", "P3.docx", "desktop.ini", "@eaDir/P4.btf", "__MACOSX/P5.btf"]
-    assert tile(["P1_x.svs", "P10.svs", *beside], "patient,label\n" + rows)[0].returncode == ExitCode.OK
     done, _ = tile(["P1_x.svs", "P10.svs", "P2.btf"], "patient,label\n" + rows)
     assert done.returncode == ExitCode.SOME_FAILED  # a file that is there was not read
     assert "P2.btf is there" in done.stdout
@@ -308,6 +306,13 @@ def test_folder_of_an_earlier_version_has_no_record_of_labels(tile, tmp_path):
     assert read_info(tmp_path / "out").labels is None
     assert tile(["P1.svs"], text)[0].returncode == ExitCode.OK
     assert read_info(tmp_path / "out").labels["table"] == "labels.csv"
+
+
+def test_what_cannot_be_a_slide_is_no_slide_that_was_not_read(tile):
+    beside = ["Thumbs.db", "P2.svs.md5", "P3.docx", "desktop.ini", "@eaDir/P4.btf", "__MACOSX/P5.btf"]
+    text = "patient,label\n" + "".join(f"P{number},{'MSI' if number % 2 else 'MSS'}\n" for number in range(1, 6))
+    done, failures = tile(["P1_x.svs", *beside], text)
+    assert (done.returncode, len(failures)) == (ExitCode.OK, 4)
 
 
 def test_the_words_of_most_rows_are_said_first(tile):
