@@ -75,8 +75,6 @@ def import_tiles(
     force: Annotated[bool, typer.Option("--force", help="Replace splits that are frozen already.")] = False,
 ) -> ExitCode:
     """Write manifest, slides, failures and, where the tiles come with one, the split."""
-    if mpp is not None and not mpp > 0:
-        raise InputError(f"--mpp is {mpp}, expected micrometres per pixel such as 0.5.")
     chosen = named_classes(classes, positive)
     common: dict[str, Any] = {"classes": chosen, "val_fraction": val_fraction, "seed": seed, "force": force}
     common["tcga_normals"] = tcga_normals
@@ -144,6 +142,8 @@ def _report(result: ImportResult, out: Path) -> ExitCode:
         log.info(line)
     if result.unlisted:
         log.info("%d images in the folder are named by no row of the table and were left out", result.unlisted)
+    if result.unused_split is not None:
+        log.info("column %r of the table is not used; --split-column keeps its split", result.unused_split)
     if result.same:
         log.info("names, sizes and labels are those of the import before; pixels are read when they are used")
     _report_splits(out)

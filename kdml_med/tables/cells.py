@@ -7,7 +7,8 @@ import datetime
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from kdml_med.tables.names import same_name_form
 Row = tuple[int, list[str]]
 """Number of the row in the file, from 1, and its cells in one form (``same_name_form``)."""
 
+ERROR_VALUES = frozenset({"#n/a", "#na", "#nv", "#ref!", "#value!", "#wert!", "#name?", "#div/0!", "#null!", "#num!"})
+"""What spreadsheets show where a formula has no value, in lower case."""
 _ZIP, _OLD_EXCEL = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
 _MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _SEPARATOR_LINE = re.compile(r'"?sep=([,;|\t])"?$', re.IGNORECASE)
+_AS_TEXT = re.compile(r'^="([^"]*)"$')  # how programs keep a spreadsheet from making a number of an id
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -70,12 +74,17 @@ def _line_of(before: bytes) -> int:
 
 def _read_text(path: Path, text: str) -> Iterator[Row]:
     lines = _LINE_END.split(text)
-    first = next((number for number, line in enumerate(lines) if line.strip()), 0)
+    start = _count_remarks(lines)  # lines before this row, which begins where the one before it ended
+    first = next((number for number in range(start, len(lines)) if lines[number].strip()), 0)
     stated = _SEPARATOR_LINE.match(lines[first].strip(" "))
-    delimiter = stated.group(1) if stated else _delimiter(path, lines[first])
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
-    least = 0
-    start = 0  # lines before this row, which begins where the one before it ended
+    delimiter = stated.group(1) if stated else _delimiter(path, lines[first:])
+    if '" ' in text:
+        text = _without_spaces_after_quotes(text, delimiter)
+    stream = io.StringIO(text, newline="")
+    reader = csv.reader(stream, delimiter=delimiter, strict=True, skipinitialspace=True)
+    for _ in range(start):
+        stream.readline()
+    skipped, least = start, 0
     while True:
         try:
             cells = next(reader)
@@ -89,13 +98,31 @@ def _read_text(path: Path, text: str) -> Iterator[Row]:
         if least and any(_holds_rows(cell, delimiter, least) for cell in cells):
             raise InputError(
                 f"{path}, row {start + 1}: a cell in quotation marks goes on over whole rows, to row "
-                f"{reader.line_num}. Close it where it ends, or take the line breaks out of it."
+                f"{skipped + reader.line_num}. Close it where it ends, or take the line breaks out of it."
             )
         if not (stated and start == first):
-            found = [same_name_form(unguard(cell)) for cell in cells]  # our own tables are read, too
+            # Our own tables are read, too: their guarded cells are what they were.
+            found = [same_name_form(_AS_TEXT.sub(r"\1", unguard(cell))) for cell in cells]
             least = least or (len(found) if any(found) else 0)
             yield start + 1, found
-        start = reader.line_num
+        start = skipped + reader.line_num
+
+
+def _count_remarks(lines: Sequence[str]) -> int:
+    """How many lines before the header are remarks, as cBioPortal and other archives write them: they begin with #.
+
+    One such line alone may be the header: "#,patient,label".
+    """
+    count = next((number for number, line in enumerate(lines) if line.strip() and not line.startswith("#")), 0)
+    remarks = [line for line in lines[:count] if line.strip()]
+    alone = len(remarks) == 1 and not remarks[0].startswith(("##", "# ")) and any(mark in remarks[0] for mark in ",;\t")
+    return 0 if alone else count if remarks else 0
+
+
+def _without_spaces_after_quotes(text: str, delimiter: str) -> str:
+    """Spaces between a closing quotation mark and the end of its cell are no text."""
+    mark = re.escape(delimiter)
+    return re.sub(rf'((?:^|[{mark}\r\n]) *"[^"]*(?:""[^"]*)*") *(?=[{mark}\r\n]|\Z)', r"\1", text)
 
 
 def _explain(error: csv.Error) -> str:
@@ -114,11 +141,18 @@ def _holds_rows(cell: str, delimiter: str, columns: int) -> bool:
     return any(line.count(delimiter) >= max(columns - 1, 1) for line in lines) or (columns == 1 and len(lines) > 0)
 
 
-def _delimiter(path: Path, header: str) -> str:
-    if path.suffix.lower() in {".tsv", ".tab"}:
+def _delimiter(path: Path, lines: Sequence[str]) -> str:
+    """The mark of which the header and the rows below it have equally many; a comma for a table with one column."""
+    header, *rows = [re.sub(r'"[^"]*"', "", line) for line in islice((x for x in lines if x.strip()), 6)] or [""]
+    if path.suffix.lower() in {".tsv", ".tab"} and "\t" in header:
         return "\t"
-    unquoted = re.sub(r'"[^"]*"', "", header)
-    return max(",\t;", key=unquoted.count)  # the first of equals: a comma for a table with one column
+    return max(
+        ",\t;",
+        key=lambda mark: (
+            mark in header and all(row.count(mark) == header.count(mark) for row in rows),
+            header.count(mark),
+        ),
+    )
 
 
 def _read_workbook(path: Path, data: bytes) -> Iterator[Row]:
@@ -152,6 +186,11 @@ def _read_workbook(path: Path, data: bytes) -> Iterator[Row]:
 
 def _sheet_rows(sheet: Any, formulas: Any, path: Path) -> Iterator[Row]:
     for cells in sheet.iter_rows():
+        if sheet.row_dimensions[cells[0].row].hidden and any(cell.value is not None for cell in cells):
+            raise InputError(
+                f"{path}, row {cells[0].row} is hidden, by a filter or by hand, so it is not known whether it counts. "
+                "Show all rows, and delete those that do not."
+            )
         for cell in cells:
             if cell.value is None and formulas[cell.coordinate].data_type == "f":
                 raise InputError(
@@ -203,7 +242,9 @@ def name_columns(path: Path, rows: list[Row]) -> tuple[list[str], list[Row]]:
     for number, cells in rows[1:]:
         beyond = next((place for place in range(len(names), len(cells)) if cells[place]), None)
         if (beyond is not None and len(rows[0][1]) <= beyond) or len(cells) < len(names):
-            raise InputError(f"{path}, row {number}: {len(cells)} cells, but the header has {len(names)}.")
+            raise InputError(
+                f"{path}, row {number}: {len(cells)} cells, but the header in row {rows[0][0]} has {len(names)}."
+            )
         unnamed = [place for place, cell in enumerate(cells) if cell and place > 0 and place not in kept]
         if unnamed:
             raise InputError(

@@ -5,52 +5,86 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
 from kdml_med.errors import InputError
-from kdml_med.tables.columns import is_blank
 
 MSI_CLASSES = ("MSS", "MSI")
 """In index order: the positive class is the last one."""
 _MSI = (
-    "msi, msi+, msi-h, msi high, high msi, msimut, ismsih, msi positive, unstable, microsatellite unstable, "
+    "msi, msi+, msi-h, msi high, high msi, msimut, ismsih, msi positive, msi pos, microsatellite unstable, "
     "microsatellite instable, microsatellite instability, microsatellite instability high, "
-    "high microsatellite instability, dmmr, mmrd, mmr deficient, deficient mmr, mmr deficiency, deficient"
+    "high microsatellite instability, dmmr, mmrd, mmr deficient, deficient mmr, mmr deficiency"
 )
 # MSI-L behaves like MSS in treatment and biology, and the published tile sets count it so.
 _MSS = (
-    "mss, msi-, msi-l, msi low, low msi, non msi, non msi h, msi negative, stable, microsatellite stable, "
-    "microsatellite stability, pmmr, mmrp, mmr proficient, proficient mmr, mmr proficiency, proficient, intact, "
+    "mss, msi-, msi-l, msi low, low msi, non msi, non msi h, no msi, not msi, msi negative, msi neg, "
+    "microsatellite stable, microsatellite stability, pmmr, mmrp, mmr proficient, proficient mmr, mmr proficiency, "
     "mmr intact"
 )
+# Said of much else, too, such as of homologous recombination: what the column is about decides.
+_MSI_SHORT, _MSS_SHORT = "unstable, instable, deficient", "stable, proficient, intact"
+_ABOUT_MSI = re.compile("msi|mss|mmr|microsat|mikrosat")
+_GENERAL = frozenset({"label", "status", "grade", "class", "group", "classfolder"})
 _MISSING = (
     "not available, not applicable, not evaluated, not evaluable, not assessed, not determined, not done, "
-    "not performed, not tested, not reported, indeterminate, undetermined, equivocal, inconclusive, pending, missing, "
-    "n.a., n.d., nd, ?, -"
+    "not performed, not tested, not reported, not called, do not report, not allowed to collect, no data, no result, "
+    "indeterminate, undetermined, msi indeterminate, msi unknown, equivocal, inconclusive, discrepancy, ambiguous, "
+    "pending, missing, untested, tbd, n.a., n.d., n/d, nd, na, <na>, n/a, nan, none, null, unknown, #n/a, #nv"
 )
+_ONLY_MARKS = re.compile(r"[-.?/…*]+")
+_PARTS = re.compile(r"[/|,;&()\[\]]")
 _HYPHENS = re.compile("[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
 
 
 def plain_word(text: str) -> str:
     """A word as it is compared: without case, separators, brackets around it and the ways to write a hyphen.
 
-    A sign at the end stays: "MSI-" is not "MSI".
+    A sign at the end stays, "MSI-" is not "MSI", and so does one between digits.
     """
     word = _HYPHENS.sub("-", unicodedata.normalize("NFKC", text).replace("\u00ad", "")).casefold().strip()
     word = word.strip("[](){}<>\"'").strip()
-    return re.sub(r"(?<=.)[\s_-]+(?=.)", "", word)
+    return re.sub(r"(?<=.)[\s_-]+(?=.)", _keep_between_digits, word)
 
 
-_VOCABULARY = {plain_word(word): "MSI" for word in _MSI.split(", ")}
-_VOCABULARY |= {plain_word(word): "MSS" for word in _MSS.split(", ")}
+def _keep_between_digits(separator: re.Match[str]) -> str:
+    """G1-2 is not G12."""
+    word = separator.string
+    return "-" if word[separator.start() - 1].isdigit() and word[separator.end()].isdigit() else ""
+
+
+def _meanings(positive: str, negative: str) -> dict[str, str]:
+    words = ((positive, MSI_CLASSES[1]), (negative, MSI_CLASSES[0]))
+    return {plain_word(word): name for text, name in words for word in text.split(", ")}
+
+
+_OWN_WORDS = _meanings(_MSI, _MSS)
+_ALL_WORDS = _OWN_WORDS | _meanings(_MSI_SHORT, _MSS_SHORT)
 _NO_CLASS = {plain_word(word) for word in _MISSING.split(", ")}
 
 
 def is_missing(word: str) -> bool:
-    """Whether a status says that nothing is known: blank, [Not Available], indeterminate, equivocal and the like."""
-    return is_blank(word) or plain_word(word) in _NO_CLASS
+    """Whether a cell says that nothing is known: blank, [Not Available], '--, indeterminate, equivocal and the like."""
+    plain = plain_word(word)
+    return not plain or plain in _NO_CLASS or _ONLY_MARKS.fullmatch(plain) is not None
+
+
+def _vocabulary(column: str, words: Iterable[str], texts: Iterable[str]) -> dict[str, str]:
+    """What the words of a column mean, as far as they are words of the field.
+
+    A word made of several, such as "MSI-H/dMMR" or "stable (MSS)", is one where all of them mean the same.
+    """
+    name = plain_word(column)
+    known = _ALL_WORDS if _ABOUT_MSI.search(name) or name in _GENERAL else _OWN_WORDS
+    found = dict(known)
+    for word, text in zip(words, texts, strict=True):
+        parts = [plain_word(part) for part in _PARTS.split(text) if part.strip()]
+        meant = {known.get(part) for part in parts}
+        if word not in known and len(parts) > 1 and len(meant) == 1 and None not in meant:
+            found[word] = known[parts[0]]
+    return found
 
 
 def parse_labels(
@@ -59,8 +93,10 @@ def parse_labels(
     """Class name of each row (None where nothing is known) and the two classes in index order.
 
     Words of the field become "MSS" and "MSI" in that order, in any spelling of case, space and hyphen: MSI-H, MSI-High,
-    MSIMUT, dMMR, deficient or unstable are MSI; MSS, MSI-L, nonMSIH, pMMR, proficient, stable or intact are MSS. Other
-    words need ``classes``. Two spellings of one word are one class.
+    MSIMUT, dMMR, deficient or unstable are MSI; MSS, MSI-L, nonMSIH, pMMR, proficient, stable or intact are MSS. Short
+    words such as deficient or stable count in a column that is about MSI or MMR, or is named in general ("status").
+    Other words need ``classes``. Two spellings of one word are one class. A word that is named as a class is one, also
+    where it says elsewhere that nothing is known.
 
     Args:
         values: text; the index is the row in the file, the name is the column.
@@ -71,27 +107,30 @@ def parse_labels(
     Raises:
         InputError: not exactly two classes, nothing says which is positive, or a value is not one of them.
     """
-    missing = values.map(is_missing)
     plain = values.map(plain_word)
+    missing = values.map(is_missing) & ~plain.isin([plain_word(name) for name in classes or ()])
+    if (plain == "+").any():
+        missing &= plain != "-"
     found = _spellings(values[~missing], plain[~missing])
-    unknown = [word for word in found if word not in _VOCABULARY]
+    vocabulary = _vocabulary(str(values.name), found.keys(), found.values())
+    unknown = [word for word in found if word not in vocabulary]
     if classes is not None and len(classes) == 1:
-        classes = _with_other(classes[0], found, str(values.name), where)
+        classes = _with_other(classes[0], found, vocabulary, f"{where}, column {values.name!r}")
     if classes is not None:
         names = _checked(classes)
         index = {plain_word(name): name for name in names}
         if set(names) == set(MSI_CLASSES):
-            index = _VOCABULARY | index
+            index = _ALL_WORDS | vocabulary | index
     elif found and not unknown:
-        names, index = list(MSI_CLASSES), dict(_VOCABULARY)
+        names, index = list(MSI_CLASSES), vocabulary
     else:
         raise InputError(_ask(found, unknown, values, plain, where))
     labels = plain.map(index).astype(object).where(~missing, None)
     bad = values[~missing & labels.isna()]
     if len(bad):
         raise InputError(
-            f"{where}, row {bad.index[0]}: {values.name} is {bad.iloc[0]!r}, expected one of {names} or a blank. "
-            f"Correct the value, leave it blank, or name other classes with --classes ({len(bad)} such rows)."
+            f"{where}, {_place(bad.index[0])}: {values.name} is {bad.iloc[0]!r}, expected one of {names} or a blank. "
+            f"{_advice(bad.index[0])}, or name other classes with --classes ({len(bad)} such values)."
         )
     return labels.where(labels.notna(), None), names
 
@@ -129,18 +168,26 @@ def _spellings(values: pd.Series[str], plain: pd.Series[str]) -> dict[str, str]:
     return {word: min(counts[word], key=lambda text: (-counts[word][text], text)) for word in sorted(counts)}
 
 
-def _with_other(positive: str, found: dict[str, str], column: str, where: str) -> list[str]:
+def _place(index: object) -> str:
+    """A row by its number, a class folder by its name."""
+    return f"folder {index}" if isinstance(index, str) else f"row {index}"
+
+
+def _advice(index: object) -> str:
+    return "Rename the folder, move it away" if isinstance(index, str) else "Correct the value, leave it blank"
+
+
+def _with_other(positive: str, found: dict[str, str], vocabulary: dict[str, str], where: str) -> list[str]:
     """Both classes where only the positive one was said."""
     wanted = plain_word(positive)
-    if wanted in _VOCABULARY and all(word in _VOCABULARY for word in found):
-        name = _VOCABULARY[wanted]
+    if wanted in vocabulary and all(word in vocabulary for word in found):
+        name = vocabulary[wanted]
         return [next(other for other in MSI_CLASSES if other != name), name]
     others = [text for word, text in found.items() if word != wanted]
     if wanted not in found or len(others) != 1:
         raise InputError(
-            f"{where}, column {column!r}: --positive is {positive!r}, found {_shown(list(found.values()))}; expected "
-            "that word and exactly one other. Name both with --classes NEGATIVE POSITIVE, and leave the status of the "
-            "other rows blank."
+            f"{where}: --positive is {positive!r}, found {_shown(list(found.values()))}; expected that word and "
+            "exactly one other. Name both with --classes NEGATIVE POSITIVE, and leave the status of other rows blank."
         )
     return [others[0], found[wanted]]
 
@@ -156,16 +203,19 @@ def _ask(
 ) -> str:
     """What to say where words do not tell two classes, or which of them is positive."""
     texts = list(found.values())
+    if not found:
+        said = _shown(list(dict.fromkeys(values)))
+        return f"{where}, column {values.name!r}: no row has a class, as far as known words tell: {said}."
     if len(found) == 2 and len(unknown) == 2:
         return (
             f"{where}, column {values.name!r}: nothing says which of {texts[0]!r} and {texts[1]!r} is the positive "
-            f"class. Say --positive {texts[1]!r} (or {texts[0]!r})."
+            f"class. Say which: --positive {texts[0]!r} or --positive {texts[1]!r}."
         )
     if unknown and len(unknown) < len(found):
         row = plain.index[plain == unknown[0]][0]
         return (
-            f"{where}, row {row}: {values.name} is {found[unknown[0]]!r}, which is no word for MSI or MSS, as others "
-            f"are. Correct it, leave it blank, or name two classes with --classes ({len(unknown)} such words)."
+            f"{where}, {_place(row)}: {values.name} is {found[unknown[0]]!r}, which is no word for MSI or MSS, as "
+            f"others are. {_advice(row)}, or name two classes with --classes ({len(unknown)} such words)."
         )
     return (
         f"{where}, column {values.name!r}: exactly two classes are needed, found {len(found)}: {_shown(texts)}. Name "

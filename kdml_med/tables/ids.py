@@ -7,10 +7,10 @@ import re
 import pandas as pd
 
 from kdml_med.errors import InputError
-from kdml_med.tables.columns import is_blank
-from kdml_med.tables.names import is_barcode, similar_form
+from kdml_med.tables.cells import ERROR_VALUES
+from kdml_med.tables.classes import is_missing
+from kdml_med.tables.names import is_barcode, similar_form, tcga_site
 
-_NO_ID = frozenset({"none", "<na>", "#n/a", "#na", "#ref!", "#value!", "#name?", "#div/0!", "#null!", "#num!"})
 _ROUNDED = re.compile(r"\d([.,]\d+)?e\+\d+", re.IGNORECASE)
 
 
@@ -25,9 +25,13 @@ def check_ids(values: pd.Series[str], what: str, where: str) -> None:
     Raises:
         InputError: one is blank or the error value of a program, or a spreadsheet made a rounded number of it.
     """
-    empty = values.index[values.map(lambda value: is_blank(value) or value.lower() in _NO_ID)]
+    empty = values[values.map(lambda value: is_missing(value) or value.lower() in ERROR_VALUES)]
     if len(empty):
-        raise InputError(f"{where}, row {empty[0]}: no {what} in column {values.name!r} ({len(empty)} such rows).")
+        found = f", but {empty.iloc[0]!r}" if empty.iloc[0] else ""
+        raise InputError(
+            f"{where}, row {empty.index[0]}: no {what} in column {values.name!r}{found} ({len(empty)} such rows). Fill "
+            "it in, or delete the row."
+        )
     rounded = values[values.map(lambda value: _ROUNDED.fullmatch(value) is not None)]
     if len(rounded):
         raise InputError(
@@ -40,17 +44,42 @@ def check_patients(values: pd.Series[str], where: str) -> None:
     """Check a column of patient ids: they are ids (``check_ids``), and no two look like one patient.
 
     Raises:
-        InputError: they are not, two ids differ only by case, spaces or the kind of hyphen, or two are TCGA samples of
-            one patient. One patient under two ids could be in training and test.
+        InputError: they are not, two ids differ only by case, spaces, the kind of hyphen or a "#" before one, or two
+            are TCGA samples of one patient. One patient under two ids could be in training and test.
     """
     check_ids(values, "patient id", where)
     first = values[~values.duplicated()]
-    spelled = first.map(similar_form)
-    _refuse_twins(first, spelled, "differ only by case, space or hyphen. Write one id for one patient", where)
-    samples = spelled.map(lambda form: form[:12] if is_barcode(form) else form)
+    spelled = first.map(_same_patient_form)
+    problem = "differ only by case, space, hyphen or a #. Write one id for one patient"
+    _refuse_twins(first, spelled, problem, where)
+    samples = spelled.map(_barcode_or_form)
     _refuse_twins(
         first, samples, "are TCGA samples of one patient. Name the column with the barcodes of patients", where
     )
+
+
+def _same_patient_form(value: str) -> str:
+    """An id without what may be written otherwise; "#7" is 7, where somebody meant to leave out the row."""
+    return similar_form(value).lstrip("#").strip()
+
+
+def _barcode_or_form(form: str) -> str:
+    """The patient of a TCGA barcode, also as R (TCGA.AA.3672) or a file name (TCGA_AA_3672) writes it."""
+    barcode = re.sub(r"[._ ]", "-", form)
+    return barcode[:12] if is_barcode(barcode) else form
+
+
+def site_names(values: pd.Series[str] | None, patients: pd.Series[str]) -> list[str | None]:
+    """Hospital of each row: of the column, in one spelling for each, else from TCGA barcodes; None where unknown.
+
+    Args:
+        values: text; None without a column.
+        patients: their ids, with the same index.
+    """
+    spellings: dict[str, str] = {}
+    stated = [""] * len(patients) if values is None else ["" if is_missing(value) else value for value in values]
+    sites = (spellings.setdefault(similar_form(site), site) for site in stated)
+    return [site or tcga_site(patient) for site, patient in zip(sites, patients, strict=True)]
 
 
 def _refuse_twins(ids: pd.Series[str], forms: pd.Series[str], problem: str, where: str) -> None:

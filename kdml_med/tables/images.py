@@ -12,10 +12,10 @@ import pandas as pd
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
 from kdml_med.tables.classes import parse_labels
-from kdml_med.tables.columns import check_roles, find_column, is_blank, parse_mpp, read_text_table
-from kdml_med.tables.ids import check_ids, check_patients
+from kdml_med.tables.columns import COARSEST_TILE_MPP, check_roles, find_column, parse_mpp, read_text_table
+from kdml_med.tables.ids import check_ids, check_patients, site_names
 from kdml_med.tables.labels import LabelLevel, owner_labels
-from kdml_med.tables.names import folders_agree, folders_of, same_name_form, slide_name, tcga_site
+from kdml_med.tables.names import folders_agree, folders_of, same_name_form, slide_name
 from kdml_med.tables.usage import LabelSource, count_words
 
 _SPLIT_NAMES = {
@@ -27,6 +27,8 @@ _SPLIT_NAMES = {
     "test": Split.TEST.value,
     "testing": Split.TEST.value,
 }
+
+_SPLIT_COLUMNS = frozenset({"split", "set", "subset", "partition"})
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,14 @@ class ImageTable:
         classes: class names in index order.
         source: what was read, for dataset.json.
         not_chosen: images of the rows that the conditions leave out.
+        unused_split: a column that looks like a split and was not asked for.
     """
 
     rows: pd.DataFrame
     classes: list[str]
     source: LabelSource
     not_chosen: list[str]
+    unused_split: str | None = None
 
 
 def read_image_table(
@@ -111,14 +115,13 @@ def read_image_table(
         owners = result["patient_id"] if label_level == "patient" else result["slide_id"]
         labels = owner_labels(owners, labels, owner=label_level, where=name)
     result["label"] = labels
-    stated = [None] * len(frame) if site is None else [None if is_blank(value) else value for value in frame[site]]
-    result["site"] = pd.Series(
-        [value or tcga_site(owner) for value, owner in zip(stated, frame[patient], strict=True)], frame.index, object
-    )
-    values = {} if mpp is None else parse_mpp(frame[mpp], frame.index, name)
+    sites = site_names(None if site is None else frame[site], frame[patient])
+    result["site"] = pd.Series(sites, frame.index, object)
+    values = {} if mpp is None else parse_mpp(frame[mpp], frame.index, name, coarsest=COARSEST_TILE_MPP)
     result["mpp"] = pd.Series([values.get(row) for row in frame.index], frame.index, object)
     result["split"] = None if split is None else split
-    return ImageTable(result, names, source, whole[image].drop(frame.index).tolist())
+    unused = next((column for column in header if column.lower() in _SPLIT_COLUMNS and columns.split is None), None)
+    return ImageTable(result, names, source, whole[image].drop(frame.index).tolist(), unused)
 
 
 def _choose_rows(frame: pd.DataFrame, where: Mapping[str, str], name: str) -> pd.DataFrame:

@@ -19,8 +19,8 @@ import pandas as pd
 
 from kdml_med.errors import InputError
 from kdml_med.tables.classes import parse_labels
-from kdml_med.tables.columns import check_roles, find_column, is_blank, parse_mpp, read_text_table
-from kdml_med.tables.ids import check_ids, check_patients
+from kdml_med.tables.columns import COARSEST_SLIDE_MPP, check_roles, find_column, parse_mpp, read_text_table
+from kdml_med.tables.ids import check_ids, check_patients, site_names
 from kdml_med.tables.names import (
     folders_agree,
     folders_of,
@@ -28,7 +28,7 @@ from kdml_med.tables.names import (
     is_barcode,
     similar_form,
     slide_name,
-    tcga_site,
+    tcga_patient,
 )
 from kdml_med.tables.usage import LabelSource, count_words
 
@@ -99,9 +99,8 @@ class LabelTable:
                 f"row {listed.row} of the label table is about {listed.name}, which is in another folder than "
                 f"{f'{inside}/' * bool(inside)}{slide}. If they are one slide, name it there without folders"
             )
-        similar = next(
-            (self._similar[form] for form in map(_mangled_form, self._keys(name)) if form in self._similar), ""
-        )
+        forms = [*map(_mangled_form, self._keys(name)), _mangled_form(tcga_patient(name) or "")]
+        similar = next((self._similar[form] for form in forms if form in self._similar), "")
         hint = f"; row {self.matches[similar].row} has {similar!r}" if similar else ""
         return f"no row in the label table for {name}{hint}"
 
@@ -147,7 +146,8 @@ class LabelTable:
 
     @cached_property
     def _similar(self) -> dict[str, str]:
-        return {form: key for key in self.matches if (form := _mangled_form(key))}
+        barcodes = {_mangled_form(name): key for key in self.matches if (name := tcga_patient(key))}
+        return barcodes | {form: key for key in self.matches if (form := _mangled_form(key))}
 
 
 def read_labels(
@@ -209,21 +209,21 @@ def read_labels(
         check_ids(written, "slide name", where)
         keys = written.map(slide_name)
         _check_unique(keys, written, "slide", "Keep one row per slide, and give slides different names", where)
-    sites = [None] * len(frame) if site_name is None else [None if is_blank(s) else s for s in frame[site_name]]
+    sites = site_names(None if site_name is None else frame[site_name], patients)
     matches = {
-        key: LabelMatch(patient, label, site or tcga_site(patient), row, name)
+        key: LabelMatch(patient, label, site, row, name)
         for row, key, patient, label, site, name in zip(
             frame.index, keys, patients, labels, sites, written, strict=True
         )
     }
-    resolutions = {} if mpp_name is None else parse_mpp(frame[mpp_name], keys, where)
+    resolutions = {} if mpp_name is None else parse_mpp(frame[mpp_name], keys, where, coarsest=COARSEST_SLIDE_MPP)
     return LabelTable(class_names, label_level, slide is not None, matches, resolutions, source)
 
 
 def _mangled_form(name: str) -> str:
     """What is left of a name that a spreadsheet or a careless hand changed: no leading zeros, spaces or case."""
     without_zeros = re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"\.0$", "", similar_form(name)))
-    return re.sub(r"[\s_-]", "", without_zeros)
+    return re.sub(r"[\s._/-]", "", without_zeros)
 
 
 def owner_labels(owners: pd.Series[str], labels: pd.Series[str], *, owner: LabelLevel, where: str) -> pd.Series[str]:

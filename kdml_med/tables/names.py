@@ -31,6 +31,12 @@ _SPACE = re.compile(r"[^\S\n]")
 _TCGA_NORMAL = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}-1[0-9](?![0-9])", re.IGNORECASE)
 _HYPHENS = re.compile("[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
 _TCGA_PATIENT = re.compile(r"^TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}", re.IGNORECASE)
+_TCGA_ANYWHERE = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", re.IGNORECASE)
+
+_SYSTEM_NAMES = frozenset(
+    {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"}
+    | {"lost+found", "icon\r"}
+)
 
 
 def same_name_form(text: str) -> str:
@@ -49,6 +55,11 @@ def same_name_form(text: str) -> str:
 
 def _shows(letter: str) -> bool:
     return not letter.isspace() and unicodedata.category(letter) not in ("Cf", "Cc")
+
+
+def is_system_name(name: str) -> bool:
+    """Whether a file or folder is hidden or kept by a system for itself: previews, waste, resource forks."""
+    return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
 
 
 def slide_name(text: str) -> str:
@@ -98,9 +109,16 @@ def is_barcode(name: str) -> bool:
 
 
 def other_barcode(name: str, patient_id: str) -> str | None:
-    """The TCGA patient whose barcode a name begins with, where the patient is said to be another one of TCGA."""
-    named, said = _TCGA_PATIENT.match(name), _TCGA_PATIENT.match(patient_id)
-    return named.group() if named and said and named.group().upper() != said.group().upper() else None
+    """The TCGA patient whose barcode a name holds, where the patient is said to be another one of TCGA."""
+    named, said = _TCGA_ANYWHERE.findall(name), _TCGA_PATIENT.match(patient_id)
+    known = {barcode.upper() for barcode in named}
+    return named[0] if named and said and said.group().upper() not in known else None
+
+
+def tcga_patient(name: str) -> str | None:
+    """TCGA barcode of the patient that a name begins with, or None."""
+    found = _TCGA_PATIENT.match(name)
+    return found.group() if found else None
 
 
 def tcga_site(patient_id: str) -> str | None:

@@ -102,7 +102,7 @@ def say_labels(labels: Mapping[str, Any] | None, manifest: pd.DataFrame, classes
     lines.append(f"{what}: {rows['all']} {'images' if labels['table'] is None else 'rows'}: {', '.join(parts)}")
     words = [
         f"{word or 'blank'} → {known['class'] or 'no class'} ({known['rows']})"
-        for word, known in labels["words"].items()
+        for word, known in sorted(labels["words"].items(), key=lambda item: -item[1]["rows"])
         if known["class"] is None or plain_word(word) != plain_word(known["class"])
     ]
     if words:

@@ -13,7 +13,7 @@ import PIL
 from PIL import Image
 
 from kdml_med.errors import InputError
-from kdml_med.tables.names import SLIDE_SUFFIXES, is_absolute, same_name_form
+from kdml_med.tables.names import SLIDE_SUFFIXES, is_absolute, is_system_name, same_name_form
 
 _UNREAD = [
     *(".jpe", ".jfif", ".dib", ".gif", ".webp", ".jp2", ".j2k", ".avif"),
@@ -23,7 +23,9 @@ _IMAGE_SUFFIXES = frozenset((*SLIDE_SUFFIXES, *_UNREAD))
 """Suffixes of images; those that are not read are named as what they are."""
 _FORMATS = ("PNG", "JPEG")
 _OUTSIDE = "lies in no class folder"
-_PART_FOLDER = re.compile(r"^(?:(?P<cohort>.+?)[_-])?(?P<part>train|test)(?:[_-](?P<label>.+))?$", re.IGNORECASE)
+_PART_FOLDER = re.compile(
+    r"^(?:(?P<cohort>.+?)[_-])?(?P<part>train|test)(?:ing)?(?:[_-](?P<label>.+))?$", re.IGNORECASE
+)
 
 
 def existing_folder(source: Path) -> Path:
@@ -50,7 +52,7 @@ def class_folders(source: Path, cohort: str | None) -> pd.DataFrame:
     Raises:
         InputError: there are none, several cohorts, or one of train and test alone.
     """
-    children = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
+    children = _subfolders(source)
     parts = [(path, found) for path in children if (found := _PART_FOLDER.match(path.name))]
     cohorts = sorted({found["cohort"] or "" for _, found in parts})
     if cohort is not None and cohort not in cohorts:
@@ -78,7 +80,7 @@ def class_folders(source: Path, cohort: str | None) -> pd.DataFrame:
 
 
 def _subfolders(path: Path) -> list[Path]:
-    return sorted(sub for sub in path.iterdir() if sub.is_dir() and not sub.name.startswith("."))
+    return sorted(sub for sub in path.iterdir() if sub.is_dir() and not is_system_name(sub.name))
 
 
 def find_strays(source: Path, folders: pd.DataFrame, cohort: str | None) -> list[tuple[str, str]]:
@@ -106,7 +108,7 @@ def find_strays(source: Path, folders: pd.DataFrame, cohort: str | None) -> list
 
 def _direct_images(folder: Path, source: Path) -> list[str]:
     files = (path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file())
-    return sorted(path.relative_to(source).as_posix() for path in files if not path.name.startswith("."))
+    return sorted(path.relative_to(source).as_posix() for path in files if not is_system_name(path.name))
 
 
 def scan_images(folder: Path, source: Path) -> list[tuple[str, int]]:
@@ -127,7 +129,7 @@ def scan_images(folder: Path, source: Path) -> list[tuple[str, int]]:
             continue  # a link back to a folder above it
         seen.add((state.st_dev, state.st_ino))
         for entry in entries:
-            if entry.name.startswith("."):
+            if is_system_name(entry.name):
                 continue
             is_folder, size = _look_at(entry)
             if is_folder:

@@ -23,7 +23,8 @@ from kdml_med.storage.folder import DatasetFolder, list_versions
 from kdml_med.storage.manifest import SLIDES_FILE, DatasetInfo, manifest_table, validate_manifest, write_info
 from kdml_med.storage.shards import ShardRecord
 from kdml_med.tables.classes import parse_labels
-from kdml_med.tables.images import TableColumns, read_image_table
+from kdml_med.tables.columns import COARSEST_TILE_MPP, FINEST_MPP
+from kdml_med.tables.images import ImageTable, TableColumns, read_image_table
 from kdml_med.tables.labels import LabelLevel
 from kdml_med.tables.names import is_tcga_normal, other_barcode, tcga_site
 from kdml_med.tables.usage import LabelSource, RowUse, describe_labels
@@ -53,6 +54,7 @@ class ImportResult:
         unlisted: images in the folder that no row of the table names; they are among the failures.
         failures: input and reason of every image that could not be used, and of rows without an image.
         same: an earlier import gave the same rows.
+        unused_split: column of the table that looks like a split and was not asked for; None where there is none.
     """
 
     tiles: int
@@ -60,6 +62,7 @@ class ImportResult:
     unlisted: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
     same: bool = False
+    unused_split: str | None = None
 
 
 def import_tile_folders(
@@ -98,8 +101,10 @@ def import_tile_folders(
         InputError: no such folders, a patient with two labels or in train and test, or no usable image.
     """
     source = existing_folder(source)
+    _check_mpp(mpp)
     folders = class_folders(source, cohort)
-    labels, names = parse_labels(folders["label"], classes, where=f"the class folders of {source}")
+    words = folders.set_index(folders["path"].map(lambda path: path.relative_to(source).as_posix()))["label"]
+    labels, names = parse_labels(words.rename("class folder"), classes, where=f"the class folders of {source}")
     rows: list[dict[str, Any]] = []
     failures = find_strays(source, folders, cohort)
     images = [
@@ -113,6 +118,8 @@ def import_tile_folders(
         reason = name_problem(shard, size)
         if found is None:
             reason = reason or "no TCGA barcode in the file name; for other names use --layout csv with a table"
+        elif other_barcode(Path(shard).stem[found.end() :], found.group()):
+            reason = reason or "barcodes of two TCGA patients in the file name"
         elif label is not None and not tcga_normals and is_tcga_normal(Path(shard).stem):
             reason = reason or NORMAL_TISSUE
         if not reason and (check_images or side is None):
@@ -131,9 +138,9 @@ def import_tile_folders(
     _check_folder_patients(frame)
     uses = Counter(RowUse.NO_CLASS if row["label"] is None else RowUse.USED for row in rows)
     uses[RowUse.UNUSABLE] = len(images) - len(rows)
-    words = Counter(word for _, _, word, _, _ in images)
+    counts = Counter(word for _, _, word, _, _ in images)
     meant = dict(zip(folders["label"], labels, strict=True))
-    found_words = LabelSource(words={word: (label, words[word]) for word, label in meant.items()})
+    found_words = LabelSource(words={word: (label, counts[word]) for word, label in meant.items()})
     info.labels = describe_labels(found_words, uses, frame, names, tcga_normals=tcga_normals)
     return _write(out, info, frame, failures, val_fraction=val_fraction, seed=seed, force=force)
 
@@ -181,54 +188,86 @@ def import_tile_table(
         InputError: a column or row of the table is unusable (the message names it), or no image is.
     """
     source = existing_folder(source)
+    _check_mpp(mpp)
     listed = read_image_table(table, columns or TableColumns(), where or {}, classes, label_level)
+    normals = tcga_normals or label_level == "slide"
+    found = _find_listed(source, str(table), listed, normals=normals, progress=progress)
+    for row in found.rows:
+        row["slide_id"] = row["slide_id"] or (row["patient_id"] if label_level == "patient" else row.pop("own"))
+        row["mpp"] = mpp if row["mpp"] is None else row["mpp"]
+    failures = found.failures + [(shard, f"no row of {Path(table).name} names it") for shard in found.unlisted]
+    frame = _frame(found.rows, failures, source)
+    resolutions = set(frame["mpp"].dropna())
+    common = resolutions.pop() if len(resolutions) == 1 and frame["mpp"].notna().all() else None
+    width, height = found.shapes.pop() if len(found.shapes) == 1 else (0, 1)
+    options = {"layout": "csv", "table": Path(table).name, "table_sha256": content_hash(Path(table))}
+    options["where"] = " and ".join(f"{name}={value}" for name, value in (where or {}).items())
+    info = _info(source, listed.classes, width if width == height else None, common, label_level, options)
+    info.labels = describe_labels(listed.source, found.uses, frame, listed.classes, tcga_normals=tcga_normals)
+    result = _write(out, info, frame, failures, val_fraction=val_fraction, seed=seed, force=force)
+    result.unlisted, result.unused_split = len(found.unlisted), listed.unused_split
+    return result
+
+
+@dataclass
+class _Listed:
+    """What there is of the images that a table lists.
+
+    Attributes:
+        rows: of the manifest, of each image that can be used; "own" is the name of a slide that the image alone is.
+        failures: name and reason of the others.
+        unlisted: images that no row names.
+        shapes: widths and heights in pixels.
+        uses: what became of the rows of the table.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    unlisted: list[str] = field(default_factory=list)
+    shapes: set[tuple[int, int]] = field(default_factory=set)
+    uses: Counter[RowUse] = field(default_factory=Counter)
+
+
+def _find_listed(source: Path, table: str, listed: ImageTable, *, normals: bool, progress: Progress) -> _Listed:
     sizes = dict(scan_images(source, source))
     index = ImageIndex(sizes, source)
     stems = Counter(shard.rsplit(".", 1)[0] for shard in sizes)
-    rows: list[dict[str, Any]] = []
-    failures: list[tuple[str, str]] = []
-    shapes: set[tuple[int, int]] = set()
     first_row: dict[str, int] = {}
-    uses: Counter[RowUse] = Counter({RowUse.NOT_CHOSEN: len(listed.not_chosen)})
+    found = _Listed(uses=Counter({RowUse.NOT_CHOSEN: len(listed.not_chosen)}))
     for number, row in progress(list(zip(listed.rows.index, listed.rows.to_dict("records"), strict=True))):
         shards = index.find(row["image"])
         if len(shards) != 1:
-            failures.append((row["image"], f"row {number}: {_not_one(shards, source, row['image'])}"))
-            uses[RowUse.UNUSABLE if shards else RowUse.NO_FILE] += 1
+            found.failures.append((row["image"], f"row {number}: {_not_one(shards, source, row['image'])}"))
+            found.uses[RowUse.UNUSABLE if shards else RowUse.NO_FILE] += 1
             continue
         shard = shards[0]
         if shard in first_row:
             raise InputError(f"{table}: rows {first_row[shard]} and {number} name the same image {shard}. Keep one.")
         first_row[shard] = number
-        shape, reason = None, name_problem(shard, sizes[shard])
-        reason = reason or _contradiction(shard, row, normals=tcga_normals or label_level == "slide")
+        shape, reason = None, name_problem(shard, sizes[shard]) or _contradiction(shard, row, normals=normals)
         if not reason:
             shape, reason = read_header(source / shard)
         if shape is None:
-            failures.append((row["image"], f"row {number}: {reason}"))
-            uses[RowUse.UNUSABLE] += 1
+            found.failures.append((row["image"], f"row {number}: {reason}"))
+            found.uses[RowUse.UNUSABLE] += 1
             continue
-        uses[RowUse.NO_CLASS if row["label"] is None else RowUse.USED] += 1
-        shapes.add(shape)
+        found.uses[RowUse.NO_CLASS if row["label"] is None else RowUse.USED] += 1
+        found.shapes.add(shape)
         stem = shard.rsplit(".", 1)[0]
         own = shard if stems[stem] > 1 else stem  # a.png and a.jpg are two slides
-        slide = row["slide_id"] or (row["patient_id"] if label_level == "patient" else own)
-        place = {"sample_id": shard, "slide_id": slide, "shard": shard, "offset": 0, "size": sizes[shard]}
-        rows.append(row | place | {"mpp": mpp if row["mpp"] is None else row["mpp"]})
+        place = {"sample_id": shard, "shard": shard, "offset": 0, "size": sizes[shard]}
+        found.rows.append(row | place | {"own": own})
     named = {shard for name in listed.not_chosen for shard in index.find(name)}
-    unlisted = sorted(set(sizes) - set(first_row) - named)
-    failures += [(shard, f"no row of {Path(table).name} names it") for shard in unlisted]
-    frame = _frame(rows, failures, source)
-    resolutions = set(frame["mpp"].dropna())
-    common = resolutions.pop() if len(resolutions) == 1 and frame["mpp"].notna().all() else None
-    width, height = shapes.pop() if len(shapes) == 1 else (0, 1)
-    options = {"layout": "csv", "table": Path(table).name, "table_sha256": content_hash(Path(table))}
-    options["where"] = " and ".join(f"{name}={value}" for name, value in (where or {}).items())
-    info = _info(source, listed.classes, width if width == height else None, common, label_level, options)
-    info.labels = describe_labels(listed.source, uses, frame, listed.classes, tcga_normals=tcga_normals)
-    result = _write(out, info, frame, failures, val_fraction=val_fraction, seed=seed, force=force)
-    result.unlisted = len(unlisted)
-    return result
+    found.unlisted = sorted(set(sizes) - set(first_row) - named)
+    return found
+
+
+def _check_mpp(mpp: float | None) -> None:
+    if mpp is not None and not FINEST_MPP <= mpp <= COARSEST_TILE_MPP:
+        raise InputError(
+            f"--mpp is {mpp}, expected micrometres per pixel of the tiles such as 0.5, from {FINEST_MPP} to "
+            f"{COARSEST_TILE_MPP:g}."
+        )
 
 
 def _not_one(shards: list[str], source: Path, name: str) -> str:
@@ -242,9 +281,10 @@ def _not_one(shards: list[str], source: Path, name: str) -> str:
 def _contradiction(shard: str, row: dict[str, Any], *, normals: bool) -> str:
     """Why an image cannot have the patient or the label of its row, as far as its TCGA barcode tells; "" otherwise."""
     name = Path(shard).stem
-    other = other_barcode(name, row["patient_id"])
-    if other is not None:
-        return f"the table says patient {row['patient_id']}, the file name {other}"
+    for what, text in (("file name", name), ("slide", row["slide_id"] or "")):
+        other = other_barcode(text, row["patient_id"])
+        if other is not None:
+            return f"the table says patient {row['patient_id']}, the {what} {other}"
     is_normal = row["label"] is not None and (is_tcga_normal(name) or is_tcga_normal(row["slide_id"] or ""))
     return NORMAL_TISSUE if is_normal and not normals else ""
 
@@ -306,7 +346,7 @@ def _write(
     """
     failures = [(_printable(name), _printable(reason)) for name, reason in failures]
     splits = _official_splits(frame, info.classes, val_fraction, seed)
-    columns = [name for name in frame.columns if name not in ("split", "image")]
+    columns = [name for name in frame.columns if name not in ("split", "image", "own")]
     names = [str(name) for name in columns]
     rows = (dict(zip(names, values, strict=True)) for values in frame[columns].itertuples(index=False, name=None))
     manifest = manifest_table(rows)
@@ -342,9 +382,9 @@ def _official_splits(frame: pd.DataFrame, classes: list[str], val_fraction: floa
         raise InputError(f"patient {twice.iloc[0]!r} is in two splits ({len(twice)} such patients): this would leak.")
     if not 0 <= val_fraction < 1:
         raise InputError(f"--val-fraction is {val_fraction}, expected at least 0 and below 1.")
-    if val_fraction == 0 or (splits["split"] == Split.VAL).any():
-        return splits
     train = splits["split"] == Split.TRAIN
+    if val_fraction == 0 or not train.any() or (splits["split"] == Split.VAL).any():
+        return splits
     tiles = frame[frame["split"] == Split.TRAIN]
     chosen = make_splits(tiles, classes=classes, fractions=(1 - val_fraction, val_fraction, 0.0), seed=seed)
     return pd.concat([splits[~train], chosen]).sort_values("patient_id").reset_index(drop=True)

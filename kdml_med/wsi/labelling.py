@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from kdml_med.tables.labels import LabelTable
-from kdml_med.tables.names import is_tcga_normal, other_barcode, slide_name, tcga_site
+from kdml_med.tables.names import is_system_name, is_tcga_normal, other_barcode, slide_name, tcga_site
 from kdml_med.tables.usage import RowUse
 from kdml_med.wsi.cutter import SlideJob
 
@@ -16,7 +16,13 @@ NORMAL_TISSUE = (
     "normal tissue (TCGA sample type 10 to 19), while the label is that of the patient's tumour; with --tcga-normals "
     "it is taken all the same"
 )
-_NO_PICTURES = frozenset({".xml", ".json", ".geojson", ".csv", ".tsv", ".txt", ".md", ".log", ".pdf", ".docx", ".xlsx"})
+_NO_PICTURES = frozenset(
+    {
+        *(".xml", ".json", ".geojson", ".yaml", ".csv", ".tsv", ".txt", ".md", ".log", ".html", ".pdf", ".ini", ".py"),
+        *(".doc", ".docx", ".xls", ".xlsx", ".ppt", ".pptx", ".md5", ".sha1", ".sha256", ".sha512", ".parcel"),
+    }
+)
+"""Suffixes of what cannot be a slide, such as notes, annotations and checksums beside it."""
 
 
 def place_of(path: Path, inputs: Sequence[Path]) -> tuple[str, str]:
@@ -109,10 +115,10 @@ def _find_others(labels: LabelTable, inputs: Sequence[Path], taken: Collection[P
     found: dict[str, str] = {}
     for root in inputs:
         for folder, inner, names in os.walk(root):
-            inner[:] = [name for name in inner if not name.startswith(".")]
+            inner[:] = [name for name in inner if not is_system_name(name)]
             for name in sorted(names):
                 path = Path(folder, name)
-                if name.startswith(".") or path.suffix.lower() in _NO_PICTURES or path in known:
+                if is_system_name(name) or path.suffix.lower() in _NO_PICTURES or path in known:
                     continue
                 key = labels.key(name) or labels.key(path.stem)
                 if key is not None:

@@ -106,7 +106,10 @@ def test_unusable_tiles_are_listed_and_the_others_go_on(kather: Path, tmp_path: 
         ("CRC_DX_TEST/MSS/b-TCGA-G4-3602-01Z-00-DX1.png", "'TCGA-G4-3602' is in the folders"),
         ("CRC_DX_TRAIN/MSIMUT/b-TCGA-G4-3602-01Z-00-DX1.png", "'TCGA-G4-3602' has tiles of the classes"),
         ("STAD_TRAIN/MSS/b-TCGA-G4-4602-01Z-00-DX1.png", r"several cohorts, \['CRC_DX', 'STAD'\]"),
-        ("CRC_DX_TRAIN/OTHER/b-TCGA-G4-3602-01Z-00-DX1.png", "label is 'OTHER', which is no word for MSI or MSS"),
+        (
+            "CRC_DX_TRAIN/OTHER/b-TCGA-G4-3602-01Z-00-DX1.png",
+            "CRC_DX_TRAIN/OTHER: class folder is 'OTHER', which is no word for MSI or MSS",
+        ),
     ],
 )
 def test_contradictions_stop_the_import(kather: Path, tmp_path: Path, path: str, message: str) -> None:
@@ -544,3 +547,65 @@ def test_links_to_themselves_and_names_that_are_not_utf8_cost_themselves_only(im
 def test_options_that_would_be_ignored_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         import_tiles(tmp_path, tmp_path / "dataset", **options)
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", ".cache"])
+@pytest.mark.parametrize("inside", ["", "CRC_DX_TRAIN", "CRC_DX_TRAIN/MSS"])
+def test_what_a_system_keeps_for_itself_is_no_class_and_no_image(
+    kather: Path, tmp_path: Path, name: str, inside: str
+) -> None:
+    picture(kather / inside / name / "b-TCGA-G4-3699-01Z-00-DX1.png")
+    (kather / inside / "Thumbs.db").write_bytes(b"x")
+    result = import_tile_folders(kather, tmp_path / "dataset")
+    assert (result.tiles, result.failures) == (32, [])
+
+
+def test_training_and_testing_folders_are_the_split(kather: Path, tmp_path: Path) -> None:
+    for part in ("TRAIN", "TEST"):
+        (kather / f"CRC_DX_{part}").rename(kather / f"CRC_DX_{part.title()}ing")
+    import_tile_folders(kather, tmp_path / "dataset")
+    split = assign_splits(tmp_path / "dataset", read_manifest(tmp_path / "dataset"), read_info(tmp_path / "dataset"))
+    assert split.value_counts()["test"] == 8
+
+
+def test_images_whose_name_holds_two_patients_belong_to_none(kather: Path, tmp_path: Path) -> None:
+    picture(kather / "CRC_DX_TRAIN/MSS/TCGA-AA-9901-01Z_TCGA-AA-9902-01Z.png")
+    result = import_tile_folders(kather, tmp_path / "dataset")
+    assert result.failures == [
+        ("CRC_DX_TRAIN/MSS/TCGA-AA-9901-01Z_TCGA-AA-9902-01Z.png", "barcodes of two TCGA patients in the file name")
+    ]
+
+
+@pytest.mark.parametrize(
+    "row", ["blk-TCGA-AA-0001-01Z.png,TCGA-AA-0002,", "x.png,TCGA-AA-0002,TCGA-AA-0001-01Z-00-DX1"]
+)
+def test_a_barcode_anywhere_in_a_name_tells_the_patient(tmp_path: Path, row: str) -> None:
+    slide = row.rsplit(",", 1)[1]
+    for name in (row.split(",")[0], "y.png"):
+        picture(tmp_path / "images" / name)
+    header, other = ("image,patient,slide,label", "y.png,P,S,b") if slide else ("image,patient,label", "y.png,P,b")
+    path = table(tmp_path, f"{header}\n{row.rstrip(',')},a\n{other}\n")
+    result = import_tile_table(tmp_path / "images", tmp_path / "dataset", path)
+    assert [name for name, _ in result.failures] == [row.split(",")[0]]
+    assert "says patient TCGA-AA-0002, the" in result.failures[0][1]
+
+
+@pytest.mark.parametrize("mpp", [0.0, 500.0, -1.0, float("nan"), float("inf")])
+def test_a_resolution_of_tiles_is_one_that_can_be(kather: Path, images: Path, tmp_path: Path, mpp: float) -> None:
+    path = table(tmp_path, f"image,patient,label,mpp\ni0,1,a,8\ni1,2,b,{mpp}\n")
+    with pytest.raises(InputError, match=r"--mpp is .*, from 0.05 to 100"):
+        import_tile_folders(kather, tmp_path / "dataset", mpp=mpp)
+    with pytest.raises(InputError, match=r"--mpp is .*, from 0.05 to 100"):
+        import_tile_table(images, tmp_path / "dataset", path, mpp=mpp)
+    if mpp == mpp:  # a cell "nan" is a blank one
+        with pytest.raises(InputError, match=r"row 3: mpp is .*, from 0.05 to 100"):
+            import_tile_table(images, tmp_path / "dataset", path)
+
+
+def test_images_of_an_external_test_set_need_no_validation_patients(images: Path, tmp_path: Path) -> None:
+    path = table(tmp_path, "image,patient,label,set\n" + "".join(f"i{n},p{n},{'ab'[n % 2]},test\n" for n in range(6)))
+    import_tile_table(images, tmp_path / "dataset", path, columns=TableColumns(split="set"))
+    manifest = read_manifest(tmp_path / "dataset")
+    assert set(assign_splits(tmp_path / "dataset", manifest, read_info(tmp_path / "dataset"))) == {"test"}
+    result = import_tile_table(images, tmp_path / "other", path)
+    assert (result.unused_split, has_splits(tmp_path / "other")) == ("set", False)

@@ -308,3 +308,18 @@ def test_folder_of_an_earlier_version_has_no_record_of_labels(tile, tmp_path):
     assert read_info(tmp_path / "out").labels is None
     assert tile(["P1.svs"], text)[0].returncode == ExitCode.OK
     assert read_info(tmp_path / "out").labels["table"] == "labels.csv"
+
+
+def test_what_cannot_be_a_slide_is_no_slide_that_was_not_read(tile):
+    beside = ["Thumbs.db", "P2.svs.md5", "P3.docx", "desktop.ini", "@eaDir/P4.btf", "__MACOSX/P5.btf"]
+    text = "patient,label\n" + "".join(f"P{number},{'MSI' if number % 2 else 'MSS'}\n" for number in range(1, 6))
+    done, failures = tile(["P1_x.svs", *beside], text)
+    assert (done.returncode, len(failures)) == (ExitCode.OK, 4)
+
+
+def test_the_words_of_most_rows_are_said_first(tile):
+    words = ["MSI-L", "MSI-H", "dMMR", "pMMR", "MMRd", "MMRp", "stable", "nonMSIH", "msi-low", "unstable"]
+    rows = "".join(f"P{number},{word}\n" for number, word in enumerate([*words, "unstable", "unstable", "MSI-L"]))
+    done, _ = tile(["P1.svs"], "patient,label\n" + rows)
+    assert "words: unstable → MSI (3), MSI-L → MSS (2), MMRd → MSI (1)" in done.stdout
+    assert "and 2 more" in done.stdout

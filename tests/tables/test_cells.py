@@ -51,6 +51,10 @@ TEXT = "patient;label\nMüller;MSI\n007;MSS\n"
         unicodedata.normalize("NFD", TEXT).encode(),
         TEXT.replace("Müller", "\u00a0Müller\u200b ").encode(),
         TEXT.replace("Müller", ' "Müller"').encode(),
+        TEXT.replace("Müller", '"Müller"  ').replace("MSS", '"MSS" ').encode(),
+        ("# made by a program; 2024\n" + TEXT).encode(),
+        ("#A;B\n#what;it is\n#STRING;STRING\n" + TEXT).encode(),
+        TEXT.replace("007", '="007"').encode(),
         TEXT.replace("Müller", "\u202aMül\u200bler\u202c").encode(),
     ],
 )
@@ -106,7 +110,7 @@ def test_line_breaks_within_a_quoted_cell_are_kept_and_rows_are_counted_as_in_th
         (f"patient,label\nP1,{'x' * 140_000}\n", "row 2: a cell of more than 131,072 characters"),
         ("patient,,label\nP1,x,MSI\n", "row 2: column 2 holds 'x', but has no name"),
         ("patient,label,\nP1,MSI,x\n", "row 2: column 3 holds 'x', but has no name"),
-        ("patient,label\nP1,MSI,x\n", "row 2: 3 cells, but the header has 2"),
+        ("patient,label\nP1,MSI,x\n", "row 2: 3 cells, but the header in row 1 has 2"),
         ("patient,label\nP1\n", "row 2: 1 cells"),
         ('patient,label\n"P1"x,MSI\n', "row 2: text follows the quotation mark"),
         ("sep=;\n", "no rows"),
@@ -178,3 +182,53 @@ def test_workbook_without_its_library_says_what_to_install(tmp_path: Path, monke
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     with pytest.raises(InputError, match=r"kdml_med\[tables\]"):
         read_text_table(path)
+
+
+@given(st.lists(st.text(alphabet='a", ;\n', max_size=6), min_size=2, max_size=2), st.integers(0, 2))
+def test_spaces_after_a_closing_quotation_mark_change_no_cell(
+    tmp_path_factory: pytest.TempPathFactory, cells: list[str], spaces: int
+) -> None:
+    quoted = [f'"{cell.replace(chr(34), chr(34) * 2)}"' for cell in cells]
+    folder = tmp_path_factory.getbasetemp()
+    try:
+        plain = read(folder, f"one,two\n{quoted[0]},{quoted[1]}\nx,y\n")
+    except InputError:
+        return
+    gap = " " * spaces
+    assert read(folder, f"one,two\n{quoted[0]}{gap},{quoted[1]}{gap}\nx,y\n") == plain
+
+
+def test_row_numbers_count_the_remarks_before_the_header(tmp_path: Path) -> None:
+    refused(tmp_path, "# a\n# b\np,l\n1,2\n1\n", "row 5: 1 cells, but the header in row 3 has 2")
+
+
+@pytest.mark.parametrize("header", ["#,patient", "#patient,label", "#1;#2"])
+def test_one_line_that_begins_with_a_number_sign_may_be_the_header(tmp_path: Path, header: str) -> None:
+    mark = ";" if ";" in header else ","
+    assert read(tmp_path, f"{header}\nx{mark}y\n") == [header.split(mark), ["x", "y"]]
+
+
+def test_a_row_that_somebody_took_out_by_a_number_sign_does_not_come_in(tmp_path: Path) -> None:
+    refused(tmp_path, "patient,label\nP1,MSI\n#P3,MSI\n", "row 3 begins with '#P3': delete it if")
+    assert read(tmp_path, "patient,label\n#1,MSI\n#2,MSS\n")[1:] == [["#1", "MSI"], ["#2", "MSS"]]
+    assert read(tmp_path, "image,label\n#1.png,MSI\n2.png,MSS\n")[1] == ["#1.png", "MSI"]
+    assert read(tmp_path, "note,label\n#N/A,MSI\nb,MSS\n")[1] == ["#N/A", "MSI"]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
+def test_the_separator_is_the_one_that_rows_have_as_often_as_the_header(tmp_path: Path, name: str) -> None:
+    assert read(tmp_path, "patient;label, final\nP1;MSI\nP2;MSS\n", name)[0] == ["patient", "label, final"]
+    assert read(tmp_path, "patient,note; text\nP1,a\nP2,b\n", name)[0] == ["patient", "note; text"]
+
+
+def test_a_hidden_row_of_a_workbook_is_not_taken_without_a_word(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    for row in (["patient", "label"], ["P1", "MSI"], ["P2", "MSS"]):
+        book.active.append(row)
+    book.active.row_dimensions[3].hidden = book.active.row_dimensions[9].hidden = True
+    book.save(tmp_path / "t.xlsx")
+    with pytest.raises(InputError, match="row 3 is hidden"):
+        read_text_table(tmp_path / "t.xlsx")
+    book.active.row_dimensions[3].hidden = False
+    book.save(tmp_path / "t.xlsx")
+    assert len(read_text_table(tmp_path / "t.xlsx")) == 2

@@ -19,6 +19,7 @@ POSITIVE = [
 ]
 NEGATIVE = ["MSS", "MSI-L", "MSI low", "stable", "pMMR", "MMR-proficient", "proficient", "intact", "nonMSIH", "MSI-"]
 NOTHING = ["", "NA", "[Not Available]", "Indeterminate", "equivocal", "unknown", "not performed", "?"]
+NOTHING += ["'--", "--", "[Discrepancy]", "[Unknown]", "None", "<NA>", "#N/A", "TBD", "Do not report"]
 HYPHENS = ["-", "\u2010", "\u2011", "\u2013", "\u2212", " ", "_", "\u00a0"]
 
 
@@ -100,3 +101,52 @@ def test_options_that_contradict_each_other_are_refused() -> None:
     assert named_classes(("a", "b"), "B") == ("a", "b")
     with pytest.raises(InputError, match="--positive is 'a', but --classes names 'b' last"):
         named_classes(("a", "b"), "a")
+
+
+def parse_column(name: str, *words: str, classes: list[str] | None = None) -> tuple[list[str | None], list[str]]:
+    labels, names = parse_labels(pd.Series(words, name=name, dtype=object), classes, where="t.csv")
+    return labels.tolist(), names
+
+
+@given(st.sampled_from([*NOTHING[1:], "-", "ND"]), st.sampled_from(["alpha", "+", "MSI"]), st.booleans())
+def test_a_word_that_is_named_as_a_class_is_never_missing(word: str, other: str, both: bool) -> None:
+    labels, names = parse(word, other, classes=[other, word] if both else [word])
+    assert labels == [word, other]
+    assert names == [other, word]
+
+
+def test_minus_is_a_word_where_plus_is_one() -> None:
+    assert parse("+", "-", "-", classes=["+"])[0] == ["+", "-", "-"]
+    assert parse("MSI", "-")[0] == ["MSI", None]
+
+
+@pytest.mark.parametrize("column", ["HRD", "PTEN IHC", "homologous recombination"])
+@pytest.mark.parametrize("words", [("deficient", "proficient"), ("unstable", "stable"), ("deficient", "intact")])
+def test_short_words_are_of_the_field_only_in_a_column_about_it(column: str, words: tuple[str, str]) -> None:
+    with pytest.raises(InputError, match="nothing says which"):
+        parse_column(column, *words)
+    assert parse_column(column, *words, classes=[words[0]]) == (list(words), [words[1], words[0]])
+    assert parse_column("MMR (IHC)", *words) == (["MSI", "MSS"], ["MSS", "MSI"])
+
+
+@given(st.sampled_from(POSITIVE), st.sampled_from(POSITIVE), st.sampled_from(NEGATIVE), st.sampled_from("/|,;&("))
+def test_words_made_of_several_are_read_where_all_mean_the_same(one: str, two: str, three: str, mark: str) -> None:
+    assert parse(f"{one}{mark}{two}", f"{three} {mark} {three}")[0] == ["MSI", "MSS"]
+    with pytest.raises(InputError, match="no word for MSI or MSS"):
+        parse(f"{one}{mark}{three}", "MSS")
+
+
+def test_separators_between_digits_count() -> None:
+    with pytest.raises(InputError, match="found 'G1-2', 'G12', 'G3'"):
+        parse("G1-2", "G12", "G3", classes=["G3"])
+    assert parse("CMS 4", "cms4", "CMS1", classes=["cms-4"])[0] == ["CMS 4", "CMS 4", "CMS1"]
+
+
+def test_neither_of_two_words_is_suggested_as_the_positive_one() -> None:
+    with pytest.raises(InputError, match="Say which: --positive 'Ja' or --positive 'Nein'"):
+        parse("Nein", "Ja")
+
+
+def test_a_column_without_any_class_is_said_to_be_one() -> None:
+    with pytest.raises(InputError, match=r"no row has a class, as far as known words tell: '', 'NA', '\[Unknown\]'"):
+        parse("", "NA", "[Unknown]", "NA")

@@ -117,7 +117,7 @@ def test_slides_of_a_patient_may_differ_at_slide_level(tmp_path: Path) -> None:
         ("patient,label\np,a\n", {"label_column": "MSI"}, "no column 'MSI'"),
         ("patient,label\np,a\nq,b\nr,c\n", {}, "found 3: 'a', 'b', 'c'"),
         ("patient,label\np,a\nq,a\n", {}, "found 1: 'a'"),
-        ("patient,label\np,\n", {}, "found 0"),
+        ("patient,label\np,\n", {}, "no row has a class"),
         ("patient,label\np,a\n\nq,c\n", {"classes": ["a", "b"]}, "row 4: label is 'c'"),
         ("patient,label\np,a\n", {"classes": ["a"]}, "expected that word and exactly one other"),
         ("patient,label\np,a\nq,b\n", {"classes": ["c"]}, "--positive is 'c', found 'a', 'b'"),
@@ -132,7 +132,7 @@ def test_slides_of_a_patient_may_differ_at_slide_level(tmp_path: Path) -> None:
         ("patient,label\np,MSS\n", {"label_level": "tile"}, "label level 'tile'"),
         ("patient,label,mpp\np,MSS,-1\n", {}, "row 2: mpp is '-1'"),
         ("patient,label,mpp\np,MSS,fine\n", {}, "row 2: mpp is 'fine'"),
-        ("patient,label\np,MSS,x\n", {}, "row 2: 3 cells, but the header has 2"),
+        ("patient,label\np,MSS,x\n", {}, "row 2: 3 cells, but the header in row 1 has 2"),
         ("patient,label,label\np,a,b\n", {}, "more than once"),
         ("patient,label\n", {}, "no rows"),
         ("", {}, "no rows"),
@@ -190,7 +190,7 @@ def test_a_mark_over_a_letter_does_not_end_an_id(tmp_path: Path) -> None:
     ],
 )
 def test_two_spellings_of_one_patient_are_refused(tmp_path: Path, rows: str, patient: str) -> None:
-    with pytest.raises(InputError, match=f"the patients {patient} differ only by case, space or hyphen"):
+    with pytest.raises(InputError, match=f"the patients {patient} differ only by case, space, hyphen or a #"):
         read_labels(write(tmp_path, "patient,label\n" + rows))
 
 
@@ -296,3 +296,41 @@ def test_columns_and_words_are_kept_for_the_record(tmp_path: Path) -> None:
 )
 def test_normal_tissue_is_told_by_the_sample_type(name: str, normal: bool) -> None:
     assert is_tcga_normal(name) == normal
+
+
+@pytest.mark.parametrize("nobody", ["[Not Available]", "'--", "-", "?", "TBD", "Not reported"])
+def test_words_for_nothing_are_no_patient(tmp_path: Path, nobody: str) -> None:
+    with pytest.raises(InputError, match=r"row 3: no patient id in column 'patient', but .* \(2 such rows\)"):
+        read_labels(write(tmp_path, f"patient,slide,label\nP1,a,MSI\n{nobody},b,MSS\n{nobody},c,MSS\n"))
+
+
+@pytest.mark.parametrize("other", ["TCGA.AA.3672", "tcga_aa_3672", "TCGA.AA.3672.01A"])
+def test_a_tcga_patient_in_another_programs_spelling_is_no_second_patient(tmp_path: Path, other: str) -> None:
+    with pytest.raises(InputError, match="are TCGA samples of one patient"):
+        read_labels(write(tmp_path, f"patient,label\nTCGA-AA-3672,MSI\n{other},MSS\n"))
+
+
+@pytest.mark.parametrize(
+    ("mpp", "right"),
+    [("0.25", True), (".5", True), ("5e-1", True), ("8", True)]
+    + [(word, False) for word in ("0", "500", "40", "20", "10", "2.5e-7", "0_2", "inf", "0,25", "-0.25", "0.25 um")],
+)
+def test_a_resolution_is_one_that_can_be(tmp_path: Path, mpp: str, right: bool) -> None:
+    path = write(tmp_path, f'patient,slide,label,mpp\nP1,a,MSI,"{mpp}"\nP2,b,MSS,\n')
+    if right:
+        assert read_labels(path).mpp("a") == float(mpp)
+    else:
+        with pytest.raises(InputError, match=r"row 2: mpp is .* from 0.05 to 9"):
+            read_labels(path)
+
+
+def test_sites_are_one_in_any_spelling_and_words_for_nothing_are_none(tmp_path: Path) -> None:
+    sites = ["Mainz", "MAINZ ", "mainz", "[Not Available]", "not reported"]
+    rows = "".join(f"{'P' if n < 4 else 'TCGA-AA-000'}{n},MSI,{site}\n" for n, site in enumerate(sites))
+    table = read_labels(write(tmp_path, "patient,label,site\n" + rows))
+    assert [match.site for match in table.matches.values()] == ["Mainz", "Mainz", "Mainz", None, "AA"]
+
+
+def test_a_slide_of_a_listed_tcga_patient_gets_a_hint(tmp_path: Path) -> None:
+    table = read_labels(write(tmp_path, "patient,label\nTCGA-AA-3672-01,MSI\nX,MSS\n"))
+    assert table.explain("TCGA-AA-3672-01Z-00-DX1.svs").endswith("; row 2 has 'TCGA-AA-3672-01'")
