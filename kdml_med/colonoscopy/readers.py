@@ -13,9 +13,10 @@ from pathlib import Path
 
 from kdml_med.colonoscopy.boxes import BoxTable, FrameBoxes
 from kdml_med.colonoscopy.coco import parse_coco
-from kdml_med.colonoscopy.folders import UNREAD_PICTURES, list_files, printable
+from kdml_med.colonoscopy.folders import UNREAD_PICTURES, printable
 from kdml_med.colonoscopy.formats import decode_xml, parse_table, parse_voc, parse_yolo
 from kdml_med.errors import InputError
+from kdml_med.storage.walking import walk_folder
 from kdml_med.tables.columns import read_text_table
 from kdml_med.tables.names import IMAGE_SUFFIXES
 
@@ -47,13 +48,13 @@ class AnnotationFormat:
         """Files of this format: the path, or those in the folder and below it, sorted, without hidden ones."""
         if not self.folder:
             return [path]
-        files = (file for file in list_files(path).files if file.suffix.lower() in self.suffixes)
+        files = (file for file in walk_folder(path).files if file.suffix.lower() in self.suffixes)
         return [file for file in files if file.name not in self.ignored]
 
     def read_all(self, path: Path) -> BoxTable:
         """Everything that the file or folder says, with the files of the folder that cannot be reached."""
         table = self.read(path, self.files(path))
-        for lost, reason in list_files(path).failures if self.folder else ():
+        for lost, reason in walk_folder(path).failures if self.folder else ():
             name = printable(lost.relative_to(path).as_posix())
             if lost.suffix.lower() in self.suffixes:
                 table.frames.append(FrameBoxes(name, place=name, problem=f"{name}: {reason}"))
@@ -98,7 +99,7 @@ def _read_masks(folder: Path, files: Sequence[Path]) -> BoxTable:
     # The masks themselves are read with their frames, side by side.
     named = [(path, _name_in(folder, path)) for path in files]
     frames = [FrameBoxes(name, mask=path, place=f"mask {name}") for path, name in named]
-    for path in list_files(folder).files:
+    for path in walk_folder(folder).files:
         if path.suffix.lower() in UNREAD_PICTURES:
             name = _name_in(folder, path)
             problem = f"its mask {name}: {path.suffix} files are not read; save it as PNG"

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from kdml_med.colonoscopy.folders import UNREAD_PICTURES, UNREAD_VIDEOS, list_files, printable
+from kdml_med.colonoscopy.folders import UNREAD_PICTURES, UNREAD_VIDEOS, printable
 from kdml_med.colonoscopy.readers import FORMATS
 from kdml_med.colonoscopy.video import VIDEO_SUFFIXES
 from kdml_med.errors import InputError
-from kdml_med.tables.names import IMAGE_SUFFIXES
+from kdml_med.storage.walking import Contents, walk_folder
+from kdml_med.tables.names import IMAGE_SUFFIXES, same_name_form
 
 _FRAME_NUMBER = re.compile(r"^(?:.*\D)?(\d{1,18})$")
 
@@ -54,7 +55,7 @@ class FoundSources(NamedTuple):
 def find_sources(inputs: Sequence[Path], leave_out: Sequence[Path]) -> FoundSources:
     """Images and videos among the inputs.
 
-    Folders are searched below, also behind links (``list_files``); what is below ``leave_out`` is left out.
+    Folders are searched below, also behind links (``walk_folder``); what is below ``leave_out`` is left out.
 
     Args:
         inputs: files and folders.
@@ -72,8 +73,9 @@ def find_sources(inputs: Sequence[Path], leave_out: Sequence[Path]) -> FoundSour
             raise InputError(f"{path} does not exist. Check the path of the image, video or folder.")
         root = path if path.is_dir() else path.parent
         lead = f"{path.resolve().name}/" if path.is_dir() and len(inputs) > 1 else ""
-        files, troubles = list_files(path) if path.is_dir() else ([path], [])
-        open_files = [file for file in files if not any(folder in file.resolve().parents for folder in closed)]
+        contents = walk_folder(path) if path.is_dir() else Contents({path: path.resolve()})
+        files, troubles = contents.files, contents.failures
+        open_files = [file for file in files if not any(folder in files[file].parents for folder in closed)]
         taken = [file for file in open_files if file.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)]
         unread = [file for file in open_files if file.suffix.lower() in (*UNREAD_PICTURES, *UNREAD_VIDEOS)]
         if not taken:
@@ -85,9 +87,9 @@ def find_sources(inputs: Sequence[Path], leave_out: Sequence[Path]) -> FoundSour
         troubles = troubles + [(file, f"{file.suffix} files are not read; {_how_to_read(file)}") for file in unread]
         failures += [(lead + printable(file.relative_to(root).as_posix()), reason) for file, reason in troubles]
         for file in taken:
-            if file.resolve() in files_seen:
+            if files[file] in files_seen:
                 continue  # named twice, or linked to: one picture under two names could be in two splits
-            files_seen.add(file.resolve())
+            files_seen.add(files[file])
             name = lead + file.relative_to(root).as_posix()
             if printable(name) != name:
                 failures.append((printable(name), "its name is not UTF-8, so that no table can hold it; rename it"))
@@ -174,7 +176,7 @@ class SourceIndex:
 
 def _plain(name: str) -> str:
     """A name as names are compared: in one Unicode form, "/" between folders."""
-    return unicodedata.normalize("NFC", name).strip().replace("\\", "/").removeprefix("./")
+    return same_name_form(name).replace("\\", "/").removeprefix("./")
 
 
 def _last(name: str) -> str:
