@@ -57,6 +57,7 @@ class FrameBoxes:
         mask: picture of the polyps that the boxes are still to be taken from; None where the boxes are known.
         place: where this stands, for messages, such as "row 7".
         problem: why the frame must not be used; None when everything could be read.
+        stray: this may be no annotation at all, but notes among them; unless an input is named so, it does not count.
     """
 
     image: str
@@ -75,6 +76,7 @@ class FrameBoxes:
     mask: Path | None = None
     place: str = ""
     problem: str | None = None
+    stray: bool = False
 
 
 @dataclass
@@ -117,6 +119,8 @@ def check_boxes(frame: FrameBoxes, width: int, height: int) -> list[Box]:
             f"its boxes are for an image of {stated[0]}×{stated[1]} pixels, but it has {width}×{height}: "
             "annotate this image, or bring the one that was annotated"
         )
+    if not frame.relative and any(edge % 1 for box in frame.boxes for edge in box) and np.max(frame.boxes) <= 1:
+        raise FrameError("its boxes have no coordinate over 1, as shares of the image have; expected pixels")
     factors = np.array([width, height, width, height]) if frame.relative else np.ones(4)
     limits = np.array([width, height, width, height], dtype=np.float64)
     checked: list[Box] = []

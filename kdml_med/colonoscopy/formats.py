@@ -30,6 +30,8 @@ _KNOWN = {
 }
 _LARGEST = 2**31 - 1  # no picture is wider and no video longer
 _XML_ENCODING = re.compile(rb"""^\s*<\?xml[^>]*\bencoding\s*=\s*["']([A-Za-z0-9._-]+)""")
+_YOLO_LIKE = re.compile(r"\s*\S+(?:[\s,]+[-+.\d]+){3,}")
+"""A line with as many numbers as a box has, in whatever order."""
 _SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
@@ -201,8 +203,11 @@ def parse_voc(text: str, name: str) -> FrameBoxes:
     try:
         for number, found in enumerate(root.findall("object"), start=1):
             edges = [_read_number(found, f"bndbox/{edge}", f"object {number}") for edge in EDGES]
+            if len(found.findall("bndbox")) > 1:
+                raise ValueError(f"object {number} has several boxes, expected one")
             boxes.append((edges[0] - 1, edges[1] - 1, edges[2], edges[3]))
             classes.append((found.findtext("name") or "").strip() or None)
+        _check_places(root, len(boxes))
         width, height = (read_side(_read_number(root, f"size/{side}", "the image")) for side in ("width", "height"))
     except ValueError as error:
         return FrameBoxes(name, place=name, problem=f"{name}: {error}")
@@ -215,6 +220,19 @@ def parse_voc(text: str, name: str) -> FrameBoxes:
         other_name=(root.findtext("filename") or "").strip() or None,
         place=name,
     )
+
+
+def _check_places(root: ElementTree.Element, known: int) -> None:
+    """Refuse objects and boxes that stand elsewhere or are spelt otherwise, rather than overlook them.
+
+    Raises:
+        ValueError: what was found.
+    """
+    tags = [str(element.tag).rpartition("}")[2].lower() for element in root.iter()]
+    parts = sum(1 for _ in root.iterfind("object/part/bndbox"))
+    for tag, expected in (("object", known), ("bndbox", known + parts)):
+        if tags.count(tag) != expected:
+            raise ValueError(f"it has {tags.count(tag)} <{tag}>, {expected} of them as annotation/object/bndbox")
 
 
 def _read_number(element: ElementTree.Element, path: str, what: str) -> float:
@@ -274,7 +292,9 @@ def parse_yolo(text: str, name: str, class_names: Sequence[str] = ()) -> FrameBo
             kind, (x, y, width, height) = int(cells[0]), map(float, cells[1:])
         except ValueError:
             problem = f"{name}, line {number}: {line.strip()[:60]!r}, expected class, centre x, centre y, width, height"
-            return FrameBoxes(name, place=name, problem=problem)
+            return FrameBoxes(
+                name, place=name, problem=problem, stray=not any(map(_YOLO_LIKE.match, text.splitlines()))
+            )
         if class_names and not 0 <= kind < len(class_names):
             problem = f"{name}, line {number}: class {kind}, but classes.txt names 0 to {len(class_names) - 1}"
             return FrameBoxes(name, place=name, problem=problem)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ class AnnotationFormat:
         folder: there is a file for each image, and the folder of these files is named; else one file holds everything.
         pictures: the files are images themselves, so that they cannot lie among the images that they are about.
         ignored: names of files with such a suffix that are something else.
+        sounds_like: whether a file with such a suffix is more than a note; None where the suffix says enough.
     """
 
     read: Reader
@@ -43,6 +45,7 @@ class AnnotationFormat:
     folder: bool = False
     pictures: bool = False
     ignored: tuple[str, ...] = ()
+    sounds_like: Callable[[Path], bool] | None = None
 
     def files(self, path: Path) -> list[Path]:
         """Files of this format: the path, or those in the folder and below it, sorted, without hidden ones."""
@@ -50,6 +53,10 @@ class AnnotationFormat:
             return [path]
         files = (file for file in walk_folder(path).files if file.suffix.lower() in self.suffixes)
         return [file for file in files if file.name not in self.ignored]
+
+    def may_be_in(self, path: Path) -> bool:
+        """Whether a folder holds files of this format, rather than notes with such a suffix."""
+        return any(self.sounds_like is None or self.sounds_like(file) for file in self.files(path))
 
     def read_all(self, path: Path) -> BoxTable:
         """Everything that the file or folder says, with the files of the folder that cannot be reached."""
@@ -136,13 +143,27 @@ def _read_texts(
     return BoxTable(frames)
 
 
+def _sounds_like_voc(path: Path) -> bool:
+    try:
+        return re.search(r"<annotation[\s/>]", decode_xml(path.read_bytes())) is not None
+    except (OSError, UnicodeError, LookupError):
+        return True
+
+
+def _sounds_like_yolo(path: Path) -> bool:
+    try:
+        return not parse_yolo(decode_text(path.read_bytes()), path.name).stray
+    except (OSError, UnicodeError):
+        return True
+
+
 _NOT_YOLO = ("classes.txt", "train.txt", "val.txt", "test.txt", "README.txt")
 
 FORMATS: dict[str, AnnotationFormat] = {
     "masks": AnnotationFormat(_read_masks, IMAGE_SUFFIXES, folder=True, pictures=True),
-    "voc": AnnotationFormat(_read_voc, (".xml",), folder=True),
+    "voc": AnnotationFormat(_read_voc, (".xml",), folder=True, sounds_like=_sounds_like_voc),
     "coco": AnnotationFormat(_read_coco, (".json",)),
-    "yolo": AnnotationFormat(_read_yolo, (".txt",), folder=True, ignored=_NOT_YOLO),
+    "yolo": AnnotationFormat(_read_yolo, (".txt",), folder=True, ignored=_NOT_YOLO, sounds_like=_sounds_like_yolo),
     "csv": AnnotationFormat(_read_csv, (".csv", ".tsv", ".tab")),
 }
 """By the name that ``--format`` takes."""

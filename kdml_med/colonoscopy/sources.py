@@ -16,7 +16,19 @@ from kdml_med.errors import InputError
 from kdml_med.storage.walking import Contents, walk_folder
 from kdml_med.tables.names import IMAGE_SUFFIXES, same_name_form
 
-_FRAME_NUMBER = re.compile(r"^(?:.*\D)?(\d{1,18})$")
+_FRAME_NUMBER = re.compile(r"^(?:.*\D)?(?<![0-9][.,:])(\d{1,18})$")
+_HASHED = re.compile(r"\.rf\.[0-9A-Za-z]+$")  # Roboflow puts one behind every name
+_MASKS = r"masks?|ground[ _-]?truths?|gt|seg|segmentations?|segmentation(?:class|object)"
+_MASK_FOLDER = re.compile(rf"(?:.*[ _-])?(?:{_MASKS})(?:[ _-].*)?", re.IGNORECASE)
+_MASK_NAME = re.compile(rf"(.+)[ ._-](?:{_MASKS})", re.IGNORECASE)
+_KINDS_OF_FILES = re.compile(
+    r"(?:jpeg)?images?|pictures?|imgs?|frames?|original|labels?|annotations?|masks?|bbox(?:es)?|boxes|xmls?|txts?|"
+    r"ground[ _-]?truths?|gt|obj_train_data|voc|yolo",
+    re.IGNORECASE,
+)
+"""Names of folders that tell what kind of files is in them, and not which."""
+_ADDED_WORDS = re.compile(r"[ ._-](?:masks?|gt|seg(?:mentation)?|labels?|bbox(?:es)?|annotations?)$|^p(?=\d+$)")
+"""What sets of masks add to the names of their images, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,9 @@ def find_sources(inputs: Sequence[Path], leave_out: Sequence[Path]) -> FoundSour
         contents = walk_folder(path) if path.is_dir() else Contents({path: path.resolve()})
         files, troubles = contents.files, contents.failures
         open_files = [file for file in files if not any(folder in files[file].parents for folder in closed)]
-        taken = [file for file in open_files if file.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)]
+        named = [file for file in open_files if file.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)]
+        masks = _find_masks(named, root) if path.is_dir() else {}
+        taken = [file for file in named if file.parent not in masks or file not in masks[file.parent]]
         unread = [file for file in open_files if file.suffix.lower() in (*UNREAD_PICTURES, *UNREAD_VIDEOS)]
         if not taken:
             other = f" (it has {len(unread)} of other kinds, such as {unread[0].name})" if unread else ""
@@ -85,6 +99,10 @@ def find_sources(inputs: Sequence[Path], leave_out: Sequence[Path]) -> FoundSour
                 f"{' '.join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))}."
             )
         troubles = troubles + [(file, f"{file.suffix} files are not read; {_how_to_read(file)}") for file in unread]
+        failures += [
+            (lead + printable(folder.relative_to(root).as_posix()), _tell_masks(files))
+            for folder, files in masks.items()
+        ]
         failures += [(lead + printable(file.relative_to(root).as_posix()), reason) for file, reason in troubles]
         for file in taken:
             if files[file] in files_seen:
@@ -100,6 +118,29 @@ def find_sources(inputs: Sequence[Path], leave_out: Sequence[Path]) -> FoundSour
     if not found and not failures:
         raise InputError("no input was given: name images, videos, or folders with them.")
     return FoundSources(sorted(found.values(), key=lambda source: natural_key(source.name)), failures)
+
+
+def _find_masks(files: Sequence[Path], root: Path) -> dict[Path, list[Path]]:
+    """Pictures that are masks of others by the name of a folder of theirs, or by their own beside the picture's.
+
+    They would be frames without polyps. Where there is nothing else, the names mean something else.
+    """
+    stems = {(file.parent, file.stem.lower()) for file in files}
+    found: dict[Path, list[Path]] = {}
+    for file in files:
+        named = _MASK_NAME.fullmatch(file.stem)
+        beside = named is not None and (file.parent, named.group(1).lower()) in stems
+        within = any(_MASK_FOLDER.fullmatch(part) for part in file.relative_to(root).parts[:-1])
+        if (beside or within) and file.suffix.lower() in IMAGE_SUFFIXES:
+            found.setdefault(file.parent, []).append(file)
+    return found if sum(map(len, found.values())) < len(files) else {}
+
+
+def _tell_masks(files: Sequence[Path]) -> str:
+    return (
+        f"pictures named as masks are not taken for frames ({len(files)}, such as {printable(files[0].name)}); to use "
+        "them, name their folder as an input or as --annotations, or rename them"
+    )
 
 
 def _how_to_read(file: Path) -> str:
@@ -144,7 +185,7 @@ class SourceIndex:
             return [(source, frame) for source in whole]
         video, _, last = name.rpartition("/")
         number = _FRAME_NUMBER.match(_without_suffix(last))
-        if video and number:
+        if video and number and not _HASHED.search(_without_suffix(last)):
             found: list[tuple[Source, int | None]] = [
                 (source, int(number.group(1))) for source in self._find_file(video) if source.is_video
             ]
@@ -188,14 +229,18 @@ def _bones(name: str) -> set[str]:
     that have accents.
     """
     stem = _without_suffix(name).lower()
-    forms = (stem, unicodedata.normalize("NFD", stem))
+    plain = unicodedata.normalize("NFD", stem)
+    forms = (stem, plain, _ADDED_WORDS.sub("", plain))
     return {re.sub(r"0+(?=\d)", "", re.sub(r"[^a-z0-9]", "", form)) for form in forms}
 
 
 def _folders_agree(one: str, other: str, *, loosely: bool = False) -> bool:
     """Whether the folders of two names are the same from the end, as far as both have some; loosely: by ``_bones``."""
     folders = zip(reversed(one.split("/")[:-1]), reversed(other.split("/")[:-1]), strict=False)
-    return all(a == b or (loosely and _bones(a) & _bones(b)) for a, b in folders)
+    return all(
+        a == b or (_KINDS_OF_FILES.fullmatch(a) and _KINDS_OF_FILES.fullmatch(b)) or (loosely and _bones(a) & _bones(b))
+        for a, b in folders
+    )
 
 
 def _without_suffix(name: str) -> str:
