@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,9 @@ FrameKey = tuple[str, int | None]
 """Name of the source, and number of the frame for a video."""
 Found = tuple[Source, int | None]
 """What a name fits: a source, and the number of the frame for a video."""
+
+
+_NO_POLYP = ("negative", "normal", "nopolyp", "nonpolyp", "background", "healthy", "none")
 
 
 @dataclass
@@ -116,6 +120,12 @@ def match_annotations(table: BoxTable, sources: Sequence[Source], options: Frame
     if absent:
         raise InputError(
             f"--polyp-class {absent[0]}: {where} has no such class; its classes: {sorted(classes) or 'none'}."
+        )
+    opposite = sorted(name for name in classes if re.sub(r"[^a-z]", "", name.lower()) in _NO_POLYP)
+    if opposite and not options.polyp_classes:
+        raise InputError(
+            f"{where} has boxes of the class {opposite[0]!r}, which would be polyps; its classes: {sorted(classes)}. "
+            "Name those that are polyps with --polyp-class."
         )
     matching = _Matching(SourceIndex(sources), options, Annotations(failures=list(table.problems)))
     for entry in table.frames:

@@ -143,12 +143,14 @@ def check_boxes(frame: FrameBoxes, width: int, height: int) -> list[Box]:
 def keep_classes(frame: FrameBoxes, names: Sequence[str]) -> FrameBoxes:
     """The frame with boxes of the named classes only; all of them when no name is given.
 
-    A box without a class stays: the source then does not tell classes apart.
+    A box without a class makes the frame unusable, because it may be of any.
     """
-    if not names or not frame.classes:
+    if not names or not frame.boxes:
         return frame
+    if not all(frame.classes or (None,)):
+        return replace(frame, problem=frame.problem or "a box has no class, so that it is open whether it is a polyp")
     wanted = {name.casefold() for name in names}
-    kept = [i for i, name in enumerate(frame.classes) if name is None or name.casefold() in wanted]
+    kept = [i for i, name in enumerate(frame.classes) if name is not None and name.casefold() in wanted]
     return replace(
         frame,
         boxes=tuple(frame.boxes[i] for i in kept),

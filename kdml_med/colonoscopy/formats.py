@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
-from kdml_med.colonoscopy.boxes import Box, BoxTable, FrameBoxes
+from kdml_med.colonoscopy.boxes import ROUNDING_PX, Box, BoxTable, FrameBoxes
 from kdml_med.errors import InputError
 from kdml_med.tables.columns import is_blank
 
@@ -28,11 +28,46 @@ _KNOWN = {
     "patient": ("patient", "patient_id", "patientid"),
     "site": ("site", "hospital", "center", "centre"),
 }
+_SHARE_ROUNDING = 0.01
 _LARGEST = 2**31 - 1  # no picture is wider and no video longer
 _XML_ENCODING = re.compile(rb"""^\s*<\?xml[^>]*\bencoding\s*=\s*["']([A-Za-z0-9._-]+)""")
 _YOLO_LIKE = re.compile(r"\s*\S+(?:[\s,]+[-+.\d]+){3,}")
 """A line with as many numbers as a box has, in whatever order."""
 _SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+
+
+TURNED = "its edges are not those of the polyp; draw it upright"
+
+
+def is_turned(value: Any) -> bool:
+    """Whether the angle that a box is said to be turned by, if any, is one; CVAT gives it apart from the edges."""
+    try:
+        return value is not None and float(value) % 360 != 0
+    except (TypeError, ValueError):
+        return False
+
+
+def are_corners(frames: Iterable[FrameBoxes]) -> bool:
+    """Whether boxes that were read as corner or centre and size seem to be two corners: only so do all of them fit.
+
+    Args:
+        frames: all of a source; those in pixels count where they state the size of their image.
+    """
+    outside = False
+    for frame in frames:
+        if frame.relative:
+            width, height, spare = 1.0, 1.0, _SHARE_ROUNDING
+        elif frame.width and frame.height:
+            width, height, spare = frame.width, frame.height, ROUNDING_PX
+        else:
+            continue
+        for xmin, ymin, xmax, ymax in frame.boxes:
+            size = (xmax - xmin, ymax - ymin)
+            first = ((xmin + xmax) / 2, (ymin + ymax) / 2) if frame.relative else (xmin, ymin)
+            if size[0] <= first[0] or size[1] <= first[1] or size[0] > width + spare or size[1] > height + spare:
+                return False  # what is less than the first corner is not the other one
+            outside |= min(xmin, ymin) < -spare or xmax > width + spare or ymax > height + spare
+    return outside
 
 
 def parse_table(table: pd.DataFrame, where: str) -> BoxTable:
@@ -205,6 +240,7 @@ def parse_voc(text: str, name: str) -> FrameBoxes:
             edges = [_read_number(found, f"bndbox/{edge}", f"object {number}") for edge in EDGES]
             if len(found.findall("bndbox")) > 1:
                 raise ValueError(f"object {number} has several boxes, expected one")
+            _check_upright(found, f"object {number}")
             boxes.append((edges[0] - 1, edges[1] - 1, edges[2], edges[3]))
             classes.append((found.findtext("name") or "").strip() or None)
         _check_places(root, len(boxes))
@@ -220,6 +256,12 @@ def parse_voc(text: str, name: str) -> FrameBoxes:
         other_name=(root.findtext("filename") or "").strip() or None,
         place=name,
     )
+
+
+def _check_upright(found: ElementTree.Element, what: str) -> None:
+    for more in found.iterfind("attributes/attribute"):
+        if (more.findtext("name") or "").strip().lower() == "rotation" and is_turned(more.findtext("value")):
+            raise ValueError(f"{what} is a turned box: {TURNED}")
 
 
 def _check_places(root: ElementTree.Element, known: int) -> None:
@@ -295,8 +337,9 @@ def parse_yolo(text: str, name: str, class_names: Sequence[str] = ()) -> FrameBo
             return FrameBoxes(
                 name, place=name, problem=problem, stray=not any(map(_YOLO_LIKE.match, text.splitlines()))
             )
-        if class_names and not 0 <= kind < len(class_names):
-            problem = f"{name}, line {number}: class {kind}, but classes.txt names 0 to {len(class_names) - 1}"
+        if kind < 0 or (class_names and kind >= len(class_names)):
+            known = f"classes.txt names 0 to {len(class_names) - 1}" if class_names else "they begin with 0"
+            problem = f"{name}, line {number}: class {kind}, but {known}"
             return FrameBoxes(name, place=name, problem=problem)
         boxes.append((x - width / 2, y - height / 2, x + width / 2, y + height / 2))
         classes.append(class_names[kind] if class_names else str(kind))

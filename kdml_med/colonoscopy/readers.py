@@ -9,13 +9,13 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdml_med.colonoscopy.boxes import BoxTable, FrameBoxes
 from kdml_med.colonoscopy.coco import parse_coco
 from kdml_med.colonoscopy.folders import UNREAD_PICTURES, printable
-from kdml_med.colonoscopy.formats import decode_xml, parse_table, parse_voc, parse_yolo
+from kdml_med.colonoscopy.formats import are_corners, decode_xml, parse_table, parse_voc, parse_yolo
 from kdml_med.errors import InputError
 from kdml_med.storage.walking import walk_folder
 from kdml_med.tables.columns import read_text_table
@@ -96,10 +96,21 @@ def _read_yolo(folder: Path, files: Sequence[Path]) -> BoxTable:
     for path in (folder / "classes.txt", folder.parent / "classes.txt"):
         if path.is_file() and not names:
             try:
-                names = [line.strip() for line in decode_text(path.read_bytes()).splitlines() if line.strip()]
+                names = decode_text(path.read_bytes()).rstrip().splitlines()
             except (OSError, UnicodeError) as error:
                 raise InputError(f"{path} cannot be read as UTF-8 text ({error}). Save it as UTF-8.") from error
-    return _read_texts(folder, files, lambda text, name: parse_yolo(text, name, names), decode_text)
+            if not all(map(str.strip, names)):
+                raise InputError(f"{path} has an empty line, which leaves open how classes are counted. Remove it.")
+    names = [name.strip() for name in names]
+    table = _read_texts(folder, files, lambda text, name: parse_yolo(text, name, names), decode_text)
+    if are_corners(table.frames):
+        doubt = (
+            "the boxes of this folder reach out of their images as centre and size, but not as corners; correct them"
+        )
+        table.frames = [
+            replace(frame, problem=frame.problem or doubt) if frame.boxes else frame for frame in table.frames
+        ]
+    return table
 
 
 def _read_masks(folder: Path, files: Sequence[Path]) -> BoxTable:
