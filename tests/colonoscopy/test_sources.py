@@ -138,3 +138,10 @@ def test_a_name_that_fits_nothing_may_still_mean_what_is_spelt_alike(name, alike
 
 def test_numbers_of_any_length_are_no_error():
     assert index("clip.mp4").find("clip/" + "9" * 5000) == []
+
+
+@pytest.mark.parametrize("name", ["clip/frame_12.500", "clip/00:12", "clip/frame_0012_png.rf.0a1b2c3d67.jpg"])
+def test_times_and_hashes_are_no_frame_numbers(name):
+    index = SourceIndex([Source("clip.mp4", Path("clip.mp4"))])
+    assert index.find("clip/frame_0012.png")[0][1] == 12
+    assert index.find(name) == []
