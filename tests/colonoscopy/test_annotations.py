@@ -227,3 +227,13 @@ def test_boxes_of_what_is_no_polyp_are_refused(pictures):
     labels, failures = prepare(pictures, path, FrameOptions(crop=False, polyp_classes=("polyp",)))
     assert labels == {"a.png": "polyp", "b.png": "negative"}
     assert "has no class" in failures["c.png"]
+
+
+@pytest.mark.parametrize(("numbers", "used"), [((1, 10), 0), ((0, 10), 1), ((1, 9), 2), ((1, 11), 1)])
+def test_frame_numbers_that_begin_with_1_are_not_taken_for_others(tmp_path, numbers, used):
+    save_video(tmp_path / "in" / "clip.mp4", 10, size=(200, 160))
+    rows = [f"clip.mp4,{number},60,40,100,90\n" for number in numbers]
+    path = write(tmp_path / "t.csv", "video,frame,xmin,ymin,xmax,ymax\n" + "".join(rows))
+    labels, failures = prepare(tmp_path, path, FrameOptions(crop=False, fps=0, unlisted="skip"))
+    assert len(labels) == used
+    assert ("begin with 1" in failures.get("clip.mp4", "")) == (used == 0)
