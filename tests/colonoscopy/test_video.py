@@ -189,6 +189,7 @@ def test_a_cover_is_no_video_and_two_videos_are_refused(tmp_path, cover):
             streams[1].disposition = av.stream.Disposition.attached_pic
         for stream in streams:
             stream.width, stream.height = 96, 64
+        for stream in streams:
             for _ in range(1 if stream is streams[1] else 10):
                 picture = np.zeros((64, 96, 3), np.uint8)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
