@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,10 +39,12 @@ class Source:
         name: unique among the sources: path below the input folder, "/" as separator; with several inputs the name of
             the input leads.
         path: the file.
+        also: names of links to it, and of the file where it was named twice.
     """
 
     name: str
     path: Path
+    also: tuple[str, ...] = ()
 
     @property
     def is_video(self) -> bool:
@@ -79,6 +81,7 @@ def find_sources(inputs: Sequence[Path], leave_out: Sequence[Path]) -> FoundSour
     found: dict[str, Source] = {}
     failures: list[tuple[str, str]] = []
     files_seen: set[Path] = set()
+    others: list[tuple[str, Path]] = []
     closed = [path.resolve() for path in leave_out]
     for path in inputs:
         if not path.exists():
@@ -104,9 +107,11 @@ def find_sources(inputs: Sequence[Path], leave_out: Sequence[Path]) -> FoundSour
             for folder, files in masks.items()
         ]
         failures += [(lead + printable(file.relative_to(root).as_posix()), reason) for file, reason in troubles]
-        for file in taken:
+        for file in sorted(taken, key=lambda file: (file.is_symlink(), file)):
             if files[file] in files_seen:
-                continue  # named twice, or linked to: one picture under two names could be in two splits
+                # Named twice, or linked to: one picture under two names could be in two splits.
+                others.append((lead + printable(file.relative_to(root).as_posix()), files[file]))
+                continue
             files_seen.add(files[file])
             name = lead + file.relative_to(root).as_posix()
             if printable(name) != name:
@@ -117,7 +122,11 @@ def find_sources(inputs: Sequence[Path], leave_out: Sequence[Path]) -> FoundSour
             found[name] = Source(name, file)
     if not found and not failures:
         raise InputError("no input was given: name images, videos, or folders with them.")
-    return FoundSources(sorted(found.values(), key=lambda source: natural_key(source.name)), failures)
+    also: dict[Path, list[str]] = {}
+    for name, real in others:
+        also.setdefault(real, []).append(name)
+    sources = [replace(one, also=tuple(also.get(one.path.resolve(), ()))) for one in found.values()]
+    return FoundSources(sorted(sources, key=lambda source: natural_key(source.name)), failures)
 
 
 def _find_masks(files: Sequence[Path], root: Path) -> dict[Path, list[Path]]:
@@ -169,8 +178,9 @@ class SourceIndex:
         for source in sources:
             for level, key in zip(self._levels, _keys(_plain(source.name)), strict=True):
                 level.setdefault(key, []).append(source)
-            for bones in _bones(_last(_plain(source.name))):
-                self._bones.setdefault(bones, []).append(source)
+            for name in (source.name, *source.also):
+                for bones in _bones(_last(_plain(name))):
+                    self._bones.setdefault(bones, []).append(source)
 
     def find(self, name: str, frame: int | None = None) -> list[tuple[Source, int | None]]:
         """Sources that a name fits, and the number of the frame for videos, None where it has none; ideally one.
@@ -212,7 +222,11 @@ class SourceIndex:
 
     def _find_bones(self, name: str) -> list[Source]:
         found = {source.name: source for bones in _bones(_last(name)) for source in self._bones.get(bones, ())}
-        return [source for source in found.values() if name and _folders_agree(name, _plain(source.name), loosely=True)]
+        return [
+            source
+            for source in found.values()
+            if name and any(_folders_agree(name, _plain(one), loosely=True) for one in (source.name, *source.also))
+        ]
 
 
 def _plain(name: str) -> str:

@@ -237,3 +237,11 @@ def test_frame_numbers_that_begin_with_1_are_not_taken_for_others(tmp_path, numb
     labels, failures = prepare(tmp_path, path, FrameOptions(crop=False, fps=0, unlisted="skip"))
     assert len(labels) == used
     assert ("begin with 1" in failures.get("clip.mp4", "")) == (used == 0)
+
+
+@pytest.mark.parametrize(("name", "label"), [("x.png", "polyp"), ("l.png", None)])
+def test_an_image_goes_by_its_own_name_and_one_of_a_link_to_it_makes_no_negative(tmp_path, name, label):
+    save(tmp_path / "in" / "b.png", seed=1)
+    (tmp_path / "in" / "l.png").symlink_to(save(tmp_path / "in" / "x.png"))
+    path = write(tmp_path / "t.csv", f"image,xmin,ymin,xmax,ymax\n{name},60,40,100,90\n")
+    assert prepare(tmp_path, path)[0] == {"b.png": "negative"} | ({"x.png": label} if label else {})
