@@ -27,6 +27,9 @@ _KINDS_OF_FILES = re.compile(
     re.IGNORECASE,
 )
 """Names of folders that tell what kind of files is in them, and not which."""
+_SPLITS = re.compile(
+    r"(?:train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?)(?:[ _-]?(?:set|data))?[ _-]?\d*", re.IGNORECASE
+)
 _ADDED_WORDS = re.compile(r"[ ._-](?:masks?|gt|seg(?:mentation)?|labels?|bbox(?:es)?|annotations?)$|^p(?=\d+$)")
 """What sets of masks add to the names of their images, in lower case."""
 
@@ -154,6 +157,13 @@ def _tell_masks(files: Sequence[Path]) -> str:
 
 def _how_to_read(file: Path) -> str:
     return "convert it to MP4" if file.suffix.lower() in UNREAD_VIDEOS else "save it as PNG or JPEG"
+
+
+def names_a_sequence(folder: str) -> bool:
+    """Whether the name of a folder may be that of a sequence, rather than of a split or a kind of files."""
+    return not all(
+        part == "" or _KINDS_OF_FILES.fullmatch(part) or _SPLITS.fullmatch(part) for part in folder.split("/")
+    )
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
