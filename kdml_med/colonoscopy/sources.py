@@ -218,7 +218,8 @@ class SourceIndex:
             found = [source for source in level.get(key, []) if _folders_agree(name, _plain(source.name))]
             if found:
                 return found
-        return []
+        stem = _without_suffix(name)  # "a.jpg.xml" is about "a.jpg"
+        return self._find_file(stem) if _without_suffix(stem) != stem else []
 
     def find_alike(self, name: str) -> list[Source]:
         """Sources that a name which fits none may still mean: letters and numbers without accents are the same.

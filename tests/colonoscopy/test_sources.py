@@ -145,3 +145,9 @@ def test_times_and_hashes_are_no_frame_numbers(name):
     index = SourceIndex([Source("clip.mp4", Path("clip.mp4"))])
     assert index.find("clip/frame_0012.png")[0][1] == 12
     assert index.find(name) == []
+
+
+@pytest.mark.parametrize("name", ["in/a.jpg.xml", "a.jpg.txt", "a.jpg.png", "A/a.jpg.xml"])
+def test_names_with_both_suffixes_fit_their_image_and_no_other(name):
+    index = SourceIndex([Source("in/a.jpg", Path("a.jpg")), Source("in/b.jpg", Path("b.jpg"))])
+    assert [source.name for source, _ in index.find(name)] == (["in/a.jpg"] if "A/" not in name else [])
