@@ -17,6 +17,7 @@ import pandas as pd
 from kdml_med.colonoscopy.boxes import ROUNDING_PX, Box, BoxTable, FrameBoxes
 from kdml_med.errors import InputError
 from kdml_med.tables.columns import is_blank
+from kdml_med.tables.ids import check_patients
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 TABLE_COLUMNS = ("image", "frame", *EDGES, "class", "polyp", "sequence", "patient", "site", "split", "width", "height")
@@ -81,11 +82,15 @@ def parse_table(table: pd.DataFrame, where: str) -> BoxTable:
         where: the file, for messages.
 
     Raises:
-        InputError: a needed column is missing, or rows of one frame contradict each other in sequence, patient, site or
-            split, or a split has an unknown name.
+        InputError: a needed column is missing, two patients or sequences are spelt almost alike, rows of one frame
+            contradict each other in sequence, patient, site or split, or a split has an unknown name.
     """
     columns = _find_columns(table, where)
     result = BoxTable(columns=frozenset({"sequence", "patient", "site", "split"} & set(columns)))
+    for role in ("patient", "sequence"):
+        if role in columns:
+            owners = table[columns[role]].astype(str)
+            check_patients(owners[~owners.map(is_blank)], where, role)
     frames: dict[tuple[str, int | None], FrameBoxes] = {}
     for row, cells in zip(table.index, table.to_dict("records"), strict=True):
         values = {name: text for name, column in columns.items() if not is_blank(text := str(cells[column]))}

@@ -19,7 +19,9 @@ from kdml_med.tables.names import IMAGE_SUFFIXES, same_name_form
 _FRAME_NUMBER = re.compile(r"^(?:.*\D)?(?<![0-9][.,:])(\d{1,18})$")
 _HASHED = re.compile(r"\.rf\.[0-9A-Za-z]+$")  # Roboflow puts one behind every name
 _MASKS = r"masks?|ground[ _-]?truths?|gt|seg|segmentations?|segmentation(?:class|object)"
-_MASK_FOLDER = re.compile(rf"(?:.*[ _-])?(?:{_MASKS})(?:[ _-].*)?", re.IGNORECASE)
+_MASK_FOLDER = re.compile(
+    r"(?:.*[ _-])?(?:masks?|ground[ _-]?truths?)(?:[ _-].*)?|gt|segmentation(?:s|class|object)?", re.IGNORECASE
+)
 _MASK_NAME = re.compile(rf"(.+)[ ._-](?:{_MASKS})", re.IGNORECASE)
 _KINDS_OF_FILES = re.compile(
     r"(?:jpeg)?images?|pictures?|imgs?|frames?|original|labels?|annotations?|masks?|bbox(?:es)?|boxes|xmls?|txts?|"

@@ -36,26 +36,30 @@ def check_ids(values: pd.Series[str], what: str, where: str) -> None:
         )
 
 
-def check_patients(values: pd.Series[str], where: str) -> None:
+def check_patients(values: pd.Series[str], where: str, what: str = "patient") -> None:
     """Check a column of patient ids: they are ids (``check_ids``), and no two look like one patient.
+
+    Args:
+        values: text; the index is the row in the file, the name is the column.
+        where: the file, for messages.
+        what: is kept together in a split, such as "sequence".
 
     Raises:
         InputError: they are not, two ids differ only by case, spaces or the kind of hyphen, or two are TCGA samples of
             one patient. One patient under two ids could be in training and test.
     """
-    check_ids(values, "patient id", where)
+    check_ids(values, f"{what} id", where)
     first = values[~values.duplicated()]
     spelled = first.map(similar_form)
-    _refuse_twins(first, spelled, "differ only by case, space or hyphen. Write one id for one patient", where)
+    _refuse_twins(first, spelled, f"differ only by case, space or hyphen. Write one id for one {what}", where, what)
     samples = spelled.map(lambda form: form[:12] if is_barcode(form) else form)
-    _refuse_twins(
-        first, samples, "are TCGA samples of one patient. Name the column with the barcodes of patients", where
-    )
+    problem = "are TCGA samples of one patient. Name the column with the barcodes of patients"
+    _refuse_twins(first, samples, problem, where, what)
 
 
-def _refuse_twins(ids: pd.Series[str], forms: pd.Series[str], problem: str, where: str) -> None:
+def _refuse_twins(ids: pd.Series[str], forms: pd.Series[str], problem: str, where: str, what: str) -> None:
     twins = forms[forms.duplicated()]
     if len(twins):
         row = twins.index[0]
         other = forms.index[forms == twins.iloc[0]][0]
-        raise InputError(f"{where}: the patients {ids[other]!r} (row {other}) and {ids[row]!r} (row {row}) {problem}.")
+        raise InputError(f"{where}: the {what}s {ids[other]!r} (row {other}) and {ids[row]!r} (row {row}) {problem}.")

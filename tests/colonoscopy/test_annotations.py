@@ -174,6 +174,13 @@ def test_masks_among_the_inputs_are_no_frames(tmp_path, masks):
     assert [*failures] == [str(Path(masks).parent)]
 
 
+@pytest.mark.parametrize("name", ["seg_01/a.png", "patient_GT/a.png", "unmasked/a.png", "x/b_mask.png"])
+def test_folders_and_names_that_only_resemble_those_of_masks_are_read(tmp_path, name):
+    save(tmp_path / "in" / name)
+    save(tmp_path / "in" / "frames" / "b.png", seed=1)
+    assert prepare(tmp_path, None)[0].keys() == {name, "frames/b.png"}
+
+
 def test_pictures_that_are_all_named_as_masks_are_frames(tmp_path):
     save(tmp_path / "in" / "gt" / "a_mask.png")
     assert prepare(tmp_path, None)[0].keys() == {"gt/a_mask.png"}

@@ -378,3 +378,14 @@ def test_a_coco_category_with_two_names_fits_nothing():
 def test_shares_in_place_of_pixels_are_refused_whatever_their_size():
     with pytest.raises(FrameError, match="shares"):
         check_boxes(FrameBoxes("a.png", ((0.3, 0.2, 0.6, 0.5),)), 200, 160)
+
+
+@pytest.mark.parametrize("role", ["patient", "sequence"])
+@pytest.mark.parametrize("spelt", ["p1", "P\u20111", "P  1", "1.2E+15"])
+def test_one_patient_in_two_spellings_is_refused(role, spelt):
+    first = {"p1": "P1", "P\u20111": "P-1", "P  1": "P 1"}.get(spelt, "1")
+    cells = [["a.png", "", "", "", "", first], ["b.png", "", "", "", "", spelt], ["c.png", "", "", "", "", "q"]]
+    table = pd.DataFrame(cells, columns=["image", "xmin", "ymin", "xmax", "ymax", role], index=[2, 3, 4])
+    with pytest.raises(InputError, match=f"{role}.*(one id for one {role}|rounded)"):
+        parse_table(table, "t.csv")
+    assert parse_table(table[:1], "t.csv").frames[0].image == "a.png"
