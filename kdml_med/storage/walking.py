@@ -16,25 +16,25 @@ class Contents:
 
     Attributes:
         files: sorted, and where each really is; the paths begin with that of the folder, also behind links.
-        dead_links: links that lead nowhere, and why each cannot be used.
+        no_files: links that lead nowhere, pipes and devices, and why each cannot be used.
         closed: folders and files that could not be looked at, and why.
     """
 
     files: dict[Path, Path] = field(default_factory=dict)
-    dead_links: list[tuple[Path, str]] = field(default_factory=list)
+    no_files: list[tuple[Path, str]] = field(default_factory=list)
     closed: list[tuple[Path, str]] = field(default_factory=list)
 
     @property
     def failures(self) -> list[tuple[Path, str]]:
         """All that could not be used, sorted."""
-        return sorted(self.dead_links + self.closed)
+        return sorted(self.no_files + self.closed)
 
 
 def walk_folder(
     folder: Path,
     *,
     leave_out: Collection[Path] = (),
-    parts: Callable[[Sequence[str]], Collection[str]] = lambda names: (),
+    parts: Callable[[Path, Sequence[str]], Collection[str] | None] = lambda folder, names: (),
 ) -> Contents:
     """Files in a folder and below it.
 
@@ -45,7 +45,8 @@ def walk_folder(
     Args:
         folder: where to begin.
         leave_out: folders that are not entered, by whatever path.
-        parts: of the names in a folder those of folders that are not entered, because they are part of a file there.
+        parts: of the names in a folder those of folders that are not entered, because they are part of a file there;
+            None where nothing in the folder is to be looked at.
     """
     found = Contents()
     seen = {path.resolve() for path in leave_out}
@@ -63,7 +64,7 @@ def walk_folder(
 
 
 def _walk(
-    start: Path, seen: set[Path], found: Contents, parts: Callable[[Sequence[str]], Collection[str]]
+    start: Path, seen: set[Path], found: Contents, parts: Callable[[Path, Sequence[str]], Collection[str] | None]
 ) -> list[Path]:
     """Collect what lies below a folder without following links to folders, which are given back."""
     pending: list[Path] = [start]
@@ -79,7 +80,9 @@ def _walk(
         except OSError as error:
             found.closed.append((folder, f"cannot be listed: {error.strerror}; allow reading it"))
             continue
-        inner = parts([entry.name for entry in entries])
+        inner = parts(folder, [entry.name for entry in entries])
+        if inner is None:
+            continue
         for entry in entries:
             if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FOLDERS:
                 continue
@@ -90,8 +93,10 @@ def _walk(
                         (links if entry.is_symlink() else pending).append(path)
                 elif entry.is_file():
                     found.files[path] = path.resolve() if entry.is_symlink() else real / entry.name
-                elif entry.is_symlink() and not path.exists():
-                    found.dead_links.append((path, _tell_target(path)))
+                elif path.exists():
+                    found.no_files.append((path, "is neither a file nor a folder, but a pipe or device"))
+                elif entry.is_symlink():
+                    found.no_files.append((path, _tell_target(path)))
             except OSError as error:
                 found.closed.append((path, f"cannot be looked at: {error.strerror}"))
     return links

@@ -153,7 +153,7 @@ class _Search:
         self.files = contents.files
         may_be_slides = (*SLIDE_SUFFIXES, _DICOM, "")
         for path, reason in contents.closed + [
-            link for link in contents.dead_links if link[0].suffix.lower() in may_be_slides
+            link for link in contents.no_files if link[0].suffix.lower() in may_be_slides
         ]:
             self.found.refuse(path, reason, self.root)
 
@@ -220,7 +220,7 @@ class _Search:
         return None
 
 
-def _mirax_data(names: Sequence[str]) -> set[str]:
+def _mirax_data(folder: Path, names: Sequence[str]) -> set[str]:
     """Names of the folders that hold the data of MIRAX slides beside them."""
     return {Path(name).stem for name in names if name.lower().endswith(_MIRAX)}
 
