@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,9 @@ FrameKey = tuple[str, int | None]
 """Name of the source, and number of the frame for a video."""
 Found = tuple[Source, int | None]
 """What a name fits: a source, and the number of the frame for a video."""
+
+
+_NO_POLYP = ("negative", "normal", "nopolyp", "nonpolyp", "background", "healthy", "none")
 
 
 @dataclass
@@ -80,7 +84,7 @@ def _tell_folder(path: Path, inputs: Sequence[Path]) -> str:
     here = path.resolve()
     among = any(here == item.resolve() or here in item.resolve().parents for item in inputs)
     known = {name: kind for name, kind in FORMATS.items() if kind.folder}
-    names = [name for name, kind in known.items() if not (among and kind.pictures) and kind.files(path)]
+    names = [name for name, kind in known.items() if not (among and kind.pictures) and kind.may_be_in(path)]
     if len(names) != 1:
         what = f"files of several formats, {names}" if names else f"no files of the formats {', '.join(known)}"
         raise InputError(f"{path} holds {what}. Name the format with --format, and a COCO or CSV file by its own path.")
@@ -117,6 +121,12 @@ def match_annotations(table: BoxTable, sources: Sequence[Source], options: Frame
         raise InputError(
             f"--polyp-class {absent[0]}: {where} has no such class; its classes: {sorted(classes) or 'none'}."
         )
+    opposite = sorted(name for name in classes if re.sub(r"[^a-z]", "", name.lower()) in _NO_POLYP)
+    if opposite and not options.polyp_classes:
+        raise InputError(
+            f"{where} has boxes of the class {opposite[0]!r}, which would be polyps; its classes: {sorted(classes)}. "
+            "Name those that are polyps with --polyp-class."
+        )
     matching = _Matching(SourceIndex(sources), options, Annotations(failures=list(table.problems)))
     for entry in table.frames:
         matching.add(entry)
@@ -132,9 +142,9 @@ class _Matching:
 
     def __init__(self, index: SourceIndex, options: FrameOptions, result: Annotations) -> None:
         self._index, self._options, self._result = index, options, result
-        self._doubts: dict[
-            str, str
-        ] = {}  # sources that an annotation may mean, and why they must not count as unlisted
+        # Sources that an annotation may mean, and why they must not count as unlisted.
+        self._doubts: dict[str, str] = {}
+        self._strangers: list[FrameBoxes] = []  # say something, but about no source
 
     def add(self, entry: FrameBoxes) -> None:
         """Tie one annotation to its source, or note why not."""
@@ -150,10 +160,14 @@ class _Matching:
             names = sorted(source.name for source, _ in found)
             reason = f"its name fits {len(names)} inputs, such as {names[:2]}" if names else "no such image or frame"
             more = f" ({entry.problem})" if entry.problem else ""
+            alike = self._index.find_alike(entry.image) if not found else []
+            if entry.stray and not found and not alike:
+                return
             self._result.failures.append((entry.image, f"{place}{reason}{more}"))
             self._block(found, f"left out: {entry.image!r} in the annotations may mean it")
             if not found and (entry.boxes or entry.mask or entry.problem):
-                self._doubt(self._index.find_alike(entry.image), entry.image)
+                self._strangers.append(entry)
+                self._doubt(alike, entry.image)
             return
         source, frame = found[0]
         if source.is_video and frame is None:
@@ -176,6 +190,8 @@ class _Matching:
 
     def finish(self, sources: Sequence[Source], untied: Sequence[str]) -> Annotations:
         """What is known, when all annotations are there."""
+        if self._strangers and not (self._result.frames or self._result.blocked or self._doubts):
+            self._refuse_strangers()
         listed = {name for name, _ in self._result.frames} | {name for name, _ in self._result.blocked}
         if untied and self._options.unlisted == "negative":
             self._doubts |= {source.name: f"{untied[0]} in the annotations" for source in sources}
@@ -188,6 +204,16 @@ class _Matching:
             what = "frames that are not annotated are left out" if source.is_video else "left out"
             self._block([(source, None)], f"{what}: {self._doubts[source.name]} may mean it")
         return self._result
+
+    def _refuse_strangers(self) -> None:
+        """Make no negatives of all frames because of annotations that all belong to something else."""
+        if self._options.unlisted == "negative":
+            first = self._strangers[0]
+            why = f" ({first.problem})" if first.problem else ""
+            raise InputError(
+                f"none of the annotations fits an input, such as {first.image!r}{why}: --unlisted negative would make "
+                "every frame a negative. Check that inputs and annotations belong together and are named alike."
+            )
 
     def _refuse_contradiction(self, entry: FrameBoxes, found: Sequence[Found], other: Sequence[Found]) -> None:
         names = sorted(source.name for source, _ in other)

@@ -57,6 +57,7 @@ class FrameBoxes:
         mask: picture of the polyps that the boxes are still to be taken from; None where the boxes are known.
         place: where this stands, for messages, such as "row 7".
         problem: why the frame must not be used; None when everything could be read.
+        stray: this may be no annotation at all, but notes among them; unless an input is named so, it does not count.
     """
 
     image: str
@@ -75,6 +76,7 @@ class FrameBoxes:
     mask: Path | None = None
     place: str = ""
     problem: str | None = None
+    stray: bool = False
 
 
 @dataclass
@@ -117,6 +119,8 @@ def check_boxes(frame: FrameBoxes, width: int, height: int) -> list[Box]:
             f"its boxes are for an image of {stated[0]}×{stated[1]} pixels, but it has {width}×{height}: "
             "annotate this image, or bring the one that was annotated"
         )
+    if not frame.relative and any(edge % 1 for box in frame.boxes for edge in box) and np.max(frame.boxes) <= 1:
+        raise FrameError("its boxes have no coordinate over 1, as shares of the image have; expected pixels")
     factors = np.array([width, height, width, height]) if frame.relative else np.ones(4)
     limits = np.array([width, height, width, height], dtype=np.float64)
     checked: list[Box] = []
@@ -139,12 +143,14 @@ def check_boxes(frame: FrameBoxes, width: int, height: int) -> list[Box]:
 def keep_classes(frame: FrameBoxes, names: Sequence[str]) -> FrameBoxes:
     """The frame with boxes of the named classes only; all of them when no name is given.
 
-    A box without a class stays: the source then does not tell classes apart.
+    A box without a class makes the frame unusable, because it may be of any.
     """
-    if not names or not frame.classes:
+    if not names or not frame.boxes:
         return frame
+    if not all(frame.classes or (None,)):
+        return replace(frame, problem=frame.problem or "a box has no class, so that it is open whether it is a polyp")
     wanted = {name.casefold() for name in names}
-    kept = [i for i, name in enumerate(frame.classes) if name is None or name.casefold() in wanted]
+    kept = [i for i, name in enumerate(frame.classes) if name is not None and name.casefold() in wanted]
     return replace(
         frame,
         boxes=tuple(frame.boxes[i] for i in kept),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kdml_med.colonoscopy.boxes import ROUNDING_PX, BoxTable, FrameBoxes
-from kdml_med.colonoscopy.formats import drop_empty_names, read_side
+from kdml_med.colonoscopy.boxes import BoxTable, FrameBoxes
+from kdml_med.colonoscopy.formats import TURNED, are_corners, drop_empty_names, is_turned, read_side
 from kdml_med.errors import InputError
 
 
@@ -31,11 +31,7 @@ def parse_coco(content: Any, where: str) -> BoxTable:
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "annotations")):
         raise InputError(f"{where} is not COCO: expected an object with the lists images and annotations.")
     kinds = content.get("categories")
-    names = {
-        key: str(item.get("name"))
-        for item in (kinds if isinstance(kinds, list) else [])
-        if isinstance(item, dict) and (key := _read_id(item.get("id"))) is not None
-    }
+    names = _read_categories(kinds if isinstance(kinds, list) else [])
     result = BoxTable()
     frames: dict[str, FrameBoxes] = {}
     for place, image in enumerate(content["images"]):
@@ -65,7 +61,7 @@ def parse_coco(content: Any, where: str) -> BoxTable:
     if result.untied:
         doubt = f"no annotation is its own, but {result.untied[0]} belongs to no image and may be; correct its image_id"
         frames = {key: frame if frame.boxes else _with_problem(frame, doubt) for key, frame in frames.items()}
-    if _are_corners(frames.values()):
+    if are_corners(frames.values()):
         doubt = (
             "the boxes of this file reach out of their images as [x, y, width, height], but not as corners; correct it"
         )
@@ -74,27 +70,20 @@ def parse_coco(content: Any, where: str) -> BoxTable:
     return result
 
 
-def _are_corners(frames: Collection[FrameBoxes]) -> bool:
-    """Whether the file seems to give two corners instead of a corner and a size: only so do all boxes fit."""
-    if any(xmax <= 2 * xmin or ymax <= 2 * ymin for frame in frames for xmin, ymin, xmax, ymax in frame.boxes):
-        return False  # a size is less than the corner, so that it cannot be the other corner
-    sized = [
-        (frame, frame.width + ROUNDING_PX, frame.height + ROUNDING_PX)
-        for frame in frames
-        if frame.width and frame.height
-    ]
-    outside = [xmax > width or ymax > height for frame, width, height in sized for _, _, xmax, ymax in frame.boxes]
-    corners = [
-        (xmax - xmin <= width and ymax - ymin <= height)
-        for frame, width, height in sized
-        for xmin, ymin, xmax, ymax in frame.boxes
-    ]
-    return any(outside) and all(corners)
-
-
 def _with_problem(frame: FrameBoxes, problem: str) -> FrameBoxes:
     """The frame with a reason not to use it, unless it has one."""
     return replace(frame, problem=frame.problem or problem)
+
+
+def _read_categories(kinds: Sequence[Any]) -> dict[str, str]:
+    """Names of the categories; where one id has two names, it has none, and nothing fits it."""
+    names: dict[str, str] = {}
+    unclear: set[str] = set()
+    for item in kinds:
+        key = _read_id(item.get("id")) if isinstance(item, dict) else None
+        if key is not None and names.setdefault(key, str(item.get("name"))) != str(item.get("name")):
+            unclear.add(key)
+    return {key: name for key, name in names.items() if key not in unclear}
 
 
 def _read_id(value: Any) -> str | None:
@@ -122,12 +111,15 @@ def _add_coco_box(frame: FrameBoxes, found: Mapping[str, Any], place: str, names
         x, y, width, height = (float(value) for value in (given if isinstance(given, list) else ()))
     except (TypeError, ValueError, OverflowError):
         return _with_problem(frame, f"{place}: bbox is {reprlib.repr(given)}, expected [x, y, width, height]")
-    if found.get("iscrowd") not in (None, 0, "0", ""):
-        return _with_problem(frame, f"{place} marks a crowd, not one polyp; draw a box around each")
+    if any(found.get(mark) not in (None, 0, "0", "") for mark in ("iscrowd", "ignore")):
+        return _with_problem(frame, f"{place} marks a crowd or what is to be ignored, not one polyp; draw boxes")
+    more = found.get("attributes")
+    if isinstance(more, dict) and is_turned(more.get("rotation")):
+        return _with_problem(frame, f"{place} is a turned box: {TURNED}")
     kind = _read_id(found.get("category_id"))
     if found.get("category_id") is not None and names and kind not in names:
         given = reprlib.repr(found["category_id"])
-        return _with_problem(frame, f"{place}: no category has its category_id {given}")
+        return _with_problem(frame, f"{place}: no category, or several, have its category_id {given}")
     box = (x, y, x + width, y + height)
     return replace(frame, boxes=(*frame.boxes, box), classes=(*frame.classes, names.get(kind or "")))
 

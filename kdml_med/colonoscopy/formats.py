@@ -14,9 +14,10 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
-from kdml_med.colonoscopy.boxes import Box, BoxTable, FrameBoxes
+from kdml_med.colonoscopy.boxes import ROUNDING_PX, Box, BoxTable, FrameBoxes
 from kdml_med.errors import InputError
 from kdml_med.tables.columns import is_blank
+from kdml_med.tables.ids import check_patients
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 TABLE_COLUMNS = ("image", "frame", *EDGES, "class", "polyp", "sequence", "patient", "site", "split", "width", "height")
@@ -28,9 +29,46 @@ _KNOWN = {
     "patient": ("patient", "patient_id", "patientid"),
     "site": ("site", "hospital", "center", "centre"),
 }
+_SHARE_ROUNDING = 0.01
 _LARGEST = 2**31 - 1  # no picture is wider and no video longer
 _XML_ENCODING = re.compile(rb"""^\s*<\?xml[^>]*\bencoding\s*=\s*["']([A-Za-z0-9._-]+)""")
+_YOLO_LIKE = re.compile(r"\s*\S+(?:[\s,]+[-+.\d]+){3,}")
+"""A line with as many numbers as a box has, in whatever order."""
 _SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+
+
+TURNED = "its edges are not those of the polyp; draw it upright"
+
+
+def is_turned(value: Any) -> bool:
+    """Whether the angle that a box is said to be turned by, if any, is one; CVAT gives it apart from the edges."""
+    try:
+        return value is not None and float(value) % 360 != 0
+    except (TypeError, ValueError):
+        return False
+
+
+def are_corners(frames: Iterable[FrameBoxes]) -> bool:
+    """Whether boxes that were read as corner or centre and size seem to be two corners: only so do all of them fit.
+
+    Args:
+        frames: all of a source; those in pixels count where they state the size of their image.
+    """
+    outside = False
+    for frame in frames:
+        if frame.relative:
+            width, height, spare = 1.0, 1.0, _SHARE_ROUNDING
+        elif frame.width and frame.height:
+            width, height, spare = frame.width, frame.height, ROUNDING_PX
+        else:
+            continue
+        for xmin, ymin, xmax, ymax in frame.boxes:
+            size = (xmax - xmin, ymax - ymin)
+            first = ((xmin + xmax) / 2, (ymin + ymax) / 2) if frame.relative else (xmin, ymin)
+            if size[0] <= first[0] or size[1] <= first[1] or size[0] > width + spare or size[1] > height + spare:
+                return False  # what is less than the first corner is not the other one
+            outside |= min(xmin, ymin) < -spare or xmax > width + spare or ymax > height + spare
+    return outside
 
 
 def parse_table(table: pd.DataFrame, where: str) -> BoxTable:
@@ -44,11 +82,15 @@ def parse_table(table: pd.DataFrame, where: str) -> BoxTable:
         where: the file, for messages.
 
     Raises:
-        InputError: a needed column is missing, or rows of one frame contradict each other in sequence, patient, site or
-            split, or a split has an unknown name.
+        InputError: a needed column is missing, two patients or sequences are spelt almost alike, rows of one frame
+            contradict each other in sequence, patient, site or split, or a split has an unknown name.
     """
     columns = _find_columns(table, where)
     result = BoxTable(columns=frozenset({"sequence", "patient", "site", "split"} & set(columns)))
+    for role in ("patient", "sequence"):
+        if role in columns:
+            owners = table[columns[role]].astype(str)
+            check_patients(owners[~owners.map(is_blank)], where, role)
     frames: dict[tuple[str, int | None], FrameBoxes] = {}
     for row, cells in zip(table.index, table.to_dict("records"), strict=True):
         values = {name: text for name, column in columns.items() if not is_blank(text := str(cells[column]))}
@@ -201,8 +243,12 @@ def parse_voc(text: str, name: str) -> FrameBoxes:
     try:
         for number, found in enumerate(root.findall("object"), start=1):
             edges = [_read_number(found, f"bndbox/{edge}", f"object {number}") for edge in EDGES]
+            if len(found.findall("bndbox")) > 1:
+                raise ValueError(f"object {number} has several boxes, expected one")
+            _check_upright(found, f"object {number}")
             boxes.append((edges[0] - 1, edges[1] - 1, edges[2], edges[3]))
             classes.append((found.findtext("name") or "").strip() or None)
+        _check_places(root, len(boxes))
         width, height = (read_side(_read_number(root, f"size/{side}", "the image")) for side in ("width", "height"))
     except ValueError as error:
         return FrameBoxes(name, place=name, problem=f"{name}: {error}")
@@ -215,6 +261,25 @@ def parse_voc(text: str, name: str) -> FrameBoxes:
         other_name=(root.findtext("filename") or "").strip() or None,
         place=name,
     )
+
+
+def _check_upright(found: ElementTree.Element, what: str) -> None:
+    for more in found.iterfind("attributes/attribute"):
+        if (more.findtext("name") or "").strip().lower() == "rotation" and is_turned(more.findtext("value")):
+            raise ValueError(f"{what} is a turned box: {TURNED}")
+
+
+def _check_places(root: ElementTree.Element, known: int) -> None:
+    """Refuse objects and boxes that stand elsewhere or are spelt otherwise, rather than overlook them.
+
+    Raises:
+        ValueError: what was found.
+    """
+    tags = [str(element.tag).rpartition("}")[2].lower() for element in root.iter()]
+    parts = sum(1 for _ in root.iterfind("object/part/bndbox"))
+    for tag, expected in (("object", known), ("bndbox", known + parts)):
+        if tags.count(tag) != expected:
+            raise ValueError(f"it has {tags.count(tag)} <{tag}>, {expected} of them as annotation/object/bndbox")
 
 
 def _read_number(element: ElementTree.Element, path: str, what: str) -> float:
@@ -274,9 +339,12 @@ def parse_yolo(text: str, name: str, class_names: Sequence[str] = ()) -> FrameBo
             kind, (x, y, width, height) = int(cells[0]), map(float, cells[1:])
         except ValueError:
             problem = f"{name}, line {number}: {line.strip()[:60]!r}, expected class, centre x, centre y, width, height"
-            return FrameBoxes(name, place=name, problem=problem)
-        if class_names and not 0 <= kind < len(class_names):
-            problem = f"{name}, line {number}: class {kind}, but classes.txt names 0 to {len(class_names) - 1}"
+            return FrameBoxes(
+                name, place=name, problem=problem, stray=not any(map(_YOLO_LIKE.match, text.splitlines()))
+            )
+        if kind < 0 or (class_names and kind >= len(class_names)):
+            known = f"classes.txt names 0 to {len(class_names) - 1}" if class_names else "they begin with 0"
+            problem = f"{name}, line {number}: class {kind}, but {known}"
             return FrameBoxes(name, place=name, problem=problem)
         boxes.append((x - width / 2, y - height / 2, x + width / 2, y + height / 2))
         classes.append(class_names[kind] if class_names else str(kind))

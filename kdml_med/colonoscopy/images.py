@@ -35,6 +35,8 @@ _HALF_WHITE = 127
 _LEAST_WHITE = 100  # some sets write 128 for polyps, and JPEG loses a little
 _FULL_WHITE = 192  # from here on white means 255
 _FEW_LEVELS = 8  # a mask with smooth edges or JPEG noise has more
+_LABEL_SIDE, _EVEN_SIDE = 3, 16
+_NOISE = 24  # how far JPEG noise leads away from black and white over more than a pixel or two
 _SAFE_JPEG_STEP = 8  # coarsest step of a JPEG's mean brightness in which 1 differs from 0
 _WHOLE = 0.95  # share of the picture from which a box says nothing
 _WHOLE_SIDE = 0.99
@@ -198,12 +200,25 @@ def _threshold(plane: Image, image: Picture, levels: int) -> Mask:
         return np.asarray(plane > 0)
     if top < _LEAST_WHITE:
         raise FrameError(f"it has grey levels up to {top}: {_EXPECTED}")
-    if _has_area((plane >= top // 4) & (plane <= top - top // 4), 5):
-        raise FrameError(f"it has areas of grey between black and {top}: {_EXPECTED}")
-    labelled = levels <= _FEW_LEVELS and image.format != "JPEG"  # whose noise may have few levels, too
-    if labelled and _has_area((plane > 0) & (plane < top // 4), 3):
-        raise FrameError(f"it has the levels {[int(level) for level in np.unique(plane)]}: {_EXPECTED}")
+    lower, upper = top // 4, top - top // 4
+    bands = [(_NOISE, lower - 1, 5), (lower, upper, 5)]
+    if top >= _FULL_WHITE or image.format != "JPEG":  # else the top is noise, and white less by no one knows how much
+        bands += [(upper + 1, top - _NOISE, 5), (_NOISE, top - _NOISE, 9)]
+    for low, high, side in bands:
+        if _has_area((plane >= low) & (plane <= high), side):
+            raise FrameError(f"it has areas of grey between {low} and {high}: {_EXPECTED}")
+    # Of a few levels each is a label; else what is exactly even over two blocks of a JPEG is one.
+    lossless = levels <= _FEW_LEVELS and image.format != "JPEG"
+    even = _even_levels(plane, _LABEL_SIDE if lossless else _EVEN_SIDE)
+    if len(even) > 2 or (lossless and any(0 < level < top for level in even)):
+        raise FrameError(f"it has the levels {even}: {_EXPECTED}")
     return np.asarray(plane > (_HALF_WHITE if top >= _FULL_WHITE else top // 2))
+
+
+def _even_levels(plane: Image, side: int) -> list[int]:
+    """Levels that fill a square of this side somewhere."""
+    flat = ndimage.maximum_filter(plane, side) == ndimage.minimum_filter(plane, side)
+    return [int(level) for level in np.unique(plane[flat])]
 
 
 def _has_area(region: npt.NDArray[np.bool_], side: int) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from kdml_med.colonoscopy.annotations import Annotations, describe_frame
 from kdml_med.colonoscopy.boxes import FrameBoxes
 from kdml_med.colonoscopy.options import FrameOptions
-from kdml_med.colonoscopy.sources import Source
+from kdml_med.colonoscopy.sources import Source, names_a_sequence
 from kdml_med.errors import InputError
 from kdml_med.storage.shards import Origin
 
@@ -151,7 +151,8 @@ def _sequence_origin(sources: Sequence[Source], annotations: Annotations, option
         return options.sequence_from
     if has_column:
         return "column"
-    return "folder" if len({source.folder for source in sources if not source.is_video}) > 1 else "none"
+    folders = {source.folder for source in sources if not source.is_video}
+    return "folder" if len(folders) > 1 and any(map(names_a_sequence, folders)) else "none"
 
 
 def _make_item(

@@ -28,6 +28,8 @@ from kdml_med.storage.reading import read_table
 from kdml_med.storage.shards import find_origins
 from kdml_med.workers import run_jobs
 
+READING_RULES = 1
+"""Raised whenever the same files and annotations give other frames, boxes, labels or reasons than before."""
 _CRASHED = "the decoder crashed on one of its files"
 _LIBRARIES = ("kdml_med", "av", "pillow", "numpy", "scipy", "scikit-image")
 
@@ -92,7 +94,9 @@ def _with_origins(jobs: Sequence[ShardJob], full_hash: bool, threads: int, progr
     """Jobs that know what tells their files and annotations from others."""
     files, facts = {job.name: job.files for job in jobs}, {job.name: job.facts for job in jobs}
     with progress_bar(sum(map(len, files.values())), what="comparing", unit="file", show=progress) as bar:
-        origins = find_origins(files, facts=facts, full=full_hash, threads=threads, on_done=bar.update)
+        origins = find_origins(
+            files, facts=facts, rules=READING_RULES, full=full_hash, threads=threads, on_done=bar.update
+        )
     return [replace(job, origin=origins[job.name]) for job in jobs]
 
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdml_med.colonoscopy.boxes import BoxTable, FrameBoxes
 from kdml_med.colonoscopy.coco import parse_coco
-from kdml_med.colonoscopy.folders import UNREAD_PICTURES, list_files, printable
-from kdml_med.colonoscopy.formats import decode_xml, parse_table, parse_voc, parse_yolo
+from kdml_med.colonoscopy.folders import UNREAD_PICTURES, printable
+from kdml_med.colonoscopy.formats import are_corners, decode_xml, parse_table, parse_voc, parse_yolo
 from kdml_med.errors import InputError
+from kdml_med.storage.walking import walk_folder
 from kdml_med.tables.columns import read_text_table
 from kdml_med.tables.names import IMAGE_SUFFIXES
 
@@ -35,6 +37,7 @@ class AnnotationFormat:
         folder: there is a file for each image, and the folder of these files is named; else one file holds everything.
         pictures: the files are images themselves, so that they cannot lie among the images that they are about.
         ignored: names of files with such a suffix that are something else.
+        sounds_like: whether a file with such a suffix is more than a note; None where the suffix says enough.
     """
 
     read: Reader
@@ -42,18 +45,23 @@ class AnnotationFormat:
     folder: bool = False
     pictures: bool = False
     ignored: tuple[str, ...] = ()
+    sounds_like: Callable[[Path], bool] | None = None
 
     def files(self, path: Path) -> list[Path]:
         """Files of this format: the path, or those in the folder and below it, sorted, without hidden ones."""
         if not self.folder:
             return [path]
-        files = (file for file in list_files(path).files if file.suffix.lower() in self.suffixes)
+        files = (file for file in walk_folder(path).files if file.suffix.lower() in self.suffixes)
         return [file for file in files if file.name not in self.ignored]
+
+    def may_be_in(self, path: Path) -> bool:
+        """Whether a folder holds files of this format, rather than notes with such a suffix."""
+        return any(self.sounds_like is None or self.sounds_like(file) for file in self.files(path))
 
     def read_all(self, path: Path) -> BoxTable:
         """Everything that the file or folder says, with the files of the folder that cannot be reached."""
         table = self.read(path, self.files(path))
-        for lost, reason in list_files(path).failures if self.folder else ():
+        for lost, reason in walk_folder(path).failures if self.folder else ():
             name = printable(lost.relative_to(path).as_posix())
             if lost.suffix.lower() in self.suffixes:
                 table.frames.append(FrameBoxes(name, place=name, problem=f"{name}: {reason}"))
@@ -88,17 +96,28 @@ def _read_yolo(folder: Path, files: Sequence[Path]) -> BoxTable:
     for path in (folder / "classes.txt", folder.parent / "classes.txt"):
         if path.is_file() and not names:
             try:
-                names = [line.strip() for line in decode_text(path.read_bytes()).splitlines() if line.strip()]
+                names = decode_text(path.read_bytes()).rstrip().splitlines()
             except (OSError, UnicodeError) as error:
                 raise InputError(f"{path} cannot be read as UTF-8 text ({error}). Save it as UTF-8.") from error
-    return _read_texts(folder, files, lambda text, name: parse_yolo(text, name, names), decode_text)
+            if not all(map(str.strip, names)):
+                raise InputError(f"{path} has an empty line, which leaves open how classes are counted. Remove it.")
+    names = [name.strip() for name in names]
+    table = _read_texts(folder, files, lambda text, name: parse_yolo(text, name, names), decode_text)
+    if are_corners(table.frames):
+        doubt = (
+            "the boxes of this folder reach out of their images as centre and size, but not as corners; correct them"
+        )
+        table.frames = [
+            replace(frame, problem=frame.problem or doubt) if frame.boxes else frame for frame in table.frames
+        ]
+    return table
 
 
 def _read_masks(folder: Path, files: Sequence[Path]) -> BoxTable:
     # The masks themselves are read with their frames, side by side.
     named = [(path, _name_in(folder, path)) for path in files]
     frames = [FrameBoxes(name, mask=path, place=f"mask {name}") for path, name in named]
-    for path in list_files(folder).files:
+    for path in walk_folder(folder).files:
         if path.suffix.lower() in UNREAD_PICTURES:
             name = _name_in(folder, path)
             problem = f"its mask {name}: {path.suffix} files are not read; save it as PNG"
@@ -135,13 +154,27 @@ def _read_texts(
     return BoxTable(frames)
 
 
+def _sounds_like_voc(path: Path) -> bool:
+    try:
+        return re.search(r"<annotation[\s/>]", decode_xml(path.read_bytes())) is not None
+    except (OSError, UnicodeError, LookupError):
+        return True
+
+
+def _sounds_like_yolo(path: Path) -> bool:
+    try:
+        return not parse_yolo(decode_text(path.read_bytes()), path.name).stray
+    except (OSError, UnicodeError):
+        return True
+
+
 _NOT_YOLO = ("classes.txt", "train.txt", "val.txt", "test.txt", "README.txt")
 
 FORMATS: dict[str, AnnotationFormat] = {
     "masks": AnnotationFormat(_read_masks, IMAGE_SUFFIXES, folder=True, pictures=True),
-    "voc": AnnotationFormat(_read_voc, (".xml",), folder=True),
+    "voc": AnnotationFormat(_read_voc, (".xml",), folder=True, sounds_like=_sounds_like_voc),
     "coco": AnnotationFormat(_read_coco, (".json",)),
-    "yolo": AnnotationFormat(_read_yolo, (".txt",), folder=True, ignored=_NOT_YOLO),
+    "yolo": AnnotationFormat(_read_yolo, (".txt",), folder=True, ignored=_NOT_YOLO, sounds_like=_sounds_like_yolo),
     "csv": AnnotationFormat(_read_csv, (".csv", ".tsv", ".tab")),
 }
 """By the name that ``--format`` takes."""

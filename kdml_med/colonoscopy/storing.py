@@ -82,6 +82,7 @@ class _ShardBuilder:
         self._shard, self._name, self._options = shard, name, options
         self.record = record
         self.rows: list[dict[str, Any]] = []
+        self._members = 0
         self._seen: set[int | None] = set()  # numbers of the frames of the video at work
 
     def read(self, item: FrameItem) -> Iterator[tuple[int | None, Image]]:
@@ -102,6 +103,20 @@ class _ShardBuilder:
             self._check_numbers(item, error.frames)
             raise
         self._check_numbers(item, count)
+        numbers = [number for number in item.entries if number is not None]
+        if count in numbers and min(numbers) > 0:
+            self._withdraw(item)
+            raise FrameError(
+                f"frame {count} is annotated, but the {count} frames are 0 to {count - 1} and frame 0 has none: "
+                "the numbers seem to begin with 1; subtract 1 from them, or correct that annotation"
+            )
+
+    def _withdraw(self, item: FrameItem) -> None:
+        """Forget the frames of an input; the tar keeps bytes that nothing points at."""
+        gone = {row["sample_id"] for row in self.rows if row["source"] == item.source.name}
+        self.rows = [row for row in self.rows if row["sample_id"] not in gone]
+        for sample_id in gone:
+            del self.record.hashes[sample_id]
 
     def _check_numbers(self, item: FrameItem, count: int) -> None:
         """Note annotated frames that were not handed out, by the frame rate or because the video has no such frame."""
@@ -157,7 +172,8 @@ class _ShardBuilder:
     def _member_name(self, sample_id: str) -> str:
         """Short enough for a tar header, unique in the shard by the number."""
         stem = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(sample_id).stem)[-60:]
-        return f"{len(self.rows):06}_{stem}.{self._options.suffix}"
+        self._members += 1
+        return f"{self._members - 1:06}_{stem}.{self._options.suffix}"
 
     def _place(
         self, sample_id: str, entry: FrameBoxes, image: Image, prepared: PreparedFrame

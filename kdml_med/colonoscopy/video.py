@@ -15,6 +15,7 @@ import av.error
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Disposition
 from av.video.stream import VideoStream
 from PIL import Image as Pillow
 
@@ -64,7 +65,7 @@ def iterate_video(path: Path, fps: float) -> Generator[tuple[int, Image], None, 
         How many frames the video has; what ``yield from`` gives, not needed in a loop.
 
     Raises:
-        FrameError: the file is no video, or empty, or is to be shown mirrored or at an angle.
+        FrameError: the file is no video, or empty, or holds several, or is to be shown mirrored or at an angle.
         VideoCutShortError: after the last frame that could be decoded, when the header promises more, the data are
             damaged, or the file begins or ends in the middle of something. A file without such a header (MPEG streams,
             Matroska without a duration of the picture) that ends between two pictures cannot be told from a short one.
@@ -74,9 +75,7 @@ def iterate_video(path: Path, fps: float) -> Generator[tuple[int, Image], None, 
     except (av.error.FFmpegError, OSError) as error:
         raise FrameError(f"cannot be opened as a video: {error.strerror or error}") from error
     with container:
-        if not container.streams.video:
-            raise FrameError("the file has no video in it")
-        return (yield from _decode(container, container.streams.video[0], path, fps))
+        return (yield from _decode(container, only_stream(container), path, fps))
 
 
 def open_video(path: Path) -> InputContainer:
@@ -86,7 +85,22 @@ def open_video(path: Path) -> InputContainer:
         FFmpegError: it is none, or damaged.
         OSError: it cannot be opened.
     """
-    return av.open(str(path), metadata_errors="replace")
+    # Absolute, because "12:30.mp4" would be taken for an address.
+    return av.open(str(path.absolute()), metadata_errors="replace")
+
+
+def only_stream(container: InputContainer) -> VideoStream:
+    """The video in a file, apart from a picture on its cover.
+
+    Raises:
+        FrameError: there is none, or there are several.
+    """
+    streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+    if not streams:
+        raise FrameError("the file has no video in it")
+    if len(streams) > 1:
+        raise FrameError(f"the file has {len(streams)} videos in it, expected one; save the one that is meant alone")
+    return streams[0]
 
 
 class _Progress:

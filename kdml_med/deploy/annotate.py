@@ -19,7 +19,14 @@ from PIL import ImageDraw, ImageFont
 from kdml_med.colonoscopy.boxes import Box
 from kdml_med.colonoscopy.contact_sheet import CONTACT_SHEET_FILE, write_contact_sheet
 from kdml_med.colonoscopy.field import Image
-from kdml_med.colonoscopy.video import VIDEO_SUFFIXES, VideoCutShortError, iterate_video, open_video, write_video
+from kdml_med.colonoscopy.video import (
+    VIDEO_SUFFIXES,
+    VideoCutShortError,
+    iterate_video,
+    only_stream,
+    open_video,
+    write_video,
+)
 
 SHEET_FRAMES = 40
 RESEARCH_ONLY = "Research only, not for diagnosis"
@@ -57,7 +64,7 @@ def source_size(path: Path) -> SourceSize:
 def sampled_rate(path: Path, fps: float) -> Fraction:
     """Frames per second that ``iterate_video`` gives out on average: ``fps``, or all that the video has."""
     with open_video(path) as container:
-        rate = container.streams.video[0].average_rate or _USUAL_RATE
+        rate = only_stream(container).average_rate or _USUAL_RATE
     return min(rate, Fraction(fps).limit_denominator(1000)) if fps > 0 else Fraction(rate)
 
 

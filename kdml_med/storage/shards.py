@@ -91,10 +91,12 @@ class Origin:
     Attributes:
         sources: files, in the order in which they are used.
         facts: what else decides the shard's bytes, such as annotations; any text that changes with it.
+        rules: version of the rules by which they are read; 0 where none is counted.
     """
 
     sources: tuple[Fingerprint, ...] = ()
     facts: str = ""
+    rules: int = 0
 
     @property
     def times(self) -> list[int | None]:
@@ -103,7 +105,8 @@ class Origin:
 
     def to_content(self) -> dict[str, Any]:
         """JSON types, without times: the same files give the same bytes on every machine."""
-        return {"sources": [[file.name, file.size, file.digest] for file in self.sources], "facts": self.facts}
+        sources = [[file.name, file.size, file.digest] for file in self.sources]
+        return {"sources": sources, "facts": self.facts} | ({"rules": self.rules} if self.rules else {})
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any], times: Sequence[int | None]) -> Origin:
@@ -111,7 +114,7 @@ class Origin:
         known = [*times, *[None] * len(content["sources"])]
         files = zip(content["sources"], known, strict=False)
         sources = tuple(Fingerprint(name, size, digest, time) for (name, size, digest), time in files)
-        return cls(sources, content["facts"])
+        return cls(sources, content["facts"], content.get("rules", 0))
 
     def tell_change(self, new: Origin) -> str | None:
         """What is different in another origin, for people; None when nothing is."""
@@ -128,6 +131,8 @@ class Origin:
                 return f"{source.name} has another time, and not all of its bytes were hashed (--full-hash does)"
         if before:
             return f"{next(iter(before))} is not among its inputs any more"
+        if self.rules != new.rules:
+            return "another version of this program made it, which read such files by other rules"
         return "what is known about it has changed" if self.facts != new.facts else "its inputs have another order"
 
 
@@ -135,6 +140,7 @@ def find_origins(
     files: Mapping[str, Sequence[tuple[Path, str]]],
     *,
     facts: Mapping[str, str] | None = None,
+    rules: int = 0,
     full: bool = False,
     threads: int = 1,
     on_done: Callable[[], object] = lambda: None,
@@ -144,6 +150,7 @@ def find_origins(
     Args:
         files: path, and name within the input, of all files of each shard.
         facts: what else decides the bytes of a shard.
+        rules: version of the rules by which files are read.
         full: hash all bytes of large files too.
         threads: that read side by side.
         on_done: called after each file.
@@ -154,7 +161,7 @@ def find_origins(
     flat = [file for own in files.values() for file in own]
     found = iter(take_fingerprints(flat, full=full, threads=threads, on_done=on_done))
     known = facts or {}
-    return {name: Origin(tuple(next(found) for _ in own), known.get(name, "")) for name, own in files.items()}
+    return {name: Origin(tuple(next(found) for _ in own), known.get(name, ""), rules) for name, own in files.items()}
 
 
 @dataclass(kw_only=True)

@@ -40,22 +40,26 @@ def check_ids(values: pd.Series[str], what: str, where: str) -> None:
         )
 
 
-def check_patients(values: pd.Series[str], where: str) -> None:
+def check_patients(values: pd.Series[str], where: str, what: str = "patient") -> None:
     """Check a column of patient ids: they are ids (``check_ids``), and no two look like one patient.
+
+    Args:
+        values: text; the index is the row in the file, the name is the column.
+        where: the file, for messages.
+        what: is kept together in a split, such as "sequence".
 
     Raises:
         InputError: they are not, two ids differ only by case, spaces, the kind of hyphen or a "#" before one, or two
             are TCGA samples of one patient. One patient under two ids could be in training and test.
     """
-    check_ids(values, "patient id", where)
+    check_ids(values, f"{what} id", where)
     first = values[~values.duplicated()]
     spelled = first.map(_same_patient_form)
-    problem = "differ only by case, space, hyphen or a #. Write one id for one patient"
-    _refuse_twins(first, spelled, problem, where)
+    problem = f"differ only by case, space, hyphen or a #. Write one id for one {what}"
+    _refuse_twins(first, spelled, problem, where, what)
     samples = spelled.map(_barcode_or_form)
-    _refuse_twins(
-        first, samples, "are TCGA samples of one patient. Name the column with the barcodes of patients", where
-    )
+    problem = "are TCGA samples of one patient. Name the column with the barcodes of patients"
+    _refuse_twins(first, samples, problem, where, what)
 
 
 def _same_patient_form(value: str) -> str:
@@ -82,9 +86,9 @@ def site_names(values: pd.Series[str] | None, patients: pd.Series[str]) -> list[
     return [site or tcga_site(patient) for site, patient in zip(sites, patients, strict=True)]
 
 
-def _refuse_twins(ids: pd.Series[str], forms: pd.Series[str], problem: str, where: str) -> None:
+def _refuse_twins(ids: pd.Series[str], forms: pd.Series[str], problem: str, where: str, what: str) -> None:
     twins = forms[forms.duplicated()]
     if len(twins):
         row = twins.index[0]
         other = forms.index[forms == twins.iloc[0]][0]
-        raise InputError(f"{where}: the patients {ids[other]!r} (row {other}) and {ids[row]!r} (row {row}) {problem}.")
+        raise InputError(f"{where}: the {what}s {ids[other]!r} (row {other}) and {ids[row]!r} (row {row}) {problem}.")

@@ -12,6 +12,7 @@ from pathlib import Path
 import openslide
 
 from kdml_med.errors import InputError
+from kdml_med.storage.walking import walk_folder
 from kdml_med.tables.names import PLAIN_SUFFIXES, SLIDE_SUFFIXES, UNREAD_SUFFIXES, slide_name
 from kdml_med.wsi.dicom import is_dicom, read_series
 
@@ -20,7 +21,6 @@ _DICOM, _MIRAX = ".dcm", ".mrxs"
 _TIFF = (".tif", ".tiff")
 _MAX_NAME_BYTES = 238  # of the slide; the unfinished copy of its times adds 17, and file systems take 255
 _CONTROLS = ("Cc", "Zl", "Zp")  # Unicode categories
-_SKIPPED = ("@eadir", "$recycle.bin", "__macosx", "lost+found", "system volume information")
 _KINDS = "masks?|labels?|thumb|thumbnail|preview|overview|macro|annotations?|segmentation|seg|overlay|heatmap"
 _AFTER = re.compile(rf"(.+)[-_. ](?:{_KINDS})(?:[-_ ]?\d+)?", re.IGNORECASE)
 _BEFORE = re.compile(rf"(?:{_KINDS})[-_. ](.+)", re.IGNORECASE)
@@ -132,12 +132,10 @@ class _Search:
     out_dir: Path
     found: FoundSlides
     files: dict[Path, Path] = field(default_factory=dict)  # and where each really is
-    seen: set[Path] = field(default_factory=set)
 
     def run(self) -> None:
         """Add what the folder holds to ``found``."""
-        self.out_dir = self.out_dir.resolve()
-        self._walk(self.root)
+        self._walk()
         unique = self._without_twins()
         parts = {part for path in unique if path.suffix.lower() in _INDEXED for part in list_indexed(path)}
         rest = [path for path in unique if self.files[path] not in parts]
@@ -150,37 +148,14 @@ class _Search:
             self.found.unread.append(path)
             self.found.refuse(path, _UNREAD, self.root)
 
-    def _walk(self, folder: Path) -> None:
-        real = folder.resolve()
-        if real in self.seen or real == self.out_dir:
-            return
-        self.seen.add(real)
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            self.found.refuse(folder, f"cannot be listed: {error.strerror}; allow reading it", self.root)
-            return
-        # The folder beside a MIRAX slide holds its data.
-        data = {Path(entry.name).stem for entry in entries if entry.name.lower().endswith(_MIRAX)}
-        for entry in entries:
-            path = folder / entry.name
-            if entry.name.startswith(".") or entry.name.lower() in _SKIPPED:
-                continue
-            try:
-                if path.is_dir():
-                    if entry.name not in data:
-                        self._walk(path)
-                elif path.is_file():
-                    self.files[path] = path.resolve() if entry.is_symlink() else real / entry.name
-                elif entry.is_symlink():
-                    self._refuse_link(path)
-            except OSError as error:
-                self.found.refuse(path, f"cannot be looked at: {error.strerror}", self.root)
-
-    def _refuse_link(self, path: Path) -> None:
-        if path.suffix.lower() in (*SLIDE_SUFFIXES, _DICOM, ""):
-            target = printable(str(path.readlink()))
-            self.found.refuse(path, f"is a link to {target}, which is not there: mend or remove the link", self.root)
+    def _walk(self) -> None:
+        contents = walk_folder(self.root, leave_out=[self.out_dir], parts=_mirax_data)
+        self.files = contents.files
+        may_be_slides = (*SLIDE_SUFFIXES, _DICOM, "")
+        for path, reason in contents.closed + [
+            link for link in contents.no_files if link[0].suffix.lower() in may_be_slides
+        ]:
+            self.found.refuse(path, reason, self.root)
 
     def _without_twins(self) -> list[Path]:
         """Each file once, though links lead to it by several ways; by its own name where that is among them."""
@@ -243,6 +218,11 @@ class _Search:
                 if named and slide_name(named.group(1)).casefold() in ids:
                     return slide_name(named.group(1))
         return None
+
+
+def _mirax_data(folder: Path, names: Sequence[str]) -> set[str]:
+    """Names of the folders that hold the data of MIRAX slides beside them."""
+    return {Path(name).stem for name in names if name.lower().endswith(_MIRAX)}
 
 
 def _is_slide(path: Path) -> bool:

@@ -148,7 +148,7 @@ def test_annotations_that_cannot_be_reached_leave_no_negatives(pictures):
     Path(os.fsdecode(os.fsencode(pictures / "masks") + b"/c\xe9.png")).write_bytes(data)
     labels, failures = prepare(pictures, pictures / "masks")
     assert labels == {"a.png": "polyp"}
-    assert "leads nowhere" in failures["b.png"]
+    assert "which is not there" in failures["b.png"]
     assert "may mean it" in failures["cé.png"]
 
 
@@ -162,3 +162,93 @@ def test_names_with_line_breaks_stay_one_line_on_the_screen(tmp_path):
     lines = describe_report(report, tmp_path)
     assert all(line.isprintable() for line in lines)
     assert any("x\\ny: row" in line for line in lines)
+
+
+@pytest.mark.parametrize("masks", ["Ground Truth/a.png", "masks_C1/deep/a.png", "frames/a_mask.png"])
+def test_masks_among_the_inputs_are_no_frames(tmp_path, masks):
+    save(tmp_path / "in" / "frames" / "a.png")
+    save_mask(tmp_path / "in" / masks, [BOX])
+    table = write(tmp_path / "t.csv", "image,xmin,ymin,xmax,ymax\nframes/a.png,60,40,100,90\n")
+    labels, failures = prepare(tmp_path, table)
+    assert labels == {"frames/a.png": "polyp"}
+    assert [*failures] == [str(Path(masks).parent)]
+
+
+@pytest.mark.parametrize("name", ["seg_01/a.png", "patient_GT/a.png", "unmasked/a.png", "x/b_mask.png"])
+def test_folders_and_names_that_only_resemble_those_of_masks_are_read(tmp_path, name):
+    save(tmp_path / "in" / name)
+    save(tmp_path / "in" / "frames" / "b.png", seed=1)
+    assert prepare(tmp_path, None)[0].keys() == {name, "frames/b.png"}
+
+
+def test_pictures_that_are_all_named_as_masks_are_frames(tmp_path):
+    save(tmp_path / "in" / "gt" / "a_mask.png")
+    assert prepare(tmp_path, None)[0].keys() == {"gt/a_mask.png"}
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [("train/images/a.png", "train/labels/a.txt"), ("images/train/a.png", "labels/train/a.txt")],
+)
+def test_folders_of_images_and_labels_go_together_and_notes_do_not_count(tmp_path, image, label):
+    save(tmp_path / "in" / image)
+    write(tmp_path / "in" / label, "0 0.4 0.40625 0.2 0.3125\n")
+    for name in ("README.roboflow.txt", "LICENSE.txt", "checksums.txt"):
+        write(tmp_path / "in" / name, "This set has 7 images\n")
+    assert prepare(tmp_path, tmp_path / "in") == ({image: "polyp"}, {})
+
+
+def test_notes_beside_masks_do_not_make_their_format_unclear(pictures):
+    for name in "abc":
+        save_mask(pictures / "masks" / f"{name}.png", [BOX])
+    write(pictures / "masks" / "notes.txt", "drawn by two people\n")
+    write(pictures / "masks" / "project.xml", "<project/>")
+    assert prepare(pictures, pictures / "masks") == (dict.fromkeys(("a.png", "b.png", "c.png"), "polyp"), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("case1.txt", "a.png 60,40,100,90,0\n"), ("cvat.xml", "<annotation><object/></annotation>"), ("t.csv", None)],
+)
+def test_annotations_of_something_else_make_no_negatives(pictures, name, text):
+    path = write(pictures / "boxes" / name, text or "image,xmin,ymin,xmax,ymax\nother.png,60,40,100,90\n")
+    with pytest.raises(InputError, match="none of the annotations fits an input"):
+        prepare(pictures, path if name.endswith("csv") else path.parent)
+
+
+@pytest.mark.parametrize(("image", "mask"), [("1.png", "p1.png"), ("x.png", "x_mask.png"), ("x 1.png", "x 1-gt.png")])
+def test_masks_with_a_word_more_leave_their_images_out(tmp_path, image, mask):
+    save(tmp_path / "in" / image)
+    save(tmp_path / "in" / "b.png")
+    save_mask(tmp_path / "masks" / mask, [BOX])
+    save_mask(tmp_path / "masks" / "b.png", [BOX])
+    assert prepare(tmp_path, tmp_path / "masks")[0] == {"b.png": "polyp"}
+
+
+def test_boxes_of_what_is_no_polyp_are_refused(pictures):
+    table = "image,xmin,ymin,xmax,ymax,class\na.png,60,40,100,90,Polyp\nb.png,60,40,100,90,Non-polyp\n"
+    path = write(pictures / "t.csv", table)
+    with pytest.raises(InputError, match="'Non-polyp', which would be polyps"):
+        prepare(pictures, path)
+    write(path, table + "c.png,60,40,100,90,\n")
+    labels, failures = prepare(pictures, path, FrameOptions(crop=False, polyp_classes=("polyp",)))
+    assert labels == {"a.png": "polyp", "b.png": "negative"}
+    assert "has no class" in failures["c.png"]
+
+
+@pytest.mark.parametrize(("numbers", "used"), [((1, 10), 0), ((0, 10), 1), ((1, 9), 2), ((1, 11), 1)])
+def test_frame_numbers_that_begin_with_1_are_not_taken_for_others(tmp_path, numbers, used):
+    save_video(tmp_path / "in" / "clip.mp4", 10, size=(200, 160))
+    rows = [f"clip.mp4,{number},60,40,100,90\n" for number in numbers]
+    path = write(tmp_path / "t.csv", "video,frame,xmin,ymin,xmax,ymax\n" + "".join(rows))
+    labels, failures = prepare(tmp_path, path, FrameOptions(crop=False, fps=0, unlisted="skip"))
+    assert len(labels) == used
+    assert ("begin with 1" in failures.get("clip.mp4", "")) == (used == 0)
+
+
+@pytest.mark.parametrize(("name", "label"), [("x.png", "polyp"), ("l.png", None)])
+def test_an_image_goes_by_its_own_name_and_one_of_a_link_to_it_makes_no_negative(tmp_path, name, label):
+    save(tmp_path / "in" / "b.png", seed=1)
+    (tmp_path / "in" / "l.png").symlink_to(save(tmp_path / "in" / "x.png"))
+    path = write(tmp_path / "t.csv", f"image,xmin,ymin,xmax,ymax\n{name},60,40,100,90\n")
+    assert prepare(tmp_path, path)[0] == {"b.png": "negative"} | ({"x.png": label} if label else {})

@@ -201,3 +201,15 @@ def test_folder_of_an_earlier_version_is_made_anew_and_says_so(clips, tmp_path):
     assert report.done == 2
     assert set(report.remade.values()) == {"an earlier version did not record what it was made from"}
     assert contents(out) == before
+
+
+def test_frames_that_were_made_by_other_rules_are_made_anew(clips, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setattr("kdml_med.colonoscopy.preparing.READING_RULES", 0)  # as before they were counted
+    prepare(clips, out)
+    monkeypatch.undo()
+    report = prepare(clips, out)
+    reason = "another version of this program made it, which read such files by other rules"
+    assert report.remade == {"s1": reason, "s2": reason}
+    assert same_as_fresh(clips, out)
+    assert prepare(clips, out).remade == {}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from kdml_med.colonoscopy.boxes import FrameBoxes, boxes_of_mask, check_boxes
+from kdml_med.colonoscopy.boxes import FrameBoxes, FrameError, boxes_of_mask, check_boxes
 from kdml_med.colonoscopy.coco import format_coco, parse_coco
 from kdml_med.colonoscopy.formats import (
     decode_xml,
@@ -21,6 +21,7 @@ from kdml_med.colonoscopy.formats import (
     parse_voc,
     parse_yolo,
 )
+from kdml_med.colonoscopy.readers import FORMATS
 from kdml_med.errors import InputError
 from tests.examples import examples
 
@@ -311,3 +312,80 @@ def test_a_number_that_no_frame_can_have_spoils_its_row_only(column, value):
 def test_yolo_classes_beyond_the_names_are_refused():
     assert parse_yolo("1 0.5 0.5 1 1", "a.txt", ["polyp", "tool"]).problem is None
     assert "class 2, but classes.txt names 0 to 1" in parse_yolo("2 0.5 0.5 1 1", "a.txt", ["polyp", "tool"]).problem
+
+
+VOC_BOX = "<bndbox><xmin>61</xmin><ymin>41</ymin><xmax>100</xmax><ymax>90</ymax></bndbox>"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"<objects><object>{VOC_BOX}</object></objects>",
+        f"<Object>{VOC_BOX}</Object>",
+        f"<object>{VOC_BOX}{VOC_BOX}</object>",
+        f"<object>{VOC_BOX.replace('bndbox', 'robndbox')}</object>",
+        f"<object>{VOC_BOX}<attributes><attribute><name>rotation</name><value>30.5</value></attribute></attributes>"
+        "</object>",
+    ],
+)
+def test_voc_boxes_that_would_be_overlooked_or_are_turned_are_refused(content):
+    found = parse_voc(f"<annotation>{content}</annotation>", "a.xml")
+    assert found.problem is not None
+    assert not found.boxes
+
+
+def test_voc_boxes_of_parts_and_angles_of_0_do_no_harm():
+    more = (
+        f"<part>{VOC_BOX}</part><attributes><attribute><name>rotation</name><value>0.0</value></attribute></attributes>"
+    )
+    found = parse_voc(f"<annotation><object>{VOC_BOX}{more}</object></annotation>", "a.xml")
+    assert (found.boxes, found.problem) == (((60, 40, 100, 90),), None)
+
+
+def test_yolo_boxes_that_fit_as_corners_only_are_refused(tmp_path):
+    for name, line in {"a": "0 0.2 0.3 0.5 0.6", "b": "0 0.6 0.5 0.9 0.9"}.items():
+        (tmp_path / f"{name}.txt").write_text(line)
+    assert all("as corners" in str(frame.problem) for frame in FORMATS["yolo"].read_all(tmp_path).frames)
+    (tmp_path / "c.txt").write_text("0 0.5 0.5 0.1 0.1")  # no second corner
+    assert not any(frame.problem for frame in FORMATS["yolo"].read_all(tmp_path).frames)
+
+
+def test_yolo_classes_are_counted_as_they_stand(tmp_path):
+    (tmp_path / "a.txt").write_text("1 0.5 0.5 0.1 0.1")
+    (tmp_path / "classes.txt").write_text("tool\n\npolyp\n")
+    with pytest.raises(InputError, match="empty line"):
+        FORMATS["yolo"].read_all(tmp_path)
+    (tmp_path / "classes.txt").write_text("tool\npolyp\n\n")
+    assert FORMATS["yolo"].read_all(tmp_path).frames[0].classes == ("polyp",)
+    assert "begin with 0" in str(parse_yolo("-1 0.5 0.5 0.1 0.1", "a.txt").problem)
+
+
+@pytest.mark.parametrize("more", [{"attributes": {"rotation": 30}}, {"ignore": 1}])
+def test_coco_boxes_that_are_no_upright_polyp_leave_their_frame_out(more):
+    content = format_coco([FrameBoxes("a.png", ((60, 40, 100, 90),))])
+    content["annotations"][0]["attributes"] = {"rotation": 0.0, "occluded": False}
+    assert parse_coco(content, "x").frames[0].problem is None
+    content["annotations"][0] |= more
+    assert parse_coco(content, "x").frames[0].problem is not None
+
+
+def test_a_coco_category_with_two_names_fits_nothing():
+    content = format_coco([FrameBoxes("a.png", ((60, 40, 100, 90),))])
+    content["categories"] += [{"id": 1, "name": "tool"}, {"id": 2, "name": "x"}]
+    assert "category_id" in str(parse_coco(content, "x").frames[0].problem)
+
+
+def test_shares_in_place_of_pixels_are_refused_whatever_their_size():
+    with pytest.raises(FrameError, match="shares"):
+        check_boxes(FrameBoxes("a.png", ((0.3, 0.2, 0.6, 0.5),)), 200, 160)
+
+
+@pytest.mark.parametrize("role", ["patient", "sequence"])
+@pytest.mark.parametrize("spelt", ["p1", "P\u20111", "P  1", "1.2E+15"])
+def test_one_patient_in_two_spellings_is_refused(role, spelt):
+    first = {"p1": "P1", "P\u20111": "P-1", "P  1": "P 1"}.get(spelt, "1")
+    cells = [["a.png", "", "", "", "", first], ["b.png", "", "", "", "", spelt], ["c.png", "", "", "", "", "q"]]
+    table = pd.DataFrame(cells, columns=["image", "xmin", "ymin", "xmax", "ymax", role], index=[2, 3, 4])
+    with pytest.raises(InputError, match=f"{role}.*(one id for one {role}|rounded)"):
+        parse_table(table, "t.csv")
+    assert parse_table(table[:1], "t.csv").frames[0].image == "a.png"

@@ -204,6 +204,8 @@ REFUSED = {
     "white rim": _rimmed,
     "labels 1 and 2": _labels,
     "labels 1 and 255": lambda mask: _labels(mask, 1, 255),
+    "labels 200 and 255": lambda mask: _labels(mask, 200, 255),
+    "labels 250 and 255": lambda mask: _labels(mask, 250, 255),
     "labels 128 and 255": lambda mask: _labels(mask, 128, 255),
     "16 bits": _wide,
     "grey": lambda mask: _plain(mask, (0, 60)),
@@ -304,3 +306,12 @@ def test_a_box_that_is_nearly_the_picture_or_a_ring_around_it_is_refused(tmp_pat
     for name, picture in (("field", field), ("rim", rim)):
         with pytest.raises(FrameError, match="holes"):
             read_mask(save(tmp_path / f"{name}.png", picture))
+
+
+@pytest.mark.parametrize("low", [2, 20, 60, 100, 200, 240])
+@pytest.mark.parametrize("quality", [50, 75, 95])
+def test_labels_are_refused_in_a_jpeg_too(tmp_path, low, quality):
+    image, _ = _labels(_mask((20, 20, 100, 70)), low, 255)
+    image.convert("RGB").save(tmp_path / "m.jpg", quality=quality, subsampling=2)
+    with pytest.raises(FrameError, match=r"it has (areas of grey|the levels)"):
+        read_mask(tmp_path / "m.jpg")

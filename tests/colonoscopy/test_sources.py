@@ -102,7 +102,7 @@ def test_what_cannot_be_used_is_named(tmp_path):
     assert names(found) == ["good.png"]
     reasons = dict(found.failures)
     assert set(reasons) == {"a.gif", "b.webp", "c.HEIC", "film.flv", "gone.png", "caf\ufffd.png"}
-    assert "leads nowhere" in reasons["gone.png"]
+    assert "which is not there" in reasons["gone.png"]
     assert "not UTF-8" in reasons["caf\ufffd.png"]
     assert reasons["film.flv"].endswith("convert it to MP4")
     for path in (tmp_path / "in").glob("*.png"):
@@ -138,3 +138,16 @@ def test_a_name_that_fits_nothing_may_still_mean_what_is_spelt_alike(name, alike
 
 def test_numbers_of_any_length_are_no_error():
     assert index("clip.mp4").find("clip/" + "9" * 5000) == []
+
+
+@pytest.mark.parametrize("name", ["clip/frame_12.500", "clip/00:12", "clip/frame_0012_png.rf.0a1b2c3d67.jpg"])
+def test_times_and_hashes_are_no_frame_numbers(name):
+    index = SourceIndex([Source("clip.mp4", Path("clip.mp4"))])
+    assert index.find("clip/frame_0012.png")[0][1] == 12
+    assert index.find(name) == []
+
+
+@pytest.mark.parametrize("name", ["in/a.jpg.xml", "a.jpg.txt", "a.jpg.png", "A/a.jpg.xml"])
+def test_names_with_both_suffixes_fit_their_image_and_no_other(name):
+    index = SourceIndex([Source("in/a.jpg", Path("a.jpg")), Source("in/b.jpg", Path("b.jpg"))])
+    assert [source.name for source, _ in index.find(name)] == (["in/a.jpg"] if "A/" not in name else [])

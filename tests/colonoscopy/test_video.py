@@ -1,5 +1,7 @@
 import struct
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -169,3 +171,31 @@ def test_a_recording_whose_start_is_missing_gives_what_can_be_decoded_and_says_s
     assert numbers == list(range(len(numbers)))
     assert len(numbers) > 20
     assert shown[-1] - shown[0] == pytest.approx(len(numbers) - 1, abs=2), "no gap between them"
+
+
+def test_a_name_that_looks_like_an_address_is_a_file(tmp_path, monkeypatch):
+    save_video(tmp_path / "12.mp4", 10).rename(tmp_path / "12:30.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert len(list(iterate_video(Path("12:30.mp4"), 0))) == 10
+
+
+@pytest.mark.parametrize("cover", [True, False])
+def test_a_cover_is_no_video_and_two_videos_are_refused(tmp_path, cover):
+    path = tmp_path / "two.mp4"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("mpeg4", rate=25), container.add_stream("mjpeg", rate=25)]
+        streams[1].pix_fmt = "yuvj420p"
+        if cover:
+            streams[1].disposition = av.stream.Disposition.attached_pic
+        for stream in streams:
+            stream.width, stream.height = 96, 64
+        for stream in streams:
+            for _ in range(1 if stream is streams[1] else 10):
+                picture = np.zeros((64, 96, 3), np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+    if cover:
+        assert len(list(iterate_video(path, 0))) == 10
+        return
+    with pytest.raises(FrameError, match="2 videos"):
+        list(iterate_video(path, 0))
