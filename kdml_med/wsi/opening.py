@@ -46,6 +46,8 @@ def _open_scan(path: Path, fast: bool) -> Slide | None:
             width, height = layout.main.size
             raise SlideError(f"its largest image ({width} × {height} px) is not the first, as Aperio has it")
         return _checked(_open_pages(path, layout), layout)
+    if layout is not None and vendor == GENERIC and layout.direct:
+        return _checked(_open_pages(path, layout), layout)
     slide = OpenSlideSlide(path, layout if vendor in (GENERIC, APERIO) else None)
     if layout is not None and vendor == GENERIC and layout.main.size != (slide.levels[0].width, slide.levels[0].height):
         slide.close()  # it goes by the width alone
@@ -56,7 +58,7 @@ def _open_scan(path: Path, fast: bool) -> Slide | None:
 def _open_field(path: Path, fast: bool) -> Slide | None:
     """Plain images: the last resort, which says what is wrong."""
     layout = inspect_tiff(path) if is_tiff(path) else None
-    if layout is not None and layout.main.path != (0,):
+    if layout is not None and (layout.main.path != (0,) or layout.direct):
         return _checked(_open_pages(path, layout), layout)
     field = FieldSlide(path, layout)
     if field.is_deep:
