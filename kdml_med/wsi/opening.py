@@ -97,6 +97,13 @@ def check_range(slide: Slide) -> None:
         )
 
 
+def _check_neighbours(path: Path) -> None:
+    """OpenSlide opens whatever lies beside a DICOM file, and would wait for a pipe for ever."""
+    for other in path.parent.iterdir():
+        if other.exists() and not (other.is_file() or other.is_dir()):
+            raise SlideError(f"cannot be opened: {other.name!r} beside it is a pipe or device; remove it")
+
+
 READERS: list[Reader] = [_open_scan, _open_field]
 
 
@@ -113,6 +120,8 @@ def open_slide(path: Path, *, fast: bool = True) -> Slide:
     try:
         if path.is_dir():
             path = next((file for file in sorted(path.iterdir()) if is_dicom(file)), path / "*.dcm")
+        if is_dicom(path):
+            _check_neighbours(path)
         for read in READERS:
             slide = read(path, fast)
             if slide is not None:
