@@ -21,6 +21,7 @@ from kdml_med.wsi.slide import Slide, SlideError
 from kdml_med.wsi.tiff import APERIO, GENERIC, TiffLayout, inspect_tiff, is_tiff
 
 _HAMAMATSU = "hamamatsu"
+_NAMING = (".mrxs", ".vms", ".vmu")  # the pixels are in other files
 _PROBES, _PROBE_PX = 5, 256  # windows each way, and their side
 _HALF_RANGE = 128
 
@@ -57,6 +58,13 @@ def _open_scan(path: Path, fast: bool) -> Slide | None:
 
 def _open_field(path: Path, fast: bool) -> Slide | None:
     """Plain images: the last resort, which says what is wrong."""
+    if path.suffix.lower() in _NAMING:
+        # That of MIRAX is a picture of the glass with its label.
+        raise SlideError(
+            "is no slide without the files that belong to it, which are missing or damaged: copy all of them"
+        )
+    if not path.stat().st_size:
+        raise SlideError("is empty: copy it again")
     layout = inspect_tiff(path) if is_tiff(path) else None
     if layout is not None and (layout.main.path != (0,) or layout.direct):
         return _checked(_open_pages(path, layout), layout)

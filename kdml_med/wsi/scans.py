@@ -145,7 +145,7 @@ def _open_handle(path: Path) -> openslide.OpenSlide:
         return openslide.OpenSlide(path)
     except (openslide.OpenSlideError, OSError) as error:
         # The message names the folder, too, which is nobody's business in a table.
-        raise SlideError(f"cannot be opened: {str(error).replace(str(path), path.name)}") from error
+        raise SlideError(f"cannot be opened: {str(error).replace(f'{path.parent}/', '')}") from error
 
 
 def _on_white(image: Image.Image) -> Pixels:

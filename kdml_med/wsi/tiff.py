@@ -121,7 +121,7 @@ def inspect_tiff(path: Path, vendor: str | None = None) -> TiffLayout:
 def _layout(tiff: tifffile.TiffFile, file_bytes: int, vendor: str | None) -> TiffLayout:
     pages = list(_pages(tiff))
     if not pages:
-        raise SlideError("cannot be read: the TIFF holds no image")
+        raise SlideError("cannot be read: the TIFF holds no image, or its end is missing; copy it again")
     beside = [ref for ref, _ in pages if not ref.tiled] if vendor == APERIO else _find_associated(tiff, pages)
     shown = [(ref, page) for ref, page in pages if ref not in beside] or pages
     # Of several equals the first, as everywhere; but a mask may be as large as the slide.

@@ -263,6 +263,17 @@ def test_all_that_a_folder_holds_can_be_named(root):
     assert found(root, root / "d", root / "d")[:2] == (["d"], {})
 
 
+@pytest.mark.parametrize("lost", ["folder", "m/Slidedat.ini", "m/Index.dat", "m/Data0000.dat"])
+def test_mirax_slide_without_all_of_its_files_is_refused_and_its_picture_is_not_tiled(root, tmp_path, lost):
+    root.mkdir()
+    write_mirax(root / "m.mrxs", picture(512))
+    shutil.rmtree(root / "m") if lost == "folder" else (root / lost).unlink()
+    options = TilingOptions(tile_size_px=32, assume_mpp=0.25)
+    report = tile_slides([root / "m.mrxs"], tmp_path / "out", options, progress=False)
+    assert (report.done, [name for name, _ in report.failures]) == (0, ["m.mrxs"])
+    assert str(tmp_path) not in report.failures[0][1]
+
+
 def test_list_of_files_on_dicom_media_is_no_slide(root):
     write_dicom(root, picture(512))
     (root / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM" + b"\4\0\0\0\0\0\0\0")
