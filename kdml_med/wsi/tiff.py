@@ -122,7 +122,7 @@ def _layout(tiff: tifffile.TiffFile, file_bytes: int, vendor: str | None) -> Tif
     pages = list(_pages(tiff))
     if not pages:
         raise SlideError("cannot be read: the TIFF holds no image, or its end is missing; copy it again")
-    beside = [ref for ref, _ in pages if not ref.tiled] if vendor == APERIO else _find_associated(tiff, pages)
+    beside = {ref for ref, _ in pages if not ref.tiled} if vendor == APERIO else _find_associated(tiff, pages)
     shown = [(ref, page) for ref, page in pages if ref not in beside] or pages
     # Of several equals the first, as everywhere; but a mask may be as large as the slide.
     order = sorted(shown, key=lambda pair: (-pair[0].width * pair[0].height, pair[1].samplesperpixel < 3))
@@ -141,7 +141,8 @@ def _layout(tiff: tifffile.TiffFile, file_bytes: int, vendor: str | None) -> Tif
     smaller.sort(key=lambda ref: -ref.width)
     own = vendor in (None, GENERIC)
     resolution = _resolution(tiff, main, main_page) if own else Resolution()
-    turned = any(_is_turned(page) for ref, page in shown if ref is main or ref in smaller)
+    used = {main, *smaller}
+    turned = any(_is_turned(page) for ref, page in shown if ref in used)
     direct = turned or (main_page.photometric == _RGB and main_page.compression in _NOT_ELSEWHERE)
     return TiffLayout(main, smaller, others, resolution, _bits(main_page) > 8, direct)
 
@@ -210,7 +211,7 @@ def _image_names(tiff: tifffile.TiffFile) -> dict[int, str]:
     }
 
 
-def _find_associated(tiff: tifffile.TiffFile, pages: Sequence[tuple[PageRef, tifffile.TiffPage]]) -> list[PageRef]:
+def _find_associated(tiff: tifffile.TiffFile, pages: Sequence[tuple[PageRef, tifffile.TiffPage]]) -> set[PageRef]:
     """Pages that are called what slides carry beside their pixels.
 
     The largest is one of them only if nothing else is said of it: the description of a slide may hold any word.
@@ -221,14 +222,14 @@ def _find_associated(tiff: tifffile.TiffFile, pages: Sequence[tuple[PageRef, tif
         # The XML of a whole file, as OME has it on the first page, says nothing about one page.
         text, name = "" if page.is_ome else page.description[:2000], names.get(ref.path[0], "")
         said[ref] = text, name if len(ref.path) == 1 or _NOTHING_ELSE.fullmatch(name) else ""
-    called = [
+    called = {
         ref
         for ref, texts in said.items()
         if any(_NOTHING_ELSE.fullmatch(line.strip()) for text in texts for line in text.splitlines())
-    ]
+    }
     largest = max((ref.width * ref.height for ref in said if ref not in called), default=0)
     mentioned = [ref for ref, texts in said.items() if any(map(_ASSOCIATED.search, texts))]
-    return [*called, *(ref for ref in mentioned if ref not in called and ref.width * ref.height < largest)]
+    return called | {ref for ref in mentioned if ref.width * ref.height < largest}
 
 
 def is_reduction(full: tuple[int, int], size: tuple[int, int], *, loose: bool = False) -> bool:
