@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _PREAMBLE = 128
+_LIST = "DICOMDIR"
 _SERIES = (0x0020, 0x000E)
 _LONG = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV")
 _UNDEFINED = 0xFFFFFFFF
@@ -17,7 +18,9 @@ _MAX_ELEMENTS = 100_000
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM files do."""
+    """Whether a file begins as DICOM files do, and is not the list of files that lies on DICOM media."""
+    if path.name.upper() == _LIST or not path.is_file():  # a pipe would never answer
+        return False
     try:
         with path.open("rb") as stream:
             return stream.read(_PREAMBLE + 4)[_PREAMBLE:] == b"DICM"

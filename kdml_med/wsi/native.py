@@ -1,6 +1,6 @@
 """Fast reader for TIFF pyramids of JPEG tiles, as Aperio and many converters write them.
 
-The TIFF tags say where each compressed tile lies; the file is mapped and tiles are decoded directly, each one once for
+The TIFF tags say where each compressed tile lies; tiles are read and decoded directly, each one once for
 neighbouring requests and, where that is enough, at a fraction of its size: a JPEG decoder makes a half-size picture
 from a part of the coefficients, for less than the price of the full one. OpenSlide stays the judge: each level is
 compared with it on opening, and levels that differ are left to it.
@@ -9,7 +9,7 @@ compared with it on opening, and levels that differ are left to it.
 from __future__ import annotations
 
 import math
-import mmap
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,11 +57,30 @@ class TileIndex:
     head: bytes
 
 
+class TileBytes:
+    """A file read at any place by several threads. Not a mapping: a file that shrinks would end the whole process."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = -1
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def read(self, start: int, count: int) -> bytes:
+        """Bytes from a place on; fewer where the file ends or cannot be read."""
+        try:
+            return os.pread(self._descriptor, count, start)
+        except OSError:
+            return b""
+
+
 class NativeSlide:
     """A slide whose JPEG tiles are decoded directly. Not for several threads at once: each takes a ``clone``."""
 
-    def __init__(self, base: OpenSlideSlide, indices: dict[int, TileIndex], mapped: mmap.mmap) -> None:
-        self._base, self._indices, self._mapped = base, indices, mapped
+    def __init__(self, base: OpenSlideSlide, indices: dict[int, TileIndex], file: TileBytes) -> None:
+        self._base, self._indices, self._file = base, indices, file
         self.path = base.path
         self.levels = base.levels
         self.header_mpp, self.header_source = base.header_mpp, base.header_source
@@ -99,10 +118,10 @@ class NativeSlide:
 
     def clone(self) -> NativeSlide:
         """See ``Slide.clone``."""
-        return NativeSlide(self._base.clone(), self._indices, self._mapped)
+        return NativeSlide(self._base.clone(), self._indices, self._file)
 
     def close(self) -> None:
-        """See ``Slide.close``. The mapping goes with its last user."""
+        """See ``Slide.close``. The file is closed with its last user."""
         self._rows.clear()
         self._base.close()
 
@@ -120,7 +139,7 @@ class NativeSlide:
             if index.counts[number] == 0:
                 tiles[column] = self._missing_tile(index, level, factor, row, column)
             else:
-                tiles[column] = decode_tile(self._mapped, index, number, factor)
+                tiles[column] = decode_tile(self._file, index, number, factor)
         tile = tiles[column]
         if tile is None:
             raise SlideError(f"tile {column}, {row} of level {level} cannot be decoded")
@@ -139,10 +158,9 @@ class NativeSlide:
         return np.asarray(Image.fromarray(whole).reduce(factor)) if factor > 1 else whole
 
 
-def decode_tile(mapped: mmap.mmap, index: TileIndex, number: int, factor: int) -> Pixels | None:
+def decode_tile(file: TileBytes, index: TileIndex, number: int, factor: int) -> Pixels | None:
     """Decode one compressed tile at ``1 / factor`` of its size; None when its data are damaged."""
-    start = int(index.offsets[number])
-    data = mapped[start : start + int(index.counts[number])]
+    data = file.read(int(index.offsets[number]), int(index.counts[number]))
     if data[:2] != _START:
         return None
     shape = (index.height // factor, index.width // factor, 3)
@@ -161,13 +179,12 @@ def open_native(base: OpenSlideSlide) -> NativeSlide | None:
     if base.vendor not in _VENDORS:
         return None
     try:
-        with base.path.open("rb") as stream:
-            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        file = TileBytes(base.path)
         indices = _read_indices(base)
     except Exception:  # the tags of a damaged file can fail in any way, and OpenSlide has its own view of them
         return None
-    sound = {level: index for level, index in indices.items() if _agrees(base, level, index, mapped)}
-    return NativeSlide(base, sound, mapped) if sound else None
+    sound = {level: index for level, index in indices.items() if _agrees(base, level, index, file)}
+    return NativeSlide(base, sound, file) if sound else None
 
 
 def _read_indices(base: OpenSlideSlide) -> dict[int, TileIndex]:
@@ -206,10 +223,10 @@ def _read_indices(base: OpenSlideSlide) -> dict[int, TileIndex]:
     return indices
 
 
-def _agrees(base: OpenSlideSlide, level: int, index: TileIndex, mapped: mmap.mmap) -> bool:
+def _agrees(base: OpenSlideSlide, level: int, index: TileIndex, file: TileBytes) -> bool:
     """Whether the richest tile of a level looks as OpenSlide shows it; damaged ones are passed over."""
     for number in np.argsort(-index.counts, kind="stable")[:_PROBES]:
-        tile = decode_tile(mapped, index, int(number), 1)
+        tile = decode_tile(file, index, int(number), 1)
         if tile is None:
             continue
         x, y = int(number) % index.columns * index.width, int(number) // index.columns * index.height

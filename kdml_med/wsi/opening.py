@@ -21,6 +21,7 @@ from kdml_med.wsi.slide import Slide, SlideError
 from kdml_med.wsi.tiff import APERIO, GENERIC, TiffLayout, inspect_tiff, is_tiff
 
 _HAMAMATSU = "hamamatsu"
+_NAMING = (".mrxs", ".vms", ".vmu")  # the pixels are in other files
 _PROBES, _PROBE_PX = 5, 256  # windows each way, and their side
 _HALF_RANGE = 128
 
@@ -46,6 +47,8 @@ def _open_scan(path: Path, fast: bool) -> Slide | None:
             width, height = layout.main.size
             raise SlideError(f"its largest image ({width} × {height} px) is not the first, as Aperio has it")
         return _checked(_open_pages(path, layout), layout)
+    if layout is not None and vendor == GENERIC and layout.direct:
+        return _checked(_open_pages(path, layout), layout)
     slide = OpenSlideSlide(path, layout if vendor in (GENERIC, APERIO) else None)
     if layout is not None and vendor == GENERIC and layout.main.size != (slide.levels[0].width, slide.levels[0].height):
         slide.close()  # it goes by the width alone
@@ -55,8 +58,15 @@ def _open_scan(path: Path, fast: bool) -> Slide | None:
 
 def _open_field(path: Path, fast: bool) -> Slide | None:
     """Plain images: the last resort, which says what is wrong."""
+    if path.suffix.lower() in _NAMING:
+        # That of MIRAX is a picture of the glass with its label.
+        raise SlideError(
+            "is no slide without the files that belong to it, which are missing or damaged: copy all of them"
+        )
+    if not path.stat().st_size:
+        raise SlideError("is empty: copy it again")
     layout = inspect_tiff(path) if is_tiff(path) else None
-    if layout is not None and layout.main.path != (0,):
+    if layout is not None and (layout.main.path != (0,) or layout.direct):
         return _checked(_open_pages(path, layout), layout)
     field = FieldSlide(path, layout)
     if field.is_deep:
@@ -95,6 +105,13 @@ def check_range(slide: Slide) -> None:
         )
 
 
+def _check_neighbours(path: Path) -> None:
+    """OpenSlide opens whatever lies beside a DICOM file, and would wait for a pipe for ever."""
+    for other in path.parent.iterdir():
+        if other.exists() and not (other.is_file() or other.is_dir()):
+            raise SlideError(f"cannot be opened: {other.name!r} beside it is a pipe or device; remove it")
+
+
 READERS: list[Reader] = [_open_scan, _open_field]
 
 
@@ -111,6 +128,8 @@ def open_slide(path: Path, *, fast: bool = True) -> Slide:
     try:
         if path.is_dir():
             path = next((file for file in sorted(path.iterdir()) if is_dicom(file)), path / "*.dcm")
+        if is_dicom(path):
+            _check_neighbours(path)
         for read in READERS:
             slide = read(path, fast)
             if slide is not None:

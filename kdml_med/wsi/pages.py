@@ -15,6 +15,8 @@ from kdml_med.wsi.slide import Level, Pixels, SlideError
 from kdml_med.wsi.tiff import PageRef, TiffLayout, describe_others
 
 _PREMULTIPLIED = 1  # TIFF ExtraSamples: colours are multiplied by the transparency already
+_JPEG, _APERIO_YCBCR = 7, 33003  # TIFF Compression
+_YCBCR = 6  # TIFF PhotometricInterpretation
 _PROBES = 3
 _PROBE_PX = 64
 _PROBE_L0 = 1024  # pixels of level 0 that one probe may cost along each side
@@ -114,7 +116,13 @@ class PageSlide:
     def __init__(self, path: Path, layout: TiffLayout, levels: Sequence[PageRef]) -> None:
         self.path, self._layout, self._refs = path, layout, [layout.main, *levels]
         self._tiff = tifffile.TiffFile(path)
-        self._readers = [PageReader(self._tiff, ref) for ref in self._refs]
+        try:
+            for ref in self._refs:
+                _check_colours(ref.find(self._tiff))
+            self._readers = [PageReader(self._tiff, ref) for ref in self._refs]
+        except SlideError:
+            self._tiff.close()
+            raise
         full = layout.main
         self.levels: Sequence[Level] = [
             Level(ref.width, ref.height, true_downsample(full.width, full.height, ref.width, ref.height))
@@ -139,6 +147,13 @@ class PageSlide:
     def close(self) -> None:
         """See ``Slide.close``."""
         self._tiff.close()
+
+
+def _check_colours(page: tifffile.TiffPage) -> None:
+    """Whether decoding a page gives red, green and blue: only JPEG's decoder does that with YCbCr."""
+    if page.compression == _APERIO_YCBCR or (page.photometric == _YCBCR and page.compression != _JPEG):
+        name = getattr(page.compression, "name", page.compression)
+        raise SlideError(f"has YCbCr samples in {name} that OpenSlide does not read, expected 8-bit RGB: convert it")
 
 
 def split_copies(path: Path, layout: TiffLayout) -> tuple[list[PageRef], list[PageRef]]:

@@ -145,6 +145,20 @@ def from_ome(xml: str, width: int, height: int) -> Resolution:
     return Resolution()
 
 
+def from_density(dpi: object, name: str) -> Resolution:
+    """From the dots per inch or metre of a plain image; what no slide can have is meant for screens and says nothing.
+
+    Raises:
+        SlideError: pixels are not square.
+    """
+    if not isinstance(dpi, tuple) or len(dpi) != 2:
+        return Resolution()
+    sides = [25_400 / value if _is_positive(value) else 0.0 for value in map(_quotient, dpi)]
+    if not all(MIN_MPP <= side <= MAX_MPP for side in sides):
+        return Resolution()
+    return _of_tags(*dpi, 25_400.0, f"density of the {name}")
+
+
 def agree(*places: Resolution) -> Resolution:
     """What several places in one header say together, the first that can be used before the others.
 

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from kdml_med.wsi.grid import true_downsample
 from kdml_med.wsi.pages import split_copies
-from kdml_med.wsi.resolution import Resolution, from_properties
+from kdml_med.wsi.resolution import from_density, from_properties
 from kdml_med.wsi.slide import Level, Pixels, SlideError
 from kdml_med.wsi.tiff import GENERIC, TiffLayout, describe_others, is_reduction
 
@@ -99,7 +99,7 @@ class FieldSlide:
     """A plain image of one resolution, held in memory: TIFF, PNG, JPEG or BMP."""
 
     def __init__(self, path: Path, layout: TiffLayout | None = None) -> None:
-        """Open an image; ``layout`` says what else is known of a TIFF. Only TIFF says how large a pixel is."""
+        """Open an image; ``layout`` says what else is known of a TIFF."""
         self.path = path
         try:
             with warnings.catch_warnings():
@@ -108,6 +108,9 @@ class FieldSlide:
                 with Image.open(path, formats=_FIELD_FORMATS) as image:
                     if image.mode not in ("RGB", "RGBA", "YCbCr"):
                         raise SlideError(f"is {_MODES.get(image.mode, f'an image of mode {image.mode}')}, {_EXPECTED}")
+                    found = (
+                        layout.resolution if layout else from_density(image.info.get("dpi"), image.format or "image")
+                    )
                     self.is_deep = any("16" in str(piece[3]) for piece in image.tile)
                     self._pixels = _on_white(image.convert("RGBA") if image.mode != "RGB" else image)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -116,7 +119,6 @@ class FieldSlide:
             raise SlideError("is neither a slide that OpenSlide opens nor a TIFF, PNG, JPEG or BMP image") from error
         except (OSError, ValueError, SyntaxError) as error:
             raise SlideError(f"cannot be read as an image: {error}") from error
-        found = layout.resolution if layout else Resolution()
         self.header_mpp, self.header_source, self.header_problem = found.mpp, found.source, found.problem
         self.left_out = describe_others([*layout.others, *split_copies(path, layout)[1]]) if layout else ""
         height, width = self._pixels.shape[:2]
@@ -143,7 +145,7 @@ def _open_handle(path: Path) -> openslide.OpenSlide:
         return openslide.OpenSlide(path)
     except (openslide.OpenSlideError, OSError) as error:
         # The message names the folder, too, which is nobody's business in a table.
-        raise SlideError(f"cannot be opened: {str(error).replace(str(path), path.name)}") from error
+        raise SlideError(f"cannot be opened: {str(error).replace(f'{path.parent}/', '')}") from error
 
 
 def _on_white(image: Image.Image) -> Pixels:

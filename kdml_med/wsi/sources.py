@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import unicodedata
@@ -24,6 +25,9 @@ _CONTROLS = ("Cc", "Zl", "Zp")  # Unicode categories
 _KINDS = "masks?|labels?|thumb|thumbnail|preview|overview|macro|annotations?|segmentation|seg|overlay|heatmap"
 _AFTER = re.compile(rf"(.+)[-_. ](?:{_KINDS})(?:[-_ ]?\d+)?", re.IGNORECASE)
 _BEFORE = re.compile(rf"(?:{_KINDS})[-_. ](.+)", re.IGNORECASE)
+_ALONE = re.compile(_KINDS, re.IGNORECASE)
+_DATASET = {"dataset.json", "shards"}
+_MIRAX_INDEX = "slidedat.ini"
 _UNREAD = "is of a kind that is not read: unpack or convert it, or move it elsewhere"
 
 
@@ -44,23 +48,26 @@ class FoundSlides:
     unread: list[Path] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
-    _real: set[Path] = field(default_factory=set, repr=False)
+    _taken: dict[object, Path] = field(default_factory=dict, repr=False)
 
     def add(self, path: Path, root: Path | None = None) -> None:
         """Take a slide, unless it is there already or cannot be used."""
         problem = name_problem(path.name)
-        real = path.resolve()
         if problem is None and not os.access(path, os.R_OK):
             problem = "cannot be read: permission denied"
         if problem is not None:
             self.refuse(path, problem, root)
-        elif real not in self._real:
-            self._real.add(real)
+            return
+        series = _series_of(path)
+        other = self._taken.setdefault(series or _file_id(path, path.resolve()), path)
+        if other is path:
             self.slides.append(path)
+        elif other.name != path.name and not series:
+            self.refuse(path, _same_file(other), root)
 
     def refuse(self, path: Path, reason: str, root: Path | None = None) -> None:
         """Note that something cannot be used; its name is from the folder that was searched on."""
-        name = path.name if root is None else path.relative_to(root).as_posix()
+        name = path.name if root in (None, path) else path.relative_to(root).as_posix()
         self.problems.append((printable(name), reason))
         self.lost.append(slide_name(path.name))
 
@@ -78,14 +85,16 @@ def find_slides(inputs: Sequence[Path], out_dir: Path) -> FoundSlides:
     found = FoundSlides()
     if not inputs:
         raise InputError("no input was given: name slides, or folders with slides.")
-    for path in inputs:
+    for path in _without_parts(inputs):
         if path.is_dir():
-            before = len(found.slides), len(found.problems), len(found.unread)
-            _Search(path, out_dir, found).run()
-            if (len(found.slides), len(found.problems), len(found.unread)) == before:
+            if path.resolve() == out_dir.resolve():
+                raise InputError(f"--out is {out_dir}, which is one of the inputs: choose another --out.")
+            if not _Search(path, out_dir, found).run():
                 raise InputError(f"{path} holds no slide; known suffixes: {' '.join(SLIDE_SUFFIXES)} .dcm.")
         elif path.is_file():
             found.add(path)
+        elif path.exists():
+            raise InputError(f"{path} is neither a file nor a folder, but a pipe or device. Name slides or folders.")
         else:
             raise InputError(f"{path} does not exist. Check the path of the slide or folder.")
     names: dict[str, Path] = {}
@@ -96,6 +105,36 @@ def find_slides(inputs: Sequence[Path], out_dir: Path) -> FoundSlides:
                 f"{other} and {path} would both be slide {slide_name(path.name)!r}: rename one, or name only one."
             )
     return found
+
+
+def _without_parts(inputs: Sequence[Path]) -> list[Path]:
+    """Inputs without the parts of others, which come along where all that a folder holds is named."""
+    files = [path for path in inputs if path.is_file()]
+    parts = {part for path in files if path.suffix.lower() in _INDEXED for part in list_indexed(path)}
+    parts |= {path.with_suffix("").resolve() for path in files if path.suffix.lower() == _MIRAX}
+    return [path for path in inputs if not (path.exists() and path.resolve() in parts)]
+
+
+def _series_of(path: Path) -> tuple[Path, str] | None:
+    """What any file of a DICOM slide, and its folder, have in common; None for other slides."""
+    if path.is_dir():
+        with contextlib.suppress(OSError):
+            path = next(filter(is_dicom, sorted(path.iterdir())), path)
+    uid = read_series(path) if path.suffix.lower() in (_DICOM, "") else None
+    return None if uid is None else (path.parent.resolve(), uid)
+
+
+def _file_id(path: Path, real: Path) -> object:
+    """What tells a file from others: hard links to one have different paths."""
+    with contextlib.suppress(OSError):
+        state = path.stat()
+        if state.st_nlink > 1 and path.is_file():
+            return state.st_dev, state.st_ino
+    return real
+
+
+def _same_file(other: Path) -> str:
+    return f"is the same file as {printable(other.name)}, which is taken"
 
 
 def name_problem(name: str) -> str | None:
@@ -133,37 +172,62 @@ class _Search:
     found: FoundSlides
     files: dict[Path, Path] = field(default_factory=dict)  # and where each really is
 
-    def run(self) -> None:
-        """Add what the folder holds to ``found``."""
+    def run(self) -> bool:
+        """Add what the folder holds to ``found``; False when there is nothing, new or taken already, to name."""
+        problems = len(self.found.problems)
+        if _is_unread(self.root):
+            self._refuse_unread(self.root)
+            return True
         self._walk()
         unique = self._without_twins()
         parts = {part for path in unique if path.suffix.lower() in _INDEXED for part in list_indexed(path)}
         rest = [path for path in unique if self.files[path] not in parts]
         series = self._join_series(rest)
-        slides = [path for path in rest if path.suffix.lower() in SLIDE_SUFFIXES]
+        slides = list(filter(_is_slide, rest))
         slides = self._without_pictures(slides, series)
-        for path in sorted([*slides, *series]):
+        taken = sorted([*slides, *series])
+        for path in taken:
             self.found.add(path, self.root)
         for path in filter(_is_unread, rest):
-            self.found.unread.append(path)
-            self.found.refuse(path, _UNREAD, self.root)
+            self._refuse_unread(path)
+        return bool(taken) or len(self.found.problems) > problems
 
     def _walk(self) -> None:
-        contents = walk_folder(self.root, leave_out=[self.out_dir], parts=_mirax_data)
+        contents = walk_folder(self.root, leave_out=[self.out_dir], parts=self._not_searched)
         self.files = contents.files
-        may_be_slides = (*SLIDE_SUFFIXES, _DICOM, "")
-        for path, reason in contents.closed + [
-            link for link in contents.no_files if link[0].suffix.lower() in may_be_slides
-        ]:
+        for path, reason in contents.closed:
             self.found.refuse(path, reason, self.root)
+        for path, reason in contents.no_files:
+            if path.suffix.lower() in (*SLIDE_SUFFIXES, _DICOM) or (path.is_symlink() and not path.suffix):
+                self.found.refuse(path, reason, self.root)
+
+    def _not_searched(self, folder: Path, names: Sequence[str]) -> set[str] | None:
+        """Folders in a folder that are no place for slides; None when the whole folder is none."""
+        lower = {name.lower() for name in names}
+        if lower >= _DATASET:  # of an earlier run: its thumbnails have the names of slides
+            return None
+        if _MIRAX_INDEX in lower:
+            self.found.refuse(folder, "holds the data of a MIRAX slide, whose .mrxs file is not beside it", self.root)
+            return None
+        paths = (folder / name for name in names if not name.startswith("."))
+        unread = [path for path in paths if _is_unread(path) and path.is_dir()]
+        for path in unread:
+            self._refuse_unread(path)
+        # The folder beside a MIRAX slide holds its data.
+        data = {Path(name).stem for name in names if name.lower().endswith(_MIRAX)}
+        return data | {path.name for path in unread}
+
+    def _refuse_unread(self, path: Path) -> None:
+        self.found.unread.append(path)
+        self.found.refuse(path, _UNREAD, self.root)
 
     def _without_twins(self) -> list[Path]:
         """Each file once, though links lead to it by several ways; by its own name where that is among them."""
-        first: dict[Path, Path] = {}
+        first: dict[object, Path] = {}
         for path, real in sorted(self.files.items(), key=lambda item: (item[0].is_symlink(), item)):
-            other = first.setdefault(real, path)
+            other = first.setdefault(_file_id(path, real) if _is_slide(path) else real, path)
             if other is not path and other.name != path.name and _is_slide(path):
-                self.found.refuse(path, f"is the same file as {printable(other.name)}, which is taken", self.root)
+                self.found.refuse(path, _same_file(other), self.root)
         return sorted(first.values())
 
     def _join_series(self, files: Sequence[Path]) -> list[Path]:
@@ -204,7 +268,10 @@ class _Search:
             return kept
         for path in plain:
             reason = "is a plain image in a folder of slides: to tile it, name it or a folder of images as an input"
-            self.found.refuse(path, reason, self.root)
+            if _ALONE.fullmatch(path.stem):  # QuPath has one in the folder of each slide
+                self.found.left_out.append((path.relative_to(self.root).as_posix(), "is a picture beside slides"))
+            else:
+                self.found.refuse(path, reason, self.root)
         return [path for path in kept if path.suffix.lower() not in PLAIN_SUFFIXES]
 
     def _owner(self, path: Path, ids: Collection[str], scans: Collection[str]) -> str | None:
@@ -220,13 +287,8 @@ class _Search:
         return None
 
 
-def _mirax_data(folder: Path, names: Sequence[str]) -> set[str]:
-    """Names of the folders that hold the data of MIRAX slides beside them."""
-    return {Path(name).stem for name in names if name.lower().endswith(_MIRAX)}
-
-
 def _is_slide(path: Path) -> bool:
-    return path.suffix.lower() in SLIDE_SUFFIXES
+    return path.suffix.lower().rstrip() in SLIDE_SUFFIXES  # blanks at the end are refused, not passed over
 
 
 def _is_scan(path: Path) -> bool:

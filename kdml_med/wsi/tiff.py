@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +25,16 @@ GENERIC, APERIO = "generic-tiff", "aperio"
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NONE, _JPEG = 1, 7  # Compression
 _RGB, _YCBCR = 2, 6  # PhotometricInterpretation
+_ORIENTATION, _AS_STORED = 274, 1
+_NOT_ELSEWHERE = (33005, 34712, 50001, 50002)  # JPEG 2000, twice; WebP; JPEG XL: not for OpenSlide and Pillow
 _PHOTOMETRIC = {0: "greyscale", 1: "greyscale", 3: "palette", 4: "a transparency mask", 5: "CMYK", 8: "CIELab"}
 _UNSPECIFIED = 0  # ExtraSamples
 _MASK_FLAG = 4  # NewSubfileType
 _MAX_SEGMENT_BYTES = 2**30
 _MAX_RATIO = 200_000  # pixel bytes per stored byte; the best of the compressions reach a fifth of it on one colour
-_ASSOCIATED = re.compile(r"\b(label|macro|thumbnail|overview)\b", re.IGNORECASE)
+_WORDS = "label|macro|thumbnail|overview"
+_ASSOCIATED = re.compile(rf"\b({_WORDS})\b", re.IGNORECASE)
+_NOTHING_ELSE = re.compile(rf"({_WORDS})[ _]?(?:image)?(?: +\d+x\d+)?", re.IGNORECASE)
 _MAX_NAMED = 3
 _PROBES = 3
 
@@ -75,6 +80,8 @@ class TiffLayout:
         others: images that are neither, nor called label, macro or thumbnail.
         resolution: of ``main``, by the fields that any TIFF can have.
         deep: whether its samples have more than 8 bits.
+        direct: whether only its pages say what it shows: OpenSlide turns each tile by itself where a tag says that the
+            image is shown turned or mirrored, and does not know all compressions.
     """
 
     main: PageRef
@@ -82,6 +89,7 @@ class TiffLayout:
     others: Sequence[PageRef] = ()
     resolution: Resolution = field(default_factory=Resolution)
     deep: bool = False
+    direct: bool = False
 
 
 def is_tiff(path: Path) -> bool:
@@ -113,9 +121,8 @@ def inspect_tiff(path: Path, vendor: str | None = None) -> TiffLayout:
 def _layout(tiff: tifffile.TiffFile, file_bytes: int, vendor: str | None) -> TiffLayout:
     pages = list(_pages(tiff))
     if not pages:
-        raise SlideError("cannot be read: the TIFF holds no image")
-    names = _image_names(tiff)
-    beside = [ref for ref, page in pages if (not ref.tiled if vendor == APERIO else _is_associated(ref, page, names))]
+        raise SlideError("cannot be read: the TIFF holds no image, or its end is missing; copy it again")
+    beside = {ref for ref, _ in pages if not ref.tiled} if vendor == APERIO else _find_associated(tiff, pages)
     shown = [(ref, page) for ref, page in pages if ref not in beside] or pages
     # Of several equals the first, as everywhere; but a mask may be as large as the slide.
     order = sorted(shown, key=lambda pair: (-pair[0].width * pair[0].height, pair[1].samplesperpixel < 3))
@@ -134,7 +141,14 @@ def _layout(tiff: tifffile.TiffFile, file_bytes: int, vendor: str | None) -> Tif
     smaller.sort(key=lambda ref: -ref.width)
     own = vendor in (None, GENERIC)
     resolution = _resolution(tiff, main, main_page) if own else Resolution()
-    return TiffLayout(main, smaller, others, resolution, _bits(main_page) > 8)
+    used = {main, *smaller}
+    turned = any(_is_turned(page) for ref, page in shown if ref in used)
+    direct = turned or (main_page.photometric == _RGB and main_page.compression in _NOT_ELSEWHERE)
+    return TiffLayout(main, smaller, others, resolution, _bits(main_page) > 8, direct)
+
+
+def _is_turned(page: tifffile.TiffPage) -> bool:
+    return _ORIENTATION in page.tags and page.tags[_ORIENTATION].value not in (0, _AS_STORED)
 
 
 def _has_channels(page: tifffile.TiffPage) -> bool:
@@ -147,10 +161,14 @@ def _has_channels(page: tifffile.TiffPage) -> bool:
 
 def _pages(tiff: tifffile.TiffFile) -> Iterator[tuple[PageRef, tifffile.TiffPage]]:
     seen: set[int] = set()
+    last = 0
     for index, page in enumerate(tiff.pages):
         if page.offset in seen:  # the library would go round and round
             raise SlideError("cannot be read: the list of its pages leads back to an earlier one")
         seen.add(page.offset)
+        last = page.offset
+        if page.subifds and max(page.subifds) >= tiff.filehandle.size:
+            raise SlideError(f"is incomplete: images below page {index} lie beyond its end; copy it again")
         below = [(index, number) for number in range(len(page.pages or ()))] if page.subifds else []
         for path in [(index,), *below]:
             found = page if len(path) == 1 else (page.pages or [])[path[1]]
@@ -158,6 +176,17 @@ def _pages(tiff: tifffile.TiffFile) -> Iterator[tuple[PageRef, tifffile.TiffPage
                 # It may have been the largest: what is left would be tiled at its scale.
                 raise SlideError(f"cannot be read: page {'.'.join(map(str, path))} has no size, its tags are damaged")
             yield PageRef(path, found.imagewidth, found.imagelength, found.is_tiled), found
+    if last and _next_page(tiff, last):  # the library passes over what it cannot follow, which may be the largest
+        raise SlideError("is incomplete: the list of its pages leads beyond its end or to none; copy it again")
+
+
+def _next_page(tiff: tifffile.TiffFile, offset: int) -> int:
+    """Where the tags of a page say that the next page is; 0 for the last."""
+    stream, form = tiff.filehandle, tiff.tiff
+    stream.seek(offset)
+    tags = struct.unpack(form.tagnoformat, stream.read(form.tagnosize))[0]
+    stream.seek(offset + form.tagnosize + tags * form.tagsize)
+    return int(struct.unpack(form.offsetformat, stream.read(form.offsetsize))[0])
 
 
 def _resolution(tiff: tifffile.TiffFile, main: PageRef, page: tifffile.TiffPage) -> Resolution:
@@ -182,12 +211,25 @@ def _image_names(tiff: tifffile.TiffFile) -> dict[int, str]:
     }
 
 
-def _is_associated(ref: PageRef, page: tifffile.TiffPage, names: dict[int, str]) -> bool:
-    """Whether a page is called what slides carry beside their pixels."""
-    # The XML of a whole file, as OME has it on the first page, says nothing about one page.
-    said = "" if page.is_ome else page.description
-    name = names.get(ref.path[0], "")
-    return any(_ASSOCIATED.search(text) for text in (said[:2000], name))
+def _find_associated(tiff: tifffile.TiffFile, pages: Sequence[tuple[PageRef, tifffile.TiffPage]]) -> set[PageRef]:
+    """Pages that are called what slides carry beside their pixels.
+
+    The largest is one of them only if nothing else is said of it: the description of a slide may hold any word.
+    """
+    names = _image_names(tiff)
+    said = {}
+    for ref, page in pages:
+        # The XML of a whole file, as OME has it on the first page, says nothing about one page.
+        text, name = "" if page.is_ome else page.description[:2000], names.get(ref.path[0], "")
+        said[ref] = text, name if len(ref.path) == 1 or _NOTHING_ELSE.fullmatch(name) else ""
+    called = {
+        ref
+        for ref, texts in said.items()
+        if any(_NOTHING_ELSE.fullmatch(line.strip()) for text in texts for line in text.splitlines())
+    }
+    largest = max((ref.width * ref.height for ref in said if ref not in called), default=0)
+    mentioned = [ref for ref, texts in said.items() if any(map(_ASSOCIATED.search, texts))]
+    return called | {ref for ref in mentioned if ref.width * ref.height < largest}
 
 
 def is_reduction(full: tuple[int, int], size: tuple[int, int], *, loose: bool = False) -> bool:

@@ -56,7 +56,7 @@ def decode_floor(path: Path, tiles: pd.DataFrame, factor: int) -> None:
         rows = range(int(y) // index.height, int(y + size - 1) // index.height + 1)
         touched |= {row * index.columns + column for row in rows for column in columns}
     for number in sorted(touched):
-        decode_tile(slide._mapped, index, number, factor)
+        decode_tile(slide._file, index, number, factor)
     slide.close()
 
 

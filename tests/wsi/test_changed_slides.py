@@ -12,6 +12,7 @@ from kdml_med.errors import InputError
 from kdml_med.storage import files
 from kdml_med.storage.manifest import read_info, read_manifest
 from kdml_med.storage.shards import sidecar_path
+from kdml_med.wsi import cutter
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.sources import list_files
 from kdml_med.wsi.tiler import tile_slides
@@ -221,3 +222,19 @@ def test_failing_slide_does_not_take_the_manifest_of_the_others_away(slides, tmp
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     assert tile(slides, out).failures[0][0] == "cut.svs"
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == times
+
+
+def test_file_that_shrinks_while_it_is_read_costs_only_itself(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for seed, name in enumerate("abc"):
+        write_slide(tmp_path / "in" / f"{name}.svs", seed=seed)
+    read_overview = cutter.read_overview
+
+    def read_and_shrink(slide, mpp):
+        if slide.path.name == "b.svs":
+            os.truncate(slide.path, 5_000)
+        return read_overview(slide, mpp)
+
+    monkeypatch.setattr(cutter, "read_overview", read_and_shrink)
+    report = tile_slides([tmp_path / "in"], tmp_path / "out", TilingOptions(tile_size_px=112), progress=False)
+    assert (report.done, [name for name, _ in report.failures]) == (2, ["b.svs"])

@@ -144,6 +144,19 @@ def test_images_of_an_ome_tiff_go_by_their_names(tmp_path, scene, other, name, w
     np.testing.assert_array_equal(whole(tmp_path / "a.ome.tif"), scene[0])
 
 
+@pytest.mark.parametrize("text", ["Overview of a biopsy", "label: CRC", "exported without its macro"])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_word_in_the_description_of_a_slide_does_not_make_it_a_label(tmp_path, scene, text, everywhere):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        for place, pixels in enumerate(scene):
+            tiff.write(pixels, **TILED, **CM, description=text if everywhere or place == 0 else None)
+    np.testing.assert_array_equal(whole(tmp_path / "a.tif"), scene[0])
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as tiff:
+        for pixels, name in ((scene[0], text), (scene[2], "scan 2")):
+            tiff.write(pixels, photometric="rgb", tile=(256, 256), metadata={"Name": name, "axes": "YXS"})
+    np.testing.assert_array_equal(whole(tmp_path / "a.ome.tif"), scene[0])
+
+
 def test_macro_picture_larger_than_a_small_slide_is_not_the_slide(tmp_path, scene, other):
     with tifffile.TiffWriter(tmp_path / "a.svs") as tiff:
         tiff.write(scene[1], **TILED, compression="jpeg", description="Aperio Synthetic v1.0\r\n512x512|MPP = 0.25")
@@ -290,6 +303,52 @@ def test_pages_that_lead_back_to_the_first_are_no_endless_list(tmp_path, scene):
         stream.seek(link)
         stream.write(start.to_bytes(4, "little"))
     with pytest.raises(SlideError, match="leads back"):
+        opened(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_list_of_pages_that_breaks_off_before_the_largest_is_refused(tmp_path, scene, bigtiff):
+    write_tiff(tmp_path / "a.tif", *scene[::-1], bigtiff=bigtiff)
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        page, form = tiff.pages[1], tiff.tiff
+        link = page.offset + form.tagnosize + form.tagsize * len(page.tags)
+        data[link : link + form.offsetsize] = (len(data) + 9).to_bytes(form.offsetsize, "little")
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(SlideError, match="leads beyond its end"):
+        opened(tmp_path / "a.tif")
+
+
+def test_pages_below_that_are_cut_off_are_not_passed_over(tmp_path, scene):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(scene[2], **TILED, **CM, subifds=1)
+        tiff.write(scene[0], **TILED, **CM)
+    change_tag(tmp_path / "a.tif", 330, 2**31)
+    with pytest.raises(SlideError, match="below page 0 lie beyond its end"):
+        opened(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("tile", [(256, 256), None])
+def test_slide_that_is_to_be_shown_turned_is_read_as_it_is_stored(tmp_path, scene, orientation, tile):
+    pixels = np.ascontiguousarray(scene[0][:700])
+    write_tiff(tmp_path / "a.tif", pixels, tile=tile, extratags=[(274, "H", 1, orientation, True)])
+    np.testing.assert_array_equal(whole(tmp_path / "a.tif"), pixels)
+
+
+@pytest.mark.parametrize("compression", ["jpeg2000", "aperio_jp2000_rgb", "webp", "jpegxl"])
+@pytest.mark.parametrize("tile", [(256, 256), None])
+def test_compressions_that_openslide_does_not_know_are_read(tmp_path, scene, compression, tile):
+    write_tiff(tmp_path / "a.tif", scene[1], tile=tile, compression=compression)
+    np.testing.assert_array_equal(whole(tmp_path / "a.tif"), scene[1])
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "aperio_jp2000_ycbc"])
+def test_page_whose_decoder_would_leave_ycbcr_is_refused(tmp_path, scene, compression):
+    write_tiff(tmp_path / "a.tif", scene[2], scene[0], compression=compression)
+    if compression != "aperio_jp2000_ycbc":
+        change_tag(tmp_path / "a.tif", PHOTOMETRIC, 6, page=1)
+    with pytest.raises(SlideError, match="has YCbCr samples"):
         opened(tmp_path / "a.tif")
 
 

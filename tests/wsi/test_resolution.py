@@ -3,6 +3,7 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from kdml_med.wsi.grid import MAX_MPP, MIN_MPP
 from kdml_med.wsi.opening import open_slide
@@ -162,3 +163,16 @@ def test_imagej_counts_its_tags_in_the_unit_that_it_names(tmp_path, pixels, unit
         tmp_path / "a.tif", np.asarray(pixels), imagej=True, resolution=(4, 4), metadata={"unit": "um", "axes": "YXS"}
     )
     assert stated(tmp_path / "a.tif") == (0.25, "ImageJ description")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp"])
+def test_density_of_a_plain_image_counts_where_a_slide_can_have_it(tmp_path, suffix):
+    for side, dpi, mpp in (("a", (50_800, 50_800), 0.5), ("b", (96, 72), None), ("c", (300, 300), None)):
+        path = tmp_path / f"{side}.{suffix}"
+        Image.fromarray(np.full((32, 32, 3), 200, np.uint8)).save(path, dpi=dpi)
+        slide = open_slide(path)
+        assert slide.header_problem == ""
+        assert slide.header_mpp == (None if mpp is None else pytest.approx(mpp, rel=1e-4))
+    Image.fromarray(np.full((32, 32, 3), 200, np.uint8)).save(path, dpi=(50_800, 25_400))
+    with pytest.raises(SlideError, match="not square"):
+        open_slide(path)

@@ -13,12 +13,14 @@ from PIL import Image
 from kdml_med.errors import InputError
 from kdml_med.storage.manifest import read_manifest
 from kdml_med.tables.names import UNREAD_SUFFIXES, slide_name
+from kdml_med.wsi.opening import open_slide
 from kdml_med.wsi.options import TilingOptions
+from kdml_med.wsi.slide import SlideError
 from kdml_med.wsi.sources import find_slides, list_files, name_problem, printable
 from kdml_med.wsi.tiler import tile_slides
 from tests.examples import examples
 from tests.wsi.test_tiler import contents
-from tests.wsi.vendor_slides import picture, write_dicom, write_tiff, write_vms
+from tests.wsi.vendor_slides import picture, write_dicom, write_mirax, write_tiff, write_vms
 
 OPTIONS = TilingOptions(tile_size_px=112)
 
@@ -246,6 +248,100 @@ def test_slide_whose_link_broke_leaves_the_tables_but_is_not_deleted(root, tmp_p
     (tmp_path / "away.tif").rename(tmp_path / "store.tif")
     assert tile_slides([root], out, OPTIONS, progress=False).failures == []
     assert contents(out) == before
+
+
+def test_all_that_a_folder_holds_can_be_named(root):
+    root.mkdir()
+    pixels = picture(512)
+    write_vms(root / "v.vms", pixels)
+    write_mirax(root / "m.mrxs", pixels)
+    write_dicom(root / "d", pixels)
+    assert found(root, *sorted(root.iterdir()))[:2] == (["d", "m.mrxs", "v.vms"], {})
+    assert found(root, *sorted((root / "d").iterdir()), root / "d")[:2] == (["d/level0.dcm"], {})
+    assert found(root, root / "d", root / "d" / "level1.dcm")[:2] == (["d"], {})
+    assert found(root, root / "v.vms", root)[0] == ["v.vms", "d", "m.mrxs"]
+    assert found(root, root / "d", root / "d")[:2] == (["d"], {})
+
+
+@pytest.mark.parametrize("lost", ["folder", "m/Slidedat.ini", "m/Index.dat", "m/Data0000.dat"])
+def test_mirax_slide_without_all_of_its_files_is_refused_and_its_picture_is_not_tiled(root, tmp_path, lost):
+    root.mkdir()
+    write_mirax(root / "m.mrxs", picture(512))
+    shutil.rmtree(root / "m") if lost == "folder" else (root / lost).unlink()
+    options = TilingOptions(tile_size_px=32, assume_mpp=0.25)
+    report = tile_slides([root / "m.mrxs"], tmp_path / "out", options, progress=False)
+    assert (report.done, [name for name, _ in report.failures]) == (0, ["m.mrxs"])
+    assert str(tmp_path) not in report.failures[0][1]
+
+
+def test_list_of_files_on_dicom_media_is_no_slide(root):
+    write_dicom(root, picture(512))
+    (root / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM" + b"\4\0\0\0\0\0\0\0")
+    slides, problems, result = found(root)
+    assert (slides, problems) == (["."], {})
+    open_slide(result.slides[0]).close()
+
+
+def test_data_of_a_mirax_slide_without_its_file_are_named(root):
+    touch(root / "a.svs")
+    write_mirax(root / "m.mrxs", picture(512))
+    (root / "m.mrxs").unlink()
+    assert "whose .mrxs file is not beside it" in found(root)[1]["m"]
+    assert list(found(root, root / "m")[1]) == ["m"]
+
+
+def test_folder_of_a_kind_that_is_not_read_is_named(root):
+    touch(root / "a.svs", root / "b.ome.zarr" / "0" / "0")
+    assert list(found(root)[1]) == list(found(root, root / "b.ome.zarr")[1]) == ["b.ome.zarr"]
+
+
+def test_what_would_never_answer_is_named_and_not_opened(root, tmp_path):
+    write_dicom(root / "d", picture(512))
+    for path in (root / "a.svs", root / "d" / "a"):
+        os.mkfifo(path)
+    slides, problems, result = found(root)
+    assert (slides, list(problems)) == (["d"], ["a.svs"])
+    with pytest.raises(SlideError, match="'a' beside it is a pipe"):
+        open_slide(result.slides[0])
+    with pytest.raises(InputError, match="a pipe or device"):
+        find_slides([root / "a.svs"], tmp_path / "out")
+
+
+def test_hard_link_to_a_slide_is_no_second_one(root):
+    touch(root / "a.svs", root / "c.svs")
+    (root / "b.svs").hardlink_to(root / "a.svs")
+    (root / "d").mkdir()
+    (root / "d" / "a.svs").hardlink_to(root / "a.svs")
+    (root / "e.svs").symlink_to(root / "c.svs")
+    expected = {
+        "b.svs": "is the same file as a.svs, which is taken",
+        "e.svs": "is the same file as c.svs, which is taken",
+    }
+    assert found(root)[:2] == (["a.svs", "c.svs"], expected)
+    assert found(root, *(root / f"{name}.svs" for name in "abce"))[:2] == (["a.svs", "c.svs"], expected)
+
+
+def test_tiles_of_an_earlier_run_among_the_inputs_are_no_slides(root):
+    root.mkdir()
+    Image.fromarray(picture(512)).save(root / "a.png")
+    for name in ("first", "second"):
+        options = TilingOptions(tile_size_px=112, assume_mpp=0.25)
+        report = tile_slides([root], root / name, options, progress=False)
+        assert (report.done, report.failures, report.left_out) == (1, [], [])
+    with pytest.raises(InputError, match=r"--out is .* one of the inputs"):
+        tile_slides([root], root, options, progress=False)
+
+
+def test_picture_with_no_name_but_its_kind_is_left_out_beside_slides_only(root):
+    touch(root / "a.svs", root / "project" / "data" / "1" / "thumbnail.jpg", root / "project" / "data" / "1" / "x.jpg")
+    slides, problems, result = found(root)
+    assert (slides, list(problems), len(result.left_out)) == (["a.svs"], ["project/data/1/x.jpg"], 1)
+    assert found(root / "project")[0] == ["data/1/thumbnail.jpg", "data/1/x.jpg"]
+
+
+def test_blank_behind_the_suffix_is_not_passed_over(root):
+    touch(root / "a.svs", root / "b.svs ")
+    assert list(found(root)[1]) == ["b.svs "]
 
 
 def test_folder_with_nothing_to_read_is_refused(root):
