@@ -7,7 +7,15 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_SYSTEM_FOLDERS = ("@eadir", "$recycle.bin", "__macosx", "lost+found", "system volume information")
+_SYSTEM_NAMES = frozenset(
+    {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"}
+    | {"lost+found", "icon\r"}
+)
+
+
+def is_system_name(name: str) -> bool:
+    """Whether a file or folder is hidden or kept by a system for itself: previews, waste, resource forks."""
+    return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
 
 
 @dataclass
@@ -84,7 +92,7 @@ def _walk(
         if inner is None:
             continue
         for entry in entries:
-            if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FOLDERS:
+            if is_system_name(entry.name):
                 continue
             path = folder / entry.name
             try:

@@ -33,11 +33,6 @@ _HYPHENS = re.compile("[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
 _TCGA_PATIENT = re.compile(r"^TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}", re.IGNORECASE)
 _TCGA_ANYWHERE = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", re.IGNORECASE)
 
-_SYSTEM_NAMES = frozenset(
-    {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"}
-    | {"lost+found", "icon\r"}
-)
-
 
 def same_name_form(text: str) -> str:
     """A name, id or cell as it is compared: what looks the same is the same.
@@ -55,11 +50,6 @@ def same_name_form(text: str) -> str:
 
 def _shows(letter: str) -> bool:
     return not letter.isspace() and unicodedata.category(letter) not in ("Cf", "Cc")
-
-
-def is_system_name(name: str) -> bool:
-    """Whether a file or folder is hidden or kept by a system for itself: previews, waste, resource forks."""
-    return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
 
 
 def slide_name(text: str) -> str:

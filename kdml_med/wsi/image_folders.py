@@ -13,7 +13,8 @@ import PIL
 from PIL import Image
 
 from kdml_med.errors import InputError
-from kdml_med.tables.names import SLIDE_SUFFIXES, is_absolute, is_system_name, same_name_form
+from kdml_med.storage.walking import is_system_name
+from kdml_med.tables.names import SLIDE_SUFFIXES, is_absolute, same_name_form
 
 _UNREAD = [
     *(".jpe", ".jfif", ".dib", ".gif", ".webp", ".jp2", ".j2k", ".avif"),

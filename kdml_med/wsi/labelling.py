@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from kdml_med.storage.walking import walk_folder
 from kdml_med.tables.labels import LabelTable
-from kdml_med.tables.names import is_system_name, is_tcga_normal, other_barcode, slide_name, tcga_site
+from kdml_med.tables.names import is_tcga_normal, other_barcode, slide_name, tcga_site
 from kdml_med.tables.usage import RowUse
 from kdml_med.wsi.cutter import SlideJob
 
@@ -114,13 +114,10 @@ def _find_others(labels: LabelTable, inputs: Sequence[Path], taken: Collection[P
     known = set(taken)
     found: dict[str, str] = {}
     for root in inputs:
-        for folder, inner, names in os.walk(root):
-            inner[:] = [name for name in inner if not is_system_name(name)]
-            for name in sorted(names):
-                path = Path(folder, name)
-                if is_system_name(name) or path.suffix.lower() in _NO_PICTURES or path in known:
-                    continue
-                key = labels.key(name) or labels.key(path.stem)
-                if key is not None:
-                    found.setdefault(key, name)
+        for path in walk_folder(root).files if root.is_dir() else ():
+            if path.suffix.lower() in _NO_PICTURES or path in known:
+                continue
+            key = labels.key(path.name) or labels.key(path.stem)
+            if key is not None:
+                found.setdefault(key, path.name)
     return found
