@@ -51,6 +51,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"task": "detection"}, "this config is for classification"),
         ({"train#trainer#amp": "false"}, "--train#trainer#amp false: write False, with a capital letter"),
         ({"version": "v9"}, "unknown version 'v9'"),
+        ({"seed": "$1/0"}, r"--seed is '\$1/0', which gives ZeroDivisionError: division by zero"),
+        ({"alpha": "$["}, r"--alpha is '\$\[', which gives SyntaxError"),
+        ({"max_epochs": "@nothing"}, "--max_epochs is '@nothing', which gives"),
+        ({"temperature": 1e308}, "--temperature is 1e.308, expected a number above 0 to 1000"),
+        ({"run_dir": "a\0b"}, "--run_dir is .* expected a path"),
         ({"dataset_dir": "nowhere"}, "nowhere is not a dataset folder"),
     ],
 )
