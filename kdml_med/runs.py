@@ -17,7 +17,8 @@ metrics.json            figures with intervals
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ import torch
 from torch import nn
 
 from kdml_med.errors import InputError
-from kdml_med.keys import DetectionColumn, LossColumn, NetworkName, PredictionColumn, Task, network_order
+from kdml_med.keys import DetectionColumn, LossColumn, NetworkName, PredictionColumn, Split, Task, network_order
 from kdml_med.metrics.aggregation import AggregationMethod, Level
 from kdml_med.networks.cohort import Cohort, load_trained
 from kdml_med.networks.registry import NetworkSpec, build_network
@@ -45,6 +46,8 @@ SEQUENCES_FILE = "sequences.csv"
 SPEED_FILE = "speed.json"
 CHECKPOINTS_DIR = "checkpoints"
 
+FRAME_OPTIONS = ("crop", "mask_overlays")
+"""How frames were prepared for training is how new ones have to be."""
 SCHEMA_VERSION = 1
 """Of cohort.json."""
 TRAIN_AGAIN = "Train again into another folder, or bring back the file as training wrote it."
@@ -106,9 +109,11 @@ class RunDescription:
         """What networks are built with: detectors tell the classes apart from background, which is the first one."""
         return len(self.classes) - (self.task is Task.DETECTION)
 
-    def has_seen(self, patient_id: str) -> bool:
-        """Whether a patient was learned from or chosen by."""
-        return hashed_patient(patient_id) in {name for part in self.seen_patients.values() for name in part}
+    def has_seen(self, patient_id: str, parts: Iterable[str] = (Split.TRAIN, Split.VAL)) -> bool:
+        """Whether a patient was learned from ("train") or chosen by ("val"), in whichever Unicode form the id is."""
+        forms = {unicodedata.normalize(form, patient_id) for form in ("NFC", "NFD")} | {patient_id}
+        seen = {name for part in parts for name in self.seen_patients[part]}
+        return not seen.isdisjoint(map(hashed_patient, forms))
 
     def write(self, run_dir: str | Path) -> None:
         """Write cohort.json; what the other task knows is left out."""
@@ -145,19 +150,37 @@ class RunDescription:
 
     def check(self, path: Path) -> None:
         """Refuse values that have the right type and make no sense all the same."""
+        for name, (right, words) in self._expected().items():
+            if not right:
+                raise InputError(f"{path}: {name} is {getattr(self, name)!r}, expected {words}. {TRAIN_AGAIN}")
+
+    def _expected(self) -> dict[str, tuple[bool, str]]:
+        """Whether each value makes sense, and what would."""
         sides = self.image_size if isinstance(self.image_size, list) else [self.image_size] * 2
-        networks = [*self.networks.values()]
+        known = {NetworkName.TEACHER.value, *map(NetworkName.student, range(len(self.networks)))}
+        specs = self.networks.values()
         expected = {
             "classes": (len(set(self.classes)) == len(self.classes) == 2, "two different names"),
             "image_size": (len(sides) == 2 and min(sides) > 0, "one side or [height, width], pixels"),
             "networks": (
-                bool(networks) and all(isinstance(spec, str) or "name" in spec for spec in networks),
-                "names, import paths, or objects with 'name' and arguments",
+                len(self.networks) > 0
+                and known.issuperset(self.networks)
+                and all(isinstance(spec, str) or "name" in spec for spec in specs),
+                "teacher, student_0 and so on: names, import paths, or objects with 'name' and arguments",
             ),
+            "seen_patients": ({*self.seen_patients} == {Split.TRAIN, Split.VAL}, "an object with train and val"),
+            "frame_options": (
+                {*self.frame_options} <= {*FRAME_OPTIONS}
+                and all(isinstance(v, bool) for v in self.frame_options.values()),
+                f"an object with {' and '.join(FRAME_OPTIONS)}, true or false",
+            ),
+            "fold": (self.fold is None or self.fold >= 0, "a whole number from 0, or null"),
         }
-        for name, (right, words) in expected.items():
-            if not right:
-                raise InputError(f"{path}: {name} is {getattr(self, name)!r}, expected {words}. {TRAIN_AGAIN}")
+        for name in ("tile_size_px", "mpp", "frame_size_px"):
+            value = getattr(self, name)
+            expected[name] = (value is None or value > 0, "a number above 0, or null")
+        needed = ("fusion",) if self.task is Task.DETECTION else ("level", "aggregation", "ensemble_average")
+        return expected | {name: (getattr(self, name) is not None, "a text") for name in needed}
 
 
 _ONLY_CLASSIFICATION = {"tile_size_px", "mpp", "stain", "level", "aggregation", "ensemble_average"}
@@ -193,6 +216,10 @@ def read_thresholds(run_dir: str | Path) -> dict[str, float]:
         read_run_json(run_dir, METRICS_FILE), "thresholds", dict[str, float], Path(run_dir) / METRICS_FILE,
         remedy=TRAIN_AGAIN,
     )  # fmt: skip
+    wrong = [name for name, value in found.items() if not 0 <= value <= 1]
+    if wrong:
+        shown = f"the threshold of {wrong[0]} is {found[wrong[0]]}"
+        raise InputError(f"{Path(run_dir) / METRICS_FILE}: {shown}, expected a score from 0 to 1. {TRAIN_AGAIN}")
     return found
 
 

@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import pickle
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,14 @@ def test_seen_patients_are_known_without_being_named(tmp_path: Path) -> None:
     assert "p1" not in (tmp_path / COHORT_FILE).read_text()
     read = RunDescription.read(tmp_path)
     assert [read.has_seen(name) for name in ("p1", "p2", "p3")] == [True, True, False]
+    assert [read.has_seen(name, ["train"]) for name in ("p1", "p2", "p3")] == [True, False, False]
+
+
+@pytest.mark.parametrize(("trained", "tested"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_seen_patients_are_known_in_both_forms_of_unicode(trained: str, tested: str) -> None:
+    hashed = hashed_patient(unicodedata.normalize(trained, "Zoë"))
+    run = dataclasses.replace(TILES, seen_patients={"train": [hashed], "val": []})
+    assert run.has_seen(unicodedata.normalize(tested, "Zoë"))
 
 
 def test_a_network_that_the_run_lacks_is_named(tmp_path: Path) -> None:
@@ -132,21 +142,29 @@ def test_a_network_that_the_run_lacks_is_named(tmp_path: Path) -> None:
 OTHERS: dict[str, list[Any]] = {
     "task": ["segmentation", 3, None, ["classification"], {}],
     "version": [1, None, ["tiny"]],
-    "networks": [{}, "resnet10", {"student_0": 3}, {"student_0": {"body": "resnet10"}}, [["student_0", "resnet10"]]],
+    "networks": [
+        {},
+        "resnet10",
+        {"ensemble": "resnet10"},
+        {"student_1": "resnet10", "student_x": "resnet10"},
+        {"student_0": 3},
+        {"student_0": {"body": "resnet10"}},
+        [["student_0", "resnet10"]],
+    ],
     "classes": ["MSI", ["MSI"], ["MSI", "MSI"], ["MSS", 3], {"MSS": 0}],
     "image_size": ["64", 64.5, 0, -64, [64], [64, 64, 64], [64, "64"], True, None],
-    "fold": ["0", 1.5, [0]],
+    "fold": ["0", 1.5, [0], -1],
     "synthetic": ["yes", 1, None],
-    "seen_patients": [["p1"], {"train": "p1"}, {"train": [1]}, None],
+    "seen_patients": [["p1"], {"train": "p1"}, {"train": [1]}, None, {}, {"train": ["p1"]}],
     "kdml_med": [1, None],
-    "tile_size_px": ["64", 1.5],
-    "mpp": ["1", [1]],
+    "tile_size_px": ["64", 1.5, 0],
+    "mpp": ["1", [1], -1, 0],
     "stain": [None, 1],
-    "level": ["tile", 1],
-    "aggregation": ["max", 1],
-    "ensemble_average": [1, ["logits"]],
-    "frame_size_px": ["1"],
-    "frame_options": [["crop"], "crop"],
+    "level": ["tile", 1, None],
+    "aggregation": ["max", 1, None],
+    "ensemble_average": [1, ["logits"], None],
+    "frame_size_px": ["1", 0],
+    "frame_options": [["crop"], "crop", {"crop": 3}, {"foo": True}],
     "fusion": [1],
     "schema_version": ["1", 2, None],
 }
@@ -166,6 +184,13 @@ def test_a_wrong_value_in_cohort_json_is_refused_by_its_key(tmp_path: Path, name
     for part in (str(path), name.replace("_", " ") if name == "schema_version" else name, repr(value)):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 5])
+def test_a_threshold_that_is_no_score_is_refused(tmp_path: Path, threshold: float) -> None:
+    (tmp_path / METRICS_FILE).write_text(json.dumps({"thresholds": {"student_0": threshold}}))
+    with pytest.raises(InputError, match=r"the threshold of student_0 is .*, expected a score from 0 to 1"):
+        read_thresholds(tmp_path)
 
 
 @pytest.mark.parametrize("thresholds", [None, 0.5, {"student_0": "0.5"}, {"student_0": True}, ["student_0", 0.5]])

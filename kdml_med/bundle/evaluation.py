@@ -12,17 +12,19 @@ from monai.engines import Evaluator
 
 from kdml_med.bundle.settings import Settings
 from kdml_med.bundle.training import check_device, check_level, seed_everything
+from kdml_med.bundle.workflow import errors_for_people
 from kdml_med.data.frames import FrameDataset
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.data.tiles import TileDataset
 from kdml_med.deploy.speed import REPEATS, measure_speed
 from kdml_med.errors import InputError
-from kdml_med.keys import Split, Task
+from kdml_med.keys import PredictionColumn, Split, Task
 from kdml_med.metrics.aggregation import AggregationMethod, Level, group_table
 from kdml_med.metrics.detection import choose_thresholds
 from kdml_med.metrics.detection_evaluation import evaluate_detections, sequence_table
 from kdml_med.metrics.evaluation import evaluate_predictions
 from kdml_med.networks.cohort import Cohort
+from kdml_med.networks.weights import check_finite
 from kdml_med.report.screen import detection_results_table, results_table
 from kdml_med.runs import (
     DETECTIONS_FILE,
@@ -93,7 +95,7 @@ def prepare_evaluation(settings: Settings, *, dataset_dir: str | None = None, le
             f"the run knows the classes {run.classes}, the dataset has {dataset.classes}; they must be the same and in "
             "the same order."
         )
-    if split not in (None, Split.TRAIN, Split.VAL):
+    if split not in (None, Split.TRAIN):
         _check_unseen(dataset, run)
     if "output_dir" in settings:
         settings.holds = keep_out_others(Path(settings["output_dir"]), option="--output_dir")
@@ -114,7 +116,9 @@ def _check_scale(info: DatasetInfo, run: RunDescription, dataset_dir: str | Path
 
 
 def _check_unseen(dataset: ManifestDataset, run: RunDescription) -> None:
-    overlap = [name for name in dataset.rows["patient_id"].unique() if run.has_seen(name)]
+    # The best epoch was chosen by the patients of "val", and so it may be looked at again.
+    parts = [Split.TRAIN] if dataset.split == Split.VAL else list(run.seen_patients)
+    overlap = [name for name in dataset.rows["patient_id"].unique() if run.has_seen(name, parts)]
     if overlap:
         raise InputError(
             f"{len(overlap)} patients of split {dataset.split!r} have ids that were used in training this run, first "
@@ -182,14 +186,28 @@ def load_best_weights(network: Cohort, run_dir: str) -> int:
     best = read_checkpoint(path, {"network": Mapping, "epoch": int}, remedy=TRAIN_AGAIN)
     with damaged(path, remedy=TRAIN_AGAIN):
         network.load_state_dict(best["network"])
+    check_finite(network.state_dict(), path)
     epoch: int = best["epoch"]
     return epoch
 
 
 def run_evaluator(evaluator: Evaluator) -> pd.DataFrame:
-    """Run an evaluator; returns its table of predictions or detections."""
-    evaluator.run()
+    """Run an evaluator; returns its table of predictions or detections.
+
+    Raises:
+        InputError: a network answers with something that is no number.
+    """
+    with errors_for_people(FloatingPointError):
+        evaluator.run()
     predictions: pd.DataFrame = evaluator.state.predictions
+    value = PredictionColumn.PROBABILITY.value
+    lost = predictions[predictions[value].isna()] if value in predictions else predictions[:0]
+    if len(lost):
+        row = lost.iloc[0]
+        raise InputError(
+            f"{row['network']} gives no number for {len(lost)} tiles, first {row['sample_id']!r}, though its weights "
+            "are finite: they are too large. Train again with a lower --learning_rate."
+        )
     return predictions
 
 

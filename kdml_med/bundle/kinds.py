@@ -125,9 +125,13 @@ def _is_range(value: Any) -> bool:
     )
 
 
+def _is_path(text: str) -> bool:
+    return text != "" and "\0" not in text
+
+
 FLAG = Kind("True or False", lambda value: isinstance(value, bool))
 # A folder called 2026 comes from the command line as a number.
-PATH = Kind("a path", lambda value: (isinstance(value, str | Path) and value != "") or is_whole(value), str)
+PATH = Kind("a path", lambda value: (isinstance(value, str | Path) and _is_path(str(value))) or is_whole(value), str)
 TEXT = Kind("a name", lambda value: isinstance(value, str) and value != "")
 DEVICE = Kind(
     "cpu, cuda or cuda:0 and the like, or mps",

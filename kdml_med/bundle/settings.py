@@ -92,7 +92,8 @@ class Knob:
         if self.kind.accepts(value):
             return self.kind.convert(value)
         refuse_flag_text(self.name, value)
-        limit = f", at most {LARGEST}" if is_whole(value) and value > LARGEST else ""
+        endless = self.kind.words.startswith("a whole number") and " to " not in self.kind.words
+        limit = f", at most {LARGEST}" if endless and is_whole(value) and value > LARGEST else ""
         raise InputError(f"--{self.name} is {value!r}, expected {self.kind.words}{limit}.")
 
 
@@ -169,9 +170,9 @@ KNOBS: list[Knob] = [
          help="weight of the teacher"),
     Knob("gamma", number(0), default=1.0, **_LOSS,
          help="weight of the peers"),
-    Knob("temperature", number(0, above=True), default=4.0, **_LOSS,
+    Knob("temperature", number(0, above=True, high=1000), default=4.0, **_LOSS,
          help="T towards the teacher"),
-    Knob("peer_temperature", number(0, above=True), default=1.0, **_LOSS,
+    Knob("peer_temperature", number(0, above=True, high=1000), default=1.0, **_LOSS,
          help="T_p between peers"),
     Knob("ramp_up_epochs", whole(0), default=_by_task(1, 3), **_LOSS,
          help="R: `beta` and `gamma` are multiplied by min(1, e / (R + 1)) in epoch e = 1, 2, …; 0 for full weight "

@@ -25,16 +25,23 @@ from kdml_med.losses.detection import DetectionCohortLoss
 from kdml_med.metrics.aggregation import Level
 from kdml_med.networks.cohort import Cohort, build_cohort
 from kdml_med.networks.registry import cohort_spec
-from kdml_med.runs import SETTINGS_FILE, TRAIN_AGAIN, RunDescription, checkpoint_path, hashed_patient, read_run_json
-from kdml_med.storage.files import content_hash, write_json
+from kdml_med.runs import (
+    CHECKPOINTS_DIR,
+    FRAME_OPTIONS,
+    SETTINGS_FILE,
+    TRAIN_AGAIN,
+    RunDescription,
+    hashed_patient,
+    read_run_json,
+)
+from kdml_med.storage.files import write_json
 from kdml_med.storage.folder import keep_out_others
-from kdml_med.storage.manifest import MANIFEST_FILE, DatasetInfo, read_info
+from kdml_med.storage.manifest import DatasetInfo, dataset_identity
 from kdml_med.storage.reading import take
 
 logger = logging.getLogger(__name__)
 
-# How frames were prepared for training is how new ones have to be.
-_FRAME_OPTIONS = ("crop", "mask_overlays")
+_DATASET_WORDS = {"classes": "the dataset's classes, the positive one last,"}
 
 
 def prepare_training(settings: Settings, *, demo_dir: str) -> None:
@@ -185,6 +192,11 @@ def _check_tiles(tiles: TileDataset, settings: Settings, level: Level | None) ->
     if tiles.info.tile_size_px is None and settings["image_size"] is None:
         raise InputError(f"the images of {tiles.dataset_dir} differ in size: say --image_size, the side in pixels.")
     check_level(level or tiles.info.label_level, tiles.info, tiles.dataset_dir)
+    if len(set(tiles.labels)) < len(tiles.classes):
+        raise InputError(
+            f"split {tiles.split!r} of {tiles.dataset_dir} has only tiles of {tiles.rows['label'].iloc[0]!r}: nothing "
+            "can be learned from one class. Split it again."
+        )
 
 
 def _check_frames(frames: FrameDataset) -> None:
@@ -211,7 +223,7 @@ def _describe(
     else:
         own = {
             "frame_size_px": info.frame_size_px,
-            "frame_options": {name: info.options[name] for name in _FRAME_OPTIONS if name in info.options},
+            "frame_options": {name: info.options[name] for name in FRAME_OPTIONS if name in info.options},
             "fusion": settings["fusion"],
         }
     return RunDescription(
@@ -232,35 +244,38 @@ def _describe(
 
 
 def _recorded(settings: Settings) -> dict[str, Any]:
-    folder, free = Path(settings["dataset_dir"]), free_settings()
-    info = read_info(folder)
-    manifest = folder / MANIFEST_FILE
+    free = free_settings()
     content = {
         "knobs": {name: value for name, value in settings.recorded.items() if name not in free},
         "free": {name: value for name, value in settings.recorded.items() if name in free},
-        "dataset": {
-            "manifest_sha256": content_hash(manifest) if manifest.is_file() else None,
-            "splits": info.splits,
-        },
+        "dataset": dataset_identity(Path(settings["dataset_dir"])),
     }
     plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
     return plain
 
 
 def _check_run(run_dir: Path, recorded: Mapping[str, Any], settings: Settings) -> None:
-    if not ((run_dir / SETTINGS_FILE).is_file() and checkpoint_path(run_dir, "last").is_file()):
+    # Any of them: a run whose last.pt was deleted is begun anew over the weights that it has, with the same settings.
+    if not any((run_dir / CHECKPOINTS_DIR).glob("*.pt")):
         return
     if not settings["resume"]:
         raise InputError(f"{run_dir} already holds a run: name another --run_dir, or leave --resume on to go on.")
+    if not (run_dir / SETTINGS_FILE).is_file():
+        raise InputError(
+            f"{run_dir} holds a run without its {SETTINGS_FILE}, which says with which settings it goes on: bring the "
+            "file back, or name another --run_dir."
+        )
     before = read_run_json(run_dir, SETTINGS_FILE)
     for part in ("knobs", "dataset"):
         old_part = take(before, part, dict[str, Any], run_dir / SETTINGS_FILE, remedy=TRAIN_AGAIN)
+        if part == "dataset" and "classes" not in old_part:  # earlier versions have them in cohort.json alone
+            old_part = {"classes": RunDescription.read(run_dir).classes, **old_part}
         for name in sorted({*old_part, *recorded[part]}):
             # A setting that is newer than the run had its default.
             old = old_part.get(name, known_default(settings.task, name) if part == "knobs" else None)
             new = recorded[part].get(name)
             if old != new:
-                what = f"--{name}" if part == "knobs" else "the dataset"
+                what = f"--{name}" if part == "knobs" else _DATASET_WORDS.get(name, "the dataset")
                 raise InputError(
                     f"{run_dir} holds a run with other settings: {what} was {old!r}, now {new!r}. Use the same "
                     "settings to go on, or name another --run_dir."

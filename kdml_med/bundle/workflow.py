@@ -65,11 +65,25 @@ def collect_settings(task: str) -> Settings:
     # Plain values first: what is worked out from them, such as what a run says, would fail with words of its own.
     knobs.sort(key=lambda knob: _is_expression(resolver.items[knob.name].get_config()))
     for knob in knobs:
-        resolver.resolved_content[knob.name] = knob.check(resolver.get_resolved_content(knob.name))
+        resolver.resolved_content[knob.name] = knob.check(_work_out(resolver, knob.name))
     return Settings(
         Task(task),
         default_settings(Task(task), stage) | {knob.name: resolver.resolved_content[knob.name] for knob in knobs},
     )
+
+
+def _work_out(resolver: ReferenceResolver, name: str) -> Any:
+    """Value of a setting, which can be an expression or a reference."""
+    try:
+        return resolver.get_resolved_content(name)
+    except InputError:
+        raise
+    except Exception as error:  # of whatever a person wrote there
+        written, cause = resolver.items[name].get_config(), error.__cause__ or error
+        if not _is_expression(written):
+            raise
+        reason = (str(cause).splitlines() or [""])[0]
+        raise InputError(f"--{name} is {written!r}, which gives {type(cause).__name__}: {reason}.") from error
 
 
 def _is_expression(value: Any) -> bool:

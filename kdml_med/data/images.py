@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from kdml_med.errors import InputError
@@ -34,7 +34,8 @@ def decode_image(data: bytes, *, where: str) -> np.ndarray[Any, np.dtype[np.uint
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         # Pillow reports a broken PNG chunk as a SyntaxError, and a header with absurd sizes as a bomb.
-        raise InputError(f"{where} cannot be decoded as an image: {error}.") from error
+        reason = "no format that is known" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{where} cannot be decoded as an image: {reason}.") from error
 
 
 def image_to_tensor(image: np.ndarray[Any, np.dtype[np.uint8]], size_px: int | None) -> Tensor:

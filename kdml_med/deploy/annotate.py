@@ -27,6 +27,7 @@ from kdml_med.colonoscopy.video import (
     open_video,
     write_video,
 )
+from kdml_med.storage.files import naming
 
 SHEET_FRAMES = 40
 RESEARCH_ONLY = "Research only, not for diagnosis"
@@ -169,6 +170,17 @@ def write_detection_sheet(
     if not positions:
         target.unlink(missing_ok=True)
         return
+    with naming(target):
+        _draw_sheet(target, dataset, positions, detected, threshold)
+
+
+def _draw_sheet(
+    target: Path,
+    dataset: Any,
+    positions: Sequence[int],
+    detected: Mapping[str, Sequence[Detected]],
+    threshold: float,
+) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # A contact sheet is drawn from a dataset folder: here is one, with the detections drawn into its frames.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".sheet-") as name:

@@ -59,9 +59,19 @@ class DetectionEvaluator(CohortEvaluator):
         super().__init__(**kwargs)
 
     def answer(self, predictions: Mapping[str, AnchorPredictions], batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Detections by network name, one entry for each image."""
+        """Detections by network name, one entry for each image.
+
+        Raises:
+            FloatingPointError: a network answers with NaN, which would be no detection, without a word.
+        """
         height, width = batch[BatchKey.IMAGE].shape[-2:]
         candidates = {name: decode_anchors(value, height, width) for name, value in predictions.items()}
+        for name, one in candidates.items():
+            if one.scores.isnan().any() or one.boxes.isnan().any():
+                raise FloatingPointError(
+                    f"{name} gives boxes or scores that are no numbers: its weights are too large. Train again with a "
+                    "lower --learning_rate."
+                )
         students = [name for name in predictions if name != NetworkName.TEACHER]
         device = candidates[students[0]].boxes.device
         images = len(batch[BatchKey.IMAGE])

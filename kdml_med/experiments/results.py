@@ -22,12 +22,13 @@ from kdml_med.experiments.arms import Arm
 from kdml_med.experiments.costs import multiply_accumulates
 from kdml_med.experiments.plan import Cell, Plan, expand, named_arms
 from kdml_med.experiments.training import CELL_FILE, evaluation_dir
-from kdml_med.keys import LossColumn, NetworkName, network_order
+from kdml_med.keys import LossColumn, NetworkName, Task, network_order
+from kdml_med.metrics.aggregation import AggregationMethod, Level
 from kdml_med.networks.registry import build_network
 from kdml_med.runs import METRICS_FILE, TRAIN_AGAIN, RunDescription, checkpoint_path, read_losses, read_run_json
 from kdml_med.storage.files import write_parquet
 from kdml_med.storage.manifest import FAILURES_FILE
-from kdml_med.storage.reading import damaged, read_table
+from kdml_med.storage.reading import damaged, read_table, take
 
 RESULTS_FILE = "results.parquet"
 NETWORK_LEVEL = "network"
@@ -49,6 +50,12 @@ _DTYPES = {
     "n": "Int64",
 }
 _INTERVAL = "_ci95"
+_COMMON: dict[str, Any] = {"networks": dict[str, dict[str, Any]], "bootstrap": dict[str, Any]}
+_JUDGED = {
+    Task.CLASSIFICATION: {**_COMMON, "level": Level, "aggregation": AggregationMethod},
+    Task.DETECTION: {**_COMMON, "thresholds": dict[str, float]},
+}
+"""What reports need of metrics.json."""
 _COUNTS = {"n", "n_frames", "parameters"}  # have a column, or a row at network level
 
 
@@ -110,8 +117,17 @@ class Results:
         return RunDescription.read(self.folder(cell))
 
     def metrics(self, cell: Cell, evaluation: str) -> dict[str, Any]:
-        """Content of an evaluation's metrics.json, networks as stored."""
-        return read_run_json(self.folder(cell) / evaluation_dir(evaluation), METRICS_FILE)
+        """Content of an evaluation's metrics.json, networks as stored.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        folder = self.folder(cell) / evaluation_dir(evaluation)
+        found = read_run_json(folder, METRICS_FILE)
+        for name, hint in _JUDGED[self.plan.task].items():
+            take(found, name, hint, folder / METRICS_FILE, remedy=TRAIN_AGAIN)
+        take(found["bootstrap"], "unit", str, f"{folder / METRICS_FILE}: bootstrap", remedy=TRAIN_AGAIN)
+        return found
 
     def networks(self, cell: Cell) -> dict[str, str]:
         """Stored names of a cell's networks by their names in tables: teacher, students, ensemble."""
@@ -213,7 +229,7 @@ def _levels(metrics: Mapping[str, Any], network: str) -> dict[str, Mapping[str, 
 
 
 def _level_figures(figures: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    count = figures["n"] if "n" in figures else figures["n_frames"]
+    count = 0 + (figures["n"] if "n" in figures else figures["n_frames"])  # as in _figure
     for metric in sorted(figures):
         if metric not in _COUNTS and not metric.endswith(_INTERVAL):
             low, high = figures.get(f"{metric}{_INTERVAL}", (None, None))

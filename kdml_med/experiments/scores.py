@@ -22,7 +22,7 @@ from kdml_med.metrics.paired_scores import ClassificationScores, DetectionMetric
 from kdml_med.runs import DETECTIONS_FILE, PREDICTIONS_FILE, TRAIN_AGAIN, read_run_json
 from kdml_med.storage.files import content_hash
 from kdml_med.storage.manifest import MANIFEST_FILE, read_info
-from kdml_med.storage.reading import read_rows
+from kdml_med.storage.reading import damaged, read_rows
 
 Role = Literal["teacher", "students", "ensemble"]
 
@@ -77,8 +77,10 @@ def evaluated_frames(results: Results, cell: Cell, evaluation: str) -> pd.DataFr
     """
     settings = results.plan.evaluations[evaluation]
     folder = Path(settings.get("dataset_dir", results.plan.dataset_dir))
-    known = read_run_json(results.folder(cell), CELL_FILE)["datasets"]
-    recorded = known[evaluation if "dataset_dir" in settings else ""]["manifest_sha256"]
+    path = results.folder(cell) / CELL_FILE
+    known = read_run_json(path.parent, CELL_FILE)
+    with damaged(path, remedy=TRAIN_AGAIN):
+        recorded = known["datasets"][evaluation if "dataset_dir" in settings else ""]["manifest_sha256"]
     fold = settings["fold"] if "fold" in settings else fold_of(folder, cell.fold)
     return _frames(folder, recorded, settings.get("split", Split.TEST.value), fold)
 

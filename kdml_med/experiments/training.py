@@ -21,10 +21,10 @@ from monai.bundle import run as run_bundle
 from kdml_med.errors import InputError
 from kdml_med.experiments.plan import Cell, Plan
 from kdml_med.keys import NetworkName, Task
-from kdml_med.runs import checkpoint_path, read_run_json
+from kdml_med.runs import RunDescription, checkpoint_path, read_run_json
 from kdml_med.splits import assign_splits, read_splits
-from kdml_med.storage.files import content_hash, write_json
-from kdml_med.storage.manifest import MANIFEST_FILE, read_info, read_manifest
+from kdml_med.storage.files import write_json
+from kdml_med.storage.manifest import dataset_identity, read_info, read_manifest
 
 CELL_FILE = "cell.json"
 LOG_FILE = "log.txt"
@@ -37,7 +37,7 @@ def cell_record(cell: Cell, plan: Plan) -> dict[str, Any]:
         "bundle": Path(plan.bundle).name,
         "threads": plan.threads,
         "evaluations": plan.evaluations,
-        "datasets": {name: _dataset_hash(folder) for name, folder in _dataset_folders(plan).items()},
+        "datasets": {name: dataset_identity(folder) for name, folder in _dataset_folders(plan).items()},
     }
     plain: dict[str, Any] = json.loads(json.dumps(record, default=str))
     return plain
@@ -72,10 +72,6 @@ def check_data(plan: Plan) -> None:
             assign_splits(folder, manifest, info, fold=fold)
 
 
-def _dataset_hash(folder: Path) -> dict[str, Any]:
-    return {"manifest_sha256": content_hash(folder / MANIFEST_FILE), "splits": read_info(folder).splits}
-
-
 def is_done(cell: Cell, plan: Plan, out: Path) -> bool:
     """Whether a cell is finished.
 
@@ -86,6 +82,7 @@ def is_done(cell: Cell, plan: Plan, out: Path) -> bool:
     if not path.is_file():
         return False
     before, now = read_run_json(path.parent, CELL_FILE), cell_record(cell, plan)
+    _add_classes(before, path.parent)
     for part in now:
         if before.get(part) != now[part]:
             raise InputError(
@@ -93,6 +90,14 @@ def is_done(cell: Cell, plan: Plan, out: Path) -> bool:
                 "Take the plan as it was, or another --out."
             )
     return True
+
+
+def _add_classes(record: Mapping[str, Any], folder: Path) -> None:
+    """Add to a record of an earlier version what it lacks; evaluations on other classes were refused."""
+    datasets = record.get("datasets")
+    for known in datasets.values() if isinstance(datasets, dict) else ():
+        if isinstance(known, dict) and "classes" not in known:
+            known["classes"] = RunDescription.read(folder).classes
 
 
 def _first_difference(before: Any, now: Any, name: str = "") -> str:

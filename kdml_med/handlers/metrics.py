@@ -131,7 +131,8 @@ class CohortMetrics(Metric):
     def completed(self, engine: Engine, name: str) -> None:
         """Put everything into the engine's state; ``name`` is the key metric."""
         self.collector.publish(engine)
-        why = f"the evaluated {self.level}s are all of one class"
+        lost = engine.state.predictions[PredictionColumn.PROBABILITY.value].isna().any()
+        why = "a network answers with NaN" if lost else f"the evaluated {self.level}s are all of one class"
         publish_metrics(engine, self.compute(), key=self.key, name=name, why=why)
 
     def _agreement(self) -> dict[str, float]:

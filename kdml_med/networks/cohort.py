@@ -196,7 +196,9 @@ def load_trained(network: nn.Module, path: Path) -> None:
     try:
         network.load_state_dict(read_state_dict(path))
     except RuntimeError as error:
-        raise InputError(f"{path} is not a state dict of this {type(network).__name__}: {error}") from error
+        first = (str(error).splitlines()[1:] or [str(error)])[0].strip()  # behind a line that says nothing
+        shown = first if len(first) <= 200 else f"{first[:200]} …"
+        raise InputError(f"{path} is not a state dict of this {type(network).__name__}: {shown}") from error
 
 
 def _weights_by_network(

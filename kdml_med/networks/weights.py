@@ -37,7 +37,22 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} cannot be read as weights: it was cut short, or is another file.") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} is not a plain state dict (names to tensors); export the network's state_dict().")
+    check_finite(state, path)
     return dict(state)
+
+
+def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights that are no numbers: detectors would find nothing with them, without a word.
+
+    Raises:
+        InputError: names the file and the first such entry.
+    """
+    for name, value in state.items():
+        if not torch.isfinite(value).all():
+            raise InputError(
+                f"{path}: the weights {name!r} are not finite: it is damaged, or of a training that went wrong. Bring "
+                "back the file, or train again with a lower --learning_rate."
+            )
 
 
 def load_initial_weights(network: nn.Module, path: Path) -> list[str]:

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdml_med.errors import InputError
-from kdml_med.storage.files import write_atomically, write_json
+from kdml_med.storage.files import content_hash, write_atomically, write_json
 from kdml_med.storage.reading import build, read_json
 
 SCHEMA_VERSION = 1
@@ -192,6 +192,21 @@ def _check_info(info: DatasetInfo, path: Path) -> None:
     for name, (right, words) in expected.items():
         if not right:
             raise InputError(f"{path}: {name} is {getattr(info, name)!r}, expected {words}. {_MAKE_AGAIN}")
+
+
+def dataset_identity(dataset_dir: Path) -> dict[str, Any]:
+    """What makes a dataset another one, as runs and experiments record it: its rows, splits and order of classes.
+
+    Tiles name their class by a word, so that a dataset that was made again with the other class as the positive one has
+    the same manifest.
+    """
+    info = read_info(dataset_dir)
+    manifest = Path(dataset_dir) / MANIFEST_FILE
+    return {
+        "classes": info.classes,
+        "manifest_sha256": content_hash(manifest) if manifest.is_file() else None,
+        "splits": info.splits,
+    }
 
 
 def manifest_table(rows: Iterable[Mapping[str, Any]], kind: DatasetKind = DatasetKind.TILES) -> pa.Table:

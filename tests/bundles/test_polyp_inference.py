@@ -58,7 +58,8 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     name = f"{BrightNetwork.__module__}.{BrightNetwork.__name__}"
     RunDescription(
         task=Task.DETECTION, version="tiny", classes=["negative", "polyp"], image_size=[128, 128], frame_size_px=128,
-        fusion="anchors", fold=None, seen_patients={}, frame_options={"crop": True}, synthetic=False, kdml_med="0",
+        fusion="anchors", fold=None, seen_patients={"train": [], "val": []},
+        frame_options={"crop": True}, synthetic=False, kdml_med="0",
         networks={network: {"name": name, "gain": gain} for network, gain in GAINS.items()},
     ).write(folder)  # fmt: skip
     write_json(folder / METRICS_FILE, {"thresholds": dict.fromkeys([*GAINS, "ensemble"], 0.5)})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from kdml_med.bundle import (
@@ -58,7 +60,8 @@ def describe(run_dir: Path, **changes: Any) -> None:
         "task": Task.CLASSIFICATION, "version": "v1", "networks": {"student_0": "resnet10"}, "classes": CLASSES,
         "image_size": 32,
         "mpp": 1.0, "tile_size_px": 32, "stain": "none", "fold": None, "synthetic": True, "kdml_med": "0",
-        "seen_patients": {"train": []},
+        "seen_patients": {"train": [], "val": []}, "level": "patient", "aggregation": "mean",
+        "ensemble_average": "probabilities",
     }  # fmt: skip
     RunDescription(**usual | changes).write(run_dir)
 
@@ -114,6 +117,49 @@ def test_what_was_written_is_what_a_run_goes_on_with(copy: Path, tmp_path: Path)
         prepare_training(training(copy, run_dir), demo_dir="demo")
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_the_other_class_as_the_positive_one_is_another_dataset(copy: Path, tmp_path: Path, recorded: bool) -> None:
+    run_dir = tmp_path / "run"
+    prepare(training(copy, run_dir))
+    (run_dir / "checkpoints").mkdir()
+    (run_dir / "checkpoints/last.pt").touch()
+    if not recorded:  # as earlier versions wrote it
+        content = json.loads((run_dir / "settings.json").read_text())
+        del content["dataset"]["classes"]
+        (run_dir / "settings.json").write_text(json.dumps(content))
+    prepare_training(training(copy, run_dir), demo_dir="demo")
+    change_info(copy, classes=CLASSES[::-1])
+    with pytest.raises(InputError, match=r"classes, the positive one last, was \['MSS', 'MSI'\], now \['MSI', 'MSS'\]"):
+        prepare_training(training(copy, run_dir), demo_dir="demo")
+
+
+@pytest.mark.parametrize("checkpoint", ["last", "student_0"])
+def test_weights_are_never_overwritten_with_other_settings(copy: Path, tmp_path: Path, checkpoint: str) -> None:
+    run_dir = tmp_path / "run"
+    prepare(training(copy, run_dir))
+    prepare_training(training(copy, run_dir, gamma=2.0), demo_dir="demo")  # nothing was learned so far
+    (run_dir / "checkpoints").mkdir()
+    (run_dir / f"checkpoints/{checkpoint}.pt").touch()
+    prepare_training(training(copy, run_dir), demo_dir="demo")
+    with pytest.raises(InputError, match="--gamma was"):
+        prepare_training(training(copy, run_dir, gamma=2.0), demo_dir="demo")
+    with pytest.raises(InputError, match="already holds a run"):
+        prepare_training(training(copy, run_dir, resume=False), demo_dir="demo")
+    (run_dir / "settings.json").unlink()
+    with pytest.raises(InputError, match=r"without its settings\.json"):
+        prepare_training(training(copy, run_dir), demo_dir="demo")
+
+
+def test_one_class_is_nothing_to_learn_from(tmp_path: Path) -> None:
+    folder = write_tile_dataset(tmp_path / "tiles", split=False)
+    patients = sorted(set(read_manifest(folder)["patient_id"]))  # every other one is MSI
+    parts = ["train" if place % 2 else "val" if place < 4 else "test" for place in range(len(patients))]
+    freeze_splits(folder, pd.DataFrame({"patient_id": patients, "split": parts}), mode="table", seed=None)
+    with pytest.raises(InputError, match=r"split 'train' .* has only tiles of 'MSI'"):
+        prepare(training(folder, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_wrong_networks_and_losses_are_said_in_one_line(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown version 'v9'"):
         build_training_cohort(training(copy, tmp_path, version="v9"), num_classes=2)
@@ -147,10 +193,20 @@ def test_tiles_stored_normalised_do_not_fit_a_run_without(copy: Path, tmp_path: 
 
 def test_patients_seen_in_training_are_no_test(dataset: Path, tmp_path: Path) -> None:
     patient = TileDataset(dataset, "test").rows["patient_id"].iloc[0]
-    describe(tmp_path, seen_patients={"train": [hashed_patient(patient)]})
+    describe(tmp_path, seen_patients={"train": [hashed_patient(patient)], "val": []})
     with pytest.raises(InputError, match=f"1 patients of split 'test' .* first '{patient}'"):
         prepare_evaluation(evaluation(dataset, tmp_path, split="test"), level="patient")
     prepare_evaluation(evaluation(dataset, tmp_path, split="val"), level="patient")
+
+
+def test_patients_that_were_learned_from_are_no_validation(dataset: Path, tmp_path: Path) -> None:
+    patient = TileDataset(dataset, "val").rows["patient_id"].iloc[0]
+    describe(tmp_path, seen_patients={"train": [], "val": [hashed_patient(patient)]})
+    prepare_evaluation(evaluation(dataset, tmp_path, split="val"), level="patient")
+    describe(tmp_path, seen_patients={"train": [hashed_patient(patient)], "val": []})
+    with pytest.raises(InputError, match="1 patients of split 'val'"):
+        prepare_evaluation(evaluation(dataset, tmp_path, split="val"), level="patient")
+    prepare_evaluation(evaluation(dataset, tmp_path, split="train"), level="patient")
 
 
 def test_inference_works_on_a_dataset_with_folds(tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def is_meant(kind: Any, text: str) -> bool:
         low, high = 1 - ("from 0" in words), 5 if words.endswith("to 5") else 2**31 - 1
         return re.fullmatch(r"[0-9]+", text) is not None and low <= number <= high
     if words.startswith("a number"):
-        high = 1 if words.endswith("to 1") else math.inf
+        high = float(words.partition(" to ")[2] or math.inf)
         return 0 <= number <= high and number < math.inf and not (number == 0 and "above" in words)
     if words.startswith("one of: "):
         return text in words.removeprefix("one of: ").split(", ")

@@ -17,6 +17,7 @@ from kdml_med.deploy.annotate import (
     write_annotated_video,
     write_detection_sheet,
 )
+from kdml_med.errors import InputError
 from tests.colonoscopy.pictures import frame, save, save_video
 
 GREEN = (0, 255, 150)
@@ -140,5 +141,7 @@ def test_sheet_shows_detections_above_the_threshold_and_the_annotation(tmp_path)
     assert [bool(near(cell, GREEN).sum() > 50) for cell in cells] == [True, False, False, False]
     assert [bool(near(cell, YELLOW).sum() > 50) for cell in cells] == [False, False, True, False]
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.jpg"]
+    with pytest.raises(InputError, match=r"cannot write .*sheet\.jpg/sheet\.jpg: "):
+        write_detection_sheet(target / "sheet.jpg", dataset, [0], found, 0.5)
     write_detection_sheet(target, dataset, [], found, 0.5)
     assert not target.exists()

@@ -195,6 +195,13 @@ def test_only_the_best_take_part_and_are_kept(seed, taking_part, kept):
         assert torch.equal(one.scores, best[: min(taking_part, kept)])
 
 
+@pytest.mark.parametrize("logit", [math.nan, 0.0])
+def test_an_answer_that_is_no_number_ends_the_evaluation(logit):
+    box = [0.0, 0.0, 32.0, 32.0] if math.isnan(logit) else [math.nan] * 4
+    with pytest.raises(FloatingPointError, match="student_1 gives boxes or scores that are no numbers"):
+        detections({"student_0": {}, "student_1": {5: (logit, box)}})
+
+
 def test_what_is_not_a_number_is_no_detection():
     candidates = random_candidates(0)
     candidates.scores[0, 3] = candidates.boxes[1, 5, 0] = float("nan")

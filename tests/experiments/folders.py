@@ -153,6 +153,7 @@ def write_cell(
     """
     folder, networks = out / cell.path, networks_of(cell)
     classes = ["MSS", "MSI"] if frames is None else ["negative", "polyp"]
+    tile_words: dict[str, Any] = {"level": level, "aggregation": "mean", "ensemble_average": "probabilities"}
     RunDescription(
         task=Task.CLASSIFICATION if frames is None else Task.DETECTION,
         version=cell.version,
@@ -161,8 +162,9 @@ def write_cell(
         image_size=32 if frames is None else [32, 64],
         fold=cell.fold,
         synthetic=True,
-        seen_patients={},
+        seen_patients={"train": [], "val": []},
         kdml_med="0",
+        **(tile_words if frames is None else {"fusion": "anchors"}),
     ).write(folder)
     write_table(
         folder / "losses.csv",

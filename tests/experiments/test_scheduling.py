@@ -149,9 +149,11 @@ def test_cells_done_with_other_data_are_refused(tmp_path: Path, out: Path) -> No
     run(plan, out)
     info = tmp_path / "tiles" / "dataset.json"
     content = json.loads(info.read_text())
-    content["splits"]["seed"] = 5
-    write_json(info, content)
+    write_json(info, content | {"splits": content["splits"] | {"seed": 5}})
     with pytest.raises(InputError, match=r"another datasets: \.?splits\.seed was None, now 5"):
+        run(plan, out)
+    write_json(info, content | {"classes": content["classes"][::-1]})
+    with pytest.raises(InputError, match=r"another datasets: \.?classes was \['MSS', 'MSI'\], now \['MSI', 'MSS'\]"):
         run(plan, out)
 
 

@@ -1,4 +1,5 @@
 import io
+import math
 import os
 from pathlib import Path
 
@@ -106,6 +107,15 @@ def test_files_that_are_no_weights_are_refused_by_name(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=f"{name} cannot be read as weights: ."):
         read_state_dict(tmp_path / name)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
+    path = tmp_path / "student_0.pt"
+    state = {"count": torch.tensor(3), "body.weight": torch.tensor([1.0, value])}
+    torch.save(state, path)
+    with pytest.raises(InputError, match=r"student_0\.pt: the weights 'body\.weight' are not finite"):
+        read_state_dict(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
