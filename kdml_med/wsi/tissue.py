@@ -24,6 +24,7 @@ _BLOCK_R = 2048  # pixels; the overview is read in squares of this side, so memo
 _SMALLEST_BLOCK_R = 16  # pixels; damage is fenced in down to squares of this side
 _MOST_FAILED_READS = 128  # a reader may open the file again after each: what is damaged all over is not fenced in
 _CHROMA_RANGE = (10.0, 24.0)  # grey levels
+_SURELY_GLASS = 0.985  # of its light, in a pixel alone: smoothing spreads the colour of tissue over the glass around it
 _DARK = 25.0
 _MIN_PIECE_UM2 = 50.0**2
 
@@ -115,6 +116,7 @@ def tissue_mask(overview: Overview, glasses: Sequence[Glass]) -> Mask:
         low, high = _CHROMA_RANGE
         mask &= chroma(pixels, glass.colour) > np.clip(glass.chroma_noise + 2, low, high)
         mask &= (pixels / glass.colour).mean(axis=2) < AS_BRIGHT
+        mask &= (overview.pixels / glass.colour).mean(axis=2) < _SURELY_GLASS
     smallest = _MIN_PIECE_UM2 / overview.mpp**2
     mask = _drop_small(mask, smallest)
     filled: Mask = ~_drop_small(~mask, smallest)

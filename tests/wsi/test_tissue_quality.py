@@ -128,6 +128,11 @@ def test_tint_and_greyness_of_the_glass_do_not_change_the_mask(glass, noise, str
     assert not mask[~inside & ~ring].any()
 
 
+def test_smoothing_does_not_make_tissue_of_the_glass_around_it():
+    overview, inside = stained((243, 243, 243))
+    np.testing.assert_array_equal(find_tissue(overview), inside)
+
+
 def test_colour_of_glass_is_measured_next_to_what_the_scanner_filled_in_white():
     overview, _ = stained((222, 214, 196))
     pixels = overview.pixels.copy()
