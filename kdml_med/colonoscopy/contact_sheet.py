@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from kdml_med.colonoscopy.folders import one_line
 from kdml_med.storage.files import write_if_changed
 from kdml_med.storage.manifest import read_member
+from kdml_med.storage.walking import printable
 
 CONTACT_SHEET_FILE = "contact_sheet.jpg"
 _FRAMES = 40
@@ -65,7 +65,7 @@ def _draw_cell(dataset_dir: Path, row: pd.Series) -> Image.Image:
     colour = _COLOURS.get(label, _UNLABELLED)
     text = ImageDraw.Draw(cell)
     font = ImageFont.load_default(size=12)
-    name = one_line(str(row["sample_id"]))
+    name = printable(str(row["sample_id"]))
     while len(name) > 4 and text.textlength(name, font=font) > _CELL_PX - 4:
         name = "…" + name[2:]  # the end of a path tells frames apart
     text.text((3, _CELL_PX + 1), name, fill=colour, font=font)

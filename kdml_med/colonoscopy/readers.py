@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +15,11 @@ from pathlib import Path
 
 from kdml_med.colonoscopy.boxes import BoxTable, FrameBoxes
 from kdml_med.colonoscopy.coco import parse_coco
-from kdml_med.colonoscopy.folders import UNREAD_PICTURES, printable
 from kdml_med.colonoscopy.formats import are_corners, decode_xml, parse_table, parse_voc, parse_yolo
 from kdml_med.errors import InputError
-from kdml_med.storage.walking import walk_folder
+from kdml_med.storage.walking import storable, walk_folder
 from kdml_med.tables.columns import read_text_table
-from kdml_med.tables.names import IMAGE_SUFFIXES
+from kdml_med.tables.names import IMAGE_SUFFIXES, UNREAD_PICTURES
 
 Reader = Callable[[Path, Sequence[Path]], BoxTable]
 """Takes the path that was named and the files of the format there: the path itself, or everything below a folder.
@@ -62,7 +62,7 @@ class AnnotationFormat:
         """Everything that the file or folder says, with the files of the folder that cannot be reached."""
         table = self.read(path, self.files(path))
         for lost, reason in walk_folder(path).failures if self.folder else ():
-            name = printable(lost.relative_to(path).as_posix())
+            name = storable(lost.relative_to(path).as_posix())
             if lost.suffix.lower() in self.suffixes:
                 table.frames.append(FrameBoxes(name, place=name, problem=f"{name}: {reason}"))
             elif lost.is_dir():
@@ -126,7 +126,8 @@ def _read_masks(folder: Path, files: Sequence[Path]) -> BoxTable:
 
 
 def _name_in(folder: Path, path: Path) -> str:
-    return printable(path.relative_to(folder).as_posix())
+    # Not by numbers as elsewhere: a byte that is not UTF-8 must not add letters to what names are compared by.
+    return os.fsencode(path.relative_to(folder).as_posix()).decode("utf-8", "replace")
 
 
 def decode_text(data: bytes) -> str:

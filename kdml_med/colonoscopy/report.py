@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdml_med.colonoscopy.contact_sheet import CONTACT_SHEET_FILE
-from kdml_med.colonoscopy.folders import one_line
 from kdml_med.storage.folder import describe_remade
 from kdml_med.storage.manifest import FAILURES_FILE
+from kdml_med.storage.walking import printable
 
 DUPLICATES_FILE = "duplicates.csv"
 _SHOWN = 10  # failures that are named; failures.csv has them all
@@ -103,7 +103,7 @@ def describe_report(report: PreparationReport, out: Path) -> list[str]:
         )
     if report.failures:
         lines.append(f"{len(report.failures)} problems, all in {out / FAILURES_FILE}:")
-        lines += [_shorten(one_line(f"  {name}: {reason}")) for name, reason in report.failures[:_SHOWN]]
+        lines += [_shorten(printable(f"  {name}: {reason}")) for name, reason in report.failures[:_SHOWN]]
         lines += ["  …"] if len(report.failures) > _SHOWN else []
     if report.frames:
         lines.append(f"look at {out / CONTACT_SHEET_FILE} before training")

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from kdml_med.colonoscopy.folders import UNREAD_PICTURES, UNREAD_VIDEOS, printable
 from kdml_med.colonoscopy.readers import FORMATS
 from kdml_med.colonoscopy.video import VIDEO_SUFFIXES
 from kdml_med.errors import InputError
-from kdml_med.storage.walking import Contents, walk_folder
-from kdml_med.tables.names import IMAGE_SUFFIXES, same_name_form
+from kdml_med.storage.walking import Contents, storable, walk_folder
+from kdml_med.tables.names import IMAGE_SUFFIXES, UNREAD_PICTURES, UNREAD_VIDEOS, same_name_form
 
 _FRAME_NUMBER = re.compile(r"^(?:.*\D)?(?<![0-9][.,:])(\d{1,18})$")
 _HASHED = re.compile(r"\.rf\.[0-9A-Za-z]+$")  # Roboflow puts one behind every name
@@ -108,19 +107,19 @@ def find_sources(inputs: Sequence[Path], leave_out: Sequence[Path]) -> FoundSour
             )
         troubles = troubles + [(file, f"{file.suffix} files are not read; {_how_to_read(file)}") for file in unread]
         failures += [
-            (lead + printable(folder.relative_to(root).as_posix()), _tell_masks(files))
+            (lead + storable(folder.relative_to(root).as_posix()), _tell_masks(files))
             for folder, files in masks.items()
         ]
-        failures += [(lead + printable(file.relative_to(root).as_posix()), reason) for file, reason in troubles]
+        failures += [(lead + storable(file.relative_to(root).as_posix()), reason) for file, reason in troubles]
         for file in sorted(taken, key=lambda file: (file.is_symlink(), file)):
             if files[file] in files_seen:
                 # Named twice, or linked to: one picture under two names could be in two splits.
-                others.append((lead + printable(file.relative_to(root).as_posix()), files[file]))
+                others.append((lead + storable(file.relative_to(root).as_posix()), files[file]))
                 continue
             files_seen.add(files[file])
             name = lead + file.relative_to(root).as_posix()
-            if printable(name) != name:
-                failures.append((printable(name), "its name is not UTF-8, so that no table can hold it; rename it"))
+            if storable(name) != name:
+                failures.append((storable(name), "its name is not UTF-8, so that no table can hold it; rename it"))
                 continue
             if name in found:
                 raise InputError(f"{found[name].path} and {file} would both be called {name!r}: rename one.")
@@ -152,7 +151,7 @@ def _find_masks(files: Sequence[Path], root: Path) -> dict[Path, list[Path]]:
 
 def _tell_masks(files: Sequence[Path]) -> str:
     return (
-        f"pictures named as masks are not taken for frames ({len(files)}, such as {printable(files[0].name)}); to use "
+        f"pictures named as masks are not taken for frames ({len(files)}, such as {storable(files[0].name)}); to use "
         "them, name their folder as an input or as --annotations, or rename them"
     )
 

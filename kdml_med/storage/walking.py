@@ -18,6 +18,17 @@ def is_system_name(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
 
 
+def storable(name: str) -> str:
+    """A file name that tables can hold: bytes that are not UTF-8 are written by their numbers."""
+    return "".join(f"\\x{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else letter for letter in name)
+
+
+def printable(text: str) -> str:
+    """Text in one line, as a person can recognise it; ``storable``, too."""
+    shown = (letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in storable(text))
+    return "".join(shown)
+
+
 @dataclass
 class Contents:
     """What ``walk_folder`` found.
@@ -111,6 +122,4 @@ def _walk(
 
 
 def _tell_target(link: Path) -> str:
-    target = os.fsencode(link.readlink()).decode("utf-8", "replace")
-    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in target)
-    return f"is a link to {shown}, which is not there: mend or remove the link"
+    return f"is a link to {printable(str(link.readlink()))}, which is not there: mend or remove the link"

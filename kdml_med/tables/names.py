@@ -24,6 +24,15 @@ UNREAD_SUFFIXES = (
 """Suffixes of slides, images, archives and unfinished downloads that are not read, and are named where they lie."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 """Suffixes of frames, and of masks of what they show."""
+UNREAD_PICTURES = (
+    *(".gif", ".webp", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".jfif", ".jpe", ".tga", ".ppm", ".pgm"),
+    *(".pbm", ".pnm", ".dcm", ".dicom", ".psd", ".svg", ".exr", ".npy", ".npz", ".mat", ".nii", ".gz"),
+)
+"""Suffixes of pictures, and of what may hold some, that are not read as frames."""
+UNREAD_VIDEOS = (
+    *(".flv", ".f4v", ".vob", ".3gp", ".3g2", ".ogv", ".mxf", ".asf", ".m2v", ".mpe", ".divx", ".rm", ".rmvb", ".dv"),
+    *(".h264", ".264", ".h265", ".hevc", ".dav"),
+)
 NAMED_SUFFIXES = (".dcm", ".isyntax", ".webp", ".tar")
 """Further suffixes that tables write behind names."""
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")

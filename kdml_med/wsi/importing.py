@@ -22,6 +22,7 @@ from kdml_med.storage.files import content_hash
 from kdml_med.storage.folder import DatasetFolder, list_versions
 from kdml_med.storage.manifest import SLIDES_FILE, DatasetInfo, manifest_table, validate_manifest, write_info
 from kdml_med.storage.shards import ShardRecord
+from kdml_med.storage.walking import storable
 from kdml_med.tables.classes import parse_labels
 from kdml_med.tables.columns import COARSEST_TILE_MPP, FINEST_MPP
 from kdml_med.tables.images import ImageTable, TableColumns, read_image_table
@@ -344,7 +345,7 @@ def _write(
 
     Everything is made anew each time, so whatever changed in the source or the table is followed.
     """
-    failures = [(_printable(name), _printable(reason)) for name, reason in failures]
+    failures = [(storable(name), storable(reason)) for name, reason in failures]
     splits = _official_splits(frame, info.classes, val_fraction, seed)
     columns = [name for name in frame.columns if name not in ("split", "image", "own")]
     names = [str(name) for name in columns]
@@ -365,11 +366,6 @@ def _write(
             freeze_splits(out, splits, mode="official", seed=seed, force=force, val_fraction=val_fraction)
         folder.write_tables(manifest, sorted(failures), {SLIDES_FILE: slides.reset_index()})
     return ImportResult(len(frame), frame["patient_id"].nunique(), failures=failures, same=same)
-
-
-def _printable(text: str) -> str:
-    """Text that a table can hold; bytes of a file name that are not UTF-8 are written by their numbers."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _official_splits(frame: pd.DataFrame, classes: list[str], val_fraction: float, seed: int) -> pd.DataFrame | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import openslide
 
 from kdml_med.errors import InputError
-from kdml_med.storage.walking import walk_folder
+from kdml_med.storage.walking import printable, walk_folder
 from kdml_med.tables.names import PLAIN_SUFFIXES, SLIDE_SUFFIXES, UNREAD_SUFFIXES, slide_name
 from kdml_med.wsi.dicom import is_dicom, read_series
 
@@ -151,16 +151,6 @@ def name_problem(name: str) -> str | None:
     if name != name.strip() or slide_id != slide_id.strip() or not slide_id:
         return "its name begins or ends with a blank: rename it"
     return None
-
-
-def printable(name: str) -> str:
-    """A name that tables can hold and a person can recognise."""
-    return "".join(char if char.isprintable() else _escape(char) for char in name)
-
-
-def _escape(char: str) -> str:
-    # Bytes that are not UTF-8 come as these characters.
-    return f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else char.encode("unicode_escape").decode()
 
 
 @dataclass

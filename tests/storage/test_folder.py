@@ -235,7 +235,8 @@ HOLD = "hold = keep_out_others(Path(sys.argv[1]))\n"
 
 
 def test_one_process_keeps_others_out_until_it_is_killed_even_if_a_child_of_it_lives_on(tmp_path: Path) -> None:
-    fork = "if os.fork() == 0:\n    time.sleep(60)\n    os._exit(0)\nprint('held', flush=True)\ntime.sleep(60)\n"
+    # The child prints: once it runs lines of its own, it has given the folder up.
+    fork = "if os.fork() == 0:\n    print('held', flush=True)\n    time.sleep(60)\n    os._exit(0)\ntime.sleep(60)\n"
     process = in_other_process(HOLD + fork, tmp_path / "run")
     try:
         with pytest.raises(InputError, match=r"another run is writing to .*run: wait .* or choose another --run_dir"):
