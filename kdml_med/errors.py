@@ -58,6 +58,11 @@ def foreseen(error: BaseException) -> InputError | None:
     return InputError(f"{name}{_reason(error)}.{_remedy(error)}")
 
 
+def one_line(error: BaseException) -> str:
+    """An error of a library, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _reason(error: OSError) -> str:
     return error.strerror or type(error).__name__
 

@@ -26,7 +26,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdml_med.errors import InputError
+from kdml_med.errors import InputError, one_line
 from kdml_med.storage.files import content_hash, write_atomically, write_json
 from kdml_med.storage.reading import build, read_json
 
@@ -291,11 +291,6 @@ def read_manifest(dataset_dir: Path) -> pd.DataFrame:
     validate_manifest(table, str(path))
     frame: pd.DataFrame = table.to_pandas()
     return frame
-
-
-def one_line(error: Exception) -> str:
-    """An error of a library, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def image_root(dataset_dir: Path, info: DatasetInfo) -> Path:

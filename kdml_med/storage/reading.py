@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import pandas as pd
 
-from kdml_med.errors import InputError, foreseen
+from kdml_med.errors import InputError, foreseen, one_line
 from kdml_med.storage.cells import unguarded
 
 Content = TypeVar("Content")
@@ -159,7 +159,7 @@ def damaged(path: Path | str, *, remedy: str) -> Iterator[None]:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path} does not hold what was written there ({type(error).__name__}: {_line(error)}). {remedy}"
+            f"{path} does not hold what was written there ({type(error).__name__}: {one_line(error)}). {remedy}"
         ) from error
 
 
@@ -184,7 +184,7 @@ def parse_table(content: bytes, path: Path, columns: Sequence[str] = (), *, reme
         lines = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         rows = [(lines.line_num, cells) for cells in lines if cells]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a CSV table ({_line(error)}). {remedy}") from error
+        raise InputError(f"{path} cannot be read as a CSV table ({one_line(error)}). {remedy}") from error
     if not rows:
         raise InputError(f"{path} is empty: it was edited or cut short. {remedy}")
     (_, header), *rows = rows
@@ -206,7 +206,7 @@ def read_rows(path: Path, columns: Sequence[str] = (), *, remedy: str) -> pd.Dat
     try:
         table = pd.read_parquet(io.BytesIO(content))
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
-        raise InputError(f"{path} cannot be read as parquet ({_line(error)}). {remedy}") from error
+        raise InputError(f"{path} cannot be read as parquet ({one_line(error)}). {remedy}") from error
     _check_columns(table, columns, path, remedy)
     return table
 
@@ -222,7 +222,3 @@ def _check_columns(table: pd.DataFrame, columns: Sequence[str], path: Path, reme
     missing = [name for name in columns if name not in table]
     if missing:
         raise InputError(f"{path} lacks the columns {missing}; it has {list(table.columns)}. {remedy}")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

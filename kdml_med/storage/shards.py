@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdml_med.errors import InputError
+from kdml_med.errors import InputError, one_line
 from kdml_med.storage.files import (
     Fingerprint,
     naming,
@@ -28,7 +28,7 @@ from kdml_med.storage.files import (
     write_atomically,
     write_json,
 )
-from kdml_med.storage.manifest import SHARDS_DIR, DatasetKind, manifest_table, one_line, validate_manifest
+from kdml_med.storage.manifest import SHARDS_DIR, DatasetKind, manifest_table, validate_manifest
 
 _RECORD_KEY = b"kdml_med.record"
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
 from kdml_med.errors import InputError
+from kdml_med.tables.names import plain_hyphens
 
 MSI_CLASSES = ("MSS", "MSI")
 """In index order: the positive class is the last one."""
@@ -36,7 +36,6 @@ _MISSING = (
 )
 _ONLY_MARKS = re.compile(r"[-.?/…*]+")
 _PARTS = re.compile(r"[/|,;&()\[\]]")
-_HYPHENS = re.compile("[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
 
 
 def plain_word(text: str) -> str:
@@ -44,7 +43,7 @@ def plain_word(text: str) -> str:
 
     A sign at the end stays, "MSI-" is not "MSI", and so does one between digits.
     """
-    word = _HYPHENS.sub("-", unicodedata.normalize("NFKC", text).replace("\u00ad", "")).casefold().strip()
+    word = plain_hyphens(text).replace("\u00ad", "").casefold().strip()
     word = word.strip("[](){}<>\"'").strip()
     return re.sub(r"(?<=.)[\s_-]+(?=.)", _keep_between_digits, word)
 

@@ -71,9 +71,14 @@ def slide_name(text: str) -> str:
     return stem[:-4] if stem.lower().endswith(".ome") else stem
 
 
+def plain_hyphens(text: str) -> str:
+    """Text with compatible characters (Unicode NFKC) and every kind of hyphen as the plain ones."""
+    return _HYPHENS.sub("-", unicodedata.normalize("NFKC", text))
+
+
 def similar_form(text: str) -> str:
     """A name without what a careless hand changes: case, the kind of hyphen, the number of spaces."""
-    return " ".join(_HYPHENS.sub("-", unicodedata.normalize("NFKC", text)).casefold().split())
+    return " ".join(plain_hyphens(text).casefold().split())
 
 
 def folders_of(path: str) -> list[str]:
