@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from kdml_med.storage.walking import walk_folder
 from kdml_med.tables.labels import LabelTable
 from kdml_med.tables.names import is_tcga_normal, other_barcode, slide_name, tcga_site
 from kdml_med.tables.usage import RowUse
@@ -82,14 +81,14 @@ def count_rows(labels: LabelTable, slides: Iterable[str], used: Iterable[str]) -
 
 
 def find_absent(
-    labels: LabelTable, slides: Iterable[str], inputs: Sequence[Path], taken: Collection[Path]
+    labels: LabelTable, slides: Iterable[str], files: Iterable[Path], taken: Collection[Path]
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Rows of the label table that have a class and no slide: names, and what to say of each.
 
     Args:
         labels: the table.
         slides: names of all slides that there are.
-        inputs: of the run; where a file of another kind has the name that is missing, it is named.
+        files: below the inputs; where one of another kind has the name that is missing, it is named.
         taken: the slides among them.
 
     Returns:
@@ -98,7 +97,7 @@ def find_absent(
     """
     there = {labels.key(name) for name in slides}
     absent = {key: match for key, match in labels.matches.items() if match.label is not None and key not in there}
-    others = _find_others(labels, inputs, taken) if absent else {}
+    others = _find_others(labels, files, taken) if absent else {}
     what = "slide" if labels.by_slide else "slide of this patient"
     asked: list[tuple[str, str]] = []
     rest: list[tuple[str, str]] = []
@@ -109,15 +108,14 @@ def find_absent(
     return asked, rest
 
 
-def _find_others(labels: LabelTable, inputs: Sequence[Path], taken: Collection[Path]) -> dict[str, str]:
-    """Files below the inputs that are no slide of this run, by the key of the table that they would have."""
+def _find_others(labels: LabelTable, files: Iterable[Path], taken: Collection[Path]) -> dict[str, str]:
+    """Files that are no slide of this run, by the key of the table that they would have."""
     known = set(taken)
     found: dict[str, str] = {}
-    for root in inputs:
-        for path in walk_folder(root).files if root.is_dir() else ():
-            if path.suffix.lower() in _NO_PICTURES or path in known:
-                continue
-            key = labels.key(path.name) or labels.key(path.stem)
-            if key is not None:
-                found.setdefault(key, path.name)
+    for path in files:
+        if path.suffix.lower() in _NO_PICTURES or path in known:
+            continue
+        key = labels.key(path.name) or labels.key(path.stem)
+        if key is not None:
+            found.setdefault(key, path.name)
     return found

@@ -41,6 +41,7 @@ class FoundSlides:
         unread: files of a kind that is known and not read.
         left_out: (name, reason) of what is no slide and looks like one; nobody need act on it.
         lost: names of slides that have a problem, as ``slide_name`` gives them.
+        files: everything below the folders that were searched.
     """
 
     slides: list[Path] = field(default_factory=list)
@@ -48,6 +49,7 @@ class FoundSlides:
     unread: list[Path] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
     _taken: dict[object, Path] = field(default_factory=dict, repr=False)
 
     def add(self, path: Path, root: Path | None = None) -> None:
@@ -185,6 +187,7 @@ class _Search:
     def _walk(self) -> None:
         contents = walk_folder(self.root, leave_out=[self.out_dir], parts=self._not_searched)
         self.files = contents.files
+        self.found.files += contents.files
         for path, reason in contents.closed:
             self.found.refuse(path, reason, self.root)
         for path, reason in contents.no_files:

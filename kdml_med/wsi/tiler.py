@@ -141,7 +141,7 @@ def tile_slides(
         folder.remove_leftovers()
         there = [*(slide_name(path.name) for path in found.slides), *found.lost, *folder.finished()]
         if labels is not None:
-            report.absent, report.without_slide = find_absent(labels, there, inputs, found.slides)
+            report.absent, report.without_slide = find_absent(labels, there, found.files, found.slides)
         _write_tables(folder, labels, report, found, there, tcga_normals=tcga_normals)
     return report
 
