@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cluster,dev,deploy,docs,tables]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cluster,dev,deploy,docs,openvino,tables]'
 	touch $@
 
 demo: $(DEMO)/tiles/splits.csv  ## generated slides -> tiles -> training -> test evaluation, in demo/

@@ -48,6 +48,18 @@ CHECKPOINTS_DIR = "checkpoints"
 
 FRAME_OPTIONS = ("crop", "mask_overlays")
 """How frames were prepared for training is how new ones have to be."""
+TILE_OPTIONS = (
+    "image_format",
+    "jpeg_quality",
+    "stain",
+    "min_tissue",
+    "max_background",
+    "background_level",
+    "max_pen",
+    "min_sharpness",
+)
+"""How tiles were cut for training, beside their size and resolution, is how new ones have to be. Which slides needed a
+stated resolution, and how many tiles were drawn, is no part of that."""
 SCHEMA_VERSION = 1
 """Of cohort.json."""
 TRAIN_AGAIN = "Train again into another folder, or bring back the file as training wrote it."
@@ -70,6 +82,8 @@ class RunDescription:
         tile_size_px: classification: side of the stored tiles, pixels; None when they differ.
         mpp: classification: micrometres per pixel of the stored tiles; None when unknown.
         stain: classification: normalisation of tiles, "none" or "macenko".
+        tile_options: classification: options of tiling that new slides have to be cut with; empty where tiles were
+            imported, or the run is of an earlier version.
         level: classification: what tiles are aggregated to, "patient" or "slide".
         aggregation: classification: how, see ``kdml_med.metrics.aggregation``.
         ensemble_average: classification: see ``kdml_med.engines.evaluator.ensemble_probabilities``.
@@ -91,6 +105,7 @@ class RunDescription:
     tile_size_px: int | None = None
     mpp: float | None = None
     stain: str = "none"
+    tile_options: dict[str, Any] = field(default_factory=dict)
     level: Level | None = None
     aggregation: AggregationMethod | None = None
     ensemble_average: str | None = None
@@ -174,6 +189,10 @@ class RunDescription:
                 and all(isinstance(v, bool) for v in self.frame_options.values()),
                 f"an object with {' and '.join(FRAME_OPTIONS)}, true or false",
             ),
+            "tile_options": (
+                {*self.tile_options} <= {*TILE_OPTIONS},
+                f"an object with some of {', '.join(TILE_OPTIONS)}",
+            ),
             "fold": (self.fold is None or self.fold >= 0, "a whole number from 0, or null"),
         }
         for name in ("tile_size_px", "mpp", "frame_size_px"):
@@ -183,7 +202,7 @@ class RunDescription:
         return expected | {name: (getattr(self, name) is not None, "a text") for name in needed}
 
 
-_ONLY_CLASSIFICATION = {"tile_size_px", "mpp", "stain", "level", "aggregation", "ensemble_average"}
+_ONLY_CLASSIFICATION = {"tile_size_px", "mpp", "stain", "tile_options", "level", "aggregation", "ensemble_average"}
 _ONLY_DETECTION = {"frame_size_px", "frame_options", "fusion"}
 
 

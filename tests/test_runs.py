@@ -160,6 +160,7 @@ OTHERS: dict[str, list[Any]] = {
     "tile_size_px": ["64", 1.5, 0],
     "mpp": ["1", [1], -1, 0],
     "stain": [None, 1],
+    "tile_options": [["stain"], "none", {"foo": 1}],
     "level": ["tile", 1, None],
     "aggregation": ["max", 1, None],
     "ensemble_average": [1, ["logits"], None],
