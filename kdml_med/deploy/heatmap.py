@@ -181,7 +181,7 @@ def _write_map(path: Path, picture: SlidePicture, scale: _Scale) -> None:
 def _heading(picture: SlidePicture, scale: _Scale, width: int, sizes: _Sizes) -> list[tuple[list[str], int, bool]]:
     """Lines above the map: text, size and whether they are bold."""
     count = int(picture.tiles[scale.column].notna().sum())
-    facts = f"{scale.title} · network: {picture.network} · {count:,} tile{'s' * (count != 1)}"
+    facts = f"{scale.title} · network: {picture.network} · {count:,} tile{'s' * (count != 1)}, no colour elsewhere"
     lines = [(picture.slide_id, sizes.title, True), (facts, sizes.text, False)]
     lines += [(note, sizes.text, False) for note in (scale.note, f"{RESEARCH_ONLY}.") if note]
     lines += [(GENERATED, sizes.text, True)] if picture.synthetic else []
@@ -228,7 +228,7 @@ def round_length(longest: float) -> float:
 def _draw_colour_bar(canvas: Image.Image, place: tuple[int, int], scale: _Scale, sizes: _Sizes) -> None:
     """What colours mean, as they look on a light ground, with ticks."""
     draw, (x, y) = ImageDraw.Draw(canvas), place
-    title = wrap(f"{scale.title}; no colour: no tile", sizes.text, sizes.bar_width, lines=1)
+    title = wrap(scale.title, sizes.text, sizes.bar_width, lines=1)
     write_lines(draw, (x, y), title, sizes.text)
     y += line_height(sizes.text) + 2
     shades = colours(scale.colours)[np.arange(sizes.bar_width) * 255 // (sizes.bar_width - 1)]

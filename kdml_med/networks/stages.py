@@ -60,6 +60,15 @@ def feature_stages(network: nn.Module) -> dict[int, nn.Module]:
     )
 
 
+def last_stage(network: nn.Module) -> nn.Module | None:
+    """The module that gives a classifier's coarsest feature map; None where the network does not say, see above."""
+    try:
+        stages = feature_stages(network)
+    except InputError:
+        return None
+    return stages[max(stages)] if stages else None
+
+
 def _own_stages(network: Any) -> dict[int, nn.Module]:
     stages = network.feature_stages()
     if not isinstance(stages, Mapping) or not all(
