@@ -16,6 +16,7 @@ from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.data.frames import FrameDataset
 from kdml_med.deploy.annotate import RESEARCH_ONLY, source_size
+from kdml_med.deploy.dataset_maps import write_dataset_maps
 from kdml_med.deploy.frames import annotate_sources, boxes_in_source, coco_dataset, count_frames
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.keys import NetworkName, Task, network_order
@@ -35,12 +36,23 @@ _SHOWN = 10  # failures that are named; failures.csv has them all
 
 
 def save_inference(evaluator: Evaluator, settings: Settings) -> None:
-    """Run an evaluator on tiles with or without labels; write predictions.parquet and patients.csv."""
+    """Run an evaluator on tiles with or without labels; write predictions.parquet and patients.csv.
+
+    Args:
+        evaluator: with ``CohortPredictions``; its data loader has a ``TileDataset``.
+        settings: of the config. With ``maps``, see ``write_dataset_maps``, too.
+    """
     predictions = run_evaluator(evaluator)
     target, level = Path(settings["output_dir"]), settings["level"]
     write_tile_predictions(target, predictions, evaluator.data_loader.dataset, level, settings["aggregation"])
     groups = predictions[f"{level}_id"].nunique()
     print(f"\n{predictions['sample_id'].nunique():,} tiles of {groups} {level}s. Written to {target}\n")
+    if settings["maps"]:
+        run = RunDescription.read(settings["run_dir"], task=Task.CLASSIFICATION)
+        dataset, networks = evaluator.data_loader.dataset, evaluator.network.networks
+        students = {name: network for name, network in networks.items() if name != NetworkName.TEACHER}
+        about: dict[str, Any] = {"classes": run.classes, "synthetic": run.synthetic, "device": settings["device"]}
+        print(write_dataset_maps(target, dataset, predictions, students, **about))
 
 
 def prepare_source(settings: Settings) -> str:

@@ -254,6 +254,8 @@ KNOBS: list[Knob] = [
          help="leave the teacher out"),
     Knob("annotate", FLAG, default=False, tasks=DETECTION, **_USE,
          help="draw the boxes: a video for each video, a contact sheet of images"),
+    Knob("maps", FLAG, default=False, tasks=CLASSIFICATION, **_USE,
+         help="write `tiles.parquet` and [heat maps](../how_to/heat_maps.md) of every slide, too"),
     Knob("fps", number(0), default=5, tasks=DETECTION, **_USE,
          help="frames per second taken from a video; 0 for all"),
     Knob("student", TEXT, default="student_0", **_USE,

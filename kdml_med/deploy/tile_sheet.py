@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,20 @@ class SheetTile:
     x_l0: float
     y_l0: float
     cam: npt.NDArray[np.float32] | None = None
+
+
+def choose_tiles(probabilities: npt.NDArray[Any], at_most: int = SHEET_TILES) -> tuple[list[int], list[int]]:
+    """Positions of the highest and of the lowest probabilities, the outermost first; no tile is among both.
+
+    Args:
+        probabilities: one for each tile; of equal ones the first comes first.
+        at_most: how many of each.
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    count = min(at_most, (len(order) + 1) // 2)
+    rest = np.sort(order[count:])  # so that of equal ones the first comes first here, too
+    lowest = rest[np.argsort(probabilities[rest], kind="stable")]
+    return order[:count].tolist(), lowest[:at_most].tolist()
 
 
 def write_tile_sheets(
