@@ -22,13 +22,14 @@ from kdml_med.tables.labels import LabelTable
 from kdml_med.tables.names import slide_name
 from kdml_med.tables.usage import describe_labels
 from kdml_med.workers import run_jobs
-from kdml_med.wsi.cutter import SlideJob, cut_slide
+from kdml_med.wsi.cutter import SlideJob
 from kdml_med.wsi.labelling import count_rows, find_absent, make_job, place_of
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.overview import THUMBNAILS_DIR
 from kdml_med.wsi.shards import SlideRecord
 from kdml_med.wsi.slide import ASSUMED, FROM_TABLE, SlideError
 from kdml_med.wsi.sources import FoundSlides, find_slides, list_files
+from kdml_med.wsi.storing import cut_slide
 
 _CRASHED = "the reader crashed on this file"
 _LIBRARIES = (
