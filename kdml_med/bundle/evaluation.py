@@ -11,7 +11,7 @@ import pandas as pd
 from monai.engines import Evaluator
 
 from kdml_med.bundle.settings import Settings
-from kdml_med.bundle.training import check_device, check_level, seed_everything
+from kdml_med.bundle.training import check_level, seed_everything
 from kdml_med.bundle.workflow import errors_for_people
 from kdml_med.data.frames import FrameDataset
 from kdml_med.data.samples import ManifestDataset
@@ -24,6 +24,7 @@ from kdml_med.metrics.detection import choose_thresholds
 from kdml_med.metrics.detection_evaluation import evaluate_detections, sequence_table
 from kdml_med.metrics.evaluation import evaluate_predictions
 from kdml_med.networks.cohort import Cohort
+from kdml_med.networks.devices import check_device
 from kdml_med.networks.weights import check_finite
 from kdml_med.report.screen import detection_results_table, results_table
 from kdml_med.runs import (

@@ -24,6 +24,7 @@ from kdml_med.losses.cohort import ClassificationCohortLoss, CohortLoss
 from kdml_med.losses.detection import DetectionCohortLoss
 from kdml_med.metrics.aggregation import Level
 from kdml_med.networks.cohort import Cohort, build_cohort
+from kdml_med.networks.devices import check_device
 from kdml_med.networks.registry import cohort_spec
 from kdml_med.runs import (
     CHECKPOINTS_DIR,
@@ -83,22 +84,6 @@ def _check_together(settings: Settings) -> None:
     spec = cohort_spec(settings["version"], task=settings.task, students=settings["students"])
     if settings["alpha"] == settings["beta"] == 0 and len(spec.students) == 1:
         raise InputError("a single student has no peers: --alpha or --beta must be above 0.")
-
-
-def check_device(device: str, *, amp: bool = False) -> None:
-    """Check that a device is there.
-
-    Raises:
-        InputError: it is not, or it cannot do mixed precision.
-    """
-    kind, index = torch.device(device).type, torch.device(device).index or 0
-    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(kind, 1)
-    if there == 0:
-        raise InputError(f"device {device!r} is asked for, but this torch sees no GPU: use --device cpu.")
-    if index >= there:
-        raise InputError(f"device {device!r} is asked for, but there are {there}, counted from 0: name one of them.")
-    if amp and kind != "cuda":
-        raise InputError(f"amp (mixed precision) needs a GPU, the device is {device!r}: leave --amp out.")
 
 
 def check_level(level: str, info: DatasetInfo, dataset_dir: str | Path) -> None:

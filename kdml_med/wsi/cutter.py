@@ -1,7 +1,8 @@
-"""One slide: find the tissue, cut the tiles, judge them, store them."""
+"""One slide: find the tissue, cut the tiles, judge and encode them."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import queue
 from collections import deque
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import imagecodecs
 import numpy as np
@@ -17,18 +18,21 @@ import simplejpeg
 from PIL import Image
 
 from kdml_med.errors import InputError
-from kdml_med.storage.manifest import SHARDS_DIR, DatasetKind
-from kdml_med.storage.shards import Origin, ShardWriter, shard_path, write_record
+from kdml_med.storage.shards import Origin
 from kdml_med.wsi.glass import AS_BRIGHT, Glass, measure_glass
 from kdml_med.wsi.grid import ReadPlan, TileGrid, choose_plane, make_grid
 from kdml_med.wsi.opening import open_slide
 from kdml_med.wsi.options import TilingOptions
-from kdml_med.wsi.overview import UNREADABLE, write_thumbnail
+from kdml_med.wsi.overview import UNREADABLE
 from kdml_med.wsi.quality import TileQuality, measure_quality
 from kdml_med.wsi.shards import SlideRecord
 from kdml_med.wsi.slide import Pixels, Slide, SlideError, resolve_mpp
 from kdml_med.wsi.stain import StainFit, fit_stains, normalise_stains
-from kdml_med.wsi.tissue import MaskIntegral, Overview, read_overview, tissue_mask
+from kdml_med.wsi.tissue import Mask, MaskIntegral, read_overview, tissue_mask
+
+RegionMask = Callable[[int, int, float], Mask]
+"""Called with width, height and downsample of the overview; says which of its pixels, bool [height, width], may be
+looked at."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -136,53 +140,65 @@ def _rejection(quality: TileQuality, options: TilingOptions) -> str | None:
     return None
 
 
-def cut_slide(
-    job: SlideJob,
-    out_dir: Path,
-    options: TilingOptions,
-    *,
-    threads: int = 1,
-    on_tiles: Callable[[int], None] = lambda count: None,
-) -> SlideRecord:
-    """Tile one slide into its shard, its table and its thumbnail.
+@contextlib.contextmanager
+def open_cutter(
+    job: SlideJob, options: TilingOptions, *, threads: int = 1, region: RegionMask | None = None
+) -> Iterator[SlideCutter]:
+    """Open a slide, find its tissue, and close it again at the end.
 
     Args:
         job: the slide.
-        out_dir: dataset folder.
         options: of the run.
-        threads: that read bands of the slide at the same time; the result does not depend on it.
-        on_tiles: called with a number of tiles whenever so many more were looked at.
+        threads: that read bands of the slide at the same time; the tiles do not depend on it.
+        region: where tissue counts; None for the whole slide.
 
     Raises:
         SlideError: nothing can be made of this slide; the message says why.
-        InputError: the output cannot be written.
     """
     slide = open_slide(job.path, fast=options.reader == "auto")
     try:
-        return _Cutter(job, slide, out_dir, options, threads, on_tiles).run()
+        yield SlideCutter(job, slide, options, threads, region)
     finally:
         slide.close()
 
 
-class _Cutter:
-    """The steps of ``cut_slide``, which share a good deal."""
+class SlideCutter:
+    """One slide: its overview with the tissue, and its tiles.
+
+    Args:
+        job: the slide.
+        slide: opened; the caller closes it.
+        options: of the run.
+        threads: that read bands of the slide at the same time.
+        region: where tissue counts; None for the whole slide.
+
+    Attributes:
+        record: what is known of the slide; ``tiles`` counts in it.
+        overview: the whole slide, reduced.
+        grid: of the tiles.
+        tile_mpp: micrometres per pixel of a tile, as it comes out.
+        candidates: places with enough tissue, in reading order.
+        reasons: why a tile was left out, by its origin (x_l0, y_l0); None when it was kept.
+
+    Raises:
+        SlideError: the slide has no usable resolution, is smaller than a tile, or its stains cannot be told apart where
+            tiles are to be normalised.
+    """
 
     def __init__(
         self,
         job: SlideJob,
         slide: Slide,
-        out_dir: Path,
         options: TilingOptions,
-        threads: int,
-        on_tiles: Callable[[int], None],
+        threads: int = 1,
+        region: RegionMask | None = None,
     ) -> None:
-        self.job, self.slide, self.out_dir, self.options = job, slide, out_dir, options
-        self.threads, self.on_tiles = threads, on_tiles
-        self.slide_mpp, source = resolve_mpp(slide, table_mpp=job.table_mpp, assumed_mpp=options.assume_mpp)
+        self.job, self._slide, self._options, self._threads = job, slide, options, threads
+        slide_mpp, source = resolve_mpp(slide, table_mpp=job.table_mpp, assumed_mpp=options.assume_mpp)
         full = slide.levels[0]
         try:
             self.grid = make_grid(
-                full.width, full.height, slide_mpp=self.slide_mpp, mpp=options.mpp, tile_size_px=options.tile_size_px
+                full.width, full.height, slide_mpp=slide_mpp, mpp=options.mpp, tile_size_px=options.tile_size_px
             )
         except InputError as error:
             raise SlideError(str(error)) from error
@@ -190,156 +206,150 @@ class _Cutter:
             raise SlideError(
                 f"is smaller ({full.width} × {full.height} px) than one tile ({self.grid.size_l0:.0f} px at level 0)"
             )
+        self.tile_mpp = self.grid.size_l0 * slide_mpp / options.tile_size_px
         factors = [slide.factors(level) for level in range(len(slide.levels))]
         downsamples = [level.downsample for level in slide.levels]
-        self.plan = choose_plane(downsamples, factors, slide_mpp=self.slide_mpp, mpp=options.mpp)
+        self._plan = choose_plane(downsamples, factors, slide_mpp=slide_mpp, mpp=options.mpp)
         self.record = SlideRecord(
             slide_id=job.slide_id,
             patient_id=job.patient_id,
             file_name=job.path.name,
             width_l0=full.width,
             height_l0=full.height,
-            mpp=self.slide_mpp,
+            mpp=slide_mpp,
             mpp_source=source,
-            level=self.plan.level,
-            downsample=self.plan.downsample,
+            level=self._plan.level,
+            downsample=self._plan.downsample,
             left_out=slide.left_out,
-            origin=self.job.origin,
+            origin=job.origin,
         )
         self.reasons: dict[tuple[int, int], str | None] = {}
-
-    def run(self) -> SlideRecord:
-        overview = read_overview(self.slide, self.slide_mpp)
-        glasses = measure_glass(overview.pixels, ~overview.unread)
+        self.overview = read_overview(slide, slide_mpp)
+        glasses = measure_glass(self.overview.pixels, ~self.overview.unread)
         if glasses:
             self.record.glass = glasses[0].colour.tolist()
-        candidates = self._find_candidates(overview, glasses)
-        background_level = min([self.options.background_level, *(AS_BRIGHT * glass.brightness for glass in glasses)])
-        if not candidates:
-            self._write_thumbnail(overview)
-            raise SlideError(f"no tissue found: none of {len(self.grid)} tiles reaches --min-tissue")
-        self.readers: queue.SimpleQueue[TileReader] = queue.SimpleQueue()
-        clones = [self.slide] + [self.slide.clone() for _ in range(self.threads - 1)]
-        try:
-            for clone in clones:
-                self.readers.put(TileReader(clone, self.grid, self.plan, self.options, background_level))
-            self.record.stain = self._fit_stain(candidates)
-            if self.options.stain == "macenko" and self.record.stain is None:
+        self._background_level = min([options.background_level, *(AS_BRIGHT * glass.brightness for glass in glasses)])
+        self.candidates = self._find_candidates(glasses, region)
+        if self.candidates:
+            self.record.stain = self._fit_stain(self._stained)
+            if options.stain == "macenko" and self.record.stain is None:
                 raise SlideError("its two stains cannot be told apart, so it cannot be normalised; use --stain none")
-            rows = self._write_shard(self._cut_all(candidates))
-        finally:
-            for clone in clones[1:]:
-                clone.close()
-        self._write_thumbnail(overview)
-        if not rows:
-            shard_path(self.out_dir, self.job.slide_id).unlink(missing_ok=True)
-            raise SlideError(self._why_nothing_is_left(len(candidates)))
-        self.record.tiles = len(rows)
-        write_record(self.out_dir, self.job.slide_id, self.record, rows, DatasetKind.TILES)
-        return self.record
 
-    def _find_candidates(self, overview: Overview, glasses: Sequence[Glass]) -> list[Candidate]:
-        shares = MaskIntegral(tissue_mask(overview, glasses), overview.downsample)
-        rim = (shares.fraction(x_l0, y_l0, self.grid.size_l0) for x_l0, y_l0 in self.grid.rim())
-        self.record.rim = sum(share >= self.options.min_tissue for share in rim)
-        candidates = []
+    def _reader(self, slide: Slide) -> TileReader:
+        return TileReader(slide, self.grid, self._plan, self._options, self._background_level)
+
+    def _find_candidates(self, glasses: Sequence[Glass], region: RegionMask | None) -> list[Candidate]:
+        tissue = tissue_mask(self.overview, glasses)
+        shares = whole = MaskIntegral(tissue, self.overview.downsample)
+        if region is not None:
+            height, width = tissue.shape
+            inside = region(width, height, self.overview.downsample)
+            shares = MaskIntegral(tissue & inside, self.overview.downsample)
+        size_l0, enough = self.grid.size_l0, self._options.min_tissue
+        self.record.rim = sum(shares.fraction(x_l0, y_l0, size_l0) >= enough for x_l0, y_l0 in self.grid.rim())
+        candidates: list[Candidate] = []
+        # Stains are those of the slide, so that a region changes no tile in it.
+        self._stained: list[Candidate] = candidates if region is None else []
         for x_l0, y_l0 in self.grid.origins():
-            share = shares.fraction(x_l0, y_l0, self.grid.size_l0)
-            if share >= self.options.min_tissue:
+            share = shares.fraction(x_l0, y_l0, size_l0)
+            if region is not None and whole.fraction(x_l0, y_l0, size_l0) >= enough:
+                self._stained.append(Candidate(x_l0, y_l0, share))
+            if share >= enough:
                 candidates.append(Candidate(x_l0, y_l0, share))
             else:
                 self.reasons[x_l0, y_l0] = "tissue"
                 self.record.rejected["tissue"] += 1
         return candidates
 
+    def tiles(self, on_tiles: Callable[[int], None] = lambda count: None) -> Iterator[CutTile]:
+        """Cut all candidates, in reading order; with a limit, drawn anew until enough are kept or none are left.
+
+        Args:
+            on_tiles: called with a number of tiles whenever so many more were looked at.
+
+        Raises:
+            SlideError: there is no tissue, or, at the end, no tile was kept.
+        """
+        if not self.candidates:
+            raise SlideError(f"no tissue found: none of {len(self.grid)} tiles reaches --min-tissue")
+        self._readers: queue.SimpleQueue[TileReader] = queue.SimpleQueue()
+        clones = [self._slide] + [self._slide.clone() for _ in range(self._threads - 1)]
+        kept = False
+        try:
+            for clone in clones:
+                self._readers.put(self._reader(clone))
+            for tile in self._cut_all(on_tiles):
+                self._count(tile)
+                kept |= tile.data is not None
+                yield tile
+        finally:
+            for clone in clones[1:]:
+                clone.close()
+        if not kept:
+            raise SlideError(self._why_nothing_is_left())
+
+    def _count(self, tile: CutTile) -> None:
+        self.reasons[tile.candidate.x_l0, tile.candidate.y_l0] = tile.reason
+        if tile.reason is None:
+            self.record.tiles += 1
+        elif tile.reason == UNREADABLE:
+            self.record.unreadable += 1
+        else:
+            self.record.rejected[tile.reason] += 1
+
     def _fit_stain(self, candidates: Sequence[Candidate]) -> StainFit | None:
         picks = np.linspace(0, len(candidates) - 1, min(_STAIN_SAMPLE, len(candidates))).round().astype(int)
-        reader = self.readers.get()
+        reader = self._reader(self._slide)
         sample = []
         for pick in picks:
-            try:
+            with contextlib.suppress(SlideError):  # counted when its turn comes
                 sample.append(reader.read(candidates[pick])[::2, ::2].reshape(-1, 3))
-            except SlideError:
-                continue  # counted when its turn comes
-        self.readers.put(reader)
         return fit_stains(np.concatenate(sample)) if sample else None
 
-    def _cut_all(self, candidates: Sequence[Candidate]) -> Iterator[CutTile]:
-        """Tiles in reading order; with a limit, drawn anew until enough are kept or none are left."""
-        limit = self.options.limit_tiles
+    def _cut_all(self, on_tiles: Callable[[int], None]) -> Iterator[CutTile]:
+        limit, candidates = self._options.limit_tiles, self.candidates
         if limit is None:
-            yield from self._cut_bands(candidates)
+            yield from self._cut_bands(candidates, on_tiles)
             return
         # The name is mixed in so that slides of one size do not all get the same places.
-        seed = [self.options.seed, *self.job.slide_id.encode()]
+        seed = [self._options.seed, *self.job.slide_id.encode()]
         order = np.random.default_rng(seed).permutation(len(candidates))
         cut: list[CutTile] = []
         start, missing = 0, limit
         while missing > 0 and start < len(order):
             chosen = [candidates[i] for i in sorted(order[start : start + missing])]
             start += missing
-            cut.extend(self._cut_bands(chosen))
+            cut.extend(self._cut_bands(chosen, on_tiles))
             missing = limit - sum(tile.data is not None for tile in cut)
         yield from sorted(cut, key=lambda tile: (tile.candidate.y_l0, tile.candidate.x_l0))
 
-    def _cut_bands(self, candidates: Sequence[Candidate]) -> Iterator[CutTile]:
-        stain = self.record.stain if self.options.stain == "macenko" else None
+    def _cut_bands(self, candidates: Sequence[Candidate], on_tiles: Callable[[int], None]) -> Iterator[CutTile]:
+        stain = self.record.stain if self._options.stain == "macenko" else None
 
         def cut_band(band: Sequence[Candidate]) -> list[CutTile]:
-            reader = self.readers.get()
+            reader = self._readers.get()
             try:
                 return [reader.cut(candidate, stain) for candidate in band]
             finally:
-                self.readers.put(reader)
+                self._readers.put(reader)
 
-        rows_per_band = max(1, min(_BAND_ROWS, self.grid.rows // (2 * self.threads)))
+        rows_per_band = max(1, min(_BAND_ROWS, self.grid.rows // (2 * self._threads)))
         bands = split_bands(candidates, rows_per_band * self.grid.stride_l0)
-        for tiles in in_order(cut_band, bands, self.threads):
-            self.on_tiles(len(tiles))
+        for tiles in in_order(cut_band, bands, self._threads):
+            on_tiles(len(tiles))
             yield from tiles
 
-    def _write_shard(self, tiles: Iterable[CutTile]) -> list[dict[str, Any]]:
-        path = shard_path(self.out_dir, self.job.slide_id)
-        rows = []
-        with ShardWriter(path) as shard:
-            for tile in tiles:
-                place = tile.candidate
-                self.reasons[place.x_l0, place.y_l0] = tile.reason
-                if tile.reason == UNREADABLE:
-                    self.record.unreadable += 1
-                elif tile.reason is not None:
-                    self.record.rejected[tile.reason] += 1
-                if tile.data is not None:
-                    name = f"x{place.x_l0:07d}_y{place.y_l0:07d}"
-                    offset = shard.add(f"{name}.{self.options.suffix}", tile.data)
-                    rows.append(self._row(tile, f"{self.job.slide_id}_{name}", offset, len(tile.data)))
-        return rows
-
-    def _row(self, tile: CutTile, sample_id: str, offset: int, size: int) -> dict[str, Any]:
-        return {
-            "sample_id": sample_id,
-            "patient_id": self.job.patient_id,
-            "slide_id": self.job.slide_id,
-            "label": self.job.label,
-            "site": self.job.site,
-            "size_l0": self.grid.size_l0,
-            "mpp": self.grid.size_l0 * self.slide_mpp / self.options.tile_size_px,
-            "shard": f"{SHARDS_DIR}/{self.job.slide_id}.tar",
-            "offset": offset,
-            "size": size,
-            **vars(tile.candidate),
-            **vars(tile.quality),
-        }
-
-    def _write_thumbnail(self, overview: Overview) -> None:
-        write_thumbnail(self.out_dir, self.job.slide_id, overview, self.grid, self.reasons)
-
-    def _why_nothing_is_left(self, candidates: int) -> str:
+    def _why_nothing_is_left(self) -> str:
         counts = {k: v for k, v in self.record.rejected.items() if v and k != "tissue"}
         if self.record.unreadable:
             counts[UNREADABLE] = self.record.unreadable
         parts = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
-        return f"none of {candidates} tissue tiles was kept ({parts})"
+        return f"none of {len(self.candidates)} tissue tiles was kept ({parts})"
+
+
+def tile_name(candidate: Candidate) -> str:
+    """What a tile is called within its slide."""
+    return f"x{candidate.x_l0:07d}_y{candidate.y_l0:07d}"
 
 
 def split_bands(candidates: Sequence[Candidate], height_l0: int) -> list[list[Candidate]]:
@@ -350,9 +360,9 @@ def split_bands(candidates: Sequence[Candidate], height_l0: int) -> list[list[Ca
     return [bands[index] for index in sorted(bands)]
 
 
-def in_order(work: Callable[[_Item], _Result], items: Sequence[_Item], threads: int) -> Iterator[_Result]:
+def in_order(work: Callable[[_Item], _Result], items: Iterable[_Item], threads: int) -> Iterator[_Result]:
     """Results of ``work`` in the order of ``items``, a few items ahead of the consumer and no more."""
-    if threads == 1 or len(items) < 2:
+    if threads == 1:
         yield from map(work, items)
         return
     ahead: deque[Future[_Result]] = deque()

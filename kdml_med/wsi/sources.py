@@ -26,7 +26,7 @@ _KINDS = "masks?|labels?|thumb|thumbnail|preview|overview|macro|annotations?|seg
 _AFTER = re.compile(rf"(.+)[-_. ](?:{_KINDS})(?:[-_ ]?\d+)?", re.IGNORECASE)
 _BEFORE = re.compile(rf"(?:{_KINDS})[-_. ](.+)", re.IGNORECASE)
 _ALONE = re.compile(_KINDS, re.IGNORECASE)
-_DATASET = {"dataset.json", "shards"}
+_RESULTS = ({"dataset.json", "shards"}, {"prediction.json", "slides"})
 _MIRAX_INDEX = "slidedat.ini"
 _UNREAD = "is of a kind that is not read: unpack or convert it, or move it elsewhere"
 
@@ -197,7 +197,7 @@ class _Search:
     def _not_searched(self, folder: Path, names: Sequence[str]) -> set[str] | None:
         """Folders in a folder that are no place for slides; None when the whole folder is none."""
         lower = {name.lower() for name in names}
-        if lower >= _DATASET:  # of an earlier run: its thumbnails have the names of slides
+        if any(lower >= names for names in _RESULTS):  # of an earlier run, with pictures that have the names of slides
             return None
         if _MIRAX_INDEX in lower:
             self.found.refuse(folder, "holds the data of a MIRAX slide, whose .mrxs file is not beside it", self.root)

@@ -22,13 +22,14 @@ from kdml_med.tables.labels import LabelTable
 from kdml_med.tables.names import slide_name
 from kdml_med.tables.usage import describe_labels
 from kdml_med.workers import run_jobs
-from kdml_med.wsi.cutter import SlideJob, cut_slide
+from kdml_med.wsi.cutter import SlideJob
 from kdml_med.wsi.labelling import count_rows, find_absent, make_job, place_of
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.overview import THUMBNAILS_DIR
 from kdml_med.wsi.shards import SlideRecord
 from kdml_med.wsi.slide import ASSUMED, FROM_TABLE, SlideError
 from kdml_med.wsi.sources import FoundSlides, find_slides, list_files
+from kdml_med.wsi.storing import cut_slide
 
 _CRASHED = "the reader crashed on this file"
 _LIBRARIES = (
@@ -126,13 +127,13 @@ def tile_slides(
                 report.failures.append((path.name, job))
         named = [*(slide_name(path.name) for path in found.slides), *found.lost]
         strangers = folder.find_strangers(named, allowed=keep or force)
-        jobs = _with_origins(jobs, full_hash, workers, progress)
+        jobs = with_origins(jobs, full_hash, workers, progress)
         mpps = {job.slide_id: job.table_mpp for job in jobs}
         work = folder.plan(
             {job.slide_id: job.origin for job in jobs},
             strangers,
             keep=keep,
-            outdated=lambda record: _mpp_change(record, mpps[record.slide_id]),
+            outdated=lambda record: mpp_change(record, mpps[record.slide_id]),
         )
         _check_kept(folder, work.kept, labels)
         pending = [job for job in jobs if job.slide_id in work.pending]
@@ -154,7 +155,7 @@ def _cut_all(
     report: TilingReport,
     progress: bool,
 ) -> None:
-    with contextlib.closing(_Progress(len(jobs), report.skipped, progress)) as bar:
+    with contextlib.closing(SlideProgress(len(jobs), report.skipped, progress)) as bar:
         for job, failure in cut_slides(jobs, folder.path, options, workers, bar.add_tiles):
             bar.end_slide(job, failure)
             if failure is None:
@@ -199,7 +200,7 @@ def _cut(
     return None
 
 
-def _with_origins(jobs: Sequence[SlideJob], full_hash: bool, threads: int, progress: bool) -> list[SlideJob]:
+def with_origins(jobs: Sequence[SlideJob], full_hash: bool, threads: int, progress: bool) -> list[SlideJob]:
     """Jobs that know what tells their files from others; folders do not count, since a slide goes by its file name."""
     files = {job.slide_id: list_files(job.path) for job in jobs}
     with progress_bar(sum(map(len, files.values())), what="comparing", unit="file", show=progress) as bar:
@@ -225,7 +226,7 @@ def _unused_options(folder: DatasetFolder[SlideRecord]) -> Collection[str]:
     return () if any(record.mpp_source == ASSUMED for record in records) else ("assume_mpp",)
 
 
-def _mpp_change(record: SlideRecord, table_mpp: float | None) -> str | None:
+def mpp_change(record: SlideRecord, table_mpp: float | None) -> str | None:
     """Why a slide has to be tiled anew though its file is the same: it got its resolution from the label table."""
     if record.mpp_source == FROM_TABLE and table_mpp != record.mpp:
         stated = "none" if table_mpp is None else f"{table_mpp:.6g}"
@@ -237,30 +238,33 @@ def _mpp_change(record: SlideRecord, table_mpp: float | None) -> str | None:
 
 def _check_kept(folder: DatasetFolder[SlideRecord], kept: Sequence[str], labels: LabelTable | None) -> None:
     for slide_id in kept:
-        change = _mpp_change(folder.read(slide_id)[0], labels.mpp(slide_id) if labels else None)
+        change = mpp_change(folder.read(slide_id)[0], labels.mpp(slide_id) if labels else None)
         if change is not None:
             raise InputError(f"slide {slide_id!r} is kept as it was tiled, but {change}: name it among the inputs too.")
 
 
-class _Progress:
+class SlideProgress:
     """The bar on standard error: slides done, tiles looked at, tiles per second."""
 
-    def __init__(self, total: int, skipped: int, show: bool) -> None:
-        self._bar = progress_bar(total + skipped, what="tiling", unit="slide", done=skipped, show=show)
+    def __init__(self, total: int, skipped: int, show: bool, *, what: str = "tiling") -> None:
+        self._bar = progress_bar(total + skipped, what=what, unit="slide", done=skipped, show=show)
         self._show, self._tiles, self._started = show, 0, time.monotonic()
 
     def add_tiles(self, count: int) -> None:
+        """So many more tiles were looked at."""
         self._tiles += count
         seconds = max(time.monotonic() - self._started, 1e-6)
         self._bar.set_postfix_str(f"{self._tiles} tiles, {self._tiles / seconds:.0f} tiles/s", refresh=False)
         self._bar.update(0)
 
     def end_slide(self, job: SlideJob, failure: str | None) -> None:
+        """A slide has ended; why it failed, or None."""
         self._bar.update()
         if failure is not None and self._show:
             self._bar.write(f"{job.path.name}: {failure}", file=sys.stderr)
 
     def close(self) -> None:
+        """Leave the bar as it is."""
         self._bar.close()
 
 
@@ -287,7 +291,7 @@ def _write_tables(
             problems[record.file_name] = job
             continue
         record, table = _relabel(folder, record, table, job)
-        partial_loss = _describe_loss(record)
+        partial_loss = describe_loss(record)
         if partial_loss:
             problems[record.file_name] = partial_loss
         records.append(record)
@@ -296,7 +300,7 @@ def _write_tables(
     report.tiles = manifest.num_rows
     report.rim = sum(record.rim for record in records)
     report.failures = sorted([*problems.items(), *found.problems])
-    slides = pd.DataFrame([record.to_row() for record in records], columns=list(_EMPTY_RECORD.to_row()))
+    slides = pd.DataFrame([record.to_row() for record in records], columns=list(EMPTY_RECORD.to_row()))
     if labels is not None:
         uses = count_rows(labels, there, [record.slide_id for record in records])
         rows = manifest.select(["patient_id", "label"]).to_pandas()
@@ -307,13 +311,14 @@ def _write_tables(
     folder.write_tables(manifest, failures, {SLIDES_FILE: slides})
 
 
-def _describe_loss(record: SlideRecord) -> str:
+def describe_loss(record: SlideRecord) -> str:
     """What is missing of a slide whose other tiles are in the dataset; "" when nothing is."""
     unread = f"{record.unreadable} tiles unreadable (the other tiles are in the dataset)" if record.unreadable else ""
     return "; ".join(filter(None, (unread, record.left_out)))
 
 
-_EMPTY_RECORD = SlideRecord("", "", "", 0, 0, 0.0, "")
+EMPTY_RECORD = SlideRecord("", "", "", 0, 0, 0.0, "")
+"""For the columns of a table without slides."""
 
 
 def _relabel(

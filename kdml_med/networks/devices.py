@@ -1,0 +1,23 @@
+"""What networks are computed on."""
+
+from __future__ import annotations
+
+import torch
+
+from kdml_med.errors import InputError
+
+
+def check_device(device: str, *, amp: bool = False) -> None:
+    """Check that a device is there.
+
+    Raises:
+        InputError: it is not, or it cannot do mixed precision.
+    """
+    kind, index = torch.device(device).type, torch.device(device).index or 0
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(kind, 1)
+    if there == 0:
+        raise InputError(f"device {device!r} is asked for, but this torch sees no GPU: use --device cpu.")
+    if index >= there:
+        raise InputError(f"device {device!r} is asked for, but there are {there}, counted from 0: name one of them.")
+    if amp and kind != "cuda":
+        raise InputError(f"amp (mixed precision) needs a GPU, the device is {device!r}: leave --amp out.")
