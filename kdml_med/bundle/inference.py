@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from monai.engines import Evaluator
 
+from kdml_med.bundle.chunks import CHUNKS_DIR, detect_frames
 from kdml_med.bundle.evaluation import run_evaluator, write_tile_predictions
 from kdml_med.bundle.settings import Settings
 from kdml_med.bundle.workflow import is_command
@@ -18,7 +19,7 @@ from kdml_med.data.frames import FrameDataset
 from kdml_med.deploy.annotate import RESEARCH_ONLY, source_size
 from kdml_med.deploy.frames import annotate_sources, boxes_in_source, coco_dataset, count_frames
 from kdml_med.errors import ExitCode, InputError
-from kdml_med.keys import NetworkName, Task, network_order
+from kdml_med.keys import NetworkName, Task
 from kdml_med.runs import RunDescription, read_run_json, read_thresholds
 from kdml_med.storage.files import write_json, write_table
 from kdml_med.storage.manifest import FAILURES_FILE
@@ -92,9 +93,11 @@ def _check_network(run: RunDescription, settings: Settings) -> None:
 
 
 def _describe_input(settings: Settings) -> dict[str, Any]:
+    """Content of input.json: what was searched, and by whom."""
+    run = {"run_dir": str(Path(settings["run_dir"]).resolve())}
     if settings["source"] is None:
-        return {"dataset_dir": str(Path(settings["dataset_dir"]).resolve())}
-    return {"source": str(Path(settings["source"]).resolve()), "fps": settings["fps"]}
+        return {"dataset_dir": str(Path(settings["dataset_dir"]).resolve())} | run
+    return {"source": str(Path(settings["source"]).resolve()), "fps": settings["fps"]} | run
 
 
 def _check_input(settings: Settings) -> None:
@@ -103,7 +106,7 @@ def _check_input(settings: Settings) -> None:
     if not (output_dir / INPUT_FILE).is_file():
         return
     before, now = read_run_json(output_dir, INPUT_FILE), _describe_input(settings)
-    if before != now:
+    if {"run_dir": now["run_dir"]} | before != now:  # earlier versions did not name the run
         shown = [", ".join(f"{name} {value}" for name, value in one.items()) for one in (before, now)]
         raise InputError(
             f"{output_dir} holds the detections of {shown[0]}; this run has {shown[1]}: name another --output_dir."
@@ -114,25 +117,24 @@ def save_detections(evaluator: Evaluator, settings: Settings) -> None:
     """Run an evaluator on frames and write detections.csv, frames.csv and detections.coco.json.
 
     Args:
-        evaluator: with ``CohortDetections``; its data loader has a ``FrameDataset``.
+        evaluator: its data loader has a ``FrameDataset``.
         settings: of the config. With ``annotate``, boxes are drawn: a video for every video, and a contact sheet of the
             other frames.
 
     Raises:
         SystemExit: run as a command, the work is done, but some inputs could not be used (``ExitCode.SOME_FAILED``).
     """
-    found = run_evaluator(evaluator)
-    network = settings["network"]
-    names = sorted(evaluator.state.networks, key=network_order)
+    network, target = settings["network"], Path(settings["output_dir"])
     thresholds = read_thresholds(settings["run_dir"])
+    write_json(target / INPUT_FILE, _describe_input(settings))
+    facts = {"networks": RunDescription.read(settings["run_dir"]).networks}
+    found, names = detect_frames(evaluator, target / CHUNKS_DIR, facts)
     dataset: FrameDataset = evaluator.data_loader.dataset
     root = None if settings["source"] is None else Path(settings["source"])
     paths = {} if root is None else {name: _path_of(root, name) for name in dataset.rows["source"].unique()}
     sizes = {name: source_size(path) for name, path in paths.items()}
     boxes = boxes_in_source(dataset.rows, found, thresholds, sizes)
     frames = count_frames(dataset.rows, boxes, names)
-    target = Path(settings["output_dir"])
-    write_json(target / INPUT_FILE, _describe_input(settings))
     write_table(target / BOXES_FILE, boxes)
     write_table(target / FRAMES_FILE, frames)
     write_json(target / COCO_FILE, coco_dataset(dataset.rows, boxes, network, thresholds[network], sizes))
