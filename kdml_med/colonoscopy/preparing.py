@@ -114,8 +114,11 @@ def _store_all(
     with progress_bar(_count_expected(jobs, options), what="preparing", unit="frame", show=progress) as bar:
         bar.set_postfix_str(f"{ended} of {total} shards", refresh=False)
         store = partial(store_shard, out_dir=folder.path, options=options)
-        # Frames, not shards: a video is one shard, and can take many minutes.
-        for job, failure in run_jobs(jobs, store, processes=workers, on_progress=bar.update, crashed=_CRASHED):
+
+        def count(frames: int) -> None:  # not shards: a video is one shard, and can take many minutes
+            bar.update(frames)
+
+        for job, failure in run_jobs(jobs, store, processes=workers, on_progress=count, crashed=_CRASHED):
             if failure is None:
                 folder.withdraw_manifest()
                 report.done += 1
