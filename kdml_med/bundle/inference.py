@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pandas as pd
 from monai.engines import Evaluator
 
+from kdml_med.bundle.chunks import CHUNKS_DIR, detect_frames, hash_weights
 from kdml_med.bundle.evaluation import run_evaluator, write_tile_predictions
 from kdml_med.bundle.settings import Settings
 from kdml_med.bundle.workflow import is_command
@@ -16,10 +18,11 @@ from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.data.frames import FrameDataset
 from kdml_med.deploy.annotate import RESEARCH_ONLY, source_size
+from kdml_med.deploy.corrections import CORRECTIONS_DIR, list_images, write_corrections
 from kdml_med.deploy.dataset_maps import write_dataset_maps
-from kdml_med.deploy.frames import annotate_sources, boxes_in_source, coco_dataset, count_frames
+from kdml_med.deploy.frames import annotate_sources, boxes_in_source, coco_dataset, count_frames, judge_frames
 from kdml_med.errors import ExitCode, InputError
-from kdml_med.keys import NetworkName, Task, network_order
+from kdml_med.keys import NetworkName, Task
 from kdml_med.runs import RunDescription, read_run_json, read_thresholds
 from kdml_med.storage.files import write_json, write_table
 from kdml_med.storage.manifest import FAILURES_FILE
@@ -32,6 +35,8 @@ FRAMES_FILE = "frames.csv"
 FRAMES_DIR = "frames"
 
 _WHOLE_FRAMES_PX = 8192  # where the run was trained on frames of any size
+_OF_INPUT = ("source", "dataset_dir", "fps", "run_dir")
+_OPTION = re.compile(r"--[a-z][a-z_-]+")
 _SHOWN = 10  # failures that are named; failures.csv has them all
 
 
@@ -73,7 +78,13 @@ def prepare_source(settings: Settings) -> str:
     _check_network(run, settings)
     read_thresholds(settings["run_dir"])
     _check_input(settings)
+    annotations = settings["annotations"]
     if source is None:
+        if annotations is not None:
+            raise InputError(
+                "--annotations belongs to --source; a dataset folder has its boxes already: prepare its frames again "
+                "with preprocessing.prepare_frames to give it others."
+            )
         return str(dataset_dir)
     path, frames_dir = Path(source), Path(output_dir) / FRAMES_DIR
     if path.is_dir() and Path(output_dir).resolve().is_relative_to(path.resolve()):
@@ -83,15 +94,32 @@ def prepare_source(settings: Settings) -> str:
         )
     options = FrameOptions(size_px=run.frame_size_px or _WHOLE_FRAMES_PX, fps=settings["fps"], **run.frame_options)
     try:
-        report = prepare_frames([path], frames_dir, options, None, workers=max(1, settings["num_workers"]))
+        report = prepare_frames(
+            [path],
+            frames_dir,
+            options,
+            None if annotations is None else Path(annotations),
+            workers=max(1, settings["num_workers"]),
+        )
     except InputError as error:
-        raise InputError(str(error).replace("choose another --out", "choose another --output_dir")) from error
+        raise InputError(_without_other_options(str(error))) from error
     if not report.frames:
         name, reason = report.failures[0]
         raise InputError(
             f"no frame of {source} can be used; {name}: {reason}. All reasons: {frames_dir / FAILURES_FILE}."
         )
     return str(frames_dir)
+
+
+def _without_other_options(message: str) -> str:
+    """What the preparation of frames says, in the words of this command."""
+    message = message.replace("choose another --out.", "choose another --output_dir.")
+    others = sorted(set(_OPTION.findall(message)) - {"--output_dir", "--fps", "--annotations"})
+    if others:
+        return (
+            f"{message} ({others[0]} is an option of preprocessing.prepare_frames: name its folder as --dataset_dir.)"
+        )
+    return message
 
 
 def _check_network(run: RunDescription, settings: Settings) -> None:
@@ -104,9 +132,11 @@ def _check_network(run: RunDescription, settings: Settings) -> None:
 
 
 def _describe_input(settings: Settings) -> dict[str, Any]:
+    """Content of input.json: what was searched, and by whom."""
+    run = {"run_dir": str(Path(settings["run_dir"]).resolve())}
     if settings["source"] is None:
-        return {"dataset_dir": str(Path(settings["dataset_dir"]).resolve())}
-    return {"source": str(Path(settings["source"]).resolve()), "fps": settings["fps"]}
+        return {"dataset_dir": str(Path(settings["dataset_dir"]).resolve())} | run
+    return {"source": str(Path(settings["source"]).resolve()), "fps": settings["fps"]} | run
 
 
 def _check_input(settings: Settings) -> None:
@@ -115,43 +145,67 @@ def _check_input(settings: Settings) -> None:
     if not (output_dir / INPUT_FILE).is_file():
         return
     before, now = read_run_json(output_dir, INPUT_FILE), _describe_input(settings)
-    if before != now:
-        shown = [", ".join(f"{name} {value}" for name, value in one.items()) for one in (before, now)]
+    before = {"run_dir": now["run_dir"]} | before  # earlier versions did not name the run
+    kept = [{name: one[name] for name in _OF_INPUT if name in one} for one in (before, now)]
+    if kept[0] != kept[1]:
+        shown = [", ".join(f"{name} {value}" for name, value in one.items()) for one in kept]
         raise InputError(
             f"{output_dir} holds the detections of {shown[0]}; this run has {shown[1]}: name another --output_dir."
         )
+
+
+def _begin(target: Path, settings: Settings, weights: str) -> None:
+    """Say whose results are in the folder, and take away what was drawn of those of other weights or networks."""
+    drawn = {"weights": weights, "network": settings["network"]}
+    path = target / INPUT_FILE
+    before = read_run_json(target, INPUT_FILE) if path.is_file() else {}
+    if any(before.get(name, value) != value for name, value in drawn.items()):
+        for old in [*target.glob("*.annotated.mp4"), *target.glob("detections*.jpg")]:
+            old.unlink()
+    write_json(path, _describe_input(settings) | drawn)
 
 
 def save_detections(evaluator: Evaluator, settings: Settings) -> None:
     """Run an evaluator on frames and write detections.csv, frames.csv and detections.coco.json.
 
     Args:
-        evaluator: with ``CohortDetections``; its data loader has a ``FrameDataset``.
-        settings: of the config. With ``annotate``, boxes are drawn: a video for every video, and a contact sheet of the
-            other frames.
+        evaluator: its data loader has a ``FrameDataset``.
+        settings: of the config. With ``annotate``, boxes are drawn: a video for every video, and contact sheets of
+            labelled frames and of images. With ``corrections``, boxes are written for an annotation tool.
 
     Raises:
         SystemExit: run as a command, the work is done, but some inputs could not be used (``ExitCode.SOME_FAILED``).
     """
-    found = run_evaluator(evaluator)
-    network = settings["network"]
-    names = sorted(evaluator.state.networks, key=network_order)
+    network, target = settings["network"], Path(settings["output_dir"])
     thresholds = read_thresholds(settings["run_dir"])
+    threshold = thresholds[network]
+    _begin(target, settings, hash_weights(evaluator.network))
+    facts = {"networks": RunDescription.read(settings["run_dir"]).networks}
+    found, names = detect_frames(evaluator, target / CHUNKS_DIR, facts)
     dataset: FrameDataset = evaluator.data_loader.dataset
     root = None if settings["source"] is None else Path(settings["source"])
     paths = {} if root is None else {name: _path_of(root, name) for name in dataset.rows["source"].unique()}
     sizes = {name: source_size(path) for name, path in paths.items()}
     boxes = boxes_in_source(dataset.rows, found, thresholds, sizes)
-    frames = count_frames(dataset.rows, boxes, names)
-    target = Path(settings["output_dir"])
-    write_json(target / INPUT_FILE, _describe_input(settings))
+    judged = judge_frames(dataset.rows, found, thresholds, names)
+    frames = count_frames(dataset.rows, boxes, names, judged, network)
     write_table(target / BOXES_FILE, boxes)
     write_table(target / FRAMES_FILE, frames)
-    write_json(target / COCO_FILE, coco_dataset(dataset.rows, boxes, network, thresholds[network], sizes))
+    write_json(target / COCO_FILE, coco_dataset(dataset.rows, boxes, network, threshold, sizes))
     written = [BOXES_FILE, FRAMES_FILE, COCO_FILE]
     if settings["annotate"]:
         own = found[found["network"] == network]
-        written += annotate_sources(target, dataset, own, boxes, paths, network, thresholds[network], settings["fps"])
+        written += annotate_sources(
+            target, dataset, own, boxes, judged[network], paths, network, threshold, settings["fps"]
+        )
+    if settings["corrections"] is not None:
+        images = list_images(dataset, found, boxes, paths, sizes, network=network, threshold=threshold)
+        report = write_corrections(
+            target / CORRECTIONS_DIR, dataset, images, settings["corrections"], network=network, threshold=threshold,
+            fps=settings["fps"], with_images=settings["correction_images"],
+        )  # fmt: skip
+        size = f", {report.image_bytes / 1e6:,.0f} MB of images" if settings["correction_images"] else ""
+        written.append(f"{CORRECTIONS_DIR} ({_number(report.boxes, 'box', 'es')} in {report.images:,}{size})")
     _print_summary(target, frames, names, thresholds, written)
     if root is not None:
         _name_failures(dataset.dataset_dir / FAILURES_FILE)
@@ -168,12 +222,20 @@ def _print_summary(
     width = max(map(len, names))
     for name in names:
         count = int((frames[f"polyps_{name}"] > 0).sum())
-        print(f"  {name.ljust(width)}  {count:,} (score of at least {thresholds[name]:.3f})")
+        print(f"  {name.ljust(width)}  {count:,} (score of at least {thresholds[name]:.3f}){_judgement(frames, name)}")
     print(f"{RESEARCH_ONLY}.\nWritten to {target}: {', '.join(written)}\n")
 
 
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
+def _judgement(frames: pd.DataFrame, name: str) -> str:
+    """What a network missed of what is annotated; nothing where nothing is."""
+    if "annotated" not in frames:
+        return ""
+    found, missed, false = (int(frames[f"{column}_{name}"].sum()) for column in ("found", "missed", "false"))
+    return f"; {found:,} of {found + missed:,} annotated boxes found, {missed:,} missed, {false:,} false"
+
+
+def _number(count: int, what: str, plural: str = "s") -> str:
+    return f"{count:,} {what}{plural * (count != 1)}"
 
 
 def _name_failures(path: Path) -> None:

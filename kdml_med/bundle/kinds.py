@@ -77,6 +77,18 @@ def one_or_each(kind: Kind, what: str) -> Kind:
     )
 
 
+def some_of(*choices: str) -> Kind:
+    """One or several of some words; becomes a list."""
+    one = word(*choices)
+    return Kind(
+        f"{one.words}; or a list of several",
+        lambda value: (
+            one.accepts(value) or (isinstance(value, list | tuple) and len(value) > 0 and all(map(one.accepts, value)))
+        ),
+        lambda value: [value] if isinstance(value, str) else list(dict.fromkeys(value)),
+    )
+
+
 def is_whole(value: Any) -> bool:
     """Whether a value is a whole number; True and False are none."""
     return isinstance(value, Integral) and not isinstance(value, bool)

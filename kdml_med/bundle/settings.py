@@ -28,9 +28,11 @@ from kdml_med.bundle.kinds import (
     number,
     one_or_each,
     optional,
+    some_of,
     whole,
     word,
 )
+from kdml_med.deploy.corrections import CORRECTION_FORMATS
 from kdml_med.engines.detection import FUSIONS
 from kdml_med.engines.evaluator import AVERAGES
 from kdml_med.errors import InputError
@@ -248,14 +250,21 @@ KNOBS: list[Knob] = [
          help="time every network, one frame after the other, and write `speed.json`"),
     Knob("source", optional(PATH, "`dataset_dir`"), default=None, tasks=DETECTION, **_USE,
          help="image, video, or a folder with them"),
+    Knob("annotations", optional(PATH, "none"), default=None, tasks=DETECTION, **_USE,
+         help="boxes of the frames of `source`, in any [format of `prepare_frames`](frames.md): tables and sheets say "
+              "what was missed and what is a false alarm"),
     Knob("network", TEXT, default="ensemble", tasks=DETECTION, **_USE,
-         help="whose boxes are drawn and written as COCO"),
+         help="whose boxes are drawn, written as COCO and handed over for correction"),
     Knob("students_only", FLAG, default=_by_task(True, Shown("`True`, but for `--network teacher`")), **_USE,
          help="leave the teacher out"),
     Knob("annotate", FLAG, default=False, tasks=DETECTION, **_USE,
-         help="draw the boxes: a video for each video, a contact sheet of images"),
+         help="draw the boxes: a video for each video, contact sheets of images and of annotated frames"),
     Knob("maps", FLAG, default=False, tasks=CLASSIFICATION, **_USE,
          help="write `tiles.parquet` and [heat maps](../how_to/heat_maps.md) of every slide, too"),
+    Knob("corrections", optional(some_of(*CORRECTION_FORMATS), "none"), default=None, tasks=DETECTION, **_USE,
+         help="write the boxes for correction in an annotation tool"),
+    Knob("correction_images", FLAG, default=True, tasks=DETECTION, **_USE,
+         help="put the images beside them, and frames of videos as JPEG; False writes the annotation files only"),
     Knob("fps", number(0), default=5, tasks=DETECTION, **_USE,
          help="frames per second taken from a video; 0 for all"),
     Knob("student", TEXT, default="student_0", **_USE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -19,6 +18,7 @@ from kdml_med.colonoscopy.readers import FORMATS
 from kdml_med.colonoscopy.report import DUPLICATES_FILE, PreparationReport
 from kdml_med.colonoscopy.sources import Source, find_sources
 from kdml_med.colonoscopy.storing import NEGATIVE, POLYP, FramesRecord, store_shard
+from kdml_med.colonoscopy.video import expected_frames
 from kdml_med.errors import InputError
 from kdml_med.program import progress_bar
 from kdml_med.splits import check_replaceable, freeze_splits
@@ -110,24 +110,31 @@ def _store_all(
 ) -> list[tuple[str, str]]:
     """Make shards side by side; gives the inputs of those that could not be made, and why."""
     failures: list[tuple[str, str]] = []
-    total = len(jobs) + report.finished
-    with progress_bar(total, what="preparing", unit="shard", done=report.finished, show=progress) as bar:
-        looked_at = Counter[str]()
-
-        def count(frames: int) -> None:
-            looked_at["frames"] += frames
-            bar.set_postfix_str(f"{looked_at['frames']} frames", refresh=False)
-            bar.update(0)
-
+    ended, total = report.finished, len(jobs) + report.finished
+    with progress_bar(_count_expected(jobs, options), what="preparing", unit="frame", show=progress) as bar:
+        bar.set_postfix_str(f"{ended} of {total} shards", refresh=False)
         store = partial(store_shard, out_dir=folder.path, options=options)
+
+        def count(frames: int) -> None:  # not shards: a video is one shard, and can take many minutes
+            bar.update(frames)
+
         for job, failure in run_jobs(jobs, store, processes=workers, on_progress=count, crashed=_CRASHED):
-            bar.update()
             if failure is None:
                 folder.withdraw_manifest()
                 report.done += 1
             else:
                 failures += [(item.source.name, f"{job.name}: {failure}") for item in job.items]
+            ended += 1
+            bar.set_postfix_str(f"{ended} of {total} shards", refresh=False)
+        bar.total = bar.n  # headers of videos promise more or less than there is
+        bar.refresh()
     return failures
+
+
+def _count_expected(jobs: Sequence[ShardJob], options: FrameOptions) -> int:
+    """About how many frames will be looked at."""
+    sources = [item.source for job in jobs for item in job.items]
+    return sum(expected_frames(source.path, options.fps) if source.is_video else 1 for source in sources)
 
 
 def _read_inputs(

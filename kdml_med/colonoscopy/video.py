@@ -103,6 +103,21 @@ def only_stream(container: InputContainer) -> VideoStream:
     return streams[0]
 
 
+def expected_frames(path: Path, fps: float) -> int:
+    """About how many frames ``iterate_video`` gives out, by the header alone; 0 where it does not say.
+
+    For progress bars: a header can be wrong, which only decoding shows.
+    """
+    try:
+        with open_video(path) as container:
+            stream = only_stream(container)
+            rate = float(stream.average_rate or _USUAL_RATE)
+            seconds = _promised_seconds(container, stream) or stream.frames / rate
+    except (av.error.FFmpegError, OSError, FrameError):
+        return 0
+    return round(seconds * (min(fps, rate) if fps > 0 else rate))
+
+
 class _Progress:
     """What was decoded so far of a video.
 

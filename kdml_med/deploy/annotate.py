@@ -1,23 +1,18 @@
-"""Detections to look at: videos with boxes drawn in, and a contact sheet of frames."""
+"""Detections to look at: frames and videos with boxes drawn in."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
 from kdml_med.colonoscopy.boxes import Box
-from kdml_med.colonoscopy.contact_sheet import CONTACT_SHEET_FILE, write_contact_sheet
 from kdml_med.colonoscopy.field import Image
 from kdml_med.colonoscopy.video import (
     VIDEO_SUFFIXES,
@@ -27,15 +22,14 @@ from kdml_med.colonoscopy.video import (
     open_video,
     write_video,
 )
-from kdml_med.storage.files import naming
 
-SHEET_FRAMES = 40
 RESEARCH_ONLY = "Research only, not for diagnosis"
 
-_FOUND = (0, 255, 150)  # annotated boxes are yellow on every contact sheet
+FOUND = (0, 255, 150)
+ANNOTATED = (255, 235, 0)  # as on every contact sheet
+
 _RIM = (0, 0, 0)  # keeps a line visible on bright mucosa
 _LEAST_PX = 480  # a picture is enlarged until its longest side has this, so that text can be read
-_SHEET_CELL_PX = 240
 _USUAL_RATE = Fraction(25)
 
 
@@ -69,13 +63,14 @@ def sampled_rate(path: Path, fps: float) -> Fraction:
     return min(rate, Fraction(fps).limit_denominator(1000)) if fps > 0 else Fraction(rate)
 
 
-def draw_detections(image: Image, detected: Iterable[Detected], footer: str) -> Image:
+def draw_detections(image: Image, detected: Iterable[Detected], footer: str, annotated: Iterable[Box] = ()) -> Image:
     """A frame with boxes and scores, and below it a line of text.
 
     Args:
         image: uint8, [height, width, 3], RGB; a small one is enlarged by a whole factor.
         detected: in its pixels.
         footer: follows the words that this is research only; shortened where there is no room.
+        annotated: boxes, likewise; yellow and below the others.
 
     Returns:
         uint8, [height, width, 3], both sides even as video codecs want them.
@@ -90,9 +85,11 @@ def draw_detections(image: Image, detected: Iterable[Detected], footer: str) -> 
     font = ImageFont.load_default(size=text_px)
     line = max(2, round(max(height, width) / 300))
     ordered = sorted(detected, key=lambda one: one.score)  # the best on top
-    edges = [_inside([side * factor for side in one.box], width, height) for one in ordered]
+    edges = [inside([side * factor for side in one.box], width, height) for one in ordered]
+    for truth in annotated:
+        draw_box(draw, inside([side * factor for side in truth], width, height), line, ANNOTATED)
     for box in edges:
-        _draw_box(draw, box, line)
+        draw_box(draw, box, line, FOUND)
     for one, box in zip(ordered, edges, strict=True):
         _draw_score(draw, box, f"{one.score:.2f}", font, width)
     text = f"{RESEARCH_ONLY} · {footer}"
@@ -102,17 +99,25 @@ def draw_detections(image: Image, detected: Iterable[Detected], footer: str) -> 
     return np.asarray(canvas)
 
 
-def _inside(box: Sequence[float], width: int, height: int) -> list[int]:
+def inside(box: Sequence[float], width: int, height: int) -> list[int]:
     """First and last pixel of a box, as Pillow wants it: xmin, ymin, xmax, ymax."""
     xmin, ymin, xmax, ymax = (round(edge) for edge in box)
     left, top = min(max(xmin, 0), width - 1), min(max(ymin, 0), height - 1)
     return [left, top, max(left, min(xmax, width) - 1), max(top, min(ymax, height) - 1)]
 
 
-def _draw_box(draw: ImageDraw.ImageDraw, box: list[int], line: int) -> None:
+def draw_box(draw: ImageDraw.ImageDraw, box: Sequence[int], line: int, colour: tuple[int, int, int]) -> None:
+    """Draw a box with a dark rim on both sides, which keeps it visible on bright mucosa.
+
+    Args:
+        draw: on the picture.
+        box: first and last pixel, xmin, ymin, xmax, ymax.
+        line: width of the line, pixels.
+        colour: of the line.
+    """
     left, top, right, bottom = box
     draw.rectangle([left - 1, top - 1, right + 1, bottom + 1], outline=_RIM, width=1)
-    draw.rectangle(box, outline=_FOUND, width=line)
+    draw.rectangle([left, top, right, bottom], outline=colour, width=line)
     if right - left > 2 * line and bottom - top > 2 * line:
         draw.rectangle([left + line, top + line, right - line, bottom - line], outline=_RIM, width=1)
 
@@ -122,12 +127,19 @@ def _draw_score(draw: ImageDraw.ImageDraw, box: list[int], text: str, font: Any,
     length, height = int(draw.textlength(text, font=font)) + 6, int(font.size) + 4
     x = max(0, min(box[0], width - length))
     y = box[1] - height if box[1] >= height else box[1]
-    draw.rectangle([x, y, x + length - 1, y + height - 1], fill=_FOUND)
+    draw.rectangle([x, y, x + length - 1, y + height - 1], fill=FOUND)
     draw.text((x + 3, y), text, fill=(0, 0, 0), font=font)
 
 
 def write_annotated_video(
-    target: Path, video: Path, fps: float, detected: Mapping[int, Sequence[Detected]], footer: str
+    target: Path,
+    video: Path,
+    fps: float,
+    detected: Mapping[int, Sequence[Detected]],
+    footer: str,
+    *,
+    annotated: Mapping[int, Sequence[Box]] | None = None,
+    on_frame: Callable[[], object] = lambda: None,
 ) -> int:
     """Write the frames of a video that ``iterate_video`` gives out, with the boxes that were found in them.
 
@@ -139,6 +151,8 @@ def write_annotated_video(
         fps: as given to ``iterate_video``.
         detected: by number of the frame, pixels of the source; a frame without detections need not be there.
         footer: see ``draw_detections``; the number of the frame is added.
+        annotated: boxes, likewise.
+        on_frame: called after each frame.
 
     Returns:
         How many frames were written.
@@ -150,92 +164,8 @@ def write_annotated_video(
     def drawn() -> Iterator[Image]:
         with contextlib.suppress(VideoCutShortError):
             for number, image in iterate_video(video, fps):
-                yield draw_detections(image, detected.get(number, ()), f"{footer} · frame {number}")
+                truth = (annotated or {}).get(number, ())
+                yield draw_detections(image, detected.get(number, ()), f"{footer} · frame {number}", truth)
+                on_frame()
 
     return write_video(target, drawn(), rate=sampled_rate(video, fps))
-
-
-def write_detection_sheet(
-    target: Path, dataset: Any, positions: Sequence[int], detected: Mapping[str, Sequence[Detected]], threshold: float
-) -> None:
-    """Draw frames as a contact sheet: detections in green, and in yellow the annotation where there is one.
-
-    Args:
-        target: JPEG file.
-        dataset: gives ``rows`` of a manifest and ``read(position)`` (uint8, [height, width, 3]).
-        positions: of the frames, in the order in which they are drawn; see ``choose_frames``.
-        detected: by sample_id, all of them, pixels of the stored frames.
-        threshold: score from which a detection is drawn.
-    """
-    if not positions:
-        target.unlink(missing_ok=True)
-        return
-    with naming(target):
-        _draw_sheet(target, dataset, positions, detected, threshold)
-
-
-def _draw_sheet(
-    target: Path,
-    dataset: Any,
-    positions: Sequence[int],
-    detected: Mapping[str, Sequence[Detected]],
-    threshold: float,
-) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # A contact sheet is drawn from a dataset folder: here is one, with the detections drawn into its frames.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".sheet-") as name:
-        folder, cells = Path(name), []
-        with (folder / "frames").open("wb") as stream:
-            for position in positions:
-                row = dataset.rows.iloc[position]
-                found = detected.get(row["sample_id"], ())
-                data = _with_boxes(dataset.read(position), [one.box for one in found if one.score >= threshold])
-                cells.append(
-                    {
-                        "sample_id": row["sample_id"],
-                        "label": _describe(row["label"], found),
-                        "boxes": [] if row["boxes"] is None else row["boxes"],
-                        "shard": "frames",
-                        "offset": stream.tell(),
-                        "size": len(data),
-                    }
-                )
-                stream.write(data)
-        write_contact_sheet(folder, pd.DataFrame(cells))
-        (folder / CONTACT_SHEET_FILE).replace(target)
-
-
-def choose_frames(
-    rows: pd.DataFrame, detected: Mapping[str, Sequence[Detected]], *, at_most: int = SHEET_FRAMES
-) -> list[int]:
-    """Positions of the frames with the highest scores, one of each sequence before a second one of any.
-
-    Frames of a sequence are much alike, so that the best of all would often be one picture many times.
-
-    Args:
-        rows: of a manifest.
-        detected: by sample_id.
-        at_most: how many to choose.
-    """
-    best = np.array([max((one.score for one in detected.get(name, ())), default=0.0) for name in rows["sample_id"]])
-    scores = pd.Series(best, index=rows.index)
-    place = scores.groupby(rows["sequence_id"]).rank(method="first", ascending=False).to_numpy()
-    order: npt.NDArray[np.intp] = np.lexsort((np.arange(len(rows)), -best, place))
-    return [int(position) for position in order[:at_most]]
-
-
-def _with_boxes(image: Image, boxes: Sequence[Box]) -> bytes:
-    """PNG file of a frame with the boxes that were found."""
-    picture = Pillow.fromarray(image)
-    draw = ImageDraw.Draw(picture)
-    line = max(1, round(2 * max(picture.size) / _SHEET_CELL_PX))
-    for box in boxes:
-        _draw_box(draw, _inside(box, picture.width, picture.height), line)
-    stream = io.BytesIO()
-    picture.save(stream, "PNG", compress_level=1)
-    return stream.getvalue()
-
-
-def _describe(label: str | None, found: Sequence[Detected]) -> str:
-    best = f"best score {max(one.score for one in found):.2f}" if found else "nothing found"
-    return f"{best}, annotated {label}" if isinstance(label, str) else best

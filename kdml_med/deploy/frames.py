@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kdml_med.colonoscopy.boxes import Box
+from kdml_med.colonoscopy.frames import Placement
 from kdml_med.colonoscopy.planning import shard_name
 from kdml_med.colonoscopy.video import VIDEO_SUFFIXES
 from kdml_med.data.frames import FrameDataset
@@ -17,16 +19,18 @@ from kdml_med.deploy.annotate import (
     RESEARCH_ONLY,
     Detected,
     SourceSize,
-    choose_frames,
     write_annotated_video,
-    write_detection_sheet,
 )
+from kdml_med.deploy.frame_sheet import collect_frames, write_sheets
 from kdml_med.keys import DetectionColumn, network_order
-from kdml_med.metrics.box_matching import BOX_COLUMNS
+from kdml_med.metrics.box_matching import BOX_COLUMNS, match_detections, read_frames
+from kdml_med.metrics.detection import by_network, count_at, found_boxes
+from kdml_med.program import progress_bar
 
 SHEET_FILE = "detections.jpg"
 
 _FRAME_COLUMNS = ["source", "frame_index", "sample_id", "sequence_id"]
+_JUDGED = ["found", "missed", "false"]
 
 
 def boxes_in_source(
@@ -62,22 +66,76 @@ def boxes_in_source(
     return table.assign(above_threshold=sorted_found["score"] >= needed)
 
 
-def count_frames(rows: pd.DataFrame, boxes: pd.DataFrame, networks: Sequence[str]) -> pd.DataFrame:
+def judge_frames(
+    rows: pd.DataFrame, found: pd.DataFrame, thresholds: Mapping[str, float], networks: Sequence[str]
+) -> dict[str, pd.DataFrame]:
+    """Compare what each network found at its threshold with the annotation, by the rule of the metrics (IoU of 0.5).
+
+    Args:
+        rows: of the manifest; a frame without a label is not judged.
+        found: columns of ``DetectionColumn``, pixels of the stored frames.
+        thresholds: of each network.
+        networks: names, also of those that found nothing.
+
+    Returns:
+        By network, a row for each of ``rows``: ``found``, ``missed`` and ``false``, numbers of boxes (Int64, missing
+        without a label), and ``missed_boxes``, one bool for each annotated box (None without a label).
+    """
+    truth = read_frames(rows)
+    ends = np.cumsum(truth.boxes_per_frame)
+    places = pd.Index(truth.sample_ids, dtype=object).get_indexer(rows["sample_id"].astype(object))
+    judged = {}
+    for name, table in by_network(found, networks).items():
+        matches = match_detections(truth, table, iou_thresholds=(0.5,))
+        counts, hit = count_at(matches, thresholds[name]), found_boxes(matches, thresholds[name])
+        missed = [None if place < 0 else ~hit[ends[place] - counts.boxes[place] : ends[place]] for place in places]
+        columns = {"found": counts.found, "missed": counts.boxes - counts.found, "false": counts.false_positives}
+        judged[name] = pd.DataFrame(
+            {
+                column: pd.array([pd.NA if place < 0 else int(values[place]) for place in places], dtype="Int64")
+                for column, values in columns.items()
+            }
+        ).assign(missed_boxes=pd.Series(missed, dtype=object))
+    return judged
+
+
+def count_frames(
+    rows: pd.DataFrame,
+    boxes: pd.DataFrame,
+    networks: Sequence[str],
+    judged: Mapping[str, pd.DataFrame],
+    first: str | None = None,
+) -> pd.DataFrame:
     """Table of frames.csv: for each frame and network the number of boxes above the threshold and the best score.
+
+    Where any frame is labelled, also ``annotated``, the number of annotated boxes, and for each network what of these
+    it ``found_`` and ``missed_``, and how many of its boxes are ``false_``.
 
     Args:
         rows: of the manifest.
         boxes: from ``boxes_in_source``.
         networks: names, also of those that found nothing.
+        judged: from ``judge_frames``.
+        first: network whose frames with missed polyps come first, then those with false alarms; None keeps the order.
+            Without any label the order is kept, too.
     """
     table = rows[[*_FRAME_COLUMNS, "label"]].reset_index(drop=True)
     table["frame_index"] = table["frame_index"].astype("Int64")
+    labelled = bool(rows["label"].notna().any())
+    if labelled:
+        some = judged[networks[0]]
+        table["annotated"] = some["found"] + some["missed"]
     for name in networks:
         groups = boxes[boxes["network"] == name].groupby("sample_id")
         above = groups["above_threshold"].sum()
         table[f"polyps_{name}"] = table["sample_id"].map(above).fillna(0).astype(np.int64)
         table[f"score_{name}"] = table["sample_id"].map(groups["score"].max()).fillna(0.0).astype(np.float64)
-    return table
+        if labelled:
+            table[[f"{column}_{name}" for column in _JUDGED]] = judged[name][_JUDGED]
+    if first is None or not labelled:
+        return table
+    missed, false = (table[f"{column}_{first}"].fillna(0).to_numpy(np.int64) > 0 for column in ("missed", "false"))
+    return table.iloc[np.lexsort((np.arange(len(table)), ~false, ~missed))].reset_index(drop=True)
 
 
 def coco_dataset(
@@ -127,18 +185,20 @@ def annotate_sources(
     dataset: FrameDataset,
     found: pd.DataFrame,
     boxes: pd.DataFrame,
+    judged: pd.DataFrame,
     paths: Mapping[str, Path],
     network: str,
     threshold: float,
     fps: float,
 ) -> list[str]:
-    """Draw the boxes of one network: a video for every video, and a contact sheet of the other frames.
+    """Draw the boxes of one network: a video for every video, and contact sheets of labelled and of all other frames.
 
     Args:
         target: folder for the files.
         dataset: the frames, a ``FrameDataset``.
         found: detections of the network, columns of ``DetectionColumn``, pixels of the stored frames.
         boxes: from ``boxes_in_source``.
+        judged: of the network, from ``judge_frames``.
         paths: of the sources, by name; empty for a dataset folder.
         network: whose boxes they are.
         threshold: score from which a detection is drawn.
@@ -147,22 +207,31 @@ def annotate_sources(
     Returns:
         Names of the files.
     """
+    rows, written = dataset.rows, []
     own = boxes[(boxes["network"] == network) & boxes["above_threshold"]]
     videos = {name: path for name, path in paths.items() if path.suffix.lower() in VIDEO_SUFFIXES}
-    files = name_videos(list(videos))
-    for name, file in files.items():
-        detected = _by(own[own["source"] == name], "frame_index")
-        footer = f"{network}, scores from {threshold:.2f}"
-        write_annotated_video(target / file, videos[name], fps, detected, footer)
-    written = list(files.values())
-    stills = np.flatnonzero(~dataset.rows["source"].isin(list(videos)))
-    if len(stills):
-        by_sample = _by(found, DetectionColumn.SAMPLE_ID)
-        chosen = choose_frames(dataset.rows.iloc[stills], by_sample)
-        positions = [int(stills[position]) for position in chosen]
-        write_detection_sheet(target / SHEET_FILE, dataset, positions, by_sample, threshold)
-        written.append(SHEET_FILE)
-    return written
+    footer = f"{network}, scores from {threshold:.2f}"
+    drawn = int(rows["source"].isin(list(videos)).sum())
+    with progress_bar(drawn, what="drawing", unit="frame", show=drawn > 0) as bar:
+        for name, file in name_videos(list(videos)).items():
+            detected, truth = _by(own[own["source"] == name], "frame_index"), _boxes_by_frame(rows, name)
+            write_annotated_video(
+                target / file, videos[name], fps, detected, footer, annotated=truth, on_frame=bar.update
+            )
+            written.append(file)
+    shown = np.flatnonzero(~rows["source"].isin(list(videos)) | rows["label"].notna())
+    frames = collect_frames(rows, shown.tolist(), _by(found, DetectionColumn.SAMPLE_ID), judged, threshold)
+    return written + write_sheets(target / SHEET_FILE, dataset, frames, network=network, threshold=threshold)
+
+
+def _boxes_by_frame(rows: pd.DataFrame, source: str) -> dict[int, list[Box]]:
+    """Annotated boxes of the frames of a video, in its pixels."""
+    own = rows[(rows["source"] == source) & rows["label"].notna()]
+    columns = own[["frame_index", "boxes", "crop_x", "crop_y", "scale", "width", "height"]]
+    return {
+        int(index): Placement(int(x), int(y), float(scale), int(width), int(height)).to_source(map(tuple, boxes))
+        for index, boxes, x, y, scale, width, height in columns.itertuples(index=False)
+    }
 
 
 def name_videos(names: Sequence[str]) -> dict[str, str]:

@@ -325,7 +325,7 @@ def test_command_works_as_the_manual_says(run_dir: Path, source: Path, tmp_path:
     assert "broken.jpg: not a JPEG" in result.stdout
     expected = {
         "detections.csv", "detections.coco.json", "frames.csv", "input.json", "detections.jpg",
-        "whole.annotated.mp4", "cut.annotated.mp4", "frames",
+        "whole.annotated.mp4", "cut.annotated.mp4", "frames", "detecting",
     }  # fmt: skip
     assert {path.name for path in (tmp_path / "out").iterdir()} == expected
 

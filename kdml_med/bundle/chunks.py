@@ -1,0 +1,186 @@
+"""Detections frame by frame in chunks that are stored as they are finished, so that an interrupted run goes on.
+
+The name of a chunk's file has a hash of everything that decides what is in it: weights, settings, and the bytes of its
+frames. What another run, other weights, other settings or other frames gave therefore has another name and is never
+taken. Batches are the same however often the work was cut off, and with them, on a CPU, the last bit of every score.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator
+from torch import nn
+from tqdm import tqdm
+
+from kdml_med.bundle.workflow import errors_for_people
+from kdml_med.data.frames import FrameDataset
+from kdml_med.data.samples import SampleLoader
+from kdml_med.errors import InputError
+from kdml_med.handlers.detection import CohortDetections
+from kdml_med.keys import BatchKey, NetworkName, network_order
+from kdml_med.program import progress_bar
+from kdml_med.storage.files import write_parquet
+from kdml_med.storage.manifest import read_member
+
+CHUNKS_DIR = "detecting"
+CHUNK_FRAMES = 256
+"""About ten seconds of a small network on a CPU: what an interruption costs at most."""
+
+_KEY_LETTERS = 16
+
+
+class Found(NamedTuple):
+    """What networks found in the frames of a dataset."""
+
+    boxes: pd.DataFrame
+    """Columns of ``DetectionColumn``, pixels of the stored frames."""
+    networks: list[str]
+    """Those that answered, also where they found nothing."""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some frames that follow each other, and the file for what is found in them."""
+
+    positions: range
+    path: Path
+
+
+def detect_frames(evaluator: Evaluator, folder: Path, facts: Mapping[str, Any]) -> Found:
+    """Run an evaluator on the frames of its loader, apart from the chunks that are stored already.
+
+    Args:
+        evaluator: a ``DetectionEvaluator``; its data loader has a ``FrameDataset`` and does not shuffle.
+        folder: for the chunks; those of other weights, settings or frames are deleted at the end.
+        facts: what decides the detections beside weights, frames and what the evaluator says, JSON types.
+
+    Raises:
+        InputError: a frame is damaged, a chunk cannot be written, or a network answers with something that is no
+            number.
+    """
+    loader = evaluator.data_loader
+    dataset: FrameDataset = loader.dataset
+    chunks = _plan_chunks(dataset, loader.batch_size, folder, _hash_settings(evaluator, dataset, facts))
+    stored = {chunk.path: table for chunk in chunks if (table := _read_chunk(chunk.path)) is not None}
+    pending = [chunk for chunk in chunks if chunk.path not in stored]
+    done = len(dataset) - sum(len(chunk.positions) for chunk in pending)
+    with progress_bar(len(dataset), what="detecting", unit="frame", done=done) as bar:
+        if pending:
+            _detect_chunks(evaluator, dataset, pending, bar)
+    for chunk in pending:
+        table = _read_chunk(chunk.path)  # as the others were: a table in memory may differ from one in a file
+        if table is None:
+            raise InputError(f"{chunk.path} was written and cannot be read: is the disk damaged?")
+        stored[chunk.path] = table
+    for path in folder.glob("*"):
+        if path not in stored:
+            path.unlink(missing_ok=True)
+    tables = [stored[chunk.path] for chunk in chunks]
+    filled = [table for table in tables if len(table)] or tables[:1]
+    names = sorted([*evaluator.network.names, NetworkName.ENSEMBLE.value], key=network_order)
+    return Found(pd.concat(filled, ignore_index=True), names)
+
+
+def _plan_chunks(dataset: FrameDataset, batch_size: int, folder: Path, settings: str) -> list[_Chunk]:
+    frames = max(1, CHUNK_FRAMES // batch_size) * batch_size  # whole batches: a frame is always in the same one
+    chunks = []
+    for start in range(0, len(dataset), frames):
+        positions = range(start, min(start + frames, len(dataset)))
+        key = hashlib.sha256(f"{settings} {_hash_frames(dataset, positions)}".encode()).hexdigest()
+        chunks.append(_Chunk(positions, folder / f"{start:07}-{key[:_KEY_LETTERS]}.parquet"))
+    return chunks
+
+
+def _hash_settings(evaluator: Evaluator, dataset: FrameDataset, facts: Mapping[str, Any]) -> str:
+    device = torch.device(evaluator.state.device)
+    names = ("fusion", "score_threshold", "iou_threshold", "max_detections", "amp")
+    content = {name: getattr(evaluator, name, None) for name in names} | {
+        "facts": dict(facts),
+        "batch_size": evaluator.data_loader.batch_size,
+        "device": device.type,
+        "weights": hash_weights(evaluator.network),
+        "input": _hash_input(dataset),
+        "libraries": {name: version(name) for name in ("kdml_med", "torch", "monai", "pillow", "numpy")},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def hash_weights(network: nn.Module) -> str:
+    """SHA-256 of all parameters and buffers with their names, hexadecimal."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _hash_input(dataset: FrameDataset) -> str:
+    """What a network is handed for the first frame: it changes with the size and every step of the preprocessing."""
+    image = dataset[0][BatchKey.IMAGE]
+    return hashlib.sha256(f"{tuple(image.shape)}".encode() + image.numpy().tobytes()).hexdigest()
+
+
+def _hash_frames(dataset: FrameDataset, positions: range) -> str:
+    digest = hashlib.sha256()
+    rows = dataset.rows.iloc[positions.start : positions.stop]
+    columns = ["sample_id", "sequence_id", "patient_id", "shard", "offset", "size"]
+    for sample, sequence, patient, shard, offset, size in rows[columns].itertuples(index=False):
+        digest.update(json.dumps([sample, sequence, patient, int(size)]).encode())
+        try:
+            digest.update(read_member(dataset.root, shard, int(offset), int(size)))
+        except InputError:
+            digest.update(b"unreadable")  # and so this chunk is never finished; who detects in it says why
+    return digest.hexdigest()
+
+
+def _read_chunk(path: Path) -> pd.DataFrame | None:
+    try:
+        return pd.read_parquet(path) if path.is_file() else None
+    except (OSError, ValueError, pa.ArrowException):
+        return None  # damaged since; it is made again
+
+
+def _detect_chunks(evaluator: Evaluator, dataset: FrameDataset, chunks: Sequence[_Chunk], bar: tqdm[Any]) -> None:
+    positions = [position for chunk in chunks for position in chunk.positions]
+    part = copy.copy(dataset)
+    part.rows = dataset.rows.iloc[positions].reset_index(drop=True)
+    part.labels = [dataset.labels[position] for position in positions]
+    whole = evaluator.data_loader
+    loader = SampleLoader(part, batch_size=whole.batch_size, num_workers=whole.num_workers)
+    storing = _StoreChunks(chunks, bar)
+    with evaluator.add_event_handler(Events.ITERATION_COMPLETED, storing), errors_for_people(FloatingPointError):
+        try:
+            evaluator.data_loader, evaluator.state.epoch_length = loader, len(loader)
+            evaluator.run()
+        finally:
+            evaluator.data_loader, evaluator.state.epoch_length = whole, len(whole)
+
+
+class _StoreChunks:
+    """Collects what an evaluator finds, and stores each chunk when its last frame was looked at."""
+
+    def __init__(self, chunks: Sequence[_Chunk], bar: tqdm[Any]) -> None:
+        self._pending, self._bar = list(chunks), bar
+        self._collector, self._frames = CohortDetections(), 0
+
+    def __call__(self, engine: Engine) -> None:
+        self._collector.collect(engine)
+        frames = len(engine.state.batch[BatchKey.SAMPLE_ID])
+        self._frames += frames
+        if self._frames == len(self._pending[0].positions):
+            write_parquet(self._pending.pop(0).path, self._collector.table())
+            self._collector.reset()
+            self._frames = 0
+        self._bar.update(frames)
