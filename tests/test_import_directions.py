@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "deploy": PREPARATION | {"colonoscopy", "data", "metrics", "networks", "runs"},
     "report": BASE | {"metrics", "program"},
 }
+READS_RUNS = "kdml_med.programs.like"  # for who names a trained run, and not before
 WITHOUT_FRAMEWORKS = [
     "errors",
     "keys",
@@ -106,7 +107,8 @@ def reached(module: str) -> set[str]:
             seen.add(name)
             parts = name.split(".")
             waiting += [".".join(parts[:count]) for count in range(1, len(parts))]
-            waiting += (LIBRARY | PREPROCESSING).get(name, ())
+            if name != READS_RUNS:
+                waiting += (LIBRARY | PREPROCESSING).get(name, ())
     return seen
 
 

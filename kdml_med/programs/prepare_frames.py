@@ -18,6 +18,8 @@ from kdml_med.colonoscopy.preparing import prepare_frames  # noqa: E402
 from kdml_med.colonoscopy.readers import FORMATS  # noqa: E402
 from kdml_med.colonoscopy.report import describe_report  # noqa: E402
 from kdml_med.errors import ExitCode, InputError  # noqa: E402
+from kdml_med.program import with_default  # noqa: E402
+from kdml_med.programs.like import frames_like  # noqa: E402
 from kdml_med.splits import (  # noqa: E402
     DEFAULT_FRACTIONS,
     check_request,
@@ -42,7 +44,13 @@ def main(
     annotation_format: Annotated[
         str, Option("--format", help=f"{', '.join(FORMATS)}, or auto to tell by the files.")
     ] = _DEFAULT.annotation_format,
-    size: Annotated[int, Option(help="Longest side of a stored frame, pixels; never enlarged.")] = _DEFAULT.size_px,
+    like: Annotated[
+        Path | None, Option(help="Run whose training decides size, borders and format of the stored frames.")
+    ] = None,
+    size: Annotated[
+        int | None,
+        Option(help=with_default("Longest side of a stored frame, pixels; never enlarged.", _DEFAULT.size_px)),
+    ] = None,
     unlisted: Annotated[
         str, Option(help="A frame that the annotations do not mention is: unlabelled, negative, or left out (skip).")
     ] = _DEFAULT.unlisted,
@@ -50,16 +58,25 @@ def main(
         list[str] | None, Option(help="Annotated class that is a polyp; repeatable. Unless given, all are.")
     ] = None,
     min_box: Annotated[
-        float, Option(help="Boxes with a side under this, in stored pixels, are dropped.")
-    ] = _DEFAULT.min_box_px,
+        float | None,
+        Option(help=with_default("Boxes with a side under this, in stored pixels, are dropped.", _DEFAULT.min_box_px)),
+    ] = None,
     fps: Annotated[float, Option(help="Frames per second taken from a video; 0 for every frame.")] = _DEFAULT.fps,
     sequence_from: Annotated[
         str, Option(help="What keeps images together: column, folder, none, or auto.")
     ] = _DEFAULT.sequence_from,
-    crop: Annotated[bool, Option(help="Cut off the dark border.")] = _DEFAULT.crop,
-    mask_overlays: Annotated[bool, Option(help="Paint text in the dark corners black.")] = _DEFAULT.mask_overlays,
+    crop: Annotated[
+        bool | None, Option("--crop/--no-crop", help=with_default("Cut off the dark border.", "crop"))
+    ] = None,
+    mask_overlays: Annotated[
+        bool | None,
+        Option(
+            "--mask-overlays/--no-mask-overlays",
+            help=with_default("Paint text in the dark corners black.", "mask-overlays"),
+        ),
+    ] = None,
     png: Annotated[bool, Option("--png", help="Store PNG instead of JPEG.")] = False,
-    jpeg_quality: Annotated[int, Option(help="1 to 100.")] = _DEFAULT.jpeg_quality,
+    jpeg_quality: Annotated[int | None, Option(help=with_default("1 to 100.", _DEFAULT.jpeg_quality))] = None,
     split: Annotated[str | None, Option(help="Put every frame into this split: test, for data from elsewhere.")] = None,
     fractions: Annotated[
         tuple[float, float, float] | None,
@@ -79,18 +96,23 @@ def main(
     synthetic: Annotated[bool, Option("--synthetic", help="The frames are generated; reports will say so.")] = False,
 ) -> ExitCode:
     """Crop, scale and store frames with their boxes, as a dataset folder."""
-    settings: dict[str, Any] = {
-        "annotation_format": annotation_format,
+    stored: dict[str, Any] = {
         "size_px": size,
-        "unlisted": unlisted,
-        "polyp_classes": tuple(polyp_class or ()),
         "min_box_px": min_box,
-        "fps": fps,
-        "sequence_from": sequence_from,
         "crop": crop,
         "mask_overlays": mask_overlays,
-        "image_format": "png" if png else "jpeg",
+        "image_format": "png" if png else None,
         "jpeg_quality": jpeg_quality,
+    }
+    if like is not None:
+        stored = frames_like(like, stored)
+    settings: dict[str, Any] = {
+        **{name: value for name, value in stored.items() if value is not None},
+        "annotation_format": annotation_format,
+        "unlisted": unlisted,
+        "polyp_classes": tuple(polyp_class or ()),
+        "fps": fps,
+        "sequence_from": sequence_from,
         "split": split,
     }
     check_request(fractions, None, seed)

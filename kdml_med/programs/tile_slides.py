@@ -15,6 +15,8 @@ from typing import Annotated, Any  # noqa: E402
 from typer import Argument, Option  # noqa: E402
 
 from kdml_med.errors import ExitCode, InputError  # noqa: E402
+from kdml_med.program import with_default  # noqa: E402
+from kdml_med.programs.like import tiles_like  # noqa: E402
 from kdml_med.storage.folder import describe_remade  # noqa: E402
 from kdml_med.storage.manifest import FAILURES_FILE, read_info, read_manifest  # noqa: E402
 from kdml_med.tables.classes import named_classes  # noqa: E402
@@ -43,24 +45,37 @@ def main(
         bool, Option("--tcga-normals", help="TCGA normal tissue (sample types 10-19) takes its patient's label.")
     ] = False,
     label_level: Annotated[str, Option(help="What carries one label: patient or slide.")] = "patient",
-    mpp: Annotated[float | None, Option(help=f"Micrometres per tile pixel. [default: {_DEFAULT.mpp}]")] = None,
-    tile_size: Annotated[int | None, Option(help=f"Tile side, pixels. [default: {_DEFAULT.tile_size_px}]")] = None,
+    like: Annotated[
+        Path | None, Option(help="Run whose training decides size, resolution and checks of the tiles.")
+    ] = None,
+    mpp: Annotated[float | None, Option(help=with_default("Micrometres per tile pixel.", _DEFAULT.mpp))] = None,
+    tile_size: Annotated[int | None, Option(help=with_default("Tile side, pixels.", _DEFAULT.tile_size_px))] = None,
     preset: Annotated[str | None, Option(help="zenodo-112um or kather-256um; decides --mpp and --tile-size.")] = None,
     workers: Annotated[int, Option(help="Cores to use.")] = 1,
-    image_format: Annotated[str, Option("--format", help="jpeg or png.")] = _DEFAULT.image_format,
-    jpeg_quality: Annotated[int, Option(help="1 to 100.")] = _DEFAULT.jpeg_quality,
-    stain: Annotated[str, Option(help="none, or macenko to store normalised colours.")] = _DEFAULT.stain,
+    image_format: Annotated[
+        str | None, Option("--format", help=with_default("jpeg or png.", _DEFAULT.image_format))
+    ] = None,
+    jpeg_quality: Annotated[int | None, Option(help=with_default("1 to 100.", _DEFAULT.jpeg_quality))] = None,
+    stain: Annotated[
+        str | None, Option(help=with_default("none, or macenko to store normalised colours.", _DEFAULT.stain))
+    ] = None,
     min_tissue: Annotated[
-        float | None, Option(help=f"Least share of tissue in a tile. [default: {_DEFAULT.min_tissue}]")
+        float | None, Option(help=with_default("Least share of tissue in a tile.", _DEFAULT.min_tissue))
     ] = None,
     max_background: Annotated[
-        float | None, Option(help=f"Largest share of pixels as bright as glass. [default: {_DEFAULT.max_background}]")
+        float | None,
+        Option(help=with_default("Largest share of pixels as bright as glass.", _DEFAULT.max_background)),
     ] = None,
     background_level: Annotated[
-        float | None, Option(help=f"Mean from which a pixel is as bright. [default: {_DEFAULT.background_level:.0f}]")
+        float | None,
+        Option(help=with_default("Mean from which a pixel is as bright.", f"{_DEFAULT.background_level:.0f}")),
     ] = None,
-    max_pen: Annotated[float, Option(help="Largest share of ink-coloured pixels.")] = _DEFAULT.max_pen,
-    min_sharpness: Annotated[float, Option(help="Least variance of the Laplacian.")] = _DEFAULT.min_sharpness,
+    max_pen: Annotated[
+        float | None, Option(help=with_default("Largest share of ink-coloured pixels.", _DEFAULT.max_pen))
+    ] = None,
+    min_sharpness: Annotated[
+        float | None, Option(help=with_default("Least variance of the Laplacian.", _DEFAULT.min_sharpness))
+    ] = None,
     assume_mpp: Annotated[
         float | None, Option(help="Micrometres per pixel of slides whose header says nothing or nonsense.")
     ] = None,
@@ -75,20 +90,27 @@ def main(
     force: Annotated[bool, Option("--force", help="Slides tiled before that are not named are deleted.")] = False,
 ) -> ExitCode:
     """Cut slides into tiles of a stated physical size, and store them as a dataset folder."""
-    size = geometry(
-        preset,
-        mpp=mpp,
-        tile_size_px=tile_size,
-        min_tissue=min_tissue,
-        max_background=max_background,
-        background_level=background_level,
-    )
-    settings: dict[str, Any] = size | {
+    cut: dict[str, Any] = {
+        "mpp": mpp,
+        "tile_size_px": tile_size,
+        "min_tissue": min_tissue,
+        "max_background": max_background,
+        "background_level": background_level,
+    }
+    stored: dict[str, Any] = {
         "image_format": image_format,
         "jpeg_quality": jpeg_quality,
         "stain": stain,
         "max_pen": max_pen,
         "min_sharpness": min_sharpness,
+    }
+    if like is not None:
+        if preset is not None:
+            raise InputError(f"--preset {preset} and --like {like} both decide how tiles are cut: leave one out.")
+        taken = tiles_like(like, cut | stored)
+        cut, stored = ({name: taken.get(name) for name in part} for part in (cut, stored))
+    settings: dict[str, Any] = geometry(preset, **cut) | {
+        **{name: value for name, value in stored.items() if value is not None},
         "assume_mpp": assume_mpp,
         "limit_tiles": limit_tiles,
         "seed": seed,
