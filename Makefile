@@ -1,14 +1,13 @@
 # One command surface for people and for CI. `make setup` is enough for everything else.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-polyp experiment-demo test test-all lint types bench docs settings-page check clean
+.PHONY: help setup demo demo-polyp experiment-demo test test-all wheel-test lint types bench docs settings-page check clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := demo
-CONFIGS := bundles/msi_kdml/configs
-POLYP := bundles/polyp_kdml/configs
+CLI := $(BIN)/python -m kdml_med.cli
 # Two processes of one thread each: threads of several processes that share two cores mostly wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -25,36 +24,26 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cluster,dev,deploy,docs,openvino,tables]'
 	touch $@
 
-demo: $(DEMO)/tiles/splits.csv  ## generated slides -> tiles -> training -> test evaluation, in demo/
-	$(BIN)/python -m monai.bundle run --config_file $(CONFIGS)/train.json \
-		--dataset_dir $(DEMO)/tiles --run_dir $(DEMO)/run
-	$(BIN)/python -m monai.bundle run --config_file "['$(CONFIGS)/train.json','$(CONFIGS)/evaluate.json']" \
-		--dataset_dir $(DEMO)/tiles --run_dir $(DEMO)/run
+demo: setup  ## generated slides -> tiles -> training -> test evaluation -> prediction of a slide, in demo/
+	$(CLI) demo --task msi --out $(DEMO)
 
 $(DEMO)/tiles/splits.csv: | $(STAMP)
-	$(BIN)/python -m preprocessing.make_demo --task msi --out $(DEMO)/slides
-	$(BIN)/python -m preprocessing.tile_slides $(DEMO)/slides/slides --labels $(DEMO)/slides/labels.csv \
-		--out $(DEMO)/tiles --mpp 1.75 --tile-size 64 --limit-tiles 24 --workers 2 --synthetic
-	$(BIN)/python -m preprocessing.make_splits $(DEMO)/tiles
+	$(CLI) demo --task msi --out $(DEMO) --data-only
 
-demo-polyp: setup  ## generated clips -> frames -> training -> test evaluation, in demo/
-	$(BIN)/python -m preprocessing.make_demo --task polyp --out $(DEMO)/clips
-	$(BIN)/python -m preprocessing.prepare_frames $(DEMO)/clips/frames --annotations $(DEMO)/clips/annotations.csv \
-		--out $(DEMO)/frames --size 192 --min-box 8 --synthetic
-	$(BIN)/python -m monai.bundle run --config_file $(POLYP)/train.json \
-		--dataset_dir $(DEMO)/frames --run_dir $(DEMO)/polyps
-	$(BIN)/python -m monai.bundle run --config_file "['$(POLYP)/train.json','$(POLYP)/evaluate.json']" \
-		--dataset_dir $(DEMO)/frames --run_dir $(DEMO)/polyps
+demo-polyp: setup  ## generated clips -> frames -> training -> test evaluation -> boxes in a video, in demo/
+	$(CLI) demo --task polyp --out $(DEMO)
 
 experiment-demo: $(DEMO)/tiles/splits.csv  ## every arm of the paper with two seeds on the generated slides, compared, in demo/experiment/
-	$(BIN)/python -m kdml_med.experiments run docs/plans/demo.json --out $(DEMO)/experiment --jobs 2
-	$(BIN)/python -m kdml_med.experiments report $(DEMO)/experiment
+	$(CLI) compare docs/plans/demo.json --out $(DEMO)/experiment --jobs 2
 
 test: setup  ## fast tests, no network, no data of one's own
 	HYPOTHESIS_PROFILE=fixed $(PYTEST) -m "not slow and not real_data"
 
 test-all: setup  ## every test; real-data tests need KDML_MED_DATA=<folder>
 	HYPOTHESIS_PROFILE=random $(PYTEST)
+
+wheel-test: setup  ## a wheel, installed elsewhere, does everything from an empty folder
+	$(BIN)/python -m tests.wheel
 
 lint: setup  ## format and style
 	$(BIN)/ruff format --check .

@@ -32,16 +32,23 @@ def run_commands(*commands: Command) -> None:
 
 
 def _run(commands: dict[str, Command] | dict[None, Command]) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = new_app()
     for name, command in commands.items():
-        app.command(name)(_checked(command))
+        app.command(name)(checked(command))
     app()
 
 
-def _checked(command: Command) -> Callable[..., None]:
+def new_app(**how: Any) -> typer.Typer:
+    """An empty typer application as all programs have it; messages of this process go to standard error."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, **how)
+
+
+def checked(command: Command) -> Callable[..., None]:
+    """A command function that ends with an exit code, whatever happens in it."""
+
     @functools.wraps(command)
-    def checked(*args: Any, **kwargs: Any) -> None:
+    def ending(*args: Any, **kwargs: Any) -> None:
         try:
             code = command(*args, **kwargs)
         except (Exception, KeyboardInterrupt) as error:
@@ -51,7 +58,17 @@ def _checked(command: Command) -> Callable[..., None]:
             code = ending
         raise typer.Exit(int(code or ExitCode.OK))
 
-    return checked
+    return ending
+
+
+def with_default(text: str, default: object) -> str:
+    """Help of an option that is None unless it is given."""
+    return escaped(f"{text} [default: {default}]")
+
+
+def escaped(text: str) -> str:
+    """Help that may hold brackets, which typer would take for markup."""
+    return text.replace("[", "\\[")
 
 
 def tell_ending(error: BaseException) -> ExitCode | None:

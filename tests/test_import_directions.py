@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "deploy": PREPARATION | {"colonoscopy", "data", "engines", "metrics", "networks", "report", "runs", "wsi"},
     "report": BASE | {"metrics", "program"},
 }
+READS_RUNS = "kdml_med.programs.like"  # for who names a trained run, and not before
 WITHOUT_FRAMEWORKS = [
     "errors",
     "keys",
@@ -74,7 +75,7 @@ def read_modules(top: str) -> dict[str, set[str]]:
 
 
 LIBRARY = read_modules("kdml_med")
-PROGRAMS = read_modules("preprocessing")
+PREPROCESSING = read_modules("preprocessing")
 
 
 def room_of(module: str) -> str | None:
@@ -106,7 +107,8 @@ def reached(module: str) -> set[str]:
             seen.add(name)
             parts = name.split(".")
             waiting += [".".join(parts[:count]) for count in range(1, len(parts))]
-            waiting += (LIBRARY | PROGRAMS).get(name, ())
+            if name != READS_RUNS:
+                waiting += (LIBRARY | PREPROCESSING).get(name, ())
     return seen
 
 
@@ -116,7 +118,7 @@ def test_imports_are_found_wherever_and_however_they_are_written():
     assert found == {"a.b", "c", "c.d", "top.room", "top.room.e", "top.g.h", "top.g.h.i"}
 
 
-@pytest.mark.parametrize("room", sorted(ROOMS - {"bundle", "experiments", "cli"}))
+@pytest.mark.parametrize("room", sorted(ROOMS - {"bundle", "experiments", "api", "programs", "cli"}))
 def test_a_room_imports_only_what_stands_below_it(room):
     assert room_imports()[room] <= ALLOWED[room]
 
@@ -137,9 +139,18 @@ def test_modules_do_not_import_each_other_in_circles():
     list(TopologicalSorter(modules).static_order())
 
 
-@pytest.mark.parametrize(("room", "above"), [("bundle", ["experiments"]), ("experiments", [])])
+@pytest.mark.parametrize(
+    ("room", "above"),
+    [
+        ("bundle", {"experiments", "api", "programs"}),
+        ("experiments", {"programs"}),
+        ("api", {"programs"}),
+        ("programs", {"cli"}),
+        ("cli", set()),
+    ],
+)
 def test_nothing_imports_the_rooms_on_top(room, above):
-    assert [other for other, imports in room_imports().items() if room in imports] == above
+    assert {other for other, imports in room_imports().items() if room in imports} <= above
 
 
 def test_only_workers_start_processes():
@@ -161,8 +172,8 @@ def test_the_library_imports_neither_programs_nor_bundles_nor_tests():
 
 
 def test_programs_prepare_data_without_a_learning_framework():
-    assert PROGRAMS
-    for module in PROGRAMS:
+    assert PREPROCESSING
+    for module in PREPROCESSING:
         names = reached(module)
         assert not {name.split(".")[0] for name in names} & (FRAMEWORKS | {"bundles", "tests"}), module
         assert not {room_of(name) for name in names} & {"networks", "losses", "engines", "handlers", "runs"}, module

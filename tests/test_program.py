@@ -11,12 +11,12 @@ import pytest
 import typer
 
 from kdml_med.errors import INTERRUPTED, ExitCode, InputError
-from kdml_med.program import _checked
+from kdml_med.program import checked
 
 
 def ending(command: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     with pytest.raises(typer.Exit) as caught:
-        _checked(command)()
+        checked(command)()
     return caught.value.exit_code, capsys.readouterr().err
 
 
@@ -50,7 +50,7 @@ def test_what_was_foreseen_ends_in_one_line(
 @pytest.mark.parametrize("error", [KeyError("a"), OSError("of a library"), BrokenPipeError(errno.EPIPE, "pipe")])
 def test_anything_else_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)):
-        _checked(raising(error))()
+        checked(raising(error))()
 
 
 def test_a_command_says_its_own_code(capsys: pytest.CaptureFixture[str]) -> None:

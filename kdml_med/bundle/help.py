@@ -23,7 +23,7 @@ def help_text(task: Task, stage: Stage) -> str:
         lines += ["", f"{group}:"]
         for knob in (one for one in knobs if one.group == group):
             lines.append(f"  --{knob.name}  ({_default_words(knob, task, code='')})")
-            lines += [f"      {_plain(knob.help)}.", f"      {_plain(knob.kind.words)}"]
+            lines += [f"      {plain(knob.help)}.", f"      {plain(knob.kind.words)}"]
     return "\n".join(lines)
 
 
@@ -41,16 +41,18 @@ def _row(knob: Knob) -> str:
     where = {ALL_STAGES: "all", TRAIN: "train"}.get(knob.stages, ", ".join(knob.stages))
     if len(knob.tasks) == 1:
         where += " (MSI)" if knob.tasks == CLASSIFICATION else " (polyps)"
-    first, *others = dict.fromkeys(_default_words(knob, task, code="`") for task in knob.tasks)
-    shown = f"MSI {first}, polyps {others[0]}" if others else first
-    return f"| `{knob.name}` | {where} | {shown} | {knob.kind.words} | {knob.help} |"
+    return f"| `{knob.name}` | {where} | {defaults_words(knob, code='`')} | {knob.kind.words} | {knob.help} |"
+
+
+def defaults_words(knob: Knob, *, code: str = "") -> str:
+    """The default, or that of each task; ``code`` stands around a value."""
+    first, *others = dict.fromkeys(_default_words(knob, task, code=code) for task in knob.tasks)
+    return f"MSI {first}, polyps {others[0]}" if others else first
 
 
 def _default_words(knob: Knob, task: Task, *, code: str) -> str:
     default = knob.default_of(task)
-    return (
-        (default.words if code else _plain(default.words)) if isinstance(default, Shown) else f"{code}{default}{code}"
-    )
+    return (default.words if code else plain(default.words)) if isinstance(default, Shown) else f"{code}{default}{code}"
 
 
 def training_table(task: Task) -> str:
@@ -63,7 +65,7 @@ def training_table(task: Task) -> str:
     return "\n".join(rows)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text without Markdown."""
     return _without_links(text).replace("`", "")
 

@@ -7,8 +7,9 @@ continued, and what the builders of networks and losses are given come from here
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from kdml_med.bundle.kinds import (
@@ -103,6 +104,19 @@ def refuse_flag_text(name: str, value: Any) -> None:
     """Refuse the texts true and false, as which MONAI's command line hands on what has no capital letter."""
     if is_flag_text(value):
         raise InputError(f"--{name.replace('::', '#')} {value}: write {value.capitalize()}, with a capital letter.")
+
+
+def unknown_setting(name: str, known: Collection[str], shown: Collection[str] | None = None) -> InputError:
+    """What a name that is no setting says to a person.
+
+    Args:
+        name: as it was written.
+        known: every name that could have been meant.
+        shown: those that are listed, if not all of them.
+    """
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" Did you mean --{near[0]}?" if near else ""
+    return InputError(f"unknown option --{name}.{hint} Known: {', '.join(sorted(known if shown is None else shown))}.")
 
 
 class ByTask(dict[Task, Any]):
@@ -316,9 +330,13 @@ def check_settings(task: Task | str, stage: Stage, values: Mapping[str, Any]) ->
         values: by name; what is absent has its default.
 
     Raises:
-        InputError: a value is none of its kind, or settings contradict each other; names the setting, its value and
-            what is expected.
+        InputError: there is no such setting, or a value is none of its kind; names the setting, its value and what is
+            expected.
     """
+    known = [knob.name for knob in knobs_of(Task(task), stage)]
+    for name in values:
+        if name not in known:
+            raise unknown_setting(name, known)
     checked = {knob.name: knob.check(values[knob.name]) for knob in knobs_of(Task(task), stage) if knob.name in values}
     return Settings(Task(task), default_settings(Task(task), stage) | checked)
 

@@ -236,6 +236,7 @@ def _recorded(settings: Settings) -> dict[str, Any]:
         "knobs": {name: value for name, value in settings.recorded.items() if name not in free},
         "free": {name: value for name, value in settings.recorded.items() if name in free},
         "dataset": dataset_identity(Path(settings["dataset_dir"])),
+        "dataset_dir": str(Path(settings["dataset_dir"]).resolve()),
     }
     plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
     return plain

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -22,8 +23,17 @@ from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from monai.utils import ensure_tuple
 
+from kdml_med.bundle.folders import INSTALLED
 from kdml_med.bundle.help import help_text
-from kdml_med.bundle.settings import KNOBS, Settings, Stage, default_settings, knobs_of, refuse_flag_text
+from kdml_med.bundle.settings import (
+    KNOBS,
+    Settings,
+    Stage,
+    default_settings,
+    knobs_of,
+    refuse_flag_text,
+    unknown_setting,
+)
 from kdml_med.errors import ExitCode, InputError, foreseen
 from kdml_med.keys import Task
 from kdml_med.program import tell_ending
@@ -56,8 +66,9 @@ def collect_settings(task: str) -> Settings:
     if _HELP in names and is_command():
         print(help_text(Task(task), stage))
         raise SystemExit(int(ExitCode.OK))
-    written = _written_names(names)
+    written = _written_names(resolver, names)
     check_names(names, written, task)
+    _refuse_slips(resolver, names, task)
     if written.get("task", task) != task:
         raise InputError(f"--task is {task!r}, but this config is for {written['task']}: take the other bundle.")
     _check_texts(resolver)
@@ -70,6 +81,20 @@ def collect_settings(task: str) -> Settings:
         Task(task),
         default_settings(Task(task), stage) | {knob.name: resolver.resolved_content[knob.name] for knob in knobs},
     )
+
+
+def _refuse_slips(resolver: ReferenceResolver, names: Iterable[str], task: str) -> None:
+    """Refuse names of somebody's own config, or of a parser filled by hand, that are a setting with a slip.
+
+    Such a config may have names of its own; one that resembles a setting, and that nothing refers to, has no effect.
+    """
+    settings = [knob.name for knob in KNOBS if task in knob.tasks]
+    texts = [text for item in resolver.items.values() if isinstance(text := item.get_config(), str)]
+    for name in names:
+        if name not in settings and get_close_matches(name, settings, n=1, cutoff=0.8):
+            reference = re.compile(rf"@{re.escape(name)}\b")
+            if not any(map(reference.search, texts)):
+                raise unknown_setting(name, settings)
 
 
 def _work_out(resolver: ReferenceResolver, name: str) -> Any:
@@ -113,10 +138,8 @@ def check_names(names: Iterable[str], written: Mapping[str, Any], task: str) -> 
     listed = {knob.name for knob in knobs if "train" in knob.stages} if "train" in written else set()
     for name in names:
         if name not in listed and not _knows(written, name):
-            near = get_close_matches(name, [*written, *listed], n=1, cutoff=0.5)
-            hint = f" Did you mean --{near[0]}?" if near else ""
-            known = sorted({knob.name for knob in knobs} & {*written, *listed})
-            raise InputError(f"unknown option --{name}.{hint} Known: {', '.join(known)}.")
+            known = [*written, *listed]
+            raise unknown_setting(name, known, {knob.name for knob in knobs}.intersection(known))
 
 
 def _knows(written: Mapping[str, Any], name: str) -> bool:
@@ -132,14 +155,17 @@ def _knows(written: Mapping[str, Any], name: str) -> bool:
             content = content[part]
         else:
             return False
+    if isinstance(content, list):
+        return last.isdigit()
     # The last part may be new: an argument of a component that the config leaves at its default.
-    return bool(path) and (isinstance(content, Mapping) or (isinstance(content, list) and last.isdigit()))
+    return bool(path) and isinstance(content, Mapping) and (last in content or "_target_" in content)
 
 
 def find_root(name: str) -> str:
     """Folder of a bundle, wherever the config that calls this was started from.
 
     The first that fits: the folder above ``configs/`` of the config, the current folder, ``bundles/<name>`` below it.
+    For a bundle inside an installed package it is the current folder: data and runs go below it.
 
     Args:
         name: the bundle's folder name.
@@ -151,10 +177,10 @@ def find_root(name: str) -> str:
     folders = [] if workflow is None else [Path(workflow.config_root_path)]
     folders += [file.parent for file in _named_files()]
     candidates = [folder.resolve().parent for folder in folders]
-    candidates += [Path.cwd(), Path.cwd() / "bundles" / name]
+    candidates += [Path.cwd(), Path.cwd() / "bundles" / name, INSTALLED / name]
     for folder in candidates:
         if (folder / "configs" / "metadata.json").is_file():
-            return str(folder)
+            return str(Path.cwd() if folder.is_relative_to(INSTALLED) else folder)
     raise InputError(f"bundle {name!r} was not found near {Path.cwd()}: start in the repository root or in its folder.")
 
 
@@ -217,7 +243,7 @@ def _named_files() -> list[Path]:
     return []
 
 
-def _written_names(names: Sequence[str]) -> dict[str, Any]:
+def _written_names(resolver: ReferenceResolver, names: Sequence[str]) -> dict[str, Any]:
     """Content of the config files in use, overrides not included."""
     # What `--tracking` adds to the config.
     tracking = dict.fromkeys(_TRACKING if "save_execute_config" in names else ())
@@ -226,7 +252,7 @@ def _written_names(names: Sequence[str]) -> dict[str, Any]:
         return tracking | read_configs(files)
     workflow = _innermost(ConfigWorkflow)
     if workflow is None:
-        return dict.fromkeys(names)
+        return {name: resolver.items[name].get_config() for name in names}
     # It does not keep their names: those of its folder of which everything is there.
     folder = Path(workflow.config_root_path)
     used = [content for content in _configs_in(folder) if set(content) <= {*names, *_nested(content)}]

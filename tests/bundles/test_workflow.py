@@ -107,6 +107,13 @@ def test_an_own_config_may_bring_names_of_its_own(elsewhere: Path) -> None:
         monai_run(config_file=[CONFIG, str(own)], logging_file=False, run_dir="run")
 
 
+def test_an_own_config_has_no_setting_with_a_slip(elsewhere: Path) -> None:
+    own = elsewhere / "own.json"
+    own.write_text(json.dumps({"max_epoch": 3}))
+    with pytest.raises(InputError, match=r"unknown option --max_epoch\. Did you mean --max_epochs\?"):
+        monai_run(config_file=[CONFIG, str(own)], logging_file=False, run_dir="run")
+
+
 def test_parts_below_the_settings_can_be_overridden(elsewhere: Path) -> None:
     with pytest.raises(InputError, match="--batch_size is 0"):
         start("run", **{"optimizer#betas": [0.9, 0.99], "batch_size": 0, "run_dir": "run"})
@@ -142,10 +149,10 @@ def test_a_missing_bundle_is_said(elsewhere: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "known"),
     [("optimizer#betas", True), ("train::handlers::0::interval", True), ("train#handler#0#interval", False),
-     ("train#handlers#9#interval", False), ("optimiser#betas", False)],
+     ("train#handlers#9#interval", False), ("optimiser#betas", False), ("train#max_epochs", False)],
 )  # fmt: skip
 def test_nested_names_are_known_by_what_they_are_a_part_of(name: str, known: bool) -> None:
-    written = {"optimizer": {"lr": 1}, "train": {"handlers": [{"interval": 1}]}}
+    written = {"optimizer": {"_target_": "AdamW", "lr": 1}, "train": {"handlers": [{"interval": 1}]}}
     if known:
         check_names([name], written, "classification")
     else:

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from kdml_med.errors import ExitCode, InputError
+from kdml_med.programs.import_tiles import Layout, import_tiles
 from kdml_med.splits import assign_splits, freeze_splits, has_splits, make_splits
 from kdml_med.storage.folder import sole_user
 from kdml_med.storage.manifest import image_root, read_info, read_manifest, read_member
 from kdml_med.tables.images import TableColumns
 from kdml_med.wsi import importing
 from kdml_med.wsi.importing import ImportResult, import_tile_folders
-from preprocessing.import_tiles import Layout, import_tiles
 
 
 def import_tile_table(source: Path, out: Path, labels: Path, **how: Any) -> ImportResult:

@@ -9,8 +9,8 @@ from kdml_med.demo import clips
 from kdml_med.demo.pyramid import write_svs
 from kdml_med.demo.slides import NOTICE, render_slide
 from kdml_med.errors import InputError
-from preprocessing.make_demo import DemoTask
-from preprocessing.make_demo import make_demo as program
+from kdml_med.programs.make_demo import DemoTask
+from kdml_med.programs.make_demo import make_demo as program
 
 
 def make_demo(*arguments: str) -> subprocess.CompletedProcess[str]:

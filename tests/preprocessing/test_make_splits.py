@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from kdml_med.errors import InputError
+from kdml_med.programs.make_splits import command
 from kdml_med.splits import assign_splits
 from kdml_med.storage.manifest import DatasetInfo, manifest_table, read_info, read_manifest, write_info, write_manifest
-from preprocessing.make_splits import command
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

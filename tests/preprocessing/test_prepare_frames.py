@@ -8,10 +8,10 @@ import pytest
 
 from kdml_med.errors import ExitCode
 from kdml_med.program import run
+from kdml_med.programs.make_splits import command as make_splits
+from kdml_med.programs.prepare_frames import main
 from kdml_med.splits import assign_splits
 from kdml_med.storage.manifest import read_info, read_manifest
-from preprocessing.make_splits import command as make_splits
-from preprocessing.prepare_frames import main
 from tests.colonoscopy.pictures import contents, save, save_mask
 
 

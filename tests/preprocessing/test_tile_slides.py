@@ -13,8 +13,8 @@ from PIL import Image
 
 from kdml_med.errors import ExitCode
 from kdml_med.program import run
+from kdml_med.programs.tile_slides import main
 from kdml_med.storage.manifest import read_info, read_manifest
-from preprocessing.tile_slides import main
 from tests.synthetic_slides import tissue_picture, write_slide
 
 

@@ -1,0 +1,117 @@
+"""The console command ``kdml-med``: a thin table of programs, none of which is imported before it is asked for."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+
+from kdml_med import __version__
+from kdml_med.errors import ExitCode, InputError
+from kdml_med.program import Command, checked, new_app, tell_ending
+
+# What messages of the bundles and programs call options that have another name here.
+_OPTIONS = {"--run_dir": "--run", "--dataset_dir": "--data", "--output_dir": "--out"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One command: where its function is, and the line about it."""
+
+    program: str
+    function: str
+    help: str
+    panel: str
+
+    def load(self) -> Command:
+        """The function whose signature is the command line."""
+        command: Command = getattr(import_module(f"kdml_med.programs.{self.program}"), self.function)
+        return command
+
+
+_TRY, _PREPARE, _LEARN, _USE, _COMPARE = "Try it", "Prepare data", "Train and evaluate", "Use", "Compare"
+COMMANDS = {
+    "demo": Entry("demo", "demo", "Everything on generated data, from slides to a prediction.", _TRY),
+    "tile": Entry("tile_slides", "main", "Cut slides into tiles.", _PREPARE),
+    "frames": Entry("prepare_frames", "main", "Store colonoscopy images and videos with their boxes.", _PREPARE),
+    "import": Entry("import_tiles", "import_tiles", "Take tiles that exist already, without copying.", _PREPARE),
+    "split": Entry("make_splits", "command", "Decide which patients train, validate and test.", _PREPARE),
+    "train": Entry("train", "train", "Train a teacher and its students on a dataset.", _LEARN),
+    "evaluate": Entry("evaluate", "evaluate", "Figures of a run on a split, with intervals.", _LEARN),
+    "report": Entry("report", "report", "A page about a run, or about a folder of experiments.", _LEARN),
+    "predict": Entry("predict", "predict", "Apply a run to new slides, images or videos.", _USE),
+    "export": Entry("export", "export", "Write a network as one file for other programs.", _USE),
+    "compare": Entry("compare", "compare", "Train by a plan of arms and seeds, and compare them.", _COMPARE),
+}
+
+
+def main() -> None:
+    """Run the command that the command line names."""
+    words = [_dashed(word) for word in sys.argv[1:]]
+    asked = next((word for word in words if not word.startswith("-")), None)
+    app = new_app(no_args_is_help=True, help="Small medical image models by distillation and mutual learning.")
+    app.callback()(_options)
+    for name, entry in COMMANDS.items():
+        command = checked(_in_own_words(_load(entry))) if name == asked else _not_asked
+        about = None if name == asked else entry.help
+        app.command(name, help=about, rich_help_panel=entry.panel)(command)
+    app(args=words, prog_name="kdml-med")
+
+
+def _load(entry: Entry) -> Command:
+    """Load a command; Ctrl-C while libraries are imported ends as it does later."""
+    try:
+        return entry.load()
+    except KeyboardInterrupt as error:
+        tell_ending(error)
+        raise SystemExit(int(ExitCode.INTERRUPTED)) from error
+
+
+def _in_own_words(command: Command) -> Command:
+    """A command whose messages call options as they are called here."""
+
+    @functools.wraps(command)
+    def worded(*args: Any, **kwargs: Any) -> int | None:
+        try:
+            return command(*args, **kwargs)
+        except InputError as error:
+            raise InputError(re.sub(r"--[a-z]+(?:_[a-z]+)+\b", _own_word, str(error))) from error
+
+    return worded
+
+
+def _own_word(found: re.Match[str]) -> str:
+    return _OPTIONS.get(found[0], found[0].replace("_", "-"))
+
+
+def _dashed(word: str) -> str:
+    """Options may be spelt as settings are: --max_epochs is --max-epochs."""
+    name, equals, value = word.partition("=")
+    return f"{name.replace('_', '-')}{equals}{value}" if re.fullmatch(r"--[a-z][a-z0-9_-]*", name) else word
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=lambda on: _version(on))
+    ] = False,
+) -> None:
+    pass
+
+
+def _version(on: bool) -> None:
+    if on:
+        print(f"kdml-med {__version__}")
+        raise typer.Exit
+
+
+def _not_asked() -> None:
+    """Stands for a command in the list of all."""
+
+
+if __name__ == "__main__":
+    main()

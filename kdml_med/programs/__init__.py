@@ -1,0 +1,1 @@
+"""What the console command and ``python -m preprocessing.…`` run: arguments in, a screen and an exit code out."""

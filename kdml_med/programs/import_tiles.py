@@ -1,0 +1,164 @@
+"""Make a dataset folder from tiles that exist already, without copying them.
+
+python -m preprocessing.import_tiles SOURCE --out DATASET --layout kather
+python -m preprocessing.import_tiles IMAGES --out DATASET --layout csv --labels labels.csv
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kdml_med.errors import ExitCode, InputError
+from kdml_med.program import progress_bar
+from kdml_med.splits import has_splits, read_splits
+from kdml_med.storage.manifest import FAILURES_FILE, read_info, read_manifest
+from kdml_med.tables.classes import named_classes
+from kdml_med.tables.images import TableColumns
+from kdml_med.tables.usage import say_labels
+from kdml_med.wsi.importing import KATHER_MPP, ImportResult, import_tile_folders, import_tile_table
+
+log = logging.getLogger(__name__)
+
+
+class Layout(StrEnum):
+    """How the tiles lie."""
+
+    KATHER = "kather"
+    CSV = "csv"
+
+
+class Level(StrEnum):
+    """What carries one label."""
+
+    PATIENT = "patient"
+    SLIDE = "slide"
+
+
+def import_tiles(
+    source: Annotated[Path, typer.Argument(help="Folder that holds the tiles.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Dataset folder to write.", show_default=False)],
+    layout: Annotated[
+        Layout, typer.Option(help="kather: <cohort>_TRAIN/<class>/ and _TEST; csv: a table with one row per image.")
+    ],
+    labels: Annotated[Path | None, typer.Option(help="csv: the table, CSV, TSV or XLSX.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="csv: take rows with COLUMN=VALUE; repeatable.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="csv: image names (else found by its name).")] = None,
+    patient_column: Annotated[str | None, typer.Option(help="csv: patient ids.")] = None,
+    slide_column: Annotated[str | None, typer.Option(help="csv: slide names.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="csv: classes.")] = None,
+    site_column: Annotated[str | None, typer.Option(help="csv: hospitals.")] = None,
+    mpp_column: Annotated[str | None, typer.Option(help="csv: micrometres per pixel.")] = None,
+    split_column: Annotated[str | None, typer.Option(help="csv: train, val, test; used only when named.")] = None,
+    label_level: Annotated[Level, typer.Option(help="csv: what carries one label.")] = Level.PATIENT,
+    classes: Annotated[tuple[str, str] | None, typer.Option(help="Two classes, the positive one last.")] = None,
+    positive: Annotated[str | None, typer.Option(help="The positive class, where words do not say it.")] = None,
+    cohort: Annotated[str | None, typer.Option(help="kather: the name before _TRAIN, where there are several.")] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help=f"Micrometres per pixel (kather: {KATHER_MPP} unless given).")
+    ] = None,
+    val_fraction: Annotated[
+        float, typer.Option(help="Share of train patients that validate, where the split has no validation.")
+    ] = 0.15,
+    seed: Annotated[int, typer.Option(help="Seed of their choice.")] = 0,
+    check_images: Annotated[
+        bool, typer.Option("--check-images", help="kather: parse every header, not only the first (csv always does).")
+    ] = False,
+    tcga_normals: Annotated[
+        bool, typer.Option("--tcga-normals", help="TCGA normal tissue (sample types 10-19) takes its patient's label.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace splits that are frozen already.")] = False,
+) -> ExitCode:
+    """Write manifest, slides, failures and, where the tiles come with one, the split."""
+    chosen = named_classes(classes, positive)
+    common: dict[str, Any] = {"classes": chosen, "val_fraction": val_fraction, "seed": seed, "force": force}
+    common["tcga_normals"] = tcga_normals
+    table_columns = {
+        "image": image_column,
+        "patient": patient_column,
+        "slide": slide_column,
+        "label": label_column,
+        "site": site_column,
+        "mpp": mpp_column,
+        "split": split_column,
+    }
+    if layout is Layout.KATHER:
+        of_table = {"labels": labels, "where": where, "label_level": label_level is not Level.PATIENT}
+        _refuse_other_layout(layout, of_table | {f"{role}_column": name for role, name in table_columns.items()})
+        common |= {"cohort": cohort, "mpp": KATHER_MPP if mpp is None else mpp, "check_images": check_images}
+        result = import_tile_folders(source, out, **common, progress=_progress)
+    else:
+        if labels is None:
+            raise InputError("--layout csv needs the table: --labels FILE.")
+        _refuse_other_layout(layout, {"cohort": cohort})
+        common |= {
+            "columns": TableColumns(**table_columns),
+            "where": _parse_where(where or []),
+            "label_level": label_level.value,
+            "mpp": mpp,
+        }
+        result = import_tile_table(source, out, labels, **common, progress=_progress)
+    return _report(result, out)
+
+
+def _progress(images: Sequence[Any]) -> Iterable[Any]:
+    with progress_bar(len(images), what="importing", unit="image") as bar:
+        for image in images:
+            yield image
+            bar.update()
+
+
+def _parse_where(conditions: Sequence[str]) -> dict[str, str]:
+    pairs = [condition.partition("=") for condition in conditions]
+    wrong = [condition for condition, pair in zip(conditions, pairs, strict=True) if not pair[0] or not pair[1]]
+    if wrong:
+        raise InputError(f"--where {wrong[0]!r}: expected COLUMN=VALUE, such as task=hrd.")
+    twice = [name for number, (name, _, _) in enumerate(pairs) if name in [other for other, _, _ in pairs[:number]]]
+    if twice:
+        raise InputError(f"--where names column {twice[0]!r} twice: a row can have one value only. Leave one out.")
+    return {name: value for name, _, value in pairs}
+
+
+def _refuse_other_layout(layout: Layout, given: dict[str, object]) -> None:
+    """An option of the other layout would be ignored, and labels come from elsewhere than was meant."""
+    other = next((name for name, value in given.items() if value), None)
+    if other is not None:
+        meant = Layout.CSV if layout is Layout.KATHER else Layout.KATHER
+        raise InputError(
+            f"--{other.replace('_', '-')} belongs to --layout {meant.value}, not to {layout.value}: leave it out, or "
+            "choose that layout."
+        )
+
+
+def _report(result: ImportResult, out: Path) -> ExitCode:
+    log.info("%d tiles of %d patients in %s", result.tiles, result.patients, out)
+    info = read_info(out)
+    for line in say_labels(info.labels, read_manifest(out), info.classes):
+        log.info(line)
+    if result.unlisted:
+        log.info("%d images in the folder are named by no row of the table and were left out", result.unlisted)
+    if result.unused_split is not None:
+        log.info("column %r of the table is not used; --split-column keeps its split", result.unused_split)
+    if result.same:
+        log.info("names, sizes and labels are those of the import before; pixels are read when they are used")
+    _report_splits(out)
+    if result.failures:
+        name, reason = result.failures[0]
+        log.info("%d could not be used, see %s; first: %s: %s", len(result.failures), out / FAILURES_FILE, name, reason)
+        return ExitCode.SOME_FAILED
+    return ExitCode.OK
+
+
+def _report_splits(out: Path) -> None:
+    if not has_splits(out):
+        log.info("before training: python -m preprocessing.make_splits %s", out)
+        return
+    try:
+        read_splits(out, read_manifest(out), read_info(out))
+    except InputError as error:
+        log.info("training will refuse the splits that are frozen: %s", error)

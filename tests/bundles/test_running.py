@@ -1,0 +1,152 @@
+"""Our bundle configs run from Python: checked by name and value first, the same results, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.bundle import run as monai_run
+
+from kdml_med.bundle import find_root, folders
+from kdml_med.bundle.running import bundle_dir, run_config
+from kdml_med.bundle.settings import check_settings
+from kdml_med.errors import InputError
+from kdml_med.keys import Task
+from kdml_med.runs import trained_on
+from tests.bundles.conftest import CONFIGS, REPOSITORY, read_json
+
+TINY = "tests.networks.tiny.TinyNet"
+
+
+@pytest.fixture(scope="module")
+def ran(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """Run folder, and what training and evaluation returned."""
+    run_dir = tmp_path_factory.mktemp("running") / "run"
+    place = {"dataset_dir": dataset, "run_dir": run_dir, "device": "cpu"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # MONAI warns of every config that is named to it
+        trained = run_config("classification", "train", **place, max_epochs=1, teacher=TINY, students=[TINY, TINY])
+        evaluated = run_config(Task.CLASSIFICATION, "evaluate", **place, split="val")
+    return run_dir, trained, evaluated
+
+
+def as_json(content: Any) -> Any:
+    return json.loads(json.dumps(content))
+
+
+def test_training_and_evaluation_return_what_they_write(ran: Any) -> None:
+    run_dir, trained, evaluated = ran
+    assert trained["split"] == evaluated["split"] == "val"
+    assert as_json(trained) == read_json(run_dir / "metrics.json")
+    assert as_json(evaluated) == read_json(run_dir / "evaluation_val/metrics.json")
+    assert evaluated["networks"] == trained["networks"]
+
+
+def test_a_run_knows_its_dataset_until_it_moves(ran: Any, dataset: Path, tmp_path: Path) -> None:
+    assert trained_on(ran[0]) == dataset.resolve()
+    content = read_json(ran[0] / "settings.json")
+    for there, message in (
+        (str(tmp_path / "gone"), "was trained on .*gone, which is not there"),
+        (None, "does not say"),
+    ):
+        content.pop("dataset_dir")
+        (tmp_path / "settings.json").write_text(json.dumps(content | ({"dataset_dir": there} if there else {})))
+        with pytest.raises(InputError, match=f"{message}.*--data"):
+            trained_on(tmp_path)
+        content["dataset_dir"] = there
+
+
+def test_a_run_that_knows_no_dataset_goes_on(ran: Any, dataset: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(ran[0], tmp_path / "run")
+    settings = read_json(run_dir / "settings.json")
+    (run_dir / "settings.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "dataset_dir"}))
+    place = {"dataset_dir": dataset, "run_dir": run_dir, "device": "cpu"}
+    again = run_config("classification", "train", **place, max_epochs=1, teacher=TINY, students=[TINY, TINY])
+    assert as_json(again) == as_json(ran[1])
+    assert trained_on(run_dir) == dataset.resolve()
+
+
+def test_switches_and_loggers_of_the_program_around_are_as_before(ran: Any, dataset: Path, tmp_path: Path) -> None:
+    ignite = logging.getLogger("ignite")
+    ignite.setLevel(logging.DEBUG)
+    try:
+        run_config("classification", "evaluate", dataset_dir=dataset, run_dir=ran[0], output_dir=tmp_path / "out")
+        assert ignite.level == logging.DEBUG
+    finally:
+        ignite.setLevel(logging.NOTSET)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert (tmp_path / "out/metrics.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_epoch": 3}, r"unknown option --max_epoch\. Did you mean --max_epochs\?"),
+        ({"zoom": [1, 1]}, "unknown option --zoom"),
+        ({"optimiser#betas": [0.9, 0.99]}, "unknown option --optimiser#betas"),
+        ({"batch_size": 0}, "--batch_size is 0, expected a whole number from 1"),
+        ({"amp": "false"}, "--amp false: write False"),
+        ({"run_dir": None}, "run_dir is not given"),
+        ({"dataset_dir": "nowhere"}, "nowhere is not a dataset folder"),
+        ({"version": "v9"}, "unknown version 'v9'"),
+    ],
+)
+def test_a_wrong_setting_is_said_and_nothing_is_done(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    place = {"run_dir": tmp_path / "run", "dataset_dir": tmp_path / "data"}
+    with pytest.raises(InputError, match=message) as caught:
+        run_config("classification", "train", **place | settings)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def parsed_by_hand(dataset: Path, run_dir: Path, **more: Any) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config(str(REPOSITORY / CONFIGS / "train.json"))
+    parser.update({"dataset_dir": str(dataset), "run_dir": str(run_dir), "device": "cpu", **more})
+    return parser
+
+
+def test_a_parser_filled_by_hand_takes_no_setting_with_a_slip(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--max_epoch\. Did you mean --max_epochs\?"):
+        parsed_by_hand(dataset, tmp_path, max_epoch=1).get_parsed_content("settings")
+    with pytest.raises(InputError, match=r"unknown option --max_epoch\. Did you mean --max_epochs\?"):
+        check_settings("classification", "train", {"max_epoch": 1})
+
+
+def test_it_takes_names_of_ones_own(dataset: Path, tmp_path: Path) -> None:
+    own = {"learning_rates": 0.25, "learning_rate": "$@learning_rates / 2", "evaluate_all": "$None", "note": "mine"}
+    assert parsed_by_hand(dataset, tmp_path, **own).get_parsed_content("settings")["learning_rate"] == 0.125
+
+
+def test_a_config_of_others_is_still_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "foreign.json").write_text(json.dumps({"run": ["$1 + 1"]}))
+    with pytest.warns(UserWarning, match=r"parsing config_file .*foreign\.json"):
+        monai_run(config_file=str(tmp_path / "foreign.json"), logging_file=False)
+
+
+def test_bundles_are_found_beside_the_package_or_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bundle_dir("detection") == REPOSITORY / "bundles/polyp_kdml"
+    monkeypatch.setattr(folders, "INSTALLED", tmp_path)
+    shutil.copytree(REPOSITORY / "bundles/msi_kdml/configs", tmp_path / "msi_kdml/configs")
+    assert bundle_dir(Task.CLASSIFICATION) == tmp_path / "msi_kdml"
+    monkeypatch.setattr(folders, "_PACKAGE", tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="'polyp_kdml' is neither in"):
+        bundle_dir("detection")
+
+
+def test_an_installed_bundle_keeps_data_and_runs_out_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "package"
+    shutil.copytree(REPOSITORY / "bundles/msi_kdml/configs", package / "msi_kdml/configs")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr("kdml_med.bundle.workflow.INSTALLED", package)
+    assert find_root("msi_kdml") == str(tmp_path / "work")
