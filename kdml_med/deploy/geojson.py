@@ -13,6 +13,7 @@ import pandas as pd
 
 from kdml_med.deploy.raster import HEAT, colour_of, colours
 from kdml_med.storage.files import write_atomically
+from kdml_med.storage.walking import printable
 
 _SPACE = uuid.UUID("6b8f2a54-6d2b-5c0e-9d0c-0f5a3a3f7c11")
 """Ids of tiles are drawn from it and from slide and place, so that the same tile has the same id again."""
@@ -41,7 +42,7 @@ def write_shapes(
     """
     head = json.dumps({"type": "FeatureCollection", "kdml_med": about}, ensure_ascii=False)
     body = ",\n".join(_features(tiles[tiles["probability"].notna()], slide_id, classes))
-    write_atomically(path, f'{head[:-1]}, "features": [\n{body}\n]}}\n'.encode())
+    write_atomically(path, f'{head[:-1]}, "features": [\n{body}\n]}}\n'.encode(errors="backslashreplace"))
 
 
 def _features(tiles: pd.DataFrame, slide_id: str, classes: Sequence[str]) -> Iterator[str]:
@@ -61,7 +62,7 @@ def _features(tiles: pd.DataFrame, slide_id: str, classes: Sequence[str]) -> Ite
         ring = f"[[{x0}, {y0}], [{x1}, {y0}], [{x1}, {y1}], [{x0}, {y1}], [{x0}, {y0}]]"
         values = f"{measured}: {probability:.4f}"
         values += "" if math.isnan(differing) else f', "Disagreement": {differing:.4f}'
-        own_id = uuid.uuid5(_SPACE, f"{slide_id}\n{x0}\n{y0}\n{x1}")
+        own_id = uuid.uuid5(_SPACE, f"{printable(slide_id)}\n{x0}\n{y0}\n{x1}")
         yield (
             f'{{"type": "Feature", "id": "{own_id}", "geometry": {{"type": "Polygon", "coordinates": [{ring}]}}, '
             f'"properties": {{"objectType": "tile", "color": {shade}, '

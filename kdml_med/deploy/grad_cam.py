@@ -63,10 +63,12 @@ def grad_cam(network: nn.Module, images: Tensor, positive_index: int) -> npt.NDA
             f"no Grad-CAM of a {type(network).__name__}: it does not say where its feature maps are. Give it a method "
             "feature_stages() that returns its modules by stride, such as {16: self.stage3, 32: self.stage4}."
         )
+    if not len(images):
+        return np.zeros((0, *images.shape[2:]), np.float32)
     with torch.inference_mode(False), torch.enable_grad():
         cam = _prepare(network, name)
         parts = [_look(cam, batch, positive_index, type(network).__name__) for batch in images.split(_BATCH)]
-    return np.concatenate(parts) if parts else np.zeros((0, *images.shape[2:]), np.float32)
+    return np.concatenate(parts)
 
 
 def mean_grad_cam(networks: Sequence[nn.Module], images: Tensor, positive_index: int) -> npt.NDArray[np.float32]:

@@ -46,7 +46,7 @@ def write_layer(path: Path, channels: Mapping[str, Plane], *, pixel_um: float, n
         "PhysicalSizeXUnit": "µm",
         "PhysicalSizeY": pixel_um,
         "PhysicalSizeYUnit": "µm",
-        "UUID": str(uuid.uuid5(_SPACE, name)),  # a new one each time would make every file differ
+        "UUID": str(uuid.uuid5(_SPACE, printable(name))),  # a new one each time would make every file differ
     }
     settings: dict[str, Any] = {
         "tile": (_TILE_PX, _TILE_PX),

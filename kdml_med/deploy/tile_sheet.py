@@ -145,10 +145,8 @@ def _draw_sheet(slide_id: str, notes: Sequence[str], tiles: Sequence[SheetTile],
 
 
 def _three(probability: float) -> str:
-    """Three digits, and neither 0 nor 1 where it only is near."""
-    if 0 < probability < 0.0005:
-        return "<0.001"
-    return ">0.999" if 0.9995 <= probability < 1 else f"{probability:.3f}"
+    """Three digits, and neither 0 nor 1: a network that rounds to one of them is not certain, either."""
+    return "<0.001" if probability < 0.0005 else ">0.999" if probability >= 0.9995 else f"{probability:.3f}"
 
 
 def _fitted(image: npt.NDArray[np.uint8]) -> Image.Image:

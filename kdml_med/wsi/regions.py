@@ -55,7 +55,9 @@ class Regions:
             InputError: all regions lie outside of the slide.
         """
         size = np.array([width, height]) * downsample
-        low, high = (np.array([end(rings[0], axis=0) for rings in self.polygons]) for end in (np.min, np.max))
+        low, high = (
+            np.array([end(np.concatenate(rings), axis=0) for rings in self.polygons]) for end in (np.min, np.max)
+        )
         if not ((low < size) & (high > 0)).all(axis=1).any():
             corners = [f"{edge:.0f}" for edge in (*low.min(axis=0), *high.max(axis=0))]
             raise InputError(
