@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from kdml_med.deploy.annotate import RESEARCH_ONLY
 from kdml_med.deploy.classifier import ClassifierPlan, Runtime, choose_networks, hash_weights, plan_classifier
+from kdml_med.deploy.heatmap import RESEARCH_ONLY
 from kdml_med.deploy.one_slide import PredictionJob, SlideSettings, predict_slide
 from kdml_med.deploy.prediction_folder import TILES_FILE, Finished, PredictionFolder
 from kdml_med.deploy.prediction_tables import join_slides
