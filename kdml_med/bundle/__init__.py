@@ -8,6 +8,7 @@ from kdml_med.bundle.evaluation import (
     save_speed,
 )
 from kdml_med.bundle.inference import prepare_source, save_detections, save_inference
+from kdml_med.bundle.slides import prepare_inference
 from kdml_med.bundle.training import build_loss, build_training_cohort, prepare_training, record_run, run_training
 from kdml_med.bundle.workflow import collect_settings, find_root
 from kdml_med.runs import RunDescription, load_cohort
@@ -21,6 +22,7 @@ __all__ = [
     "fold_of",
     "load_cohort",
     "prepare_evaluation",
+    "prepare_inference",
     "prepare_source",
     "prepare_training",
     "record_run",

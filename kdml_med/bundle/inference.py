@@ -13,6 +13,7 @@ from monai.engines import Evaluator
 from kdml_med.bundle.chunks import CHUNKS_DIR, detect_frames, hash_weights
 from kdml_med.bundle.evaluation import run_evaluator, write_tile_predictions
 from kdml_med.bundle.settings import Settings
+from kdml_med.bundle.slides import save_slides
 from kdml_med.bundle.workflow import is_command
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.preparing import prepare_frames
@@ -40,13 +41,16 @@ _OPTION = re.compile(r"--[a-z][a-z_-]+")
 _SHOWN = 10  # failures that are named; failures.csv has them all
 
 
-def save_inference(evaluator: Evaluator, settings: Settings) -> None:
-    """Run an evaluator on tiles with or without labels; write predictions.parquet and patients.csv.
+def save_inference(evaluator: Evaluator | None, settings: Settings) -> None:
+    """Predict slides where settings name some; else run an evaluator on tiles, and write their predictions.
 
     Args:
-        evaluator: with ``CohortPredictions``; its data loader has a ``TileDataset``.
+        evaluator: with ``CohortPredictions``; its data loader has a ``TileDataset``. None for slides.
         settings: of the config. With ``maps``, see ``write_dataset_maps``, too.
     """
+    if evaluator is None:
+        save_slides(settings)
+        return
     predictions = run_evaluator(evaluator)
     target, level = Path(settings["output_dir"]), settings["level"]
     write_tile_predictions(target, predictions, evaluator.data_loader.dataset, level, settings["aggregation"])

@@ -33,6 +33,7 @@ from kdml_med.bundle.kinds import (
     whole,
     word,
 )
+from kdml_med.deploy.classifier import Runtime
 from kdml_med.deploy.corrections import CORRECTION_FORMATS
 from kdml_med.engines.detection import FUSIONS
 from kdml_med.engines.evaluator import AVERAGES
@@ -40,6 +41,7 @@ from kdml_med.errors import InputError
 from kdml_med.keys import Split, Task
 from kdml_med.losses.cohort import LINKS
 from kdml_med.metrics.aggregation import AggregationMethod, Level
+from kdml_med.wsi.grid import MAX_MPP, MIN_MPP
 from kdml_med.wsi.options import StainMode
 
 Stage = Literal["train", "evaluate", "inference"]
@@ -264,23 +266,36 @@ KNOBS: list[Knob] = [
          help="time every network, one frame after the other, and write `speed.json`"),
     Knob("source", optional(PATH, "`dataset_dir`"), default=None, tasks=DETECTION, **_USE,
          help="image, video, or a folder with them"),
+    Knob("slides", optional(one_or_each(PATH, "slide or folder"), "`dataset_dir`"), default=None, tasks=CLASSIFICATION,
+         **_USE, help="slide, or folder with slides, that is [predicted from the file](../how_to/predict_slides.md) "
+                      "with the options of the run's tiles; `num_workers` are the cores to use"),
+    Knob("network", TEXT, default="ensemble", tasks=CLASSIFICATION, **_USE,
+         help="`ensemble`, a student or `teacher`: whose probabilities slides get"),
     Knob("annotations", optional(PATH, "none"), default=None, tasks=DETECTION, **_USE,
          help="boxes of the frames of `source`, in any [format of `prepare_frames`](frames.md): tables and sheets say "
               "what was missed and what is a false alarm"),
     Knob("network", TEXT, default="ensemble", tasks=DETECTION, **_USE,
          help="whose boxes are drawn, written as COCO and handed over for correction"),
-    Knob("students_only", FLAG, default=_by_task(True, Shown("`True`, but for `--network teacher`")), **_USE,
+    Knob("students_only", FLAG, default=Shown("`True`, but for `--network teacher`"), **_USE,
          help="leave the teacher out"),
     Knob("annotate", FLAG, default=False, tasks=DETECTION, **_USE,
          help="draw the boxes: a video for each video, contact sheets of images and of annotated frames"),
-    Knob("maps", FLAG, default=False, tasks=CLASSIFICATION, **_USE,
-         help="write `tiles.parquet` and [heat maps](../how_to/heat_maps.md) of every slide, too"),
+    Knob("maps", FLAG, default=True, tasks=CLASSIFICATION, **_USE,
+         help="write [heat maps](../how_to/heat_maps.md) and sheets of tiles for each slide"),
     Knob("corrections", optional(some_of(*CORRECTION_FORMATS), "none"), default=None, tasks=DETECTION, **_USE,
          help="write the boxes for correction in an annotation tool"),
     Knob("correction_images", FLAG, default=True, tasks=DETECTION, **_USE,
          help="put the images beside them, and frames of videos as JPEG; False writes the annotation files only"),
     Knob("fps", number(0), default=5, tasks=DETECTION, **_USE,
          help="frames per second taken from a video; 0 for all"),
+    Knob("roi", optional(PATH, "the whole slide"), default=None, tasks=CLASSIFICATION, **_USE,
+         help="GeoJSON with the regions of a slide that count, or folder with `<slide>.geojson` for each"),
+    Knob("assume_mpp", optional(number(MIN_MPP, high=MAX_MPP), "none"), default=None, tasks=CLASSIFICATION, **_USE,
+         help="micrometres per pixel of slides whose header says nothing or nonsense"),
+    Knob("labels", optional(PATH, "no labels"), default=None, tasks=CLASSIFICATION, **_USE,
+         help="table with patients and labels of the slides"),
+    Knob("runtime", word(*get_args(Runtime)), default="auto", tasks=CLASSIFICATION, **_USE,
+         help="what computes the networks on slides; `auto` takes ONNX Runtime on a CPU where it is installed"),
     Knob("student", TEXT, default="student_0", **_USE,
          help="for export only: the network that `student_def` builds"),
     Knob("batch_size", whole(1), default=_by_task(64, 16), tasks=BOTH, **_USE,

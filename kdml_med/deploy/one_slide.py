@@ -29,6 +29,8 @@ from kdml_med.wsi.regions import read_regions
 from kdml_med.wsi.slide import SlideError
 from kdml_med.wsi.stain import normalise_stains
 
+_EXPLAINED = 4  # tiles at a time: every layer of the networks is kept meanwhile
+
 
 @dataclass(frozen=True)
 class PredictionJob:
@@ -247,10 +249,10 @@ def _picture(cutter: SlideCutter, table: pd.DataFrame, settings: SlideSettings) 
 def _write_sheets(
     folder: Path, found: _Found, classifier: Classifier, cutter: SlideCutter, settings: SlideSettings
 ) -> list[str]:
-    def sheet(heap: Iterable[tuple[float, int, CutTile]], sign: float) -> list[SheetTile]:
+    def sheet(heap: Iterable[tuple[float, int, CutTile]], sign: float, explained: int) -> list[SheetTile]:
         best = sorted(heap, reverse=True, key=lambda item: item[:2])
         images = np.stack([_image(tile, cutter, settings) for _, _, tile in best])
-        cams = _explain(classifier, images, len(settings.classes) - 1)
+        cams = _explain(classifier, images, explained)
         places = [tile.candidate for _, _, tile in best]
         return [
             SheetTile(image=image, probability=sign * value, x_l0=place.x_l0, y_l0=place.y_l0, cam=cam)
@@ -260,18 +262,19 @@ def _write_sheets(
     return write_tile_sheets(
         folder,
         cutter.job.slide_id,
-        sheet(found.top, 1.0),
-        sheet(found.bottom, -1.0),
-        positive=settings.classes[-1],
+        sheet(found.top, 1.0, len(settings.classes) - 1),
+        sheet(found.bottom, -1.0, 0),
+        classes=settings.classes,
         network=settings.network,
         synthetic=settings.synthetic,
     )
 
 
-def _explain(classifier: Classifier, images: Images, positive_index: int) -> Sequence[Probabilities | None]:
-    """Grad-CAM of each tile; None where a network of one's own does not allow it."""
+def _explain(classifier: Classifier, images: Images, index: int) -> list[Probabilities | None]:
+    """Grad-CAM of each tile for a class; None where a network of one's own does not allow it."""
+    networks = list(classifier.networks.values())
+    parts = [images[start : start + _EXPLAINED] for start in range(0, len(images), _EXPLAINED)]
     try:
-        cams = mean_grad_cam(list(classifier.networks.values()), classifier.normalize(images), positive_index)
+        return [cam for part in parts for cam in mean_grad_cam(networks, classifier.normalize(part), index)]
     except InputError:
         return [None] * len(images)
-    return list(cams)

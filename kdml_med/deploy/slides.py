@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from kdml_med.deploy.annotate import RESEARCH_ONLY
 from kdml_med.deploy.classifier import ClassifierPlan, Runtime, choose_networks, hash_weights, plan_classifier
+from kdml_med.deploy.heatmap import RESEARCH_ONLY
 from kdml_med.deploy.one_slide import PredictionJob, SlideSettings, predict_slide
 from kdml_med.deploy.prediction_folder import TILES_FILE, Finished, PredictionFolder
 from kdml_med.deploy.prediction_tables import join_slides
@@ -108,6 +108,7 @@ def predict_slides(
     runtime: Runtime = "auto",
     level: Level | None = None,
     aggregation: AggregationMethod | None = None,
+    ensemble_average: str | None = None,
     progress: bool = True,
 ) -> PredictionReport:
     """Predict slides with the networks of a run.
@@ -133,6 +134,7 @@ def predict_slides(
         runtime: see ``kdml_med.deploy.classifier.plan_classifier``.
         level: what tiles are aggregated to, "patient" or "slide"; None as the run says.
         aggregation: how; None as the run says.
+        ensemble_average: see ``kdml_med.engines.evaluator.ensemble_probabilities``; None as the run says.
         progress: show a bar on standard error.
 
     Raises:
@@ -143,7 +145,12 @@ def predict_slides(
     run_dir, output_dir, paths = Path(run_dir), Path(output_dir), [Path(path) for path in inputs]
     _check_numbers(workers=workers, batch_size=batch_size)
     run = RunDescription.read(run_dir, task=Task.CLASSIFICATION)
-    run = replace(run, level=level or run.level, aggregation=aggregation or run.aggregation)
+    run = replace(
+        run,
+        level=level or run.level,
+        aggregation=aggregation or run.aggregation,
+        ensemble_average=ensemble_average or run.ensemble_average,
+    )
     options = _tiling_options(run_dir, run, assume_mpp)
     names = choose_networks(run, network)
     table = _read_labels(labels, run)
