@@ -33,7 +33,7 @@ from kdml_med.metrics.aggregation import AggregationMethod, Level
 from kdml_med.networks.cohort import Cohort, load_trained
 from kdml_med.networks.registry import NetworkSpec, build_network
 from kdml_med.storage.files import write_json, write_parquet
-from kdml_med.storage.reading import build, damaged, read_json, read_table, take
+from kdml_med.storage.reading import build, damaged, fits, read_json, read_table, take, words
 
 COHORT_FILE = "cohort.json"
 SETTINGS_FILE = "settings.json"
@@ -46,18 +46,25 @@ SEQUENCES_FILE = "sequences.csv"
 SPEED_FILE = "speed.json"
 CHECKPOINTS_DIR = "checkpoints"
 
-FRAME_OPTIONS = ("crop", "mask_overlays")
-"""How frames were prepared for training is how new ones have to be."""
-TILE_OPTIONS = (
-    "image_format",
-    "jpeg_quality",
-    "stain",
-    "min_tissue",
-    "max_background",
-    "background_level",
-    "max_pen",
-    "min_sharpness",
-)
+FRAME_OPTIONS: dict[str, type] = {
+    "crop": bool,
+    "mask_overlays": bool,
+    "image_format": str,
+    "jpeg_quality": int,
+    "min_box_px": float,
+}
+"""How frames were prepared for training, beside their size, is how new ones have to be. Runs of earlier versions know
+the first two only."""
+TILE_OPTIONS: dict[str, type] = {
+    "image_format": str,
+    "jpeg_quality": int,
+    "stain": str,
+    "min_tissue": float,
+    "max_background": float,
+    "background_level": float,
+    "max_pen": float,
+    "min_sharpness": float,
+}
 """How tiles were cut for training, beside their size and resolution, is how new ones have to be. Which slides needed a
 stated resolution, and how many tiles were drawn, is no part of that."""
 SCHEMA_VERSION = 1
@@ -165,9 +172,9 @@ class RunDescription:
 
     def check(self, path: Path) -> None:
         """Refuse values that have the right type and make no sense all the same."""
-        for name, (right, words) in self._expected().items():
+        for name, (right, meant) in self._expected().items():
             if not right:
-                raise InputError(f"{path}: {name} is {getattr(self, name)!r}, expected {words}. {TRAIN_AGAIN}")
+                raise InputError(f"{path}: {name} is {getattr(self, name)!r}, expected {meant}. {TRAIN_AGAIN}")
 
     def _expected(self) -> dict[str, tuple[bool, str]]:
         """Whether each value makes sense, and what would."""
@@ -184,15 +191,8 @@ class RunDescription:
                 "teacher, student_0 and so on: names, import paths, or objects with 'name' and arguments",
             ),
             "seen_patients": ({*self.seen_patients} == {Split.TRAIN, Split.VAL}, "an object with train and val"),
-            "frame_options": (
-                {*self.frame_options} <= {*FRAME_OPTIONS}
-                and all(isinstance(v, bool) for v in self.frame_options.values()),
-                f"an object with {' and '.join(FRAME_OPTIONS)}, true or false",
-            ),
-            "tile_options": (
-                {*self.tile_options} <= {*TILE_OPTIONS},
-                f"an object with some of {', '.join(TILE_OPTIONS)}",
-            ),
+            "frame_options": (_are_options(self.frame_options, FRAME_OPTIONS), _option_words(FRAME_OPTIONS)),
+            "tile_options": (_are_options(self.tile_options, TILE_OPTIONS), _option_words(TILE_OPTIONS)),
             "fold": (self.fold is None or self.fold >= 0, "a whole number from 0, or null"),
         }
         for name in ("tile_size_px", "mpp", "frame_size_px"):
@@ -200,6 +200,14 @@ class RunDescription:
             expected[name] = (value is None or value > 0, "a number above 0, or null")
         needed = ("fusion",) if self.task is Task.DETECTION else ("level", "aggregation", "ensemble_average")
         return expected | {name: (getattr(self, name) is not None, "a text") for name in needed}
+
+
+def _are_options(found: Mapping[str, Any], known: Mapping[str, type]) -> bool:
+    return all(name in known and fits(value, known[name]) for name, value in found.items())
+
+
+def _option_words(known: Mapping[str, type]) -> str:
+    return f"an object with some of {', '.join(f'{name} ({words(kind)})' for name, kind in known.items())}"
 
 
 _ONLY_CLASSIFICATION = {"tile_size_px", "mpp", "stain", "tile_options", "level", "aggregation", "ensemble_average"}
@@ -223,6 +231,21 @@ def read_run_json(run_dir: str | Path, name: str) -> dict[str, Any]:
             f"{run_dir} is not a finished training run: it has no {name}. Train first, or name its run_dir."
         )
     return read_json(path, remedy=TRAIN_AGAIN)
+
+
+def trained_on(run_dir: str | Path) -> Path:
+    """The dataset folder that a run was trained on, as the training found it.
+
+    Raises:
+        InputError: no such run, it is of an earlier version that did not note it, or the folder is not there any more.
+    """
+    content = read_run_json(run_dir, SETTINGS_FILE)
+    if "dataset_dir" not in content:
+        raise InputError(f"{run_dir} does not say on which dataset it was trained: name it with --data.")
+    folder = Path(take(content, "dataset_dir", str, Path(run_dir) / SETTINGS_FILE, remedy=TRAIN_AGAIN))
+    if not folder.is_dir():
+        raise InputError(f"{run_dir} was trained on {folder}, which is not there: name its new place with --data.")
+    return folder
 
 
 def read_thresholds(run_dir: str | Path) -> dict[str, float]:

@@ -38,16 +38,32 @@ def decode_image(data: bytes, *, where: str) -> np.ndarray[Any, np.dtype[np.uint
         raise InputError(f"{where} cannot be decoded as an image: {reason}.") from error
 
 
-def image_to_tensor(image: np.ndarray[Any, np.dtype[np.uint8]], size_px: int | None) -> Tensor:
-    """Resize an image to a square and scale it to 0..1.
+def resize_square(
+    image: np.ndarray[Any, np.dtype[np.uint8]], size_px: int | None
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Resize an image to a square.
 
     Args:
         image: uint8, [height, width, 3].
         size_px: side of the result; None keeps the size. Reduction is anti-aliased.
 
     Returns:
+        uint8, [size_px, size_px, 3].
+    """
+    if size_px is None or image.shape[:2] == (size_px, size_px):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size_px, size_px), Image.Resampling.BICUBIC))
+
+
+def image_to_tensor(image: np.ndarray[Any, np.dtype[np.uint8]], size_px: int | None) -> Tensor:
+    """Resize an image to a square and scale it to 0..1.
+
+    Args:
+        image: uint8, [height, width, 3].
+        size_px: see ``resize_square``.
+
+    Returns:
         float32, [3, height, width].
     """
-    if size_px is not None and image.shape[:2] != (size_px, size_px):
-        image = np.asarray(Image.fromarray(image).resize((size_px, size_px), Image.Resampling.BICUBIC))
+    image = resize_square(image, size_px)
     return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255.0)
