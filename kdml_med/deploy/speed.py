@@ -56,7 +56,12 @@ def measure_speed(
 
 
 def median_seconds(answers: Mapping[str, Callable[[], object]], *, repeats: int = REPEATS) -> dict[str, float]:
-    """Median time of each answer, in rounds in which all take turns, so that a busy moment hits all of them.
+    """Median time of each answer, see ``round_seconds``."""
+    return {name: statistics.median(times) for name, times in round_seconds(answers, repeats=repeats).items()}
+
+
+def round_seconds(answers: Mapping[str, Callable[[], object]], *, repeats: int = REPEATS) -> dict[str, list[float]]:
+    """Times of each answer, in rounds in which all take turns, so that a busy moment hits all of them.
 
     Args:
         answers: what is timed, by name; each waits for its own result.
@@ -69,7 +74,7 @@ def median_seconds(answers: Mapping[str, Callable[[], object]], *, repeats: int 
                 start = time.perf_counter()
                 answer()
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times[WARM_UP:]) for name, times in seconds.items()}
+    return {name: times[WARM_UP:] for name, times in seconds.items()}
 
 
 def find_boxes(networks: Sequence[nn.Module], image: torch.Tensor) -> object:

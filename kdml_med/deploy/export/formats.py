@@ -78,7 +78,7 @@ def to_onnx(module: nn.Module, example: Tensor, path: Path, *, metadata: Mapping
             cast(Any, buffer),  # the annotation forgets what the function takes
             input_names=[INPUT_NAME],
             output_names=[*axes],
-            dynamic_axes={INPUT_NAME: {0: BATCH_AXIS}, **axes},
+            dynamic_axes={INPUT_NAME: {0: BATCH_AXIS, **getattr(module, "input_axes", {})}, **axes},
             opset_version=ONNX_OPSET,
             # The newer exporter takes ten times as long, and turns the pooling of channels-last maps into a gather.
             dynamo=False,
