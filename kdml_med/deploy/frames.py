@@ -135,7 +135,8 @@ def count_frames(
     if first is None or not labelled:
         return table
     missed, false = (table[f"{column}_{first}"].fillna(0).to_numpy(np.int64) > 0 for column in ("missed", "false"))
-    return table.iloc[np.lexsort((np.arange(len(table)), ~false, ~missed))].reset_index(drop=True)
+    group = np.select([missed, false], [0, 1], 2)
+    return table.iloc[np.argsort(group, kind="stable")].reset_index(drop=True)
 
 
 def coco_dataset(

@@ -244,7 +244,8 @@ def test_what_cannot_work_is_said_in_one_line(run_dir: Path, tmp_path: Path, cha
     save(tmp_path / "good.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
     place = {"dataset_dir": "", "run_dir": str(run_dir), "output_dir": str(tmp_path / "out"), "num_workers": 0}
-    given = place | {"source": "good.png", "network": "ensemble", "students_only": False, "fps": 5} | changes
+    given = place | {"source": "good.png", "network": "ensemble", "students_only": False, "fps": 5}
+    given |= {"annotations": None, "corrections": None} | changes
     given["source"] = str(tmp_path / given["source"])
     with pytest.raises(InputError, match=message):
         prepare_source(Settings(Task.DETECTION, given))
@@ -307,7 +308,7 @@ def test_threshold_itself_counts_as_above() -> None:
 def test_tables_without_any_detection_have_every_frame() -> None:
     rows, found = tables(np.random.default_rng(2))
     boxes = boxes_in_source(rows, found.iloc[:0], {}, {})
-    frames = count_frames(rows, boxes, ["student_0", "ensemble"])
+    frames = count_frames(rows, boxes, ["student_0", "ensemble"], {}, "ensemble")
     assert frames["polyps_ensemble"].tolist() == [0] * 4
     coco = coco_dataset(rows, boxes, "ensemble", 0.5, {})
     assert [image["file_name"] for image in coco["images"]] == list("abcd")
