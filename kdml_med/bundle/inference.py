@@ -66,6 +66,8 @@ def prepare_source(settings: Settings) -> str:
     _check_network(run, settings)
     read_thresholds(settings["run_dir"])
     _check_input(settings)
+    if settings["corrections"] is not None:
+        check_untouched(Path(output_dir) / CORRECTIONS_DIR)
     annotations = settings["annotations"]
     if source is None:
         if annotations is not None:

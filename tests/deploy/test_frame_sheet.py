@@ -159,7 +159,7 @@ def test_pages_are_limited_which_the_picture_says_and_old_ones_go(tmp_path: Path
     labelled = collected()[0]
     names, pages = sheet(tmp_path, [labelled] * 5)
     assert names == ["sheet.jpg", "sheet-2.jpg"]
-    assert pages[0].shape[0] > pages[1].shape[0]
+    assert pages[0].shape[1] > pages[1].shape[1], "four cells in a row, then one"
     assert sheet(tmp_path, [labelled] * 100)[0][-1] == "sheet-5.jpg"
     unlabelled = collected()[-3]
     assert unlabelled.false is None
