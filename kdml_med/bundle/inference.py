@@ -18,7 +18,7 @@ from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.data.frames import FrameDataset
 from kdml_med.deploy.annotate import RESEARCH_ONLY, source_size
-from kdml_med.deploy.corrections import CORRECTIONS_DIR, list_images, write_corrections
+from kdml_med.deploy.corrections import CORRECTIONS_DIR, check_untouched, list_images, write_corrections
 from kdml_med.deploy.frames import annotate_sources, boxes_in_source, coco_dataset, count_frames, judge_frames
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.keys import NetworkName, Task
