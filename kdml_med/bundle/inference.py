@@ -194,8 +194,10 @@ def save_detections(evaluator: Evaluator, settings: Settings) -> None:
             target / CORRECTIONS_DIR, dataset, images, settings["corrections"], network=network, threshold=threshold,
             fps=settings["fps"], with_images=settings["correction_images"],
         )  # fmt: skip
-        size = f", {report.image_bytes / 1e6:,.0f} MB of images" if settings["correction_images"] else ""
-        written.append(f"{CORRECTIONS_DIR} ({_number(report.boxes, 'box', 'es')} in {report.images:,}{size})")
+        size = f", {report.image_bytes / 1e6:,.0f} MB" if settings["correction_images"] else ""
+        written.append(
+            f"{CORRECTIONS_DIR} ({_number(report.boxes, 'box', 'es')} in {_number(report.images, 'image')}{size})"
+        )
     _print_summary(target, frames, names, thresholds, written)
     if root is not None:
         _name_failures(dataset.dataset_dir / FAILURES_FILE)

@@ -216,8 +216,9 @@ def annotate_sources(
     with progress_bar(drawn, what="drawing", unit="frame", show=drawn > 0) as bar:
         for name, file in name_videos(list(videos)).items():
             detected, truth = _by(own[own["source"] == name], "frame_index"), _boxes_by_frame(rows, name)
+            words = f"{footer}, yellow: annotated" if truth else footer
             write_annotated_video(
-                target / file, videos[name], fps, detected, footer, annotated=truth, on_frame=bar.update
+                target / file, videos[name], fps, detected, words, annotated=truth, on_frame=bar.update
             )
             written.append(file)
     shown = np.flatnonzero(~rows["source"].isin(list(videos)) | rows["label"].notna())

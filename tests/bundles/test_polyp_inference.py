@@ -21,7 +21,7 @@ from monai.bundle import ConfigWorkflow
 from pycocotools.coco import COCO
 from torch import Tensor, nn
 
-from kdml_med.bundle import prepare_source
+from kdml_med.bundle import chunks, prepare_source
 from kdml_med.bundle.settings import Settings
 from kdml_med.colonoscopy.frames import Placement
 from kdml_med.deploy.annotate import SourceSize
@@ -274,6 +274,33 @@ def test_a_run_that_is_cut_off_goes_on_with_the_same_bytes(
         infer(run_dir, source=source / "polyp.png", output_dir=out)
     infer(run_dir, source=source, output_dir=out, annotate=True)
     assert results(out) == results(inferred[0])
+
+
+def test_a_source_that_changed_while_a_run_was_cut_off_is_searched_anew(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for number in range(3):
+        save(source / f"{number}.png", picture(number, polyp=number == 0))
+    monkeypatch.setattr(chunks, "CHUNK_FRAMES", 1)
+    stored = chunks.write_parquet
+    with monkeypatch.context() as patched:
+
+        def cut_off(path: Path, table: pd.DataFrame) -> None:
+            stored(path, table)
+            if len(list(path.parent.iterdir())) == 2:
+                raise KeyboardInterrupt
+
+        patched.setattr(chunks, "write_parquet", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            infer(run_dir, source=source, output_dir=out, batch_size=1)
+    save(source / "0.png", picture(0, polyp=False))
+    save(source / "2.png", picture(2, polyp=True))
+    infer(run_dir, source=source, output_dir=out, batch_size=1)
+    infer(run_dir, source=source, output_dir=tmp_path / "fresh", batch_size=1)
+    assert results(out) == results(tmp_path / "fresh")
+    assert (pd.read_csv(out / "frames.csv")["polyps_ensemble"] > 0).tolist() == [False, False, True]
+    assert len(list((out / "detecting").iterdir())) == 3
 
 
 def test_an_output_folder_belongs_to_one_input(run_dir: Path, source: Path, inferred: tuple[Path, str]) -> None:
