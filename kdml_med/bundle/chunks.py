@@ -67,11 +67,13 @@ def detect_frames(evaluator: Evaluator, folder: Path, facts: Mapping[str, Any]) 
         facts: what decides the detections beside weights, frames and what the evaluator says, JSON types.
 
     Raises:
-        InputError: a frame is damaged, a chunk cannot be written, or a network answers with something that is no
-            number.
+        InputError: there is no frame, one is damaged, a chunk cannot be written, or a network answers with something
+            that is no number.
     """
     loader = evaluator.data_loader
     dataset: FrameDataset = loader.dataset
+    if not len(dataset):
+        raise InputError(f"{dataset.dataset_dir} holds no frames: prepare some, or name another --dataset_dir.")
     chunks = _plan_chunks(dataset, loader.batch_size, folder, _hash_settings(evaluator, dataset, facts))
     stored = {chunk.path: table for chunk in chunks if (table := _read_chunk(chunk.path)) is not None}
     pending = [chunk for chunk in chunks if chunk.path not in stored]

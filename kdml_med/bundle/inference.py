@@ -19,7 +19,7 @@ from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.data.frames import FrameDataset
 from kdml_med.deploy.annotate import RESEARCH_ONLY, source_size
-from kdml_med.deploy.corrections import CORRECTIONS_DIR, list_images, write_corrections
+from kdml_med.deploy.corrections import CORRECTIONS_DIR, check_untouched, list_images, write_corrections
 from kdml_med.deploy.dataset_maps import write_dataset_maps
 from kdml_med.deploy.frames import annotate_sources, boxes_in_source, coco_dataset, count_frames, judge_frames
 from kdml_med.errors import ExitCode, InputError
@@ -82,6 +82,8 @@ def prepare_source(settings: Settings) -> str:
     _check_network(run, settings)
     read_thresholds(settings["run_dir"])
     _check_input(settings)
+    if settings["corrections"] is not None:
+        check_untouched(Path(output_dir) / CORRECTIONS_DIR)
     annotations = settings["annotations"]
     if source is None:
         if annotations is not None:
@@ -208,8 +210,10 @@ def save_detections(evaluator: Evaluator, settings: Settings) -> None:
             target / CORRECTIONS_DIR, dataset, images, settings["corrections"], network=network, threshold=threshold,
             fps=settings["fps"], with_images=settings["correction_images"],
         )  # fmt: skip
-        size = f", {report.image_bytes / 1e6:,.0f} MB of images" if settings["correction_images"] else ""
-        written.append(f"{CORRECTIONS_DIR} ({_number(report.boxes, 'box', 'es')} in {report.images:,}{size})")
+        size = f", {report.image_bytes / 1e6:,.0f} MB" if settings["correction_images"] else ""
+        written.append(
+            f"{CORRECTIONS_DIR} ({_number(report.boxes, 'box', 'es')} in {_number(report.images, 'image')}{size})"
+        )
     _print_summary(target, frames, names, thresholds, written)
     if root is not None:
         _name_failures(dataset.dataset_dir / FAILURES_FILE)

@@ -153,12 +153,13 @@ def write_corrections(
     key = _key_of(dataset, images) if with_images else ""
     before = _read_record(folder) if folder.is_dir() else {}
     planned = [f"{_IMAGES_DIR}/{image.name}" for image in images] if with_images else []
-    keep = set(planned) if before.get("key") == key else set()
+    annotations = _annotation_names(images, formats)
+    keep = {*annotations, *(planned if before.get("key") == key else [])}
     for name in before.get("files", {}):
         if name not in keep:
             (folder / name).unlink(missing_ok=True)
     _remove_empty(folder)
-    files: dict[str, str | None] = dict.fromkeys([*planned, *_annotation_names(images, formats)])
+    files: dict[str, str | None] = dict.fromkeys([*planned, *annotations])
     write_json(folder / _RECORD_FILE, {"key": key, "files": files})
     if with_images:
         images = _write_images(folder / _IMAGES_DIR, dataset, images, fps)

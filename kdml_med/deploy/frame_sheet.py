@@ -63,7 +63,7 @@ class SheetFrame:
     @property
     def caption(self) -> tuple[str, tuple[int, int, int]]:
         """What a person reads below it, and in which colour."""
-        best = f"best score {self.best:.2f}" if self.best else "nothing detected"
+        best = f"best {self.best:.2f}" if self.best else "nothing detected"
         false = f"{self.false} false" if self.false else ""
         if self.false is None:
             return best, _GREY
@@ -200,7 +200,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, y: int, font: Any) -> None:
     ):
         draw.rectangle([x, y + 3, x + 14, y + 15], outline=colour, width=2)
         if rim is not None:
-            draw.rectangle([x - 2, y + 1, x + 16, y + 17], outline=rim, width=2)
+            draw.rectangle([x - 3, y, x + 17, y + 18], outline=rim, width=3)
         draw.text((x + 22, y), text, fill=_BRIGHT, font=font)
         x += 44 + int(draw.textlength(text, font=font))
 
@@ -224,7 +224,7 @@ def _draw_cell(image: Image, frame: SheetFrame) -> Pillow.Image:
     for box, missed in zip(frame.boxes, frame.missed, strict=True):
         edges = inside([side * scale for side in box], *picture.size)
         if missed:
-            draw.rectangle([edges[0] - 2, edges[1] - 2, edges[2] + 2, edges[3] + 2], outline=_MISSED, width=2)
+            draw.rectangle([edges[0] - 4, edges[1] - 4, edges[2] + 4, edges[3] + 4], outline=_MISSED, width=3)
         draw_box(draw, edges, 2, ANNOTATED)
     for one in frame.detected:
         draw_box(draw, inside([side * scale for side in one.box], *picture.size), 2, FOUND)

@@ -135,7 +135,8 @@ def count_frames(
     if first is None or not labelled:
         return table
     missed, false = (table[f"{column}_{first}"].fillna(0).to_numpy(np.int64) > 0 for column in ("missed", "false"))
-    return table.iloc[np.lexsort((np.arange(len(table)), ~false, ~missed))].reset_index(drop=True)
+    group = np.select([missed, false], [0, 1], 2)
+    return table.iloc[np.argsort(group, kind="stable")].reset_index(drop=True)
 
 
 def coco_dataset(
@@ -215,8 +216,9 @@ def annotate_sources(
     with progress_bar(drawn, what="drawing", unit="frame", show=drawn > 0) as bar:
         for name, file in name_videos(list(videos)).items():
             detected, truth = _by(own[own["source"] == name], "frame_index"), _boxes_by_frame(rows, name)
+            words = f"{footer}, yellow: annotated" if truth else footer
             write_annotated_video(
-                target / file, videos[name], fps, detected, footer, annotated=truth, on_frame=bar.update
+                target / file, videos[name], fps, detected, words, annotated=truth, on_frame=bar.update
             )
             written.append(file)
     shown = np.flatnonzero(~rows["source"].isin(list(videos)) | rows["label"].notna())

@@ -16,6 +16,7 @@ from kdml_med.bundle import chunks
 from kdml_med.bundle.chunks import Found, detect_frames, hash_weights
 from kdml_med.data import FrameDataset, NormalizeColourd, PlaceFrame, SampleLoader
 from kdml_med.engines import DetectionEvaluator
+from kdml_med.errors import InputError
 from kdml_med.handlers import CohortDetections
 from kdml_med.networks.cohort import Cohort
 from tests.bundles.test_polyp_inference import BrightNetwork
@@ -148,6 +149,13 @@ def test_a_damaged_chunk_is_made_again(frames: Path, tmp_path: Path) -> None:
     detect(used, tmp_path)
     assert calls(used) == 2
     assert contents(tmp_path) == whole
+
+
+def test_a_dataset_without_frames_is_refused(frames: Path, tmp_path: Path) -> None:
+    used = evaluator(frames)
+    used.data_loader.dataset.rows = used.data_loader.dataset.rows.iloc[:0]
+    with pytest.raises(InputError, match="holds no frames"):
+        detect(used, tmp_path)
 
 
 def test_nothing_found_in_any_chunk(frames: Path, tmp_path: Path) -> None:

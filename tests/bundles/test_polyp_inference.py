@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from monai.bundle import ConfigWorkflow
 from pycocotools.coco import COCO
 from torch import Tensor, nn
 
-from kdml_med.bundle import prepare_source
+from kdml_med.bundle import chunks, prepare_source
 from kdml_med.bundle.settings import Settings
 from kdml_med.colonoscopy.frames import Placement
 from kdml_med.deploy.annotate import SourceSize
@@ -196,6 +197,112 @@ def test_second_run_takes_the_frames_that_are_there_and_gives_the_same_bytes(
     assert results(tmp_path / "elsewhere") == before
 
 
+def test_annotations_beside_the_source_tell_what_was_missed(
+    run_dir: Path, source: Path, inferred: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The polyp of the image is annotated where it is; in the first frame of the video one that nothing shows.
+    lines = [
+        "image,frame,xmin,ymin,xmax,ymax",
+        "polyp.png,,100,60,140,100",
+        "whole.avi,0,30,20,60,50",
+        "empty.png,,,,,",
+    ]
+    (tmp_path / "boxes.csv").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "out"
+    infer(run_dir, source=source, output_dir=out, annotate=True, annotations=tmp_path / "boxes.csv", corrections="coco")
+    frames = pd.read_csv(out / "frames.csv")
+    assert frames["sample_id"].iloc[0] == "whole.avi/000000", "the missed one comes first"
+    assert frames["missed_ensemble"].iloc[0] == 1
+    assert frames["annotated"].notna().sum() == 3
+    found = frames.set_index("sample_id").loc["polyp.png", ["found_ensemble", "missed_ensemble", "false_ensemble"]]
+    assert found.iloc[:2].sum() == 1
+    assert "of 2 annotated boxes found" in capsys.readouterr().out
+    # Nothing that was detected depends on the annotation.
+    for name in ("detections.csv", "detections.coco.json"):
+        assert (out / name).read_bytes() == (inferred[0] / name).read_bytes()
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(out / "corrections/coco.json")
+    assert {image["file_name"] for image in coco.imgs.values()} >= {"polyp.png", "whole.avi/000005.jpg"}
+    assert len(coco.imgs) == len(frames)
+    # Once corrected, the folder is not written over, and nothing else of the run is touched.
+    (out / "corrections/coco.json").write_text("{}")
+    before = results(out)
+    with pytest.raises(InputError, match="may be a correction"):
+        infer(run_dir, source=source, output_dir=out, corrections="yolo")
+    assert results(out) == before
+
+
+def test_what_was_drawn_of_other_weights_or_networks_goes(run_dir: Path, source: Path, tmp_path: Path) -> None:
+    out, path = tmp_path / "out", checkpoint_path(tmp_path / "run", "student_0")
+    shutil.copytree(run_dir, tmp_path / "run")
+    infer(tmp_path / "run", source=source / "polyp.png", output_dir=out, annotate=True)
+    infer(tmp_path / "run", source=source / "polyp.png", output_dir=out)
+    assert (out / "detections.jpg").exists()
+    before = pd.read_csv(out / "detections.csv")
+    torch.save(BrightNetwork(gain=9.0).state_dict(), path)
+    infer(tmp_path / "run", source=source / "polyp.png", output_dir=out)
+    assert not (out / "detections.jpg").exists()
+    now = pd.read_csv(out / "detections.csv")
+    for network, same in (("student_0", False), ("student_1", True), ("ensemble", False)):
+        tables = [table[table["network"] == network].reset_index(drop=True) for table in (before, now)]
+        assert tables[0].equals(tables[1]) == same
+    infer(tmp_path / "run", source=source / "polyp.png", output_dir=out, annotate=True, network="student_1")
+    infer(tmp_path / "run", source=source / "polyp.png", output_dir=out, network="student_0")
+    assert not (out / "detections.jpg").exists()
+
+
+def test_a_run_that_is_cut_off_goes_on_with_the_same_bytes(
+    run_dir: Path, source: Path, inferred: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    calls = []
+    forward = BrightNetwork.forward
+
+    def cut_off(network: BrightNetwork, image: Tensor) -> AnchorPredictions:
+        calls.append(len(image))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(network, image)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(BrightNetwork, "forward", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            infer(run_dir, source=source, output_dir=out, annotate=True, batch_size=4)
+    assert not list(out.rglob(".*"))
+    assert json.loads((out / "input.json").read_bytes())["run_dir"] == str(run_dir.resolve())
+    with pytest.raises(InputError, match="name another --output_dir"):
+        infer(run_dir, source=source / "polyp.png", output_dir=out)
+    infer(run_dir, source=source, output_dir=out, annotate=True)
+    assert results(out) == results(inferred[0])
+
+
+def test_a_source_that_changed_while_a_run_was_cut_off_is_searched_anew(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for number in range(3):
+        save(source / f"{number}.png", picture(number, polyp=number == 0))
+    monkeypatch.setattr(chunks, "CHUNK_FRAMES", 1)
+    stored = chunks.write_parquet
+    with monkeypatch.context() as patched:
+
+        def cut_off(path: Path, table: pd.DataFrame) -> None:
+            stored(path, table)
+            if len(list(path.parent.iterdir())) == 2:
+                raise KeyboardInterrupt
+
+        patched.setattr(chunks, "write_parquet", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            infer(run_dir, source=source, output_dir=out, batch_size=1)
+    save(source / "0.png", picture(0, polyp=False))
+    save(source / "2.png", picture(2, polyp=True))
+    infer(run_dir, source=source, output_dir=out, batch_size=1)
+    infer(run_dir, source=source, output_dir=tmp_path / "fresh", batch_size=1)
+    assert results(out) == results(tmp_path / "fresh")
+    assert (pd.read_csv(out / "frames.csv")["polyps_ensemble"] > 0).tolist() == [False, False, True]
+    assert len(list((out / "detecting").iterdir())) == 3
+
+
 def test_an_output_folder_belongs_to_one_input(run_dir: Path, source: Path, inferred: tuple[Path, str]) -> None:
     before = results(inferred[0])
     for changes in ({"source": source / "polyp.png"}, {"source": source, "fps": 2}, {}):
@@ -235,6 +342,8 @@ def test_nothing_found_anywhere_is_no_error(run_dir: Path, tmp_path: Path) -> No
         ({"network": "student_7"}, "has: teacher, student_0, student_1, ensemble"),
         ({"network": "teacher", "students_only": True}, "leave --students_only out"),
         ({"fps": -1}, "--fps is -1"),
+        ({"annotations": "nowhere.csv"}, "does not exist. Check the path of the annotations"),
+        ({"annotations": "classes.csv"}, "--polyp-class is an option of preprocessing.prepare_frames"),
         ({"source": "nowhere.mp4"}, "nowhere.mp4 does not exist"),
         ({"source": "."}, "lies in --source"),
         ({"source": "broken.png"}, "no frame of"),
@@ -244,8 +353,12 @@ def test_what_cannot_work_is_said_in_one_line(run_dir: Path, tmp_path: Path, cha
     save(tmp_path / "good.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
     place = {"dataset_dir": "", "run_dir": str(run_dir), "output_dir": str(tmp_path / "out"), "num_workers": 0}
-    given = place | {"source": "good.png", "network": "ensemble", "students_only": False, "fps": 5} | changes
+    given = place | {"source": "good.png", "network": "ensemble", "students_only": False, "fps": 5}
+    given |= {"annotations": None, "corrections": None} | changes
     given["source"] = str(tmp_path / given["source"])
+    (tmp_path / "classes.csv").write_text("image,xmin,ymin,xmax,ymax,class\ngood.png,1,1,90,90,normal\n")
+    if given["annotations"] is not None:
+        given["annotations"] = str(tmp_path / given["annotations"])
     with pytest.raises(InputError, match=message):
         prepare_source(Settings(Task.DETECTION, given))
     assert not (tmp_path / "out/input.json").exists()
@@ -307,7 +420,7 @@ def test_threshold_itself_counts_as_above() -> None:
 def test_tables_without_any_detection_have_every_frame() -> None:
     rows, found = tables(np.random.default_rng(2))
     boxes = boxes_in_source(rows, found.iloc[:0], {}, {})
-    frames = count_frames(rows, boxes, ["student_0", "ensemble"])
+    frames = count_frames(rows, boxes, ["student_0", "ensemble"], {}, "ensemble")
     assert frames["polyps_ensemble"].tolist() == [0] * 4
     coco = coco_dataset(rows, boxes, "ensemble", 0.5, {})
     assert [image["file_name"] for image in coco["images"]] == list("abcd")

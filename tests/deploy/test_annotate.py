@@ -1,24 +1,18 @@
 from fractions import Fraction
-from types import SimpleNamespace
 
 import av
 import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
 
 from kdml_med.colonoscopy.boxes import FrameError
 from kdml_med.deploy.annotate import (
     Detected,
-    choose_frames,
     draw_detections,
     sampled_rate,
     source_size,
     write_annotated_video,
-    write_detection_sheet,
 )
-from kdml_med.errors import InputError
-from tests.colonoscopy.pictures import frame, save, save_video
+from tests.colonoscopy.pictures import save, save_video
 
 GREEN = (0, 255, 150)
 YELLOW = (255, 235, 0)
@@ -110,38 +104,14 @@ def test_size_is_read_off_images_and_videos(clip, tmp_path):
     assert source_size(save_video(tmp_path / "turned.mp4", frames=2, turn=90)) == (64, 96), "as it is shown"
 
 
-def rows_of(scores: dict[str, float]) -> tuple[pd.DataFrame, dict[str, list[Detected]]]:
-    """Frames "<sequence><number>", with a detection of the score each."""
-    rows = pd.DataFrame({"sample_id": list(scores), "sequence_id": [name[0] for name in scores]})
-    return rows, {name: [Detected((0, 0, 5, 5), score)] for name, score in scores.items() if score}
-
-
-def test_frames_are_chosen_best_first_and_sequences_take_turns():
-    rows, found = rows_of({"a0": 0.5, "a1": 0.9, "a2": 0.8, "b0": 0.6, "b1": 0.0, "c0": 0.0})
-    assert [rows["sample_id"][i] for i in choose_frames(rows, found)] == ["a1", "b0", "c0", "a2", "b1", "a0"]
-    assert choose_frames(rows, found, at_most=2) == [1, 3]
-    assert choose_frames(rows.iloc[:0], found) == []
-
-
-def test_sheet_shows_detections_above_the_threshold_and_the_annotation(tmp_path):
-    rows = pd.DataFrame(
-        {
-            "sample_id": ["found", "low", "annotated", "nothing"],
-            "label": [None, None, "polyp", "negative"],
-            "boxes": [None, [], [[60.0, 50.0, 110.0, 90.0]], []],
-        }
-    )
-    dataset = SimpleNamespace(rows=rows, read=lambda position: frame(seed=position))
-    box = (60.0, 50.0, 110.0, 90.0)
-    found = {"found": [Detected(box, 0.8)], "low": [Detected(box, 0.2)]}
-    target = tmp_path / "sheet.jpg"
-    write_detection_sheet(target, dataset, [0, 1, 2, 3], found, 0.5)
-    with Image.open(target) as image:
-        cells = np.split(np.asarray(image.convert("RGB")), 4, axis=1)
-    assert [bool(near(cell, GREEN).sum() > 50) for cell in cells] == [True, False, False, False]
-    assert [bool(near(cell, YELLOW).sum() > 50) for cell in cells] == [False, False, True, False]
-    assert [path.name for path in tmp_path.iterdir()] == ["sheet.jpg"]
-    with pytest.raises(InputError, match=r"cannot write .*sheet\.jpg/sheet\.jpg: "):
-        write_detection_sheet(target / "sheet.jpg", dataset, [0], found, 0.5)
-    write_detection_sheet(target, dataset, [], found, 0.5)
-    assert not target.exists()
+def test_annotated_boxes_are_yellow_and_below_the_detected_ones(clip, tmp_path):
+    image = np.full((480, 640, 3), 90, np.uint8)
+    drawn = draw_detections(image, [Detected((100, 200, 300, 400), 0.9)], "", [(100, 200, 300, 400), (20, 20, 60, 60)])
+    rows, columns = np.nonzero(near(drawn, YELLOW, 1))
+    assert (columns.min(), columns.max(), rows.min(), rows.max()) == (20, 59, 20, 59)
+    target, told = tmp_path / "clip.mp4", []
+    truth = {4: [(20.0, 10.0, 60.0, 50.0)]}
+    write_annotated_video(target, clip, 5, {}, "", annotated=truth, on_frame=lambda: told.append(1))
+    pictures, _ = decode(target)
+    assert [bool(near(picture, YELLOW, 90).sum() > 200) for picture in pictures] == [n == 2 for n in range(15)]
+    assert len(told) == 15
