@@ -92,16 +92,17 @@ def place_frames(image: Tensor, height: int, width: int) -> tuple[Tensor, Tensor
         width: likewise.
 
     Returns:
-        float32 [batch, 3, height, width], whole numbers 0..255; the scale, float32; and float32 [2], width and height
+        float32 [batch, 3, height, width], whole numbers 0..255; the scale, float32 [1]; and float32 [2], width and height
         of the frame on the canvas, not rounded.
     """
     rows = torch.arange(image.shape[1], dtype=torch.float64, device=image.device)
     columns = torch.arange(image.shape[2], dtype=torch.float64, device=image.device)
-    lengths = torch.stack([columns[-1] + 1, rows[-1] + 1])
-    scale = torch.minimum(width / lengths[0], height / lengths[1])
+    # Nothing without an axis: what has none is a number to the ONNX exporter, and becomes float32.
+    lengths = torch.cat([columns[-1:], rows[-1:]]) + 1
+    scale = (lengths.new_tensor([width, height]) / lengths).amin(dim=0, keepdim=True)
     sizes = (lengths * scale).round().clamp(min=1)
-    across = _shares(columns, lengths[0], sizes[0], width)
-    down = _shares(rows, lengths[1], sizes[1], height)
+    across = _shares(columns, lengths[:1], sizes[:1], width)
+    down = _shares(rows, lengths[1:], sizes[1:], height)
     pixels = image.permute(0, 3, 1, 2).float()
     pixels = _rounded(torch.matmul(pixels, torch.cat(across).T).split(width, dim=3))
     pixels = _rounded(torch.matmul(torch.cat(down), pixels).split(height, dim=2))
@@ -114,8 +115,8 @@ def _shares(positions: Tensor, length: Tensor, size: Tensor, count: int) -> tupl
 
     Args:
         positions: of the pixels, 0, 1, …
-        length: how many there are.
-        size: of the resampled line.
+        length: how many there are, [1].
+        size: of the resampled line, [1].
         count: of the rows of the result; those from ``size`` on are zero.
 
     Source:
