@@ -12,6 +12,9 @@ from kdml_med.engines.evaluator import CohortEvaluator
 from kdml_med.keys import BatchKey, NetworkName, OutputKey
 from kdml_med.networks.anchors import AnchorPredictions
 from kdml_med.networks.boxes import (
+    IOU_THRESHOLD,
+    MAX_DETECTIONS,
+    SCORE_THRESHOLD,
     Candidates,
     Detections,
     average_anchors,
@@ -47,9 +50,9 @@ class DetectionEvaluator(CohortEvaluator):
         self,
         *,
         fusion: str = "anchors",
-        score_threshold: float = 0.02,
-        iou_threshold: float = 0.6,
-        max_detections: int = 50,
+        score_threshold: float = SCORE_THRESHOLD,
+        iou_threshold: float = IOU_THRESHOLD,
+        max_detections: int = MAX_DETECTIONS,
         **kwargs: Any,
     ) -> None:
         if fusion not in FUSIONS:

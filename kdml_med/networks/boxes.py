@@ -18,6 +18,9 @@ from kdml_med.networks.anchors import AnchorPredictions, anchor_grid, decode_box
 
 Floats = npt.NDArray[np.float64]
 
+SCORE_THRESHOLD, IOU_THRESHOLD, MAX_CANDIDATES, MAX_DETECTIONS = 0.02, 0.6, 200, 50
+"""How detections are chosen among candidates in evaluation, inference and exported files, see ``suppress``."""
+
 
 class Detections(NamedTuple):
     """What one network found in one image, best first."""
@@ -61,10 +64,10 @@ def suppress(
     candidates: Candidates,
     *,
     limits: Tensor,
-    score_threshold: float = 0.02,
-    iou_threshold: float = 0.6,
-    max_candidates: int = 200,
-    max_detections: int = 50,
+    score_threshold: float = SCORE_THRESHOLD,
+    iou_threshold: float = IOU_THRESHOLD,
+    max_candidates: int = MAX_CANDIDATES,
+    max_detections: int = MAX_DETECTIONS,
 ) -> list[Detections]:
     """Non-maximum suppression, image by image.
 
@@ -106,7 +109,7 @@ def _keep(boxes: Tensor, iou_threshold: float) -> Tensor:
     return torch.tensor(kept, device=boxes.device)
 
 
-def fuse(detections: list[Detections], *, max_detections: int = 50) -> Detections:
+def fuse(detections: list[Detections], *, max_detections: int = MAX_DETECTIONS) -> Detections:
     """Weighted box fusion of what several networks found in one image; the best ``max_detections`` are kept."""
     boxes = [one.boxes.cpu().numpy().astype(np.float64) for one in detections]
     scores = [one.scores.cpu().numpy().astype(np.float64) for one in detections]

@@ -1,0 +1,199 @@
+"""Whether an exported detector is the one that was evaluated: both on the same real frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from monai.transforms import Compose
+
+from kdml_med.data.frames import FrameDataset, PlaceFrame
+from kdml_med.data.samples import SampleLoader
+from kdml_med.data.transforms import NormalizeColourd
+from kdml_med.engines.detection import DetectionEvaluator
+from kdml_med.errors import InputError
+from kdml_med.handlers.detection import CohortDetections
+from kdml_med.keys import BatchKey, DetectionColumn, NetworkName
+from kdml_med.metrics.box_matching import BOX_COLUMNS
+from kdml_med.metrics.detection_evaluation import evaluate_detections
+from kdml_med.runs import METRICS_FILE, RunDescription, load_cohort, read_run_json, read_thresholds
+
+Detect = Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[Any]]]
+"""Frames, uint8 [batch, height, width, 3], to boxes [n, 4], scores [n] and the frame of each [n]."""
+
+BEFORE, AFTER = "evaluated", "exported"
+FIGURES = ("ap", "ap50", "ap75")
+SAME_BOX = 0.7
+"""Overlap of two boxes from which they are one; of one network, no two overlap more than 0.6."""
+SCORE_TOLERANCE, BOX_TOLERANCE_PX = 1e-3, 0.1
+"""Largest differences that the arithmetic of another runtime explains."""
+RESAMPLES = 1000
+_BATCH = 16
+
+
+def draw_frames(
+    run: RunDescription, dataset_dir: Path, split: str, *, limit: int | None, seed: int, only_seen: bool = False
+) -> FrameDataset:
+    """Frames of a split, without a transform; ``limit`` of them at most, drawn by the seed.
+
+    Args:
+        run: whose fold counts where the dataset has folds.
+        dataset_dir: of the frames.
+        split: "train", "val" or "test".
+        limit: most frames; None for all.
+        seed: of the choice.
+        only_seen: leave out frames of patients that the run has not learned from.
+
+    Raises:
+        InputError: there are none.
+    """
+    dataset = FrameDataset(dataset_dir, split, fold=run.fold)
+    rows = dataset.rows
+    if only_seen:
+        rows = rows[[run.has_seen(name, ["train"]) for name in rows["patient_id"]]]
+    if rows.empty:
+        raise InputError(f"{dataset_dir} has no frame of split {split!r} that the run was trained on.")
+    if limit is not None and len(rows) > limit:
+        rows = rows.sample(limit, random_state=seed).sort_index()
+    dataset.rows = rows.reset_index(drop=True)
+    return dataset
+
+
+def compare_detector(
+    run_dir: Path, run: RunDescription, dataset: FrameDataset, detect: Detect, *, network: str, whole: bool
+) -> dict[str, Any]:
+    """Content of parity.json: differences of scores and boxes, changed decisions, average precision before and after.
+
+    Args:
+        run_dir: folder of the run.
+        run: its description.
+        dataset: labelled frames.
+        detect: the exported file.
+        network: which network the file is, or "ensemble".
+        whole: the frames are their whole split, so that a recorded evaluation must give the same figures.
+    """
+    before, after = evaluated_boxes(run_dir, run, dataset, network), exported_boxes(dataset, detect)
+    threshold = read_thresholds(run_dir)[network]
+    level: Any = dataset.info.label_level
+    figures = evaluate_detections(
+        dataset.rows,
+        pd.concat([before, after]),
+        threshold=dict.fromkeys((BEFORE, AFTER), threshold),
+        group=level,
+        resamples=RESAMPLES,
+    )
+    recorded = _recorded(run_dir, str(dataset.split), network) if whole else None
+    return {
+        "split": dataset.split,
+        "n_frames": len(dataset),
+        "n_boxes": figures[BEFORE]["n_boxes"],
+        "threshold": threshold,
+        **differences(before, after, threshold),
+        "precision": {
+            name: {side: {"value": one[name], "ci95": one[f"{name}_ci95"]} for side, one in figures.items()}
+            | {"change": _change(figures[BEFORE][name], figures[AFTER][name])}
+            for name in FIGURES
+        },
+        "recorded": recorded,
+        "bootstrap": {"resamples": RESAMPLES, "unit": level, "confidence": 0.95, "interval": "percentile"},
+        "synthetic": run.synthetic,
+    }
+
+
+def evaluated_boxes(run_dir: Path, run: RunDescription, dataset: FrameDataset, network: str) -> pd.DataFrame:
+    """What the evaluation of the run finds in frames, columns of ``DetectionColumn``."""
+    collector = CohortDetections()
+    transform = Compose([PlaceFrame(run.image_size), NormalizeColourd(BatchKey.IMAGE)])
+    dataset.transform = transform
+    try:
+        evaluator = DetectionEvaluator(
+            device="cpu",
+            val_data_loader=SampleLoader(dataset, batch_size=_BATCH),
+            network=load_cohort(run_dir, students_only=network != NetworkName.TEACHER),
+            val_handlers=[collector],
+            fusion=run.fusion or "anchors",
+        )
+        evaluator.run()
+    finally:
+        dataset.transform = None
+    table = collector.table()
+    return table[table[DetectionColumn.NETWORK] == network].assign(network=BEFORE)
+
+
+def exported_boxes(dataset: FrameDataset, detect: Detect) -> pd.DataFrame:
+    """What a file finds in frames, likewise."""
+    rows: list[tuple[Any, ...]] = []
+    for position, row in enumerate(dataset.rows.itertuples()):
+        boxes, scores, _ = detect(dataset.read(position)[None])
+        identifiers = (row.sample_id, row.sequence_id, row.patient_id, AFTER)
+        rows += [(*identifiers, score, *box) for score, box in zip(scores.tolist(), boxes.tolist(), strict=True)]
+    table = pd.DataFrame(rows, columns=[str(column) for column in DetectionColumn])
+    return table.astype(dict.fromkeys(["score", *BOX_COLUMNS], "float64"))
+
+
+def differences(before: pd.DataFrame, after: pd.DataFrame, threshold: float) -> dict[str, Any]:
+    """How far boxes that both have are apart, how many only one has, and in how many frames decisions change.
+
+    Args:
+        before: columns of ``DetectionColumn``, one network.
+        after: likewise.
+        threshold: score from which a box counts.
+    """
+    score, corner, pairs, alone, alone_score, changed = 0.0, 0.0, 0, 0, 0.0, 0
+    sides = ["score", *BOX_COLUMNS]
+    own = {name: rows[sides].to_numpy(np.float64) for name, rows in after.groupby("sample_id")}
+    names = sorted({*before["sample_id"], *own})
+    theirs = {name: rows[sides].to_numpy(np.float64) for name, rows in before.groupby("sample_id")}
+    for name in names:
+        first, second = theirs.get(name, np.zeros((0, 5))), own.get(name, np.zeros((0, 5)))
+        partner = _partners(first[:, 1:], second[:, 1:])
+        found = partner >= 0
+        difference = np.abs(first[found] - second[partner[found]])
+        if len(difference):
+            score, corner = max(score, difference[:, 0].max()), max(corner, difference[:, 1:].max())
+        pairs += int(found.sum())
+        lonely = [*first[~found, 0], *np.delete(second, partner[found], axis=0)[:, 0]]
+        alone, alone_score = alone + len(lonely), max([alone_score, *lonely])
+        changed += int((first[:, 0] >= threshold).sum() != (second[:, 0] >= threshold).sum())
+    return {
+        "boxes_of_both": pairs,
+        "largest_score_difference": float(score),
+        "largest_box_difference_px": float(corner),
+        "boxes_of_one": alone,
+        "highest_score_of_one": float(alone_score),
+        "frames_with_changed_decisions": changed,
+    }
+
+
+def _partners(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+    """For each box the place of the one that overlaps it most, each used once; -1 where none overlaps enough."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
+    overlap = shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-12)
+    partners = np.full(len(first), -1, dtype=np.intp)
+    for flat in np.argsort(-overlap, axis=None, kind="stable"):
+        row, column = np.unravel_index(flat, overlap.shape)
+        if overlap[row, column] < SAME_BOX:
+            break
+        if partners[row] < 0 and column not in partners:
+            partners[row] = column
+    return partners
+
+
+def _recorded(run_dir: Path, split: str, network: str) -> dict[str, float] | None:
+    """Average precisions that an evaluation of the run wrote down; None where there was none."""
+    folder = run_dir if split == "val" else run_dir / f"evaluation_{split}"
+    if not (folder / METRICS_FILE).is_file():
+        return None
+    figures = read_run_json(folder, METRICS_FILE)["networks"].get(network)
+    return None if figures is None else {name: figures[name] for name in FIGURES}
+
+
+def _change(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else after - before
