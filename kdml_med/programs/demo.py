@@ -21,7 +21,7 @@ from kdml_med.programs.make_demo import DemoTask, make_demo
 from kdml_med.splits import assign_splits, has_splits
 from kdml_med.storage.manifest import read_info, read_manifest
 
-_TINY_PATIENTS, _TINY_TILES, _TINY_SEQUENCES, _TINY_FRAMES = 12, 6, 12, 4
+_TINY_PATIENTS, _TINY_TILES, _TINY_SEQUENCES, _TINY_FRAMES = 8, 6, 12, 4
 _TINY_TRAINING = ["--version", "tiny", "--max-epochs", "1"]
 
 Words = list[str]
