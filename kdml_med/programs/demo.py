@@ -53,7 +53,8 @@ def demo(
         return ExitCode.OK
     for words in learn(out, raw, tiny=tiny):
         _step(words)
-    print(f"\nAll of it is in {out}. Next:\n")
+    looked_at = "prediction/slides/*/heatmap.png" if task is DemoTask.MSI else "detections/*.annotated.mp4"
+    print(f"\nAll of it is in {out}; look at {out / looked_at}. Next:\n")
     for words in _next(out, task):
         print(f"  kdml-med {shlex.join(words)}")
     return ExitCode.OK
