@@ -14,11 +14,11 @@ class BuildWithBundles(build_py):
     """Copies ``bundles/`` to ``kdml_med/bundles/``; an editable install finds them where they are."""
 
     def run(self) -> None:
+        """Build, then copy; data and runs of somebody who tried the bundles out are no part of them."""
         super().run()
         if not self.editable_mode:
             target = Path(self.build_lib) / "kdml_med" / "bundles"
             shutil.rmtree(target, ignore_errors=True)
-            # Data and runs of somebody who tried the bundles out are no part of them.
             shutil.copytree(ROOT / "bundles", target, ignore=shutil.ignore_patterns("data", "runs", "__pycache__"))
 
 
@@ -26,6 +26,7 @@ class EditableWithPrograms(editable_wheel):
     """``python -m preprocessing.…`` works from any folder where the repository is installed in place."""
 
     def run(self) -> None:
+        """Map one package more than a wheel has."""
         self.distribution.packages = [*(self.distribution.packages or []), "preprocessing"]
         super().run()
 

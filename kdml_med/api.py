@@ -277,9 +277,10 @@ def export(
     Raises:
         InputError: no such run, network or format, or a package that the format needs is not installed.
     """
+    folder = _folder(run)
+    RunDescription.read(folder)  # what is no run is said before libraries are loaded
     from kdml_med.deploy.export import export_run
 
-    folder = _folder(run)
     _check_options(export_run, options)
     return export_run(folder, Path(out_dir), network=network, format=format, dataset_dir=dataset_dir, **options)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,3 +22,30 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     np.random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiles_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of classifiers small enough to be trained in a test; its dataset is the folder ``tiles`` beside it."""
+    from kdml_med import api
+    from tests.networks.tiny import TINY
+    from tests.synthetic_tiles import write_tile_dataset
+
+    folder = tmp_path_factory.mktemp("tiles_run")
+    tiles = write_tile_dataset(folder / "tiles")
+    networks = {"teacher": TINY, "students": [TINY, TINY]}
+    return api.train(tiles, folder / "run", max_epochs=1, device="cpu", **networks).folder
+
+
+@pytest.fixture(scope="session")
+def frames_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Likewise of detectors, beside its dataset ``frames``."""
+    from kdml_med import api
+    from tests.synthetic_frames import write_frame_dataset
+
+    folder = tmp_path_factory.mktemp("frames_run")
+    frames = write_frame_dataset(folder / "frames", frames=6)
+    detector = {"name": "retinanet", "body": "mobilenet_v2", "last_block": 13, "width": 16, "head_convs": 1}
+    networks = {"teacher": detector, "students": [detector]}
+    how = {"max_epochs": 1, "device": "cpu", "image_size": 64, "batch_size": 4, "gamma": 0.0}
+    return api.train(frames, folder / "run", **networks, **how).folder

@@ -21,7 +21,7 @@ from kdml_med.programs.make_demo import DemoTask, make_demo
 from kdml_med.splits import assign_splits, has_splits
 from kdml_med.storage.manifest import read_info, read_manifest
 
-_TINY_PATIENTS, _TINY_TILES, _TINY_SEQUENCES, _TINY_FRAMES = 12, 6, 12, 4
+_TINY_PATIENTS, _TINY_TILES, _TINY_SEQUENCES, _TINY_FRAMES = 8, 6, 12, 4
 _TINY_TRAINING = ["--version", "tiny", "--max-epochs", "1"]
 
 Words = list[str]
@@ -53,7 +53,8 @@ def demo(
         return ExitCode.OK
     for words in learn(out, raw, tiny=tiny):
         _step(words)
-    print(f"\nAll of it is in {out}. Next:\n")
+    looked_at = "prediction/slides/*/heatmap.png" if task is DemoTask.MSI else "detections/*.annotated.mp4"
+    print(f"\nAll of it is in {out}; look at {out / looked_at}. Next:\n")
     for words in _next(out, task):
         print(f"  kdml-med {shlex.join(words)}")
     return ExitCode.OK

@@ -19,10 +19,14 @@ def export(
     data: Annotated[
         Path | None, Option(help="Dataset folder for calibration and comparison, unless it is that of the training.")
     ] = None,
+    split: Annotated[
+        str | None, Option(help="What to compare on; test where the run was evaluated on it, else val, unless given.")
+    ] = None,
+    speed: Annotated[bool, Option(help="Time the file, the network and the teacher on this machine.")] = True,
 ) -> ExitCode:
     """Export a network as one file that takes pixels and behaves as the one that was evaluated.
 
     Normalisation and softmax are inside; a report beside the model compares both on real images.
     """
-    api.export(run, out, network=network, format=format, dataset_dir=data)
+    api.export(run, out, network=network, format=format, dataset_dir=data, split=split, measure_speed=speed)
     return ExitCode.OK

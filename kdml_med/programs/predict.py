@@ -53,6 +53,16 @@ def predict(
     annotate: Annotated[
         bool | None, Option("--annotate/--no-annotate", help="Draw the boxes.", rich_help_panel=_FRAMES)
     ] = None,
+    annotations: Annotated[
+        Path | None,
+        Option(
+            help="Known boxes, as kdml-med frames takes them: what was missed comes first.", rich_help_panel=_FRAMES
+        ),
+    ] = None,
+    corrections: Annotated[
+        list[str] | None,
+        Option(help="Boxes for an annotation tool: coco, yolo or voc; repeatable.", rich_help_panel=_FRAMES),
+    ] = None,
 ) -> ExitCode:
     """Predict with the students of a run: from the file to tables and pictures, research only.
 
@@ -68,8 +78,10 @@ def predict(
         "maps": maps,
         "fps": fps,
         "annotate": annotate,
+        "annotations": annotations,
+        "corrections": corrections,
     }
-    options = {name: value for name, value in given.items() if value is not None}
+    options = {name: value for name, value in given.items() if value not in (None, [])}
     found = api.predict(run, inputs, out, network=network, **options)
     print(*found.lines, sep="\n", end="\n" if found.lines else "")
     return ExitCode.SOME_FAILED if found.failures else ExitCode.OK

@@ -12,7 +12,7 @@ from kdml_med.errors import ExitCode, InputError
 from kdml_med.experiments import __main__ as experiments
 from kdml_med.experiments.plan import PLAN_FILE
 from kdml_med.keys import Task
-from kdml_med.networks.registry import architecture_name, body_name
+from kdml_med.networks.registry import NetworkSpec, architecture_name
 from kdml_med.report.run import write_run_report
 from kdml_med.runs import COHORT_FILE, LOSSES_FILE, METRICS_FILE, read_losses, read_run_json
 
@@ -53,10 +53,7 @@ def report(
 
 def _facts(run: api.Run) -> dict[str, str]:
     description = run.description
-    networks = [
-        f"{name}: {' on '.join(dict.fromkeys((architecture_name(spec), body_name(spec))))}"
-        for name, spec in ((name, description.networks[name]) for name in description.names)
-    ]
+    networks = [f"{name}: {_in_words(description.networks[name])}" for name in description.names]
     return {
         "task": _TASKS[run.task],
         "classes": ", ".join(description.classes),
@@ -65,6 +62,13 @@ def _facts(run: api.Run) -> dict[str, str]:
         "epoch of the best weights": str(run.metrics.get("best_epoch", "")),
         "kdml_med": description.kdml_med,
     }
+
+
+def _in_words(spec: NetworkSpec) -> str:
+    """A network's architecture and what its builder is told beside it."""
+    told = {} if isinstance(spec, str) else {name: value for name, value in spec.items() if name != "name"}
+    details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
+    return f"{architecture_name(spec)} ({details})" if details else architecture_name(spec)
 
 
 def _evaluations(run: api.Run) -> dict[str, dict[str, Any]]:

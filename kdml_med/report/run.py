@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from kdml_med.keys import LossColumn, LossTerm, network_order
 from kdml_med.report.document import Paragraph, Picture, Section, Table, without_empty_columns
@@ -125,7 +126,9 @@ def _draw_losses(losses: pd.DataFrame) -> Figure | None:
                     markersize=3,
                 )
             axis.set_xlabel("epoch")
+            axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             axis.set_ylim(bottom=0)
             axis.grid(axis="y")
+        axes[0].set_ylabel("mean of the term")
         drawn.legend(loc="outside upper left", ncols=len(labelled))
     return drawn
