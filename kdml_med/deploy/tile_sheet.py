@@ -100,7 +100,7 @@ def write_tile_sheets(
         notes = [facts, _explain(tiles, classes[looked_for]), f"{RESEARCH_ONLY}."]
         sheet = _draw_sheet(slide_id, notes, tiles, synthetic)
         sink = io.BytesIO()
-        sheet.save(sink, "PNG", compress_level=6)
+        sheet.save(sink, "PNG", compress_level=1)
         write_if_changed(folder / name, sink.getvalue())
         written.append(name)
     return written

@@ -138,3 +138,9 @@ def test_configs_have_the_properties_monai_asks_for(
     workflow.initialize()
     assert workflow.check_properties() == []
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+def test_maps_of_imported_tiles_are_not_drawn_and_it_is_said_once(dataset: Path, trained: Path, tmp_path: Path) -> None:
+    result = run_bundle(*infer_words(dataset, trained, "--output_dir", tmp_path / "out", "--maps", "True"))
+    assert result.stdout.count("No maps: the tiles of this dataset were imported") == 1
+    assert (tmp_path / "out/patients.csv").is_file()
