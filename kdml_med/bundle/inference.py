@@ -210,7 +210,7 @@ def save_detections(evaluator: Evaluator, settings: Settings) -> None:
             target / CORRECTIONS_DIR, dataset, images, settings["corrections"], network=network, threshold=threshold,
             fps=settings["fps"], with_images=settings["correction_images"],
         )  # fmt: skip
-        size = f", {report.image_bytes / 1e6:,.0f} MB" if settings["correction_images"] else ""
+        size = f", {report.image_bytes / 1e6:,.1f} MB" if settings["correction_images"] else ""
         written.append(
             f"{CORRECTIONS_DIR} ({_number(report.boxes, 'box', 'es')} in {_number(report.images, 'image')}{size})"
         )

@@ -82,7 +82,7 @@ class CorrectionImage:
 
     @property
     def annotation(self) -> FrameBoxes:
-        """As ``kdml_med.colonoscopy.formats`` takes it; sides of less than a pixel are no box."""
+        """As ``kdml_med.colonoscopy.formats`` takes it."""
         boxes = tuple(box for box, _ in self.boxes)
         return FrameBoxes(self.name, boxes, width=self.size.width, height=self.size.height)
 
@@ -183,6 +183,8 @@ def list_images(
     threshold: float,
 ) -> list[CorrectionImage]:
     """The frames of a dataset as images to correct, with the boxes of one network from its threshold on.
+
+    A box with a side of less than a pixel is left out.
 
     Args:
         dataset: the frames.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdml_med.colonoscopy.boxes import FrameError
-from kdml_med.colonoscopy.video import VideoCutShortError, iterate_video
+from kdml_med.colonoscopy.video import VideoCutShortError, expected_frames, iterate_video
 from tests.colonoscopy.pictures import number_of, save_video
 
 
@@ -199,3 +199,15 @@ def test_a_cover_is_no_video_and_two_videos_are_refused(tmp_path, cover):
         return
     with pytest.raises(FrameError, match="2 videos"):
         list(iterate_video(path, 0))
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mp4", ".mkv"])
+@pytest.mark.parametrize("fps", [0, 2, 5, 10, 50])
+def test_the_number_of_frames_is_expected_by_the_header(tmp_path: Path, suffix: str, fps: float) -> None:
+    path = save_video(tmp_path / f"clip{suffix}", frames=40, rate=10)
+    assert abs(expected_frames(path, fps) - len(list(iterate_video(path, fps)))) <= 1
+
+
+def test_nothing_is_expected_of_what_is_no_video(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_bytes(b"hello" * 100)
+    assert expected_frames(tmp_path / "text.mp4", 5) == expected_frames(tmp_path / "gone.mp4", 5) == 0
