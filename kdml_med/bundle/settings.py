@@ -38,7 +38,6 @@ from kdml_med.errors import InputError
 from kdml_med.keys import Split, Task
 from kdml_med.losses.cohort import LINKS
 from kdml_med.metrics.aggregation import AggregationMethod, Level
-from kdml_med.wsi.grid import MAX_MPP, MIN_MPP
 from kdml_med.wsi.options import StainMode
 
 Stage = Literal["train", "evaluate", "inference"]
@@ -267,7 +266,7 @@ KNOBS: list[Knob] = [
          help="write heat maps and sheets of tiles for each slide"),
     Knob("roi", optional(PATH, "the whole slide"), default=None, tasks=CLASSIFICATION, **_USE,
          help="GeoJSON with the regions of a slide that count, or folder with `<slide>.geojson` for each"),
-    Knob("assume_mpp", optional(number(MIN_MPP, high=MAX_MPP), "none"), default=None, tasks=CLASSIFICATION, **_USE,
+    Knob("assume_mpp", optional(number(0, above=True), "none"), default=None, tasks=CLASSIFICATION, **_USE,
          help="micrometres per pixel of slides whose header says nothing or nonsense"),
     Knob("labels", optional(PATH, "no labels"), default=None, tasks=CLASSIFICATION, **_USE,
          help="table with patients and labels of the slides"),
