@@ -262,7 +262,7 @@ KNOBS: list[Knob] = [
          help="draw the boxes: a video for each video, a contact sheet of images"),
     Knob("fps", number(0), default=5, tasks=DETECTION, **_USE,
          help="frames per second taken from a video; 0 for all"),
-    Knob("maps", FLAG, default=True, tasks=CLASSIFICATION, **_USE,
+    Knob("maps", FLAG, default=Shown("`True` for `slides`"), tasks=CLASSIFICATION, **_USE,
          help="write heat maps and sheets of tiles for each slide"),
     Knob("roi", optional(PATH, "the whole slide"), default=None, tasks=CLASSIFICATION, **_USE,
          help="GeoJSON with the regions of a slide that count, or folder with `<slide>.geojson` for each"),
