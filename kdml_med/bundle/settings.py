@@ -41,7 +41,6 @@ from kdml_med.errors import InputError
 from kdml_med.keys import Split, Task
 from kdml_med.losses.cohort import LINKS
 from kdml_med.metrics.aggregation import AggregationMethod, Level
-from kdml_med.wsi.grid import MAX_MPP, MIN_MPP
 from kdml_med.wsi.options import StainMode
 
 Stage = Literal["train", "evaluate", "inference"]
@@ -280,7 +279,7 @@ KNOBS: list[Knob] = [
          help="leave the teacher out"),
     Knob("annotate", FLAG, default=False, tasks=DETECTION, **_USE,
          help="draw the boxes: a video for each video, contact sheets of images and of annotated frames"),
-    Knob("maps", FLAG, default=True, tasks=CLASSIFICATION, **_USE,
+    Knob("maps", FLAG, default=Shown("`True` for `slides`"), tasks=CLASSIFICATION, **_USE,
          help="write [heat maps](../how_to/heat_maps.md) and sheets of tiles for each slide"),
     Knob("corrections", optional(some_of(*CORRECTION_FORMATS), "none"), default=None, tasks=DETECTION, **_USE,
          help="write the boxes for correction in an annotation tool"),
@@ -290,7 +289,7 @@ KNOBS: list[Knob] = [
          help="frames per second taken from a video; 0 for all"),
     Knob("roi", optional(PATH, "the whole slide"), default=None, tasks=CLASSIFICATION, **_USE,
          help="GeoJSON with the regions of a slide that count, or folder with `<slide>.geojson` for each"),
-    Knob("assume_mpp", optional(number(MIN_MPP, high=MAX_MPP), "none"), default=None, tasks=CLASSIFICATION, **_USE,
+    Knob("assume_mpp", optional(number(0, above=True), "none"), default=None, tasks=CLASSIFICATION, **_USE,
          help="micrometres per pixel of slides whose header says nothing or nonsense"),
     Knob("labels", optional(PATH, "no labels"), default=None, tasks=CLASSIFICATION, **_USE,
          help="table with patients and labels of the slides"),

@@ -23,11 +23,21 @@ from kdml_med.deploy.prediction_folder import DISAGREEMENT, PROBABILITY, write_s
 from kdml_med.deploy.tile_sheet import SHEET_TILES, SheetTile, write_tile_sheets
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName
-from kdml_med.wsi.cutter import Candidate, CutTile, SlideCutter, SlideJob, in_order, open_cutter, tile_name
+from kdml_med.wsi.cutter import (
+    Candidate,
+    CutTile,
+    RegionMask,
+    SlideCutter,
+    SlideJob,
+    in_order,
+    open_cutter,
+    tile_name,
+)
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.regions import read_regions
 from kdml_med.wsi.slide import SlideError
 from kdml_med.wsi.stain import normalise_stains
+from kdml_med.wsi.tissue import Mask
 
 _EXPLAINED = 4  # tiles at a time: every layer of the networks is kept meanwhile
 
@@ -85,12 +95,22 @@ def predict_slide(
         InputError: the output cannot be written, or a network answers with something that is no number.
     """
     try:
-        region = None if job.roi is None else read_regions(job.roi).mask
+        region = None if job.roi is None else _region(job.roi)
         with _one_torch_thread(), open_cutter(job.slide, settings.options, threads=threads, region=region) as cutter:
             _predict(cutter, on_tiles, settings, threads)
     except SlideError as error:
         return str(error)
     return None
+
+
+def _region(path: Path) -> RegionMask:
+    def mask(width: int, height: int, downsample: float) -> Mask:
+        try:
+            return read_regions(path).mask(width, height, downsample)
+        except InputError as error:  # other slides have other regions
+            raise SlideError(str(error)) from error
+
+    return mask
 
 
 @contextlib.contextmanager

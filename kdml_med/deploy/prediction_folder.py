@@ -102,7 +102,6 @@ class PredictionFolder:
         self._hold = Hold(self.path, "output folder")
         try:
             self._check()
-            write_json(self.path / PREDICTION_FILE, self._content)
         except BaseException:
             self._hold.release()
             raise
@@ -151,10 +150,10 @@ class PredictionFolder:
     def plan(
         self, origins: Mapping[str, Origin], named: Collection[str], outdated: Callable[[Finished], str | None]
     ) -> Work:
-        """Decide which slides are to be predicted, and delete what was made from something else.
+        """Decide which slides are to be predicted, delete what was made from something else, and say what is to come.
 
         Args:
-            origins: what each slide is read from.
+            origins: what each slide is read from; prediction.json is written when that is known.
             named: slides of this run, also those that cannot be used.
             outdated: why a slide from the same files has to be predicted anew; None when it has not.
 
@@ -169,6 +168,7 @@ class PredictionFolder:
                 f"{self.path} holds predictions of what is not among the inputs: {', '.join(strangers[:3])}{more}. "
                 f"Name all slides in one run, or {_OTHER}."
             )
+        write_json(self.path / PREDICTION_FILE, self._content)
         changes = {name: self._tell_change(name, origins[name], outdated) for name in there if name in origins}
         work = Work(remade={name: change for name, change in changes.items() if change is not None})
         work.pending = {name for name in origins if name not in changes or name in work.remade}

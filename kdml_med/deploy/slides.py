@@ -30,6 +30,7 @@ from kdml_med.workers import run_jobs
 from kdml_med.wsi.cutter import SlideJob
 from kdml_med.wsi.labelling import find_absent, make_job, place_of
 from kdml_med.wsi.options import TilingOptions
+from kdml_med.wsi.regions import read_regions
 from kdml_med.wsi.slide import ASSUMED
 from kdml_med.wsi.sources import FoundSlides, find_slides
 from kdml_med.wsi.tiler import SlideProgress, describe_loss, mpp_change, with_origins
@@ -234,29 +235,35 @@ def _find(paths: Sequence[Path], output_dir: Path) -> FoundSlides:
         raise InputError(words.replace("choose another --out", "name another output folder")) from error
 
 
-def _find_regions(roi: str | Path | None, found: FoundSlides) -> dict[str, Path | None] | None:
-    """The file with regions of each slide, by slide; None for whole slides."""
+def _find_regions(roi: str | Path | None, found: FoundSlides) -> dict[str, Path | str]:
+    """The file with regions of each slide, or why it has none that can be used; empty where whole slides count."""
     if roi is None:
-        return None
+        return {}
     place, slides = Path(roi), [slide_name(path.name) for path in found.slides]
-    if place.is_dir():
-        files = {name: place / f"{name}.geojson" for name in slides}
-        return {name: path if path.is_file() else None for name, path in files.items()}
-    if not place.is_file():
-        raise InputError(f"--roi {place} does not exist. Check the path of the GeoJSON file or folder.")
-    if len(slides) > 1:
-        raise InputError(
-            f"--roi {place} is one file, and there are {len(slides)} slides: name one slide, or a folder with "
-            f"{slides[0]}.geojson and so on."
-        )
-    return dict.fromkeys(slides, place)
+    if not place.is_dir():
+        if len(slides) > 1:
+            raise InputError(
+                f"--roi {place} is one file, and there are {len(slides)} slides: name one slide, or a folder with "
+                f"{slides[0]}.geojson and so on."
+            )
+        read_regions(place)
+        return dict.fromkeys(slides, place)
+    regions: dict[str, Path | str] = {}
+    for name in slides:
+        path = place / f"{name}.geojson"
+        regions[name] = path
+        try:
+            read_regions(path)
+        except InputError as error:
+            regions[name] = str(error) if path.is_file() else f"the folder {place} of --roi has no {path.name}"
+    return regions
 
 
 def _make_jobs(
     found: FoundSlides,
     inputs: Sequence[Path],
     labels: LabelTable | None,
-    regions: Mapping[str, Path | None] | None,
+    regions: Mapping[str, Path | str],
     report: PredictionReport,
     workers: int,
     progress: bool,
@@ -265,21 +272,20 @@ def _make_jobs(
     slides: list[SlideJob] = []
     for path in found.slides:
         job = make_job(path, place_of(path, inputs), labels)
-        if isinstance(job, SlideJob) and regions is not None and regions[job.slide_id] is None:
-            job = f"the folder of --roi has no {job.slide_id}.geojson"
-        if isinstance(job, SlideJob):
+        roi = regions.get(slide_name(path.name))
+        problem = job if isinstance(job, str) else roi if isinstance(roi, str) else None
+        if isinstance(job, SlideJob) and problem is None:
             slides.append(job)
         else:
-            report.failures.append((path.name, job))
-    slides = with_origins(slides, False, workers, progress)
-    if regions is None:
-        return [PredictionJob(slide) for slide in slides]
+            report.failures.append((path.name, problem or ""))
     jobs = []
-    for slide in slides:
-        roi = regions[slide.slide_id]
-        assert roi is not None
-        origin = replace(slide.origin, facts=f"regions {content_hash(roi)}")
-        jobs.append(PredictionJob(replace(slide, origin=origin), roi))
+    for slide in with_origins(slides, False, workers, progress):
+        roi = regions.get(slide.slide_id)
+        if isinstance(roi, Path):
+            origin = replace(slide.origin, facts=f"regions {content_hash(roi)}")
+            jobs.append(PredictionJob(replace(slide, origin=origin), roi))
+        else:
+            jobs.append(PredictionJob(slide))
     return jobs
 
 
