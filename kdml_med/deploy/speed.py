@@ -60,20 +60,26 @@ def median_seconds(answers: Mapping[str, Callable[[], object]], *, repeats: int 
     return {name: statistics.median(times) for name, times in round_seconds(answers, repeats=repeats).items()}
 
 
-def round_seconds(answers: Mapping[str, Callable[[], object]], *, repeats: int = REPEATS) -> dict[str, list[float]]:
+def round_seconds(
+    answers: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int = REPEATS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Times of each answer, in rounds in which all take turns, so that a busy moment hits all of them.
 
     Args:
         answers: what is timed, by name; each waits for its own result.
         repeats: rounds that count, after ``WARM_UP`` that do not.
+        clock: gives seconds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in answers}
     with torch.inference_mode():
         for _ in range(WARM_UP + repeats):
             for name, answer in answers.items():
-                start = time.perf_counter()
+                start = clock()
                 answer()
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {name: times[WARM_UP:] for name, times in seconds.items()}
 
 

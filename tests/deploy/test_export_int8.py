@@ -93,6 +93,21 @@ def test_an_int8_file_is_small_whole_and_the_same_twice(tmp_path: Path) -> None:
         assert load_answer(tmp_path / "a.onnx", "ONNX Runtime")(tiles(batch)).shape == (batch, 2)
 
 
+def test_the_first_convolutions_of_each_network_can_stay_in_floating_point(tmp_path: Path) -> None:
+    short = {"name": "mobilenet_v2", "last_block": 2}
+    to_onnx(classifier(short, short), torch.zeros(2, 32, 32, 3, dtype=torch.uint8), tmp_path / "float.onnx")
+    counts = {}
+    for count in (0, 2):
+        quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", list(tiles(4)), floating_convolutions=count)
+        model = onnx.load(tmp_path / "int8.onnx")
+        makers = {name: node.op_type for node in model.graph.node for name in node.output}
+        convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+        floating = [node.name for node in convolutions if makers.get(node.input[1]) != "DequantizeLinear"]
+        counts[count] = sorted(name.split("/")[1] for name in floating)
+        assert len(convolutions) == 12
+    assert counts == {0: [], 2: ["student_0", "student_0", "student_1", "student_1"]}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])
 def test_larger_networks_keep_their_answers_in_int8(name: str, tmp_path: Path) -> None:

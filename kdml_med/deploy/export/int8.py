@@ -21,18 +21,41 @@ CALIBRATION_TILES = 200
 WEIGHT_STEPS = 127
 """Of int8 weights on each side of zero."""
 _WEIGHTED = ("Conv", "Gemm")
-_INTEGER = (*_WEIGHTED, "Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "MaxPool", "Relu")
+INTEGER_OPERATIONS = (
+    *_WEIGHTED,
+    "Add",
+    "AveragePool",
+    "Clip",
+    "Concat",
+    "Flatten",
+    "GlobalAveragePool",
+    "MaxPool",
+    "Relu",
+)
 """Operations that are computed in integers. Not the normalisation of the input, and not the softmax: there 8 bits are
 too few, and nothing is gained."""
 
 
-def quantize(source: Path, target: Path, images: npt.NDArray[np.uint8]) -> None:
+Images = Sequence[npt.NDArray[np.uint8]] | npt.NDArray[np.uint8]
+"""uint8, [height, width, 3] each."""
+
+
+def quantize(
+    source: Path,
+    target: Path,
+    images: Images,
+    *,
+    operations: Sequence[str] = INTEGER_OPERATIONS,
+    floating_convolutions: int = 0,
+) -> None:
     """Write the int8 version of an ONNX file: weights for each output channel, activations for each tensor.
 
     Args:
         source: of ``to_onnx``; its metadata go into the new file.
         target: file to write.
-        images: uint8, [tiles, height, width, 3]; what ranges are read from.
+        images: what ranges are read from.
+        operations: types of operators that are computed in integers.
+        floating_convolutions: how many convolutions at the beginning of each network are not.
 
     Raises:
         InputError: a library is not installed, the model cannot be quantised, or the file cannot be written.
@@ -42,12 +65,13 @@ def quantize(source: Path, target: Path, images: npt.NDArray[np.uint8]) -> None:
     metadata = {item.key: item.value for item in onnx.load(source).metadata_props}
     with tempfile.TemporaryDirectory(prefix="kdml_med_int8_") as folder, _quiet():
         prepared = _prepare(source, Path(folder) / "prepared.onnx")
-        round_weights(prepared, images)
-        _to_integers(prepared, Path(folder) / "int8.onnx", images)
+        floating = _first_convolutions(prepared, floating_convolutions)
+        round_weights(prepared, images, floating=floating)
+        _to_integers(prepared, Path(folder) / "int8.onnx", images, operations, floating)
         write_onnx(onnx.load(Path(folder) / "int8.onnx"), target, metadata=metadata)
 
 
-def round_weights(model: Any, images: npt.NDArray[np.uint8]) -> None:
+def round_weights(model: Any, images: Images, *, floating: Sequence[str] = ()) -> None:
     """Round the weights of a model to their int8 steps, and take what that does to the mean out of the biases.
 
     Batch norm of a channel that hardly varies leaves large weights, and a large bias against them. Rounding such
@@ -55,14 +79,15 @@ def round_weights(model: Any, images: npt.NDArray[np.uint8]) -> None:
 
     Args:
         model: ``onnx.ModelProto`` without batch norm; changed in place.
-        images: uint8, [tiles, height, width, 3].
+        images: what means are taken over.
+        floating: names of nodes that are left as they are.
 
     Source:
         Nagel et al. 2019, arXiv:1906.04721, section 4.2, by means over images instead of batch statistics.
     """
     from onnx import numpy_helper
 
-    nodes = [node for node in model.graph.node if node.op_type in _WEIGHTED]
+    nodes = [node for node in model.graph.node if node.op_type in _WEIGHTED and node.name not in floating]
     values = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     nodes = [node for node in nodes if node.input[1] in values]
     means = _input_means(model, [node.input[0] for node in nodes], images)
@@ -112,7 +137,7 @@ def _mean_change(change: npt.NDArray[np.float32], means: npt.NDArray[np.float64]
     return shift
 
 
-def _input_means(model: Any, names: Sequence[str], images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float64]]:
+def _input_means(model: Any, names: Sequence[str], images: Images) -> dict[str, npt.NDArray[np.float64]]:
     """Mean over images and places of each channel of some tensors of a model."""
     import onnx
     import onnxruntime
@@ -141,7 +166,24 @@ def _prepare(source: Path, target: Path) -> Any:
     return onnx.load(target)
 
 
-def _to_integers(model: Any, target: Path, images: npt.NDArray[np.uint8]) -> None:
+def _first_convolutions(model: Any, count: int) -> list[str]:
+    """Names of the first convolutions of each network, with the activations behind them.
+
+    Names begin with the part of the module that a node comes from, "/student_0/…".
+    """
+    by_network: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            by_network.setdefault("/".join(node.name.split("/")[:2]), []).append(node)
+    first = [node for nodes in by_network.values() for node in nodes[:count]]
+    outputs = {node.output[0] for node in first}
+    behind = [
+        node for node in model.graph.node if node.op_type in ("Clip", "Relu") and not outputs.isdisjoint(node.input)
+    ]
+    return [node.name for node in [*first, *behind]]
+
+
+def _to_integers(model: Any, target: Path, images: Images, operations: Sequence[str], floating: Sequence[str]) -> None:
     """Write a prepared model with 8-bit operations.
 
     Weights are signed and activations unsigned: of the pairs, the one that x86 multiplies fastest.
@@ -172,7 +214,8 @@ def _to_integers(model: Any, target: Path, images: npt.NDArray[np.uint8]) -> Non
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            op_types_to_quantize=list(_INTEGER),
+            op_types_to_quantize=list(operations),
+            nodes_to_exclude=list(floating),
         )
     except Exception as error:  # whatever the quantiser does not know of a network of one's own
         raise InputError(

@@ -79,7 +79,12 @@ def _onnxruntime_answer(path: Path) -> Answer:
 
 def _openvino_answer(path: Path) -> Answer:
     openvino = require("openvino", extra="openvino")
-    settings: Mapping[str, Any] = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    settings: Mapping[str, Any] = {
+        "INFERENCE_NUM_THREADS": 1,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the processor has it, and other answers
+    }
     request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
 
     def answer(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
