@@ -129,6 +129,26 @@ def test_what_cannot_be_used_gives_exit_code_3(call: Call, frames_run: Path, tmp
     assert (tmp_path / "out/detections.jpg").is_file()
 
 
+def test_a_slide_is_predicted_from_its_file(call: Call, tiles_run: Path, slides: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, said, err = call("predict", tiles_run, slides, "--out", out, "--no-maps", "--device", "cpu", "--workers", 1)
+    assert code == 0, err
+    assert "1 slides" in said
+    table = (out / "patients.csv").read_text().splitlines()
+    assert table[0].endswith("probability_ensemble")
+    assert table[1].startswith("TCGA-AA-0001,")
+    write_slide(slides / "unknown.svs", width=600, height=500, mpp=None)
+    code, said, _ = call("predict", tiles_run, slides, "--out", out, "--no-maps", "--device", "cpu")
+    (slides / "unknown.svs").unlink()
+    assert (code, "unknown.svs: " in said) == (3, True)
+
+
+def test_a_network_is_exported(call: Call, tiles_run: Path, tmp_path: Path) -> None:
+    code, said, err = call("export", tiles_run, "--out", tmp_path / "out", "--format", "torchscript", "--no-speed")
+    assert (code, "largest difference" in said) == (0, True), err
+    assert (tmp_path / "out/model.json").is_file()
+
+
 def wrong(tiles_run: Path, frames_run: Path, place: Path) -> list[tuple[list[object], str]]:
     """Command lines that need a correction, and what is said about each."""
     nothing, out = place / "nothing", place / "out"
@@ -136,6 +156,8 @@ def wrong(tiles_run: Path, frames_run: Path, place: Path) -> list[tuple[list[obj
     (place / "file").write_text("")
     tiles = tiles_run.parent / "tiles"
     frames = write_frame_dataset(place / "frames")
+    slide = place / "slide.svs"
+    write_slide(slide, width=600, height=500, mpp=0.5)
     return [
         (["train", nothing, "--run", out], "is not a dataset folder"),
         (["train", place / "empty", "--run", out], "is not a dataset folder"),
@@ -157,7 +179,14 @@ def wrong(tiles_run: Path, frames_run: Path, place: Path) -> list[tuple[list[obj
         (["predict", frames_run, tiles, "--out", out], "tiles"),
         (["predict", tiles_run, frames, "--out", out], "frames"),
         (["predict", frames_run, frames, "--out", out, "--assume-mpp", "1"], "unknown option --assume-mpp"),
+        (["predict", tiles_run, slide, "--out", out, "--network", "student_9"], "student_9"),
+        (["predict", tiles_run, slide, "--out", out, "--fps", "1"], "unknown option fps"),
+        (["predict", tiles_run, slide, "--out", place / "file"], "file"),
+        (["predict", tiles_run, place / "empty", "--out", out], "empty"),
         (["export", nothing, "--out", out], "is not a finished training run"),
+        (["export", tiles_run, "--out", out, "--network", "student_9"], "student_9"),
+        (["export", tiles_run, "--out", out, "--format", "tflite"], "tflite"),
+        (["export", tiles_run, "--out", place / "file"], "file"),
         (["report", place / "empty"], "holds neither a run"),
         (["report", nothing], "holds neither a run"),
         (["compare", nothing, "--out", out], "does not exist"),

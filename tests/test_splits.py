@@ -290,7 +290,7 @@ def test_gate_stops_a_shared_site_that_was_to_be_preserved(dataset: Path) -> Non
 
 
 def test_dataset_without_splits_says_how_to_make_them(dataset: Path) -> None:
-    with pytest.raises(InputError, match=r"python -m preprocessing\.make_splits"):
+    with pytest.raises(InputError, match=r"kdml-med split"):
         assign_splits(dataset, cohort(6, 6), read_info(dataset))
 
 

@@ -40,7 +40,7 @@ def run(
         raise InputError(f"cannot use {out} as results folder: {error.strerror}.") from error
     outcome = run_plan(plan, cells, out.resolve(), jobs=jobs, scheduler=scheduler)
     logger.info(
-        "%d trainings: %d done now, %d before, %d failed. Next: python -m kdml_med.experiments report %s",
+        "%d trainings: %d done now, %d before, %d failed. Next: kdml-med report %s",
         len(cells), outcome.done, outcome.skipped, len(outcome.failures), out,
     )  # fmt: skip
     return ExitCode.SOME_FAILED if outcome.failures else ExitCode.OK

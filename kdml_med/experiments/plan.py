@@ -6,11 +6,12 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from kdml_med.bundle.folders import BUNDLES, bundle_dir
 from kdml_med.bundle.kinds import is_flag_text, is_whole
 from kdml_med.bundle.workflow import check_names, read_configs
 from kdml_med.errors import InputError
@@ -43,7 +44,7 @@ class Plan:
 
     Attributes:
         name: heading of the report.
-        bundle: bundle folder, such as "bundles/msi_kdml".
+        bundle: bundle folder, such as "bundles/msi_kdml"; "msi_kdml" and "polyp_kdml" are those of this package.
         dataset_dir: dataset folder with frozen splits.
         versions: names of teacher-student versions.
         arms: names of ``ARMS``, or mappings with "name", "like" (a name of ``ARMS``) and "settings".
@@ -146,6 +147,9 @@ def make_plan(content: Mapping[str, Any], *, where: str = "the plan") -> Plan:
         raise InputError(f"{where} lacks {', '.join(missing)}.")
     plan = Plan(**content)
     _check_kinds(plan, where)
+    ours = next((task for task, name in BUNDLES.items() if name == plan.bundle), None)
+    if ours is not None and not Path(plan.bundle).is_dir():
+        plan = replace(plan, bundle=str(bundle_dir(ours)))
     _check_bundle(plan, where)
     _check_lists(plan, where)
     names = list(named_arms(plan, where))

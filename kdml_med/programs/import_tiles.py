@@ -156,7 +156,7 @@ def _report(result: ImportResult, out: Path) -> ExitCode:
 
 def _report_splits(out: Path) -> None:
     if not has_splits(out):
-        log.info("before training: python -m preprocessing.make_splits %s", out)
+        log.info("before training: kdml-med split %s", out)
         return
     try:
         read_splits(out, read_manifest(out), read_info(out))

@@ -83,7 +83,7 @@ def main(
         Option(help=f"Shares for train, val and test where no split is given; {DEFAULT_FRACTIONS} unless given."),
     ] = None,
     seed: Annotated[int, Option(help="Seed of that choice.")] = 0,
-    no_splits: Annotated[bool, Option("--no-splits", help="Choose none; preprocessing.make_splits can later.")] = False,
+    no_splits: Annotated[bool, Option("--no-splits", help="Choose none; kdml-med split can later.")] = False,
     workers: Annotated[int, Option(help="Processes; 0 takes all cores.")] = 0,
     full_hash: Annotated[
         bool, Option("--full-hash", help="Tell large files apart by all of their bytes, not by some and the time.")

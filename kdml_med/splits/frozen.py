@@ -78,7 +78,7 @@ def has_splits(dataset_dir: Path) -> bool:
 def has_folds(dataset_dir: Path) -> bool:
     """Whether the splits.csv of a dataset folder holds folds."""
     path = Path(dataset_dir) / SPLITS_FILE
-    return "fold" in read_table(path, remedy="Make the splits again with `python -m preprocessing.make_splits`.")
+    return "fold" in read_table(path, remedy="Make the splits again with `kdml-med split`.")
 
 
 def read_splits(dataset_dir: Path, manifest: pd.DataFrame, info: DatasetInfo) -> pd.DataFrame:
@@ -96,17 +96,17 @@ def read_splits(dataset_dir: Path, manifest: pd.DataFrame, info: DatasetInfo) ->
     if not path.is_file():
         raise InputError(
             f"{dataset_dir} has no {SPLITS_FILE}, so nothing says which patients train and which test. Run "
-            f"`python -m preprocessing.make_splits {dataset_dir}` (datasets for inference only need none)."
+            f"`kdml-med split {dataset_dir}` (datasets for inference only need none)."
         )
     content = path.read_bytes()
-    again = f"Make the splits again with `python -m preprocessing.make_splits {dataset_dir} --force`."
+    again = f"Make the splits again with `kdml-med split {dataset_dir} --force`."
     splits = check_splits(parse_table(content, path, remedy=again), manifest, str(path))
     if not info.splits or info.splits.get("sha256") != hashlib.sha256(content).hexdigest():
         state = "was edited after it was frozen" if info.splits else "was never frozen"
         raise InputError(
-            f"{path} {state}: its hash is not the one in dataset.json. Make the splits again with `python -m "
-            f"preprocessing.make_splits {dataset_dir} --force`, or, to use the file as it stands, freeze it with "
-            f"`python -m preprocessing.make_splits {dataset_dir} --from-table {path} --force`."
+            f"{path} {state}: its hash is not the one in dataset.json. Make the splits again with `kdml-med "
+            f"split {dataset_dir} --force`, or, to use the file as it stands, freeze it with "
+            f"`kdml-med split {dataset_dir} --from-table {path} --force`."
         )
     _check_shared(splits, manifest, info, path)
     return splits
@@ -183,7 +183,7 @@ def _check_patients(splits: pd.DataFrame, manifest: pd.DataFrame, where: str) ->
     if problems:
         raise InputError(
             "; ".join(problems) + ". The splits were made for other patients; make them again with "
-            "`python -m preprocessing.make_splits DATASET --force`."
+            "`kdml-med split DATASET --force`."
         )
 
 

@@ -163,8 +163,8 @@ def read_info(dataset_dir: Path) -> DatasetInfo:
     path = Path(dataset_dir) / DATASET_FILE
     if not path.is_file():
         raise InputError(
-            f"{dataset_dir} is not a dataset folder: it has no {DATASET_FILE}. Make one with `python -m "
-            "preprocessing.tile_slides`, `preprocessing.import_tiles` or `preprocessing.prepare_frames`."
+            f"{dataset_dir} is not a dataset folder: it has no {DATASET_FILE}. Make one with `kdml-med tile`, "
+            "`kdml-med import` or `kdml-med frames`."
         )
     content = read_json(path, remedy=_MAKE_AGAIN)
     version = content.get("schema_version")

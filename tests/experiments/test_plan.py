@@ -31,6 +31,14 @@ def plan(**content: Any) -> Plan:
     return make_plan(BASE | content)
 
 
+def test_bundles_of_the_package_go_by_their_name_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert plan(bundle="msi_kdml").task == "classification"
+    assert plan(bundle="polyp_kdml").task == "detection"
+    with pytest.raises(InputError, match=r"bundle 'msi_kdlm' has no configs/train\.json"):
+        plan(bundle="msi_kdlm")
+
+
 def cells_of(**content: Any) -> dict[str, Cell]:
     """Cells by arm of a plan with one version, seed and fold."""
     return {cell.arm: cell for cell in expand(plan(**content))}

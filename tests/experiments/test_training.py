@@ -59,7 +59,7 @@ def test_every_cell_leaves_results_and_a_log(study: Study) -> None:
         assert log.splitlines()[-1].startswith("done in ")
     assert "leaked" not in study.screen
     assert "3 of 4  tiny/kd_online/seed0  done" in study.screen
-    assert "4 trainings: 3 done now, 0 before, 1 failed. Next: python -m kdml_med.experiments report" in study.screen
+    assert "4 trainings: 3 done now, 0 before, 1 failed. Next: kdml-med report" in study.screen
 
 
 def test_an_arm_that_cannot_be_trained_leaves_the_others_done(study: Study) -> None:
@@ -129,7 +129,7 @@ def test_a_broken_dataset_gives_one_line(
     assert code == ExitCode.BAD_INPUT
     assert len(errors.splitlines()) == 1
     assert errors.startswith("error: ")
-    assert "make_splits" in errors
+    assert "kdml-med split" in errors
     assert list((tmp_path / "results").iterdir()) == []
 
 
