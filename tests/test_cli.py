@@ -15,6 +15,7 @@ from PIL import Image
 
 from kdml_med import __version__, cli
 from kdml_med.bundle.settings import KNOBS
+from kdml_med.errors import ExitCode
 from kdml_med.storage.manifest import read_info
 from tests.synthetic_frames import frame_pixels, write_frame_dataset
 from tests.synthetic_slides import write_slide
@@ -214,6 +215,19 @@ def test_wrong_input_to_each_command_ends_in_one_line(
         assert message in said[-1], (words, err)
         assert "Traceback" not in err
         assert not (tmp_path / "out").exists(), words
+
+
+@pytest.mark.parametrize(("trained", "reported", "code"), [(0, 0, 0), (3, 0, 3), (0, 3, 3)])
+def test_compare_trains_by_a_plan_and_reports(
+    call: Call, monkeypatch: pytest.MonkeyPatch, trained: int, reported: int, code: int
+) -> None:
+    from kdml_med.experiments import __main__ as experiments
+
+    done: list[object] = []
+    monkeypatch.setattr(experiments, "run", lambda *plan, **how: done.append((plan, how)) or ExitCode(trained))
+    monkeypatch.setattr(experiments, "report", lambda out: done.append(out) or ExitCode(reported))
+    assert call("compare", "plan.json", "--out", "results", "--jobs", "2")[0] == code
+    assert done == [((Path("plan.json"), Path("results")), {"jobs": 2, "scheduler": None}), Path("results")]
 
 
 @pytest.mark.parametrize(
