@@ -43,7 +43,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 def test_alone_it_shows_its_commands_at_once() -> None:
     code = (
-        "import sys, kdml_med.cli\nsys.argv = ['kdml-med']\ntry:\n    kdml_med.cli.main()\nexcept SystemExit as ending: assert not ending.code\n"
+        "import sys, kdml_med.cli\nsys.argv = ['kdml-med']\ntry:\n    kdml_med.cli.main()\n"
+        "except SystemExit as ending: assert not ending.code\n"
         "print('loaded:', *{'torch', 'monai', 'numpy', 'pandas', 'openslide'} & set(sys.modules))"
     )
     started = time.monotonic()
