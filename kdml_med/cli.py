@@ -52,9 +52,9 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command that the command line names."""
-    words = [_dashed(word) for word in sys.argv[1:]]
+    words = [_dashed(word) for word in sys.argv[1:]] or ["--help"]
     asked = next((word for word in words if not word.startswith("-")), None)
-    app = new_app(no_args_is_help=True, help="Small medical image models by distillation and mutual learning.")
+    app = new_app(help="Small medical image models by distillation and mutual learning.")
     app.callback()(_options)
     for name, entry in COMMANDS.items():
         command = checked(_in_own_words(_load(entry))) if name == asked else _not_asked

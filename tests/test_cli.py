@@ -15,6 +15,7 @@ from PIL import Image
 
 from kdml_med import __version__, cli
 from kdml_med.bundle.settings import KNOBS
+from kdml_med.errors import ExitCode
 from kdml_med.storage.manifest import read_info
 from tests.synthetic_frames import frame_pixels, write_frame_dataset
 from tests.synthetic_slides import write_slide
@@ -42,7 +43,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 def test_alone_it_shows_its_commands_at_once() -> None:
     code = (
-        "import sys, kdml_med.cli\nsys.argv = ['kdml-med']\ntry:\n    kdml_med.cli.main()\nexcept SystemExit: pass\n"
+        "import sys, kdml_med.cli\nsys.argv = ['kdml-med']\ntry:\n    kdml_med.cli.main()\n"
+        "except SystemExit as ending: assert not ending.code\n"
         "print('loaded:', *{'torch', 'monai', 'numpy', 'pandas', 'openslide'} & set(sys.modules))"
     )
     started = time.monotonic()
@@ -214,6 +216,19 @@ def test_wrong_input_to_each_command_ends_in_one_line(
         assert message in said[-1], (words, err)
         assert "Traceback" not in err
         assert not (tmp_path / "out").exists(), words
+
+
+@pytest.mark.parametrize(("trained", "reported", "code"), [(0, 0, 0), (3, 0, 3), (0, 3, 3)])
+def test_compare_trains_by_a_plan_and_reports(
+    call: Call, monkeypatch: pytest.MonkeyPatch, trained: int, reported: int, code: int
+) -> None:
+    from kdml_med.experiments import __main__ as experiments
+
+    done: list[object] = []
+    monkeypatch.setattr(experiments, "run", lambda *plan, **how: done.append((plan, how)) or ExitCode(trained))
+    monkeypatch.setattr(experiments, "report", lambda out: done.append(out) or ExitCode(reported))
+    assert call("compare", "plan.json", "--out", "results", "--jobs", "2")[0] == code
+    assert done == [((Path("plan.json"), Path("results")), {"jobs": 2, "scheduler": None}), Path("results")]
 
 
 @pytest.mark.parametrize(
