@@ -61,9 +61,9 @@ def _recorded_lines(parity: Mapping[str, Any], level: str) -> list[str]:
 
 def _warnings(parity: Mapping[str, Any]) -> list[str]:
     found = []
-    change = parity["auroc"]["tile"]["change"]
-    if change is not None and change < -LOST_AT_MOST:
-        found.append(f"Warning: the file loses {-100 * change:.1f} AUROC points of tiles.")
+    for name, figures in parity["auroc"].items():
+        if figures["change"] is not None and figures["change"] < -LOST_AT_MOST:
+            found.append(f"Warning: the file loses {-100 * figures['change']:.1f} AUROC points of {name}s.")
     if parity["synthetic"]:
         found.append("Generated data: these figures show that the pipeline works, they say nothing about patients.")
     return ["", *found] if found else []
