@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "engines": {"errors", "keys", "losses", "networks"},
     "runs": BASE | {"metrics", "networks"},
     "handlers": BASE | {"program", "data", "engines", "losses", "metrics", "networks", "runs"},
-    "deploy": PREPARATION | {"colonoscopy", "data", "engines", "handlers", "metrics", "networks", "runs"},
+    "deploy": PREPARATION | {"colonoscopy", "data", "engines", "handlers", "metrics", "networks", "report", "runs"},
     "report": BASE | {"metrics", "program"},
 }
 WITHOUT_FRAMEWORKS = [
