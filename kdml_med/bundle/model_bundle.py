@@ -269,8 +269,8 @@ def _model_card(
         "## Limits",
         "",
         "Figures hold for patients like those of the evaluation. Other hospitals, scanners or processors of video, "
-        "other stains and other patients need an evaluation of their own. Whether data may be passed on with these weights "
-        "is decided by the licence of the data they were trained on, not by the licence of this bundle.",
+        "other stains and other patients need an evaluation of their own. Whether these weights may be passed on is "
+        "decided by the licence of the data they were trained on, not by the licence of this bundle.",
         "",
         "## References",
         "",
