@@ -296,7 +296,10 @@ def _performance(run: RunDescription, metrics: Mapping[str, Any] | None, network
 
 def _spec(run: RunDescription, name: str) -> str:
     spec = copy.copy(run.networks[name])
-    return spec if isinstance(spec, str) else " ".join(map(str, spec.values()))
+    if isinstance(spec, str):
+        return f"({spec})"
+    own = [f"{key} {value}" for key, value in sorted(spec.items()) if key not in ("name", "stream")]
+    return f"({', '.join([str(spec['name']), *own])})"
 
 
 def _preparation(run: RunDescription) -> str:
