@@ -1,6 +1,6 @@
 # One command surface for people and for CI. `make setup` is enough for everything else.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-polyp experiment-demo test test-all wheel-test lint types bench docs settings-page check clean
+.PHONY: help setup bundle demo demo-polyp experiment-demo test test-all wheel-test lint types bench docs settings-page check clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := demo
 CLI := $(BIN)/python -m kdml_med.cli
+OUT ?= $(RUN)/bundle
+NETWORK ?= ensemble
 # Two processes of one thread each: threads of several processes that share two cores mostly wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -35,6 +37,10 @@ demo-polyp: setup  ## generated clips -> frames -> training -> test evaluation -
 
 experiment-demo: $(DEMO)/tiles/splits.csv  ## every arm of the paper with two seeds on the generated slides, compared, in demo/experiment/
 	$(CLI) compare docs/plans/demo.json --out $(DEMO)/experiment --jobs 2
+
+bundle: setup  ## a MONAI bundle of a finished run: make bundle RUN=… [OUT=…] [NETWORK=student_0]
+	@test -n "$(RUN)" || { echo "error: name the run: make bundle RUN=runs/crc" >&2; exit 2; }
+	$(BIN)/python -m kdml_med.bundle.model_bundle "$(RUN)" "$(OUT)" --network $(NETWORK)
 
 test: setup  ## fast tests, no network, no data of one's own
 	HYPOTHESIS_PROFILE=fixed $(PYTEST) -m "not slow and not real_data"

@@ -2,6 +2,7 @@
 
 cohort.json             networks, classes, image size, patients seen: what the networks are and how to feed them
                         (``RunDescription``)
+metadata.json           the same in the words of a MONAI bundle, for MONAI's own exports
 settings.json           the knobs that training started with; a resumed run must have the same
 checkpoints/last.pt     everything needed to go on; best.pt, student_0.pt, teacher.pt, ...: the best weights
 losses.csv              mean loss terms of every epoch

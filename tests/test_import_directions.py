@@ -31,7 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "engines": {"errors", "keys", "losses", "networks"},
     "runs": BASE | {"metrics", "networks"},
     "handlers": BASE | {"program", "data", "engines", "losses", "metrics", "networks", "runs"},
-    "deploy": PREPARATION | {"colonoscopy", "data", "engines", "handlers", "metrics", "networks", "report", "runs", "wsi"},
+    "deploy": PREPARATION
+    | {"colonoscopy", "data", "engines", "handlers", "metrics", "networks", "report", "runs", "wsi"},
     "report": BASE | {"metrics", "program"},
 }
 READS_RUNS = "kdml_med.programs.like"  # for who names a trained run, and not before

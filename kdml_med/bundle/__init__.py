@@ -7,6 +7,7 @@ from kdml_med.bundle.evaluation import (
     save_evaluation,
     save_speed,
 )
+from kdml_med.bundle.exporting import network_to_export
 from kdml_med.bundle.inference import prepare_source, save_detections, save_inference
 from kdml_med.bundle.slides import prepare_inference
 from kdml_med.bundle.training import build_loss, build_training_cohort, prepare_training, record_run, run_training
@@ -21,6 +22,7 @@ __all__ = [
     "find_root",
     "fold_of",
     "load_cohort",
+    "network_to_export",
     "prepare_evaluation",
     "prepare_inference",
     "prepare_source",

@@ -17,6 +17,7 @@ from kdml_med.bundle.workflow import errors_for_people
 from kdml_med.data.frames import FrameDataset
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.data.tiles import TileDataset
+from kdml_med.deploy.model_metadata import write_network_metadata
 from kdml_med.engines.trainer import KDMLTrainer
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
@@ -144,7 +145,7 @@ def record_run(
     built: tuple[Cohort, CohortLoss],
     level: Level | None = None,
 ) -> None:
-    """Write settings.json, and cohort.json with what is needed to build, feed and judge the networks again.
+    """Write settings.json, metadata.json, and cohort.json: what is needed to build, feed and judge the networks again.
 
     Patients that were learned from or chosen by are recorded as hashes, so that an evaluation can refuse to be run on
     them without the file naming anybody.
@@ -171,7 +172,9 @@ def record_run(
     run_dir = Path(settings["run_dir"])
     settings.holds = keep_out_others(run_dir, option="--run_dir")
     write_json(run_dir / SETTINGS_FILE, _recorded(settings))
-    _describe(settings, training, validation, cohort, level).write(run_dir)
+    described = _describe(settings, training, validation, cohort, level)
+    described.write(run_dir)
+    write_network_metadata(run_dir, described)
 
 
 def _check_tiles(tiles: TileDataset, settings: Settings, level: Level | None) -> None:

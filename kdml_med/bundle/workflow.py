@@ -58,7 +58,7 @@ def collect_settings(task: str) -> Settings:
     Raises:
         InputError: an override has a name that no config knows, or a value makes no sense.
     """
-    resolver = _innermost(ReferenceResolver)
+    resolver = innermost(ReferenceResolver)
     if resolver is None:
         raise RuntimeError("collect_settings is for expressions of a MONAI config.")
     names = [name for name in resolver.items if name and "::" not in name and name != ConfigParser.meta_key]
@@ -173,7 +173,7 @@ def find_root(name: str) -> str:
     Raises:
         InputError: none of them holds ``configs/metadata.json``.
     """
-    workflow = _innermost(ConfigWorkflow)
+    workflow = innermost(ConfigWorkflow)
     folders = [] if workflow is None else [Path(workflow.config_root_path)]
     folders += [file.parent for file in _named_files()]
     candidates = [folder.resolve().parent for folder in folders]
@@ -224,7 +224,7 @@ def _frames() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _innermost(kind: type[Found]) -> Found | None:
+def innermost(kind: type[Found]) -> Found | None:
     """The object of this class whose method is running, which MONAI does not hand over."""
     for frame in _frames():
         found = frame.f_locals.get("self")
@@ -250,7 +250,7 @@ def _written_names(resolver: ReferenceResolver, names: Sequence[str]) -> dict[st
     files = _named_files()
     if files:
         return tracking | read_configs(files)
-    workflow = _innermost(ConfigWorkflow)
+    workflow = innermost(ConfigWorkflow)
     if workflow is None:
         return {name: resolver.items[name].get_config() for name in names}
     # It does not keep their names: those of its folder of which everything is there.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 from sklearn.metrics import roc_auc_score
 
-from kdml_med.runs import load_network
+from kdml_med.runs import RunDescription, load_network
 from tests.bundles.conftest import CONFIGS, REPOSITORY, read_json, run_bundle
 from tests.synthetic_tiles import write_tile_dataset
 
@@ -93,7 +94,7 @@ def test_commands_work_inside_the_bundle_folder(dataset: Path, trained: Path, tm
 def export_words(command: str, trained: Path, target: Path, *more: str) -> list[str | Path]:
     return [
         command, "--net_id", "student_def", "--config_file", CONFIGS / "inference.json",
-        "--meta_file", CONFIGS / "metadata.json", "--run_dir", trained,
+        "--meta_file", trained / "metadata.json", "--run_dir", trained,
         "--ckpt_file", trained / "checkpoints/student_0.pt", "--filepath", target, *more,
     ]  # fmt: skip
 
@@ -114,6 +115,35 @@ def test_student_exports_to_onnx_with_the_same_answers(trained: Path, tmp_path: 
     with torch.no_grad():
         expected = load_network(trained, "student_0")(image)
     np.testing.assert_allclose(exported, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("command", "name"), [("ckpt_export", "student.ts"), ("onnx_export", "student.onnx")])
+def test_metadata_of_another_run_are_refused(trained: Path, tmp_path: Path, command: str, name: str) -> None:
+    words = export_words(command, trained, tmp_path / name, "--meta_file", str(CONFIGS / "metadata.json"))
+    result = run_bundle(*words, check=False)
+    assert result.returncode == 2
+    assert f"do not describe the run {trained}" in result.stderr
+    assert f"--meta_file {trained / 'metadata.json'}" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / name).exists()
+
+
+def test_exported_files_have_the_metadata_of_the_run(trained: Path, tmp_path: Path) -> None:
+    run_bundle(*export_words("ckpt_export", trained, tmp_path / "student.ts"))
+    extra = {"metadata.json": ""}
+    with pytest.warns(DeprecationWarning, match="jit"):
+        torch.jit.load(tmp_path / "student.ts", _extra_files=extra)
+    run = RunDescription.read(trained)
+    found = json.loads(extra["metadata.json"])
+    assert found["label_classes"] == ", ".join(f"{place} = {name}" for place, name in enumerate(run.classes))
+    image = found["network_data_format"]["inputs"]["image"]
+    assert image["spatial_shape"] == [run.image_size, run.image_size]
+
+
+def test_onnx_takes_its_shape_from_the_run(trained: Path, tmp_path: Path) -> None:
+    run_bundle(*export_words("onnx_export", trained, tmp_path / "student.onnx"))
+    session = onnxruntime.InferenceSession(tmp_path / "student.onnx")
+    assert session.get_inputs()[0].shape[2:] == [RunDescription.read(trained).image_size] * 2
 
 
 def test_metadata_is_verified_with_the_shipped_schema() -> None:

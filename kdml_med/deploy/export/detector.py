@@ -92,8 +92,8 @@ def place_frames(image: Tensor, height: int, width: int) -> tuple[Tensor, Tensor
         width: likewise.
 
     Returns:
-        float32 [batch, 3, height, width], whole numbers 0..255; the scale, float32 [1]; and float32 [2], width and height
-        of the frame on the canvas, not rounded.
+        float32 [batch, 3, height, width], whole numbers 0..255; the scale, float32 [1]; and float32 [2], width and
+        height of the frame on the canvas, not rounded.
     """
     rows = torch.arange(image.shape[1], dtype=torch.float64, device=image.device)
     columns = torch.arange(image.shape[2], dtype=torch.float64, device=image.device)

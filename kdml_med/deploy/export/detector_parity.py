@@ -191,7 +191,7 @@ def _recorded(run_dir: Path, split: str, network: str) -> dict[str, float] | Non
     folder = run_dir if split == "val" else run_dir / f"evaluation_{split}"
     if not (folder / METRICS_FILE).is_file():
         return None
-    figures = read_run_json(folder, METRICS_FILE)["networks"].get(network)
+    figures = read_run_json(folder, METRICS_FILE).get("networks", {}).get(network)
     return None if figures is None else {name: figures[name] for name in FIGURES}
 
 

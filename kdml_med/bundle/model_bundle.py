@@ -1,0 +1,331 @@
+"""A finished run as a MONAI bundle that stands alone: weights, configs, metadata and a model card."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import json
+import shutil
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import save_net_with_metadata
+
+from kdml_med.bundle.folders import bundle_dir
+from kdml_med.bundle.settings import known_default
+from kdml_med.data.frames import input_size
+from kdml_med.deploy.model_metadata import METADATA_FILE, answer_metadata
+from kdml_med.deploy.model_network import AnswerNetwork, traced_network
+from kdml_med.errors import InputError
+from kdml_med.keys import NetworkName, Task
+from kdml_med.program import tell_ending
+from kdml_med.runs import (
+    METRICS_FILE,
+    SETTINGS_FILE,
+    TRAIN_AGAIN,
+    RunDescription,
+    load_network,
+    read_run_json,
+)
+from kdml_med.storage.files import write_atomically, write_json
+from kdml_med.storage.folder import sole_user
+from kdml_med.storage.reading import take
+
+_ROOM = "kdml_med.deploy.model_network"
+_PLACES = ("initial_weights", "teacher_checkpoint")
+"""Settings that name files of the machine that trained."""
+
+
+def write_model_bundle(
+    run_dir: str | Path, out_dir: str | Path, *, network: str = NetworkName.ENSEMBLE.value, split: str = "test"
+) -> Path:
+    """Write a bundle that passes the checks of MONAI's model zoo.
+
+    Args:
+        run_dir: folder of the run.
+        out_dir: folder of the bundle; an earlier bundle there is written over.
+        network: "ensemble", "student_0" and so on, or "teacher".
+        split: whose evaluation the model card tells of, where there is one; else that of the validation split.
+
+    Returns:
+        The folder of the bundle.
+
+    Raises:
+        InputError: no such run or network, the ensemble cannot be one network, or the folder cannot be used.
+    """
+    run_dir, out_dir = Path(run_dir), Path(out_dir)
+    run = RunDescription.read(run_dir)
+    parts = _parts(run, run_dir, network)
+    if out_dir.is_dir() and any(out_dir.iterdir()) and not (out_dir / "configs" / METADATA_FILE).is_file():
+        raise InputError(f"{out_dir} holds other things than a bundle: name another folder.")
+    definition = _definition(run, parts)
+    metrics = _metrics(run_dir, split)
+    metadata = answer_metadata(run, network) | {"eval_metrics": _figures(run, metrics, network)}
+    with sole_user(out_dir):
+        (out_dir / "configs").mkdir(parents=True, exist_ok=True)
+        write_json(out_dir / "configs" / METADATA_FILE, metadata)
+        write_json(out_dir / "configs" / "inference.json", _inference(run, definition))
+        write_json(out_dir / "configs" / "train.json", _train(run, run_dir))
+        templates = bundle_dir(run.task)
+        shutil.copyfile(templates / "configs" / "logging.conf", out_dir / "configs" / "logging.conf")
+        shutil.copyfile(templates / "LICENSE", out_dir / "LICENSE")
+        _write_models(run_dir, out_dir / "models", parts, definition, metadata)
+        (out_dir / "docs").mkdir(exist_ok=True)
+        card = _model_card(run, network, parts, metrics, metadata)
+        write_atomically(out_dir / "docs" / "README.md", card.encode())
+    return out_dir
+
+
+def _parts(run: RunDescription, run_dir: Path, network: str) -> list[str]:
+    known = [*run.names, NetworkName.ENSEMBLE.value]
+    if network not in known:
+        raise InputError(f"network is {network!r}; the run {run_dir} has: {', '.join(known)}.")
+    if network != NetworkName.ENSEMBLE:
+        return [network]
+    students = [name for name in run.names if name != NetworkName.TEACHER]
+    if run.task is Task.DETECTION and len(students) > 1 and run.fusion != "anchors":
+        raise InputError(
+            f"the ensemble of {run_dir} joins the boxes of its students by weighted box fusion, which is no network: "
+            "name one student, such as student_0."
+        )
+    return students
+
+
+def _definition(run: RunDescription, parts: list[str]) -> dict[str, Any]:
+    """Arguments of ``AnswerNetwork``."""
+    own = {} if run.task is Task.DETECTION else {"average": run.ensemble_average}
+    return {
+        "networks": {name: run.networks[name] for name in parts},
+        "task": str(run.task),
+        "num_classes": run.num_classes,
+        "image_size": run.image_size,
+        **own,
+    }
+
+
+def _write_models(
+    run_dir: Path, folder: Path, parts: list[str], definition: dict[str, Any], metadata: Mapping[str, Any]
+) -> None:
+    """Write model.pt and model.ts."""
+    folder.mkdir(exist_ok=True)
+    network = AnswerNetwork(**definition)
+    for name in parts:
+        network.networks[name].load_state_dict(load_network(run_dir, name).state_dict())
+    buffer = io.BytesIO()
+    torch.save(network.state_dict(), buffer)
+    write_atomically(folder / "model.pt", buffer.getvalue())
+    traced = traced_network(**definition)
+    traced.load_state_dict(network.state_dict())
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        save_net_with_metadata(
+            traced, buffer, include_config_vals=False, append_timestamp=False, meta_values=dict(metadata)
+        )
+    write_atomically(folder / "model.ts", buffer.getvalue())
+
+
+def _inference(run: RunDescription, definition: dict[str, Any]) -> dict[str, Any]:
+    """Config that reads a folder of images and writes a table; MONAI's own parts where it has them."""
+    return {
+        "imports": ["$import pathlib", "$import torch", f"$import {_ROOM} as kdml"],
+        "bundle_root": ".",
+        "dataset_dir": "$@bundle_root + '/data'",
+        "output_dir": "$@bundle_root + '/eval'",
+        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
+        "batch_size": 16,
+        "image_size": run.image_size,
+        "classes": run.classes,
+        "network_def": {"_target_": f"{_ROOM}.traced_network", **definition, "image_size": "@image_size"},
+        "network": "$@network_def.to(@device)",
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                {"_target_": f"{_ROOM}.ReadImaged", "task": str(run.task), "image_size": "@image_size"},
+            ],
+        },
+        "dataset": {
+            "_target_": "Dataset",
+            "data": "$kdml.image_files(@dataset_dir)",
+            "transform": "@preprocessing",
+        },
+        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": "@batch_size"},
+        "inferer": {"_target_": "SimpleInferer"},
+        "handlers": [
+            {
+                "_target_": "CheckpointLoader",
+                "load_path": "$@bundle_root + '/models/model.pt'",
+                "load_dict": {"model": "@network"},
+                "map_location": "@device",
+            },
+            {
+                "_target_": f"{_ROOM}.AnswerTable",
+                "path": "$@output_dir + '/predictions.csv'",
+                "task": str(run.task),
+                "classes": "@classes",
+            },
+        ],
+        "evaluator": {
+            "_target_": "SupervisedEvaluator",
+            "device": "@device",
+            "val_data_loader": "@dataloader",
+            "network": "@network",
+            "inferer": "@inferer",
+            "val_handlers": "@handlers",
+            "decollate": False,
+        },
+        "run": ["$@evaluator.run()"],
+    }
+
+
+def _train(run: RunDescription, run_dir: Path) -> dict[str, Any]:
+    """The training config with the settings of the run, and with the parts that MONAI's zoo looks for by name."""
+    config: dict[str, Any] = json.loads((bundle_dir(run.task) / "configs" / "train.json").read_text())
+    settings = read_run_json(run_dir, SETTINGS_FILE)
+    knobs = take(settings, "knobs", dict[str, Any], run_dir / SETTINGS_FILE, remedy=TRAIN_AGAIN)
+    for name, value in knobs.items():
+        config[name] = known_default(run.task, name) if name in _PLACES else value
+    config |= {"dataset_dir": "$@bundle_root + '/data'", "max_epochs": settings["free"].get("max_epochs", 1)}
+    source = "frames" if run.task is Task.DETECTION else "tiles"
+    for part in ("train", "validate"):
+        dataset = config[part]["dataset"]
+        rest = {name: value for name, value in dataset.items() if name not in ("_target_", "dataset_dir")}
+        config[part]["dataset"] = {"_target_": f"{_ROOM}.{source}", "data": "@dataset_dir", **rest}
+    config["validate"]["handlers"] = []
+    config["validate"]["evaluator"]["val_handlers"] = "@validate#handlers"
+    return config
+
+
+def _metrics(run_dir: Path, split: str) -> dict[str, Any] | None:
+    """Figures of a split; those of training, on the validation split, where it was not evaluated."""
+    for folder in (run_dir / f"evaluation_{split}", run_dir):
+        if (folder / METRICS_FILE).is_file():
+            return read_run_json(folder, METRICS_FILE)
+    return None
+
+
+def _rows(run: RunDescription, metrics: Mapping[str, Any] | None, network: str) -> dict[str, tuple[float, Any]]:
+    """Figures of a network with their intervals."""
+    if metrics is None or network not in metrics.get("networks", {}):
+        return {}
+    own = metrics["networks"][network]
+    if run.task is Task.DETECTION:
+        found = {name: (own[name], own[f"{name}_ci95"]) for name in ("ap", "ap50", "ap75", "f1")}
+    else:
+        found = {
+            f"{level}_auroc": (own[level]["auroc"], own[level].get("auroc_ci95"))
+            for level in ("tile", str(metrics["level"]))
+        }
+    return {name: value for name, value in found.items() if value[0] is not None}
+
+
+def _figures(run: RunDescription, metrics: Mapping[str, Any] | None, network: str) -> dict[str, float]:
+    return {name: round(value, 4) for name, (value, _) in _rows(run, metrics, network).items()}
+
+
+def _model_card(
+    run: RunDescription, network: str, parts: list[str], metrics: Mapping[str, Any] | None, metadata: Mapping[str, Any]
+) -> str:
+    height, width = input_size(run.image_size)
+    detection = run.task is Task.DETECTION
+    lines = [
+        f"# {metadata['name']}",
+        "",
+        f"{metadata['description']}",
+        "",
+        "**Research only. Not a medical device, not for diagnosis.**",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| network | {network}: {', '.join(f'{name} {_spec(run, name)}' for name in parts)} |",
+        f"| classes | {metadata['label_classes'] if not detection else run.classes[-1]} |",
+        f"| input | {metadata['image_classes']} |",
+        f"| output | {metadata['pred_classes']} |",
+        f"| trained with | kdml_med {run.kdml_med}, {len(run.seen_patients['train'])} patients or sequences for "
+        f"training, {len(run.seen_patients['val'])} for validation |",
+        "",
+        "## Performance",
+        "",
+        *_performance(run, metrics, network),
+        "",
+        "## Use",
+        "",
+        "The configs refer to the package kdml_med, which has to be installed in the version above. From this folder:",
+        "",
+        "    python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir IMAGES",
+        "",
+        f"reads every image of a folder and writes `eval/predictions.csv`. {_preparation(run)} Without the package, "
+        f"`models/model.ts` takes normalised images, float32 [batch, 3, {height}, {width}].",
+        "",
+        "Training again with the settings of this run, on a dataset folder of kdml_med:",
+        "",
+        "    python -m monai.bundle run --config_file configs/train.json --dataset_dir DATA --run_dir RUN",
+        "",
+        "## Limits",
+        "",
+        "Figures hold for patients like those of the evaluation. Other hospitals, scanners or processors of video, "
+        "other stains and other patients need an evaluation of their own. Whether these weights may be passed on is "
+        "decided by the licence of the data they were trained on, not by the licence of this bundle.",
+        "",
+        "## References",
+        "",
+        *(f"- {reference}" for reference in metadata["references"]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _performance(run: RunDescription, metrics: Mapping[str, Any] | None, network: str) -> list[str]:
+    rows = _rows(run, metrics, network)
+    if not rows or metrics is None:
+        return ["Not evaluated."]
+    lines = [f"Split {metrics['split']}; intervals by bootstrap over {metrics['bootstrap']['unit']}s.", ""]
+    lines += ["| figure | value | 95 % interval |", "|---|---|---|"]
+    for name, (value, interval) in rows.items():
+        shown = "none" if not interval or interval[0] is None else f"{interval[0]:.3f} – {interval[1]:.3f}"
+        lines.append(f"| {name} | {value:.3f} | {shown} |")
+    if run.synthetic:
+        lines += ["", "Generated data: these figures show that the pipeline works, they say nothing about patients."]
+    return lines
+
+
+def _spec(run: RunDescription, name: str) -> str:
+    spec = copy.copy(run.networks[name])
+    if isinstance(spec, str):
+        return f"({spec})"
+    own = [f"{key} {value}" for key, value in sorted(spec.items()) if key not in ("name", "stream")]
+    return f"({', '.join([str(spec['name']), *own])})"
+
+
+def _preparation(run: RunDescription) -> str:
+    if run.task is Task.DETECTION:
+        return "Frames have to be cut to the field of the endoscope as `kdml_med` prepares them."
+    scale = f" of {run.mpp:g} µm/px" if run.mpp else ""
+    stain = "" if run.stain == "none" else f", normalised with {run.stain}"
+    return f"Images are tiles{scale}{stain}."
+
+
+def main(words: list[str] | None = None) -> int:
+    """``make bundle RUN=… OUT=…``."""
+    parser = argparse.ArgumentParser(prog="make bundle", description="Write a MONAI bundle of a finished run.")
+    parser.add_argument("run_dir")
+    parser.add_argument("out_dir")
+    parser.add_argument("--network", default=NetworkName.ENSEMBLE.value, help="ensemble, student_0, … or teacher")
+    given = parser.parse_args(words)
+    try:
+        print(f"Written to {write_model_bundle(given.run_dir, given.out_dir, network=given.network)}")
+    except (Exception, KeyboardInterrupt) as error:
+        code = tell_ending(error)
+        if code is None:
+            raise
+        return int(code)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
