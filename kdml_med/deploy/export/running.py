@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,14 @@ from kdml_med.deploy.export.classifiers import (
     draw_calibration,
     measure_classifier,
     write_classifier,
+)
+from kdml_med.deploy.export.detector_report import detector_parity_text, detector_speed_text, measure_detector
+from kdml_med.deploy.export.detectors import (
+    DetectorExport,
+    alike,
+    compare_exported_detector,
+    draw_calibration_frames,
+    write_detector,
 )
 from kdml_med.deploy.export.int8 import CALIBRATION_TILES
 from kdml_med.deploy.export.metadata import MODEL_FILE
@@ -85,6 +94,10 @@ def export_run(
     run_dir, out_dir = Path(run_dir), Path(out_dir)
     run = RunDescription.read(run_dir)
     _check_request(run, run_dir, network, format, split)
+    if run.task is Task.DETECTION:
+        detector = DetectorExport(run_dir, run, network, format, _dataset(run_dir, dataset_dir, format))
+        drawn = {"split": split, "limit": limit_tiles, "seed": seed}
+        return _export_detector(detector, out_dir, drawn, calibration_tiles, measure_speed=measure_speed)
     export = ClassifierExport(
         run_dir, run, network, _parts(run, network), format, _dataset(run_dir, dataset_dir, format)
     )
@@ -106,6 +119,36 @@ def export_run(
     return ExportReport(path, described, parity, speed)
 
 
+def _export_detector(
+    export: DetectorExport, out_dir: Path, drawn: Mapping[str, Any], calibration_frames: int, *, measure_speed: bool
+) -> ExportReport:
+    export.check()
+    with sole_user(out_dir):
+        path = out_dir / f"{export.network}{SUFFIXES[export.format]}"
+        _check_folder(out_dir, export)
+        calibration = draw_calibration_frames(export, frames=calibration_frames, seed=drawn["seed"])
+        described = write_detector(export, path, calibration=calibration)
+        parity = compare_exported_detector(export, path, **drawn)
+        floating = export.format != INT8
+        parity |= {"passed": alike(parity) if floating else None}
+        write_json(out_dir / PARITY_FILE, parity)
+        if floating and not parity["passed"]:
+            path.unlink()
+            raise InputError(
+                f"the {export.format} file of {export.network} gives other boxes than the network; it was removed, "
+                f"{out_dir / PARITY_FILE} has the figures."
+            )
+        write_json(out_dir / MODEL_FILE, described | {"file": path.name})
+        print(f"\n{detector_parity_text(parity, network=export.network, format=export.format)}\n")
+        speed = None
+        if measure_speed:
+            speed = measure_detector(export, path)
+            write_json(out_dir / SPEED_FILE, speed)
+            print(f"{detector_speed_text(speed)}\n")
+    print(f"{RESEARCH_ONLY}.\nWritten to {path}\n")
+    return ExportReport(path, described, parity, speed)
+
+
 def _check_request(run: RunDescription, run_dir: Path, network: str, format: str, split: str | None) -> None:
     known = [*run.names, NetworkName.ENSEMBLE.value]
     if network not in known:
@@ -114,8 +157,6 @@ def _check_request(run: RunDescription, run_dir: Path, network: str, format: str
         raise InputError(f"--format is {format!r}, expected one of {', '.join(SUFFIXES)}.")
     if split is not None and split not in list(Split):
         raise InputError(f"--split is {split!r}, expected one of {', '.join(Split)}.")
-    if run.task is not Task.CLASSIFICATION:
-        raise InputError(f"the run {run_dir} was trained for {run.task}; only classifiers can be exported yet.")
     check_libraries(format)
 
 
@@ -136,7 +177,7 @@ def _dataset(run_dir: Path, named: str | Path | None, format: str) -> Path | Non
         return None
 
 
-def _check_folder(out_dir: Path, export: ClassifierExport) -> None:
+def _check_folder(out_dir: Path, export: ClassifierExport | DetectorExport) -> None:
     """Refuse a folder with another export, whose files would be told apart by nothing."""
     path = out_dir / MODEL_FILE
     if not path.is_file():
