@@ -33,7 +33,7 @@ from kdml_med.keys import DetectionColumn, LossColumn, NetworkName, PredictionCo
 from kdml_med.metrics.aggregation import AggregationMethod, Level
 from kdml_med.networks.cohort import Cohort, load_trained
 from kdml_med.networks.registry import NetworkSpec, build_network
-from kdml_med.storage.files import write_json, write_parquet
+from kdml_med.storage.files import content_hash, write_json, write_parquet
 from kdml_med.storage.reading import build, damaged, fits, read_json, read_table, take, words
 
 COHORT_FILE = "cohort.json"
@@ -131,6 +131,20 @@ class RunDescription:
     def num_classes(self) -> int:
         """What networks are built with: detectors tell the classes apart from background, which is the first one."""
         return len(self.classes) - (self.task is Task.DETECTION)
+
+    def choose(self, network: str) -> tuple[str, ...]:
+        """Networks that have to answer: all students for "ensemble", or the one that is named.
+
+        Raises:
+            InputError: the run has no such network, or no students.
+        """
+        students = tuple(name for name in self.names if name != NetworkName.TEACHER)
+        if network == NetworkName.ENSEMBLE and students:
+            return students
+        if network not in self.networks:
+            known = ", ".join([*self.names, *([NetworkName.ENSEMBLE.value] if students else [])])
+            raise InputError(f"--network is {network!r}; the run has: {known}.")
+        return (network,)
 
     def has_seen(self, patient_id: str, parts: Iterable[str] = (Split.TRAIN, Split.VAL)) -> bool:
         """Whether a patient was learned from ("train") or chosen by ("val"), in whichever Unicode form the id is."""
@@ -307,6 +321,19 @@ def read_checkpoint(path: Path, kinds: Mapping[str, type | tuple[type, ...]], *,
 def checkpoint_path(run_dir: Path, name: str) -> Path:
     """File of a checkpoint: "last", "best" or a network's name."""
     return Path(run_dir) / CHECKPOINTS_DIR / f"{name}.pt"
+
+
+def hash_checkpoints(run_dir: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of the file with the weights of each network.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    paths = {name: checkpoint_path(run_dir, name) for name in names}
+    for path in paths.values():
+        if not path.is_file():
+            raise InputError(f"{run_dir} is not a finished training run: it has no {path.relative_to(run_dir)}.")
+    return {name: content_hash(path) for name, path in paths.items()}
 
 
 def load_network(run_dir: str | Path, name: str = "student_0", *, trained: bool = True) -> nn.Module:

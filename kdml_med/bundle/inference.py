@@ -18,10 +18,11 @@ from kdml_med.bundle.workflow import is_command
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.data.frames import FrameDataset
-from kdml_med.deploy.annotate import RESEARCH_ONLY, source_size
+from kdml_med.deploy.annotate import source_size
 from kdml_med.deploy.corrections import CORRECTIONS_DIR, check_untouched, list_images, write_corrections
 from kdml_med.deploy.dataset_maps import write_dataset_maps
 from kdml_med.deploy.frames import annotate_sources, boxes_in_source, coco_dataset, count_frames, judge_frames
+from kdml_med.deploy.wording import RESEARCH_ONLY, counted
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.keys import NetworkName, Task
 from kdml_med.runs import RunDescription, read_run_json, read_thresholds
@@ -129,10 +130,8 @@ def _without_other_options(message: str) -> str:
 
 
 def _check_network(run: RunDescription, settings: Settings) -> None:
-    known = [*run.names, NetworkName.ENSEMBLE.value]
     network = settings["network"]
-    if network not in known:
-        raise InputError(f"--network is {network!r}; the run {settings['run_dir']} has: {', '.join(known)}.")
+    run.choose(network)
     if network == NetworkName.TEACHER and settings["students_only"]:
         raise InputError("--network teacher is asked for, but --students_only is on: leave --students_only out.")
 
@@ -212,7 +211,7 @@ def save_detections(evaluator: Evaluator, settings: Settings) -> None:
         )  # fmt: skip
         size = f", {report.image_bytes / 1e6:,.1f} MB" if settings["correction_images"] else ""
         written.append(
-            f"{CORRECTIONS_DIR} ({_number(report.boxes, 'box', 'es')} in {_number(report.images, 'image')}{size})"
+            f"{CORRECTIONS_DIR} ({counted(report.boxes, 'box', 'es')} in {counted(report.images, 'image')}{size})"
         )
     _print_summary(target, frames, names, thresholds, written)
     if root is not None:
@@ -226,7 +225,7 @@ def _path_of(root: Path, name: str) -> Path:
 def _print_summary(
     target: Path, frames: pd.DataFrame, names: Sequence[str], thresholds: Mapping[str, float], written: Sequence[str]
 ) -> None:
-    print(f"\n{_number(len(frames), 'frame')} of {_number(frames['source'].nunique(), 'file')}. Frames with a polyp:")
+    print(f"\n{counted(len(frames), 'frame')} of {counted(frames['source'].nunique(), 'file')}. Frames with a polyp:")
     width = max(map(len, names))
     for name in names:
         count = int((frames[f"polyps_{name}"] > 0).sum())
@@ -242,16 +241,12 @@ def _judgement(frames: pd.DataFrame, name: str) -> str:
     return f"; {found:,} of {found + missed:,} annotated boxes found, {missed:,} missed, {false:,} false"
 
 
-def _number(count: int, what: str, plural: str = "s") -> str:
-    return f"{count:,} {what}{plural * (count != 1)}"
-
-
 def _name_failures(path: Path) -> None:
     """Name what could not be used, and end with the exit code that says so."""
     failures = read_table(path, ["input", "reason"], remedy="Run the same command again.")
     if failures.empty:
         return
-    print(f"{_number(len(failures), 'problem')}, all in {path}:")
+    print(f"{counted(len(failures), 'problem')}, all in {path}:")
     for name, reason in failures.head(_SHOWN)[["input", "reason"]].itertuples(index=False):
         print(f"  {name}: {reason}")
     if len(failures) > _SHOWN:

@@ -82,18 +82,13 @@ def write_model_bundle(
 
 
 def _parts(run: RunDescription, run_dir: Path, network: str) -> list[str]:
-    known = [*run.names, NetworkName.ENSEMBLE.value]
-    if network not in known:
-        raise InputError(f"network is {network!r}; the run {run_dir} has: {', '.join(known)}.")
-    if network != NetworkName.ENSEMBLE:
-        return [network]
-    students = [name for name in run.names if name != NetworkName.TEACHER]
-    if run.task is Task.DETECTION and len(students) > 1 and run.fusion != "anchors":
+    parts = list(run.choose(network))
+    if run.task is Task.DETECTION and len(parts) > 1 and run.fusion != "anchors":
         raise InputError(
             f"the ensemble of {run_dir} joins the boxes of its students by weighted box fusion, which is no network: "
             "name one student, such as student_0."
         )
-    return students
+    return parts
 
 
 def _definition(run: RunDescription, parts: list[str]) -> dict[str, Any]:

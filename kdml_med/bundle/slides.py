@@ -8,7 +8,6 @@ from pathlib import Path
 from kdml_med.bundle.evaluation import prepare_evaluation
 from kdml_med.bundle.settings import Settings
 from kdml_med.bundle.workflow import is_command
-from kdml_med.deploy.classifier import choose_networks
 from kdml_med.deploy.prediction_folder import PREDICTION_FILE
 from kdml_med.deploy.slides import predict_slides
 from kdml_med.errors import ExitCode, InputError
@@ -26,7 +25,7 @@ def prepare_inference(settings: Settings) -> None:
         InputError: settings contradict each other; or see ``prepare_evaluation``.
     """
     run = RunDescription.read(settings["run_dir"], task=Task.CLASSIFICATION)
-    choose_networks(run, settings["network"])
+    run.choose(settings["network"])
     if settings["network"] == NetworkName.TEACHER and settings["students_only"]:
         raise InputError("--network teacher is asked for, but --students_only is on: leave --students_only out.")
     if settings["slides"] is not None:

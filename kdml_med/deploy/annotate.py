@@ -22,8 +22,7 @@ from kdml_med.colonoscopy.video import (
     open_video,
     write_video,
 )
-
-RESEARCH_ONLY = "Research only, not for diagnosis"
+from kdml_med.deploy.wording import RESEARCH_ONLY
 
 FOUND = (0, 255, 150)
 ANNOTATED = (255, 235, 0)  # as on every contact sheet

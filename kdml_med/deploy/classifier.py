@@ -18,10 +18,9 @@ from kdml_med.deploy.export.formats import require, to_onnx
 from kdml_med.deploy.export.modules import BATCH_AXIS, INPUT_NAME, Axes, NormalizedImage
 from kdml_med.engines.evaluator import ensemble_probabilities
 from kdml_med.errors import InputError
-from kdml_med.keys import NetworkName, Task
+from kdml_med.keys import Task
 from kdml_med.networks.devices import check_device
-from kdml_med.runs import RunDescription, checkpoint_path, load_network
-from kdml_med.storage.files import content_hash
+from kdml_med.runs import RunDescription, load_network
 
 Runtime = Literal["auto", "torch", "onnx"]
 Images = npt.NDArray[np.uint8]
@@ -58,35 +57,6 @@ class ClassifierPlan:
     def runtime(self) -> str:
         """What computes."""
         return "torch" if self.onnx_path is None else "onnx"
-
-
-def choose_networks(run: RunDescription, network: str) -> tuple[str, ...]:
-    """Networks that have to answer: all students for "ensemble", or the one that is named.
-
-    Raises:
-        InputError: the run has no such network.
-    """
-    if network in run.names:
-        return (network,)
-    if network != NetworkName.ENSEMBLE:
-        known = ", ".join([*run.names, NetworkName.ENSEMBLE.value])
-        raise InputError(f"the run has no network {network!r}; it has: {known}.")
-    return tuple(name for name in run.names if name != NetworkName.TEACHER)
-
-
-def hash_weights(run_dir: Path, names: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of the file with the weights of each network.
-
-    Raises:
-        InputError: a file is missing.
-    """
-    hashes = {}
-    for name in names:
-        path = checkpoint_path(run_dir, name)
-        if not path.is_file():
-            raise InputError(f"{run_dir} is not a finished training run: it has no {path.relative_to(run_dir)}.")
-        hashes[name] = content_hash(path)
-    return hashes
 
 
 def plan_classifier(
@@ -214,9 +184,10 @@ class Classifier:
         with torch.inference_mode():
             parts = [self._logits(images[start : start + size]) for start in range(0, len(images), size)]
             logits = {name: torch.cat([part[name] for part in parts]) for name in self.plan.names}
-            found = ensemble_probabilities(logits, average=self.plan.average)
-        if len(logits) == 1:
-            del found[NetworkName.ENSEMBLE.value]
+            if len(logits) == 1:  # nothing to average, and a teacher is no part of an ensemble
+                found = {name: torch.softmax(values, dim=1) for name, values in logits.items()}
+            else:
+                found = ensemble_probabilities(logits, average=self.plan.average)
         return {name: value.cpu().numpy() for name, value in found.items()}
 
     def _torch_logits(self) -> Callable[[Images], dict[str, Tensor]]:

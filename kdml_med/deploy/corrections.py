@@ -31,7 +31,8 @@ from kdml_med.colonoscopy.formats import format_voc, format_yolo
 from kdml_med.colonoscopy.readers import FORMATS
 from kdml_med.colonoscopy.video import VIDEO_SUFFIXES, VideoCutShortError, iterate_video
 from kdml_med.data.frames import FrameDataset
-from kdml_med.deploy.annotate import RESEARCH_ONLY, SourceSize
+from kdml_med.deploy.annotate import SourceSize
+from kdml_med.deploy.wording import RESEARCH_ONLY
 from kdml_med.errors import InputError
 from kdml_med.keys import DetectionColumn
 from kdml_med.metrics.box_matching import BOX_COLUMNS

@@ -16,7 +16,8 @@ from PIL import ImageDraw, ImageFont
 
 from kdml_med.colonoscopy.boxes import Box
 from kdml_med.colonoscopy.field import Image
-from kdml_med.deploy.annotate import ANNOTATED, FOUND, RESEARCH_ONLY, Detected, draw_box, inside
+from kdml_med.deploy.annotate import ANNOTATED, FOUND, Detected, draw_box, inside
+from kdml_med.deploy.wording import RESEARCH_ONLY
 from kdml_med.storage.files import write_atomically
 from kdml_med.storage.walking import printable
 

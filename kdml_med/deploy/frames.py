@@ -15,13 +15,9 @@ from kdml_med.colonoscopy.frames import Placement
 from kdml_med.colonoscopy.planning import shard_name
 from kdml_med.colonoscopy.video import VIDEO_SUFFIXES
 from kdml_med.data.frames import FrameDataset
-from kdml_med.deploy.annotate import (
-    RESEARCH_ONLY,
-    Detected,
-    SourceSize,
-    write_annotated_video,
-)
+from kdml_med.deploy.annotate import Detected, SourceSize, write_annotated_video
 from kdml_med.deploy.frame_sheet import collect_frames, write_sheets
+from kdml_med.deploy.wording import RESEARCH_ONLY
 from kdml_med.keys import DetectionColumn, network_order
 from kdml_med.metrics.box_matching import BOX_COLUMNS, match_detections, read_frames
 from kdml_med.metrics.detection import by_network, count_at, found_boxes

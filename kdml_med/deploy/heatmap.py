@@ -16,15 +16,13 @@ from kdml_med.deploy.geojson import write_shapes
 from kdml_med.deploy.layer import write_layer
 from kdml_med.deploy.lettering import FAINT, INK, PAPER, font, line_height, wrap, write_lines
 from kdml_med.deploy.raster import DIFFERENCE, HEAT, Plane, choose_pitch, colour_of, colours, rasterise
+from kdml_med.deploy.wording import GENERATED, RESEARCH_ONLY
 from kdml_med.storage.files import naming, write_if_changed
 
 HEATMAP_FILE = "heatmap.png"
 DISAGREEMENT_FILE = "disagreement.png"
 LAYER_FILE = "heatmap.ome.tiff"
 SHAPES_FILE = "tiles.geojson"
-
-RESEARCH_ONLY = "Research only, not for diagnosis"
-GENERATED = "Generated data: the picture shows that the pipeline works, it says nothing about patients."
 
 _LONGEST_PX, _SHORTEST_PX = 1100, 420
 """The longest side of a slide on a picture: larger ones are reduced to the one, smaller ones enlarged to the other."""

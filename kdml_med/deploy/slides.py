@@ -12,15 +12,15 @@ from typing import Any
 
 import pandas as pd
 
-from kdml_med.deploy.classifier import ClassifierPlan, Runtime, choose_networks, hash_weights, plan_classifier
-from kdml_med.deploy.heatmap import RESEARCH_ONLY
+from kdml_med.deploy.classifier import ClassifierPlan, Runtime, plan_classifier
 from kdml_med.deploy.one_slide import PredictionJob, SlideSettings, predict_slide
 from kdml_med.deploy.prediction_folder import TILES_FILE, Finished, PredictionFolder
 from kdml_med.deploy.prediction_tables import join_slides
+from kdml_med.deploy.wording import RESEARCH_ONLY
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.keys import NetworkName, Task
 from kdml_med.metrics.aggregation import AggregationMethod, Level
-from kdml_med.runs import PATIENTS_FILE, RunDescription
+from kdml_med.runs import PATIENTS_FILE, RunDescription, hash_checkpoints
 from kdml_med.storage.files import content_hash, write_parquet, write_table
 from kdml_med.storage.folder import list_versions
 from kdml_med.storage.manifest import FAILURES_FILE, SLIDES_FILE
@@ -153,7 +153,7 @@ def predict_slides(
         ensemble_average=ensemble_average or run.ensemble_average,
     )
     options = _tiling_options(run_dir, run, assume_mpp)
-    names = choose_networks(run, network)
+    names = run.choose(network)
     table = _read_labels(labels, run)
     found = _find(paths, output_dir)
     regions = _find_regions(roi, found)
@@ -330,7 +330,7 @@ def _describe(run_dir: Path, run: RunDescription, network: str, settings: SlideS
         },
         "network": network,
         "runtime": plan.runtime,
-        "weights": hash_weights(run_dir, plan.names),
+        "weights": hash_checkpoints(run_dir, plan.names),
         "networks": {
             "image_size": plan.image_size,
             "ensemble_average": plan.average,

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from kdml_med.deploy.heatmap import GENERATED, RESEARCH_ONLY
 from kdml_med.deploy.lettering import FAINT, INK, PAPER, line_height, wrap, write_lines
 from kdml_med.deploy.raster import HEAT, colour_of
+from kdml_med.deploy.wording import GENERATED, RESEARCH_ONLY, three_digits
 from kdml_med.storage.files import naming, write_if_changed
 
 TOP_FILE = "tiles_top.png"
@@ -138,15 +138,10 @@ def _draw_sheet(slide_id: str, notes: Sequence[str], tiles: Sequence[SheetTile],
         canvas.paste(shown, (left, top))
         if tile.cam is not None:
             canvas.paste(_overlaid(shown, tile.cam), (left + _CELL_PX, top))
-        text = f"{_three(tile.probability)}   x {tile.x_l0:,.0f}  y {tile.y_l0:,.0f}"
+        text = f"{three_digits(tile.probability)}   x {tile.x_l0:,.0f}  y {tile.y_l0:,.0f}"
         lines = wrap(text, _TEXT_PX, cell_width, lines=1)
         write_lines(draw, (left, top + _CELL_PX + 3), lines, _TEXT_PX)
     return canvas
-
-
-def _three(probability: float) -> str:
-    """Three digits, and neither 0 nor 1: a network that rounds to one of them is not certain, either."""
-    return "<0.001" if probability < 0.0005 else ">0.999" if probability >= 0.9995 else f"{probability:.3f}"
 
 
 def _fitted(image: npt.NDArray[np.uint8]) -> Image.Image:

@@ -161,8 +161,11 @@ def test_tables_say_where_tiles_are_and_how_far_students_differ(run_dir: Path, s
 
 def test_one_network_answers_alone_and_leaves_no_disagreement(run_dir: Path, slides: Path, tmp_path: Path) -> None:
     for network in ("teacher", "student_1"):
-        predict(run_dir, slides / "a.svs", tmp_path / network, network=network)
+        report = predict(run_dir, slides / "a.svs", tmp_path / network, network=network)
+        assert (report.done, report.failures) == (1, [])
         tiles = tiles_of(tmp_path / network)
+        assert len(tiles) > 20
+        assert tiles[f"probability_{network}"].std() > 0.01
         assert [name for name in tiles if name.startswith("probability")] == [f"probability_{network}"]
         assert tiles["disagreement"].isna().all()
 
@@ -369,7 +372,7 @@ def test_input_that_makes_no_sense_is_refused_in_one_line_before_anything_is_wri
         ("was trained for detection; this needs one for classification", {"run_dir": polyps}),
         ("does not know mpp of its tiles", {"run_dir": imported}),
         ("checkpoints/student_0.pt", {"run_dir": no_weights}),
-        ("no network 'student_7'; it has: teacher, student_0, student_1, ensemble", {"network": "student_7"}),
+        ("--network is 'student_7'; the run has: teacher, student_0, student_1, ensemble", {"network": "student_7"}),
         ("does not exist", {"inputs": [slides / "z.svs"]}),
         ("holds no slide", {"inputs": [tmp_path / "empty"]}),
         ("no input was given", {"inputs": []}),

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kdml_med.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from kdml_med.deploy.annotate import RESEARCH_ONLY
+from kdml_med.deploy.wording import RESEARCH_ONLY
 from kdml_med.keys import NetworkName, Task
-from kdml_med.runs import RunDescription, checkpoint_path
-from kdml_med.storage.files import content_hash
+from kdml_med.runs import RunDescription, hash_checkpoints
 
 MODEL_FILE = "model.json"
 SCHEMA_VERSION = 1
@@ -51,7 +50,7 @@ def describe_run(run: RunDescription, run_dir: Path, *, network: str, parts: Seq
         "run": {
             "kdml_med": run.kdml_med,
             "fold": run.fold,
-            "weights_sha256": {name: content_hash(checkpoint_path(run_dir, name)) for name in parts},
+            "weights_sha256": hash_checkpoints(run_dir, parts),
         },
         "kdml_med": version("kdml_med"),
     }

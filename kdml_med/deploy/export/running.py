@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdml_med.deploy.annotate import RESEARCH_ONLY
 from kdml_med.deploy.export.classifiers import (
     INT8,
     SUFFIXES,
@@ -31,8 +30,9 @@ from kdml_med.deploy.export.metadata import MODEL_FILE
 from kdml_med.deploy.export.parity import PARITY_FILE, TOLERANCE
 from kdml_med.deploy.export.parity_text import parity_text
 from kdml_med.deploy.export.speed_table import speed_text
+from kdml_med.deploy.wording import RESEARCH_ONLY
 from kdml_med.errors import InputError
-from kdml_med.keys import NetworkName, Split, Task
+from kdml_med.keys import Split, Task
 from kdml_med.runs import SPEED_FILE, RunDescription, trained_on
 from kdml_med.storage.files import write_json
 from kdml_med.storage.folder import sole_user
@@ -93,14 +93,13 @@ def export_run(
     """
     run_dir, out_dir = Path(run_dir), Path(out_dir)
     run = RunDescription.read(run_dir)
-    _check_request(run, run_dir, network, format, split)
+    _check_request(run, network, format, split)
     if run.task is Task.DETECTION:
         detector = DetectorExport(run_dir, run, network, format, _dataset(run_dir, dataset_dir, format))
         drawn = {"split": split, "limit": limit_tiles, "seed": seed}
         return _export_detector(detector, out_dir, drawn, calibration_tiles, measure_speed=measure_speed)
-    export = ClassifierExport(
-        run_dir, run, network, _parts(run, network), format, _dataset(run_dir, dataset_dir, format)
-    )
+    parts = run.choose(network)
+    export = ClassifierExport(run_dir, run, network, parts, format, _dataset(run_dir, dataset_dir, format))
     with sole_user(out_dir):
         path = out_dir / f"{network}{SUFFIXES[format]}"
         _check_folder(out_dir, export)
@@ -149,21 +148,13 @@ def _export_detector(
     return ExportReport(path, described, parity, speed)
 
 
-def _check_request(run: RunDescription, run_dir: Path, network: str, format: str, split: str | None) -> None:
-    known = [*run.names, NetworkName.ENSEMBLE.value]
-    if network not in known:
-        raise InputError(f"--network is {network!r}; the run {run_dir} has: {', '.join(known)}.")
+def _check_request(run: RunDescription, network: str, format: str, split: str | None) -> None:
+    run.choose(network)
     if format not in SUFFIXES:
         raise InputError(f"--format is {format!r}, expected one of {', '.join(SUFFIXES)}.")
     if split is not None and split not in list(Split):
         raise InputError(f"--split is {split!r}, expected one of {', '.join(Split)}.")
     check_libraries(format)
-
-
-def _parts(run: RunDescription, network: str) -> tuple[str, ...]:
-    if network != NetworkName.ENSEMBLE:
-        return (network,)
-    return tuple(name for name in run.names if name != NetworkName.TEACHER)
 
 
 def _dataset(run_dir: Path, named: str | Path | None, format: str) -> Path | None:
