@@ -152,6 +152,12 @@ class RunDescription:
         seen = {name for part in parts for name in self.seen_patients[part]}
         return not seen.isdisjoint(map(hashed_patient, forms))
 
+    def seen_in(self, names: Iterable[str]) -> Split | None:
+        """Where a patient was seen who could have any of these names: "train" before "val"; None where nowhere."""
+        known = list(names)
+        found = (part for part in (Split.TRAIN, Split.VAL) if any(self.has_seen(name, [part]) for name in known))
+        return next(found, None)
+
     def write(self, run_dir: str | Path) -> None:
         """Write cohort.json; what the other task knows is left out."""
         others = _ONLY_DETECTION if self.task is Task.CLASSIFICATION else _ONLY_CLASSIFICATION

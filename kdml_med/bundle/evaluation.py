@@ -16,6 +16,7 @@ from kdml_med.bundle.workflow import errors_for_people
 from kdml_med.data.frames import FrameDataset
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.data.tiles import TileDataset
+from kdml_med.deploy.prediction_tables import with_seen
 from kdml_med.deploy.speed import REPEATS, measure_speed
 from kdml_med.errors import InputError
 from kdml_med.keys import PredictionColumn, Split, Task
@@ -213,12 +214,30 @@ def run_evaluator(evaluator: Evaluator) -> pd.DataFrame:
 
 
 def write_tile_predictions(
-    target: Path, predictions: pd.DataFrame, dataset: TileDataset, level: Level, aggregation: AggregationMethod
-) -> None:
-    """Write predictions.parquet and patients.csv."""
+    target: Path,
+    predictions: pd.DataFrame,
+    dataset: TileDataset,
+    level: Level,
+    aggregation: AggregationMethod,
+    *,
+    seen_by: RunDescription | None = None,
+) -> pd.DataFrame:
+    """Write predictions.parquet and patients.csv, and return the latter.
+
+    Args:
+        target: folder.
+        predictions: columns of ``PredictionColumn``.
+        dataset: that they are of.
+        level: "patient" or "slide".
+        aggregation: how tiles become one probability.
+        seen_by: a run; patients.csv then says whom it has seen in training.
+    """
     write_predictions(target / PREDICTIONS_FILE, predictions)
     table = group_table(predictions, level=level, method=aggregation, classes=dataset.classes)
+    if seen_by is not None:
+        table = with_seen(table, {name: seen_by.seen_in([name]) for name in table["patient_id"].unique()})
     write_table(target / PATIENTS_FILE, table)
+    return table
 
 
 def _heading(metrics: Mapping[str, Any]) -> str:

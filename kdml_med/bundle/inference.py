@@ -22,6 +22,8 @@ from kdml_med.deploy.annotate import source_size
 from kdml_med.deploy.corrections import CORRECTIONS_DIR, check_untouched, list_images, write_corrections
 from kdml_med.deploy.dataset_maps import write_dataset_maps
 from kdml_med.deploy.frames import annotate_sources, boxes_in_source, coco_dataset, count_frames, judge_frames
+from kdml_med.deploy.prediction_report import tell_seen
+from kdml_med.deploy.prediction_tables import SEEN_IN
 from kdml_med.deploy.wording import RESEARCH_ONLY, counted
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.keys import NetworkName, Task
@@ -54,15 +56,18 @@ def save_inference(evaluator: Evaluator | None, settings: Settings) -> None:
         return
     predictions = run_evaluator(evaluator)
     target, level = Path(settings["output_dir"]), settings["level"]
-    write_tile_predictions(target, predictions, evaluator.data_loader.dataset, level, settings["aggregation"])
-    groups = predictions[f"{level}_id"].nunique()
-    print(f"\n{predictions['sample_id'].nunique():,} tiles of {groups} {level}s. Written to {target}\n")
+    run = RunDescription.read(settings["run_dir"], task=Task.CLASSIFICATION)
+    dataset, networks = evaluator.data_loader.dataset, evaluator.network.networks
+    patients = write_tile_predictions(target, predictions, dataset, level, settings["aggregation"], seen_by=run)
+    tiles, groups = predictions["sample_id"].nunique(), len(patients)
+    print(f"\n{counted(tiles, 'tile')} of {counted(groups, level)}. Written to {target}")
+    print(*tell_seen(patients[SEEN_IN]), "", sep="\n")
     if settings["maps"]:
-        run = RunDescription.read(settings["run_dir"], task=Task.CLASSIFICATION)
-        dataset, networks = evaluator.data_loader.dataset, evaluator.network.networks
-        students = {name: network for name, network in networks.items() if name != NetworkName.TEACHER}
+        names = run.choose(settings["network"])
+        looked_into = {name: networks[name] for name in names}
         about: dict[str, Any] = {"classes": run.classes, "synthetic": run.synthetic, "device": settings["device"]}
-        print(write_dataset_maps(target, dataset, predictions, students, **about))
+        about |= {"network": names[0] if len(names) == 1 else NetworkName.ENSEMBLE.value}
+        print(write_dataset_maps(target, dataset, predictions, looked_into, **about))
 
 
 def prepare_source(settings: Settings) -> str:

@@ -16,16 +16,16 @@ from torch import nn
 from kdml_med.data.tiles import TileDataset
 from kdml_med.deploy.grad_cam import mean_grad_cam
 from kdml_med.deploy.heatmap import SlidePicture, write_maps
+from kdml_med.deploy.prediction_folder import PROBABILITY, SLIDES_DIR, TILES_FILE, slide_dir
+from kdml_med.deploy.prediction_tables import with_disagreement
 from kdml_med.deploy.tile_sheet import SHEET_TILES, SheetTile, choose_tiles, write_tile_sheets
+from kdml_med.deploy.wording import counted
 from kdml_med.errors import InputError
-from kdml_med.keys import BatchKey, NetworkName
+from kdml_med.keys import BatchKey, NetworkName, network_order
 from kdml_med.program import progress_bar
 from kdml_med.storage.files import write_parquet
 from kdml_med.storage.manifest import SLIDES_FILE
 from kdml_med.storage.reading import damaged, read_table
-
-SLIDES_DIR = "slides"
-TILES_FILE = "tiles.parquet"
 
 _LONGEST_PX = 1600
 _BARE = 245
@@ -48,6 +48,7 @@ def write_dataset_maps(
     predictions: pd.DataFrame,
     networks: Mapping[str, nn.Module],
     *,
+    network: str = NetworkName.ENSEMBLE.value,
     classes: Sequence[str],
     synthetic: bool,
     device: str = "cpu",
@@ -58,7 +59,8 @@ def write_dataset_maps(
         output_dir: gets tiles.parquet and slides/<slide_id>/.
         dataset: gives the tiles; its transform normalises them as the networks want it.
         predictions: columns of ``PredictionColumn``, with the ensemble.
-        networks: the students by name; the maps are of their ensemble.
+        networks: those by name that Grad-CAM looks into: the one whose maps are drawn, or all students.
+        network: whose maps are drawn.
         classes: names; the last one is the positive class.
         synthetic: the networks were trained on generated data; so may the dataset be.
         device: where the networks are.
@@ -77,7 +79,6 @@ def write_dataset_maps(
         raise InputError(f"{dataset.dataset_dir / SLIDES_FILE} has no slide {missing[0]!r}, which has tiles. {_REMEDY}")
     tiles = tile_table(dataset.rows, predictions)
     write_parquet(output_dir / TILES_FILE, tiles)
-    chosen = f"probability_{NetworkName.ENSEMBLE}"
     groups = tiles.groupby("slide_id", sort=False)
     with progress_bar(groups.ngroups, what="maps", unit="slide") as bar:
         for name, own in groups:
@@ -88,20 +89,20 @@ def write_dataset_maps(
                 overview=overview,
                 downsample=downsample,
                 **slides[slide_id]._asdict(),
-                tiles=own.assign(probability=own[chosen]),
+                tiles=own.assign(probability=own[f"{PROBABILITY}{network}"]),
                 classes=list(classes),
-                network=NetworkName.ENSEMBLE.value,
+                network=network,
                 synthetic=synthetic or dataset.info.synthetic,
             )
-            folder = output_dir / SLIDES_DIR / slide_id
+            folder = slide_dir(output_dir, slide_id)
             write_maps(folder, picture)
             _write_sheets(folder, picture, dataset, list(networks.values()), device)
             bar.update()
-    return f"Maps of {groups.ngroups} slides: {output_dir / SLIDES_DIR}."
+    return f"Maps of {counted(groups.ngroups, 'slide')}: {output_dir / SLIDES_DIR}."
 
 
 def tile_table(rows: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
-    """Rows of tiles.parquet: places of tiles, a probability for each network, and how far the students are apart.
+    """Rows of tiles.parquet, as a prediction of slides has them: one student is no ensemble.
 
     Args:
         rows: of the manifest; the result has its order and its index.
@@ -109,12 +110,11 @@ def tile_table(rows: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     """
     wide = predictions.pivot(index="sample_id", columns="network", values="probability").loc[rows["sample_id"]]
     table: pd.DataFrame = rows[_PLACE].copy()
-    for name in predictions["network"].unique():
-        table[f"probability_{name}"] = wide[name].to_numpy()
-    students = [name for name in wide if name not in (NetworkName.TEACHER, NetworkName.ENSEMBLE)]
-    apart = wide[students].max(axis=1) - wide[students].min(axis=1)
-    table["disagreement"] = apart.to_numpy() if len(students) > 1 else np.nan
-    return table
+    students = set(wide) - {NetworkName.TEACHER, NetworkName.ENSEMBLE}
+    for name in sorted(wide, key=network_order):
+        if name != NetworkName.ENSEMBLE or len(students) > 1:
+            table[f"{PROBABILITY}{name}"] = wide[name].to_numpy(np.float32)
+    return with_disagreement(table)
 
 
 def _read_slides(path: Path) -> dict[str, _Slide]:

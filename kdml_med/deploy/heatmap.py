@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ DISAGREEMENT_FILE = "disagreement.png"
 LAYER_FILE = "heatmap.ome.tiff"
 SHAPES_FILE = "tiles.geojson"
 
-_LONGEST_PX, _SHORTEST_PX = 1100, 420
+PANEL_PX, _LEAST_PANEL_PX = 1100, 420
 """The longest side of a slide on a picture: larger ones are reduced to the one, smaller ones enlarged to the other."""
 _LEAST_WIDTH_PX = 720
 _MARGIN_PX, _GAP_PX = 24, 16
@@ -49,6 +50,7 @@ class SlidePicture:
         classes: names; the last one is the positive class.
         network: whose probabilities these are.
         synthetic: the slide or the training data are generated.
+        outlines: of regions that the tissue was restricted to, each float, [points, 2], (x, y), level-0 pixels.
     """
 
     slide_id: str
@@ -61,6 +63,7 @@ class SlidePicture:
     classes: list[str]
     network: str
     synthetic: bool
+    outlines: Sequence[npt.NDArray[np.float64]] = ()
 
     @property
     def differs(self) -> bool:
@@ -150,6 +153,8 @@ def _write_map(path: Path, picture: SlidePicture, scale: _Scale) -> None:
     slide, to_l0 = _scaled(picture)
     plane = rasterise(picture.tiles, scale.column, (slide.height, slide.width), to_l0)
     panels = [slide, _coloured(slide, plane, scale)]
+    for panel in panels:
+        _draw_outlines(panel, picture, to_l0)
     stacked = slide.width > 1.3 * slide.height
     width = slide.width if stacked else 2 * slide.width + _GAP_PX
     width = max(width, _LEAST_WIDTH_PX)
@@ -180,6 +185,7 @@ def _heading(picture: SlidePicture, scale: _Scale, width: int, sizes: _Sizes) ->
     """Lines above the map: text, size and whether they are bold."""
     count = int(picture.tiles[scale.column].notna().sum())
     facts = f"{scale.title} · network: {picture.network} · {count:,} tile{'s' * (count != 1)}, no colour elsewhere"
+    facts += "; only inside of the line" if picture.outlines else ""
     lines = [(picture.slide_id, sizes.title, True), (facts, sizes.text, False)]
     lines += [(note, sizes.text, False) for note in (scale.note, f"{RESEARCH_ONLY}.") if note]
     lines += [(GENERATED, sizes.text, True)] if picture.synthetic else []
@@ -190,7 +196,7 @@ def _scaled(picture: SlidePicture) -> tuple[Image.Image, tuple[float, float]]:
     """The slide as it is shown, and level-0 pixels per shown pixel, (x, y)."""
     height, width = picture.overview.shape[:2]
     longest = max(height, width)
-    factor = min(_LONGEST_PX, max(_SHORTEST_PX, longest)) / longest
+    factor = min(PANEL_PX, max(_LEAST_PANEL_PX, longest)) / longest
     size = max(1, round(width * factor)), max(1, round(height * factor))
     slide = Image.fromarray(picture.overview).resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
     return slide, (picture.downsample * width / size[0], picture.downsample * height / size[1])
@@ -202,6 +208,15 @@ def _coloured(slide: Image.Image, plane: Plane, scale: _Scale) -> Image.Image:
     cover = np.where(np.isnan(plane), 0, _COVER)[..., None]
     mixed = below * (1 - cover) + colour_of(plane, scale.colours, scale.highest) * cover
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
+
+
+def _draw_outlines(panel: Image.Image, picture: SlidePicture, to_l0: tuple[float, float]) -> None:
+    """Regions as dark lines on a light rim, which are seen on every colour."""
+    draw = ImageDraw.Draw(panel)
+    for colour, width in ((PAPER, 5), (INK, 2)):
+        for ring in picture.outlines:
+            corners = [tuple(point) for point in (ring / to_l0).tolist()]
+            draw.line([*corners, *corners[:2]], fill=colour, width=width, joint="curve")
 
 
 def _draw_scale_bar(draw: ImageDraw.ImageDraw, place: tuple[int, int], um_per_px: float, sizes: _Sizes) -> None:

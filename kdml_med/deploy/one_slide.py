@@ -18,11 +18,11 @@ import torch
 from kdml_med.data.images import decode_image, resize_square
 from kdml_med.deploy.classifier import Classifier, ClassifierPlan, Images, Probabilities
 from kdml_med.deploy.grad_cam import mean_grad_cam
-from kdml_med.deploy.heatmap import SlidePicture, write_maps
+from kdml_med.deploy.heatmap import PANEL_PX, SlidePicture, write_maps
 from kdml_med.deploy.prediction_folder import DISAGREEMENT, PROBABILITY, write_slide
-from kdml_med.deploy.tile_sheet import SHEET_TILES, SheetTile, write_tile_sheets
+from kdml_med.deploy.prediction_tables import networks_of, with_disagreement
+from kdml_med.deploy.tile_sheet import SHEET_TILES, SheetTile, choose_tiles, write_tile_sheets
 from kdml_med.errors import InputError
-from kdml_med.keys import NetworkName
 from kdml_med.wsi.cutter import (
     Candidate,
     CutTile,
@@ -34,7 +34,7 @@ from kdml_med.wsi.cutter import (
     tile_name,
 )
 from kdml_med.wsi.options import TilingOptions
-from kdml_med.wsi.regions import read_regions
+from kdml_med.wsi.regions import Regions
 from kdml_med.wsi.slide import SlideError
 from kdml_med.wsi.stain import normalise_stains
 from kdml_med.wsi.tissue import Mask
@@ -44,10 +44,10 @@ _EXPLAINED = 4  # tiles at a time: every layer of the networks is kept meanwhile
 
 @dataclass(frozen=True)
 class PredictionJob:
-    """A slide to predict, and where in it tissue counts: a GeoJSON file, or None for everywhere."""
+    """A slide to predict, and where in it tissue counts, None for everywhere."""
 
     slide: SlideJob
-    roi: Path | None = None
+    regions: Regions | None = None
 
 
 @dataclass(frozen=True)
@@ -95,18 +95,18 @@ def predict_slide(
         InputError: the output cannot be written, or a network answers with something that is no number.
     """
     try:
-        region = None if job.roi is None else _region(job.roi)
+        region = None if job.regions is None else _region(job.regions)
         with _one_torch_thread(), open_cutter(job.slide, settings.options, threads=threads, region=region) as cutter:
-            _predict(cutter, on_tiles, settings, threads)
+            _predict(cutter, job.regions, on_tiles, settings, threads)
     except SlideError as error:
         return str(error)
     return None
 
 
-def _region(path: Path) -> RegionMask:
+def _region(regions: Regions) -> RegionMask:
     def mask(width: int, height: int, downsample: float) -> Mask:
         try:
-            return read_regions(path).mask(width, height, downsample)
+            return regions.mask(width, height, downsample)
         except InputError as error:  # other slides have other regions
             raise SlideError(str(error)) from error
 
@@ -124,7 +124,13 @@ def _one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _predict(cutter: SlideCutter, on_tiles: Callable[[int], None], settings: SlideSettings, threads: int) -> None:
+def _predict(
+    cutter: SlideCutter,
+    regions: Regions | None,
+    on_tiles: Callable[[int], None],
+    settings: SlideSettings,
+    threads: int,
+) -> None:
     if settings.normalise and cutter.candidates and cutter.record.stain is None:
         raise SlideError("its two stains cannot be told apart, so it cannot be normalised as the run's tiles were")
     classifier = _load(settings.classifier)
@@ -141,7 +147,7 @@ def _predict(cutter: SlideCutter, on_tiles: Callable[[int], None], settings: Sli
         if not settings.maps:
             return []
         return [
-            *write_maps(folder, _picture(cutter, table, settings)),
+            *write_maps(folder, _picture(cutter, regions, table, settings)),
             *_write_sheets(folder, found, classifier, cutter, settings),
         ]
 
@@ -184,8 +190,8 @@ class _Found:
         network: whose probabilities tell which those are.
         places: of tiles.
         answers: probabilities of batches of tiles, by network.
-        top: heap, the lowest of the highest first.
-        bottom: heap, the highest of the lowest first.
+        top: heap of those for one sheet, the lowest of the highest first.
+        bottom: heap of those for two sheets, the highest of the lowest first: some may be among the highest, too.
     """
 
     network: str
@@ -197,10 +203,16 @@ class _Found:
     def add(self, tiles: Sequence[CutTile], probabilities: dict[str, Probabilities]) -> None:
         for tile, probability in zip(tiles, probabilities[self.network].tolist(), strict=True):
             number = -len(self.places)  # no two are alike, and of equal tiles the first ones stay
-            _keep_largest(self.top, (probability, number, tile))
-            _keep_largest(self.bottom, (-probability, number, tile))
+            _keep_largest(self.top, SHEET_TILES, (probability, number, tile))
+            _keep_largest(self.bottom, 2 * SHEET_TILES, (-probability, number, tile))
             self.places.append(tile.candidate)
         self.answers.append(probabilities)
+
+    def outermost(self) -> list[tuple[float, CutTile]]:
+        """Probability and tile of all that ``choose_tiles`` could choose, in reading order."""
+        tiles = {-number: (probability, tile) for probability, number, tile in self.top}
+        tiles |= {-number: (-negative, tile) for negative, number, tile in self.bottom}
+        return [tiles[number] for number in sorted(tiles)]
 
     def table(self, cutter: SlideCutter) -> pd.DataFrame:
         """Columns of tiles.parquet, but for what the label table decides."""
@@ -218,29 +230,15 @@ class _Found:
         )
         for name in self.answers[0]:
             table[f"{PROBABILITY}{name}"] = np.concatenate([answer[name] for answer in self.answers])
-        table[DISAGREEMENT] = _disagreement(table)
-        return table
+        return with_disagreement(table)
 
 
-def _keep_largest(heap: list[Any], item: Any) -> None:
-    (heapq.heappush if len(heap) < SHEET_TILES else heapq.heappushpop)(heap, item)
-
-
-def _disagreement(table: pd.DataFrame) -> Any:
-    """Largest minus smallest probability of the students, float32; null with one."""
-    others = (NetworkName.TEACHER, NetworkName.ENSEMBLE)
-    students = [f"{PROBABILITY}{name}" for name in _networks_of(table) if name not in others]
-    if len(students) < 2:
-        return np.full(len(table), np.nan, np.float32)
-    return table[students].max(axis=1) - table[students].min(axis=1)
-
-
-def _networks_of(table: pd.DataFrame) -> list[str]:
-    return [name.removeprefix(PROBABILITY) for name in map(str, table) if name.startswith(PROBABILITY)]
+def _keep_largest(heap: list[Any], most: int, item: Any) -> None:
+    (heapq.heappush if len(heap) < most else heapq.heappushpop)(heap, item)
 
 
 def _check_numbers(table: pd.DataFrame) -> None:
-    for name in _networks_of(table):
+    for name in networks_of(table):
         lost = table[table[f"{PROBABILITY}{name}"].isna()]
         if len(lost):
             raise InputError(
@@ -250,12 +248,15 @@ def _check_numbers(table: pd.DataFrame) -> None:
             )
 
 
-def _picture(cutter: SlideCutter, table: pd.DataFrame, settings: SlideSettings) -> SlidePicture:
+def _picture(
+    cutter: SlideCutter, regions: Regions | None, table: pd.DataFrame, settings: SlideSettings
+) -> SlidePicture:
     own = table[["x_l0", "y_l0", "size_l0", DISAGREEMENT]]
+    overview = cutter.picture(PANEL_PX)
     return SlidePicture(
         slide_id=cutter.job.slide_id,
-        overview=cutter.overview.pixels,
-        downsample=cutter.overview.downsample,
+        overview=overview.pixels,
+        downsample=overview.downsample,
         width_l0=cutter.record.width_l0,
         height_l0=cutter.record.height_l0,
         mpp=cutter.record.mpp,
@@ -263,27 +264,32 @@ def _picture(cutter: SlideCutter, table: pd.DataFrame, settings: SlideSettings) 
         classes=settings.classes,
         network=settings.network,
         synthetic=settings.synthetic,
+        outlines=() if regions is None else regions.outlines,
     )
 
 
 def _write_sheets(
     folder: Path, found: _Found, classifier: Classifier, cutter: SlideCutter, settings: SlideSettings
 ) -> list[str]:
-    def sheet(heap: Iterable[tuple[float, int, CutTile]], sign: float, explained: int) -> list[SheetTile]:
-        best = sorted(heap, reverse=True, key=lambda item: item[:2])
-        images = np.stack([_image(tile, cutter, settings) for _, _, tile in best])
+    outermost = found.outermost()
+    top, bottom = choose_tiles(np.array([probability for probability, _ in outermost]))
+
+    def sheet(chosen: Sequence[int], explained: int) -> list[SheetTile]:
+        if not chosen:
+            return []
+        images = np.stack([_image(outermost[position][1], cutter, settings) for position in chosen])
         cams = _explain(classifier, images, explained)
-        places = [tile.candidate for _, _, tile in best]
-        return [
-            SheetTile(image=image, probability=sign * value, x_l0=place.x_l0, y_l0=place.y_l0, cam=cam)
-            for (value, _, _), image, cam, place in zip(best, images, cams, places, strict=True)
-        ]
+        tiles = []
+        for position, image, cam in zip(chosen, images, cams, strict=True):
+            probability, place = outermost[position][0], outermost[position][1].candidate
+            tiles.append(SheetTile(image=image, probability=probability, x_l0=place.x_l0, y_l0=place.y_l0, cam=cam))
+        return tiles
 
     return write_tile_sheets(
         folder,
         cutter.job.slide_id,
-        sheet(found.top, 1.0, len(settings.classes) - 1),
-        sheet(found.bottom, -1.0, 0),
+        sheet(top, len(settings.classes) - 1),
+        sheet(bottom, 0),
         classes=settings.classes,
         network=settings.network,
         synthetic=settings.synthetic,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from kdml_med.deploy.prediction_folder import DISAGREEMENT, PROBABILITY, Finished
@@ -14,6 +16,10 @@ from kdml_med.runs import RunDescription
 from kdml_med.wsi.cutter import SlideJob
 from kdml_med.wsi.tiler import EMPTY_RECORD
 
+SEEN_IN = "seen_in"
+"""Column: the part of the training data that the patient was in, "train" or "val"; empty for those it has not seen."""
+
+_GAP = re.compile(r"[-_. ]")
 _IDENTIFIERS = ["sample_id", "patient_id", "slide_id"]
 
 
@@ -24,16 +30,26 @@ class PredictionTables:
     Attributes:
         tiles: one row for each tile: identifiers, place, and probabilities by network.
         slides: one row for each slide: what is known of it, label where known, and probabilities.
-        patients: see ``kdml_med.metrics.aggregation.group_table``.
+        patients: see ``kdml_med.metrics.aggregation.group_table``; and where in training they were seen.
     """
 
     tiles: pd.DataFrame
     slides: pd.DataFrame
     patients: pd.DataFrame
 
+    @property
+    def slides_of(self) -> dict[str, list[str]]:
+        """Names of the slides of each row of ``patients``, by its first column."""
+        key = str(self.patients.columns[0])
+        return {str(name): own.tolist() for name, own in self.slides.groupby(key)["slide_id"]}
+
 
 def join_slides(
-    finished: Mapping[str, Finished], jobs: Mapping[str, SlideJob], networks: Sequence[str], run: RunDescription
+    finished: Mapping[str, Finished],
+    jobs: Mapping[str, SlideJob],
+    networks: Sequence[str],
+    run: RunDescription,
+    seen_in: Mapping[str, str | None],
 ) -> PredictionTables:
     """Join slides into tables.
 
@@ -42,6 +58,7 @@ def join_slides(
         jobs: what the label table says about them now.
         networks: that answered; several students are an ensemble, too.
         run: says how tiles are aggregated, and to what.
+        seen_in: by slide, where in training its patient was seen, "train", "val" or None.
     """
     answered = [*networks, *([NetworkName.ENSEMBLE.value] if len(networks) > 1 else [])]
     parts = [
@@ -59,11 +76,47 @@ def join_slides(
     slides = pd.DataFrame(rows, columns=[*EMPTY_RECORD.to_row(), "label"])
     probabilities = by_slide.drop(columns=["patient_id", "label", "tiles"])
     others = [name for name in tiles if name not in (*_IDENTIFIERS, "label")]
-    return PredictionTables(
-        tiles[[*_IDENTIFIERS, *others]],
-        slides.merge(probabilities, on="slide_id", how="left"),
-        group_table(predictions, level=run.level or "patient", method=method, classes=run.classes),
-    )
+    patients = group_table(predictions, level=run.level or "patient", method=method, classes=run.classes)
+    slides = slides.merge(probabilities, on="slide_id", how="left")
+    slides[SEEN_IN] = slides["slide_id"].map(dict(seen_in)).astype(object)
+    by_patient = {jobs[slide_id].patient_id: part for slide_id, part in seen_in.items() if part is not None}
+    return PredictionTables(tiles[[*_IDENTIFIERS, *others]], slides, with_seen(patients, by_patient))
+
+
+def with_seen(patients: pd.DataFrame, seen_in: Mapping[str, str | None]) -> pd.DataFrame:
+    """A table of patients or slides with the column ``SEEN_IN``.
+
+    Args:
+        patients: with the column patient_id.
+        seen_in: by patient, "train", "val" or None; patients may be absent.
+    """
+    return patients.assign(**{SEEN_IN: patients["patient_id"].map(dict(seen_in)).astype(object)})
+
+
+def could_be_of(job: SlideJob, *, labelled: bool) -> list[str]:
+    """Names that the patient of a slide may have had in training.
+
+    Without a label table nothing but the name of the slide is known, and that often begins with the patient's.
+
+    Args:
+        job: of the slide.
+        labelled: a label table says whose it is.
+    """
+    parts = [] if labelled else [job.slide_id[: gap.start()] for gap in _GAP.finditer(job.slide_id)]
+    return [job.patient_id, *filter(None, parts)]
+
+
+def networks_of(table: pd.DataFrame) -> list[str]:
+    """Networks that a table of tiles has probabilities of."""
+    return [name.removeprefix(PROBABILITY) for name in map(str, table) if name.startswith(PROBABILITY)]
+
+
+def with_disagreement(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of tiles with the largest minus the smallest probability of the students, float32; null with one."""
+    others = (NetworkName.TEACHER, NetworkName.ENSEMBLE)
+    students = table[[f"{PROBABILITY}{name}" for name in networks_of(table) if name not in others]]
+    apart = students.max(axis=1) - students.min(axis=1) if students.shape[1] > 1 else np.nan
+    return table.assign(**{DISAGREEMENT: pd.Series(apart, table.index, np.float32)})
 
 
 def _no_tiles(networks: Sequence[str]) -> pd.DataFrame:

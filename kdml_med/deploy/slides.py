@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ import pandas as pd
 from kdml_med.deploy.classifier import ClassifierPlan, Runtime, plan_classifier
 from kdml_med.deploy.one_slide import PredictionJob, SlideSettings, predict_slide
 from kdml_med.deploy.prediction_folder import TILES_FILE, Finished, PredictionFolder
-from kdml_med.deploy.prediction_tables import join_slides
+from kdml_med.deploy.prediction_report import PredictionReport
+from kdml_med.deploy.prediction_tables import could_be_of, join_slides
 from kdml_med.deploy.wording import RESEARCH_ONLY
-from kdml_med.errors import ExitCode, InputError
+from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
 from kdml_med.metrics.aggregation import AggregationMethod, Level
 from kdml_med.runs import PATIENTS_FILE, RunDescription, hash_checkpoints
@@ -30,7 +31,7 @@ from kdml_med.workers import run_jobs
 from kdml_med.wsi.cutter import SlideJob
 from kdml_med.wsi.labelling import find_absent, make_job, place_of
 from kdml_med.wsi.options import TilingOptions
-from kdml_med.wsi.regions import read_regions
+from kdml_med.wsi.regions import Regions, read_regions
 from kdml_med.wsi.slide import ASSUMED
 from kdml_med.wsi.sources import FoundSlides, find_slides
 from kdml_med.wsi.tiler import SlideProgress, describe_loss, mpp_change, with_origins
@@ -41,56 +42,6 @@ _SAME = ("network", "runtime", "weights", "networks", "tiling")
 """Parts of prediction.json that decide every probability."""
 _NOT_TAKEN_OVER = ("assume_mpp", "limit_tiles", "seed", "preset", "reader")
 """Options of tiling that belong to the slides of the training; a prediction looks at every tile of tissue."""
-_SHOWN = 10
-
-
-@dataclass
-class PredictionReport:
-    """What a run did.
-
-    Attributes:
-        output_dir: where everything is.
-        done: slides predicted by this run.
-        skipped: slides that an earlier run had finished.
-        remade: slides that were there, predicted from something else, and what is different.
-        failures: (file name, reason) of slides that have a problem.
-        absent: (slide or patient, reason) of rows of the label table that ask for a slide which is not there.
-        left_out: pictures of slides beside them, which are no slides, (name, reason).
-        slides: predicted, in the whole folder.
-        patients: one row for each patient or slide, the content of patients.csv.
-        tiles: in the whole folder.
-        pictures: files with pictures of each slide, by slide.
-    """
-
-    output_dir: Path
-    done: int = 0
-    skipped: int = 0
-    remade: dict[str, str] = field(default_factory=dict)
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    absent: list[tuple[str, str]] = field(default_factory=list)
-    left_out: list[tuple[str, str]] = field(default_factory=list)
-    slides: int = 0
-    patients: pd.DataFrame = field(default_factory=pd.DataFrame)
-    tiles: int = 0
-    pictures: dict[str, list[str]] = field(default_factory=dict)
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """Of a program that did this."""
-        return ExitCode.SOME_FAILED if self.failures or self.absent else ExitCode.OK
-
-    def lines(self) -> list[str]:
-        """What to tell a person."""
-        problems = [*self.failures, *self.absent]
-        lines = [
-            f"{self.output_dir}: {self.slides} slides, {self.tiles:,} tiles; {self.done} predicted, {self.skipped} "
-            f"were finished before, {len(self.failures)} with problems",
-            *(f"made anew: {name} ({reason})" for name, reason in list(self.remade.items())[:_SHOWN]),
-            *(f"  {name}: {reason}" for name, reason in problems[:_SHOWN]),
-        ]
-        if len(problems) > _SHOWN:
-            lines.append(f"  and {len(problems) - _SHOWN} more, in {self.output_dir / FAILURES_FILE}")
-        return [*lines, f"{RESEARCH_ONLY}."]
 
 
 def predict_slides(
@@ -179,7 +130,9 @@ def predict_slides(
             }
         }
         with PredictionFolder(output_dir, content, _SAME) as target:
-            report = PredictionReport(output_dir, left_out=found.left_out)
+            report = PredictionReport(
+                output_dir, left_out=found.left_out, positive=run.classes[-1], network=settings.network
+            )
             jobs = _make_jobs(found, paths, table, regions, report, workers, progress)
             work = target.plan(
                 {job.slide.slide_id: job.slide.origin for job in jobs},
@@ -235,8 +188,8 @@ def _find(paths: Sequence[Path], output_dir: Path) -> FoundSlides:
         raise InputError(words.replace("choose another --out", "name another output folder")) from error
 
 
-def _find_regions(roi: str | Path | None, found: FoundSlides) -> dict[str, Path | str]:
-    """The file with regions of each slide, or why it has none that can be used; empty where whole slides count."""
+def _find_regions(roi: str | Path | None, found: FoundSlides) -> dict[str, Regions | str]:
+    """Regions of each slide, or why it has none that can be used; empty where whole slides count."""
     if roi is None:
         return {}
     place, slides = Path(roi), [slide_name(path.name) for path in found.slides]
@@ -246,24 +199,27 @@ def _find_regions(roi: str | Path | None, found: FoundSlides) -> dict[str, Path 
                 f"--roi {place} is one file, and there are {len(slides)} slides: name one slide, or a folder with "
                 f"{slides[0]}.geojson and so on."
             )
-        read_regions(place)
-        return dict.fromkeys(slides, place)
-    regions: dict[str, Path | str] = {}
+        return dict.fromkeys(slides, read_regions(place))
+    regions: dict[str, Regions | str] = {}
     for name in slides:
         path = place / f"{name}.geojson"
-        regions[name] = path
         try:
-            read_regions(path)
+            regions[name] = read_regions(path)
         except InputError as error:
             regions[name] = str(error) if path.is_file() else f"the folder {place} of --roi has no {path.name}"
     return regions
+
+
+def _tell_skipped(skipped: Sequence[str]) -> str:
+    more = f", and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+    return f"left out: {skipped[0]}{more}"
 
 
 def _make_jobs(
     found: FoundSlides,
     inputs: Sequence[Path],
     labels: LabelTable | None,
-    regions: Mapping[str, Path | str],
+    regions: Mapping[str, Regions | str],
     report: PredictionReport,
     workers: int,
     progress: bool,
@@ -281,9 +237,10 @@ def _make_jobs(
     jobs = []
     for slide in with_origins(slides, False, workers, progress):
         roi = regions.get(slide.slide_id)
-        if isinstance(roi, Path):
-            origin = replace(slide.origin, facts=f"regions {content_hash(roi)}")
+        if isinstance(roi, Regions):
+            origin = replace(slide.origin, facts=f"regions {content_hash(roi.path)}")
             jobs.append(PredictionJob(replace(slide, origin=origin), roi))
+            report.notes += [f"{roi.path}: {_tell_skipped(roi.skipped)}"] if roi.skipped else []
         else:
             jobs.append(PredictionJob(slide))
     return jobs
@@ -356,8 +313,10 @@ def _write_tables(
     finished = set(target.finished())
     slides = {job.slide.slide_id: job.slide for job in jobs if job.slide.slide_id in finished}
     there = {slide_id: target.read(slide_id) for slide_id in sorted(slides)}
-    tables = join_slides(there, slides, names, run)
+    seen_in = {slide_id: run.seen_in(could_be_of(job, labelled=labels is not None)) for slide_id, job in slides.items()}
+    tables = join_slides(there, slides, names, run, seen_in)
     report.slides, report.tiles, report.patients = len(there), len(tables.tiles), tables.patients
+    report.slides_of = tables.slides_of
     report.pictures = {slide_id: slide.pictures for slide_id, slide in there.items()}
     losses = {slides[slide_id].path.name: describe_loss(slide.record) for slide_id, slide in there.items()}
     problems = dict(report.failures) | {

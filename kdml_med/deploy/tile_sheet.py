@@ -110,8 +110,9 @@ def _explain(tiles: Sequence[SheetTile], looked_for: str) -> str:
     if all(tile.cam is None for tile in tiles):
         return "Places: x, y of the upper left corner, level-0 pixels."
     return (
-        f"Right of each tile: Grad-CAM, yellow where most speaks for {looked_for}, each tile on a scale of its own; it "
-        "shows where a network looked, not what is there. Places: x, y of the upper left corner, level-0 pixels."
+        f"Right of each tile: Grad-CAM, yellow where most speaks for {looked_for}, each tile on a scale of its own, "
+        "violet all over where nothing does; it shows where a network looked, not what is there. Places: x, y of the "
+        "upper left corner, level-0 pixels."
     )
 
 

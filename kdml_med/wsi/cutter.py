@@ -28,7 +28,7 @@ from kdml_med.wsi.quality import TileQuality, measure_quality
 from kdml_med.wsi.shards import SlideRecord
 from kdml_med.wsi.slide import Pixels, Slide, SlideError, resolve_mpp
 from kdml_med.wsi.stain import StainFit, fit_stains, normalise_stains
-from kdml_med.wsi.tissue import Mask, MaskIntegral, read_overview, tissue_mask
+from kdml_med.wsi.tissue import Mask, MaskIntegral, Overview, read_overview, tissue_mask
 
 RegionMask = Callable[[int, int, float], Mask]
 """Called with width, height and downsample of the overview; says which of its pixels, bool [height, width], may be
@@ -234,6 +234,17 @@ class SlideCutter:
             self.record.stain = self._fit_stain(self._stained)
             if options.stain == "macenko" and self.record.stain is None:
                 raise SlideError("its two stains cannot be told apart, so it cannot be normalised; use --stain none")
+
+    def picture(self, longest_px: int) -> Overview:
+        """The whole slide for people to look at: the overview, or a finer one of a slide that is small on it.
+
+        Args:
+            longest_px: wanted of the longer side; at least half of it is given where the slide has as much.
+        """
+        if 2 * max(self.overview.pixels.shape) > longest_px or self.overview.downsample == 1:
+            return self.overview
+        longest = max(self.record.width_l0, self.record.height_l0)
+        return read_overview(self._slide, self.record.mpp, max(1.0, longest / longest_px) * self.record.mpp)
 
     def _reader(self, slide: Slide) -> TileReader:
         return TileReader(slide, self.grid, self._plan, self._options, self._background_level)

@@ -38,6 +38,11 @@ class Regions:
     polygons: list[list[Ring]]
     skipped: list[str]
 
+    @property
+    def outlines(self) -> list[Ring]:
+        """All rings, holes included."""
+        return [ring for rings in self.polygons for ring in rings]
+
     def mask(self, width: int, height: int, downsample: float) -> npt.NDArray[np.bool_]:
         """Where a pixel of a reduced slide has its centre in a region.
 
@@ -88,6 +93,8 @@ def read_regions(path: str | Path) -> Regions:
         raise InputError(f"{path} does not exist or is no file; {_EXPECTED}.")
     try:
         content = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({str(error).splitlines()[0]}); {_EXPECTED}.") from error
     polygons: list[list[Ring]] = []

@@ -71,6 +71,20 @@ def test_all_four_files_are_written_and_the_layer_lies_where_the_slide_lies(tmp_
     np.testing.assert_allclose(difference[:, 4:8], 0.05)
 
 
+def test_regions_are_outlined_where_they_lie(tmp_path: Path) -> None:
+    ring = np.array([[600.0, 300], [900, 300], [900, 900], [600, 900]])
+    write_maps(tmp_path / "without", make_picture())
+    write_maps(tmp_path / "with", make_picture(outlines=[ring]))
+    before, after = (pixels(tmp_path / name / HEATMAP_FILE) for name in ("without", "with"))
+    slide = (before == 200).all(axis=2)
+    top, left = (np.flatnonzero(slide.sum(axis=axis) > 300)[0] for axis in (1, 0))
+    for begin in (left, left + 420 + 16):  # 1200 px are shown as 420
+        rows, columns = np.nonzero((after != before)[top : top + 420, begin : begin + 420].any(axis=2))
+        for found, edges in ((rows, (105, 315)), (columns, (210, 315))):
+            assert abs(found.min() - edges[0]) < 5
+            assert abs(found.max() - edges[1]) < 5
+
+
 def test_the_map_is_hot_where_the_probability_is_high_and_grey_where_no_tile_is(tmp_path: Path) -> None:
     write_maps(tmp_path, make_picture())
     found = pixels(tmp_path / HEATMAP_FILE)

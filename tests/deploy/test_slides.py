@@ -26,7 +26,7 @@ from kdml_med.deploy.slides import predict_slides
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.keys import Task
 from kdml_med.networks.registry import build_network
-from kdml_med.runs import RunDescription, checkpoint_path
+from kdml_med.runs import RunDescription, checkpoint_path, hashed_patient
 from kdml_med.tables.labels import LabelMatch, LabelTable
 from kdml_med.wsi.cutter import SlideJob, open_cutter
 from kdml_med.wsi.options import TilingOptions
@@ -123,7 +123,7 @@ def test_prediction_equals_tiling_and_inference(
     run = write_run(tmp_path / "run", tile_options=options, **changes)
     tile_slides([slides], tmp_path / "tiles", TilingOptions(mpp=MPP, tile_size_px=TILE_PX, **options), progress=False)
     stain = {} if options.get("stain") else {"stain": changes.get("stain", "none")}
-    infer(run, dataset_dir=tmp_path / "tiles", output_dir=tmp_path / "long", **stain, **more)
+    infer(run, dataset_dir=tmp_path / "tiles", output_dir=tmp_path / "long", maps=not options, **stain, **more)
     predict(run, slides, tmp_path / "out", **more)
     long = pd.read_parquet(tmp_path / "long/predictions.parquet")
     long = long.pivot(index="sample_id", columns="network", values="probability")
@@ -137,6 +137,10 @@ def test_prediction_equals_tiling_and_inference(
     manifest = pd.read_parquet(tmp_path / "tiles/manifest.parquet").set_index("sample_id").loc[found.index]
     columns = ["patient_id", "slide_id", "x_l0", "y_l0", "size_l0", "mpp", "tissue_fraction"]
     pd.testing.assert_frame_equal(found[columns], manifest[columns], check_dtype=False)
+    if not options:
+        stored = tiles_of(tmp_path / "long").loc[found.index]
+        assert dict(stored.dtypes) == dict(found.dtypes), "who reads the one table can read the other"
+        assert (stored["disagreement"] - found["disagreement"]).abs().max() < 1e-6
     expected, patients = (pd.read_csv(tmp_path / name / "patients.csv") for name in ("long", "out"))
     pd.testing.assert_frame_equal(patients, expected, rtol=0, atol=1e-6)
 
@@ -198,6 +202,56 @@ def test_pictures_show_the_tiles_with_the_highest_and_the_lowest_probability(
     assert shown["network"] == "ensemble"
     assert len(shown["picture"].tiles) == len(tiles)
     assert report.pictures == {"b": ["tiles_top.png"]}
+
+
+def test_no_tile_is_among_the_highest_and_the_lowest(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sheets: dict[str, Any] = {}
+
+    def write_tile_sheets(folder: Path, slide_id: str, top: Any, bottom: Any, **more: Any) -> list[str]:
+        sheets[slide_id] = [[(tile.x_l0, tile.y_l0) for tile in tiles] for tiles in (top, bottom)]
+        return []
+
+    monkeypatch.setattr(one_slide, "write_tile_sheets", write_tile_sheets)
+    monkeypatch.setattr(one_slide, "write_maps", lambda folder, picture: [])
+    generator = np.random.default_rng(0)
+    for name, width, height in (("one", 64, 64), ("few", 300, 300), ("many", 900, 300)):
+        tissue = generator.normal((180, 120, 170), 25, (height, width, 3)).clip(0, 255).astype(np.uint8)
+        write_slide(tmp_path / f"{name}.svs", width=width, height=height, mpp=MPP, downsamples=(1,), picture=tissue)
+    predict(run_dir, [tmp_path / f"{name}.svs" for name in ("one", "few", "many")], tmp_path / "out", maps=True)
+    sizes = {name: [len(places) for places in found] for name, found in sheets.items()}
+    tiles = tiles_of(tmp_path / "out").groupby("slide_id").size()
+    assert sizes["one"] == [1, 0]
+    assert sum(sizes["few"]) == tiles["few"] < 24
+    assert sizes["many"] == [12, 12]
+    for top, bottom in sheets.values():
+        assert not set(top) & set(bottom)
+
+
+def test_the_screen_shows_the_answer_and_who_was_seen_in_training(slides: Path, tmp_path: Path) -> None:
+    seen = {"train": [hashed_patient("a"), hashed_patient("P1")], "val": [hashed_patient("b")]}
+    run = write_run(tmp_path / "run", seen_patients=seen)
+    copy = tmp_path / "P1-02.svs"
+    copy.write_bytes((slides / "c.svs").read_bytes())
+    report = predict(run, [slides, copy], tmp_path / "out", maps=True)
+    said = "\n".join(report.lines())
+    for row in report.patients.itertuples():
+        assert (
+            f"{row.patient_id:5}   {row.probability_ensemble:.3f}  {tmp_path}/out/slides/{row.patient_id}/heat" in said
+        )
+    assert "4 slides, " in said
+    assert "0 problems" in said
+    assert "Caution: 3 of 4 were used in training this run" in said
+    for table in ("slides", "patients"):
+        found = pd.read_csv(tmp_path / f"out/{table}.csv").set_index("patient_id")["seen_in"]
+        assert found.dropna().to_dict() == {"a": "train", "b": "val", "P1-02": "train"}
+    # A table says whose slides they are, so that names are not guessed from.
+    matches = {name: LabelMatch("X", "MSI", row=2, name=name) for name in ("a", "b", "c", "P1-02")}
+    labels = LabelTable(["MSS", "MSI"], "patient", True, matches)
+    said = "\n".join(predict(run, [slides, copy], tmp_path / "out", labels=labels).lines())
+    assert "Caution" not in said
+    assert f"4 slides, first {tmp_path}/out/slides/P1-02/heatmap.png" in said
 
 
 @pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -300,12 +354,16 @@ def test_regions_restrict_tissue_and_change_no_tile_in_them(slides: Path, tmp_pa
     ring = [[0, 0], [500, 0], [500, 800], [0, 800], [0, 0]]
     roi = tmp_path / "roi"
     roi.mkdir()
-    (roi / "a.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    area, point = {"type": "Polygon", "coordinates": [ring]}, {"type": "Point", "coordinates": [3, 4]}
+    (roi / "a.geojson").write_text(json.dumps([area, point]))
     far = [[x + 5000, y] for x, y in ring]
+    (roi / "c.geojson").write_text("{")
     (roi / "b.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [far]}))
     whole, report = predict(run, slides, tmp_path / "whole"), predict(run, slides, tmp_path / "part", roi=roi)
     assert whole.exit_code == ExitCode.OK
     assert [name for name, _ in report.failures] == ["b.svs", "c.svs"]
+    assert "c.geojson is not JSON" in dict(report.failures)["c.svs"]
+    assert [line for line in report.lines() if "left out: feature 2 is a Point" in line], "not said, or not once"
     found, all_tiles = tiles_of(tmp_path / "part"), tiles_of(tmp_path / "whole")
     assert 0 < len(found) < (all_tiles["slide_id"] == "a").sum()
     assert (found["x_l0"] < 500).all()
