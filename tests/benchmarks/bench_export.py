@@ -60,7 +60,10 @@ def main() -> None:
                     name, ExportedClassifier({name: cohort.networks[name]}), Path(folder), options.size
                 )
             ]
-            speed = measure(entries, image_size=options.size, batch_size=options.batch, rounds=options.rounds)
+            pixels = np.random.default_rng(0).integers(0, 256, (options.batch, options.size, options.size, 3), np.uint8)
+            speed = measure(
+                entries, [pixels], unit="tile", figure="AUROC", input_size=options.size, rounds=options.rounds
+            )
         print(f"\n{version}, untrained\n\n{speed_text(speed)}")
 
 

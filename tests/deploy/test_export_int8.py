@@ -46,7 +46,7 @@ def one_convolution(weight: np.ndarray, bias: np.ndarray) -> onnx.ModelProto:
 
 def answer(model: onnx.ModelProto, images: np.ndarray, path: Path) -> np.ndarray:
     onnx.save(model, path)
-    return load_answer(path, "ONNX Runtime")(images)
+    return load_answer(path, "ONNX Runtime")(images)[0]
 
 
 @settings(max_examples=examples(20), deadline=None)
@@ -90,7 +90,7 @@ def test_an_int8_file_is_small_whole_and_the_same_twice(tmp_path: Path) -> None:
     assert len(normalising) >= 4
     assert all(makers.get(name) != "DequantizeLinear" for node in normalising[:4] for name in node.input)
     for batch in (1, 5):
-        assert load_answer(tmp_path / "a.onnx", "ONNX Runtime")(tiles(batch)).shape == (batch, 2)
+        assert load_answer(tmp_path / "a.onnx", "ONNX Runtime")(tiles(batch))[0].shape == (batch, 2)
 
 
 def test_the_first_convolutions_of_each_network_can_stay_in_floating_point(tmp_path: Path) -> None:
@@ -122,8 +122,8 @@ def test_larger_networks_keep_their_answers_in_int8(name: str, tmp_path: Path) -
     module.eval()
     to_onnx(module, torch.zeros(2, 96, 96, 3, dtype=torch.uint8), tmp_path / "float.onnx")
     quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", images)
-    floating = load_answer(tmp_path / "float.onnx", "ONNX Runtime")(images)
-    integer = load_answer(tmp_path / "int8.onnx", "ONNX Runtime")(images)
+    floating = load_answer(tmp_path / "float.onnx", "ONNX Runtime")(images)[0]
+    integer = load_answer(tmp_path / "int8.onnx", "ONNX Runtime")(images)[0]
     # Random weights spread activations more than trained ones do; broken scales would be off by far more.
     assert np.abs(floating - integer).mean() < 0.06
     assert floating[:, 1].std() > 1e-4

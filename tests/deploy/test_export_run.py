@@ -37,7 +37,7 @@ def read(path: Path) -> dict:
 def test_an_export_is_the_model_that_was_evaluated(
     run: Path, dataset: Path, tmp_path: Path, format: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = export_run(run, tmp_path, format=format, dataset_dir=dataset, split="test", calibration_tiles=8)
+    report = export_run(run, tmp_path, format=format, dataset_dir=dataset, split="test", calibration_images=8)
     assert report.path.name == FILES[format]
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {FILES[format], "model.json", "parity.json", "speed.json"}
@@ -62,7 +62,7 @@ def test_figures_agree_with_scikit_learn_on_answers_of_the_file(run: Path, datas
     assert report.speed is None
     tiles = TileDataset(dataset, "val")
     pixels = np.stack([tiles.read(row) for row in range(len(tiles))])
-    probability = load_answer(report.path, "ONNX Runtime")(pixels)[:, 1]
+    probability = load_answer(report.path, "ONNX Runtime")(pixels)[0][:, 1]
     auroc = report.parity["auroc"]
     assert auroc["tile"]["exported"] == pytest.approx(roc_auc_score(tiles.labels, probability))
     table = pd.DataFrame({"patient": tiles.rows["patient_id"], "label": tiles.labels, "probability": probability})
@@ -73,8 +73,22 @@ def test_figures_agree_with_scikit_learn_on_answers_of_the_file(run: Path, datas
     assert low <= auroc["tile"]["change"] <= high
 
 
+def test_a_teacher_is_compared_on_real_tiles_too(run: Path, dataset: Path, tmp_path: Path) -> None:
+    report = export_run(run, tmp_path, network="teacher", dataset_dir=dataset, split="val", measure_speed=False)
+    assert report.parity["largest_difference"] < 1e-5
+    assert report.parity["n_tiles"] > 0
+
+
+def test_stains_that_the_file_expects_are_said(run: Path, dataset: Path, tmp_path: Path) -> None:
+    macenko = write_run(tmp_path / "run", dataset, stain="macenko")
+    for name, folder in (("none", run), ("macenko", macenko)):
+        export_run(folder, tmp_path / name, measure_speed=False)
+    assert read(tmp_path / "none/model.json")["input"]["stain"] is None
+    assert "macenko" in read(tmp_path / "macenko/model.json")["input"]["stain"]
+
+
 def test_a_comparison_is_limited_to_tiles_drawn_by_the_seed(run: Path, dataset: Path, tmp_path: Path) -> None:
-    export_run(run, tmp_path, dataset_dir=dataset, split="train", limit_tiles=5, measure_speed=False)
+    export_run(run, tmp_path, dataset_dir=dataset, split="train", limit=5, measure_speed=False)
     parity = read(tmp_path / "parity.json")
     assert parity["n_tiles"] == 5 < parity["n_tiles_of_split"]
 
@@ -89,7 +103,7 @@ def test_without_tiles_random_pixels_are_compared(
 
 def test_int8_is_calibrated_on_patients_that_were_learned_from(run: Path, dataset: Path, tmp_path: Path) -> None:
     report = export_run(
-        run, tmp_path, format="onnx-int8", dataset_dir=dataset, split="val", calibration_tiles=7, measure_speed=False
+        run, tmp_path, format="onnx-int8", dataset_dir=dataset, split="val", calibration_images=7, measure_speed=False
     )
     assert report.described["calibration"]["n_tiles"] == 7
     strangers = write_tile_dataset(tmp_path / "strangers", seed=1)
@@ -155,6 +169,9 @@ def test_tiles_of_another_size_are_resized_as_in_training(dataset: Path, tmp_pat
         ({"format": "coreml"}, "--format is 'coreml', expected one of torchscript, onnx, onnx-int8"),
         ({"split": "dev"}, "--split is 'dev'"),
         ({"format": "onnx-int8", "dataset_dir": None}, "--data"),
+        ({"dataset_dir": "nowhere"}, "nowhere is not a dataset folder"),
+        ({"limit": 0}, "limit is 0, expected a number of images from 1 on"),
+        ({"calibration_images": -1}, "calibration_images is -1"),
     ],
 )
 def test_a_wrong_request_ends_before_work(
@@ -179,3 +196,4 @@ def test_classes_of_another_dataset_are_refused(run: Path, dataset: Path, tmp_pa
     (other / "dataset.json").write_text(json.dumps(info | {"classes": info["classes"][::-1]}))
     with pytest.raises(InputError, match="the run knows the classes"):
         export_run(run, tmp_path / "out", dataset_dir=other, split="val")
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,14 @@ from kdml_med.deploy.export.detector_parity import differences
 from kdml_med.deploy.export.running import export_run
 from kdml_med.errors import InputError
 from kdml_med.keys import DetectionColumn, Task
-from kdml_med.runs import METRICS_FILE, RunDescription, checkpoint_path, load_network
+from kdml_med.runs import METRICS_FILE, SETTINGS_FILE, RunDescription, checkpoint_path, hashed_patient, load_network
 from kdml_med.storage.files import write_json
 from tests.deploy.test_export_detector import SIZE, detector
-from tests.synthetic_frames import write_frame_dataset
+from tests.synthetic_frames import SPLITS, write_frame_dataset
 
 SPEC = {"name": "retinanet", "width": 16, "head_convs": 1, "last_block": 13}
 NAMES = ["student_0", "student_1"]
+SEEN = [hashed_patient(name) for name in SPLITS]
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +34,10 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_run(folder: Path, *, fusion: str = "anchors") -> Path:
     RunDescription(
         task=Task.DETECTION, version="tiny", classes=["negative", "polyp"], image_size=list(SIZE), fusion=fusion,
-        fold=None, seen_patients={"train": [], "val": []}, synthetic=True, kdml_med="0",
+        fold=None, seen_patients={"train": SEEN, "val": []}, synthetic=True, kdml_med="0",
         networks=dict.fromkeys(NAMES, SPEC),
     ).write(folder)  # fmt: skip
+    write_json(folder / SETTINGS_FILE, {})
     write_json(folder / METRICS_FILE, {"thresholds": dict.fromkeys([*NAMES, "ensemble"], 0.5)})
     for seed, name in enumerate(NAMES):
         path = checkpoint_path(folder, name)
@@ -79,6 +82,30 @@ def test_a_file_takes_frames_of_any_size_and_several_at_a_time(run_dir: Path, tm
         np.testing.assert_array_equal(frame, expected[2])
         np.testing.assert_allclose(scores, expected[1], atol=1e-5)
         np.testing.assert_allclose(boxes, expected[0], atol=1e-2)
+
+
+def test_a_detector_is_timed_as_a_classifier_is(
+    run_dir: Path, frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = export_run(run_dir, tmp_path, format="onnx-int8", dataset_dir=frames, split="val", calibration_images=2)
+    assert report.speed is not None
+    rows = [(row["format"], row["runtime"]) for row in report.speed["rows"]]
+    runtimes = ["ONNX Runtime", *(["OpenVINO"] if find_spec("openvino") else [])]
+    files = [(format_, runtime) for format_ in ("onnx", "onnx-int8") for runtime in runtimes]
+    assert rows == [("checkpoint", "eager"), *files]
+    last = report.speed["rows"][-1]
+    assert last["figure"] == report.parity["runtimes"][runtimes[-1]]["ap"]
+    assert last["times_as_fast_quartiles"][0] <= last["times_as_fast"] <= last["times_as_fast_quartiles"][1]
+    assert report.described["calibration"] == {"split": "train", "n_frames": 2, "n_patients": 2}
+    assert "frames/s" in capsys.readouterr().out
+
+
+def test_without_frames_noise_is_compared(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parity = export_run(run_dir, tmp_path, measure_speed=False).parity
+    assert parity["split"] is None
+    assert parity["passed"]
+    assert parity["boxes_of_both"] > 0
+    assert "random pixels" in capsys.readouterr().out
 
 
 def test_fused_boxes_are_refused_before_work(frames: Path, tmp_path: Path) -> None:

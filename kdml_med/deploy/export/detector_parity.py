@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,14 @@ from monai.transforms import Compose
 from kdml_med.data.frames import FrameDataset, PlaceFrame
 from kdml_med.data.samples import SampleLoader
 from kdml_med.data.transforms import NormalizeColourd
+from kdml_med.deploy.export.drawing import Drawn, recorded_evaluation
+from kdml_med.deploy.export.runtimes import Answer
 from kdml_med.engines.detection import DetectionEvaluator
-from kdml_med.errors import InputError
 from kdml_med.handlers.detection import CohortDetections
 from kdml_med.keys import BatchKey, DetectionColumn, NetworkName
 from kdml_med.metrics.box_matching import BOX_COLUMNS
 from kdml_med.metrics.detection_evaluation import evaluate_detections
 from kdml_med.runs import METRICS_FILE, RunDescription, load_cohort, read_run_json, read_thresholds
-
-Detect = Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[Any]]]
-"""Frames, uint8 [batch, height, width, 3], to boxes [n, 4], scores [n] and the frame of each [n]."""
 
 BEFORE, AFTER = "evaluated", "exported"
 FIGURES = ("ap", "ap50", "ap75")
@@ -35,73 +33,67 @@ RESAMPLES = 1000
 _BATCH = 16
 
 
-def draw_frames(
-    run: RunDescription, dataset_dir: Path, split: str, *, limit: int | None, seed: int, only_seen: bool = False
-) -> FrameDataset:
-    """Frames of a split, without a transform; ``limit`` of them at most, drawn by the seed.
-
-    Args:
-        run: whose fold counts where the dataset has folds.
-        dataset_dir: of the frames.
-        split: "train", "val" or "test".
-        limit: most frames; None for all.
-        seed: of the choice.
-        only_seen: leave out frames of patients that the run has not learned from.
-
-    Raises:
-        InputError: there are none.
-    """
-    dataset = FrameDataset(dataset_dir, split, fold=run.fold)
-    rows = dataset.rows
-    if only_seen:
-        rows = rows[[run.has_seen(name, ["train"]) for name in rows["patient_id"]]]
-    if rows.empty:
-        raise InputError(f"{dataset_dir} has no frame of split {split!r} that the run was trained on.")
-    if limit is not None and len(rows) > limit:
-        rows = rows.sample(limit, random_state=seed).sort_index()
-    dataset.rows = rows.reset_index(drop=True)
-    return dataset
-
-
 def compare_detector(
-    run_dir: Path, run: RunDescription, dataset: FrameDataset, detect: Detect, *, network: str, whole: bool
+    run_dir: Path, run: RunDescription, frames: Drawn[FrameDataset], answers: Mapping[str, Answer], *, network: str
 ) -> dict[str, Any]:
     """Content of parity.json: differences of scores and boxes, changed decisions, average precision before and after.
 
     Args:
         run_dir: folder of the run.
         run: its description.
-        dataset: labelled frames.
-        detect: the exported file.
+        frames: labelled.
+        answers: the exported file by the runtime that computes it; the first one counts.
         network: which network the file is, or "ensemble".
-        whole: the frames are their whole split, so that a recorded evaluation must give the same figures.
     """
-    before, after = evaluated_boxes(run_dir, run, dataset, network), exported_boxes(dataset, detect)
+    dataset = frames.dataset
+    before = evaluated_boxes(run_dir, run, dataset, network)
+    found = {name: exported_boxes(dataset, answer).assign(network=name) for name, answer in answers.items()}
+    runtime, after = next(iter(found.items()))
     threshold = read_thresholds(run_dir)[network]
     level: Any = dataset.info.label_level
     figures = evaluate_detections(
         dataset.rows,
-        pd.concat([before, after]),
-        threshold=dict.fromkeys((BEFORE, AFTER), threshold),
+        pd.concat([before, *found.values()]),
+        threshold=dict.fromkeys((BEFORE, *found), threshold),
         group=level,
         resamples=RESAMPLES,
     )
-    recorded = _recorded(run_dir, str(dataset.split), network) if whole else None
+    by_side = {BEFORE: figures[BEFORE], AFTER: figures[runtime]}
     return {
-        "split": dataset.split,
-        "n_frames": len(dataset),
+        "split": frames.split,
+        "n_frames": len(frames),
+        "n_frames_of_split": frames.available,
+        "whole": frames.whole,
+        "n_patients": frames.patients,
         "n_boxes": figures[BEFORE]["n_boxes"],
         "threshold": threshold,
+        "runtime": runtime,
         **differences(before, after, threshold),
+        "runtimes": {
+            name: differences(before, boxes, threshold) | {figure: figures[name][figure] for figure in FIGURES}
+            for name, boxes in found.items()
+        },
         "precision": {
-            name: {side: {"value": one[name], "ci95": one[f"{name}_ci95"]} for side, one in figures.items()}
-            | {"change": _change(figures[BEFORE][name], figures[AFTER][name])}
+            name: {side: {"value": one[name], "ci95": one[f"{name}_ci95"]} for side, one in by_side.items()}
+            | {"change": _change(by_side[BEFORE][name], by_side[AFTER][name])}
             for name in FIGURES
         },
-        "recorded": recorded,
+        "recorded": _recorded(run_dir, frames.split, network) if frames.whole else None,
         "bootstrap": {"resamples": RESAMPLES, "unit": level, "confidence": 0.95, "interval": "percentile"},
         "synthetic": run.synthetic,
     }
+
+
+def compare_boxes_on_noise(before: Answer, after: Answer) -> dict[str, Any]:
+    """Largest differences on frames of noise, in which nothing is found that means anything."""
+    images = np.random.default_rng(0).integers(0, 256, (4, 200, 300, 3), dtype=np.uint8)
+    first, second = _noise_boxes(before(images)), _noise_boxes(after(images))
+    return {"split": None, "n_frames": len(images)} | differences(first, second, 1.0)
+
+
+def _noise_boxes(answer: Sequence[npt.NDArray[Any]]) -> pd.DataFrame:
+    boxes, scores, frame = answer
+    return pd.DataFrame(boxes, columns=BOX_COLUMNS).assign(score=scores, sample_id=frame)
 
 
 def evaluated_boxes(run_dir: Path, run: RunDescription, dataset: FrameDataset, network: str) -> pd.DataFrame:
@@ -124,11 +116,11 @@ def evaluated_boxes(run_dir: Path, run: RunDescription, dataset: FrameDataset, n
     return table[table[DetectionColumn.NETWORK] == network].assign(network=BEFORE)
 
 
-def exported_boxes(dataset: FrameDataset, detect: Detect) -> pd.DataFrame:
+def exported_boxes(dataset: FrameDataset, answer: Answer) -> pd.DataFrame:
     """What a file finds in frames, likewise."""
     rows: list[tuple[Any, ...]] = []
     for position, row in enumerate(dataset.rows.itertuples()):
-        boxes, scores, _ = detect(dataset.read(position)[None])
+        boxes, scores, _ = answer(dataset.read(position)[None])
         identifiers = (row.sample_id, row.sequence_id, row.patient_id, AFTER)
         rows += [(*identifiers, score, *box) for score, box in zip(scores.tolist(), boxes.tolist(), strict=True)]
     table = pd.DataFrame(rows, columns=[str(column) for column in DetectionColumn])
@@ -188,8 +180,8 @@ def _partners(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -
 
 def _recorded(run_dir: Path, split: str, network: str) -> dict[str, float] | None:
     """Average precisions that an evaluation of the run wrote down; None where there was none."""
-    folder = run_dir if split == "val" else run_dir / f"evaluation_{split}"
-    if not (folder / METRICS_FILE).is_file():
+    folder = recorded_evaluation(run_dir, split)
+    if folder is None:
         return None
     figures = read_run_json(folder, METRICS_FILE).get("networks", {}).get(network)
     return None if figures is None else {name: figures[name] for name in FIGURES}

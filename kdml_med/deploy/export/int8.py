@@ -16,8 +16,8 @@ from kdml_med.deploy.export.formats import require, write_onnx
 from kdml_med.deploy.export.modules import INPUT_NAME
 from kdml_med.errors import InputError, one_line
 
-CALIBRATION_TILES = 200
-"""Enough for ranges that more tiles hardly widen; documented figures are with this number."""
+CALIBRATION_IMAGES = 200
+"""Enough for ranges that more hardly widen; documented figures are with this number."""
 WEIGHT_STEPS = 127
 """Of int8 weights on each side of zero."""
 _WEIGHTED = ("Conv", "Gemm")

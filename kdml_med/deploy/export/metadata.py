@@ -8,9 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kdml_med.data.frames import input_size
 from kdml_med.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from kdml_med.deploy.export.modules import BATCH_AXIS, INPUT_NAME
 from kdml_med.deploy.wording import RESEARCH_ONLY
 from kdml_med.keys import NetworkName, Task
+from kdml_med.networks.boxes import IOU_THRESHOLD, MAX_CANDIDATES, MAX_DETECTIONS, SCORE_THRESHOLD
 from kdml_med.runs import RunDescription, hash_checkpoints
 
 MODEL_FILE = "model.json"
@@ -58,27 +61,63 @@ def describe_run(run: RunDescription, run_dir: Path, *, network: str, parts: Seq
 
 def describe_classifier(run: RunDescription, run_dir: Path, *, network: str, parts: Sequence[str]) -> dict[str, Any]:
     """Likewise with what a classifier takes and gives."""
-    side = run.image_size
-    height, width = (side, side) if isinstance(side, int) else side
+    height, width = input_size(run.image_size)
     described = describe_run(run, run_dir, network=network, parts=parts) | {
         "input": {
-            "name": "image",
+            "name": INPUT_NAME,
             "dtype": "uint8",
-            "shape": ["batch", height, width, 3],
+            "shape": [BATCH_AXIS, height, width, 3],
             "colours": "RGB",
             "resize": _resizing(run, height),
+            "stain": _staining(run),
         },
         "outputs": {
-            "probability": {
-                "dtype": "float32",
-                "shape": ["batch", len(run.classes)],
-                "meaning": f"probability of each class in the order of classes; {run.classes[-1]} is the last",
-            }
+            "probability": _output(
+                "float32",
+                [BATCH_AXIS, len(run.classes)],
+                f"probability of each class in the order of classes; {run.classes[-1]} is the last",
+            )
         },
     }
     if network == NetworkName.ENSEMBLE:
         described["ensemble_average"] = run.ensemble_average
     return described
+
+
+def describe_detector(run: RunDescription, run_dir: Path, *, network: str, parts: Sequence[str]) -> dict[str, Any]:
+    """Likewise with what a detector takes and gives."""
+    height, width = input_size(run.image_size)
+    return describe_run(run, run_dir, network=network, parts=parts) | {
+        "input": {
+            "name": INPUT_NAME,
+            "dtype": "uint8",
+            "shape": [BATCH_AXIS, "height", "width", 3],
+            "colours": "RGB",
+            "resize": f"inside, to fit {width} x {height} px",
+        },
+        "outputs": {
+            "boxes": _output("float32", ["detections", 4], "xmin, ymin, xmax, ymax in pixels of the frame; best first"),
+            "scores": _output("float32", ["detections"], f"probability of {run.classes[-1]}"),
+            "batch_index": _output("int64", ["detections"], "which frame of the batch a box belongs to"),
+        },
+        "suppression": {
+            "inside": True,
+            "score_threshold": SCORE_THRESHOLD,
+            "iou_threshold": IOU_THRESHOLD,
+            "max_candidates": MAX_CANDIDATES,
+            "max_detections": MAX_DETECTIONS,
+        },
+    }
+
+
+def _output(dtype: str, shape: Sequence[str | int], meaning: str) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": list(shape), "meaning": meaning}
+
+
+def _staining(run: RunDescription) -> str | None:
+    if run.stain == "none":
+        return None
+    return f"stains are normalised ({run.stain}), slide by slide, before tiles come in; the file does not do it"
 
 
 def _resizing(run: RunDescription, side: int) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,18 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from kdml_med.data import NormalizeColourd, SampleLoader, TileDataset
-from kdml_med.data.images import resize_square
+from kdml_med.data import SampleLoader, TileDataset
+from kdml_med.deploy.export.drawing import Drawn, recorded_evaluation
 from kdml_med.deploy.export.runtimes import Answer
 from kdml_med.engines.evaluator import ensemble_probabilities
-from kdml_med.errors import InputError
-from kdml_med.keys import BatchKey, PredictionColumn, Split
+from kdml_med.keys import BatchKey, NetworkName, PredictionColumn
 from kdml_med.metrics.aggregation import aggregate_predictions
 from kdml_med.metrics.bootstrap import percentile_interval, resample_auroc
 from kdml_med.metrics.classification import binary_auroc
 from kdml_med.metrics.evaluation import evaluate_predictions
 from kdml_med.runs import METRICS_FILE, PREDICTIONS_FILE, RunDescription, load_network, read_run_json
-from kdml_med.splits import has_folds, has_splits
 from kdml_med.storage.reading import read_rows
 
-PARITY_FILE = "parity.json"
 TOLERANCE = 1e-4
 """Largest difference of a probability that the arithmetic of another runtime explains."""
 THRESHOLD = 0.5
@@ -35,83 +31,14 @@ RESAMPLES = 2000
 _BATCH = 32
 _BEFORE, _AFTER = "evaluated", "exported"
 
-
-@dataclass(frozen=True)
-class Tiles:
-    """Tiles of a split that both are asked about.
-
-    Attributes:
-        dataset: the tiles, as an evaluation has them.
-        split: "train", "val" or "test".
-        available: tiles of the split; fewer in ``dataset`` mean that some were drawn.
-    """
-
-    dataset: TileDataset
-    split: str
-    available: int
-
-    @property
-    def whole(self) -> bool:
-        """Whether all tiles of the split are there."""
-        return len(self.dataset) == self.available
-
-    def pixels(self, image_size: int) -> npt.NDArray[np.uint8]:
-        """Stored pixels, uint8 [tiles, image_size, image_size, 3], resized as in training."""
-        return np.stack([resize_square(self.dataset.read(row), image_size) for row in range(len(self.dataset))])
+Tiles = Drawn[TileDataset]
 
 
-def draw_tiles(
-    run: RunDescription,
-    dataset_dir: Path,
-    split: str,
-    *,
-    limit: int,
-    seed: int = 0,
-    only_seen: bool = False,
-) -> Tiles:
-    """Tiles of a split of the run's fold, at most ``limit``, drawn by the seed.
-
-    Args:
-        run: description of the run.
-        dataset_dir: dataset folder.
-        split: which part of it.
-        limit: most tiles.
-        seed: of the draw.
-        only_seen: leave out tiles of patients that the run did not learn from.
-
-    Raises:
-        InputError: the dataset does not fit the run, or nothing is left.
-    """
-    fold = run.fold if has_splits(dataset_dir) and has_folds(dataset_dir) else None
-    transform = NormalizeColourd(BatchKey.IMAGE.value)
-    size = int(run.image_size)  # type: ignore[arg-type]
-    dataset = TileDataset(dataset_dir, split, fold=fold, transform=transform, image_size=size, stain=run.stain)
-    if dataset.classes != run.classes:
-        raise InputError(
-            f"the run knows the classes {run.classes}, {dataset_dir} has {dataset.classes}: name the dataset of the "
-            "training with --data."
-        )
-    keep = np.arange(len(dataset))
-    if only_seen:
-        seen = {name for name in dataset.rows["patient_id"].unique() if run.has_seen(name, [Split.TRAIN])}
-        keep = keep[dataset.rows["patient_id"].isin(seen).to_numpy()]
-        if not len(keep):
-            raise InputError(
-                f"the run has learned from none of the patients in split {split!r} of {dataset_dir}: name the dataset "
-                "of the training with --data."
-            )
-    available = len(keep)
-    if available > limit:
-        keep = np.sort(np.random.default_rng(seed).permutation(keep)[:limit])
-    dataset.rows = dataset.rows.iloc[keep].reset_index(drop=True)
-    dataset.labels = [dataset.labels[row] for row in keep]
-    return Tiles(dataset, split, available)
-
-
-def compare(
+def compare_classifier(
     run_dir: Path,
     run: RunDescription,
     tiles: Tiles,
+    pixels: npt.NDArray[np.uint8],
     answers: Mapping[str, Answer],
     *,
     network: str,
@@ -123,6 +50,7 @@ def compare(
         run_dir: folder of the run.
         run: its description.
         tiles: what both are asked about.
+        pixels: of them, as the file takes them.
         answers: the exported file by the runtime that computes it; the first one counts.
         network: what it is an export of.
         parts: names of the networks inside.
@@ -131,7 +59,6 @@ def compare(
         Content of parity.json.
     """
     evaluated = _evaluated(run_dir, run, tiles, network, parts)
-    pixels = tiles.pixels(int(run.image_size))  # type: ignore[arg-type]
     by_runtime = {name: _answers(answer, pixels) for name, answer in answers.items()}
     runtime, exported = next(iter(by_runtime.items()))
     table = _table(tiles, {_BEFORE: evaluated[:, -1], _AFTER: exported[:, -1]})
@@ -141,10 +68,11 @@ def compare(
     return {
         "split": tiles.split,
         "level": level,
-        "n_tiles": len(tiles.dataset),
+        "n_tiles": len(tiles),
         "n_tiles_of_split": tiles.available,
+        "whole": tiles.whole,
         "n_groups": int(figures[_BEFORE][level]["n"]),
-        "n_patients": int(tiles.dataset.rows["patient_id"].nunique()),
+        "n_patients": tiles.patients,
         "runtime": runtime,
         **_differences(evaluated, exported),
         "runtimes": {
@@ -163,7 +91,7 @@ def compare_on_noise(module_answer: Answer, answer: Answer, image_size: int, *, 
     """Likewise where there are no tiles: on random pixels, which say nothing about decisions."""
     shape = (tiles, image_size, image_size, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    return {"split": None, "n_tiles": tiles, **_differences(module_answer(pixels), answer(pixels))}
+    return {"split": None, "n_tiles": tiles, **_differences(module_answer(pixels)[0], answer(pixels)[0])}
 
 
 def _evaluated(
@@ -175,12 +103,18 @@ def _evaluated(
     with torch.inference_mode():
         for batch in SampleLoader(tiles.dataset, batch_size=_BATCH):
             logits = {name: part(batch[BatchKey.IMAGE]) for name, part in networks.items()}
-            found.append(ensemble_probabilities(logits, average=run.ensemble_average or "probabilities")[network])
+            found.append(_probabilities(logits, network, run.ensemble_average or "probabilities"))
     return torch.cat(found).numpy()
 
 
+def _probabilities(logits: Mapping[str, torch.Tensor], network: str, average: str) -> torch.Tensor:
+    if network == NetworkName.TEACHER:  # an ensemble of no student is none
+        return torch.softmax(logits[network].float(), dim=1)
+    return ensemble_probabilities(logits, average=average)[network]
+
+
 def _answers(answer: Answer, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    return np.concatenate([answer(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)])
+    return np.concatenate([answer(pixels[start : start + _BATCH])[0] for start in range(0, len(pixels), _BATCH)])
 
 
 def _auroc(tiles: Tiles, probabilities: npt.NDArray[np.float32]) -> float | None:
@@ -242,6 +176,8 @@ def _recorded(
     if folder is None:
         return None
     path = folder / PREDICTIONS_FILE
+    if not path.is_file():
+        return None
     rows = read_rows(path, [str(column) for column in PredictionColumn], remedy="Evaluate the run again.")
     own = rows[rows["network"] == network].set_index("sample_id")["probability"]
     after = _halves(table)[1].set_index("sample_id")["probability"]
@@ -256,10 +192,3 @@ def _recorded(
             recorded[f"{name}_auroc"] = then[name]["auroc"]
             recorded[f"{name}_auroc_exported"] = figures[_AFTER][name]["auroc"]
     return recorded
-
-
-def recorded_evaluation(run_dir: Path, split: str) -> Path | None:
-    """Folder with the evaluation of a split; training itself evaluates "val"."""
-    folder = run_dir if split == Split.VAL else run_dir / f"evaluation_{split}"
-    there = (folder / METRICS_FILE).is_file() and (folder / PREDICTIONS_FILE).is_file()
-    return folder if there else None

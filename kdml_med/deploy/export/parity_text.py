@@ -1,4 +1,4 @@
-"""A parity report as people read it."""
+"""Parity reports as people read them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from kdml_med.report.tables import text_table
 
 LOST_AT_MOST = 0.01
-"""AUROC that an int8 file may lose without a warning."""
+"""AUROC or average precision that an int8 file may lose without a warning."""
 
 
-def parity_text(parity: Mapping[str, Any], *, network: str, format: str) -> str:
+def classifier_text(parity: Mapping[str, Any], *, network: str, format: str) -> str:
     """A parity.json as a table and sentences.
 
     Args:
@@ -34,6 +34,7 @@ def parity_text(parity: Mapping[str, Any], *, network: str, format: str) -> str:
         cells += [_figure(figures["exported"]), _interval(figures["exported_ci95"])]
         cells += [_figure(figures["change"], sign=True), _interval(figures["change_ci95"], sign=True)]
         rows.append([name, str(counts[name]), *cells])
+    changes = {f"AUROC of {name}s": figures["change"] for name, figures in parity["auroc"].items()}
     changed = parity["changed_decisions"]
     lines = [
         f"{network} as {format} against the network that was evaluated, {parity['n_tiles']} of "
@@ -43,9 +44,47 @@ def parity_text(parity: Mapping[str, Any], *, network: str, format: str) -> str:
         "",
         text_table(header, rows),
         *_recorded_lines(parity, level),
-        *_warnings(parity),
+        *_warnings(changes, parity["synthetic"]),
     ]
     return "\n".join(lines)
+
+
+def detector_text(parity: Mapping[str, Any], *, network: str, format: str) -> str:
+    """Likewise of a detector."""
+    if parity["split"] is None:
+        return (
+            f"{network} as {format}: boxes on {parity['n_frames']} images of random pixels differ by "
+            f"{boxes_apart(parity)}. No frames were at hand: name a dataset with --data for a comparison on real ones."
+        )
+    header = ["", "evaluated", "95 % interval", "exported", "95 % interval", "change"]
+    rows = []
+    for name, figures in parity["precision"].items():
+        cells = [name.upper()]
+        for side in ("evaluated", "exported"):
+            cells += [_figure(figures[side]["value"]), _interval(figures[side]["ci95"] or [None, None])]
+        rows.append([*cells, _figure(figures["change"], sign=True)])
+    lines = [
+        f"{network} as {format} against the network that was evaluated, {parity['n_frames']} of "
+        f"{parity['n_frames_of_split']} frames of split {parity['split']}, {parity['n_boxes']} polyps:",
+        f"boxes differ by at most {boxes_apart(parity)}; {parity['boxes_of_both']} are in both, "
+        f"{parity['boxes_of_one']} in one only, the best of them with score {parity['highest_score_of_one']:.3f}; "
+        f"decisions at {parity['threshold']:.2f} that changed: in {parity['frames_with_changed_decisions']} of "
+        f"{parity['n_frames']} frames.",
+        "",
+        text_table(header, rows),
+    ]
+    if parity["recorded"]:
+        own = {name: parity["precision"][name]["exported"]["value"] for name in parity["recorded"]}
+        pairs = (f"{name.upper()} {_figure(value)}, by the file {_figure(own[name])}"
+                 for name, value in parity["recorded"].items())  # fmt: skip
+        lines += ["", f"Recorded in the metrics.json of split {parity['split']}: {'; '.join(pairs)}."]
+    changes = {name.upper(): figures["change"] for name, figures in parity["precision"].items()}
+    return "\n".join([*lines, *_warnings(changes, parity["synthetic"])])
+
+
+def boxes_apart(parity: Mapping[str, Any]) -> str:
+    """How far boxes differ, as part of a sentence."""
+    return f"{parity['largest_box_difference_px']:.2g} px and {parity['largest_score_difference']:.2g} of the score"
 
 
 def _recorded_lines(parity: Mapping[str, Any], level: str) -> list[str]:
@@ -59,12 +98,13 @@ def _recorded_lines(parity: Mapping[str, Any], level: str) -> list[str]:
     return ["", f"Recorded in {recorded['folder']}/metrics.json: {'; '.join(parts)}."]
 
 
-def _warnings(parity: Mapping[str, Any]) -> list[str]:
-    found = []
-    for name, figures in parity["auroc"].items():
-        if figures["change"] is not None and figures["change"] < -LOST_AT_MOST:
-            found.append(f"Warning: the file loses {-100 * figures['change']:.1f} AUROC points of {name}s.")
-    if parity["synthetic"]:
+def _warnings(changes: Mapping[str, float | None], synthetic: bool) -> list[str]:
+    found = [
+        f"Warning: the file loses {-100 * change:.1f} points of {name}."
+        for name, change in changes.items()
+        if change is not None and change < -LOST_AT_MOST
+    ]
+    if synthetic:
         found.append("Generated data: these figures show that the pipeline works, they say nothing about patients.")
     return ["", *found] if found else []
 

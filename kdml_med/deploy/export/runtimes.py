@@ -17,8 +17,8 @@ from kdml_med.deploy.export.formats import require
 from kdml_med.deploy.export.modules import INPUT_NAME
 
 Runtime = Literal["eager", "TorchScript", "ONNX Runtime", "OpenVINO"]
-Answer = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
-"""Images, uint8 [batch, height, width, 3], to the first output of a file."""
+Answer = Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[Any]]]
+"""Images, uint8 [batch, height, width, 3], to the outputs of a file in its order."""
 
 
 def load_answer(path: Path, runtime: Runtime) -> Answer:
@@ -55,11 +55,11 @@ def runtimes_of(path: Path) -> list[Runtime]:
     return ["ONNX Runtime", *(["OpenVINO"] if find_spec("openvino") else [])]  # type: ignore[list-item]
 
 
-def _torch_answer(module: Callable[[Tensor], Tensor]) -> Answer:
-    def answer(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def _torch_answer(module: Callable[[Tensor], Any]) -> Answer:
+    def answer(images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
         with torch.inference_mode():
-            given: npt.NDArray[np.float32] = module(torch.from_numpy(images)).numpy()
-        return given
+            given = module(torch.from_numpy(np.require(images, requirements="W")))
+        return [value.numpy() for value in (given if isinstance(given, tuple) else (given,))]
 
     return answer
 
@@ -69,12 +69,7 @@ def _onnxruntime_answer(path: Path) -> Answer:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-    def answer(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        given: npt.NDArray[np.float32] = session.run(None, {INPUT_NAME: images})[0]
-        return given
-
-    return answer
+    return lambda images: list(session.run(None, {INPUT_NAME: images}))
 
 
 def _openvino_answer(path: Path) -> Answer:
@@ -87,8 +82,8 @@ def _openvino_answer(path: Path) -> Answer:
     }
     request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
 
-    def answer(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        given: npt.NDArray[np.float32] = request.infer({INPUT_NAME: images})[0]
-        return given
+    def answer(images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
+        given = request.infer({INPUT_NAME: images})
+        return [given[place] for place in range(len(given))]
 
     return answer
