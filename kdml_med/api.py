@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import nn
 
 from kdml_med.bundle.inference import FRAMES_DIR
 from kdml_med.bundle.running import run_config
-from kdml_med.bundle.settings import knobs_of
+from kdml_med.bundle.settings import knobs_of, unknown_setting
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
 from kdml_med.runs import (
@@ -231,7 +230,7 @@ def predict(
     if task is Task.CLASSIFICATION and not is_dataset:
         from kdml_med.deploy.slides import predict_slides
 
-        _check_options(predict_slides, options)
+        _check_options(predict_slides, options, task=task)
         report = predict_slides(folder, paths, Path(output_dir), **place, **options)
         return Prediction(Path(output_dir), [*report.failures, *report.absent], report.lines())
     if len(paths) > 1:
@@ -299,14 +298,12 @@ def _paths(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
     return paths
 
 
-def _check_options(function: Callable[..., Any], options: dict[str, Any]) -> None:
+def _check_options(function: Callable[..., Any], options: dict[str, Any], *, task: Task | None = None) -> None:
     """Refuse what a function does not take, in one line instead of a TypeError."""
     known = [name for name, one in inspect.signature(function).parameters.items() if one.kind is one.KEYWORD_ONLY]
     for name in options:
         if name not in known:
-            near = get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise InputError(f"unknown option {name}.{hint} Known: {', '.join(sorted(known))}.")
+            raise unknown_setting(name, known, task=task)
 
 
 def _table(path: Path) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any
@@ -13,10 +14,11 @@ import typer
 
 from kdml_med import __version__
 from kdml_med.errors import ExitCode, InputError
-from kdml_med.program import Command, checked, new_app, tell_ending
+from kdml_med.program import Command, checked, new_app, start, tell_ending
 
 # What messages of the bundles and programs call options that have another name here.
 _OPTIONS = {"--run_dir": "--run", "--dataset_dir": "--data", "--output_dir": "--out"}
+_OPTIONS_OF = {"predict": {"--num_workers": "--workers", "--source": "INPUT", "--slides": "INPUT"}}
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,12 @@ def main() -> None:
     app = new_app(help="Small medical image models by distillation and mutual learning.")
     app.callback()(_options)
     for name, entry in COMMANDS.items():
-        command = checked(_in_own_words(_load(entry))) if name == asked else _not_asked
+        command = (
+            checked(_in_own_words(_load(entry), _OPTIONS | _OPTIONS_OF.get(name, {}))) if name == asked else _not_asked
+        )
         about = None if name == asked else entry.help
         app.command(name, help=about, rich_help_panel=entry.panel)(command)
-    app(args=words, prog_name="kdml-med")
+    start(app, args=words, prog_name="kdml-med")
 
 
 def _load(entry: Entry) -> Command:
@@ -72,21 +76,20 @@ def _load(entry: Entry) -> Command:
         raise SystemExit(int(ExitCode.INTERRUPTED)) from error
 
 
-def _in_own_words(command: Command) -> Command:
+def _in_own_words(command: Command, options: Mapping[str, str]) -> Command:
     """A command whose messages call options as they are called here."""
+
+    def own_word(found: re.Match[str]) -> str:
+        return options.get(found[0], found[0].replace("_", "-"))
 
     @functools.wraps(command)
     def worded(*args: Any, **kwargs: Any) -> int | None:
         try:
             return command(*args, **kwargs)
         except InputError as error:
-            raise InputError(re.sub(r"--[a-z]+(?:_[a-z]+)+\b", _own_word, str(error))) from error
+            raise InputError(re.sub(r"--[a-z]+(?:_[a-z]+)*\b", own_word, str(error))) from error
 
     return worded
-
-
-def _own_word(found: re.Match[str]) -> str:
-    return _OPTIONS.get(found[0], found[0].replace("_", "-"))
 
 
 def _dashed(word: str) -> str:

@@ -6,7 +6,7 @@ import functools
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from tqdm import tqdm
@@ -14,6 +14,8 @@ from tqdm import tqdm
 from kdml_med.errors import INTERRUPTED, ExitCode, foreseen
 
 Command = Callable[..., int | None]
+# What typer raises for a wrong option or value: a class of click, or of its own copy of click.
+_MISUSE: type[Exception] = next(one for one in typer.BadParameter.__mro__ if one.__name__ == "ClickException")
 
 
 def run(command: Command) -> None:
@@ -35,13 +37,26 @@ def _run(commands: dict[str, Command] | dict[None, Command]) -> None:
     app = new_app()
     for name, command in commands.items():
         app.command(name)(checked(command))
-    app()
+    start(app)
 
 
 def new_app(**how: Any) -> typer.Typer:
     """An empty typer application as all programs have it; messages of this process go to standard error."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     return typer.Typer(add_completion=False, pretty_exceptions_enable=False, **how)
+
+
+def start(app: typer.Typer, **how: Any) -> NoReturn:
+    """Run an application; what is wrong with the words of the command line is said in one line, too."""
+    try:
+        code = app(standalone_mode=False, **how)
+    except _MISUSE as misuse:
+        text = " ".join(misuse.format_message().split())  # type: ignore[attr-defined]
+        context = getattr(misuse, "ctx", None)
+        ask = f" `{context.command_path} --help` shows what there is." if context else ""
+        print(f"error: {text.rstrip('.')}.{ask}", file=sys.stderr)
+        raise SystemExit(int(ExitCode.BAD_INPUT)) from misuse
+    raise SystemExit(code)
 
 
 def checked(command: Command) -> Callable[..., None]:

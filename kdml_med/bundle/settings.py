@@ -107,17 +107,29 @@ def refuse_flag_text(name: str, value: Any) -> None:
         raise InputError(f"--{name.replace('::', '#')} {value}: write {value.capitalize()}, with a capital letter.")
 
 
-def unknown_setting(name: str, known: Collection[str], shown: Collection[str] | None = None) -> InputError:
+def unknown_setting(
+    name: str, known: Collection[str], shown: Collection[str] | None = None, *, task: Task | str | None = None
+) -> InputError:
     """What a name that is no setting says to a person.
 
     Args:
         name: as it was written.
         known: every name that could have been meant.
         shown: those that are listed, if not all of them.
+        task: what the others are for; a setting of the other task is called that.
     """
+    owners = {owner for knob in KNOBS if knob.name == name for owner in knob.tasks}
+    if task is not None and owners and task not in owners:
+        return InputError(f"unknown option --{name}: it is for {_OF_THE_OTHER[Task(task)]}. Leave it out.")
     near = get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean --{near[0]}?" if near else ""
     return InputError(f"unknown option --{name}.{hint} Known: {', '.join(sorted(known if shown is None else shown))}.")
+
+
+_OF_THE_OTHER = {
+    Task.CLASSIFICATION: "frames and detectors, and this is about tiles and classifiers",
+    Task.DETECTION: "tiles and classifiers, and this is about frames and detectors",
+}
 
 
 class ByTask(dict[Task, Any]):
@@ -157,7 +169,7 @@ KNOBS: list[Knob] = [
          help="folder of the run"),
     Knob("resume", FLAG, default=True, group=PLACE, recorded=False,
          help="continue the run in `run_dir` if there is one, with [the same "
-              "settings](../how_to/resume_and_reproduce.md); `False` refuses such a folder"),
+              "settings](../how_to/resume_and_reproduce.md); without it such a folder is refused"),
     Knob("seed", whole(0), default=0, group=PLACE, part="networks",
          help="of initial weights, order of samples and augmentation; not of the splits"),
     Knob("device", DEVICE, default=Shown("`cuda`, or `cpu` without a GPU"), group=PLACE, stages=ALL_STAGES, free=True,

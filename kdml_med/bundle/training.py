@@ -29,6 +29,7 @@ from kdml_med.networks.devices import check_device
 from kdml_med.networks.registry import cohort_spec
 from kdml_med.runs import (
     CHECKPOINTS_DIR,
+    COHORT_FILE,
     FRAME_OPTIONS,
     SETTINGS_FILE,
     TILE_OPTIONS,
@@ -256,6 +257,8 @@ def _check_run(run_dir: Path, recorded: Mapping[str, Any], settings: Settings) -
             f"{run_dir} holds a run without its {SETTINGS_FILE}, which says with which settings it goes on: bring the "
             "file back, or name another --run_dir."
         )
+    if (run_dir / COHORT_FILE).is_file():
+        RunDescription.read(run_dir, task=settings.task)
     before = read_run_json(run_dir, SETTINGS_FILE)
     for part in ("knobs", "dataset"):
         old_part = take(before, part, dict[str, Any], run_dir / SETTINGS_FILE, remedy=TRAIN_AGAIN)

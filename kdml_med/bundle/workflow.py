@@ -139,7 +139,7 @@ def check_names(names: Iterable[str], written: Mapping[str, Any], task: str) -> 
     for name in names:
         if name not in listed and not _knows(written, name):
             known = [*written, *listed]
-            raise unknown_setting(name, known, {knob.name for knob in knobs}.intersection(known))
+            raise unknown_setting(name, known, {knob.name for knob in knobs}.intersection(known), task=task)
 
 
 def _knows(written: Mapping[str, Any], name: str) -> bool:

@@ -11,9 +11,12 @@ def check_device(device: str, *, amp: bool = False) -> None:
     """Check that a device is there.
 
     Raises:
-        InputError: it is not, or it cannot do mixed precision.
+        InputError: it is not, it is no name of one, or it cannot do mixed precision.
     """
-    kind, index = torch.device(device).type, torch.device(device).index or 0
+    try:
+        kind, index = torch.device(device).type, torch.device(device).index or 0
+    except RuntimeError as error:
+        raise InputError(f"--device is {device!r}, expected cpu, cuda or cuda:0 and the like, or mps.") from error
     there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(kind, 1)
     if there == 0:
         raise InputError(f"device {device!r} is asked for, but this torch sees no GPU: use --device cpu.")

@@ -53,8 +53,7 @@ def demo(
         return ExitCode.OK
     for words in learn(out, raw, tiny=tiny):
         _step(words)
-    looked_at = "prediction/slides/*/heatmap.png" if task is DemoTask.MSI else "detections/*.annotated.mp4"
-    print(f"\nAll of it is in {out}; look at {out / looked_at}. Next:\n")
+    print(f"\nAll of it is in {out}; look at {_picture(out, task)}. Next:\n")
     for words in _next(out, task):
         print(f"  kdml-med {shlex.join(words)}")
     return ExitCode.OK
@@ -106,6 +105,13 @@ def _test_slide(tiles: Path) -> str:
     manifest, info = read_manifest(tiles), read_info(tiles)
     test = assign_splits(tiles, manifest, info) == Split.TEST
     return str(manifest["slide_id"][test & (manifest["label"] == info.classes[-1])].iloc[0])
+
+
+def _picture(out: Path, task: DemoTask) -> Path:
+    """What shows the prediction to a person."""
+    if task is DemoTask.MSI:
+        return out / "prediction" / "slides" / _test_slide(out / "tiles") / "heatmap.png"
+    return out / "detections" / f"{Path(VIDEO).stem}.annotated.mp4"
 
 
 def _next(out: Path, task: DemoTask) -> list[Words]:

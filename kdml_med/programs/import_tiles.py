@@ -47,7 +47,9 @@ def import_tiles(
         Layout, typer.Option(help="kather: <cohort>_TRAIN/<class>/ and _TEST; csv: a table with one row per image.")
     ],
     labels: Annotated[Path | None, typer.Option(help="csv: the table, CSV, TSV or XLSX.")] = None,
-    where: Annotated[list[str] | None, typer.Option(help="csv: take rows with COLUMN=VALUE; repeatable.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="csv: take rows with this; repeatable.")
+    ] = None,
     image_column: Annotated[str | None, typer.Option(help="csv: image names (else found by its name).")] = None,
     patient_column: Annotated[str | None, typer.Option(help="csv: patient ids.")] = None,
     slide_column: Annotated[str | None, typer.Option(help="csv: slide names.")] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
@@ -17,6 +18,9 @@ from kdml_med.keys import Task
 from kdml_med.program import escaped
 
 _TASKS = {Task.CLASSIFICATION: "MSI", Task.DETECTION: "polyps"}
+_PLACES = {"run_dir": "run", "dataset_dir": "data", "output_dir": "out"}
+# Settings that a text names; those of one word could be any word.
+_SETTING = re.compile(rf"(?<!-)\b(?:{'|'.join(knob.name for knob in KNOBS if '_' in knob.name)})\b")
 _METAVARS = {"a whole number": "INTEGER", "a number": "NUMBER", "a path": "PATH", "a name": "NAME", "one of": "WORD"}
 
 
@@ -59,6 +63,10 @@ def _parameter(name: str, stage: Stage) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
+def _option(found: re.Match[str]) -> str:
+    return f"--{_PLACES.get(found[0], found[0].replace('_', '-'))}"
+
+
 def _metavar(knob: Knob) -> str:
     return next((word for words, word in _METAVARS.items() if knob.kind.words.startswith(words)), "VALUE")
 
@@ -69,6 +77,8 @@ def _help(knobs: list[Knob]) -> str:
     for knob in knobs:
         task = f"{' and '.join(_TASKS[task] for task in knob.tasks)}: " if len(knob.tasks) < len(Task) else ""
         values = "" if knob.kind in (FLAG, PATH, TEXT) else f"; {plain(knob.kind.words)}"
-        parts.append(f"{task}{plain(knob.help)}{values}. [default: {defaults_words(knob)}]")
-    text = " ".join(parts)
+        default = {"True": "on", "False": "off"}.get(defaults_words(knob), defaults_words(knob))
+        parts.append(f"{task}{plain(knob.help)}{values}. [default: {default}]")
+    # A table of a terminal breaks lines at blanks only.
+    text = _SETTING.sub(_option, " ".join(parts)).replace("','", "', '")
     return escaped(text[0].upper() + text[1:])

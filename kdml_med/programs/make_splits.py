@@ -31,7 +31,9 @@ def command(
     dataset: Annotated[Path, typer.Argument(help="Dataset folder.", show_default=False)],
     fractions: Annotated[
         tuple[float, float, float] | None,
-        typer.Option(help=f"Shares of patients for train, val and test; {DEFAULT_FRACTIONS} unless given."),
+        typer.Option(
+            metavar="SHARES", help=f"Shares of patients for train, val and test; {DEFAULT_FRACTIONS} unless given."
+        ),
     ] = None,
     folds: Annotated[int | None, typer.Option(help="Make this many folds instead, at least 3.")] = None,
     from_table: Annotated[

@@ -18,7 +18,7 @@ def predict(
     inputs: Annotated[
         list[Path],
         Argument(
-            metavar="INPUT...",
+            metavar="INPUT",
             help="Slides or folders with slides; an image, a video or a folder with them; or a dataset folder.",
             show_default=False,
         ),
@@ -61,7 +61,9 @@ def predict(
     ] = None,
     corrections: Annotated[
         list[str] | None,
-        Option(help="Boxes for an annotation tool: coco, yolo or voc; repeatable.", rich_help_panel=_FRAMES),
+        Option(
+            metavar="WORD", help="Boxes for an annotation tool: coco, yolo or voc; repeatable.", rich_help_panel=_FRAMES
+        ),
     ] = None,
 ) -> ExitCode:
     """Predict with the students of a run: from the file to tables and pictures, research only.

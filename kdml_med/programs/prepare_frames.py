@@ -55,7 +55,8 @@ def main(
         str, Option(help="A frame that the annotations do not mention is: unlabelled, negative, or left out (skip).")
     ] = _DEFAULT.unlisted,
     polyp_class: Annotated[
-        list[str] | None, Option(help="Annotated class that is a polyp; repeatable. Unless given, all are.")
+        list[str] | None,
+        Option(metavar="NAME", help="Annotated class that is a polyp; repeatable. Unless given, all are."),
     ] = None,
     min_box: Annotated[
         float | None,
@@ -80,7 +81,10 @@ def main(
     split: Annotated[str | None, Option(help="Put every frame into this split: test, for data from elsewhere.")] = None,
     fractions: Annotated[
         tuple[float, float, float] | None,
-        Option(help=f"Shares for train, val and test where no split is given; {DEFAULT_FRACTIONS} unless given."),
+        Option(
+            metavar="SHARES",
+            help=f"Shares for train, val and test where no split is given; {DEFAULT_FRACTIONS} unless given.",
+        ),
     ] = None,
     seed: Annotated[int, Option(help="Seed of that choice.")] = 0,
     no_splits: Annotated[bool, Option("--no-splits", help="Choose none; kdml-med split can later.")] = False,
