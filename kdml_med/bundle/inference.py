@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 from monai.engines import Evaluator
 
-from kdml_med.bundle.chunks import CHUNKS_DIR, detect_frames, hash_weights
 from kdml_med.bundle.evaluation import run_evaluator, write_tile_predictions
 from kdml_med.bundle.settings import Settings
 from kdml_med.bundle.slides import save_slides
@@ -21,6 +20,7 @@ from kdml_med.data.frames import FrameDataset
 from kdml_med.deploy.annotate import source_size
 from kdml_med.deploy.corrections import CORRECTIONS_DIR, check_untouched, list_images, write_corrections
 from kdml_med.deploy.dataset_maps import write_dataset_maps
+from kdml_med.deploy.detection_chunks import CHUNKS_DIR, detect_frames, hash_parameters
 from kdml_med.deploy.frames import annotate_sources, boxes_in_source, coco_dataset, count_frames, judge_frames
 from kdml_med.deploy.prediction_report import tell_seen
 from kdml_med.deploy.prediction_tables import SEEN_IN
@@ -189,7 +189,7 @@ def save_detections(evaluator: Evaluator, settings: Settings) -> None:
     network, target = settings["network"], Path(settings["output_dir"])
     thresholds = read_thresholds(settings["run_dir"])
     threshold = thresholds[network]
-    _begin(target, settings, hash_weights(evaluator.network))
+    _begin(target, settings, hash_parameters(evaluator.network))
     facts = {"networks": RunDescription.read(settings["run_dir"]).networks}
     found, names = detect_frames(evaluator, target / CHUNKS_DIR, facts)
     dataset: FrameDataset = evaluator.data_loader.dataset

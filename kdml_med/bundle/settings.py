@@ -34,7 +34,7 @@ from kdml_med.bundle.kinds import (
     word,
 )
 from kdml_med.deploy.classifier import Runtime
-from kdml_med.deploy.corrections import CORRECTION_FORMATS
+from kdml_med.deploy.correction_files import CORRECTION_FORMATS
 from kdml_med.engines.detection import FUSIONS
 from kdml_med.engines.evaluator import AVERAGES
 from kdml_med.errors import InputError

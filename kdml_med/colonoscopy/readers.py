@@ -169,7 +169,7 @@ def _sounds_like_yolo(path: Path) -> bool:
         return True
 
 
-_NOT_YOLO = ("classes.txt", "train.txt", "val.txt", "test.txt", "README.txt")
+_NOT_YOLO = ("classes.txt", "train.txt", "val.txt", "test.txt", "labelmap.txt", "README.txt")
 
 FORMATS: dict[str, AnnotationFormat] = {
     "masks": AnnotationFormat(_read_masks, IMAGE_SUFFIXES, folder=True, pictures=True),

@@ -210,6 +210,7 @@ class SampleLoader(DataLoader[dict[str, Any]]):
     Args:
         dataset: samples to load.
         batch_size: samples in a batch.
+        batches: positions of the samples of each batch, where these are not to follow each other by ``batch_size``.
         training: shuffle by ``EpochSampler``; the last incomplete batch is left out if it would hold a single sample,
             which batch norm cannot take.
         seed, balance, samples_per_epoch: see ``EpochSampler``.
@@ -220,7 +221,8 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         self,
         dataset: ManifestDataset,
         *,
-        batch_size: int,
+        batch_size: int = 1,
+        batches: Sequence[Sequence[int]] | None = None,
         training: bool = False,
         seed: int = 0,
         balance: bool = False,
@@ -236,6 +238,7 @@ class SampleLoader(DataLoader[dict[str, Any]]):
             dataset,
             batch_size=batch_size,
             sampler=sampler,
+            batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=num_workers,
             drop_last=drop_last,
             collate_fn=collate_samples,

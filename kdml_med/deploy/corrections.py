@@ -1,12 +1,9 @@
 """Detections as annotations for a person to correct in an annotation tool, with the images that they are about.
 
-    corrections/images/        the frames; those of a video as images/<video>/<number>.jpg
-    corrections/coco.json      COCO; file_name is the path below images/
-    corrections/labels/        YOLO, a text file for each image, with classes.txt and data.yaml in corrections/
-    corrections/annotations/   Pascal VOC, an XML file for each image
-
-``prepare_frames`` reads all of them again, with images/ or with the source itself as its input. What was corrected is
-never written over: ``check_untouched`` refuses a folder that holds anything but what was written there.
+``images/`` has the frames, those of a video as ``images/<video>/<number>.jpg``; the files about them are those of
+``kdml_med.deploy.correction_files``. ``prepare_frames`` reads all of them again, with images/ or with the source itself
+as its input. What was corrected is never written over: ``check_untouched`` refuses a folder that holds anything but
+what was written there.
 """
 
 from __future__ import annotations
@@ -20,19 +17,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pandas as pd
 from PIL import Image as Pillow
 
-from kdml_med.colonoscopy.boxes import Box, FrameBoxes
-from kdml_med.colonoscopy.coco import format_coco
-from kdml_med.colonoscopy.formats import format_voc, format_yolo
+from kdml_med.colonoscopy.boxes import Box
 from kdml_med.colonoscopy.readers import FORMATS
 from kdml_med.colonoscopy.video import VIDEO_SUFFIXES, VideoCutShortError, iterate_video
 from kdml_med.data.frames import FrameDataset
 from kdml_med.deploy.annotate import SourceSize
-from kdml_med.deploy.wording import RESEARCH_ONLY
+from kdml_med.deploy.correction_files import IMAGES_DIR, CorrectionImage, annotation_files
 from kdml_med.errors import InputError
 from kdml_med.keys import DetectionColumn
 from kdml_med.metrics.box_matching import BOX_COLUMNS
@@ -44,48 +38,13 @@ from kdml_med.storage.walking import walk_folder
 from kdml_med.tables.names import IMAGE_SUFFIXES, same_name_form
 
 CORRECTIONS_DIR = "corrections"
-CORRECTION_FORMATS = ("coco", "yolo", "voc")
 
 _RECORD_FILE = "written.json"
-_IMAGES_DIR, _LABELS_DIR, _VOC_DIR = "images", "labels", "annotations"
-_CLASS = "polyp"
 _JPEG_QUALITY = 95
 _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff\ufffe\uffff]")
 """No XML file can hold it, or tools take it for the border of a folder."""
 _NO_IMAGES = frozenset(Path(name).stem.casefold() for name in FORMATS["yolo"].ignored)
 """A YOLO file of such a name is not about an image."""
-
-
-@dataclass(frozen=True)
-class CorrectionImage:
-    """An image that is to be looked at again.
-
-    Attributes:
-        name: path below images/, "/" as separator.
-        row: of the dataset.
-        source: file that it is or is a frame of; None where the stored frame is taken.
-        frame_index: of the frame of a video, else None.
-        size: of the image.
-        boxes: with their scores, its pixels.
-    """
-
-    name: str
-    row: int
-    source: Path | None
-    frame_index: int | None
-    size: SourceSize
-    boxes: tuple[tuple[Box, float], ...]
-
-    @property
-    def stem(self) -> str:
-        """The name without its suffix, which files about it have too."""
-        return self.name.rpartition(".")[0]
-
-    @property
-    def annotation(self) -> FrameBoxes:
-        """As ``kdml_med.colonoscopy.formats`` takes it."""
-        boxes = tuple(box for box, _ in self.boxes)
-        return FrameBoxes(self.name, boxes, width=self.size.width, height=self.size.height)
 
 
 @dataclass(frozen=True)
@@ -153,8 +112,9 @@ def write_corrections(
     check_untouched(folder)
     key = _key_of(dataset, images) if with_images else ""
     before = _read_record(folder) if folder.is_dir() else {}
-    planned = [f"{_IMAGES_DIR}/{image.name}" for image in images] if with_images else []
-    annotations = _annotation_names(images, formats)
+    planned = [f"{IMAGES_DIR}/{image.name}" for image in images] if with_images else []
+    about: dict[str, Any] = {"network": network, "threshold": threshold}
+    annotations = [name for name, _ in annotation_files(images, formats, **about)]
     keep = {*annotations, *(planned if before.get("key") == key else [])}
     for name in before.get("files", {}):
         if name not in keep:
@@ -163,8 +123,8 @@ def write_corrections(
     files: dict[str, str | None] = dict.fromkeys([*planned, *annotations])
     write_json(folder / _RECORD_FILE, {"key": key, "files": files})
     if with_images:
-        images = _write_images(folder / _IMAGES_DIR, dataset, images, fps)
-    for name, data in _annotation_files(images, formats, network, threshold):
+        images = _write_images(folder / IMAGES_DIR, dataset, images, fps)
+    for name, data in annotation_files(images, formats, **about):
         write_if_changed(folder / name, data)
         files[name] = _digest(data)
     write_json(folder / _RECORD_FILE, {"key": key, "files": files})
@@ -312,69 +272,6 @@ def _write_frames(
         pass  # failures.csv of the frames says so
     if missing:
         raise InputError(f"{video} has other frames than before: was it changed meanwhile? Run the same command again.")
-
-
-def _annotation_names(images: Sequence[CorrectionImage], formats: Sequence[str]) -> list[str]:
-    names = ["coco.json"] if "coco" in formats else []
-    if "yolo" in formats:
-        names += ["classes.txt", "data.yaml", *(f"{_LABELS_DIR}/{image.stem}.txt" for image in images)]
-    return names + [f"{_VOC_DIR}/{image.stem}.xml" for image in images if "voc" in formats]
-
-
-def _annotation_files(
-    images: Sequence[CorrectionImage], formats: Sequence[str], network: str, threshold: float
-) -> Iterator[tuple[str, bytes]]:
-    if "coco" in formats:
-        content = _coco(images, network, threshold)
-        yield "coco.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
-    if "yolo" in formats:
-        yield "classes.txt", f"{_CLASS}\n".encode()
-        yield "data.yaml", f"train: {_IMAGES_DIR}\nval: {_IMAGES_DIR}\nnames:\n  0: {_CLASS}\n".encode()
-        for image in images:
-            yield f"{_LABELS_DIR}/{image.stem}.txt", format_yolo(image.annotation, *image.size).encode()
-    if "voc" in formats:
-        for image in images:
-            yield f"{_VOC_DIR}/{image.stem}.xml", _voc(image)
-
-
-def _coco(images: Sequence[CorrectionImage], network: str, threshold: float) -> dict[str, Any]:
-    """COCO with everything that tools ask for: they take a missing list for another kind of file."""
-    content = format_coco(image.annotation for image in images)
-    scores = [score for image in images for _, score in image.boxes]
-    for annotation, score in zip(content["annotations"], scores, strict=True):
-        annotation["bbox"] = [round(side, 2) for side in annotation["bbox"]]
-        annotation |= {"area": round(annotation["area"], 2), "segmentation": [], "score": round(score, 4)}
-    description = f"{RESEARCH_ONLY}. Detections of {network} with scores from {threshold:.3f}, not corrected."
-    return content | {
-        "info": {"description": description},
-        "licenses": [],
-        "categories": [{"id": 1, "name": _CLASS, "supercategory": ""}],
-    }
-
-
-def _voc(image: CorrectionImage) -> bytes:
-    """Pascal VOC in whole pixels, which is what its pixel numbers are, with the elements that tools ask for."""
-    width, height = image.size
-    whole = []
-    for xmin, ymin, xmax, ymax in image.annotation.boxes:
-        left, top = min(round(xmin), width - 1), min(round(ymin), height - 1)
-        whole.append((left, top, max(left + 1, round(xmax)), max(top + 1, round(ymax))))
-    folder, _, name = f"{_IMAGES_DIR}/{image.name}".rpartition("/")
-    root = ElementTree.fromstring(format_voc(replace(image.annotation, image=name, boxes=tuple(whole))))
-    element = ElementTree.Element("folder")
-    element.text = folder
-    root.insert(0, element)
-    element = ElementTree.Element("segmented")
-    element.text = "0"
-    root.insert(3, element)
-    for found in root.iterfind("object"):
-        for place, (tag, text) in enumerate((("pose", "Unspecified"), ("truncated", "0"), ("difficult", "0")), start=1):
-            element = ElementTree.Element(tag)
-            element.text = text
-            found.insert(place, element)
-    ElementTree.indent(root)
-    data: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
-    return data + b"\n"
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

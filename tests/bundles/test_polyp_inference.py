@@ -21,9 +21,10 @@ from monai.bundle import ConfigWorkflow
 from pycocotools.coco import COCO
 from torch import Tensor, nn
 
-from kdml_med.bundle import chunks, prepare_source
+from kdml_med.bundle import prepare_source
 from kdml_med.bundle.settings import Settings
 from kdml_med.colonoscopy.frames import Placement
+from kdml_med.deploy import detection_chunks as chunks
 from kdml_med.deploy.annotate import SourceSize
 from kdml_med.deploy.frames import boxes_in_source, coco_dataset, count_frames, name_videos
 from kdml_med.errors import InputError

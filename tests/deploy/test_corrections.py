@@ -21,14 +21,8 @@ from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.data.frames import FrameDataset
 from kdml_med.deploy import corrections
 from kdml_med.deploy.annotate import SourceSize
-from kdml_med.deploy.corrections import (
-    CORRECTION_FORMATS,
-    CorrectionImage,
-    CorrectionReport,
-    check_untouched,
-    list_images,
-    write_corrections,
-)
+from kdml_med.deploy.correction_files import CORRECTION_FORMATS, CorrectionImage, annotation_files
+from kdml_med.deploy.corrections import CorrectionReport, check_untouched, list_images, write_corrections
 from kdml_med.deploy.frames import boxes_in_source
 from kdml_med.errors import InputError
 from kdml_med.storage.manifest import read_manifest
@@ -109,7 +103,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-ANNOTATIONS = {"coco": "coco.json", "yolo": "labels", "voc": "annotations"}
+ANNOTATIONS = {"coco": "coco.json", "yolo": "labels", "voc": "Annotations"}
 
 
 @pytest.mark.parametrize("kind", CORRECTION_FORMATS)
@@ -156,7 +150,7 @@ def test_other_readers_find_the_same(written: Path, dataset: FrameDataset, sourc
         found = [annotation["bbox"] for annotation in coco.loadAnns(coco.getAnnIds(one["id"]))]
         expected = [(box[0], box[1], box[2] - box[0], box[3] - box[1]) for box, _ in image.boxes]
         np.testing.assert_allclose(np.reshape(found, (-1, 4)), np.reshape(expected, (-1, 4)), atol=0.006)
-        root = ElementTree.parse(written / "annotations" / f"{image.stem}.xml").getroot()
+        root = ElementTree.parse(written / "Annotations" / f"{image.stem}.xml").getroot()
         assert f"{root.findtext('folder')}/{root.findtext('filename')}" == f"images/{image.name}"
         assert [root.findtext(f"size/{side}") for side in ("width", "height", "depth")] == [
             *map(str, image.size), "3",
@@ -169,6 +163,24 @@ def test_other_readers_find_the_same(written: Path, dataset: FrameDataset, sourc
         assert len(lines) == len(image.boxes)
         assert all(0 <= float(value) <= 1 for line in lines for value in line.split()[1:])
     assert (written / "classes.txt").read_text() == "polyp\n"
+
+
+def test_cvat_finds_every_image_under_the_path_that_it_was_uploaded_under(
+    written: Path, dataset: FrameDataset, source: Path
+) -> None:
+    uploaded = {Path(name).with_suffix("").as_posix() for name in files(written / "images")}
+    settings = dict(line.split(" = ") for line in (written / "obj.data").read_text().splitlines())
+    assert (written / settings["names"]).read_text() == "polyp\n"
+    listed = (written / settings["train"]).read_text(encoding="utf-8").splitlines()
+    boxes = 0
+    for line in listed:  # the text file lies beside the image; the first folder is no part of its name
+        boxes += len((written / Path(line).with_suffix(".txt")).read_text().splitlines())
+    assert {Path(line).with_suffix("").as_posix().partition("/")[2] for line in listed} == uploaded
+    assert len(listed) == len(dataset)
+    assert boxes == sum(len(image.boxes) for image in images_of(dataset, source))
+    items = (written / "ImageSets/Main/train.txt").read_text(encoding="utf-8").splitlines()
+    assert set(items) == uploaded
+    assert {f"{item}.xml" for item in items} == set(files(written / "Annotations"))
 
 
 def test_images_are_the_sources_and_the_frames_that_were_taken(written: Path, source: Path) -> None:
@@ -205,7 +217,7 @@ def test_the_same_again_touches_nothing_and_other_formats_replace(
     assert json.loads(before["coco.json"]) == json.loads((tmp_path / "coco.json").read_bytes())
 
 
-@pytest.mark.parametrize("name", ["labels/plain.txt", "annotations/plain.xml", "coco.json", "images/plain.txt"])
+@pytest.mark.parametrize("name", ["labels/plain.txt", "Annotations/plain.xml", "coco.json", "images/plain.txt"])
 def test_what_a_person_corrected_is_never_replaced(
     name: str, dataset: FrameDataset, source: Path, tmp_path: Path
 ) -> None:
@@ -265,8 +277,10 @@ def test_any_box_and_name_come_back_from_xml_and_yolo(boxes: list, name: str) ->
     image = CorrectionImage(
         corrections._free_name(f"{name}.png", taken), 0, None, None, size, tuple((box, 1.0) for box in kept)
     )
-    found = {path: data.decode() for path, data in corrections._annotation_files([image], CORRECTION_FORMATS, "e", 0.5)}
-    voc = parse_voc(found[f"annotations/{image.stem}.xml"], "x")
+    found = {
+        path: data.decode() for path, data in annotation_files([image], CORRECTION_FORMATS, network="e", threshold=0.5)
+    }
+    voc = parse_voc(found[f"Annotations/{image.stem}.xml"], "x")
     assert voc.problem is None
     np.testing.assert_allclose(np.reshape(voc.boxes, (-1, 4)), np.reshape(kept, (-1, 4)), atol=1.01)
     assert all(0 <= x < right <= 64 and 0 <= y < bottom <= 48 for x, y, right, bottom in voc.boxes)

@@ -3,11 +3,12 @@
 The name of a chunk's file has a hash of everything that decides what is in it: weights, settings, and the bytes of its
 frames. What another run, other weights, other settings or other frames gave therefore has another name and is never
 taken. Batches are the same however often the work was cut off, and with them, on a CPU, the last bit of every score.
+A chunk holds frames of one video or of images, never of both or of two videos: what was found in a video stays when
+another one is laid beside it.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import torch
@@ -24,7 +27,6 @@ from monai.engines import Evaluator
 from torch import nn
 from tqdm import tqdm
 
-from kdml_med.bundle.workflow import errors_for_people
 from kdml_med.data.frames import FrameDataset
 from kdml_med.data.samples import SampleLoader
 from kdml_med.errors import InputError
@@ -39,6 +41,7 @@ CHUNK_FRAMES = 256
 """About ten seconds of a small network on a CPU: what an interruption costs at most."""
 
 _KEY_LETTERS = 16
+_PROBE_PX = (61, 83)
 
 
 class Found(NamedTuple):
@@ -52,9 +55,9 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Some frames that follow each other, and the file for what is found in them."""
+    """Some frames of one video or of images, and the file for what is found in them."""
 
-    positions: range
+    positions: npt.NDArray[np.intp]
     path: Path
 
 
@@ -70,11 +73,10 @@ def detect_frames(evaluator: Evaluator, folder: Path, facts: Mapping[str, Any]) 
         InputError: there is no frame, one is damaged, a chunk cannot be written, or a network answers with something
             that is no number.
     """
-    loader = evaluator.data_loader
-    dataset: FrameDataset = loader.dataset
+    dataset: FrameDataset = evaluator.data_loader.dataset
     if not len(dataset):
         raise InputError(f"{dataset.dataset_dir} holds no frames: prepare some, or name another --dataset_dir.")
-    chunks = _plan_chunks(dataset, loader.batch_size, folder, _hash_settings(evaluator, dataset, facts))
+    chunks = _plan_chunks(evaluator, folder, facts)
     stored = {chunk.path: table for chunk in chunks if (table := _read_chunk(chunk.path)) is not None}
     pending = [chunk for chunk in chunks if chunk.path not in stored]
     done = len(dataset) - sum(len(chunk.positions) for chunk in pending)
@@ -95,31 +97,41 @@ def detect_frames(evaluator: Evaluator, folder: Path, facts: Mapping[str, Any]) 
     return Found(pd.concat(filled, ignore_index=True), names)
 
 
-def _plan_chunks(dataset: FrameDataset, batch_size: int, folder: Path, settings: str) -> list[_Chunk]:
+def _plan_chunks(evaluator: Evaluator, folder: Path, facts: Mapping[str, Any]) -> list[_Chunk]:
+    dataset, batch_size = evaluator.data_loader.dataset, evaluator.data_loader.batch_size
+    settings = _hash_settings(evaluator, facts)
     frames = max(1, CHUNK_FRAMES // batch_size) * batch_size  # whole batches: a frame is always in the same one
     chunks = []
-    for start in range(0, len(dataset), frames):
-        positions = range(start, min(start + frames, len(dataset)))
-        key = hashlib.sha256(f"{settings} {_hash_frames(dataset, positions)}".encode()).hexdigest()
-        chunks.append(_Chunk(positions, folder / f"{start:07}-{key[:_KEY_LETTERS]}.parquet"))
+    for group in _group_frames(dataset.rows):
+        for start in range(0, len(group), frames):
+            positions = group[start : start + frames]
+            key = hashlib.sha256(f"{settings} {_hash_frames(dataset, positions)}".encode()).hexdigest()
+            chunks.append(_Chunk(positions, folder / f"{key[:_KEY_LETTERS]}.parquet"))
     return chunks
 
 
-def _hash_settings(evaluator: Evaluator, dataset: FrameDataset, facts: Mapping[str, Any]) -> str:
+def _group_frames(rows: pd.DataFrame) -> list[npt.NDArray[np.intp]]:
+    """Positions of the frames of each video, and of all images, in the order of the rows."""
+    videos = rows["source"].where(rows["frame_index"].notna(), "")
+    numbers, _ = pd.factorize(videos)
+    return [np.flatnonzero(numbers == number) for number in range(numbers.max() + 1)]
+
+
+def _hash_settings(evaluator: Evaluator, facts: Mapping[str, Any]) -> str:
     device = torch.device(evaluator.state.device)
     names = ("fusion", "score_threshold", "iou_threshold", "max_detections", "amp")
     content = {name: getattr(evaluator, name, None) for name in names} | {
         "facts": dict(facts),
         "batch_size": evaluator.data_loader.batch_size,
         "device": device.type,
-        "weights": hash_weights(evaluator.network),
-        "input": _hash_input(dataset),
+        "weights": hash_parameters(evaluator.network),
+        "input": _hash_input(evaluator.data_loader.dataset),
         "libraries": {name: version(name) for name in ("kdml_med", "torch", "monai", "pillow", "numpy")},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def hash_weights(network: nn.Module) -> str:
+def hash_parameters(network: nn.Module) -> str:
     """SHA-256 of all parameters and buffers with their names, hexadecimal."""
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
@@ -129,14 +141,16 @@ def hash_weights(network: nn.Module) -> str:
 
 
 def _hash_input(dataset: FrameDataset) -> str:
-    """What a network is handed for the first frame: it changes with the size and every step of the preprocessing."""
-    image = dataset[0][BatchKey.IMAGE]
-    return hashlib.sha256(f"{tuple(image.shape)}".encode() + image.numpy().tobytes()).hexdigest()
+    """What a network is handed for a frame of noise: it changes with the size and every step of the preprocessing."""
+    noise = np.random.default_rng(0).integers(0, 256, (*_PROBE_PX, 3), dtype=np.uint8)
+    sample: dict[str, Any] = {BatchKey.IMAGE.value: noise, BatchKey.LABEL.value: np.zeros((0, 4), np.float32)}
+    image = torch.as_tensor((dataset.transform or dict)(sample)[BatchKey.IMAGE])
+    return hashlib.sha256(f"{tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes()).hexdigest()
 
 
-def _hash_frames(dataset: FrameDataset, positions: range) -> str:
+def _hash_frames(dataset: FrameDataset, positions: npt.NDArray[np.intp]) -> str:
     digest = hashlib.sha256()
-    rows = dataset.rows.iloc[positions.start : positions.stop]
+    rows = dataset.rows.iloc[positions]
     columns = ["sample_id", "sequence_id", "patient_id", "shard", "offset", "size"]
     for sample, sequence, patient, shard, offset, size in rows[columns].itertuples(index=False):
         digest.update(json.dumps([sample, sequence, patient, int(size)]).encode())
@@ -155,17 +169,19 @@ def _read_chunk(path: Path) -> pd.DataFrame | None:
 
 
 def _detect_chunks(evaluator: Evaluator, dataset: FrameDataset, chunks: Sequence[_Chunk], bar: tqdm[Any]) -> None:
-    positions = [position for chunk in chunks for position in chunk.positions]
-    part = copy.copy(dataset)
-    part.rows = dataset.rows.iloc[positions].reset_index(drop=True)
-    part.labels = [dataset.labels[position] for position in positions]
     whole = evaluator.data_loader
-    loader = SampleLoader(part, batch_size=whole.batch_size, num_workers=whole.num_workers)
-    storing = _StoreChunks(chunks, bar)
-    with evaluator.add_event_handler(Events.ITERATION_COMPLETED, storing), errors_for_people(FloatingPointError):
+    batches = [
+        chunk.positions[start : start + whole.batch_size].tolist()
+        for chunk in chunks
+        for start in range(0, len(chunk.positions), whole.batch_size)
+    ]
+    loader = SampleLoader(dataset, batches=batches, num_workers=whole.num_workers)
+    with evaluator.add_event_handler(Events.ITERATION_COMPLETED, _StoreChunks(chunks, bar)):
         try:
             evaluator.data_loader, evaluator.state.epoch_length = loader, len(loader)
             evaluator.run()
+        except FloatingPointError as error:
+            raise InputError(str(error)) from error
         finally:
             evaluator.data_loader, evaluator.state.epoch_length = whole, len(whole)
 

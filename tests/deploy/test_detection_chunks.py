@@ -12,9 +12,9 @@ import pytest
 import torch
 from monai.transforms import Compose
 
-from kdml_med.bundle import chunks
-from kdml_med.bundle.chunks import Found, detect_frames, hash_weights
 from kdml_med.data import FrameDataset, NormalizeColourd, PlaceFrame, SampleLoader
+from kdml_med.deploy import detection_chunks as chunks
+from kdml_med.deploy.detection_chunks import Found, detect_frames, hash_parameters
 from kdml_med.engines import DetectionEvaluator
 from kdml_med.errors import InputError
 from kdml_med.handlers import CohortDetections
@@ -27,12 +27,14 @@ BATCH = 2
 
 @pytest.fixture(autouse=True)
 def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "CHUNK_FRAMES", 5)  # two batches, and a last chunk of one
+    monkeypatch.setattr(chunks, "CHUNK_FRAMES", 5)  # two batches
 
 
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_frame_dataset(tmp_path_factory.mktemp("frames") / "data", frames=3)  # 12 frames
+    """Two videos of six frames: of each a chunk of two batches, and one of one."""
+    folder = tmp_path_factory.mktemp("frames") / "data"
+    return write_frame_dataset(folder, splits={"P0": "train", "P2": "val"}, frames=6)
 
 
 class Interrupting(torch.nn.Module):
@@ -81,7 +83,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(frames: Path, t
         assert not list(folder.glob(".*"))
     again = evaluator(frames)
     found = detect(again, folder)
-    assert calls(again) == 6 - 2 * (batches // 2) if batches < 6 else 6
+    assert calls(again) == 6 - max(end for end in (0, 2, 3, 5) if end <= batches % 6)
     pd.testing.assert_frame_equal(found.boxes, whole.boxes, check_exact=True)
     assert len(found.boxes) > 0
     assert found.networks == ["student_0", "student_1", "ensemble"]
@@ -127,7 +129,7 @@ def test_only_the_chunk_whose_frames_changed_is_made_again(
     detect(evaluator(frames), tmp_path)
     before = set(contents(tmp_path))
     used = evaluator(frames)
-    changed = used.data_loader.dataset.rows.iloc[5]  # in the second chunk of three
+    changed = used.data_loader.dataset.rows.iloc[1]  # in the first chunk of four
     read = chunks.read_member
 
     def read_other(root: Path, shard: str, offset: int, size: int) -> bytes:
@@ -137,7 +139,33 @@ def test_only_the_chunk_whose_frames_changed_is_made_again(
     monkeypatch.setattr(chunks, "read_member", read_other)
     detect(used, tmp_path)
     assert calls(used) == 2
-    assert len(before & set(contents(tmp_path))) == 2
+    assert len(before & set(contents(tmp_path))) == 3
+
+
+@pytest.mark.parametrize("first", ["P0", "P2"])
+def test_what_was_found_in_a_video_stays_when_another_comes_before_or_behind_it(
+    frames: Path, tmp_path: Path, first: str
+) -> None:
+    alone, both = evaluator(frames), evaluator(frames)
+    rows = alone.data_loader.dataset.rows
+    alone.data_loader.dataset.rows = rows[rows["source"] == f"{first}.mp4"].reset_index(drop=True)
+    detect(alone, tmp_path)
+    found = detect(both, tmp_path)
+    assert (calls(alone), calls(both)) == (3, 3)
+    pd.testing.assert_frame_equal(found.boxes, detect(evaluator(frames), tmp_path / "both").boxes)
+
+
+def test_images_share_batches_and_videos_do_not(frames: Path, tmp_path: Path) -> None:
+    used = evaluator(frames, batch=4)
+    rows = used.data_loader.dataset.rows
+    images = np.arange(len(rows)) % 3 > 0  # a video lies between any two pairs of images
+    rows["frame_index"] = rows["frame_index"].mask(images)
+    found = detect(used, tmp_path)
+    assert calls(used) == 4  # eight images, and two frames of each of two videos
+    pd.testing.assert_frame_equal(
+        found.boxes.sort_values(list(found.boxes.columns), ignore_index=True),
+        detect(evaluator(frames), tmp_path / "videos").boxes.sort_values(list(found.boxes.columns), ignore_index=True),
+    )
 
 
 def test_a_damaged_chunk_is_made_again(frames: Path, tmp_path: Path) -> None:
@@ -166,11 +194,11 @@ def test_nothing_found_in_any_chunk(frames: Path, tmp_path: Path) -> None:
 
 def test_any_changed_weight_changes_the_hash() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).to(torch.bfloat16)
-    seen = {hash_weights(network)}
+    seen = {hash_parameters(network)}
     for value in network.state_dict().values():
         with torch.no_grad():
             value.reshape(-1)[-1] += 1
-        seen.add(hash_weights(network))
+        seen.add(hash_parameters(network))
     assert len(seen) == 1 + len(network.state_dict())
-    assert hash_weights(SimpleNamespace(state_dict=network.state_dict)) in seen  # type: ignore[arg-type]
+    assert hash_parameters(SimpleNamespace(state_dict=network.state_dict)) in seen  # type: ignore[arg-type]
     assert np.unique([len(one) for one in seen]).tolist() == [64]
