@@ -19,7 +19,7 @@ from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.data.frames import FrameDataset
 from kdml_med.deploy.annotate import source_size
 from kdml_med.deploy.corrections import CORRECTIONS_DIR, check_untouched, list_images, write_corrections
-from kdml_med.deploy.dataset_maps import write_dataset_maps
+from kdml_med.deploy.dataset_maps import discard_maps, write_dataset_maps
 from kdml_med.deploy.detection_chunks import CHUNKS_DIR, detect_frames, hash_parameters
 from kdml_med.deploy.frames import annotate_sources, boxes_in_source, coco_dataset, count_frames, judge_frames
 from kdml_med.deploy.prediction_report import tell_seen
@@ -62,6 +62,7 @@ def save_inference(evaluator: Evaluator | None, settings: Settings) -> None:
     tiles, groups = predictions["sample_id"].nunique(), len(patients)
     print(f"\n{counted(tiles, 'tile')} of {counted(groups, level)}. Written to {target}")
     print(*tell_seen(patients[SEEN_IN]), "", sep="\n")
+    discard_maps(target)
     if settings["maps"]:
         names = run.choose(settings["network"])
         looked_into = {name: networks[name] for name in names}

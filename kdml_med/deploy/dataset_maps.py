@@ -16,7 +16,7 @@ from torch import nn
 from kdml_med.data.tiles import TileDataset
 from kdml_med.deploy.grad_cam import mean_grad_cam
 from kdml_med.deploy.heatmap import SlidePicture, write_maps
-from kdml_med.deploy.prediction_folder import PROBABILITY, SLIDES_DIR, TILES_FILE, slide_dir
+from kdml_med.deploy.prediction_folder import PROBABILITY, SLIDES_DIR, TILES_FILE, discard_slide, slide_dir
 from kdml_med.deploy.prediction_tables import with_disagreement
 from kdml_med.deploy.tile_sheet import SHEET_TILES, SheetTile, choose_tiles, write_tile_sheets
 from kdml_med.deploy.wording import counted
@@ -101,6 +101,13 @@ def write_dataset_maps(
     return f"Maps of {counted(groups.ngroups, 'slide')}: {output_dir / SLIDES_DIR}."
 
 
+def discard_maps(output_dir: Path) -> None:
+    """Delete what an earlier call of ``write_dataset_maps`` wrote, perhaps of another dataset."""
+    (output_dir / TILES_FILE).unlink(missing_ok=True)
+    for folder in (output_dir / SLIDES_DIR).glob("*"):
+        discard_slide(output_dir, folder.name)
+
+
 def tile_table(rows: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     """Rows of tiles.parquet, as a prediction of slides has them: one student is no ensemble.
 
@@ -111,7 +118,7 @@ def tile_table(rows: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     wide = predictions.pivot(index="sample_id", columns="network", values="probability").loc[rows["sample_id"]]
     table: pd.DataFrame = rows[_PLACE].copy()
     students = set(wide) - {NetworkName.TEACHER, NetworkName.ENSEMBLE}
-    for name in sorted(wide, key=network_order):
+    for name in sorted(map(str, wide), key=network_order):
         if name != NetworkName.ENSEMBLE or len(students) > 1:
             table[f"{PROBABILITY}{name}"] = wide[name].to_numpy(np.float32)
     return with_disagreement(table)

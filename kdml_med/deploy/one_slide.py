@@ -99,8 +99,15 @@ def predict_slide(
         with _one_torch_thread(), open_cutter(job.slide, settings.options, threads=threads, region=region) as cutter:
             _predict(cutter, job.regions, on_tiles, settings, threads)
     except SlideError as error:
-        return str(error)
+        return _reworded(str(error), job.regions)
     return None
+
+
+def _reworded(reason: str, regions: Regions | None) -> str:
+    """What the cutter says, without options that a prediction takes from the run."""
+    if regions is not None:
+        reason = reason.replace("no tissue found:", "no tissue found in its regions:")
+    return reason.replace("--min-tissue", "the run's min_tissue").replace("; use --stain none", "")
 
 
 def _region(regions: Regions) -> RegionMask:

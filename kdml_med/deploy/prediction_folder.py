@@ -63,6 +63,16 @@ def slide_dir(out_dir: Path, slide_id: str) -> Path:
     return out_dir / SLIDES_DIR / slide_id
 
 
+def discard_slide(out_dir: Path, slide_id: str) -> None:
+    """Delete what was written about a slide; a file of somebody else stays."""
+    folder = slide_dir(out_dir, slide_id)
+    for name in _SLIDE_FILES:
+        (folder / name).unlink(missing_ok=True)
+        (folder / f".{name}.part").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not there, or not empty
+        folder.rmdir()
+
+
 def write_slide(
     out_dir: Path, record: SlideRecord, tiles: pd.DataFrame, write_pictures: Callable[[Path], list[str]]
 ) -> None:
@@ -176,7 +186,7 @@ class PredictionFolder:
             for name in TABLES:  # nobody takes those of an earlier run for those of all slides
                 (self.path / name).unlink(missing_ok=True)
         for name in work.pending:
-            self.discard(name)
+            discard_slide(self.path, name)
         return work
 
     def _tell_change(self, name: str, origin: Origin, outdated: Callable[[Finished], str | None]) -> str | None:
@@ -186,15 +196,6 @@ class PredictionFolder:
             return "what was kept of it is damaged"
         known = there.record.origin or Origin()
         return known.tell_change(origin) or outdated(there)
-
-    def discard(self, slide_id: str) -> None:
-        """Delete what was written about a slide; a file of somebody else stays."""
-        folder = slide_dir(self.path, slide_id)
-        for name in _SLIDE_FILES:
-            (folder / name).unlink(missing_ok=True)
-            (folder / f".{name}.part").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not there, or not empty
-            folder.rmdir()
 
 
 def _tell_difference(part: str, old: Any, new: Any) -> str:

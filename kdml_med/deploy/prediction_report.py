@@ -20,6 +20,7 @@ from kdml_med.storage.walking import printable
 
 _SHOWN = 10
 _ANSWERS = 20
+_NAME_LETTERS = 40  # longer names push the rest of their line to the right
 
 
 @dataclass
@@ -85,7 +86,7 @@ class PredictionReport:
         table = self.patients.head(_ANSWERS)
         names = table.iloc[:, 0].map(str)
         shown = names.map(printable)
-        width = max(map(len, shown))
+        width = min(_NAME_LETTERS, max(map(len, shown)))
         values = table[f"{PROBABILITY}{self.network}"].map(three_digits)
         lines = [f"Probability of {printable(self.positive)} ({self.network}):"]
         for name, text, value in zip(names, shown, values, strict=True):

@@ -123,7 +123,11 @@ def test_prediction_equals_tiling_and_inference(
     run = write_run(tmp_path / "run", tile_options=options, **changes)
     tile_slides([slides], tmp_path / "tiles", TilingOptions(mpp=MPP, tile_size_px=TILE_PX, **options), progress=False)
     stain = {} if options.get("stain") else {"stain": changes.get("stain", "none")}
+    if not options:  # what an earlier inference left there, perhaps of other slides, is not taken for this one's
+        (tmp_path / "long/slides/z").mkdir(parents=True)
+        (tmp_path / "long/slides/z/heatmap.png").write_bytes(b"")
     infer(run, dataset_dir=tmp_path / "tiles", output_dir=tmp_path / "long", maps=not options, **stain, **more)
+    assert not (tmp_path / "long/slides/z").exists()
     predict(run, slides, tmp_path / "out", **more)
     long = pd.read_parquet(tmp_path / "long/predictions.parquet")
     long = long.pivot(index="sample_id", columns="network", values="probability")
@@ -358,10 +362,15 @@ def test_regions_restrict_tissue_and_change_no_tile_in_them(slides: Path, tmp_pa
     (roi / "a.geojson").write_text(json.dumps([area, point]))
     far = [[x + 5000, y] for x, y in ring]
     (roi / "c.geojson").write_text("{")
+    corner = [[0, 0], [3, 0], [0, 3]]
+    (roi / "d.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [corner]}))
     (roi / "b.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [far]}))
-    whole, report = predict(run, slides, tmp_path / "whole"), predict(run, slides, tmp_path / "part", roi=roi)
+    (tmp_path / "d.svs").write_bytes((slides / "c.svs").read_bytes())
+    inputs = [slides, tmp_path / "d.svs"]
+    whole, report = predict(run, slides, tmp_path / "whole"), predict(run, inputs, tmp_path / "part", roi=roi)
     assert whole.exit_code == ExitCode.OK
-    assert [name for name, _ in report.failures] == ["b.svs", "c.svs"]
+    assert [name for name, _ in report.failures] == ["b.svs", "c.svs", "d.svs"]
+    assert "in its regions: none of 204 tiles reaches the run's min_tissue" in dict(report.failures)["d.svs"]
     assert "c.geojson is not JSON" in dict(report.failures)["c.svs"]
     assert [line for line in report.lines() if "left out: feature 2 is a Point" in line], "not said, or not once"
     found, all_tiles = tiles_of(tmp_path / "part"), tiles_of(tmp_path / "whole")
@@ -370,7 +379,7 @@ def test_regions_restrict_tissue_and_change_no_tile_in_them(slides: Path, tmp_pa
     same = [name for name in found if name != "tissue_fraction"]
     pd.testing.assert_frame_equal(found[same], all_tiles.loc[found.index, same], rtol=0, atol=1e-6)
     (roi / "a.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [[*ring[:2], [500, 300], ring[0]]]}))
-    assert predict(run, slides, tmp_path / "part", roi=roi).remade == {"a": "what is known about it has changed"}
+    assert predict(run, inputs, tmp_path / "part", roi=roi).remade == {"a": "what is known about it has changed"}
     with pytest.raises(InputError, match="one file, and there are 3 slides"):
         predict(run, slides, tmp_path / "other", roi=roi / "a.geojson")
 
