@@ -40,7 +40,7 @@ experiment-demo: $(DEMO)/tiles/splits.csv  ## every arm of the paper with two se
 
 bundle: setup  ## a MONAI bundle of a finished run: make bundle RUN=… [OUT=…] [NETWORK=student_0]
 	@test -n "$(RUN)" || { echo "error: name the run: make bundle RUN=runs/crc" >&2; exit 2; }
-	$(BIN)/python -m kdml_med.bundle.model_bundle "$(RUN)" "$(OUT)" --network $(NETWORK)
+	$(CLI) export "$(RUN)" --format monai-bundle --network $(NETWORK) --out "$(OUT)"
 
 test: setup  ## fast tests, no network, no data of one's own
 	HYPOTHESIS_PROFILE=fixed $(PYTEST) -m "not slow and not real_data"

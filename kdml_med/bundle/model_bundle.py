@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import io
 import json
 import shutil
-import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +21,6 @@ from kdml_med.deploy.model_metadata import METADATA_FILE, answer_metadata
 from kdml_med.deploy.model_network import AnswerNetwork, traced_network
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
-from kdml_med.program import tell_ending
 from kdml_med.runs import (
     METRICS_FILE,
     SETTINGS_FILE,
@@ -303,24 +300,3 @@ def _preparation(run: RunDescription) -> str:
     scale = f" of {run.mpp:g} µm/px" if run.mpp else ""
     stain = "" if run.stain == "none" else f", normalised with {run.stain}"
     return f"Images are tiles{scale}{stain}."
-
-
-def main(words: list[str] | None = None) -> int:
-    """``make bundle RUN=… OUT=…``."""
-    parser = argparse.ArgumentParser(prog="make bundle", description="Write a MONAI bundle of a finished run.")
-    parser.add_argument("run_dir")
-    parser.add_argument("out_dir")
-    parser.add_argument("--network", default=NetworkName.ENSEMBLE.value, help="ensemble, student_0, … or teacher")
-    given = parser.parse_args(words)
-    try:
-        print(f"Written to {write_model_bundle(given.run_dir, given.out_dir, network=given.network)}")
-    except (Exception, KeyboardInterrupt) as error:
-        code = tell_ending(error)
-        if code is None:
-            raise
-        return int(code)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

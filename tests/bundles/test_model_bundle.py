@@ -17,14 +17,15 @@ import torch
 from monai.bundle import ConfigWorkflow, ckpt_export, create_workflow, verify_metadata, verify_net_in_out
 from PIL import Image
 
-from kdml_med.bundle.model_bundle import main, write_model_bundle
+from kdml_med.bundle.model_bundle import write_model_bundle
 from kdml_med.data.frames import FrameDataset
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.data.tiles import TileDataset
 from kdml_med.deploy.export.detector import ExportedDetector
 from kdml_med.errors import InputError
+from kdml_med.programs.export import export
 from kdml_med.runs import RunDescription, load_network
-from tests.bundles.conftest import REPOSITORY, read_json
+from tests.bundles.conftest import REPOSITORY, read_json, run_bundle
 
 pytestmark = [
     pytest.mark.slow,  # a training of each task
@@ -164,15 +165,26 @@ def test_boxes_are_those_of_the_run(material: dict[str, tuple[Path, Path, Path]]
         np.testing.assert_allclose(own[["xmin", "ymin", "xmax", "ymax"]], boxes, rtol=1e-4, atol=1e-3)
 
 
+def test_the_command_writes_a_bundle_whose_training_starts(
+    material: dict[str, tuple[Path, Path, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir, data, _ = material["classification"]
+    export(run_dir, tmp_path / "bundle", format="monai-bundle")
+    assert "Written to" in capsys.readouterr().out
+    words = ["--config_file", "configs/train.json", "--dataset_dir", data, "--run_dir", tmp_path / "run"]
+    run_bundle("run", *words, "--max_epochs", "1", cwd=tmp_path / "bundle")
+    assert (tmp_path / "run/metrics.json").is_file()
+    with pytest.raises(InputError, match="--data has no part in the format monai-bundle"):
+        export(run_dir, tmp_path / "other", format="monai-bundle", data=data)
+
+
 def test_one_network_can_be_named(material: dict[str, tuple[Path, Path, Path]], tmp_path: Path) -> None:
     bundle = write_model_bundle(material["classification"][0], tmp_path / "one", network="student_1")
     state = torch.load(bundle / "models/model.pt", weights_only=True)
     assert {name.split(".")[1] for name in state} == {"student_1"}
 
 
-def test_wrong_requests_end_in_one_line(
-    material: dict[str, tuple[Path, Path, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_requests_end_in_one_line(material: dict[str, tuple[Path, Path, Path]], tmp_path: Path) -> None:
     run_dir = material["detection"][0]
     with pytest.raises(InputError, match=r"network is 'student_9'; the run has: teacher, student_0"):
         write_model_bundle(run_dir, tmp_path / "out", network="student_9")
@@ -180,8 +192,8 @@ def test_wrong_requests_end_in_one_line(
     (tmp_path / "full/thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="holds other things than a bundle"):
         write_model_bundle(run_dir, tmp_path / "full")
-    assert main([str(tmp_path), str(tmp_path / "out")]) == 2
-    assert "is not a finished training run" in capsys.readouterr().err
+    with pytest.raises(InputError, match="is not a finished training run"):
+        write_model_bundle(tmp_path, tmp_path / "out")
     boxes = shutil.copytree(run_dir, tmp_path / "boxes")
     (boxes / "cohort.json").write_text(json.dumps(read_json(run_dir / "cohort.json") | {"fusion": "boxes"}))
     with pytest.raises(InputError, match="weighted box fusion"):
