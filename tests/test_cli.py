@@ -135,7 +135,7 @@ def test_a_slide_is_predicted_from_its_file(call: Call, tiles_run: Path, slides:
     out = tmp_path / "out"
     code, said, err = call("predict", tiles_run, slides, "--out", out, "--no-maps", "--device", "cpu", "--workers", 1)
     assert code == 0, err
-    assert "1 slides" in said
+    assert "1 slide, " in said
     table = (out / "patients.csv").read_text().splitlines()
     assert table[0].endswith("probability_ensemble")
     assert table[1].startswith("TCGA-AA-0001,")
