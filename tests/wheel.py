@@ -98,6 +98,7 @@ def try_it(python: Path, empty: Path) -> None:
     _run([command, "demo", "--tiny"], empty)
     _run([command, "report", "demo/run"], empty)
     _run([command, "export", "demo/run", "--out", "exported"], empty)
+    _run([command, "export", "demo/run", "--format", "monai-bundle", "--out", "bundle"], empty)
     missing = [name for name in WRITTEN if not (empty / name).is_file()]
     assert not missing, missing
     assert list((empty / "exported").rglob("*.onnx")), "no model was exported"

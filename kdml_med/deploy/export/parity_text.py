@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kdml_med.report.tables import text_table
@@ -43,6 +43,9 @@ def classifier_text(parity: Mapping[str, Any], *, network: str, format: str) -> 
         f"{changed['tile']} of {counts['tile']} tiles, {changed[level]} of {counts[level]} {level}s.",
         "",
         text_table(header, rows),
+        *_other_runtimes(
+            parity, lambda found: f"largest difference of a probability {found['largest_difference']:.2g}"
+        ),
         *_recorded_lines(parity, level),
         *_warnings(changes, parity["synthetic"]),
     ]
@@ -72,6 +75,9 @@ def detector_text(parity: Mapping[str, Any], *, network: str, format: str) -> st
         f"{parity['n_frames']} frames.",
         "",
         text_table(header, rows),
+        *_other_runtimes(
+            parity, lambda found: f"boxes differ by at most {boxes_apart(found)}, AP {_figure(found['ap'])}"
+        ),
     ]
     if parity["recorded"]:
         own = {name: parity["precision"][name]["exported"]["value"] for name in parity["recorded"]}
@@ -85,6 +91,13 @@ def detector_text(parity: Mapping[str, Any], *, network: str, format: str) -> st
 def boxes_apart(parity: Mapping[str, Any]) -> str:
     """How far boxes differ, as part of a sentence."""
     return f"{parity['largest_box_difference_px']:.2g} px and {parity['largest_score_difference']:.2g} of the score"
+
+
+def _other_runtimes(parity: Mapping[str, Any], words: Callable[[Mapping[str, Any]], str]) -> list[str]:
+    """What the file answers where another runtime computes it."""
+    others = {name: found for name, found in parity["runtimes"].items() if name != parity["runtime"]}
+    lines = [f"Computed by {name} instead of {parity['runtime']}: {words(found)}." for name, found in others.items()]
+    return ["", *lines] if lines else []
 
 
 def _recorded_lines(parity: Mapping[str, Any], level: str) -> list[str]:
