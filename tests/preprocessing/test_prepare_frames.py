@@ -44,7 +44,7 @@ def test_sequences_are_split_whole_though_only_one_has_no_polyp(call, clips, tmp
     done = call(clips / "images", "--out", tmp_path / "out", "--annotations", clips / "masks")
     assert done.returncode == ExitCode.OK, done.stderr
     assert "22 frames: 20 with polyps (20 boxes), 2 negative, 0 unlabelled; 11 sequences" in done.stdout
-    assert "11/11" in done.stderr
+    assert "11 of 11 shards" in done.stderr
     assert "sequences  frames" in done.stdout
     manifest = read_manifest(tmp_path / "out")
     parts = assign_splits(tmp_path / "out", manifest, read_info(tmp_path / "out"))
