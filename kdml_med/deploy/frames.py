@@ -214,12 +214,15 @@ def annotate_sources(
     footer = f"{network}, scores from {threshold:.2f}"
     drawn = int(rows["source"].isin(list(videos)).sum())
     with progress_bar(drawn, what="drawing", unit="frame", show=drawn > 0) as bar:
+        done = 0
         for name, file in name_videos(list(videos)).items():
             detected, truth = _by(own[own["source"] == name], "frame_index"), _boxes_by_frame(rows, name)
             words = f"{footer}, yellow: annotated" if truth else footer
             write_annotated_video(
                 target / file, videos[name], fps, detected, words, annotated=truth, on_frame=bar.update
             )
+            done += int((rows["source"] == name).sum())
+            bar.update(done - bar.n)  # a video that was drawn before is not drawn again
             written.append(file)
     shown = np.flatnonzero(~rows["source"].isin(list(videos)) | rows["label"].notna())
     frames = collect_frames(rows, shown.tolist(), _by(found, DetectionColumn.SAMPLE_ID), judged, threshold)
