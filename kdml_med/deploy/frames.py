@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -105,11 +105,13 @@ def count_frames(
     networks: Sequence[str],
     judged: Mapping[str, pd.DataFrame],
     first: str | None = None,
+    seen: Collection[str] = (),
 ) -> pd.DataFrame:
     """Table of frames.csv: for each frame and network the number of boxes above the threshold and the best score.
 
     Where any frame is labelled, also ``annotated``, the number of annotated boxes, and for each network what of these
-    it ``found_`` and ``missed_``, and how many of its boxes are ``false_``.
+    it ``found_`` and ``missed_``, how many of its boxes are ``false_``; and whether the training has ``seen`` its
+    patient.
 
     Args:
         rows: of the manifest.
@@ -118,6 +120,7 @@ def count_frames(
         judged: from ``judge_frames``.
         first: network whose frames with missed polyps come first, then those with false alarms; None keeps the order.
             Without any label the order is kept, too.
+        seen: patients of the training.
     """
     table = rows[[*_FRAME_COLUMNS, "label"]].reset_index(drop=True)
     table["frame_index"] = table["frame_index"].astype("Int64")
@@ -125,6 +128,7 @@ def count_frames(
     if labelled:
         some = judged[networks[0]]
         table["annotated"] = some["found"] + some["missed"]
+        table["seen"] = rows["patient_id"].isin(seen).to_numpy()
     for name in networks:
         groups = boxes[boxes["network"] == name].groupby("sample_id")
         above = groups["above_threshold"].sum()
@@ -191,6 +195,7 @@ def annotate_sources(
     network: str,
     threshold: float,
     fps: float,
+    warning: str = "",
 ) -> list[str]:
     """Draw the boxes of one network: a video for every video, and contact sheets of labelled and of all other frames.
 
@@ -204,6 +209,7 @@ def annotate_sources(
         network: whose boxes they are.
         threshold: score from which a detection is drawn.
         fps: frames per second that were taken from videos.
+        warning: for the heads of the sheets.
 
     Returns:
         Names of the files.
@@ -226,7 +232,8 @@ def annotate_sources(
             written.append(file)
     shown = np.flatnonzero(~rows["source"].isin(list(videos)) | rows["label"].notna())
     frames = collect_frames(rows, shown.tolist(), _by(found, DetectionColumn.SAMPLE_ID), judged, threshold)
-    return written + write_sheets(target / SHEET_FILE, dataset, frames, network=network, threshold=threshold)
+    sheets = write_sheets(target / SHEET_FILE, dataset, frames, network=network, threshold=threshold, warning=warning)
+    return written + sheets
 
 
 def _boxes_by_frame(rows: pd.DataFrame, source: str) -> dict[int, list[Box]]:
