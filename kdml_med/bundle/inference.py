@@ -191,7 +191,8 @@ def save_detections(evaluator: Evaluator, settings: Settings) -> None:
     thresholds = read_thresholds(settings["run_dir"])
     threshold = thresholds[network]
     _begin(target, settings, hash_parameters(evaluator.network))
-    facts = {"networks": RunDescription.read(settings["run_dir"]).networks}
+    run = RunDescription.read(settings["run_dir"])
+    facts = {"networks": run.networks}
     found, names = detect_frames(evaluator, target / CHUNKS_DIR, facts)
     dataset: FrameDataset = evaluator.data_loader.dataset
     root = None if settings["source"] is None else Path(settings["source"])
@@ -199,7 +200,10 @@ def save_detections(evaluator: Evaluator, settings: Settings) -> None:
     sizes = {name: source_size(path) for name, path in paths.items()}
     boxes = boxes_in_source(dataset.rows, found, thresholds, sizes)
     judged = judge_frames(dataset.rows, found, thresholds, names)
-    frames = count_frames(dataset.rows, boxes, names, judged, network)
+    judged_patients = dataset.rows.loc[dataset.rows["label"].notna(), "patient_id"].unique()
+    seen = [patient for patient in judged_patients if run.has_seen(patient)]
+    frames = count_frames(dataset.rows, boxes, names, judged, network, seen)
+    warning = _warn_of_seen(frames)
     write_table(target / BOXES_FILE, boxes)
     write_table(target / FRAMES_FILE, frames)
     write_json(target / COCO_FILE, coco_dataset(dataset.rows, boxes, network, threshold, sizes))
@@ -207,7 +211,7 @@ def save_detections(evaluator: Evaluator, settings: Settings) -> None:
     if settings["annotate"]:
         own = found[found["network"] == network]
         written += annotate_sources(
-            target, dataset, own, boxes, judged[network], paths, network, threshold, settings["fps"]
+            target, dataset, own, boxes, judged[network], paths, network, threshold, settings["fps"], warning
         )
     if settings["corrections"] is not None:
         images = list_images(dataset, found, boxes, paths, sizes, network=network, threshold=threshold)
@@ -219,7 +223,7 @@ def save_detections(evaluator: Evaluator, settings: Settings) -> None:
         written.append(
             f"{CORRECTIONS_DIR} ({counted(report.boxes, 'box', 'es')} in {counted(report.images, 'image')}{size})"
         )
-    _print_summary(target, frames, names, thresholds, written)
+    _print_summary(target, frames, names, thresholds, written, warning)
     if root is not None:
         _name_failures(dataset.dataset_dir / FAILURES_FILE)
 
@@ -229,14 +233,19 @@ def _path_of(root: Path, name: str) -> Path:
 
 
 def _print_summary(
-    target: Path, frames: pd.DataFrame, names: Sequence[str], thresholds: Mapping[str, float], written: Sequence[str]
+    target: Path,
+    frames: pd.DataFrame,
+    names: Sequence[str],
+    thresholds: Mapping[str, float],
+    written: Sequence[str],
+    warning: str,
 ) -> None:
     print(f"\n{counted(len(frames), 'frame')} of {counted(frames['source'].nunique(), 'file')}. Frames with a polyp:")
     width = max(map(len, names))
     for name in names:
         count = int((frames[f"polyps_{name}"] > 0).sum())
         print(f"  {name.ljust(width)}  {count:,} (score of at least {thresholds[name]:.3f}){_judgement(frames, name)}")
-    print(f"{RESEARCH_ONLY}.\nWritten to {target}: {', '.join(written)}\n")
+    print(f"{warning}\n" * bool(warning) + f"{RESEARCH_ONLY}.\nWritten to {target}: {', '.join(written)}\n")
 
 
 def _judgement(frames: pd.DataFrame, name: str) -> str:
@@ -245,6 +254,17 @@ def _judgement(frames: pd.DataFrame, name: str) -> str:
         return ""
     found, missed, false = (int(frames[f"{column}_{name}"].sum()) for column in ("found", "missed", "false"))
     return f"; {found:,} of {found + missed:,} annotated boxes found, {missed:,} missed, {false:,} false"
+
+
+def _warn_of_seen(frames: pd.DataFrame) -> str:
+    """What is judged on frames of the training says nothing about new ones; empty where there is none."""
+    labelled = frames[frames["label"].notna()]
+    if labelled.empty or not (count := int(labelled["seen"].sum())):
+        return ""
+    return (
+        f"{count:,} of {counted(len(labelled), 'annotated frame')} are of patients that the run was trained or chosen "
+        "on: of new ones less is found (column seen)."
+    )
 
 
 def _name_failures(path: Path) -> None:

@@ -263,7 +263,15 @@ def _torn_end(container: InputContainer, path: Path) -> str | None:
     return None
 
 
-def write_video(path: Path, frames: Iterable[Image], *, rate: Fraction | int, quality: int = 20) -> int:
+def write_video(
+    path: Path,
+    frames: Iterable[Image],
+    *,
+    rate: Fraction | int,
+    quality: int = 20,
+    preset: str = "fast",
+    note: str = "",
+) -> int:
     """Write an MP4 file atomically, whose bytes depend on its frames only.
 
     Args:
@@ -271,6 +279,8 @@ def write_video(path: Path, frames: Iterable[Image], *, rate: Fraction | int, qu
         frames: uint8, [rows, columns, 3], RGB, even sides; those of another size than the first are scaled to its.
         rate: frames per second.
         quality: constant rate factor of H.264; lower is better.
+        preset: of x264; "veryfast" takes half the time of "fast" and 7 % more room.
+        note: for the metadata of the file, see ``read_note``.
 
     Returns:
         How many frames were written; without any there is no file.
@@ -290,7 +300,8 @@ def write_video(path: Path, frames: Iterable[Image], *, rate: Fraction | int, qu
         with av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
             options = {"qscale": "3"}
             if codec == "libx264":
-                options = {"crf": str(quality), "preset": "fast", "x264-params": "mbtree=0:cpu-independent=1"}
+                options = {"crf": str(quality), "preset": preset, "x264-params": "mbtree=0:cpu-independent=1"}
+            container.metadata.update({"comment": note} if note else {})
             stream = container.add_stream(codec, rate=rate, options={**options, "flags": "+bitexact"})
             stream.width, stream.height, stream.pix_fmt = columns, rows, "yuv420p"
             stream.codec_context.thread_count = 1
@@ -304,3 +315,12 @@ def write_video(path: Path, frames: Iterable[Image], *, rate: Fraction | int, qu
     finally:
         temporary.unlink(missing_ok=True)
     return count
+
+
+def read_note(path: Path) -> str:
+    """What ``write_video`` was given as a note; empty where the file is none of its own, or is not there."""
+    try:
+        with av.open(str(path)) as container:
+            return str(container.metadata.get("comment", ""))
+    except (av.error.FFmpegError, OSError):
+        return ""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +23,11 @@ from kdml_med.colonoscopy.video import (
     iterate_video,
     only_stream,
     open_video,
+    read_note,
     write_video,
 )
 from kdml_med.deploy.wording import RESEARCH_ONLY
+from kdml_med.storage.files import source_fingerprint
 
 FOUND = (0, 255, 150)
 ANNOTATED = (255, 235, 0)  # as on every contact sheet
@@ -139,10 +144,11 @@ def write_annotated_video(
     *,
     annotated: Mapping[int, Sequence[Box]] | None = None,
     on_frame: Callable[[], object] = lambda: None,
-) -> int:
+) -> None:
     """Write the frames of a video that ``iterate_video`` gives out, with the boxes that were found in them.
 
-    A video that is cut short gives the frames up to there. The same input gives the same bytes on the same machine.
+    A video that is cut short gives the frames up to there. The same input gives the same bytes on the same machine, and
+    a file that was made of the same input is left as it is: the note in its metadata says so.
 
     Args:
         target: MP4 file; written atomically.
@@ -151,14 +157,18 @@ def write_annotated_video(
         detected: by number of the frame, pixels of the source; a frame without detections need not be there.
         footer: see ``draw_detections``; the number of the frame is added.
         annotated: boxes, likewise.
-        on_frame: called after each frame.
-
-    Returns:
-        How many frames were written.
+        on_frame: called after each frame; not at all where the file is left as it is.
 
     Raises:
         FrameError: the source is no video.
     """
+    boxes = [[int(number), [[*map(float, one.box), float(one.score)] for one in of]] for number, of in detected.items()]
+    known = [[int(number), [[*map(float, box)] for box in of]] for number, of in (annotated or {}).items()]
+    libraries = [version(name) for name in ("kdml_med", "av", "pillow")]
+    content = [str(source_fingerprint(video, video.name)), fps, footer, boxes, known, libraries]
+    note = f"{RESEARCH_ONLY}. {footer}. {hashlib.sha256(json.dumps(content).encode()).hexdigest()}"
+    if read_note(target) == note:
+        return
 
     def drawn() -> Iterator[Image]:
         with contextlib.suppress(VideoCutShortError):
@@ -167,4 +177,4 @@ def write_annotated_video(
                 yield draw_detections(image, detected.get(number, ()), f"{footer} · frame {number}", truth)
                 on_frame()
 
-    return write_video(target, drawn(), rate=sampled_rate(video, fps))
+    write_video(target, drawn(), rate=sampled_rate(video, fps), preset="veryfast", note=note)

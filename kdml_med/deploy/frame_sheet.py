@@ -125,7 +125,7 @@ def collect_frames(
 
 
 def write_sheets(
-    target: Path, dataset: Any, frames: Sequence[SheetFrame], *, network: str, threshold: float
+    target: Path, dataset: Any, frames: Sequence[SheetFrame], *, network: str, threshold: float, warning: str = ""
 ) -> list[str]:
     """Draw pages of frames: detections green, annotated boxes yellow, missed ones with a red rim.
 
@@ -135,6 +135,7 @@ def write_sheets(
         frames: from ``collect_frames``.
         network: whose detections they are.
         threshold: of that network.
+        warning: for the head of every page.
 
     Returns:
         Names of the files.
@@ -147,7 +148,7 @@ def write_sheets(
     names = [target.name if page == 0 else f"{target.stem}-{page + 1}{target.suffix}" for page in range(pages)]
     for page, name in enumerate(names):
         shown = frames[page * PAGE_FRAMES : (page + 1) * PAGE_FRAMES]
-        words = list(_heading(frames, page, pages, network, threshold, labelled))
+        words = [*_heading(frames, page, pages, network, threshold, labelled), *([warning] if warning else [])]
         write_atomically(target.with_name(name), _draw_page(dataset, shown, words, legend=labelled))
     for path in target.parent.glob(f"{target.stem}*{target.suffix}"):
         page_number = path.stem.removeprefix(target.stem).removeprefix("-")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -101,11 +101,13 @@ def count_frames(
     networks: Sequence[str],
     judged: Mapping[str, pd.DataFrame],
     first: str | None = None,
+    seen: Collection[str] = (),
 ) -> pd.DataFrame:
     """Table of frames.csv: for each frame and network the number of boxes above the threshold and the best score.
 
     Where any frame is labelled, also ``annotated``, the number of annotated boxes, and for each network what of these
-    it ``found_`` and ``missed_``, and how many of its boxes are ``false_``.
+    it ``found_`` and ``missed_``, how many of its boxes are ``false_``; and whether the training has ``seen`` its
+    patient.
 
     Args:
         rows: of the manifest.
@@ -114,6 +116,7 @@ def count_frames(
         judged: from ``judge_frames``.
         first: network whose frames with missed polyps come first, then those with false alarms; None keeps the order.
             Without any label the order is kept, too.
+        seen: patients of the training.
     """
     table = rows[[*_FRAME_COLUMNS, "label"]].reset_index(drop=True)
     table["frame_index"] = table["frame_index"].astype("Int64")
@@ -121,6 +124,7 @@ def count_frames(
     if labelled:
         some = judged[networks[0]]
         table["annotated"] = some["found"] + some["missed"]
+        table["seen"] = rows["patient_id"].isin(seen).to_numpy()
     for name in networks:
         groups = boxes[boxes["network"] == name].groupby("sample_id")
         above = groups["above_threshold"].sum()
@@ -187,6 +191,7 @@ def annotate_sources(
     network: str,
     threshold: float,
     fps: float,
+    warning: str = "",
 ) -> list[str]:
     """Draw the boxes of one network: a video for every video, and contact sheets of labelled and of all other frames.
 
@@ -200,6 +205,7 @@ def annotate_sources(
         network: whose boxes they are.
         threshold: score from which a detection is drawn.
         fps: frames per second that were taken from videos.
+        warning: for the heads of the sheets.
 
     Returns:
         Names of the files.
@@ -210,16 +216,20 @@ def annotate_sources(
     footer = f"{network}, scores from {threshold:.2f}"
     drawn = int(rows["source"].isin(list(videos)).sum())
     with progress_bar(drawn, what="drawing", unit="frame", show=drawn > 0) as bar:
+        done = 0
         for name, file in name_videos(list(videos)).items():
             detected, truth = _by(own[own["source"] == name], "frame_index"), _boxes_by_frame(rows, name)
             words = f"{footer}, yellow: annotated" if truth else footer
             write_annotated_video(
                 target / file, videos[name], fps, detected, words, annotated=truth, on_frame=bar.update
             )
+            done += int((rows["source"] == name).sum())
+            bar.update(done - bar.n)  # a video that was drawn before is not drawn again
             written.append(file)
     shown = np.flatnonzero(~rows["source"].isin(list(videos)) | rows["label"].notna())
     frames = collect_frames(rows, shown.tolist(), _by(found, DetectionColumn.SAMPLE_ID), judged, threshold)
-    return written + write_sheets(target / SHEET_FILE, dataset, frames, network=network, threshold=threshold)
+    sheets = write_sheets(target / SHEET_FILE, dataset, frames, network=network, threshold=threshold, warning=warning)
+    return written + sheets
 
 
 def _boxes_by_frame(rows: pd.DataFrame, source: str) -> dict[int, list[Box]]:

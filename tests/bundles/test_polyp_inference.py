@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+from PIL import Image
 from pycocotools.coco import COCO
 from torch import Tensor, nn
 
@@ -30,7 +32,7 @@ from kdml_med.deploy.frames import boxes_in_source, coco_dataset, count_frames, 
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
 from kdml_med.networks.anchors import STRIDES, AnchorPredictions
-from kdml_med.runs import METRICS_FILE, RunDescription, checkpoint_path
+from kdml_med.runs import METRICS_FILE, RunDescription, checkpoint_path, hashed_patient
 from kdml_med.storage.files import write_json
 from tests.bundles.conftest import REPOSITORY, run_bundle
 from tests.colonoscopy.pictures import frame, save, save_video
@@ -231,6 +233,24 @@ def test_annotations_beside_the_source_tell_what_was_missed(
     with pytest.raises(InputError, match="may be a correction"):
         infer(run_dir, source=source, output_dir=out, corrections="yolo")
     assert results(out) == before
+
+
+def test_frames_of_the_training_are_no_evidence_and_it_is_said(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = write_frame_dataset(tmp_path / "frames", splits={"P0": "train", "P1": "test"}, frames=2)
+    shutil.copytree(run_dir, tmp_path / "run")
+    for seen, expected in (([], False), (["P0"], True)):
+        run = RunDescription.read(run_dir)
+        replace(run, seen_patients={"train": [], "val": list(map(hashed_patient, seen))}).write(tmp_path / "run")
+        out = tmp_path / f"out{len(seen)}"
+        infer(tmp_path / "run", dataset_dir=frames, output_dir=out, annotate=True)
+        table = pd.read_csv(out / "frames.csv")
+        assert set(table.loc[table["seen"], "sequence_id"]) == {f"{patient}-s" for patient in seen}
+        text = "2 of 4 annotated frames are of patients that the run was trained or chosen on"
+        assert (text in capsys.readouterr().out) == expected
+    sheets = [np.asarray(Image.open(tmp_path / f"out{number}/detections.jpg")) for number in (0, 1)]
+    assert sheets[1].shape[0] > sheets[0].shape[0], "the sheet has a line more"
 
 
 def test_what_was_drawn_of_other_weights_or_networks_goes(run_dir: Path, source: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from kdml_med.colonoscopy.boxes import FrameError
+from kdml_med.colonoscopy.video import read_note
 from kdml_med.deploy.annotate import (
     Detected,
     draw_detections,
@@ -61,7 +62,7 @@ def test_boxes_at_and_over_the_border_are_drawn(box):
 def test_video_has_the_sampled_frames_and_boxes_only_where_they_were_found(clip, tmp_path):
     found = {4: [Detected((20, 10, 60, 50), 0.9)]}
     target = tmp_path / "new" / "clip.annotated.mp4"
-    assert write_annotated_video(target, clip, 5, found, "ensemble") == 15
+    write_annotated_video(target, clip, 5, found, "ensemble")
     pictures, rate = decode(target)
     assert (len(pictures), rate) == (15, 5)
     assert [bool(near(picture, GREEN).sum() > 200) for picture in pictures] == [n == 2 for n in range(15)]
@@ -72,18 +73,43 @@ def test_the_same_frames_give_the_same_bytes_every_time(clip, tmp_path):
     # Often: an encoder whose choices hang on what was in memory before differs in one write of five.
     found = {4: [Detected((20, 10, 60, 50), 0.9)]}
     contents = set()
-    for _ in range(12):
-        write_annotated_video(tmp_path / "clip.mp4", clip, 5, found, "ensemble")
-        contents.add((tmp_path / "clip.mp4").read_bytes())
+    for number in range(12):
+        write_annotated_video(tmp_path / f"{number}.mp4", clip, 5, found, "ensemble")
+        contents.add((tmp_path / f"{number}.mp4").read_bytes())
     assert len(contents) == 1
+
+
+def test_a_video_is_drawn_again_only_where_something_else_is_to_be_seen(clip, tmp_path):
+    target, told = tmp_path / "out.mp4", []
+    boxes = {4: [Detected((20, 10, 60, 50), 0.9)]}
+
+    def is_drawn(*args, **more) -> bool:
+        told.clear()
+        write_annotated_video(target, *args, **more, on_frame=lambda: told.append(1))
+        return bool(told)
+
+    assert is_drawn(clip, 5, boxes, "ensemble")
+    assert read_note(target).startswith("Research only, not for diagnosis. ensemble.")
+    whole = target.read_bytes()
+    assert not is_drawn(clip, 5, boxes, "ensemble")
+    assert is_drawn(clip, 5, boxes, "student_0")
+    assert is_drawn(clip, 2, boxes, "student_0")
+    assert is_drawn(clip, 2, {4: [Detected((20, 10, 60, 50), 0.8)]}, "student_0")
+    assert is_drawn(clip, 2, boxes, "student_0", annotated={4: [(1.0, 2.0, 9.0, 9.0)]})
+    other = save_video(tmp_path / "other.avi", frames=40)
+    assert is_drawn(other, 5, boxes, "ensemble")
+    assert is_drawn(clip, 5, boxes, "ensemble")
+    assert target.read_bytes() == whole
+    target.write_bytes(whole[: len(whole) // 2])  # cut off since
+    assert is_drawn(clip, 5, boxes, "ensemble")
+    assert target.read_bytes() == whole
 
 
 def test_video_cut_short_is_drawn_up_to_there(clip, tmp_path):
     data = clip.read_bytes()
     (tmp_path / "cut.avi").write_bytes(data[: len(data) // 2])
-    count = write_annotated_video(tmp_path / "cut.mp4", tmp_path / "cut.avi", 0, {}, "")
-    assert 5 < count < 25
-    assert len(decode(tmp_path / "cut.mp4")[0]) == count
+    write_annotated_video(tmp_path / "cut.mp4", tmp_path / "cut.avi", 0, {}, "")
+    assert 5 < len(decode(tmp_path / "cut.mp4")[0]) < 25
 
 
 def test_no_file_is_left_of_what_is_no_video(tmp_path):
