@@ -76,12 +76,15 @@ def test_a_run_that_knows_no_dataset_goes_on(ran: Any, dataset: Path, tmp_path: 
 def test_switches_and_loggers_of_the_program_around_are_as_before(ran: Any, dataset: Path, tmp_path: Path) -> None:
     ignite = logging.getLogger("ignite")
     ignite.setLevel(logging.DEBUG)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
     try:
         run_config("classification", "evaluate", dataset_dir=dataset, run_dir=ran[0], output_dir=tmp_path / "out")
         assert ignite.level == logging.DEBUG
+        assert not torch.are_deterministic_algorithms_enabled()
     finally:
         ignite.setLevel(logging.NOTSET)
-    assert not torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(before, warn_only=True)
     assert (tmp_path / "out/metrics.json").is_file()
 
 
