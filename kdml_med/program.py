@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import typer
@@ -99,6 +102,29 @@ def tell_ending(error: BaseException) -> ExitCode | None:
     # Not print: the line would stand behind a progress bar that was cut off.
     tqdm.write(INTERRUPTED if interrupted else f"error: {known}", file=sys.stderr)
     return ExitCode.INTERRUPTED if interrupted else ExitCode.BAD_INPUT
+
+
+@contextlib.contextmanager
+def hold_interrupts() -> Iterator[None]:
+    """Ctrl-C in this block counts when it is over, and processes that are started in it never see one.
+
+    For starting processes: Python loses the exception where it meets the handlers of a fork, and the work would go on.
+    A terminal sends Ctrl-C to all processes, and each would print a traceback; the main one ends the others.
+    """
+    came: list[int] = []
+    # The mask is what new processes take over. It does not stop other threads from letting the signal in, and so this
+    # one, if it is the one that is told, makes a note of it.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    is_told = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number)) if is_told else None
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if is_told:
+            signal.signal(signal.SIGINT, signal.SIG_DFL if handler is None else handler)
+        if came and callable(handler):
+            handler(came[0], None)
 
 
 def progress_bar(total: int, *, what: str, unit: str, done: int = 0, show: bool = True) -> tqdm[Any]:

@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "wsi": PREPARATION,
     "colonoscopy": PREPARATION,
     "demo": PREPARATION | {"colonoscopy", "wsi"},  # each cohort is prepared by the room that is to be tried
-    "data": BASE | {"splits", "wsi"},  # stain normalisation as a training transform
+    "data": BASE | {"program", "splits", "wsi"},  # stain normalisation as a training transform
     "metrics": {"errors", "keys"},
     "networks": {"errors", "keys"},
     "losses": {"errors", "keys", "networks"},

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +17,7 @@ import pytest
 import typer
 
 from kdml_med.errors import INTERRUPTED, ExitCode, InputError
-from kdml_med.program import checked
+from kdml_med.program import checked, hold_interrupts
 
 
 def ending(command: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -56,3 +62,64 @@ def test_anything_else_keeps_its_traceback(error: Exception) -> None:
 def test_a_command_says_its_own_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert ending(lambda: ExitCode.SOME_FAILED, capsys)[0] == 3
     assert ending(lambda: None, capsys)[0] == 0
+
+
+def test_held_interrupts_count_when_the_block_is_over() -> None:
+    done = []
+
+    def work() -> None:
+        with hold_interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("in the block")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["in the block"]
+    with hold_interrupts():
+        done.append("again")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_held_interrupts_are_not_let_in_by_another_thread() -> None:
+    ready, end = threading.Event(), threading.Event()
+    other = threading.Thread(target=lambda: (ready.set(), end.wait()))  # does not block the signal
+    other.start()
+    ready.wait()
+    done = []
+
+    def work() -> None:
+        with hold_interrupts():
+            signal.pthread_kill(other.ident or 0, signal.SIGINT)
+            time.sleep(0.5)  # that thread takes it, and Python then tells this one
+            done.append("in the block")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        end.set()
+        other.join()
+    assert done[-1] == "in the block"
+
+
+def test_processes_started_in_the_block_never_see_an_interrupt() -> None:
+    with hold_interrupts():
+        child = subprocess.Popen([sys.executable, "-c", "input(); print('alive')"], stdin=-1, stdout=-1, text=True)
+    child.send_signal(signal.SIGINT)
+    assert child.communicate("\n", timeout=30)[0] == "alive\n"
+
+
+def test_held_interrupts_work_outside_of_the_main_thread() -> None:
+    masks = []
+
+    def work() -> None:
+        with hold_interrupts():
+            masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert signal.SIGINT in masks[0]
+    assert signal.SIGINT not in masks[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import signal
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.utils.data.distributed import DistributedSampler
 from kdml_med.data.images import decode_image
 from kdml_med.errors import InputError
 from kdml_med.keys import BatchKey
+from kdml_med.program import hold_interrupts
 from kdml_med.splits import assign_splits, read_splits
 from kdml_med.storage.manifest import DatasetInfo, DatasetKind, image_root, read_info, read_manifest, read_member
 
@@ -244,18 +244,14 @@ class SampleLoader(DataLoader[dict[str, Any]]):
             collate_fn=collate_samples,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(seed),
-            worker_init_fn=_ignore_interrupts,
         )
 
     def __iter__(self) -> _BaseDataLoaderIter:
         """Batches; what goes wrong in a reading process speaks to a person as it does in this one."""
-        batches = super().__iter__()
-        return _Batches(batches) if self.num_workers else batches  # type: ignore[return-value]
-
-
-def _ignore_interrupts(_: int) -> None:
-    # A terminal sends Ctrl-C to all processes; the main one ends those that read, which would print a traceback each.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if not self.num_workers:
+            return super().__iter__()
+        with hold_interrupts():
+            return _Batches(super().__iter__())  # type: ignore[return-value]
 
 
 class _Batches:

@@ -8,7 +8,6 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
-import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any, Final, Self
 from tqdm import tqdm
 
 from kdml_med.errors import InputError
+from kdml_med.program import hold_interrupts
 from kdml_med.workers.jobs import Count, End, Job, Work, Workers, attempt, unexpected, work_through
 
 # Not fork: the parent may run threads, of torch for one, and a forked child inherits their locks in whatever state they
@@ -193,7 +193,8 @@ class _Process:
         self._counted = self._seen = 0
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._shared))
-        with _without_interrupts():
+        resource_tracker.ensure_running()  # otherwise the first process starts it, which lets Ctrl-C through again
+        with hold_interrupts():
             self._process.start()
         theirs.close()
         self.busy = False
@@ -267,20 +268,6 @@ class _Process:
         while self.lives() and time.monotonic() < deadline:
             time.sleep(0.01)
         return not self.lives()
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Processes started in this block never see Ctrl-C, which a terminal sends to all of them.
-
-    They would print a traceback each; the main process sees it and ends them.
-    """
-    resource_tracker.ensure_running()  # otherwise the first process starts it, which lets Ctrl-C through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(connection: multiprocessing.connection.Connection, shared: Any) -> None:

@@ -3,6 +3,8 @@ import logging
 import os
 import signal
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -406,3 +408,23 @@ def test_a_reading_process_that_is_killed_is_said_in_one_line(folder, monkeypatc
     monkeypatch.setattr(dataset, "sample", lambda position: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(InputError, match=r"^a process that reads samples was ended from outside[^\n]*$"):
         list(SampleLoader(dataset, batch_size=4, num_workers=1))
+
+
+_INTERRUPTED_FORK = """
+import os, signal, sys
+from kdml_med.data import SampleLoader, TileDataset
+
+os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))
+try:
+    for batch in SampleLoader(TileDataset(sys.argv[1], "train"), batch_size=2, num_workers=1):
+        print("the work goes on")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_while_reading_processes_are_started_ends_the_work(folder):
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED_FORK, str(folder)], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "interrupted\n"
