@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,17 +86,23 @@ def test_held_interrupts_are_not_let_in_by_another_thread() -> None:
     other.start()
     ready.wait()
     done = []
+    told, tells = os.pipe()  # Python writes to it in the thread that takes a signal
+    os.set_blocking(tells, False)
+    signal.set_wakeup_fd(tells)
 
     def work() -> None:
         with hold_interrupts():
             signal.pthread_kill(other.ident or 0, signal.SIGINT)
-            time.sleep(0.5)  # that thread takes it, and Python then tells this one
+            assert os.read(told, 1) == bytes([signal.SIGINT])
             done.append("in the block")
 
     try:
         with pytest.raises(KeyboardInterrupt):
             work()
     finally:
+        signal.set_wakeup_fd(-1)
+        os.close(told)
+        os.close(tells)
         end.set()
         other.join()
     assert done[-1] == "in the block"

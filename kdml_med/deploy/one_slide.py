@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from kdml_med.data.images import decode_image, resize_square
 from kdml_med.deploy.classifier import Classifier, ClassifierPlan, Images, Probabilities
@@ -23,6 +21,7 @@ from kdml_med.deploy.prediction_folder import DISAGREEMENT, PROBABILITY, write_s
 from kdml_med.deploy.prediction_tables import networks_of, with_disagreement
 from kdml_med.deploy.tile_sheet import SHEET_TILES, SheetTile, choose_tiles, write_tile_sheets
 from kdml_med.errors import InputError
+from kdml_med.networks.devices import one_thread
 from kdml_med.wsi.cutter import (
     Candidate,
     CutTile,
@@ -96,7 +95,7 @@ def predict_slide(
     """
     try:
         region = None if job.regions is None else _region(job.regions)
-        with _one_torch_thread(), open_cutter(job.slide, settings.options, threads=threads, region=region) as cutter:
+        with one_thread(), open_cutter(job.slide, settings.options, threads=threads, region=region) as cutter:
             _predict(cutter, job.regions, on_tiles, settings, threads)
     except SlideError as error:
         return _reworded(str(error), job.regions)
@@ -118,17 +117,6 @@ def _region(regions: Regions) -> RegionMask:
             raise SlideError(str(error)) from error
 
     return mask
-
-
-@contextlib.contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Several tiles at a time are answered by several threads; more within each would wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _predict(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from kdml_med.errors import InputError
@@ -24,3 +27,14 @@ def check_device(device: str, *, amp: bool = False) -> None:
         raise InputError(f"device {device!r} is asked for, but there are {there}, counted from 0: name one of them.")
     if amp and kind != "cuda":
         raise InputError(f"amp (mixed precision) needs a GPU, the device is {device!r}: leave --amp out.")
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread in this block: where the caller has threads of its own, or times one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

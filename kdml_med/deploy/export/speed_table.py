@@ -5,18 +5,17 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from kdml_med.data.frames import input_size as sides_of
 from kdml_med.deploy.export.runtimes import Answer
 from kdml_med.deploy.speed import device_name, round_seconds
+from kdml_med.networks.devices import one_thread
 from kdml_med.report.tables import text_table
 
 ROUNDS = 15
@@ -65,7 +64,7 @@ def measure(
         Content of speed.json.
     """
     timed = {str(place): functools.partial(_answer_all, answer, images) for place, (_, answer) in enumerate(answers)}
-    with _one_thread():
+    with one_thread():
         # Of the processor, which one thread is always busy with: what else the machine does is not counted.
         seconds = list(round_seconds(timed, repeats=rounds, clock=time.process_time).values())
     first = answers[0][0]
@@ -128,13 +127,3 @@ def speed_text(speed: Mapping[str, Any]) -> str:
         f"{speed['reference']}, round by round; quartiles in brackets."
     )
     return text_table([*header, speed["figure"]], rows, note=note)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
