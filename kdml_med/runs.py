@@ -17,6 +17,7 @@ metrics.json            figures with intervals
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -149,8 +150,13 @@ class RunDescription:
     def has_seen(self, patient_id: str, parts: Iterable[str] = (Split.TRAIN, Split.VAL)) -> bool:
         """Whether a patient was learned from ("train") or chosen by ("val"), in whichever Unicode form the id is."""
         forms = {unicodedata.normalize(form, patient_id) for form in ("NFC", "NFD")} | {patient_id}
-        seen = {name for part in parts for name in self.seen_patients[part]}
-        return not seen.isdisjoint(map(hashed_patient, forms))
+        hashes = {hashed_patient(form) for form in forms}
+        return any(not hashes.isdisjoint(self._seen[part]) for part in parts)
+
+    @functools.cached_property
+    def _seen(self) -> dict[str, frozenset[str]]:
+        """``seen_patients`` to look names up in, which is asked for every patient of a cohort."""
+        return {part: frozenset(names) for part, names in self.seen_patients.items()}
 
     def seen_in(self, names: Iterable[str]) -> Split | None:
         """Where a patient was seen who could have any of these names: "train" before "val"; None where nowhere."""

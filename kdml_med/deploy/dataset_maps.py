@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from kdml_med.data.tiles import TileDataset
-from kdml_med.deploy.grad_cam import mean_grad_cam
+from kdml_med.deploy.grad_cam import explain
 from kdml_med.deploy.heatmap import SlidePicture, write_maps
 from kdml_med.deploy.prediction_folder import PROBABILITY, SLIDES_DIR, TILES_FILE, discard_slide, slide_dir
 from kdml_med.deploy.prediction_tables import with_disagreement
@@ -156,7 +156,8 @@ def _write_sheets(
 ) -> None:
     def sheet(places: Sequence[int], looked_for: int) -> list[SheetTile]:
         chosen = picture.tiles.iloc[list(places)]
-        cams = _explain(dataset, chosen.index.tolist(), networks, looked_for, device)
+        images = [dataset[position][BatchKey.IMAGE] for position in chosen.index]
+        cams = explain(networks, torch.stack(images).to(device), looked_for) if images else []
         columns: Any = zip(chosen.index, chosen["probability"], chosen["x_l0"], chosen["y_l0"], cams, strict=True)
         return [
             SheetTile(image=dataset.read(position), probability=probability, x_l0=x, y_l0=y, cam=cam)
@@ -173,16 +174,3 @@ def _write_sheets(
         network=picture.network,
         synthetic=picture.synthetic,
     )
-
-
-def _explain(
-    dataset: TileDataset, positions: Sequence[int], networks: Sequence[nn.Module], looked_for: int, device: str
-) -> Sequence[npt.NDArray[np.float32] | None]:
-    """Grad-CAM of each tile; None where a network of one's own does not allow it."""
-    if not len(positions):
-        return []
-    images = torch.stack([dataset[position][BatchKey.IMAGE] for position in positions]).to(device)
-    try:
-        return list(mean_grad_cam(networks, images, looked_for))
-    except InputError:
-        return [None] * len(positions)

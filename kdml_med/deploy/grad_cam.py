@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdml_med.errors import InputError, one_line
 from kdml_med.networks.stages import last_stage
 
-_BATCH = 16
+_BATCH = 4  # images at a time: every layer of the network is kept meanwhile
 
 
 class _Evidence(nn.Module):
@@ -79,6 +79,16 @@ def mean_grad_cam(networks: Sequence[nn.Module], images: Tensor, positive_index:
     maps = [grad_cam(network, images, positive_index) for network in networks]
     mean: npt.NDArray[np.float32] = np.mean(maps, axis=0, dtype=np.float32)
     return mean
+
+
+def explain(
+    networks: Sequence[nn.Module], images: Tensor, positive_index: int
+) -> Sequence[npt.NDArray[np.float32] | None]:
+    """``mean_grad_cam`` of each image; None where a network of one's own does not allow it."""
+    try:
+        return list(mean_grad_cam(networks, images, positive_index))
+    except InputError:
+        return [None] * len(images)
 
 
 def _prepare(network: nn.Module, name: str) -> Any:

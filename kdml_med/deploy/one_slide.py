@@ -15,7 +15,7 @@ import pandas as pd
 
 from kdml_med.data.images import decode_image, resize_square
 from kdml_med.deploy.classifier import Classifier, ClassifierPlan, Images, Probabilities
-from kdml_med.deploy.grad_cam import mean_grad_cam
+from kdml_med.deploy.grad_cam import explain
 from kdml_med.deploy.heatmap import PANEL_PX, SlidePicture, write_maps
 from kdml_med.deploy.prediction_folder import DISAGREEMENT, PROBABILITY, write_slide
 from kdml_med.deploy.prediction_tables import networks_of, with_disagreement
@@ -37,8 +37,6 @@ from kdml_med.wsi.regions import Regions
 from kdml_med.wsi.slide import SlideError
 from kdml_med.wsi.stain import normalise_stains
 from kdml_med.wsi.tissue import Mask
-
-_EXPLAINED = 4  # tiles at a time: every layer of the networks is kept meanwhile
 
 
 @dataclass(frozen=True)
@@ -273,7 +271,7 @@ def _write_sheets(
         if not chosen:
             return []
         images = np.stack([_image(outermost[position][1], cutter, settings) for position in chosen])
-        cams = _explain(classifier, images, explained)
+        cams = explain(list(classifier.networks.values()), classifier.normalize(images), explained)
         tiles = []
         for position, image, cam in zip(chosen, images, cams, strict=True):
             probability, place = outermost[position][0], outermost[position][1].candidate
@@ -289,13 +287,3 @@ def _write_sheets(
         network=settings.network,
         synthetic=settings.synthetic,
     )
-
-
-def _explain(classifier: Classifier, images: Images, index: int) -> list[Probabilities | None]:
-    """Grad-CAM of each tile for a class; None where a network of one's own does not allow it."""
-    networks = list(classifier.networks.values())
-    parts = [images[start : start + _EXPLAINED] for start in range(0, len(images), _EXPLAINED)]
-    try:
-        return [cam for part in parts for cam in mean_grad_cam(networks, classifier.normalize(part), index)]
-    except InputError:
-        return [None] * len(images)
