@@ -217,8 +217,8 @@ def predict(
         output_dir: folder for results; the same call again goes on where it was interrupted.
         network: "ensemble" for all students, "student_0" and so on, or "teacher".
         device: where the networks run; None for a GPU where there is one.
-        **options: slides: those of ``kdml_med.deploy.slides.predict_slides``, such as ``workers``, ``assume_mpp`` or
-            ``roi``; otherwise settings of inference, such as ``batch_size``, ``fps`` or ``annotate``.
+        **options: slides: those of ``kdml_med.deploy.slides.predicting.predict_slides``, such as ``workers``,
+            ``assume_mpp`` or ``roi``; otherwise settings of inference, such as ``batch_size``, ``fps`` or ``annotate``.
 
     Raises:
         InputError: no such run, network, input or option.
@@ -228,7 +228,7 @@ def predict(
     place: dict[str, Any] = {"network": network, "device": device or ("cuda" if torch.cuda.is_available() else "cpu")}
     is_dataset = len(paths) == 1 and (paths[0] / DATASET_FILE).is_file()
     if task is Task.CLASSIFICATION and not is_dataset:
-        from kdml_med.deploy.slides import predict_slides
+        from kdml_med.deploy.slides.predicting import predict_slides
 
         _check_options(predict_slides, options, task=task)
         report = predict_slides(folder, paths, Path(output_dir), **place, **options)

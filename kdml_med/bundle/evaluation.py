@@ -16,7 +16,7 @@ from kdml_med.bundle.workflow import errors_for_people
 from kdml_med.data.frames import FrameDataset
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.data.tiles import TileDataset
-from kdml_med.deploy.prediction_tables import with_seen
+from kdml_med.deploy.slides.prediction_tables import with_seen
 from kdml_med.deploy.speed import REPEATS, measure_speed
 from kdml_med.errors import InputError
 from kdml_med.keys import PredictionColumn, Split, Task

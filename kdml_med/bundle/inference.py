@@ -17,13 +17,13 @@ from kdml_med.bundle.workflow import is_command
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.data.frames import FrameDataset
-from kdml_med.deploy.annotate import source_size
-from kdml_med.deploy.corrections import CORRECTIONS_DIR, check_untouched, list_images, write_corrections
-from kdml_med.deploy.dataset_maps import discard_maps, write_dataset_maps
-from kdml_med.deploy.detection_chunks import CHUNKS_DIR, detect_frames, hash_parameters
-from kdml_med.deploy.frames import annotate_sources, boxes_in_source, coco_dataset, count_frames, judge_frames
-from kdml_med.deploy.prediction_report import tell_seen
-from kdml_med.deploy.prediction_tables import SEEN_IN
+from kdml_med.deploy.pictures.dataset_maps import discard_maps, write_dataset_maps
+from kdml_med.deploy.polyps.annotate import source_size
+from kdml_med.deploy.polyps.corrections import CORRECTIONS_DIR, check_untouched, list_images, write_corrections
+from kdml_med.deploy.polyps.detection_chunks import CHUNKS_DIR, detect_frames, hash_parameters
+from kdml_med.deploy.polyps.frames import annotate_sources, boxes_in_source, coco_dataset, count_frames, judge_frames
+from kdml_med.deploy.slides.prediction_report import tell_seen
+from kdml_med.deploy.slides.prediction_tables import SEEN_IN
 from kdml_med.deploy.wording import RESEARCH_ONLY, counted
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.keys import NetworkName, Task

@@ -33,8 +33,8 @@ from kdml_med.bundle.kinds import (
     whole,
     word,
 )
-from kdml_med.deploy.classifier import Runtime
-from kdml_med.deploy.correction_files import CORRECTION_FORMATS
+from kdml_med.deploy.polyps.correction_files import CORRECTION_FORMATS
+from kdml_med.deploy.slides.classifier import Runtime
 from kdml_med.engines.detection import FUSIONS
 from kdml_med.engines.evaluator import AVERAGES
 from kdml_med.errors import InputError

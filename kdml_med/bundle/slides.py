@@ -8,8 +8,8 @@ from pathlib import Path
 from kdml_med.bundle.evaluation import prepare_evaluation
 from kdml_med.bundle.settings import Settings
 from kdml_med.bundle.workflow import is_command
-from kdml_med.deploy.prediction_folder import PREDICTION_FILE
-from kdml_med.deploy.slides import predict_slides
+from kdml_med.deploy.slides.predicting import predict_slides
+from kdml_med.deploy.slides.prediction_folder import PREDICTION_FILE
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.keys import NetworkName, Task
 from kdml_med.runs import RunDescription
@@ -42,7 +42,7 @@ def prepare_inference(settings: Settings) -> None:
 
 
 def save_slides(settings: Settings) -> None:
-    """Predict slides, see ``kdml_med.deploy.slides.predict_slides``.
+    """Predict slides, see ``kdml_med.deploy.slides.predicting.predict_slides``.
 
     Args:
         settings: of the config.

@@ -1,1 +1,1 @@
-"""Trained networks in use: drawing what they found, and how fast they are."""
+"""Trained networks in use: on slides and videos, as pictures, as files for other programs."""

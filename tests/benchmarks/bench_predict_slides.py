@@ -28,7 +28,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from kdml_med.deploy import one_slide, slides
+from kdml_med.deploy.slides import one_slide, predicting
 from kdml_med.keys import Task
 from kdml_med.networks.cohort import build_cohort
 from kdml_med.networks.registry import cohort_spec
@@ -122,17 +122,17 @@ class Parts:
 def measure(slide: Path, run_dir: Path, network: str, workers: int, runtime: str) -> None:
     """Predict once in this process, and say what it took."""
     parts = Parts()
-    parts.watch(slides, "plan_classifier", "networks loaded and exported")
+    parts.watch(predicting, "plan_classifier", "networks loaded and exported")
     parts.watch(one_slide.SlideCutter, "__init__", "overview and tissue")
     parts.watch(cutter.TileReader, "cut", "reading, judging, encoding")
     parts.watch(one_slide, "_image", "decoding again")
     parts.watch(one_slide.Classifier, "__call__", "networks")
     parts.watch(one_slide, "write_maps", "heat maps")
     parts.watch(one_slide, "_write_sheets", "tile sheets")
-    parts.watch(slides, "_write_tables", "tables")
+    parts.watch(predicting, "_write_tables", "tables")
     start, before = time.perf_counter(), os.times()
     with tempfile.TemporaryDirectory() as folder:
-        report = slides.predict_slides(
+        report = predicting.predict_slides(
             run_dir, [slide], folder, network=network, workers=workers, runtime=runtime, progress=False
         )
     wall, after = time.perf_counter() - start, os.times()

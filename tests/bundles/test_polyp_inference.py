@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from kdml_med.bundle import prepare_source
 from kdml_med.bundle.settings import Settings
 from kdml_med.colonoscopy.frames import Placement
-from kdml_med.deploy import detection_chunks as chunks
-from kdml_med.deploy.annotate import SourceSize
-from kdml_med.deploy.frames import boxes_in_source, coco_dataset, count_frames, name_videos
+from kdml_med.deploy.polyps import detection_chunks as chunks
+from kdml_med.deploy.polyps.annotate import SourceSize
+from kdml_med.deploy.polyps.frames import boxes_in_source, coco_dataset, count_frames, name_videos
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
 from kdml_med.networks.anchors import STRIDES, AnchorPredictions

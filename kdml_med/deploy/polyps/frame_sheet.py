@@ -1,0 +1,248 @@
+"""Contact sheets of frames with what was found and what is annotated: missed polyps first, then false alarms."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import Image as Pillow
+from PIL import ImageDraw, ImageFont
+
+from kdml_med.colonoscopy.boxes import Box
+from kdml_med.colonoscopy.field import Image
+from kdml_med.deploy.polyps.annotate import ANNOTATED, FOUND, Detected, draw_box, inside
+from kdml_med.deploy.wording import RESEARCH_ONLY
+from kdml_med.storage.files import write_atomically
+from kdml_med.storage.walking import printable
+
+PAGE_FRAMES = 40
+MOST_PAGES = 5
+"""Of a dataset with labels; without any there is one page."""
+
+_COLUMNS, _LEAST_COLUMNS = 8, 3
+_CELL_PX, _TEXT_PX, _MARGIN_PX = 240, 36, 4
+_LINE_PX, _FONT_PX = 20, 14
+_BACKGROUND, _BRIGHT, _GREY = (40, 40, 40), (235, 235, 235), (170, 170, 170)
+_MISSED, _FALSE = (255, 110, 110), (255, 170, 60)
+
+
+@dataclass(frozen=True)
+class SheetFrame:
+    """A frame and how it was judged.
+
+    Attributes:
+        position: in the dataset.
+        sample_id: its name.
+        sequence_id: what it belongs to.
+        boxes: annotated, pixels of the stored frame.
+        missed: of each annotated box, whether the network missed it.
+        detected: with a score of at least the threshold, likewise.
+        best: highest score of any detection, 0 without one.
+        false: detections that found nothing; None where the frame is not labelled.
+    """
+
+    position: int
+    sample_id: str
+    sequence_id: str
+    boxes: tuple[Box, ...]
+    missed: tuple[bool, ...]
+    detected: tuple[Detected, ...]
+    best: float
+    false: int | None
+
+    @property
+    def group(self) -> int:
+        """0 with a missed polyp, 1 with false alarms only, 2 else."""
+        return 0 if any(self.missed) else 1 if self.false else 2
+
+    @property
+    def caption(self) -> tuple[str, tuple[int, int, int]]:
+        """What a person reads below it, and in which colour."""
+        best = f"best {self.best:.2f}" if self.best else "nothing detected"
+        false = f"{self.false} false" if self.false else ""
+        if self.false is None:
+            return best, _GREY
+        if any(self.missed):
+            parts = [f"MISSED {sum(self.missed)} of {len(self.boxes)}", *([false] if false else []), best]
+            return ", ".join(parts), _MISSED
+        found = f"found {len(self.boxes)} of {len(self.boxes)}" if self.boxes else "no polyp"
+        if self.false:
+            return f"FALSE ALARM: {false}, {found}, {best}", _FALSE
+        return f"{found}, {best}", FOUND if self.boxes else _GREY
+
+
+def collect_frames(
+    rows: pd.DataFrame,
+    positions: Sequence[int],
+    detected: Mapping[str, Sequence[Detected]],
+    judged: pd.DataFrame,
+    threshold: float,
+) -> list[SheetFrame]:
+    """Frames for a sheet, in the order in which they are shown.
+
+    Missed polyps come first, then false alarms, then the rest. In each of the three, one frame of each sequence comes
+    before a second one of any, because frames of a sequence are much alike; of a sequence, first what has most misses,
+    then the best scores.
+
+    Args:
+        rows: of a manifest.
+        positions: of the frames that are to be shown.
+        detected: by sample_id, all of them, pixels of the stored frames.
+        judged: of the same rows, from ``kdml_med.deploy.polyps.frames.judge_frames``.
+        threshold: score from which a detection counts.
+    """
+    frames = []
+    for position in positions:
+        row, missed, false = rows.iloc[position], judged["missed_boxes"].iloc[position], judged["false"].iloc[position]
+        found = detected.get(row["sample_id"], ())
+        frames.append(
+            SheetFrame(
+                position,
+                str(row["sample_id"]),
+                str(row["sequence_id"]),
+                tuple(tuple(map(float, box)) for box in (() if missed is None else row["boxes"])),  # type: ignore[misc]
+                () if missed is None else tuple(missed),
+                tuple(one for one in found if one.score >= threshold),
+                max((one.score for one in found), default=0.0),
+                None if pd.isna(false) else int(false),
+            )
+        )
+    frames.sort(key=lambda frame: (frame.group, -sum(frame.missed), -frame.best, frame.position))
+    counts: dict[tuple[int, str], int] = {}
+    turns = []
+    for frame in frames:
+        key = (frame.group, frame.sequence_id)
+        counts[key] = counts.get(key, 0) + 1
+        turns.append((frame.group, counts[key], -sum(frame.missed), -frame.best, frame.position))
+    order: npt.NDArray[np.intp] = np.lexsort(np.array(turns, dtype=np.float64).reshape(-1, 5).T[::-1])
+    return [frames[place] for place in order]
+
+
+def write_sheets(
+    target: Path, dataset: Any, frames: Sequence[SheetFrame], *, network: str, threshold: float, warning: str = ""
+) -> list[str]:
+    """Draw pages of frames: detections green, annotated boxes yellow, missed ones with a red rim.
+
+    Args:
+        target: JPEG file of the first page; the second is "<stem>-2.jpg". Pages of earlier runs go.
+        dataset: ``read(position)`` gives pixels, uint8, [height, width, 3].
+        frames: from ``collect_frames``.
+        network: whose detections they are.
+        threshold: of that network.
+        warning: for the head of every page.
+
+    Returns:
+        Names of the files.
+
+    Raises:
+        InputError: one cannot be written.
+    """
+    labelled = any(frame.false is not None for frame in frames)
+    pages = min(-(-len(frames) // PAGE_FRAMES), MOST_PAGES if labelled else 1)
+    names = [target.name if page == 0 else f"{target.stem}-{page + 1}{target.suffix}" for page in range(pages)]
+    for page, name in enumerate(names):
+        shown = frames[page * PAGE_FRAMES : (page + 1) * PAGE_FRAMES]
+        words = [*_heading(frames, page, pages, network, threshold, labelled), *([warning] if warning else [])]
+        write_atomically(target.with_name(name), _draw_page(dataset, shown, words, legend=labelled))
+    for path in target.parent.glob(f"{target.stem}*{target.suffix}"):
+        page_number = path.stem.removeprefix(target.stem).removeprefix("-")
+        if path.name not in names and (page_number.isdecimal() or path == target):
+            path.unlink()
+    return names
+
+
+def _heading(
+    frames: Sequence[SheetFrame], page: int, pages: int, network: str, threshold: float, labelled: bool
+) -> Iterator[str]:
+    yield f"{RESEARCH_ONLY} · {network}, scores from {threshold:.2f}"
+    first, last = page * PAGE_FRAMES + 1, min((page + 1) * PAGE_FRAMES, len(frames))
+    left = len(frames) - min(pages * PAGE_FRAMES, len(frames))
+    rest = f" ({left:,} more are in frames.csv only)" if left else ""
+    yield f"page {page + 1} of {pages}: frames {first:,} to {last:,} of {len(frames):,}{rest}"
+    if labelled:
+        counts = [sum(frame.group == group for frame in frames) for group in range(3)]
+        yield (
+            f"{counts[0]:,} frames with a missed polyp come first, then {counts[1]:,} with false alarms only, then the "
+            f"{counts[2]:,} others; a box is found at an IoU of 0.5"
+        )
+
+
+def _draw_page(dataset: Any, frames: Sequence[SheetFrame], words: Sequence[str], *, legend: bool) -> bytes:
+    columns = min(_COLUMNS, max(_LEAST_COLUMNS, len(frames)))
+    width, height = columns * (_CELL_PX + _MARGIN_PX), _CELL_PX + _TEXT_PX + _MARGIN_PX
+    font = ImageFont.load_default(size=_FONT_PX)
+    lines = [line for text in words for line in _wrapped(text, font, width - 12)]
+    top = _LINE_PX * (len(lines) + legend) + 10
+    page = Pillow.new("RGB", (width, top + -(-len(frames) // columns) * height), _BACKGROUND)
+    draw = ImageDraw.Draw(page)
+    for number, line in enumerate(lines):
+        draw.text((6, 5 + number * _LINE_PX), line, fill=_BRIGHT, font=font)
+    if legend:
+        _draw_legend(draw, 5 + len(lines) * _LINE_PX, font)
+    for place, frame in enumerate(frames):
+        corner = (place % columns * (_CELL_PX + _MARGIN_PX), top + place // columns * height)
+        page.paste(_draw_cell(dataset.read(frame.position), frame), corner)
+    stream = io.BytesIO()
+    page.save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, y: int, font: Any) -> None:
+    x = 6
+    for text, colour, rim in (
+        ("detected", FOUND, None),
+        ("annotated", ANNOTATED, None),
+        ("missed", ANNOTATED, _MISSED),
+    ):
+        draw.rectangle([x, y + 3, x + 14, y + 15], outline=colour, width=2)
+        if rim is not None:
+            draw.rectangle([x - 3, y, x + 17, y + 18], outline=rim, width=3)
+        draw.text((x + 22, y), text, fill=_BRIGHT, font=font)
+        x += 44 + int(draw.textlength(text, font=font))
+
+
+def _wrapped(text: str, font: Any, width: int) -> Iterator[str]:
+    line = ""
+    for word in text.split(" "):
+        longer = f"{line} {word}" if line else word
+        if line and font.getlength(longer) > width:
+            yield line
+            longer = word
+        line = longer
+    yield line
+
+
+def _draw_cell(image: Image, frame: SheetFrame) -> Pillow.Image:
+    picture = Pillow.fromarray(image)
+    scale = _CELL_PX / max(picture.size)
+    picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+    draw = ImageDraw.Draw(picture)
+    for box, missed in zip(frame.boxes, frame.missed, strict=True):
+        edges = inside([side * scale for side in box], *picture.size)
+        if missed:
+            draw.rectangle([edges[0] - 4, edges[1] - 4, edges[2] + 4, edges[3] + 4], outline=_MISSED, width=3)
+        draw_box(draw, edges, 2, ANNOTATED)
+    for one in frame.detected:
+        draw_box(draw, inside([side * scale for side in one.box], *picture.size), 2, FOUND)
+    cell = Pillow.new("RGB", (_CELL_PX, _CELL_PX + _TEXT_PX))
+    cell.paste(picture, ((_CELL_PX - picture.width) // 2, (_CELL_PX - picture.height) // 2))
+    text, colour = frame.caption
+    draw, font = ImageDraw.Draw(cell), ImageFont.load_default(size=12)
+    draw.text((3, _CELL_PX + 1), _ending(printable(frame.sample_id), draw, font), fill=_BRIGHT, font=font)
+    draw.text((3, _CELL_PX + 17), text, fill=colour, font=font)
+    if frame.group < 2:
+        draw.rectangle([0, 0, _CELL_PX - 1, _CELL_PX - 1], outline=colour, width=2)
+    return cell
+
+
+def _ending(name: str, draw: ImageDraw.ImageDraw, font: Any) -> str:
+    """The name, or as much of its end as there is room for: the end of a path tells frames apart."""
+    while len(name) > 4 and draw.textlength(name, font=font) > _CELL_PX - 6:
+        name = "…" + name[2:]
+    return name

@@ -1,0 +1,1 @@
+"""Whole slides from their files to predictions."""
