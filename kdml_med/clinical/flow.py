@@ -12,7 +12,7 @@ from kdml_med.clinical.study import DatasetContent, Study
 from kdml_med.keys import Split
 from kdml_med.report.document import Paragraph, Part, Section, Table
 from kdml_med.report.wording import count
-from kdml_med.storage.manifest import SLIDES_FILE, DatasetKind
+from kdml_med.storage.manifest import DatasetKind
 from kdml_med.tables.usage import RowUse
 
 SHOWN_FAILURES = 200
