@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kdml_med.clinical.answers import Answers
+from kdml_med.clinical.answers import PROBABILITY, Answers
 from kdml_med.clinical.rules import Point, Rules
 from kdml_med.clinical.study import Role
 from kdml_med.keys import network_order
@@ -129,7 +129,7 @@ def judge(answers: Answers, rules: Rules, *, name: str, title: str, role: Role, 
 
 def probabilities_of(table: pd.DataFrame, network: str) -> npt.NDArray[np.float64]:
     """What a network says of each row of the answers."""
-    return table[network].to_numpy(np.float64)
+    return table[f"{PROBABILITY}{network}"].to_numpy(np.float64)
 
 
 def judge_network(

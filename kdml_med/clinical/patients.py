@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kdml_med.clinical.findings import Findings
-from kdml_med.clinical.judging import POINT_WORDS
+from kdml_med.clinical.judging import POINT_WORDS, probabilities_of
 from kdml_med.clinical.rules import Point
 from kdml_med.clinical.study import DatasetContent, Evaluation
 from kdml_med.data.tiles import TileDataset
@@ -59,18 +59,20 @@ def _answer_rows(found: Findings, one: Evaluation) -> pd.DataFrame:
     answers = found.answers[one.name]
     table, classes = answers.table, found.study.description.classes
     students = [name for name in answers.networks if name not in (NetworkName.TEACHER, NetworkName.ENSEMBLE)]
-    spread = table[students].max(axis=1) - table[students].min(axis=1)
+    every = np.stack([probabilities_of(table, name) for name in students])
+    spread = every.max(axis=0) - every.min(axis=0)
+    values = probabilities_of(table, found.network)
     thresholds = found.rules.thresholds.get(found.network, {})
     cells = []
-    for row, differ in zip(table.to_dict("records"), spread, strict=True):
-        label, value = row["label"], row[found.network]
+    for row, value, differ in zip(table.to_dict("records"), values, spread, strict=True):
+        label = row["label"]
         truth = "–" if np.isnan(label) else classes[int(label)]
         calls = [_call(value, thresholds.get(point, np.nan), label, classes) for point in POINT_WORDS]
         ids = [str(row[f"{name}_id"]) for name in (("slide", "patient") if found.level == "slide" else ("patient",))]
         spread_cell = figure(differ) if len(students) > 1 else "–"
         cells.append([one.title, *ids, truth, *calls, figure(value), spread_cell, f"{int(row['tiles']):,}"])
-    error = (table[found.network] - table["label"]).abs().fillna(-1)
-    return pd.DataFrame({"cells": cells, "error": error.to_numpy()})
+    error = np.nan_to_num(np.abs(values - table["label"].to_numpy()), nan=-1)
+    return pd.DataFrame({"cells": cells, "error": error})
 
 
 def _call(value: float, threshold: float, label: float, classes: list[str]) -> str:
@@ -143,9 +145,9 @@ def _evaluation_galleries(found: Findings, one: Evaluation, threshold: float) ->
 def _choose(found: Findings, one: Evaluation, kind: _Kind, threshold: float) -> pd.DataFrame:
     """The rows of answers that a gallery shows, the clearest first."""
     table = found.answers[one.name].labelled
-    value = table[found.network]
-    own = table[(table["label"] == kind.label) & value.notna() & ((value >= threshold) == bool(kind.called))]
-    return own.sort_values(found.network, ascending=not kind.called, kind="stable").head(_EACH)
+    table = table.assign(probability=probabilities_of(table, found.network)).dropna(subset="probability")
+    own = table[(table["label"] == kind.label) & ((table["probability"] >= threshold) == bool(kind.called))]
+    return own.sort_values("probability", ascending=not kind.called, kind="stable").head(_EACH)
 
 
 @dataclass(frozen=True)
@@ -178,10 +180,10 @@ class _Maps:
 
     def draw(self, row: dict[Any, Any]) -> Thumbnail:
         """The slide of a row of answers; of several, the one that speaks most for what the patient is called."""
-        level, network = self.found.level, self.found.network
+        level, value = self.found.level, row["probability"]
         own = self.placed[self.placed[f"{level}_id"] == row[f"{level}_id"]]
         means = own.groupby("slide_id")["probability"].mean()
-        slide = str(means.idxmax() if row[network] >= _HALF else means.idxmin())
+        slide = str(means.idxmax() if value >= _HALF else means.idxmin())
         if slide not in self.sizes:
             raise InputError(f"{self.tiles.dataset_dir / SLIDES_FILE} has no slide {slide!r}, which has tiles.")
         tiles = own[own["slide_id"] == slide]
@@ -189,8 +191,6 @@ class _Maps:
         several = f" (of {count(len(means), 'slide')})" if len(means) > 1 else ""
         named = f"Patient {row['patient_id']}"
         named += "" if slide == row["patient_id"] else f", slide {slide}{several}"
-        caption = (
-            f"{named}\n{classes[int(row['label'])]}, probability {figure(row[network])}; {count(len(tiles), 'tile')}"
-        )
+        caption = f"{named}\n{classes[int(row['label'])]}, probability {figure(value)}; {count(len(tiles), 'tile')}"
         image = map_thumbnail(self.tiles, tiles, self.sizes[slide], synthetic=synthetic)
         return Thumbnail(image, caption, f"Slide and map. {caption}")

@@ -199,13 +199,13 @@ def calibration(found: Findings) -> Section:
             )
             drawn = draw.draw_reliability({name: own.calibration.reliability for name, own in known.items()})
             parts.append(Picture(f"reliability-{one.name}.png", caption, drawn))
-        scaled = {name: own.scaled.reliability for name, own in known.items() if own.scaled is not None}
-        if scaled:
+        bins = {name: own.scaled.reliability for name, own in known.items() if own.scaled is not None}
+        if bins:
             parts.append(
                 Picture(
                     f"reliability-scaled-{one.name}.png",
                     f"{one.title}: the same after temperature scaling.",
-                    draw.draw_reliability(scaled),
+                    draw.draw_reliability(bins),
                 )
             )
     return Section("Calibration", parts)
