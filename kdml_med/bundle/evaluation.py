@@ -232,7 +232,7 @@ def write_tile_predictions(
         aggregation: how tiles become one probability.
         seen_by: a run; patients.csv then says whom it has seen in training.
     """
-    write_predictions(target / PREDICTIONS_FILE, predictions)
+    write_predictions(target / PREDICTIONS_FILE, predictions, dataset.rows)
     table = group_table(predictions, level=level, method=aggregation, classes=dataset.classes)
     if seen_by is not None:
         table = with_seen(table, {name: seen_by.seen_in([name]) for name in table["patient_id"].unique()})
