@@ -18,15 +18,16 @@ from kdml_med.handlers.tensorboard_frames import Judgement, judge_frame, worst_f
 from kdml_med.keys import NetworkName
 from kdml_med.metrics.box_matching import finite, read_frames
 from kdml_med.report.document import Gallery, Paragraph, Part, Thumbnail
-from kdml_med.report.wording import network_words
+from kdml_med.report.wording import count, network_words
 
 MOST_FRAMES = 12
 """Of each evaluation."""
 LEGEND = (
     "Dashed yellow, “missed”: annotated, and not found. Dashed yellow without a word: annotated, and found. Solid green "
-    "with a score: a detection that finds an annotated polyp. Solid magenta with a score and “false”: a false alarm."
+    "with a score: a detection that finds an annotated polyp. Solid magenta with a score and “false”: a false alarm. A "
+    "detection beside a polyp, or of another size (IoU below 0.5), counts as a false alarm, and that polyp as missed."
 )
-_SIDE_PX, _TEXT_PX, _DASH_PX, _LINE_PX = 360, 15, 9, 3
+_SIDE_PX, _TEXT_PX, _DASH_PX, _LINE_PX = 400, 26, 14, 4  # a page shows them at half that size
 _MOST_BOXES = 5
 _FALSE, _RIM, _INK = (255, 90, 255), (0, 0, 0), (0, 0, 0)
 _QUALITY = 82
@@ -45,7 +46,7 @@ def picture_parts(judged: DetectorEvaluation) -> list[Part]:
         return [Paragraph(f"The {network_words(network)} missed no polyp and gave no false alarm.", f"{judged.title}.")]
     shown = ranked[:MOST_FRAMES]
     try:
-        items = [_thumbnail(judged, network, index, reason) for index, reason in shown]
+        items = [_thumbnail(judged, network, index) for index, _ in shown]
     except InputError as error:
         return [Paragraph(f"No pictures: {error}", f"{judged.title}.")]
     more = f", {len(shown)} of {len(ranked)} shown" if len(shown) < len(ranked) else ""
@@ -56,7 +57,7 @@ def picture_parts(judged: DetectorEvaluation) -> list[Part]:
     return [Gallery(items, title)]
 
 
-def _thumbnail(judged: DetectorEvaluation, network: str, index: int, reason: str) -> Thumbnail:
+def _thumbnail(judged: DetectorEvaluation, network: str, index: int) -> Thumbnail:
     assert judged.frames is not None
     assert judged.evaluation.dataset is not None
     row = judged.frames.iloc[[index]]
@@ -65,9 +66,17 @@ def _thumbnail(judged: DetectorEvaluation, network: str, index: int, reason: str
     image = draw_finding(dataset.read(index), read_frames(row).boxes, judgement)
     name, sequence = row["sample_id"].iloc[0], row["sequence_id"].iloc[0]
     where = name if name == sequence else f"{name}, sequence {sequence}"
-    missed, false = len(judgement.missed), int((~judgement.hits).sum())
-    alt = f"Frame {where}: {missed} annotated polyps missed, {false} false alarms; {reason}."
-    return Thumbnail(image, f"{where}\n{reason}", alt)
+    wrong = _wrong(judgement, len(read_frames(row).boxes))
+    return Thumbnail(image, f"{where}\n{wrong}", f"Frame {where}: {wrong}.")
+
+
+def _wrong(judgement: Judgement, annotated: int) -> str:
+    """What is wrong in a frame, in words."""
+    missed, false = len(judgement.missed), judgement.scores[~judgement.hits]
+    parts = [f"{missed} of {annotated} missed"] if missed else []
+    if len(false):
+        parts.append(f"{count(len(false), 'false alarm')}, {'' if len(false) == 1 else 'up to '}{false.max():.2f}")
+    return "; ".join(parts)
 
 
 def _dataset(folder: Path, frames: pd.DataFrame) -> FrameDataset:

@@ -7,23 +7,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdml_med.clinical.detections import DetectorEvaluation
-from kdml_med.clinical.study import Study
-from kdml_med.networks.registry import architecture_name
+from kdml_med.clinical.networks import COST_COLUMNS, Costs
 from kdml_med.report.document import Table, without_empty_columns
-from kdml_med.report.wording import capital, figure, metric_words, network_words, with_interval
+from kdml_med.report.wording import figure, metric_words, network_words, with_interval
 
 MOST_SEQUENCES = 500
 """Rows on the page; sequences.csv of the evaluation has them all."""
 _OVERALL = ("ap50", "ap75", "ap", "froc_mean")
 OPERATING = {
-    "recall": "boxes found",
-    "polyps_found": "polyps found",
-    "sequences_found": "sequences with a polyp found",
-    "sequence_sensitivity": "boxes found, mean of sequences",
-    "precision": "precision",
+    "recall": "Sensitivity by box",
+    "polyps_found": "Sensitivity by polyp, found at least once",
+    "sequences_found": "Sensitivity by sequence, a polyp found at least once",
+    "sequence_sensitivity": "Sensitivity by box, mean of sequences",
+    "precision": "Precision",
     "f1": "F1",
-    "false_positives_per_frame": "false alarms per frame",
-    "false_positives_per_negative_frame": "false alarms per frame without polyp",
+    "false_positives_per_frame": "False alarms per frame",
+    "false_positives_per_negative_frame": "False alarms per frame without polyp",
 }
 """Figures at the threshold, in words."""
 
@@ -37,35 +36,49 @@ def cell(figures: Mapping[str, Any], name: str, digits: int = 3) -> str:
     return figure(value, digits) if low is None or high is None else with_interval(value, low, high)
 
 
-def side_by_side(study: Study, judged: DetectorEvaluation) -> Table:
-    """What each network is and what it reaches over all thresholds."""
-    rates: Mapping[str, float] = judged.speed.get("frames_per_second", {})
-    rows = []
-    for name, figures in judged.figures.items():
-        spec = study.description.networks.get(name)
-        parameters = figures.get("parameters")
-        rows.append(
-            [
-                network_words(name),
-                architecture_name(spec) if spec is not None else "mean of the students",
-                "" if parameters is None else f"{parameters:,}",
-                f"{rates[name]:.1f}" if name in rates else "",
-                *(cell(figures, metric) for metric in _OVERALL),
-            ]
-        )
-    columns = ["network", "architecture", "parameters", "frames per second", *map(metric_words, _OVERALL)]
-    return without_empty_columns(Table(columns, rows, judged.title, names=2))
+def networks_table(every: Sequence[DetectorEvaluation], costs: Costs) -> Table:
+    """What each network is and costs."""
+    rates = frame_rates(every, costs)
+    rows = [
+        [network_words(name), *costs.cells(name)[:-1], f"{rates[name]:.1f}" if name in rates else ""]
+        for name in every[0].networks
+    ]
+    return without_empty_columns(Table(["network", *COST_COLUMNS[:-1], "frames per second"], rows, names=2))
+
+
+def overall_table(judged: DetectorEvaluation) -> Table:
+    """What each network reaches over all thresholds."""
+    rows = [[network_words(name), *(cell(own, metric) for metric in _OVERALL)] for name, own in judged.figures.items()]
+    return Table(["network", *map(metric_words, _OVERALL)], rows, judged.title)
+
+
+def frame_rates(every: Sequence[DetectorEvaluation], costs: Costs) -> dict[str, float]:
+    """Frames per second by network: as the first evaluation measured that did, or else from the latency."""
+    measured = (judged.speed.get("frames_per_second") for judged in every)
+    found: dict[str, float] | None = next(filter(None, measured), None)
+    return found or {name: 1000 / taken for name, taken in costs.milliseconds.items() if taken > 0}
 
 
 def operating_table(judged: DetectorEvaluation) -> Table:
-    """What each network finds at its threshold; figures that no network has are left out."""
-    known = [name for name in OPERATING if any(own.get(name) is not None for own in judged.figures.values())]
-    columns = ["network", "threshold", *(capital(OPERATING[name]) for name in known)]
-    rows = [
-        [network_words(name), figure(judged.thresholds[name]), *(cell(figures, metric) for metric in known)]
-        for name, figures in judged.figures.items()
-    ]
-    return Table(columns, rows, judged.title)
+    """What each network finds at its threshold, a column for each; figures that no network has are left out."""
+    every = judged.figures
+    rows = [["Threshold", *(figure(judged.thresholds[name]) for name in every)]]
+    counts = [_counts(own) for own in every.values()]
+    for place, words in enumerate(("Annotated boxes", "… found", "… missed", "False alarms")):
+        rows.append([words, *("–" if own is None else f"{own[place]:,}" for own in counts)])
+    for metric, words in OPERATING.items():
+        if any(own.get(metric) is not None for own in every.values()):
+            rows.append([words, *(cell(own, metric) for own in every.values())])
+    return Table(["at the threshold", *map(network_words, every)], rows, judged.title)
+
+
+def _counts(figures: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
+    """Boxes, those found and those missed, and false alarms; None where nothing could be judged."""
+    boxes, recall, detected = figures.get("n_boxes"), figures.get("recall"), figures.get("n_detections")
+    if boxes is None or recall is None or detected is None:
+        return None
+    found = round(recall * boxes)
+    return boxes, found, boxes - found, detected - found
 
 
 def undefined_at_threshold(judged: DetectorEvaluation) -> list[str]:
@@ -86,19 +99,6 @@ def undefined_at_threshold(judged: DetectorEvaluation) -> list[str]:
     return reasons
 
 
-def counts_table(judged: DetectorEvaluation) -> Table:
-    """Boxes found and missed, and false alarms, as whole numbers."""
-    rows = []
-    for name, figures in judged.figures.items():
-        boxes, recall, detected = figures.get("n_boxes"), figures.get("recall"), figures.get("n_detections")
-        if boxes is None or recall is None or detected is None:
-            rows.append([network_words(name), *["–"] * 4])
-            continue
-        found = round(recall * boxes)
-        rows.append([network_words(name), *(f"{number:,}" for number in (boxes, found, boxes - found, detected - found))])
-    return Table(["network", "annotated boxes", "found", "missed", "false alarms"], rows, judged.title)
-
-
 def frozen_table(every: Sequence[DetectorEvaluation]) -> Table:
     """Figures at one and the same threshold on each set of frames."""
     rows = []
@@ -111,7 +111,7 @@ def frozen_table(every: Sequence[DetectorEvaluation]) -> Table:
                     network_words(name), judged.title, figure(judged.thresholds[name]),
                     *(cell(figures, metric) for metric in shown),
                 ])  # fmt: skip
-    columns = ["network", "frames of", "threshold", "boxes found", "precision", "false alarms per frame", "AP50"]
+    columns = ["network", "frames of", "threshold", "sensitivity by box", "precision", "false alarms per frame", "AP50"]
     return Table(columns, rows, names=2)
 
 
