@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kdml_med.clinical.answers import Answers
-from kdml_med.clinical.rules import Rules
+from kdml_med.clinical.answers import PROBABILITY, Answers
+from kdml_med.clinical.rules import Point, Rules
 from kdml_med.clinical.study import Role
+from kdml_med.keys import network_order
 from kdml_med.metrics.calibration import (
     Reliability,
     brier_score,
@@ -27,7 +28,7 @@ from kdml_med.metrics.delong import delong_interval
 from kdml_med.metrics.operating import OperatingFigures, figures_at
 
 RESAMPLES = 2000
-POINT_WORDS = {"rule_out": "rule-out", "youden": "Youden"}
+POINT_WORDS = {Point.RULE_OUT.value: "rule-out", Point.YOUDEN.value: "Youden"}
 """What operating points are called."""
 
 
@@ -103,7 +104,7 @@ def judge(answers: Answers, rules: Rules, *, name: str, title: str, role: Role, 
         role: what it is to the run.
         temperature: scale the probabilities, too.
     """
-    known = answers.table[answers.table["label"].notna()]
+    known = answers.labelled
     networks = {}
     for network in answers.networks:
         scale = rules.temperature.get(network, math.nan) if temperature else math.nan
@@ -114,21 +115,21 @@ def judge(answers: Answers, rules: Rules, *, name: str, title: str, role: Role, 
         name=name,
         title=title,
         role=role,
-        level=rules.level,
+        level=answers.level,
         patients=int(known["patient_id"].nunique()),
         n=len(known),
         positives=int(known["label"].sum()),
         unlabelled=len(answers.table) - len(known),
         networks=networks,
         why_undefined={
-            network: reason for network in answers.networks if (reason := why_undefined(known, network, rules.level))
+            network: reason for network in answers.networks if (reason := why_undefined(known, network, answers.level))
         },
     )
 
 
 def probabilities_of(table: pd.DataFrame, network: str) -> npt.NDArray[np.float64]:
     """What a network says of each row of the answers."""
-    return table[f"probability_{network}"].to_numpy(np.float64)
+    return table[f"{PROBABILITY}{network}"].to_numpy(np.float64)
 
 
 def judge_network(
@@ -165,8 +166,19 @@ def _calibrate(labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.floa
     return Calibration(
         brier_score(labels, probabilities),
         expected_calibration_error(labels, probabilities),
-        reliability(labels, probabilities),
+        reliability(labels, probabilities, bins=_bins(len(labels))),
     )
+
+
+def _bins(n: int) -> int:
+    """So many that a bin tells something, and no more than ten."""
+    return min(10, max(2, n // 10))
+
+
+def judged_network(networks: Iterable[str]) -> str:
+    """The network that a report is about: the ensemble, or the only student, or the only network."""
+    names = sorted(networks, key=network_order)
+    return names[-1]
 
 
 def why_undefined(known: pd.DataFrame, network: str, level: str) -> str:

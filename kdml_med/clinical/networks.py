@@ -110,7 +110,8 @@ def _latency(
     """Milliseconds by network, and how they were measured: now, or by an earlier report on the same processor."""
     known = earlier.get("milliseconds") or {}
     how = earlier.get("speed") or {}
-    here = {"device": device_name("cpu"), "threads": torch.get_num_threads()}
+    threads = torch.get_num_threads()
+    here: dict[str, Any] = {"device": device_name("cpu"), "threads": threads}
     if speed is False or missing:
         return {}, {}
     if speed is None and known and all(how.get(name) == value for name, value in here.items()):
@@ -118,7 +119,7 @@ def _latency(
     networks = {name: load_network(study.folder, name) for name in sorted(study.description.names, key=network_order)}
     size = study.description.image_size
     wall, cpu = time.perf_counter(), time.process_time()
-    measured = measure_latency(networks, task=study.description.task, image_size=size, threads=int(here["threads"]))
+    measured = measure_latency(networks, task=study.description.task, image_size=size, threads=threads)
     share = (time.process_time() - cpu) / (time.perf_counter() - wall)
     return measured, here | {
         "image_size": list(input_size(size)),
