@@ -14,6 +14,7 @@ detections.parquet      detection: one row per detected box and network
 sequences.csv           detection: one row per sequence
 speed.json              detection: frames per second of every network on the machine at hand
 metrics.json            figures with intervals
+evaluation.json         of evaluations: data, weights, command and versions
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ SETTINGS_FILE = "settings.json"
 LOSSES_FILE = "losses.csv"
 HISTORY_FILE = "history.csv"
 METRICS_FILE = "metrics.json"
+EVALUATION_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.parquet"
 PATIENTS_FILE = "patients.csv"
 DETECTIONS_FILE = "detections.parquet"
