@@ -37,6 +37,7 @@ from kdml_med.keys import (
     HistoryColumn,
     LossColumn,
     NetworkName,
+    PlaceColumn,
     PredictionColumn,
     Split,
     Task,
@@ -410,9 +411,19 @@ def load_cohort(run_dir: str | Path, *, students_only: bool = False) -> Cohort:
     return Cohort({name: load_network(run_dir, name) for name in names})
 
 
-def write_predictions(path: Path, predictions: pd.DataFrame) -> None:
-    """Write predictions.parquet, columns of ``PredictionColumn``; the same rows give the same bytes."""
-    write_parquet(path, predictions[[str(column) for column in PredictionColumn]])
+def write_predictions(path: Path, predictions: pd.DataFrame, tiles: pd.DataFrame | None = None) -> None:
+    """Write predictions.parquet; the same rows give the same bytes.
+
+    Args:
+        path: of the file.
+        predictions: columns of ``PredictionColumn``.
+        tiles: rows of the manifest that the predictions are of, which know where each tile was cut; None: unknown.
+    """
+    own = predictions[[str(column) for column in PredictionColumn]]
+    known = pd.DataFrame(columns=["sample_id", *PlaceColumn]) if tiles is None else tiles
+    known = known.set_index("sample_id")[list(map(str, PlaceColumn))].reindex(own["sample_id"])
+    kinds = {PlaceColumn.X_L0.value: "Int64", PlaceColumn.Y_L0.value: "Int64", PlaceColumn.SIZE_L0.value: "float64"}
+    write_parquet(path, own.assign(**known.reset_index(drop=True).set_index(own.index).astype(kinds)))
 
 
 def write_detections(path: Path, detections: pd.DataFrame) -> None:

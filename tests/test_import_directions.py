@@ -10,15 +10,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = {"torch", "monai", "ignite", "safetensors", "tensorboard"}
 
-BASE = {"errors", "keys", "storage"}
+BASE = {"errors", "keys", "storage", "words"}
 PREPARATION = BASE | {"program", "splits", "tables", "workers"}
 # What each room may import of the others; the rooms above these in the design may import them all.
 ALLOWED: dict[str, set[str]] = {
     "keys": set(),
     "errors": set(),
-    "program": {"errors"},
+    "words": set(),
+    "program": {"errors", "words"},
     "workers": {"errors", "program"},
-    "storage": {"errors", "keys"},
+    "storage": {"errors", "keys", "words"},
     "tables": BASE,
     "splits": BASE | {"tables"},
     "wsi": PREPARATION,
@@ -39,6 +40,7 @@ READS_RUNS = "kdml_med.programs.like"  # for who names a trained run, and not be
 WITHOUT_FRAMEWORKS = [
     "errors",
     "keys",
+    "words",
     "program",
     "storage",
     "tables",

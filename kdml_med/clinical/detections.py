@@ -8,18 +8,13 @@ from typing import Any
 
 import pandas as pd
 
+from kdml_med.clinical.rules import Point, Rules
 from kdml_med.clinical.study import Evaluation, Role, Study
 from kdml_med.errors import InputError
-from kdml_med.keys import DetectionColumn, network_order
+from kdml_med.keys import DetectionColumn, NetworkName, network_order
 from kdml_med.metrics.box_matching import Group, read_frames
 from kdml_med.metrics.detection import by_network
-from kdml_med.runs import (
-    DETECTIONS_FILE,
-    METRICS_FILE,
-    SEQUENCES_FILE,
-    SPEED_FILE,
-    read_thresholds,
-)
+from kdml_med.runs import DETECTIONS_FILE, METRICS_FILE, SEQUENCES_FILE, SPEED_FILE
 from kdml_med.storage.reading import damaged, read_json, read_rows, read_table, take
 
 _AGAIN = "Evaluate again."
@@ -70,22 +65,18 @@ class DetectorEvaluation:
         """Of the bootstrap."""
         return int(self.evaluation.metrics["bootstrap"]["resamples"])
 
-    @property
-    def units(self) -> int:
-        """How many units intervals are drawn from."""
-        if self.unit == "patient":
-            return int(self.sequences["patient_id"].nunique())
-        counted = len(self.sequences) if self.unit == "sequence" else self.sequences["frames"].astype(int).sum()
-        return int(counted)
 
-
-def judged_detectors(study: Study) -> list[DetectorEvaluation]:
+def judged_detectors(study: Study, rules: Rules) -> list[DetectorEvaluation]:
     """Evaluations on frames that chose nothing; where there is none yet, that on the validation split.
+
+    Args:
+        study: of the run.
+        rules: of the run, chosen on its validation frames.
 
     Raises:
         InputError: a file of an evaluation is damaged, or it was judged at other thresholds than those of the run.
     """
-    thresholds = read_thresholds(study.folder)
+    thresholds = {name: own[Point.BEST_F1] for name, own in rules.thresholds.items()}
     return [_judge(one, thresholds) for one in study.judged or [study.validation]]
 
 
@@ -140,3 +131,8 @@ def _evaluated_frames(evaluation: Evaluation, detections: pd.DataFrame) -> tuple
 def is_validation(judged: DetectorEvaluation) -> bool:
     """Whether its thresholds were chosen on these very frames."""
     return judged.evaluation.role is Role.VALIDATION
+
+
+def main_network(judged: DetectorEvaluation) -> str:
+    """The network whose figures come first: the ensemble, or the last one where there is none."""
+    return NetworkName.ENSEMBLE.value if NetworkName.ENSEMBLE in judged.figures else judged.networks[-1]

@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from kdml_med.clinical.detections import DetectorEvaluation
+from kdml_med.clinical.detections import DetectorEvaluation, main_network
 from kdml_med.data.frames import FrameDataset, Pixels
 from kdml_med.deploy.pictures.lettering import font
 from kdml_med.deploy.polyps.annotate import ANNOTATED, FOUND, inside
 from kdml_med.errors import InputError
 from kdml_med.handlers.tensorboard_frames import Judgement, judge_frame, worst_frames
-from kdml_med.keys import NetworkName
 from kdml_med.metrics.box_matching import finite, read_frames
 from kdml_med.report.document import Gallery, Paragraph, Part, Thumbnail
 from kdml_med.report.wording import count, network_words
@@ -35,7 +34,7 @@ _QUALITY = 82
 
 def picture_parts(judged: DetectorEvaluation) -> list[Part]:
     """Frames that the ensemble, or the only network, is most wrong about; or why they cannot be shown."""
-    network = NetworkName.ENSEMBLE.value if NetworkName.ENSEMBLE in judged.networks else judged.networks[0]
+    network = main_network(judged)
     if judged.frames is None:
         return [Paragraph(f"No pictures: {judged.without_frames}", f"{judged.title}.")]
     detections, threshold = judged.detections[network], judged.thresholds[network]

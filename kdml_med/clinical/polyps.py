@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from kdml_med.clinical.detections import DetectorEvaluation, is_validation, judged_detectors
+from kdml_med.clinical.detections import DetectorEvaluation, is_validation, judged_detectors, main_network
 from kdml_med.clinical.judging import plain
 from kdml_med.clinical.networks import Costs
 from kdml_med.clinical.polyp_flow import flow_section
 from kdml_med.clinical.polyp_pictures import LEGEND, picture_parts
 from kdml_med.clinical.polyp_tables import (
     MOST_SEQUENCES,
+    cell,
     frozen_table,
     networks_table,
     operating_table,
@@ -23,16 +24,17 @@ from kdml_med.clinical.polyp_tables import (
     sequences_table,
     undefined_at_threshold,
 )
+from kdml_med.clinical.rules import Rules
 from kdml_med.clinical.study import Study
 from kdml_med.metrics.box_matching import finite, match_detections, read_frames
 from kdml_med.metrics.box_sizes import SIZE_EDGES, SizeFigures, sensitivity_by_size
 from kdml_med.metrics.calibration import Reliability, reliability
 from kdml_med.metrics.curves import Curve, detection_precision_recall, froc_with_band
+from kdml_med.report.caution import caution_of
 from kdml_med.report.curves import draw_froc, draw_precision_recall, draw_reliability
 from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table
-from kdml_med.report.wording import figure, network_words, with_interval
+from kdml_med.report.wording import count, figure, network_words, with_interval
 
-FEW_UNITS = 20
 CALIBRATED_FROM = 0.1
 """Score from which detections are shown in the calibration; nearly all of those below find nothing."""
 
@@ -71,17 +73,18 @@ class PolypReport:
     content: dict[str, Any]
 
 
-def polyp_report(study: Study, costs: Costs) -> PolypReport:
+def polyp_report(study: Study, rules: Rules, costs: Costs) -> PolypReport:
     """Judge a run of detectors on every set of frames that it was evaluated on.
 
     Args:
         study: of the run.
+        rules: of the run, chosen on its validation frames.
         costs: of its networks.
 
     Raises:
         InputError: a file of an evaluation is damaged, or it was judged at other thresholds than those of the run.
     """
-    every = [collect_figures(judged) for judged in judged_detectors(study)]
+    every = [collect_figures(judged) for judged in judged_detectors(study, rules)]
     judged = [one.judged for one in every]
     sections = [
         flow_section(study),
@@ -94,7 +97,43 @@ def polyp_report(study: Study, costs: Costs) -> PolypReport:
             Paragraph(LEGEND), *(part for one in judged for part in picture_parts(one))
         ]),
     ]  # fmt: skip
-    return PolypReport(sections, {one.judged.evaluation.name: _content(one) for one in every})
+    content = {
+        "run": study.name,
+        "task": study.description.task.value,
+        "synthetic": study.synthetic,
+        "rules": rules.plain(),
+        "evaluations": {one.judged.evaluation.name: _content(one) for one in every},
+        "networks": plain(costs),
+    }
+    return PolypReport([_summary(study, judged), *sections], content)
+
+
+def _summary(study: Study, every: Sequence[DetectorEvaluation]) -> Section:
+    """What was judged, and the figures that a reader looks for first."""
+    network = main_network(every[0])
+    text = (
+        "Finds polyps in colonoscopy frames: networks draw boxes with a score, and those from a threshold count, which "
+        f"training chose on its validation split. Figures of the {network_words(network)} follow; all networks stand "
+        "side by side below."
+    )
+    lines = []
+    for judged in every:
+        own = judged.figures[network]
+        lines.append(
+            f"{judged.title}: AP50 {cell(own, 'ap50')}, sensitivity by box {cell(own, 'recall')}, false alarms per frame "
+            f"{cell(own, 'false_positives_per_frame')}; {count(own['n_frames'], 'frame')} with {own['n_boxes']:,} polyp "
+            f"boxes, {own['n_negative_frames']:,} frames without."
+        )
+    parts: list[Part] = [Paragraph(text), Bullets(lines)]
+    if not study.judged:
+        parts.append(
+            Paragraph(
+                "This run was not evaluated on test frames yet: all figures are of the frames that chose the best epoch "
+                f"and the thresholds, and too good. Next: kdml-med evaluate {study.folder}",
+                "Validation only.",
+            )
+        )
+    return Section("In short", [*parts, Paragraph("For research only. Not a medical device.")])
 
 
 def collect_figures(judged: DetectorEvaluation) -> DetectorFigures:
@@ -187,10 +226,9 @@ def cautions(judged: DetectorEvaluation) -> list[str]:
             f"{judged.title}: best epoch and thresholds were chosen on these very frames, so that the figures are too "
             "good. Evaluate the run on a test split."
         )
-    if judged.units < FEW_UNITS:
-        found.append(
-            f"{judged.title}: only {judged.units} {judged.unit}s. Intervals of so few are unreliable, and mostly too narrow."
-        )
+    few = caution_of(judged.evaluation.metrics)
+    if few:
+        found.append(f"{judged.title}: {few[:1].lower()}{few[1:]}")
     if judged.unit == "frame":
         found.append(
             f"{judged.title}: which frames belong to one video is not known. Frames count as independent, and intervals "

@@ -74,6 +74,7 @@ def _made_by(study: Study) -> list[list[str]]:
     splits: Mapping[str, Any] = dataset.get("splits") or {}
     rows = [
         ["command", _command(made_by.get("command"))],
+        *(["continued by", _command(one.get("command"))] for one in made_by.get("continued") or []),
         ["versions", _versions(made_by.get("versions")) or f"kdml_med {study.description.kdml_med}"],
         ["seed", _shown(study.knobs.get("seed", _UNKNOWN))],
         ["device", _shown(study.knobs.get("device", _UNKNOWN))],

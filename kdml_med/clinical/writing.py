@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from kdml_med.clinical import slides
+from kdml_med.clinical.checklist_facts import collect_facts
+from kdml_med.clinical.checklists import checklist_sections
 from kdml_med.clinical.findings import Findings, find
 from kdml_med.clinical.flow import flow_section
+from kdml_med.clinical.networks import count_costs
 from kdml_med.clinical.patients import gallery, patient_table
+from kdml_med.clinical.polyps import polyp_report
+from kdml_med.clinical.provenance import provenance_sections
+from kdml_med.clinical.rules import rules_of_run
 from kdml_med.clinical.study import Study, read_study
+from kdml_med.clinical.training import training_sections
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
 from kdml_med.report.document import Paragraph, Section
@@ -53,9 +60,15 @@ def write_report(
     path = study.folder / REPORT_FIGURES
     earlier = _read_earlier(path)
     if study.description.task is Task.DETECTION:
-        raise InputError("not yet")
-    found = find(study, labels=labels, by=by, temperature=temperature, speed=speed, earlier=earlier)
-    sections, content = slide_sections(found), found.content()
+        if labels or by or temperature:
+            raise InputError(f"{run_dir} is a run of detectors: --labels, --by and --temperature are for slides.")
+        costs = count_costs(study, earlier, speed=speed)
+        report = polyp_report(study, rules_of_run(study.folder), costs)
+        sections, content = [*banners(study), *report.sections], report.content
+    else:
+        found = find(study, labels=labels, by=by, temperature=temperature, speed=speed, earlier=earlier)
+        sections, content = slide_sections(found), found.content()
+    sections = with_shared(study, sections)
     write_json(path, {"schema_version": _SCHEMA_VERSION, **content})
     write_html(study.folder / REPORT_PAGE, f"Run {study.name}", sections)
     return [REPORT_PAGE, REPORT_FIGURES]
@@ -87,6 +100,12 @@ def slide_sections(found: Findings) -> list[Section]:
         patient_table(found),
         gallery(found),
     ]
+
+
+def with_shared(study: Study, sections: Sequence[Section]) -> list[Section]:
+    """The sections that the reports of both tasks have, behind the others: training, provenance and checklists."""
+    every = [*sections, *training_sections(study), *provenance_sections(study)]
+    return [*every, *checklist_sections(collect_facts(study, every))]
 
 
 def banners(study: Study) -> list[Section]:

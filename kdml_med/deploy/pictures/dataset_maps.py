@@ -19,13 +19,13 @@ from kdml_med.deploy.pictures.heatmap import SlidePicture, write_maps
 from kdml_med.deploy.pictures.tile_sheet import SHEET_TILES, SheetTile, choose_tiles, write_tile_sheets
 from kdml_med.deploy.slides.prediction_folder import PROBABILITY, SLIDES_DIR, TILES_FILE, discard_slide, slide_dir
 from kdml_med.deploy.slides.prediction_tables import with_disagreement
-from kdml_med.deploy.wording import counted
 from kdml_med.errors import InputError
 from kdml_med.keys import BatchKey, NetworkName, network_order
 from kdml_med.program import progress_bar
 from kdml_med.storage.files import write_parquet
 from kdml_med.storage.manifest import SLIDES_FILE
 from kdml_med.storage.reading import damaged, read_table
+from kdml_med.words import counted
 
 _LONGEST_PX = 1600
 _BARE = 245
