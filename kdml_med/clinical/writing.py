@@ -16,6 +16,7 @@ from kdml_med.clinical.networks import count_costs
 from kdml_med.clinical.patients import gallery, patient_table
 from kdml_med.clinical.polyps import polyp_report
 from kdml_med.clinical.provenance import provenance_sections
+from kdml_med.clinical.rules import rules_of_run
 from kdml_med.clinical.study import Study, read_study
 from kdml_med.clinical.training import training_sections
 from kdml_med.errors import InputError
@@ -63,13 +64,12 @@ def write_report(
     if study.description.task is Task.DETECTION:
         _refuse_for_detectors(labels=bool(labels), by=bool(by), temperature=temperature)
         costs = count_costs(study, earlier, speed=speed)
-        polyps = polyp_report(study, costs)
+        polyps = polyp_report(study, rules_of_run(study.folder), costs)
         sections, content = polyps.sections, {"evaluations": polyps.content, "networks": plain(costs)}
     else:
         found = find(study, labels=labels, by=by, temperature=temperature, speed=speed, earlier=earlier)
         sections, content = slide_sections(found), found.content()
-    sections = [*banners(study), *sections, *training_sections(study), *provenance_sections(study)]
-    sections += checklist_sections(collect_facts(study, sections))
+    sections = with_shared(study, sections)
     write_json(path, {"schema_version": _SCHEMA_VERSION, **_about(study), **content})
     write_html(study.folder / REPORT_PAGE, f"Run {study.name}", sections)
     return [REPORT_PAGE, REPORT_FIGURES]
@@ -118,6 +118,12 @@ def slide_sections(found: Findings) -> list[Section]:
         patient_table(found),
         gallery(found),
     ]
+
+
+def with_shared(study: Study, sections: Sequence[Section]) -> list[Section]:
+    """Around the sections of a task those that both have: warnings, training, provenance and checklists."""
+    every = [*banners(study), *sections, *training_sections(study), *provenance_sections(study)]
+    return [*every, *checklist_sections(collect_facts(study, every))]
 
 
 def banners(study: Study) -> list[Section]:
