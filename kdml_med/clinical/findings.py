@@ -98,6 +98,12 @@ class Findings:
         """Evaluations that curves are drawn of: those on other patients than chose the rules, if there are any."""
         return [self.judged[one.name] for one in self.study.judged or self.study.evaluations]
 
+    @property
+    def ordered(self) -> list[Judged]:
+        """Every evaluation, validation last: its figures are too good."""
+        names = [*(one.name for one in self.study.judged), self.study.validation.name]
+        return [self.judged[name] for name in names]
+
     def content(self) -> dict[str, Any]:
         """Every figure as plain values, for report.json."""
         study = self.study
