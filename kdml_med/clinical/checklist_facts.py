@@ -123,7 +123,9 @@ def _missing(study: Study) -> str:
         unlabelled = int(dataset.manifest["label"].isna().sum())
         row = dataset.info.kind.removesuffix("s")
         lines = count(len(dataset.failures), "line") if len(dataset.failures) else "nothing"
-        parts.append(f"{name}: {lines} in the list of inputs not or not wholly used, {count(unlabelled, row)} unlabelled")
+        parts.append(
+            f"{name}: {lines} in the list of inputs not or not wholly used, {count(unlabelled, row)} unlabelled"
+        )
     return f"{'; '.join(parts)}." if parts else ""
 
 
@@ -153,7 +155,7 @@ def _counts(study: Study) -> str:
     parts = [f"training {count(len(seen['train']), 'patient id')}", f"validation {len(seen['val'])}"]
     positive = study.description.classes[-1]
     for one in study.judged:
-        some = next(iter(one.metrics["networks"].values()), {})
+        some: dict[str, Any] = next(iter(one.metrics["networks"].values()), {})
         if study.description.task is Task.DETECTION:
             number, boxes = some.get("n_frames"), some.get("n_boxes")
             parts += [f"{one.title.lower()} {number:,} frames with {boxes:,} boxes"] if number is not None else []
@@ -188,7 +190,11 @@ def _teaching(study: Study) -> str:
     teacher = NetworkName.TEACHER in study.description.names and knobs.get("beta")
     sources = [("labels", knobs.get("alpha")), ("the teacher", teacher), ("each other", knobs.get("gamma") and several)]
     from_these = [word for word, weight in sources if weight]
-    return f"the students learned from {listed(from_these)}" if from_these else "nothing says what the students learned from"
+    return (
+        f"the students learned from {listed(from_these)}"
+        if from_these
+        else "nothing says what the students learned from"
+    )
 
 
 def _selection(study: Study) -> str:

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdml_med.bundle.settings import known_default, knobs_of
+from kdml_med.bundle.settings import knobs_of, known_default
 from kdml_med.clinical.study import Evaluation, Study
 from kdml_med.errors import InputError
 from kdml_med.keys import network_order
@@ -38,7 +38,9 @@ def provenance_sections(study: Study) -> list[Section]:
         parts.append(Paragraph(_EARLIER))
     differing = _differing(study)
     parts.append(
-        Table(["setting", "value", "default", "meaning"], differing, "Settings that differ from their defaults", names=4)
+        Table(
+            ["setting", "value", "default", "meaning"], differing, "Settings that differ from their defaults", names=4
+        )
         if differing
         else Paragraph("Every setting of the training has its default.")
     )
@@ -61,9 +63,10 @@ def _changed_weights(study: Study, hashes: Mapping[str, str]) -> list[Paragraph]
         used = one.record.get("weights", {})
         changed = [name for name, digest in hashes.items() if name in used and used[name] != digest]
         if changed:
-            found.append(Paragraph(
-                f"{one.title} was evaluated with other weights of {network_words(changed[0])} than those that lie in the "
-                "run now: evaluate again.", "Weights have changed."))  # fmt: skip
+            text = (
+                f"{one.title} was evaluated with other weights of {network_words(changed[0])} than lie in the run now."
+            )
+            found.append(Paragraph(f"{text} Evaluate again.", "Weights have changed."))
     return found
 
 
