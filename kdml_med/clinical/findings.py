@@ -93,10 +93,6 @@ class Findings:
         """Every figure as plain values, for report.json."""
         study = self.study
         return {
-            "run": study.name,
-            "task": study.description.task.value,
-            "classes": study.description.classes,
-            "synthetic": study.synthetic,
             "network": self.network,
             "rules": self.rules.plain(),
             "flow": None if study.dataset is None else plain(count_flow(study.dataset).content()),

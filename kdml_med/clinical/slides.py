@@ -74,8 +74,10 @@ def _sample(found: Findings, one: Judged) -> str:
 
 
 def share_words(share: Proportion) -> str:
-    """As in "0.930 (0.852–0.996)"; a dash where it is a share of nobody."""
-    return with_interval(share.value, share.low, share.high)
+    """As in "0.93 (0.85–0.98)"; a dash where it is a share of nobody."""
+    if not share.n:
+        return figure(math.nan)
+    return f"{figure(share.value, 2)} ({figure(share.low, 2)}–{figure(share.high, 2)})"
 
 
 def performance(found: Findings) -> Section:
