@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,10 +49,10 @@ from kdml_med.storage.manifest import DatasetInfo, read_info
 from kdml_med.storage.reading import damaged
 from kdml_med.words import counted, printable
 
-logger = logging.getLogger(__name__)
-
 # Pixel sizes and fields of view that differ by less are taken as equal.
 _SCALE_TOLERANCE = 0.05
+_CHOSEN = ("level", "aggregation", "ensemble_average", "fusion")
+"""How networks are judged, by name in settings and in cohort.json: chosen at training, like the thresholds."""
 _GENERATED = "Generated data: these figures show that the pipeline works, they say nothing about accuracy on patients."
 
 
@@ -73,12 +72,15 @@ def prepare_evaluation(settings: Settings, *, dataset_dir: str | None = None, le
         level: "patient" or "slide", what tiles are aggregated to.
 
     Raises:
-        InputError: no such run; kind of dataset, classes, scale or stain normalisation differ; splits leak; or patients
-            of this split were seen in training; or another run writes to the output folder.
+        InputError: no such run; kind of dataset, classes, scale or stain normalisation differ; splits leak; patients of
+            this split were seen in training, or those of "val" are others than training validated on; something is to
+            be chosen on another split than "val"; or another run writes to the output folder.
     """
     check_device(settings["device"])
     dataset_dir = dataset_dir or settings["dataset_dir"]
     run = RunDescription.read(settings["run_dir"], task=settings.task)
+    if "split" in settings:
+        _check_chosen(settings, run, level)
     split, fold = settings.get("split"), settings.get("fold")
     dataset: ManifestDataset
     if run.task is Task.DETECTION:
@@ -118,6 +120,28 @@ def _check_scale(info: DatasetInfo, run: RunDescription, dataset_dir: str | Path
         )
 
 
+def _check_chosen(settings: Settings, run: RunDescription, level: Level | None) -> None:
+    """Refuse to choose on other patients than those of the validation, and to write over what was chosen there."""
+    asked = {**settings, "level": level}
+    changed = [name for name in _CHOSEN if asked.get(name) not in (None, getattr(run, name))]
+    split = settings["split"]
+    if changed and split != Split.VAL:
+        name = changed[0]
+        raise InputError(
+            f"--{name} is {asked[name]!r}, the run was trained with {getattr(run, name)!r}: on split {split!r} that "
+            f"would be chosen by patients who are to test it. Leave --{name} out; it can be tried with --split val, "
+            "and given to a new training."
+        )
+    folder = settings.get("output_dir")
+    if folder is not None and Path(folder).resolve() == Path(settings["run_dir"]).resolve():
+        what = f"split {split!r}" if split != Split.VAL else f"another --{changed[0]}" if changed else ""
+        if what:
+            raise InputError(
+                f"--output_dir is the folder of the run, {folder}: there lie its figures on the validation split, by "
+                f"which thresholds are chosen, and not those of {what}. Name another folder, or leave --output_dir out."
+            )
+
+
 def _check_unseen(dataset: ManifestDataset, run: RunDescription) -> None:
     # The best epoch was chosen by the patients of "val", and so it may be looked at again.
     parts = [Split.TRAIN] if dataset.split == Split.VAL else list(run.seen_patients)
@@ -127,6 +151,20 @@ def _check_unseen(dataset: ManifestDataset, run: RunDescription) -> None:
             f"{len(overlap)} patients of split {dataset.split!r} have ids that were used in training this run, first "
             f"{overlap[0]!r}. Either the splits were changed since: train again on the present ones. Or two hospitals "
             "number their patients alike: put the hospital's name before the id."
+        )
+    if dataset.split == Split.VAL:
+        _check_validated(dataset, run)
+
+
+def _check_validated(dataset: ManifestDataset, run: RunDescription) -> None:
+    """Whether these are the patients by whom things may be chosen, whatever the split is called."""
+    patients = dataset.rows["patient_id"].unique()
+    others = [name for name in patients if not run.has_seen(name, [Split.VAL])]
+    if others:
+        raise InputError(
+            f"{len(others)} patients of split 'val' are not those that this run validated on, first {others[0]!r}: "
+            "thresholds would be chosen by others. For another dataset, or splits that were made anew, take --split "
+            "test; or train again on the present splits."
         )
 
 
@@ -292,17 +330,10 @@ def save_detection_evaluation(
     dataset: FrameDataset = evaluator.data_loader.dataset
     level = dataset.info.label_level
     if split == Split.VAL:
+        _check_validated(dataset, RunDescription.read(run_dir))
         thresholds = choose_thresholds(dataset.rows, detections, networks=names)
     else:
         thresholds = _thresholds_for(names, run_dir)
-        chosen_with = RunDescription.read(run_dir).fusion
-        if evaluator.fusion != chosen_with:
-            logger.warning(
-                "The ensemble's threshold was chosen with fusion %r, its figures at a threshold do not fit %r; "
-                "AP and FROC need none.",
-                chosen_with,
-                evaluator.fusion,
-            )
     group: Any = level
     figures = evaluate_detections(
         dataset.rows, detections, threshold=thresholds, group=group, networks=names, resamples=resamples
