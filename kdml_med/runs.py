@@ -14,6 +14,7 @@ detections.parquet      detection: one row per detected box and network
 sequences.csv           detection: one row per sequence
 speed.json              detection: frames per second of every network on the machine at hand
 metrics.json            figures with intervals
+figures/                curves of both as pictures and tables
 evaluation.json         of evaluations: data, weights, command and versions
 """
 
@@ -61,6 +62,7 @@ DETECTIONS_FILE = "detections.parquet"
 SEQUENCES_FILE = "sequences.csv"
 SPEED_FILE = "speed.json"
 CHECKPOINTS_DIR = "checkpoints"
+FIGURES_DIR = "figures"
 
 FRAME_OPTIONS: dict[str, type] = {
     "crop": bool,

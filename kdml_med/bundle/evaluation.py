@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from monai.engines import Evaluator
 
+from kdml_med.bundle.figures import write_classification_figures, write_detection_figures
 from kdml_med.bundle.settings import Settings
 from kdml_med.bundle.training import check_level, seed_everything
 from kdml_med.bundle.workflow import errors_for_people
@@ -20,7 +21,7 @@ from kdml_med.deploy.speed import REPEATS, measure_speed
 from kdml_med.errors import InputError
 from kdml_med.keys import PredictionColumn, Split, Task
 from kdml_med.metrics.aggregation import AggregationMethod, Level, group_table
-from kdml_med.metrics.detection import choose_thresholds
+from kdml_med.metrics.detection import by_network, choose_thresholds
 from kdml_med.metrics.detection_evaluation import evaluate_detections, sequence_table
 from kdml_med.metrics.evaluation import evaluate_predictions
 from kdml_med.networks.cohort import Cohort
@@ -179,7 +180,7 @@ def save_evaluation(
     best_of: str | None = None,
     resamples: int = 2000,
 ) -> dict[str, Any]:
-    """Run an evaluator and write predictions.parquet, patients.csv and metrics.json.
+    """Run an evaluator and write predictions.parquet, patients.csv, metrics.json and the curves in figures/.
 
     Args:
         evaluator: with ``CohortMetrics``; its data loader has a ``TileDataset``.
@@ -218,7 +219,11 @@ def save_evaluation(
     if epoch is not None:
         metrics["best_epoch"] = epoch
     target = Path(output_dir)
-    write_tile_predictions(target, predictions, dataset, level, aggregation)
+    table = write_tile_predictions(target, predictions, dataset, level, aggregation)
+    write_classification_figures(
+        target, table, level=level, classes=dataset.classes, split=split, synthetic=dataset.info.synthetic,
+        resamples=resamples,
+    )  # fmt: skip
     write_json(target / METRICS_FILE, metrics)
     print(f"\n{_heading(metrics)}\n\n{results_table(metrics)}\n\nWritten to {target}\n")
     return metrics
@@ -307,7 +312,7 @@ def save_detection_evaluation(
     load_best: bool = False,
     resamples: int = 1000,
 ) -> dict[str, Any]:
-    """Run an evaluator and write detections.parquet, sequences.csv and metrics.json.
+    """Run an evaluator and write detections.parquet, sequences.csv, metrics.json and the curves in figures/.
 
     On the validation split the score threshold of every network is chosen, where F1 is best; on all others the
     thresholds that the training run chose are used.
@@ -359,6 +364,7 @@ def save_detection_evaluation(
     target = Path(output_dir)
     write_detections(target / DETECTIONS_FILE, detections)
     write_table(target / SEQUENCES_FILE, sequence_table(dataset.rows, detections, threshold=thresholds))
+    write_detection_figures(target, dataset.rows, by_network(detections, names), metrics)
     write_json(target / METRICS_FILE, metrics)
     print(f"\n{_detection_heading(metrics)}\n\n{detection_results_table(metrics)}\n\nWritten to {target}\n")
     return metrics
