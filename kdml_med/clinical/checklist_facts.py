@@ -69,10 +69,11 @@ def _of_sections(places: dict[str, list[str]]) -> dict[str, str]:
 
 
 def _aim(study: Study) -> str:
-    judged = [one.title.lower() for one in study.judged]
-    where = f"evaluated on the {listed(judged)}" if judged else "not evaluated beyond its validation split"
-    positive = study.description.classes[-1]
-    return f"A model for {positive} was developed here and {where}."
+    judged = [f"{one.title[:1].lower()}{one.title[1:]}" for one in study.judged]
+    where = f"evaluated: {listed(judged)}" if judged else "not evaluated beyond its validation split"
+    negative, positive = study.description.classes
+    what = "finds polyps" if study.description.task is Task.DETECTION else f"tells {positive} from {negative}"
+    return f"A model that {what} was developed here, and {where}."
 
 
 def _data(study: Study) -> str:

@@ -126,12 +126,14 @@ def sequences_table(judged: DetectorEvaluation) -> Table:
         worst = [_worst_first(_number(found), _number(false)) for found, false in keys]
         ordered = table.iloc[sorted(range(len(table)), key=worst.__getitem__)]
     alone = bool((table["sequence_id"] == table["patient_id"]).all())  # patients unknown
-    columns = ["frame" if judged.unit == "frame" else "sequence", *([] if alone else ["patient"]), "frames", "boxes"]
+    single = judged.unit == "frame"
+    about = ["sequence_id", *([] if alone else ["patient_id"]), *([] if single else ["frames"]), "boxes"]
+    columns = ["frame" if single else "sequence", *(name.removesuffix("_id") for name in about[1:])]
     for name in networks:
         columns += [f"{network_words(name)}: found", "false alarms"]
     rows = []
     for _, row in ordered.iloc[:MOST_SEQUENCES].iterrows():
-        cells = [row["sequence_id"], *([] if alone else [row["patient_id"]]), row["frames"], row["boxes"]]
+        cells = [row[name] for name in about]
         for name in networks:
             cells += [_share(row[f"sensitivity_{name}"]), row[f"false_positives_{name}"]]
         rows.append([str(one) for one in cells])

@@ -30,7 +30,6 @@ from kdml_med.metrics.box_matching import finite, match_detections, read_frames
 from kdml_med.metrics.box_sizes import SIZE_EDGES, SizeFigures, sensitivity_by_size
 from kdml_med.metrics.calibration import Reliability, reliability
 from kdml_med.metrics.curves import Curve, detection_precision_recall, froc_with_band
-from kdml_med.report.caution import caution_of
 from kdml_med.report.curves import draw_froc, draw_precision_recall, draw_reliability
 from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table
 from kdml_med.report.wording import count, figure, network_words, with_interval
@@ -98,12 +97,8 @@ def polyp_report(study: Study, rules: Rules, costs: Costs) -> PolypReport:
         ]),
     ]  # fmt: skip
     content = {
-        "run": study.name,
-        "task": study.description.task.value,
-        "synthetic": study.synthetic,
         "rules": rules.plain(),
         "evaluations": {one.judged.evaluation.name: _content(one) for one in every},
-        "networks": plain(costs),
     }
     return PolypReport([_summary(study, judged), *sections], content)
 
@@ -230,9 +225,6 @@ def cautions(judged: DetectorEvaluation) -> list[str]:
             f"{judged.title}: best epoch and thresholds were chosen on these very frames, so that the figures are too "
             "good. Evaluate the run on a test split."
         )
-    few = caution_of(judged.evaluation.metrics)
-    if few:
-        found.append(f"{judged.title}: {few[:1].lower()}{few[1:]}")
     if judged.unit == "frame":
         found.append(
             f"{judged.title}: which frames belong to one video is not known. Frames count as independent, and "
