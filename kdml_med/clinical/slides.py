@@ -12,6 +12,7 @@ from kdml_med.clinical.study import Role
 from kdml_med.keys import NetworkName, network_order
 from kdml_med.metrics.operating import OperatingFigures, Proportion
 from kdml_med.report import curves as draw
+from kdml_med.report.caution import caution
 from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table
 from kdml_med.report.wording import (
     capital,
@@ -25,6 +26,19 @@ from kdml_med.report.wording import (
 
 _SHARES = ("sensitivity", "specificity", "ppv", "npv", "ruled_out")
 _SHARE_WORDS = {"ppv": "PPV", "npv": "NPV", "ruled_out": "ruled out"}
+
+
+def few_patients(found: Findings) -> list[Section]:
+    """A warning where intervals rest on few patients; nothing where they do not."""
+    positive, negative = found.study.description.classes[-1], found.study.description.classes[0]
+    parts: list[Part] = []
+    for one in found.shown:
+        counts = {f"{positive} {one.level}": one.positives, f"{negative} {one.level}": one.n - one.positives}
+        # Slides of one patient are alike, so that patients are what counts.
+        counts |= {"patient": one.patients} if one.level != "patient" else {}
+        text = caution(counts)
+        parts += [Paragraph(text, lead=f"{one.title}.")] if text else []
+    return [Section("Few patients", parts, banner=True)] if parts else []
 
 
 def summary(found: Findings) -> Section:
