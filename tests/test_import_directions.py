@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "losses": {"errors", "keys", "networks"},
     "engines": {"errors", "keys", "losses", "networks"},
     "runs": BASE | {"metrics", "networks"},
-    "handlers": BASE | {"program", "data", "engines", "losses", "metrics", "networks", "runs"},
+    "handlers": BASE | {"program", "data", "engines", "losses", "metrics", "networks", "report", "runs"},
     "deploy": PREPARATION
     | {"colonoscopy", "data", "engines", "handlers", "metrics", "networks", "report", "runs", "wsi"},
     "report": BASE | {"metrics", "program"},

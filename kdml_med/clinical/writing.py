@@ -64,7 +64,7 @@ def write_report(
         _refuse_for_detectors(labels=bool(labels), by=bool(by), temperature=temperature)
         costs = count_costs(study, earlier, speed=speed)
         polyps = polyp_report(study, rules_of_run(study.folder), costs)
-        sections, content = polyps.sections, {"evaluations": polyps.content, "networks": plain(costs)}
+        sections, content = polyps.sections, polyps.content | {"networks": plain(costs)}
     else:
         found = find(study, labels=labels, by=by, temperature=temperature, speed=speed, earlier=earlier)
         sections, content = slide_sections(found), found.content()
