@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from monai.engines import Evaluator
 
+from kdml_med.bundle.figures import write_classification_figures, write_detection_figures
 from kdml_med.bundle.settings import Settings
 from kdml_med.bundle.training import check_level, seed_everything
 from kdml_med.bundle.workflow import errors_for_people
@@ -20,7 +21,7 @@ from kdml_med.deploy.speed import REPEATS, measure_speed
 from kdml_med.errors import InputError
 from kdml_med.keys import PredictionColumn, Split, Task
 from kdml_med.metrics.aggregation import AggregationMethod, Level, group_table
-from kdml_med.metrics.detection import choose_thresholds
+from kdml_med.metrics.detection import by_network, choose_thresholds
 from kdml_med.metrics.detection_evaluation import evaluate_detections, sequence_table
 from kdml_med.metrics.evaluation import evaluate_predictions
 from kdml_med.networks.cohort import Cohort
@@ -47,6 +48,7 @@ from kdml_med.storage.files import write_json, write_table
 from kdml_med.storage.folder import keep_out_others
 from kdml_med.storage.manifest import DatasetInfo, read_info
 from kdml_med.storage.reading import damaged
+from kdml_med.words import counted, printable
 
 # Pixel sizes and fields of view that differ by less are taken as equal.
 _SCALE_TOLERANCE = 0.05
@@ -184,7 +186,7 @@ def save_evaluation(
     run_dir: str | None = None,
     resamples: int = 2000,
 ) -> dict[str, Any]:
-    """Run an evaluator and write predictions.parquet, patients.csv and metrics.json.
+    """Run an evaluator and write predictions.parquet, patients.csv, metrics.json and the curves in figures/.
 
     Args:
         evaluator: with ``CohortMetrics``; its data loader has a ``TileDataset``.
@@ -211,19 +213,30 @@ def save_evaluation(
     dataset: TileDataset = evaluator.data_loader.dataset
     networks = evaluate_predictions(predictions, level=level, method=aggregation, resamples=resamples)
     counts = network.parameter_counts()
+    patients = int(dataset.rows["patient_id"].nunique())
     metrics = {
         "split": split,
         "level": level,
         "aggregation": aggregation,
         "classes": dataset.classes,
-        "bootstrap": {"resamples": resamples, "unit": "patient", "confidence": 0.95, "interval": "percentile"},
+        "bootstrap": {
+            "resamples": resamples,
+            "unit": "patient",
+            "units": patients,
+            "confidence": 0.95,
+            "interval": "percentile",
+        },
         "synthetic": dataset.info.synthetic,
         "networks": {name: {"parameters": counts[name], **figures} for name, figures in networks.items()},
     }
     if epoch is not None:
         metrics["best_epoch"] = epoch
     target = Path(output_dir)
-    write_tile_predictions(target, predictions, dataset, level, aggregation)
+    table = write_tile_predictions(target, predictions, dataset, level, aggregation)
+    write_classification_figures(
+        target, table, level=level, classes=dataset.classes, split=split, synthetic=dataset.info.synthetic,
+        resamples=resamples,
+    )  # fmt: skip
     write_json(target / METRICS_FILE, metrics)
     print(f"\n{_heading(metrics)}\n\n{results_table(metrics)}\n\nWritten to {target}\n")
     return metrics
@@ -283,7 +296,7 @@ def write_tile_predictions(
         aggregation: how tiles become one probability.
         seen_by: a run; patients.csv then says whom it has seen in training.
     """
-    write_predictions(target / PREDICTIONS_FILE, predictions)
+    write_predictions(target / PREDICTIONS_FILE, predictions, dataset.rows)
     table = group_table(predictions, level=level, method=aggregation, classes=dataset.classes)
     if seen_by is not None:
         table = with_seen(table, {name: seen_by.seen_in([name]) for name in table["patient_id"].unique()})
@@ -295,8 +308,9 @@ def _heading(metrics: Mapping[str, Any]) -> str:
     some = next(iter(metrics["networks"].values()))
     group = some[metrics["level"]]
     text = (
-        f"Split {metrics['split']}: {group['n']} {metrics['level']}s ({group['positives']} {metrics['classes'][-1]}), "
-        f"{some['tile']['n']} tiles; intervals by bootstrap over patients."
+        f"Split {metrics['split']}: {counted(group['n'], metrics['level'])} ({group['positives']} "
+        f"{printable(metrics['classes'][-1])}), {counted(some['tile']['n'], 'tile')}; intervals by bootstrap over "
+        f"{counted(metrics['bootstrap']['units'], 'patient')}."
     )
     return f"{text}\n{_GENERATED}" if metrics["synthetic"] else text
 
@@ -311,7 +325,7 @@ def save_detection_evaluation(
     load_best: bool = False,
     resamples: int = 1000,
 ) -> dict[str, Any]:
-    """Run an evaluator and write detections.parquet, sequences.csv and metrics.json.
+    """Run an evaluator and write detections.parquet, sequences.csv, metrics.json and the curves in figures/.
 
     On the validation split the score threshold of every network is chosen, where F1 is best; on all others the
     thresholds that the training run chose are used.
@@ -348,10 +362,17 @@ def save_detection_evaluation(
         dataset.rows, detections, threshold=thresholds, group=group, networks=names, resamples=resamples
     )
     counts = network.parameter_counts()
+    units = len(dataset.rows) if level == "frame" else int(dataset.rows[f"{level}_id"].nunique())
     metrics = {
         "split": split,
         "classes": dataset.classes,
-        "bootstrap": {"resamples": resamples, "unit": level, "confidence": 0.95, "interval": "percentile"},
+        "bootstrap": {
+            "resamples": resamples,
+            "unit": level,
+            "units": units,
+            "confidence": 0.95,
+            "interval": "percentile",
+        },
         "thresholds": thresholds,
         "synthetic": dataset.info.synthetic,
         "networks": {name: {"parameters": counts[name], **values} for name, values in figures.items()},
@@ -361,6 +382,7 @@ def save_detection_evaluation(
     target = Path(output_dir)
     write_detections(target / DETECTIONS_FILE, detections)
     write_table(target / SEQUENCES_FILE, sequence_table(dataset.rows, detections, threshold=thresholds))
+    write_detection_figures(target, dataset.rows, by_network(detections, names), metrics)
     write_json(target / METRICS_FILE, metrics)
     print(f"\n{_detection_heading(metrics)}\n\n{detection_results_table(metrics)}\n\nWritten to {target}\n")
     return metrics
@@ -376,11 +398,12 @@ def _thresholds_for(names: Sequence[str], run_dir: str) -> dict[str, float]:
 
 def _detection_heading(metrics: Mapping[str, Any]) -> str:
     some = next(iter(metrics["networks"].values()))
-    unit = metrics["bootstrap"]["unit"]
-    sequences = f"{some['n_sequences']} sequences, " if some["n_sequences"] else ""
+    resampled = counted(metrics["bootstrap"]["units"], metrics["bootstrap"]["unit"])
+    sequences = f"{counted(some['n_sequences'], 'sequence')}, " if some["n_sequences"] else ""
     text = (
-        f"Split {metrics['split']}: {sequences}{some['n_frames']} frames, {some['n_boxes']} polyp boxes, "
-        f"{some['n_negative_frames']} frames without; intervals by bootstrap over {unit}s."
+        f"Split {metrics['split']}: {sequences}{counted(some['n_frames'], 'frame')}, "
+        f"{counted(some['n_boxes'], 'polyp box', 'es')}, {counted(some['n_negative_frames'], 'frame')} without; "
+        f"intervals by bootstrap over {resampled}."
     )
     return f"{text}\n{_GENERATED}" if metrics["synthetic"] else text
 
