@@ -140,6 +140,17 @@ class PredictionColumn(StrEnum):
     PROBABILITY = "probability"
 
 
+class PlaceColumn(StrEnum):
+    """Where a tile was cut, in the manifest and in predictions.parquet, level-0 pixels of its slide.
+
+    Null for tiles that were imported; a predictions.parquet of an earlier version has none of them.
+    """
+
+    X_L0 = "x_l0"
+    Y_L0 = "y_l0"
+    SIZE_L0 = "size_l0"
+
+
 class LossColumn(StrEnum):
     """Columns of losses.csv: one row for each epoch, network and term."""
 

@@ -38,6 +38,7 @@ from kdml_med.keys import (
     HistoryColumn,
     LossColumn,
     NetworkName,
+    PlaceColumn,
     PredictionColumn,
     Split,
     Task,
@@ -294,12 +295,18 @@ def read_thresholds(run_dir: str | Path) -> dict[str, float]:
     """Score thresholds of the detectors of a run, by network, as training chose them on its validation split.
 
     Raises:
-        InputError: see ``read_run_json``; or metrics.json has none.
+        InputError: see ``read_run_json``; or metrics.json has none, or is of another split.
     """
+    content = read_run_json(run_dir, METRICS_FILE)
+    split = content.get("split", Split.VAL.value)
+    if split != Split.VAL:
+        raise InputError(
+            f"{Path(run_dir) / METRICS_FILE} is of the split {split!r}, expected that of the validation, where "
+            f"thresholds are chosen. {TRAIN_AGAIN}"
+        )
     found: dict[str, float] = take(
-        read_run_json(run_dir, METRICS_FILE), "thresholds", dict[str, float], Path(run_dir) / METRICS_FILE,
-        remedy=TRAIN_AGAIN,
-    )  # fmt: skip
+        content, "thresholds", dict[str, float], Path(run_dir) / METRICS_FILE, remedy=TRAIN_AGAIN
+    )
     wrong = [name for name, value in found.items() if not 0 <= value <= 1]
     if wrong:
         shown = f"the threshold of {wrong[0]} is {found[wrong[0]]}"
@@ -412,9 +419,19 @@ def load_cohort(run_dir: str | Path, *, students_only: bool = False) -> Cohort:
     return Cohort({name: load_network(run_dir, name) for name in names})
 
 
-def write_predictions(path: Path, predictions: pd.DataFrame) -> None:
-    """Write predictions.parquet, columns of ``PredictionColumn``; the same rows give the same bytes."""
-    write_parquet(path, predictions[[str(column) for column in PredictionColumn]])
+def write_predictions(path: Path, predictions: pd.DataFrame, tiles: pd.DataFrame | None = None) -> None:
+    """Write predictions.parquet; the same rows give the same bytes.
+
+    Args:
+        path: of the file.
+        predictions: columns of ``PredictionColumn``.
+        tiles: rows of the manifest that the predictions are of, which know where each tile was cut; None: unknown.
+    """
+    own = predictions[[str(column) for column in PredictionColumn]]
+    known = pd.DataFrame(columns=["sample_id", *PlaceColumn]) if tiles is None else tiles
+    known = known.set_index("sample_id")[list(map(str, PlaceColumn))].reindex(own["sample_id"])
+    kinds = {PlaceColumn.X_L0.value: "Int64", PlaceColumn.Y_L0.value: "Int64", PlaceColumn.SIZE_L0.value: "float64"}
+    write_parquet(path, own.assign(**known.reset_index(drop=True).set_index(own.index).astype(kinds)))
 
 
 def write_detections(path: Path, detections: pd.DataFrame) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,11 +48,12 @@ from kdml_med.storage.files import write_json, write_table
 from kdml_med.storage.folder import keep_out_others
 from kdml_med.storage.manifest import DatasetInfo, read_info
 from kdml_med.storage.reading import damaged
-
-logger = logging.getLogger(__name__)
+from kdml_med.words import counted, printable
 
 # Pixel sizes and fields of view that differ by less are taken as equal.
 _SCALE_TOLERANCE = 0.05
+_CHOSEN = ("level", "aggregation", "ensemble_average", "fusion")
+"""How networks are judged, by name in settings and in cohort.json: chosen at training, like the thresholds."""
 _GENERATED = "Generated data: these figures show that the pipeline works, they say nothing about accuracy on patients."
 
 
@@ -73,12 +73,15 @@ def prepare_evaluation(settings: Settings, *, dataset_dir: str | None = None, le
         level: "patient" or "slide", what tiles are aggregated to.
 
     Raises:
-        InputError: no such run; kind of dataset, classes, scale or stain normalisation differ; splits leak; or patients
-            of this split were seen in training; or another run writes to the output folder.
+        InputError: no such run; kind of dataset, classes, scale or stain normalisation differ; splits leak; patients of
+            this split were seen in training, or those of "val" are others than training validated on; something is to
+            be chosen on another split than "val"; or another run writes to the output folder.
     """
     check_device(settings["device"])
     dataset_dir = dataset_dir or settings["dataset_dir"]
     run = RunDescription.read(settings["run_dir"], task=settings.task)
+    if "split" in settings:
+        _check_chosen(settings, run, level)
     split, fold = settings.get("split"), settings.get("fold")
     dataset: ManifestDataset
     if run.task is Task.DETECTION:
@@ -118,6 +121,28 @@ def _check_scale(info: DatasetInfo, run: RunDescription, dataset_dir: str | Path
         )
 
 
+def _check_chosen(settings: Settings, run: RunDescription, level: Level | None) -> None:
+    """Refuse to choose on other patients than those of the validation, and to write over what was chosen there."""
+    asked = {**settings, "level": level}
+    changed = [name for name in _CHOSEN if asked.get(name) not in (None, getattr(run, name))]
+    split = settings["split"]
+    if changed and split != Split.VAL:
+        name = changed[0]
+        raise InputError(
+            f"--{name} is {asked[name]!r}, the run was trained with {getattr(run, name)!r}: on split {split!r} that "
+            f"would be chosen by patients who are to test it. Leave --{name} out; it can be tried with --split val, "
+            "and given to a new training."
+        )
+    folder = settings.get("output_dir")
+    if folder is not None and Path(folder).resolve() == Path(settings["run_dir"]).resolve():
+        what = f"split {split!r}" if split != Split.VAL else f"another --{changed[0]}" if changed else ""
+        if what:
+            raise InputError(
+                f"--output_dir is the folder of the run, {folder}: there lie its figures on the validation split, by "
+                f"which thresholds are chosen, and not those of {what}. Name another folder, or leave --output_dir out."
+            )
+
+
 def _check_unseen(dataset: ManifestDataset, run: RunDescription) -> None:
     # The best epoch was chosen by the patients of "val", and so it may be looked at again.
     parts = [Split.TRAIN] if dataset.split == Split.VAL else list(run.seen_patients)
@@ -127,6 +152,20 @@ def _check_unseen(dataset: ManifestDataset, run: RunDescription) -> None:
             f"{len(overlap)} patients of split {dataset.split!r} have ids that were used in training this run, first "
             f"{overlap[0]!r}. Either the splits were changed since: train again on the present ones. Or two hospitals "
             "number their patients alike: put the hospital's name before the id."
+        )
+    if dataset.split == Split.VAL:
+        _check_validated(dataset, run)
+
+
+def _check_validated(dataset: ManifestDataset, run: RunDescription) -> None:
+    """Whether these are the patients by whom things may be chosen, whatever the split is called."""
+    patients = dataset.rows["patient_id"].unique()
+    others = [name for name in patients if not run.has_seen(name, [Split.VAL])]
+    if others:
+        raise InputError(
+            f"{len(others)} patients of split 'val' are not those that this run validated on, first {others[0]!r}: "
+            "thresholds would be chosen by others. For another dataset, or splits that were made anew, take --split "
+            "test; or train again on the present splits."
         )
 
 
@@ -161,12 +200,19 @@ def save_evaluation(
     dataset: TileDataset = evaluator.data_loader.dataset
     networks = evaluate_predictions(predictions, level=level, method=aggregation, resamples=resamples)
     counts = network.parameter_counts()
+    patients = int(dataset.rows["patient_id"].nunique())
     metrics = {
         "split": split,
         "level": level,
         "aggregation": aggregation,
         "classes": dataset.classes,
-        "bootstrap": {"resamples": resamples, "unit": "patient", "confidence": 0.95, "interval": "percentile"},
+        "bootstrap": {
+            "resamples": resamples,
+            "unit": "patient",
+            "units": patients,
+            "confidence": 0.95,
+            "interval": "percentile",
+        },
         "synthetic": dataset.info.synthetic,
         "networks": {name: {"parameters": counts[name], **figures} for name, figures in networks.items()},
     }
@@ -237,7 +283,7 @@ def write_tile_predictions(
         aggregation: how tiles become one probability.
         seen_by: a run; patients.csv then says whom it has seen in training.
     """
-    write_predictions(target / PREDICTIONS_FILE, predictions)
+    write_predictions(target / PREDICTIONS_FILE, predictions, dataset.rows)
     table = group_table(predictions, level=level, method=aggregation, classes=dataset.classes)
     if seen_by is not None:
         table = with_seen(table, {name: seen_by.seen_in([name]) for name in table["patient_id"].unique()})
@@ -249,8 +295,9 @@ def _heading(metrics: Mapping[str, Any]) -> str:
     some = next(iter(metrics["networks"].values()))
     group = some[metrics["level"]]
     text = (
-        f"Split {metrics['split']}: {group['n']} {metrics['level']}s ({group['positives']} {metrics['classes'][-1]}), "
-        f"{some['tile']['n']} tiles; intervals by bootstrap over patients."
+        f"Split {metrics['split']}: {counted(group['n'], metrics['level'])} ({group['positives']} "
+        f"{printable(metrics['classes'][-1])}), {counted(some['tile']['n'], 'tile')}; intervals by bootstrap over "
+        f"{counted(metrics['bootstrap']['units'], 'patient')}."
     )
     return f"{text}\n{_GENERATED}" if metrics["synthetic"] else text
 
@@ -288,26 +335,26 @@ def save_detection_evaluation(
     dataset: FrameDataset = evaluator.data_loader.dataset
     level = dataset.info.label_level
     if split == Split.VAL:
+        _check_validated(dataset, RunDescription.read(run_dir))
         thresholds = choose_thresholds(dataset.rows, detections, networks=names)
     else:
         thresholds = _thresholds_for(names, run_dir)
-        chosen_with = RunDescription.read(run_dir).fusion
-        if evaluator.fusion != chosen_with:
-            logger.warning(
-                "The ensemble's threshold was chosen with fusion %r, its figures at a threshold do not fit %r; "
-                "AP and FROC need none.",
-                chosen_with,
-                evaluator.fusion,
-            )
     group: Any = level
     figures = evaluate_detections(
         dataset.rows, detections, threshold=thresholds, group=group, networks=names, resamples=resamples
     )
     counts = network.parameter_counts()
+    units = len(dataset.rows) if level == "frame" else int(dataset.rows[f"{level}_id"].nunique())
     metrics = {
         "split": split,
         "classes": dataset.classes,
-        "bootstrap": {"resamples": resamples, "unit": level, "confidence": 0.95, "interval": "percentile"},
+        "bootstrap": {
+            "resamples": resamples,
+            "unit": level,
+            "units": units,
+            "confidence": 0.95,
+            "interval": "percentile",
+        },
         "thresholds": thresholds,
         "synthetic": dataset.info.synthetic,
         "networks": {name: {"parameters": counts[name], **values} for name, values in figures.items()},
@@ -333,11 +380,12 @@ def _thresholds_for(names: Sequence[str], run_dir: str) -> dict[str, float]:
 
 def _detection_heading(metrics: Mapping[str, Any]) -> str:
     some = next(iter(metrics["networks"].values()))
-    unit = metrics["bootstrap"]["unit"]
-    sequences = f"{some['n_sequences']} sequences, " if some["n_sequences"] else ""
+    resampled = counted(metrics["bootstrap"]["units"], metrics["bootstrap"]["unit"])
+    sequences = f"{counted(some['n_sequences'], 'sequence')}, " if some["n_sequences"] else ""
     text = (
-        f"Split {metrics['split']}: {sequences}{some['n_frames']} frames, {some['n_boxes']} polyp boxes, "
-        f"{some['n_negative_frames']} frames without; intervals by bootstrap over {unit}s."
+        f"Split {metrics['split']}: {sequences}{counted(some['n_frames'], 'frame')}, "
+        f"{counted(some['n_boxes'], 'polyp box', 'es')}, {counted(some['n_negative_frames'], 'frame')} without; "
+        f"intervals by bootstrap over {resampled}."
     )
     return f"{text}\n{_GENERATED}" if metrics["synthetic"] else text
 
