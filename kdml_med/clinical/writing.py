@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdml_med.clinical import slides
+from kdml_med.clinical import slides, thresholds
 from kdml_med.clinical.checklist_facts import collect_facts
 from kdml_med.clinical.checklists import checklist_sections
 from kdml_med.clinical.findings import Findings, find
@@ -21,7 +21,6 @@ from kdml_med.clinical.study import Study, read_study
 from kdml_med.clinical.training import training_sections
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
-from kdml_med.report.caution import caution_of
 from kdml_med.report.document import Paragraph, Section
 from kdml_med.report.pages import REPORT_NAME, write_html
 from kdml_med.storage.files import write_json
@@ -105,15 +104,16 @@ def _read_earlier(path: Path) -> dict[str, Any]:
 def slide_sections(found: Findings) -> list[Section]:
     """What the report of a run of classifiers says, in the order in which it is read."""
     return [
+        *slides.few_patients(found),
         slides.summary(found),
         flow_section(found.study),
         slides.performance(found),
         slides.calibration(found),
         slides.decision(found),
-        slides.operating_points(found),
-        slides.confusion(found),
-        slides.subgroups(found),
-        slides.cohorts(found),
+        thresholds.operating_points(found),
+        thresholds.confusion(found),
+        thresholds.subgroups(found),
+        thresholds.cohorts(found),
         slides.networks(found),
         patient_table(found),
         gallery(found),
@@ -132,6 +132,4 @@ def banners(study: Study) -> list[Section]:
     if study.synthetic:
         text = "These figures show that the pipeline works, they say nothing about accuracy on patients."
         found.append(Section("Generated data", [Paragraph(text, lead="The data are synthetic.")], banner=True))
-    cautions = [(one.title, caution_of(one.metrics)) for one in study.judged or study.evaluations]
-    parts = [Paragraph(text, lead=f"{title}.") for title, text in cautions if text]
-    return [*found, *([Section("Few patients", parts, banner=True)] if parts else [])]
+    return found

@@ -23,6 +23,9 @@ LONG_TABLE = 25
 MOST_PICTURE_BYTES = 6_000_000
 """Of the thumbnails of a page, which stays below 10 MB although letters need a third more; the rest is left out."""
 
+_HALF = 500
+"""Pixels up to which two figures fit side by side on paper."""
+
 
 def write_html(path: Path, title: str, sections: Sequence[Section]) -> None:
     """Write one HTML page that needs no other file and no network, and runs no script but its own.
@@ -44,6 +47,7 @@ def write_html(path: Path, title: str, sections: Sequence[Section]) -> None:
         colours=colour_variables(),
         svg=_numbered_svg(),
         pixels=figure_pixels,
+        half=_HALF,
         blocks=_blocks,
         shown=_lookup(_within_budget(sections)),
         data=lambda item: f"data:image/{item.suffix};base64,{base64.b64encode(item.image).decode()}",
