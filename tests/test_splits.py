@@ -151,9 +151,11 @@ def test_the_summary_counts_each_patient_once_and_has_a_total() -> None:
 @given(st.integers(3, 9), st.integers(3, 9), st.integers(0, 3), st.integers(0, 3), st.integers(3, 4))
 @settings(max_examples=examples(15), deadline=None)
 def test_rows_of_the_summary_add_up(negative: int, positive: int, unlabelled: int, mixed: int, folds: int) -> None:
-    both = cohort(mixed, 0).assign(label=["MSS", "MSI"] * mixed)
-    both["patient_id"] += "-mixed"
-    manifest = pd.concat([cohort(negative, positive, unlabelled), both], ignore_index=True)
+    both = cohort(9, 0).assign(label=["MSS", "MSI"] * 9).iloc[: 2 * mixed]
+    manifest = pd.concat(
+        [cohort(negative, positive, unlabelled), both.assign(patient_id="mixed-" + both["patient_id"])],
+        ignore_index=True,
+    )
     table = describe_splits(manifest, make_splits(manifest, classes=CLASSES, folds=folds)).set_index("fold")
     assert table.index.tolist() == [*range(folds), "all"]
     pd.testing.assert_series_equal(table.iloc[:-1].sum(), table.loc["all"], check_names=False, check_dtype=False)

@@ -30,6 +30,7 @@ from kdml_med.metrics.diversity import (
 )
 from kdml_med.metrics.evaluation import evaluate_predictions
 from kdml_med.metrics.froc import froc_curve
+from kdml_med.metrics.inputs import is_positive
 from kdml_med.metrics.paired import Comparison, Estimate, compare, estimate, holm
 from kdml_med.metrics.paired_scores import ClassificationScores, DetectionScores, Scores
 
@@ -68,6 +69,7 @@ __all__ = [
     "found_error_correlation",
     "froc_curve",
     "holm",
+    "is_positive",
     "match_detections",
     "read_frames",
     "resample_auroc",
