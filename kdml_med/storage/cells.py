@@ -2,9 +2,9 @@
 
 A text that starts with =, +, -, @, a tab or a line end gets an apostrophe in front, unless it is a plain number; and so
 does what follows a semicolon, a tab or a line end within a text, where a spreadsheet that takes those for separators
-begins a new cell (OWASP, "CSV Injection"; in much of Europe Excel separates cells by semicolons). Reading takes it away,
-so that a patient called "=1+1" is the same patient in every file. A text that has such an apostrophe already gets one
-more, so that nothing is read back as another text.
+begins a new cell (OWASP, "CSV Injection"; in much of Europe Excel separates cells by semicolons). Reading takes it
+away, so that a patient called "=1+1" is the same patient in every file. A text that has such an apostrophe already gets
+one more, so that nothing is read back as another text.
 """
 
 from __future__ import annotations
