@@ -140,6 +140,17 @@ class PredictionColumn(StrEnum):
     PROBABILITY = "probability"
 
 
+class PlaceColumn(StrEnum):
+    """Where a tile was cut, in the manifest and in predictions.parquet, level-0 pixels of its slide.
+
+    Null for tiles that were imported; a predictions.parquet of an earlier version has none of them.
+    """
+
+    X_L0 = "x_l0"
+    Y_L0 = "y_l0"
+    SIZE_L0 = "size_l0"
+
+
 class LossColumn(StrEnum):
     """Columns of losses.csv: one row for each epoch, network and term."""
 
@@ -152,3 +163,13 @@ class LossColumn(StrEnum):
     """In force in this epoch."""
     VALUE = "value"
     """Mean over the epoch, not weighted."""
+
+
+class HistoryColumn(StrEnum):
+    """Columns of history.csv: one row for each validated epoch, network and figure that is defined."""
+
+    EPOCH = "epoch"
+    NETWORK = "network"
+    FIGURE = "figure"
+    """As in metrics.json, of classifiers with "tile_", "slide_" or "patient_" before it; "loss" is the task loss."""
+    VALUE = "value"

@@ -15,6 +15,7 @@ import typer
 from tqdm import tqdm
 
 from kdml_med.errors import INTERRUPTED, ExitCode, foreseen
+from kdml_med.words import printable
 
 Command = Callable[..., int | None]
 # What typer raises for a wrong option or value: a class of click, or of its own copy of click.
@@ -57,7 +58,7 @@ def start(app: typer.Typer, **how: Any) -> NoReturn:
         text = " ".join(misuse.format_message().split())  # type: ignore[attr-defined]
         context = getattr(misuse, "ctx", None)
         ask = f" `{context.command_path} --help` shows what there is." if context else ""
-        print(f"error: {text.rstrip('.')}.{ask}", file=sys.stderr)
+        print(f"error: {printable(text.rstrip('.'))}.{ask}", file=sys.stderr)
         raise SystemExit(int(ExitCode.BAD_INPUT)) from misuse
     raise SystemExit(code)
 
@@ -100,7 +101,7 @@ def tell_ending(error: BaseException) -> ExitCode | None:
     if not interrupted and known is None:
         return None
     # Not print: the line would stand behind a progress bar that was cut off.
-    tqdm.write(INTERRUPTED if interrupted else f"error: {known}", file=sys.stderr)
+    tqdm.write(INTERRUPTED if interrupted else f"error: {printable(str(known))}", file=sys.stderr)
     return ExitCode.INTERRUPTED if interrupted else ExitCode.BAD_INPUT
 
 

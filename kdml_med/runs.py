@@ -6,6 +6,7 @@ metadata.json           the same in the words of a MONAI bundle, for MONAI's own
 settings.json           the knobs that training started with; a resumed run must have the same
 checkpoints/last.pt     everything needed to go on; best.pt, student_0.pt, teacher.pt, ...: the best weights
 losses.csv              mean loss terms of every epoch
+history.csv             loss and figures of every validation
 tensorboard/            event files
 predictions.parquet     classification: one row per tile and network
 patients.csv            classification: one row per patient (or slide), one probability column per network
@@ -13,6 +14,7 @@ detections.parquet      detection: one row per detected box and network
 sequences.csv           detection: one row per sequence
 speed.json              detection: frames per second of every network on the machine at hand
 metrics.json            figures with intervals
+evaluation.json         of evaluations: data, weights, command and versions
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,17 @@ import torch
 from torch import nn
 
 from kdml_med.errors import InputError
-from kdml_med.keys import DetectionColumn, LossColumn, NetworkName, PredictionColumn, Split, Task, network_order
+from kdml_med.keys import (
+    DetectionColumn,
+    HistoryColumn,
+    LossColumn,
+    NetworkName,
+    PlaceColumn,
+    PredictionColumn,
+    Split,
+    Task,
+    network_order,
+)
 from kdml_med.metrics.aggregation import AggregationMethod, Level
 from kdml_med.networks.cohort import Cohort, load_trained
 from kdml_med.networks.registry import NetworkSpec, build_network
@@ -40,7 +52,9 @@ from kdml_med.storage.reading import build, damaged, fits, read_json, read_table
 COHORT_FILE = "cohort.json"
 SETTINGS_FILE = "settings.json"
 LOSSES_FILE = "losses.csv"
+HISTORY_FILE = "history.csv"
 METRICS_FILE = "metrics.json"
+EVALUATION_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.parquet"
 PATIENTS_FILE = "patients.csv"
 DETECTIONS_FILE = "detections.parquet"
@@ -298,11 +312,24 @@ def read_losses(run_dir: str | Path) -> pd.DataFrame:
     Raises:
         InputError: the file is missing or damaged.
     """
-    path = Path(run_dir) / LOSSES_FILE
-    table = read_table(path, list(LossColumn), remedy=TRAIN_AGAIN)
-    whole = dict.fromkeys((LossColumn.EPOCH.value, LossColumn.ITERATIONS.value), "int64")
+    whole, real = (LossColumn.EPOCH, LossColumn.ITERATIONS), (LossColumn.WEIGHT, LossColumn.VALUE)
+    return _read_numbers(Path(run_dir) / LOSSES_FILE, list(LossColumn), whole, real)
+
+
+def read_history(run_dir: str | Path) -> pd.DataFrame:
+    """Rows of history.csv, columns of ``HistoryColumn``.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    path = Path(run_dir) / HISTORY_FILE
+    return _read_numbers(path, list(HistoryColumn), [HistoryColumn.EPOCH], [HistoryColumn.VALUE])
+
+
+def _read_numbers(path: Path, columns: Sequence[str], whole: Sequence[str], real: Sequence[str]) -> pd.DataFrame:
+    table = read_table(path, columns, remedy=TRAIN_AGAIN)
     with damaged(path, remedy=TRAIN_AGAIN):
-        return table.astype(whole | dict.fromkeys((LossColumn.WEIGHT.value, LossColumn.VALUE.value), "float64"))
+        return table.astype({str(name): "int64" for name in whole} | {str(name): "float64" for name in real})
 
 
 def read_checkpoint(path: Path, kinds: Mapping[str, type | tuple[type, ...]], *, remedy: str) -> dict[str, Any]:
@@ -384,9 +411,19 @@ def load_cohort(run_dir: str | Path, *, students_only: bool = False) -> Cohort:
     return Cohort({name: load_network(run_dir, name) for name in names})
 
 
-def write_predictions(path: Path, predictions: pd.DataFrame) -> None:
-    """Write predictions.parquet, columns of ``PredictionColumn``; the same rows give the same bytes."""
-    write_parquet(path, predictions[[str(column) for column in PredictionColumn]])
+def write_predictions(path: Path, predictions: pd.DataFrame, tiles: pd.DataFrame | None = None) -> None:
+    """Write predictions.parquet; the same rows give the same bytes.
+
+    Args:
+        path: of the file.
+        predictions: columns of ``PredictionColumn``.
+        tiles: rows of the manifest that the predictions are of, which know where each tile was cut; None: unknown.
+    """
+    own = predictions[[str(column) for column in PredictionColumn]]
+    known = pd.DataFrame(columns=["sample_id", *PlaceColumn]) if tiles is None else tiles
+    known = known.set_index("sample_id")[list(map(str, PlaceColumn))].reindex(own["sample_id"])
+    kinds = {PlaceColumn.X_L0.value: "Int64", PlaceColumn.Y_L0.value: "Int64", PlaceColumn.SIZE_L0.value: "float64"}
+    write_parquet(path, own.assign(**known.reset_index(drop=True).set_index(own.index).astype(kinds)))
 
 
 def write_detections(path: Path, detections: pd.DataFrame) -> None:

@@ -48,6 +48,7 @@ from kdml_med.storage.files import write_json, write_table
 from kdml_med.storage.folder import keep_out_others
 from kdml_med.storage.manifest import DatasetInfo, read_info
 from kdml_med.storage.reading import damaged
+from kdml_med.words import counted, printable
 
 logger = logging.getLogger(__name__)
 
@@ -160,12 +161,19 @@ def save_evaluation(
     dataset: TileDataset = evaluator.data_loader.dataset
     networks = evaluate_predictions(predictions, level=level, method=aggregation, resamples=resamples)
     counts = network.parameter_counts()
+    patients = int(dataset.rows["patient_id"].nunique())
     metrics = {
         "split": split,
         "level": level,
         "aggregation": aggregation,
         "classes": dataset.classes,
-        "bootstrap": {"resamples": resamples, "unit": "patient", "confidence": 0.95, "interval": "percentile"},
+        "bootstrap": {
+            "resamples": resamples,
+            "unit": "patient",
+            "units": patients,
+            "confidence": 0.95,
+            "interval": "percentile",
+        },
         "synthetic": dataset.info.synthetic,
         "networks": {name: {"parameters": counts[name], **figures} for name, figures in networks.items()},
     }
@@ -232,7 +240,7 @@ def write_tile_predictions(
         aggregation: how tiles become one probability.
         seen_by: a run; patients.csv then says whom it has seen in training.
     """
-    write_predictions(target / PREDICTIONS_FILE, predictions)
+    write_predictions(target / PREDICTIONS_FILE, predictions, dataset.rows)
     table = group_table(predictions, level=level, method=aggregation, classes=dataset.classes)
     if seen_by is not None:
         table = with_seen(table, {name: seen_by.seen_in([name]) for name in table["patient_id"].unique()})
@@ -244,8 +252,9 @@ def _heading(metrics: Mapping[str, Any]) -> str:
     some = next(iter(metrics["networks"].values()))
     group = some[metrics["level"]]
     text = (
-        f"Split {metrics['split']}: {group['n']} {metrics['level']}s ({group['positives']} {metrics['classes'][-1]}), "
-        f"{some['tile']['n']} tiles; intervals by bootstrap over patients."
+        f"Split {metrics['split']}: {counted(group['n'], metrics['level'])} ({group['positives']} "
+        f"{printable(metrics['classes'][-1])}), {counted(some['tile']['n'], 'tile')}; intervals by bootstrap over "
+        f"{counted(metrics['bootstrap']['units'], 'patient')}."
     )
     return f"{text}\n{_GENERATED}" if metrics["synthetic"] else text
 
@@ -299,10 +308,17 @@ def save_detection_evaluation(
         dataset.rows, detections, threshold=thresholds, group=group, networks=names, resamples=resamples
     )
     counts = network.parameter_counts()
+    units = len(dataset.rows) if level == "frame" else int(dataset.rows[f"{level}_id"].nunique())
     metrics = {
         "split": split,
         "classes": dataset.classes,
-        "bootstrap": {"resamples": resamples, "unit": level, "confidence": 0.95, "interval": "percentile"},
+        "bootstrap": {
+            "resamples": resamples,
+            "unit": level,
+            "units": units,
+            "confidence": 0.95,
+            "interval": "percentile",
+        },
         "thresholds": thresholds,
         "synthetic": dataset.info.synthetic,
         "networks": {name: {"parameters": counts[name], **values} for name, values in figures.items()},
@@ -327,11 +343,12 @@ def _thresholds_for(names: Sequence[str], run_dir: str) -> dict[str, float]:
 
 def _detection_heading(metrics: Mapping[str, Any]) -> str:
     some = next(iter(metrics["networks"].values()))
-    unit = metrics["bootstrap"]["unit"]
-    sequences = f"{some['n_sequences']} sequences, " if some["n_sequences"] else ""
+    resampled = counted(metrics["bootstrap"]["units"], metrics["bootstrap"]["unit"])
+    sequences = f"{counted(some['n_sequences'], 'sequence')}, " if some["n_sequences"] else ""
     text = (
-        f"Split {metrics['split']}: {sequences}{some['n_frames']} frames, {some['n_boxes']} polyp boxes, "
-        f"{some['n_negative_frames']} frames without; intervals by bootstrap over {unit}s."
+        f"Split {metrics['split']}: {sequences}{counted(some['n_frames'], 'frame')}, "
+        f"{counted(some['n_boxes'], 'polyp box', 'es')}, {counted(some['n_negative_frames'], 'frame')} without; "
+        f"intervals by bootstrap over {resampled}."
     )
     return f"{text}\n{_GENERATED}" if metrics["synthetic"] else text
 

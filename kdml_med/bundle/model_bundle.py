@@ -21,6 +21,7 @@ from kdml_med.deploy.model_metadata import METADATA_FILE, answer_metadata
 from kdml_med.deploy.model_network import AnswerNetwork, traced_network
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
+from kdml_med.report.caution import caution_of
 from kdml_med.runs import (
     METRICS_FILE,
     SETTINGS_FILE,
@@ -281,6 +282,8 @@ def _performance(run: RunDescription, metrics: Mapping[str, Any] | None, network
     for name, (value, interval) in rows.items():
         shown = "none" if not interval or interval[0] is None else f"{interval[0]:.3f} – {interval[1]:.3f}"
         lines.append(f"| {name} | {value:.3f} | {shown} |")
+    if warned := caution_of(metrics):
+        lines += ["", f"**Caution.** {warned}"]
     if run.synthetic:
         lines += ["", "Generated data: these figures show that the pipeline works, they say nothing about patients."]
     return lines

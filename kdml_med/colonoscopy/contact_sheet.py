@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from kdml_med.storage.files import write_if_changed
 from kdml_med.storage.manifest import read_member
-from kdml_med.storage.walking import printable
+from kdml_med.words import printable
 
 CONTACT_SHEET_FILE = "contact_sheet.jpg"
 _FRAMES = 40

@@ -17,9 +17,10 @@ from kdml_med.colonoscopy.boxes import BoxTable, FrameBoxes
 from kdml_med.colonoscopy.coco import parse_coco
 from kdml_med.colonoscopy.formats import are_corners, decode_xml, parse_table, parse_voc, parse_yolo
 from kdml_med.errors import InputError
-from kdml_med.storage.walking import storable, walk_folder
+from kdml_med.storage.walking import walk_folder
 from kdml_med.tables.columns import read_text_table
 from kdml_med.tables.names import IMAGE_SUFFIXES, UNREAD_PICTURES
+from kdml_med.words import storable
 
 Reader = Callable[[Path, Sequence[Path]], BoxTable]
 """Takes the path that was named and the files of the format there: the path itself, or everything below a folder.

@@ -8,7 +8,7 @@ from pathlib import Path
 from kdml_med.colonoscopy.contact_sheet import CONTACT_SHEET_FILE
 from kdml_med.storage.folder import describe_remade
 from kdml_med.storage.manifest import FAILURES_FILE
-from kdml_med.storage.walking import printable
+from kdml_med.words import printable
 
 DUPLICATES_FILE = "duplicates.csv"
 _SHOWN = 10  # failures that are named; failures.csv has them all

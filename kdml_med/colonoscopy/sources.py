@@ -12,8 +12,9 @@ from typing import NamedTuple
 from kdml_med.colonoscopy.readers import FORMATS
 from kdml_med.colonoscopy.video import VIDEO_SUFFIXES
 from kdml_med.errors import InputError
-from kdml_med.storage.walking import Contents, storable, walk_folder
+from kdml_med.storage.walking import Contents, walk_folder
 from kdml_med.tables.names import IMAGE_SUFFIXES, UNREAD_PICTURES, UNREAD_VIDEOS, same_name_form
+from kdml_med.words import storable
 
 _FRAME_NUMBER = re.compile(r"^(?:.*\D)?(?<![0-9][.,:])(\d{1,18})$")
 _HASHED = re.compile(r"\.rf\.[0-9A-Za-z]+$")  # Roboflow puts one behind every name

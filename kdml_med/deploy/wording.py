@@ -6,11 +6,6 @@ RESEARCH_ONLY = "Research only, not for diagnosis"
 GENERATED = "Generated data: the picture shows that the pipeline works, it says nothing about patients."
 
 
-def counted(count: int, what: str, plural: str = "s") -> str:
-    """A number of things: "1 slide", "2,000 slides"."""
-    return f"{count:,} {what}{plural * (count != 1)}"
-
-
 def three_digits(probability: float) -> str:
     """A probability, and neither 0 nor 1: a network that rounds to one of them is not certain, either."""
     return "<0.001" if probability < 0.0005 else ">0.999" if probability >= 0.9995 else f"{probability:.3f}"

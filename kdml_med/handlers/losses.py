@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from ignite.engine import Engine, Events
@@ -14,7 +15,7 @@ from kdml_med.runs import LOSSES_FILE
 from kdml_med.storage.files import write_table
 from kdml_med.storage.reading import damaged, read_table
 
-_REMEDY = "Delete it to go on without the losses of earlier epochs."
+_REMEDY = "Delete it to go on without the rows of earlier epochs."
 
 
 class LossHistory:
@@ -55,11 +56,26 @@ class LossHistory:
             network, term = split_loss_name(name)
             weight = weights_of(network).get(term, 1.0)
             rows.append((engine.state.epoch, iterations, network, term, weight, total / iterations))
-        # As text: numbers that are read and written again keep every digit.
-        table = pd.DataFrame(rows, columns=[str(column) for column in LossColumn]).astype(str)
-        if self.path.is_file():
-            earlier = read_table(self.path, list(table.columns), remedy=_REMEDY)
-            with damaged(self.path, remedy=_REMEDY):
-                earlier = earlier[earlier[LossColumn.EPOCH].astype(int) < engine.state.epoch]
-            table = pd.concat([earlier[table.columns], table])
-        write_table(self.path, table)
+        write_epoch(self.path, list(LossColumn), rows, engine.state.epoch)
+
+
+def write_epoch(path: Path, columns: Sequence[str], rows: Sequence[tuple[Any, ...]], epoch: int) -> None:
+    """Write rows of an epoch to a table, behind those of earlier epochs; any of this epoch or later ones go.
+
+    Args:
+        path: CSV file; made when absent.
+        columns: of the table, "epoch" among them.
+        rows: of this epoch.
+        epoch: that the rows are of.
+
+    Raises:
+        InputError: the file is damaged, or cannot be written.
+    """
+    # As text: numbers that are read and written again keep every digit.
+    table = pd.DataFrame(rows, columns=[str(column) for column in columns]).astype(str)
+    if path.is_file():
+        earlier = read_table(path, list(table.columns), remedy=_REMEDY)
+        with damaged(path, remedy=_REMEDY):
+            earlier = earlier[earlier[LossColumn.EPOCH].astype(int) < epoch]
+        table = pd.concat([earlier[table.columns], table])
+    write_table(path, table)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdml_med.keys import network_order
+from kdml_med.report.caution import caution_of
 from kdml_med.report.tables import text_table
 
 _COLUMNS = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "sensitivity at 0.5 FP/frame": "froc_sensitivity_0.5"}
@@ -16,8 +17,8 @@ def results_table(metrics: Mapping[str, Any]) -> str:
     """Plain-text table of a metrics.json of classification: parameters, tile AUROC, patient AUROC with its interval.
 
     Args:
-        metrics: ``level`` that tiles are aggregated to, and ``networks``: figures of ``evaluate_predictions`` by name,
-            each with ``parameters``.
+        metrics: ``level`` that tiles are aggregated to, ``classes``, ``bootstrap``, and ``networks``: figures of
+            ``evaluate_predictions`` by name, each with ``parameters``.
     """
     level = metrics["level"]
     header = ["network", "parameters", "tile AUROC", f"{level} AUROC", "95 % interval", f"{level} accuracy"]
@@ -31,14 +32,15 @@ def results_table(metrics: Mapping[str, Any]) -> str:
         rows.append([name, f"{figures['parameters']:,}", *numbers])
     intervals = [figures[level]["auroc_ci95"] for figures in metrics["networks"].values()]
     narrow = any(low is not None and low == high for low, high in intervals)
-    return text_table(header, rows, note=_narrow(f"{level}s") if narrow else "")
+    return text_table(header, rows, note=_notes(metrics, f"{level}s" if narrow else ""))
 
 
 def detection_results_table(metrics: Mapping[str, Any]) -> str:
     """Plain-text table of a metrics.json of detection: one row per network, intervals of AP50 and AP75 in brackets.
 
     Args:
-        metrics: ``networks``: figures of ``evaluate_detections`` by name, each with ``parameters`` where it has some.
+        metrics: ``bootstrap``, and ``networks``: figures of ``evaluate_detections`` by name, each with ``parameters``
+            where it has some.
     """
     rows = []
     narrow = False
@@ -52,11 +54,16 @@ def detection_results_table(metrics: Mapping[str, Any]) -> str:
             cells.append(_figure(figures[key]) + (f" ({low:.3f} – {high:.3f})" if shown else ""))
         parameters = figures.get("parameters")
         rows.append([name, "" if parameters is None else f"{parameters:,}", *cells])
-    return text_table(["network", "parameters", *_COLUMNS], rows, note=_narrow("frames") if narrow else "")
+    return text_table(["network", "parameters", *_COLUMNS], rows, note=_notes(metrics, "frames" if narrow else ""))
 
 
-def _narrow(units: str) -> str:
-    return f"An interval without width: no resample of these few {units} differs. The true one is wider."
+def _notes(metrics: Mapping[str, Any], narrow: str) -> str:
+    """What to think of the intervals: of few units, and those without width, of what ``narrow`` calls the units."""
+    warned = caution_of(metrics)
+    notes = [f"Caution: {warned}"] if warned else []
+    if narrow:
+        notes.append(f"An interval without width: no resample of these few {narrow} differs. The true one is wider.")
+    return "\n".join(notes)
 
 
 def _figure(value: float | None) -> str:

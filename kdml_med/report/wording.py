@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from kdml_med.keys import LossTerm
 from kdml_med.metrics.classification import METRICS
+from kdml_med.words import counted
 
 METRIC_WORDS = {name: metric.words for name, metric in METRICS.items() if metric.words} | {
     "tile_auroc": "AUROC of tiles",
@@ -86,7 +87,7 @@ def p_words(p_value: float) -> str:
 
 def count(number: int, noun: str) -> str:
     """As in "1 patient" and "12 patients"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return counted(number, noun)
 
 
 def listed(words: list[str]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kdml_med.words import printable
+
 _SYSTEM_NAMES = frozenset(
     {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"}
     | {"lost+found", "icon\r"}
@@ -16,17 +18,6 @@ _SYSTEM_NAMES = frozenset(
 def is_system_name(name: str) -> bool:
     """Whether a file or folder is hidden or kept by a system for itself: previews, waste, resource forks."""
     return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
-
-
-def storable(name: str) -> str:
-    """A file name that tables can hold: bytes that are not UTF-8 are written by their numbers."""
-    return "".join(f"\\x{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else letter for letter in name)
-
-
-def printable(text: str) -> str:
-    """Text in one line, as a person can recognise it; ``storable``, too."""
-    shown = (letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in storable(text))
-    return "".join(shown)
 
 
 @dataclass

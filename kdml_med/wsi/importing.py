@@ -22,13 +22,13 @@ from kdml_med.storage.files import content_hash
 from kdml_med.storage.folder import DatasetFolder, list_versions
 from kdml_med.storage.manifest import SLIDES_FILE, DatasetInfo, manifest_table, validate_manifest, write_info
 from kdml_med.storage.shards import ShardRecord
-from kdml_med.storage.walking import storable
 from kdml_med.tables.classes import parse_labels
 from kdml_med.tables.columns import COARSEST_TILE_MPP, FINEST_MPP
 from kdml_med.tables.images import ImageTable, TableColumns, read_image_table
 from kdml_med.tables.labels import LabelLevel
 from kdml_med.tables.names import is_tcga_normal, other_barcode, tcga_site
 from kdml_med.tables.usage import LabelSource, RowUse, describe_labels
+from kdml_med.words import storable
 from kdml_med.wsi.image_folders import (
     ImageIndex,
     class_folders,

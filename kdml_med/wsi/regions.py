@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdml_med.errors import InputError
-from kdml_med.storage.walking import printable
+from kdml_med.words import printable
 
 Ring = npt.NDArray[np.float64]
 """float64, [points, 2], (x, y), level-0 pixels; the last point is joined to the first one."""

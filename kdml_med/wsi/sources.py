@@ -13,8 +13,9 @@ from pathlib import Path
 import openslide
 
 from kdml_med.errors import InputError
-from kdml_med.storage.walking import printable, walk_folder
+from kdml_med.storage.walking import walk_folder
 from kdml_med.tables.names import PLAIN_SUFFIXES, SLIDE_SUFFIXES, UNREAD_SUFFIXES, slide_name
+from kdml_med.words import printable
 from kdml_med.wsi.dicom import is_dicom, read_series
 
 _INDEXED = (".vms", ".vmu")  # text files that name the other files of a slide

@@ -15,6 +15,7 @@ from monai.bundle import ConfigWorkflow
 from sklearn.metrics import roc_auc_score
 
 from kdml_med.runs import RunDescription, load_network
+from kdml_med.storage.manifest import manifest_table, read_manifest, write_manifest
 from tests.bundles.conftest import CONFIGS, REPOSITORY, read_json, refused, run_bundle
 from tests.synthetic_tiles import write_tile_dataset
 
@@ -50,6 +51,23 @@ def test_metrics_agree_with_scikit_learn_on_the_written_predictions(evaluated: P
     mean = students.groupby("sample_id")["probability"].mean()
     ensemble = predictions[predictions["network"] == "ensemble"].set_index("sample_id")["probability"]
     np.testing.assert_allclose(ensemble.sort_index(), mean.sort_index(), rtol=1e-6)
+
+
+def test_predictions_say_where_each_tile_was_cut(evaluated: Path, trained: Path, tmp_path: Path) -> None:
+    columns = ["x_l0", "y_l0", "size_l0"]
+    imported = pd.read_parquet(evaluated / "predictions.parquet")
+    assert imported[columns].isna().all().all()
+    slides = write_tile_dataset(tmp_path / "new", patients=2, labelled=False, seed=5)
+    manifest = read_manifest(slides)
+    places = {"x_l0": np.arange(len(manifest)) * 112, "y_l0": np.arange(len(manifest))[::-1] * 7, "size_l0": 112.5}
+    rows = manifest.assign(**places).astype(object)
+    write_manifest(slides / "manifest.parquet", manifest_table(rows.where(rows.notna(), None).to_dict("records")))
+    run_bundle(*infer_words(slides, trained, "--output_dir", tmp_path / "out"))
+    found = pd.read_parquet(tmp_path / "out/predictions.parquet")
+    assert found.dtypes[columns].astype(str).tolist() == ["int64", "int64", "float64"]
+    expected = manifest.assign(**places).set_index("sample_id").loc[found["sample_id"], columns]
+    np.testing.assert_array_equal(found[columns], expected)
+    assert len(found) == 3 * len(manifest)
 
 
 def test_inference_needs_no_labels(trained: Path, tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kdml_med.report.caution import FEW, caution
 from kdml_med.report.tables import text_table
+from kdml_med.words import counted
 
 LOST_AT_MOST = 0.01
 """AUROC or average precision that an int8 file may lose without a warning."""
@@ -38,11 +40,12 @@ def classifier_text(parity: Mapping[str, Any], *, network: str, format: str) -> 
     changed = parity["changed_decisions"]
     lines = [
         f"{network} as {format} against the network that was evaluated, {parity['n_tiles']} of "
-        f"{parity['n_tiles_of_split']} tiles of split {parity['split']}, {parity['n_patients']} patients:",
+        f"{counted(parity['n_tiles_of_split'], 'tile')} of split {parity['split']}, "
+        f"{counted(parity['n_patients'], 'patient')}:",
         f"{difference}, mean {parity['mean_difference']:.2g}; decisions at {changed['threshold']} that changed: "
-        f"{changed['tile']} of {counts['tile']} tiles, {changed[level]} of {counts[level]} {level}s.",
+        f"{changed['tile']} of {counted(counts['tile'], 'tile')}, {changed[level]} of {counted(counts[level], level)}.",
         "",
-        text_table(header, rows),
+        text_table(header, rows, note=_caution({"patient": parity["n_patients"]})),
         *_other_runtimes(
             parity, lambda found: f"largest difference of a probability {found['largest_difference']:.2g}"
         ),
@@ -68,13 +71,14 @@ def detector_text(parity: Mapping[str, Any], *, network: str, format: str) -> st
         rows.append([*cells, _figure(figures["change"], sign=True)])
     lines = [
         f"{network} as {format} against the network that was evaluated, {parity['n_frames']} of "
-        f"{parity['n_frames_of_split']} frames of split {parity['split']}, {parity['n_boxes']} polyps:",
+        f"{counted(parity['n_frames_of_split'], 'frame')} of split {parity['split']}, "
+        f"{counted(parity['n_boxes'], 'polyp box', 'es')}:",
         f"boxes differ by at most {boxes_apart(parity)}; {parity['boxes_of_both']} are in both, "
         f"{parity['boxes_of_one']} in one only, the best of them with score {parity['highest_score_of_one']:.3f}; "
         f"decisions at {parity['threshold']:.2f} that changed: in {parity['frames_with_changed_decisions']} of "
-        f"{parity['n_frames']} frames.",
+        f"{counted(parity['n_frames'], 'frame')}.",
         "",
-        text_table(header, rows),
+        text_table(header, rows, note=_caution({"frame": parity["n_frames"], "polyp box": parity["n_boxes"]})),
         *_other_runtimes(
             parity, lambda found: f"boxes differ by at most {boxes_apart(found)}, AP {_figure(found['ap'])}"
         ),
@@ -120,6 +124,11 @@ def _warnings(changes: Mapping[str, float | None], synthetic: bool) -> list[str]
     if synthetic:
         found.append("Generated data: these figures show that the pipeline works, they say nothing about patients.")
     return ["", *found] if found else []
+
+
+def _caution(counts: Mapping[str, int]) -> str:
+    warned = caution(counts, enough=FEW)
+    return f"Caution: {warned}" if warned else ""
 
 
 def _figure(value: float | None, *, sign: bool = False) -> str:

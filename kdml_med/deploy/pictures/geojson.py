@@ -13,7 +13,7 @@ import pandas as pd
 
 from kdml_med.deploy.pictures.raster import HEAT, colour_of, colours
 from kdml_med.storage.files import write_atomically
-from kdml_med.storage.walking import printable
+from kdml_med.words import printable
 
 _SPACE = uuid.UUID("6b8f2a54-6d2b-5c0e-9d0c-0f5a3a3f7c11")
 """Ids of tiles are drawn from it and from slide and place, so that the same tile has the same id again."""

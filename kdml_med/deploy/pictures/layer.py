@@ -12,7 +12,7 @@ import tifffile
 
 from kdml_med.deploy.pictures.raster import Plane, halve
 from kdml_med.storage.files import writing
-from kdml_med.storage.walking import printable
+from kdml_med.words import printable
 
 _TILE_PX = 128
 _SPACE = uuid.UUID("b0a5f1a2-5b0b-5a53-8f43-1d6c0a7e9a10")

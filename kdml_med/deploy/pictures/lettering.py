@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.ft2font import FT2Font
 from PIL import ImageDraw, ImageFont
 
-from kdml_med.storage.walking import printable
+from kdml_med.words import printable
 
 INK, FAINT = (34, 34, 34), (92, 92, 92)
 PAPER = (255, 255, 255)

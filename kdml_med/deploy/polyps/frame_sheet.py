@@ -19,7 +19,7 @@ from kdml_med.colonoscopy.field import Image
 from kdml_med.deploy.polyps.annotate import ANNOTATED, FOUND, Detected, draw_box, inside
 from kdml_med.deploy.wording import RESEARCH_ONLY
 from kdml_med.storage.files import write_atomically
-from kdml_med.storage.walking import printable
+from kdml_med.words import printable
 
 PAGE_FRAMES = 40
 MOST_PAGES = 5

@@ -11,10 +11,10 @@ import pandas as pd
 
 from kdml_med.experiments.report.arm_words import ROLE_WORDS
 from kdml_med.report import wording
+from kdml_med.report.caution import FEW, caution
 from kdml_med.report.tables import records
 
 SIGNIFICANT = 0.05
-FEW_UNITS = 20
 FEW_SEEDS = 3
 
 
@@ -88,12 +88,7 @@ def cautions(comparisons: pd.DataFrame) -> list[str]:
     """
     units, seeds = int(comparisons["units"].min()), int(comparisons["seeds"].min())
     noun = str(comparisons["unit"].iloc[0])
-    found = []
-    if units < FEW_UNITS:
-        found.append(
-            f"Only {wording.count(units, noun)}: intervals of so few are unreliable, and a difference of practical "
-            "size can easily be missed."
-        )
+    found = [text] if (text := caution({noun: units}, enough=FEW)) else []
     if seeds < FEW_SEEDS:
         found.append(
             f"Only {wording.count(seeds, 'seed')}: how much a training differs from the next of its kind is hardly "
