@@ -175,6 +175,15 @@ def _check_validated(dataset: ManifestDataset, run: RunDescription) -> None:
         )
 
 
+def _check_split(dataset: ManifestDataset, split: str) -> None:
+    """Whether patients go under the name of their split, wherever a config was overridden."""
+    if dataset.split not in (None, split):
+        raise InputError(
+            f"the evaluator reads the split {str(dataset.split)!r}, and its results would be called {split!r}: name "
+            "the split with --split alone."
+        )
+
+
 def save_evaluation(
     evaluator: Evaluator,
     network: Cohort,
@@ -209,6 +218,7 @@ def save_evaluation(
     if run_dir is not None:  # again, of what is really used: a config can be overridden anywhere
         asked = {"level": level, "aggregation": aggregation, "ensemble_average": evaluator.ensemble_average}
         _check_as_trained(RunDescription.read(run_dir), split, asked)
+    _check_split(evaluator.data_loader.dataset, split)
     epoch = None if best_of is None else load_best_weights(network, best_of)
     predictions = run_evaluator(evaluator)
     dataset: TileDataset = evaluator.data_loader.dataset
@@ -347,16 +357,19 @@ def save_detection_evaluation(
         InputError: the frames of "val" are not those that the run validated on, or those of another split are fused in
             another way than there.
     """
+    dataset: FrameDataset = evaluator.data_loader.dataset
+    _check_split(dataset, split)
+    if split == Split.VAL:
+        _check_validated(dataset, RunDescription.read(run_dir))
+    else:
+        _check_as_trained(RunDescription.read(run_dir), split, {"fusion": evaluator.fusion})
     epoch = load_best_weights(network, run_dir) if load_best else None
     detections = run_evaluator(evaluator)
     names = evaluator.state.networks
-    dataset: FrameDataset = evaluator.data_loader.dataset
     level = dataset.info.label_level
     if split == Split.VAL:
-        _check_validated(dataset, RunDescription.read(run_dir))
         thresholds = choose_thresholds(dataset.rows, detections, networks=names)
     else:
-        _check_as_trained(RunDescription.read(run_dir), split, {"fusion": evaluator.fusion})
         thresholds = _thresholds_for(names, run_dir)
     group: Any = level
     figures = evaluate_detections(

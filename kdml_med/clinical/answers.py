@@ -182,7 +182,7 @@ def _read_predictions(path: Path) -> pd.DataFrame:
     wrong = predictions[~predictions[PredictionColumn.LABEL].fillna(-1).isin([-1, 0, 1])]
     if len(wrong):
         label = wrong[PredictionColumn.LABEL].iloc[0]
-        raise InputError(f"{path}: label is {label!r}, expected 0, 1, or -1 where unknown. {_AGAIN}")
+        raise InputError(f"{path}: label is {label}, expected 0, 1, or -1 where unknown. {_AGAIN}")
     return predictions
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pandas as pd
 
+from kdml_med.clinical.answers import check_patients, split_of
 from kdml_med.clinical.rules import Point, Rules
 from kdml_med.clinical.study import Evaluation, Role, Study
 from kdml_med.errors import InputError
 from kdml_med.keys import DetectionColumn, NetworkName, network_order
 from kdml_med.metrics.box_matching import Group, read_frames
 from kdml_med.metrics.detection import by_network
-from kdml_med.runs import DETECTIONS_FILE, METRICS_FILE, SEQUENCES_FILE, SPEED_FILE
+from kdml_med.runs import DETECTIONS_FILE, METRICS_FILE, SEQUENCES_FILE, SPEED_FILE, RunDescription
 from kdml_med.storage.reading import damaged, read_json, read_rows, read_table, take
 
 _AGAIN = "Evaluate again."
@@ -74,13 +75,14 @@ def judged_detectors(study: Study, rules: Rules) -> list[DetectorEvaluation]:
         rules: of the run, chosen on its validation frames.
 
     Raises:
-        InputError: a file of an evaluation is damaged, or it was judged at other thresholds than those of the run.
+        InputError: a file of an evaluation is damaged, it was judged at other thresholds than those of the run, or its
+            patients are not those of its split.
     """
     thresholds = {name: own[Point.BEST_F1] for name, own in rules.thresholds.items()}
-    return [_judge(one, thresholds) for one in study.judged or [study.validation]]
+    return [_judge(one, thresholds, study.description) for one in study.judged or [study.validation]]
 
 
-def _judge(evaluation: Evaluation, thresholds: Mapping[str, float]) -> DetectorEvaluation:
+def _judge(evaluation: Evaluation, thresholds: Mapping[str, float], run: RunDescription) -> DetectorEvaluation:
     folder, metrics = evaluation.folder, evaluation.metrics
     where = folder / METRICS_FILE
     used = take(metrics, "thresholds", dict[str, float], where, remedy=_AGAIN)
@@ -93,6 +95,8 @@ def _judge(evaluation: Evaluation, thresholds: Mapping[str, float]) -> DetectorE
         )
     detections = read_rows(folder / DETECTIONS_FILE, list(DetectionColumn), remedy=_AGAIN)
     sequences = read_table(folder / SEQUENCES_FILE, ["sequence_id", "patient_id", "frames", "boxes"], remedy=_AGAIN)
+    for table in (detections, sequences):
+        check_patients(run, split_of(metrics, where), table["patient_id"], folder)
     speed = folder / SPEED_FILE
     with damaged(folder / DETECTIONS_FILE, remedy=_AGAIN):
         tables = by_network(detections, names)

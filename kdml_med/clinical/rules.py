@@ -32,7 +32,7 @@ from kdml_med.runs import (
     RunDescription,
     read_thresholds,
 )
-from kdml_med.storage.reading import read_rows, read_table
+from kdml_med.storage.reading import damaged, read_rows, read_table
 
 RULE_OUT_SENSITIVITY = 0.95
 FEW_POSITIVES = 20
@@ -60,8 +60,8 @@ class Rules:
         thresholds: ``{network: {point: threshold}}``, read-only; NaN where none could be chosen.
         temperature: ``{network: temperature}``, read-only, see ``kdml_med.metrics.calibration.fit_temperature``; NaN
             where none could be fitted; empty for detectors.
-        n: validation slides or patients (detectors: frames with a detection) that they were chosen on.
-        positives: of these; None for detectors.
+        n: validation slides or patients (detectors: frames) that they were chosen on.
+        positives: of these (detectors: annotated boxes in them).
         problems: what could not be chosen and why, and what hangs on few; sentences for people.
     """
 
@@ -70,7 +70,7 @@ class Rules:
     thresholds: Mapping[str, Mapping[str, float]]
     temperature: Mapping[str, float]
     n: int
-    positives: int | None
+    positives: int
     problems: tuple[str, ...]
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -186,13 +186,26 @@ def _few(answers: Answers, n: int, positives: int) -> list[str]:
 
 def _of_detectors(run: RunDescription, run_dir: str | Path) -> Rules:
     detections = read_rows(Path(run_dir) / DETECTIONS_FILE, list(DetectionColumn), remedy=TRAIN_AGAIN)
-    sequences = read_table(Path(run_dir) / SEQUENCES_FILE, ["patient_id", "boxes"], remedy=TRAIN_AGAIN)
+    path = Path(run_dir) / SEQUENCES_FILE
+    sequences = read_table(path, ["patient_id", "frames", "boxes"], remedy=TRAIN_AGAIN)
     for table in (detections, sequences):
         check_patients(run, Split.VAL, table["patient_id"], run_dir)
     thresholds = read_thresholds(run_dir)
     unknown = sorted(set(detections["network"]) - set(thresholds))
     if unknown:
         raise InputError(f"{Path(run_dir) / METRICS_FILE}: thresholds lacks {unknown[0]!r}. {TRAIN_AGAIN}")
+    with damaged(path, remedy=TRAIN_AGAIN):
+        frames, boxes = (int(sequences[name].astype("int64").sum()) for name in ("frames", "boxes"))
+    problems = []
+    if boxes < FEW_POSITIVES:
+        problems.append(
+            f"The {frames} validation frames have {boxes or 'no'} annotated {'box' if boxes == 1 else 'boxes'}: "
+            + (
+                "thresholds that hang on so few can be far off for others."
+                if boxes
+                else "no threshold is better than another."
+            )
+        )
     return _make(
         level="frame",
         aggregation=None,
@@ -200,9 +213,9 @@ def _of_detectors(run: RunDescription, run_dir: str | Path) -> Rules:
             {name: MappingProxyType({Point.BEST_F1.value: value}) for name, value in thresholds.items()}
         ),
         temperature=MappingProxyType({}),
-        n=int(detections["sample_id"].nunique()),
-        positives=None,
-        problems=(),
+        n=frames,
+        positives=boxes,
+        problems=tuple(problems),
     )
 
 

@@ -104,6 +104,15 @@ def test_test_patients_do_not_choose_how_they_are_judged(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("named", "read"), [("val", "test"), ("test", "val")])
+def test_patients_are_called_by_their_split(
+    dataset: Path, trained: Path, tmp_path: Path, named: str, read: str
+) -> None:
+    words = ["--output_dir", str(tmp_path), "--split", named, "--validate#dataset#split", read]
+    said = refused(*evaluate_words(dataset, trained, *words))
+    assert said.startswith(f"the evaluator reads the split '{read}', and its results would be called '{named}'")
+
+
 def test_tiles_of_another_resolution_are_refused(trained: Path, tmp_path: Path) -> None:
     slides = write_tile_dataset(tmp_path / "new", patients=2, labelled=False, mpp=0.25)
     said = refused(*infer_words(slides, trained))

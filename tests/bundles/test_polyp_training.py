@@ -138,12 +138,13 @@ def test_test_frames_choose_no_threshold_whatever_they_are_called(
     table["split"] = table["split"].replace({"val": "test", "test": "val"})
     freeze_splits(swapped, table, mode="table", seed=None, force=True)
     out = tmp_path / "out"
-    for dataset, words in (
-        (swapped, ["--split", "val"]),
-        (frames, ["--split", "val", "--validate#dataset#split", "test"]),  # past the settings
+    for dataset, words, expected in (
+        (swapped, [], "1 patients of split 'val' are not those that this run validated on, first 'P3'"),
+        # past the settings
+        (frames, ["--validate#dataset#split", "test"], "the evaluator reads the split 'test', and its results would"),
     ):
-        said = refused(*evaluate_words(dataset, trained_detectors, "--output_dir", str(out), *words))
-        assert said.startswith("1 patients of split 'val' are not those that this run validated on, first 'P3'")
+        words = ["--output_dir", str(out), "--split", "val", *words]
+        assert refused(*evaluate_words(dataset, trained_detectors, *words)).startswith(expected)
         assert not (out / "metrics.json").exists()
     said = refused(*evaluate_words(frames, trained_detectors, "--output_dir", str(trained_detectors)))
     assert said.startswith("--output_dir is the folder of the run")
