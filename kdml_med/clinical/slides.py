@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from kdml_med.clinical.findings import Findings
 from kdml_med.clinical.judging import POINT_WORDS, Judged
 from kdml_med.clinical.networks import COST_COLUMNS
-from kdml_med.clinical.rules import Point
 from kdml_med.clinical.thresholds import share_words
 from kdml_med.keys import NetworkName, network_order
 from kdml_med.report import curves as draw
 from kdml_med.report.caution import caution
 from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table
 from kdml_med.report.wording import (
-    capital,
     count,
     difference_with_interval,
     figure,
@@ -219,10 +217,10 @@ def decision(found: Findings) -> Section:
     for one in found.shown:
         known = {name: own.decision for name, own in one.networks.items() if name not in one.why_undefined}
         if known:
-            which = "scaled " if found.temperature else ""
+            scaled = " Probabilities are scaled, where a temperature could be fitted." if found.temperature else ""
             caption = (
-                f"{one.title}: net benefit, true positives less weighed false ones per {one.level}, over the {which}"
-                "probability from which somebody would act (Vickers & Elkin 2006)."
+                f"{one.title}: net benefit, true positives less weighed false ones per {one.level}, over the "
+                f"probability from which somebody would act (Vickers & Elkin 2006).{scaled}"
             )
             parts.append(Picture(f"decision-{one.name}.png", caption, draw.draw_decision(known)))
     if parts:
