@@ -126,13 +126,11 @@ def cohorts(found: Findings) -> Section:
         for one in every:
             own = one.networks[found.network]
             shares = _share_cells(own.points[point]) if point in own.points else ["–"] * len(_SHARES)
-            prevalence = figure(one.positives / one.n if one.n else math.nan, 2)
-            rows.append([one.title, f"{one.n:,}", prevalence, area_words(own.roc), *shares])
+            rows.append([one.title, f"{one.n:,}", area_words(own.roc), *shares])
         threshold = found.rules.thresholds.get(found.network, {}).get(point, math.nan)
         columns = [
             "cohort",
             f"{found.level}s",
-            "prevalence",
             "AUROC",
             *(_SHARE_WORDS.get(name, name) for name in _SHARES),
         ]
