@@ -124,8 +124,20 @@ def _check_scale(info: DatasetInfo, run: RunDescription, dataset_dir: str | Path
 def _check_chosen(settings: Settings, run: RunDescription, level: Level | None) -> None:
     """Refuse to choose on other patients than those of the validation, and to write over what was chosen there."""
     asked = {**settings, "level": level}
-    changed = [name for name in _CHOSEN if asked.get(name) not in (None, getattr(run, name))]
-    split = settings["split"]
+    changed = _check_as_trained(run, settings["split"], {name: asked.get(name) for name in _CHOSEN})
+    folder, split = settings.get("output_dir"), settings["split"]
+    if folder is not None and Path(folder).resolve() == Path(settings["run_dir"]).resolve():
+        what = f"split {split!r}" if split != Split.VAL else f"another --{changed[0]}" if changed else ""
+        if what:
+            raise InputError(
+                f"--output_dir is the folder of the run, {folder}: there lie its figures on the validation split, by "
+                f"which thresholds are chosen, and not those of {what}. Name another folder, or none."
+            )
+
+
+def _check_as_trained(run: RunDescription, split: str, asked: Mapping[str, Any]) -> list[str]:
+    """Names of what is asked for in another way than the run has it; refused on any split but "val"."""
+    changed = [name for name, value in asked.items() if value not in (None, getattr(run, name))]
     if changed and split != Split.VAL:
         name = changed[0]
         raise InputError(
@@ -133,14 +145,7 @@ def _check_chosen(settings: Settings, run: RunDescription, level: Level | None) 
             f"would be chosen by patients who are to test it. Leave --{name} out; it can be tried with --split val, "
             "and given to a new training."
         )
-    folder = settings.get("output_dir")
-    if folder is not None and Path(folder).resolve() == Path(settings["run_dir"]).resolve():
-        what = f"split {split!r}" if split != Split.VAL else f"another --{changed[0]}" if changed else ""
-        if what:
-            raise InputError(
-                f"--output_dir is the folder of the run, {folder}: there lie its figures on the validation split, by "
-                f"which thresholds are chosen, and not those of {what}. Name another folder, or leave --output_dir out."
-            )
+    return changed
 
 
 def _check_unseen(dataset: ManifestDataset, run: RunDescription) -> None:
@@ -178,6 +183,7 @@ def save_evaluation(
     level: Level,
     aggregation: AggregationMethod,
     best_of: str | None = None,
+    run_dir: str | None = None,
     resamples: int = 2000,
 ) -> dict[str, Any]:
     """Run an evaluator and write predictions.parquet, patients.csv, metrics.json and the curves in figures/.
@@ -190,11 +196,18 @@ def save_evaluation(
         level: "patient" or "slide".
         aggregation: how tiles become one probability.
         best_of: run folder whose best weights are loaded first; None evaluates the network as it is.
+        run_dir: training run that is evaluated; None while it is still training.
         resamples: of the bootstrap over patients.
 
     Returns:
         Content of metrics.json.
+
+    Raises:
+        InputError: on another split than "val", something is done in another way than the run was trained to.
     """
+    if run_dir is not None:  # again, of what is really used: a config can be overridden anywhere
+        asked = {"level": level, "aggregation": aggregation, "ensemble_average": evaluator.ensemble_average}
+        _check_as_trained(RunDescription.read(run_dir), split, asked)
     epoch = None if best_of is None else load_best_weights(network, best_of)
     predictions = run_evaluator(evaluator)
     dataset: TileDataset = evaluator.data_loader.dataset
@@ -328,6 +341,10 @@ def save_detection_evaluation(
 
     Returns:
         Content of metrics.json.
+
+    Raises:
+        InputError: the frames of "val" are not those that the run validated on, or those of another split are fused in
+            another way than there.
     """
     epoch = load_best_weights(network, run_dir) if load_best else None
     detections = run_evaluator(evaluator)
@@ -338,6 +355,7 @@ def save_detection_evaluation(
         _check_validated(dataset, RunDescription.read(run_dir))
         thresholds = choose_thresholds(dataset.rows, detections, networks=names)
     else:
+        _check_as_trained(RunDescription.read(run_dir), split, {"fusion": evaluator.fusion})
         thresholds = _thresholds_for(names, run_dir)
     group: Any = level
     figures = evaluate_detections(

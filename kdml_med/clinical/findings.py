@@ -30,7 +30,7 @@ from kdml_med.keys import NetworkName
 from kdml_med.metrics.delong import delong_test
 from kdml_med.program import progress_bar
 
-_RESAMPLES_OF_GROUPS = 1000
+RESAMPLES_OF_GROUPS = 1000
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,12 @@ class Findings:
     def shown(self) -> list[Judged]:
         """Evaluations that curves are drawn of: those on other patients than chose the rules, if there are any."""
         return [self.judged[one.name] for one in self.study.judged or self.study.evaluations]
+
+    @property
+    def ordered(self) -> list[Judged]:
+        """Every evaluation, validation last: its figures are too good."""
+        names = [*(one.name for one in self.study.judged), self.study.validation.name]
+        return [self.judged[name] for name in names]
 
     def content(self) -> dict[str, Any]:
         """Every figure as plain values, for report.json."""
@@ -181,7 +187,7 @@ def _judge_groups(answers: Answers, values: pd.Series[Any], network: str, rules:
     found = []
     for name, own in answers.table[known].groupby(group_values(values)[known], observed=True):
         figures = judge_network(
-            own, probabilities_of(own, network), rules.thresholds.get(network, {}), resamples=_RESAMPLES_OF_GROUPS
+            own, probabilities_of(own, network), rules.thresholds.get(network, {}), resamples=RESAMPLES_OF_GROUPS
         )
         found.append(
             Subgroup(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdml_med.clinical import slides
+from kdml_med.clinical import slides, thresholds
 from kdml_med.clinical.checklist_facts import collect_facts
 from kdml_med.clinical.checklists import checklist_sections
 from kdml_med.clinical.findings import Findings, find
@@ -110,10 +110,10 @@ def slide_sections(found: Findings) -> list[Section]:
         slides.performance(found),
         slides.calibration(found),
         slides.decision(found),
-        slides.operating_points(found),
-        slides.confusion(found),
-        slides.subgroups(found),
-        slides.cohorts(found),
+        thresholds.operating_points(found),
+        thresholds.confusion(found),
+        thresholds.subgroups(found),
+        thresholds.cohorts(found),
         slides.networks(found),
         patient_table(found),
         gallery(found),
