@@ -106,8 +106,8 @@ def test_a_page_has_what_a_study_of_detectors_needs(found):
     sections = found.sections
     titles = [section.title for section in sections]
     assert titles == [
-        "Few sequences", "In short", "Cohort flow", "Performance", "Operating points", "Sensitivity by size of the polyp", "Sequences",
-        "Calibration of scores", "Missed polyps and false alarms",
+        "Few sequences", "In short", "Cohort flow", "Performance", "Operating points",
+        "Sensitivity by size of the polyp", "Sequences", "Calibration of scores", "Missed polyps and false alarms",
     ]  # fmt: skip
     names = [part.name for part in parts_of(sections, Picture)]
     assert names == ["froc_test.png", "precision_recall_test.png", "calibration_test.png"]
