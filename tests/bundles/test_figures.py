@@ -37,9 +37,13 @@ def patients(labels: list[str | None], seed: int = 0) -> pd.DataFrame:
 
 
 def draw(folder: Path, table: pd.DataFrame) -> None:
-    write_classification_figures(
-        folder, table, level="patient", classes=["MSS", "MSI"], split="test", synthetic=True, resamples=50
-    )
+    known = table["label"].dropna()
+    figures = {"patient": {"n": len(known), "positives": int((known == "MSI").sum())}}
+    metrics = {
+        "split": "test", "level": "patient", "classes": ["MSS", "MSI"], "synthetic": True,
+        "bootstrap": {"resamples": 50, "unit": "patient"}, "networks": dict.fromkeys(NETWORKS, figures),
+    }  # fmt: skip
+    write_classification_figures(folder, table, metrics)
 
 
 def test_tables_of_classifiers_are_those_of_scikit_learn(tmp_path: Path) -> None:
