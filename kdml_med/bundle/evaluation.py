@@ -244,10 +244,7 @@ def save_evaluation(
         metrics["best_epoch"] = epoch
     target = Path(output_dir)
     table = write_tile_predictions(target, predictions, dataset, level, aggregation)
-    write_classification_figures(
-        target, table, level=level, classes=dataset.classes, split=split, synthetic=dataset.info.synthetic,
-        resamples=resamples,
-    )  # fmt: skip
+    write_classification_figures(target, table, metrics)
     write_json(target / METRICS_FILE, metrics)
     print(f"\n{_heading(metrics)}\n\n{results_table(metrics)}\n\nWritten to {target}\n")
     return metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from kdml_med.metrics.curves import (
     roc_curve,
 )
 from kdml_med.metrics.decision import decision_curve
+from kdml_med.report.caution import caution_of
 from kdml_med.report.curves import (
     draw_decision,
     draw_froc,
@@ -32,37 +34,26 @@ from kdml_med.report.curves import (
 )
 from kdml_med.report.figures import label_text, save_figure, style
 from kdml_med.report.wording import metric_words
-from kdml_med.runs import FIGURES_DIR, HISTORY_FILE, LOSSES_FILE, read_history, read_losses
+from kdml_med.runs import FIGURES_DIR, HISTORY_FILE, LOSSES_FILE, RunDescription, read_history, read_losses
 from kdml_med.storage.files import write_table
 
 _PROBABILITY = "probability_"
-_GENERATED = "generated data: proves that the pipeline works, says nothing about patients"
+_GENERATED = "Generated data: shows that the pipeline works, says nothing about patients."
+_LETTERS_PER_INCH, _LINE_INCHES = 14, 0.15  # of titles
 _DETECTION_HISTORY = ("ap", "ap50", "f1")
 
 
-def write_classification_figures(
-    folder: Path,
-    table: pd.DataFrame,
-    *,
-    level: str,
-    classes: Sequence[str],
-    split: str,
-    synthetic: bool,
-    resamples: int,
-) -> None:
+def write_classification_figures(folder: Path, table: pd.DataFrame, metrics: Mapping[str, Any]) -> None:
     """Write ROC, precision-recall, calibration and decision curve of an evaluation, each as PNG and CSV.
 
     Args:
         folder: of the evaluation; the files go to ``figures/`` in it.
         table: one row per patient or slide, as in patients.csv; those without a label are left out.
-        level: "patient" or "slide".
-        classes: the positive one last.
-        split: that was evaluated.
-        synthetic: whether the data are generated.
-        resamples: of patients, for bands and intervals; as in metrics.json, whose intervals they then are.
+        metrics: content of metrics.json; its classes, level and number of resamples are those of the curves.
     """
+    level, positive, resamples = metrics["level"], metrics["classes"][-1], metrics["bootstrap"]["resamples"]
     known = table[table["label"].notna()]
-    labels, patients = (known["label"] == classes[-1]).to_numpy(np.int64), known["patient_id"].to_numpy()
+    labels, patients = (known["label"] == positive).to_numpy(np.int64), known["patient_id"].to_numpy()
     answers = {
         str(column).removeprefix(_PROBABILITY): known[column].to_numpy(np.float64)
         for column in known.columns
@@ -73,8 +64,7 @@ def write_classification_figures(
     recall = {name: precision_recall_curve(labels, own, **drawn) for name, own in answers.items()}
     honest = {name: reliability(labels, own) for name, own in answers.items()}
     benefit = {name: decision_curve(labels, own) for name, own in answers.items()}
-    title = _title(split, f"{len(known)} {level}s, {labels.sum()} {classes[-1]}", synthetic)
-    out = _Folder(folder / FIGURES_DIR, title)
+    out = _Folder(folder / FIGURES_DIR, _title(metrics, f"{len(known)} {level}s, {labels.sum()} {positive}"))
     out.write("roc", draw_roc(roc), _points(roc, "threshold", "false_positive_rate", "sensitivity"))
     out.write_table("roc_band", _band(roc, "false_positive_rate", "sensitivity"))
     out.write("precision_recall", draw_precision_recall(recall), _points(recall, "threshold", "recall", "precision"))
@@ -108,12 +98,12 @@ def write_detection_figures(
         if len(curve.x)
     }
     some = next(iter(own.values()))
-    title = _title(metrics["split"], f"{some['n_frames']} frames, {some['n_boxes']} polyps", metrics["synthetic"])
+    title = _title(metrics, f"{some['n_frames']} frames, {some['n_boxes']} polyps")
     out = _Folder(folder / FIGURES_DIR, title)
-    table = _corners(_points(froc, "score", "false_positives_per_frame", "sensitivity"))
+    table = without_middles(_points(froc, "score", "false_positives_per_frame", "sensitivity"))
     out.write("froc", draw_froc(froc, points=points), table)
     out.write_table("froc_band", _band(froc, "false_positives_per_frame", "sensitivity"))
-    table = _corners(_points(recall, "score", "recall", "precision"))
+    table = without_middles(_points(recall, "score", "recall", "precision"))
     out.write("precision_recall", draw_precision_recall(recall), table)
     out.write_table("precision_recall_band", _band(recall, "recall", "precision"))
 
@@ -128,18 +118,21 @@ def write_training_figures(run_dir: str | Path) -> None:
         InputError: one of the two is damaged.
     """
     run_dir = Path(run_dir)
-    out = run_dir / FIGURES_DIR
-    if (run_dir / LOSSES_FILE).is_file():
-        losses = draw_losses(read_losses(run_dir))
-        if losses is not None:
-            save_figure(losses, out / "losses.png")
-    if not (run_dir / HISTORY_FILE).is_file():
+    losses, history = run_dir / LOSSES_FILE, run_dir / HISTORY_FILE
+    if not losses.is_file() and not history.is_file():
         return
-    history = read_history(run_dir)
-    for figure in _shown(set(history[HistoryColumn.FIGURE])):
-        rows = history[history[HistoryColumn.FIGURE] == figure]
-        networks = {str(name): own for name, own in rows.groupby(HistoryColumn.NETWORK)}
-        save_figure(draw_history(networks, _words(figure)), out / f"validation_{figure}.png")
+    synthetic = [_GENERATED] if RunDescription.read(run_dir).synthetic else []
+    out = _Folder(run_dir / FIGURES_DIR, synthetic)
+    drawn = draw_losses(read_losses(run_dir)) if losses.is_file() else None
+    if drawn is not None:
+        out.draw("losses", drawn)
+    if not history.is_file():
+        return
+    rows = read_history(run_dir)
+    for figure in _shown(set(rows[HistoryColumn.FIGURE])):
+        own = rows[rows[HistoryColumn.FIGURE] == figure]
+        networks = {str(name): values for name, values in own.groupby(HistoryColumn.NETWORK)}
+        out.draw(f"validation_{figure}", draw_history(networks, _words(figure)))
 
 
 def _shown(figures: set[str]) -> list[str]:
@@ -157,36 +150,49 @@ def _words(figure: str) -> str:
 
 
 class _Folder:
-    """Writes figures with a title that says what they are of, and the tables beside them."""
+    """Writes figures below lines that say what they are of, and the tables beside them."""
 
-    def __init__(self, path: Path, title: str) -> None:
-        self.path, self.title = path, title
+    def __init__(self, path: Path, lines: Sequence[str]) -> None:
+        self.path, self.lines = path, lines
+
+    def draw(self, name: str, figure: Figure) -> None:
+        width, height = figure.get_size_inches()
+        lines = [part for line in self.lines for part in textwrap.wrap(line, int(width * _LETTERS_PER_INCH))]
+        if lines:
+            figure.set_size_inches(width, height + _LINE_INCHES * len(lines))  # room of its own
+            with style():
+                figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=8.5)
+        save_figure(figure, self.path / f"{name}.png")
 
     def write(self, name: str, figure: Figure, table: pd.DataFrame) -> None:
-        with style():
-            figure.suptitle(self.title, x=0.01, ha="left", fontsize=9)
-        save_figure(figure, self.path / f"{name}.png")
+        self.draw(name, figure)
         self.write_table(name, table)
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         write_table(self.path / f"{name}.csv", table)
 
 
-def _title(split: str, counts: str, synthetic: bool) -> str:
-    title = label_text(f"split {split}: {counts}")
-    return f"{title}\n{_GENERATED}" if synthetic else title
+def _title(metrics: Mapping[str, Any], counts: str) -> list[str]:
+    """What a figure is of, and why it may say little."""
+    generated = [_GENERATED] if metrics["synthetic"] else []
+    return [label_text(f"split {metrics['split']}: {counts}"), *generated, *filter(None, [caution_of(metrics)])]
 
 
 def _points(curves: Mapping[str, Curve], threshold: str, x: str, y: str) -> pd.DataFrame:
     return _stacked(curves, lambda own: {threshold: own.thresholds, x: own.x, y: own.y})
 
 
-def _corners(table: pd.DataFrame) -> pd.DataFrame:
-    """Without the points in the middle of level and upright parts of a curve, of which there are as many as boxes."""
-    network = table["network"]
+def without_middles(table: pd.DataFrame) -> pd.DataFrame:
+    """A curve without the points inside its level and upright parts, of which there are as many as boxes.
+
+    Args:
+        table: "network" and others; the last two columns are x and y.
+    """
+    x, y = table.columns[-2:]
+    table = table[(table[["network", x, y]] != table[["network", x, y]].shift()).any(axis=1)]  # else corners are two
     inside = pd.Series(False, index=table.index)
-    for values in (table.iloc[:, -2], table.iloc[:, -1]):
-        same = [(network == network.shift(by)) & (values == values.shift(by)) for by in (1, -1)]
+    for name in (x, y):
+        same = [(table[["network", name]] == table[["network", name]].shift(by)).all(axis=1) for by in (1, -1)]
         inside |= same[0] & same[1]
     return table[~inside]
 

@@ -201,7 +201,7 @@ def draw_losses(losses: pd.DataFrame) -> Figure | None:
             axis.set_ylim(bottom=0)
             axis.grid(axis="y")
         axes[0].set_ylabel("mean of the term")
-        drawn.legend(loc="outside upper left", ncols=len(labelled))
+        drawn.legend(loc="outside lower left", ncols=len(labelled))
     return drawn
 
 
