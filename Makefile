@@ -62,7 +62,7 @@ bench: setup  ## tiling speed against the decoding floor and an OpenSlide loop
 	$(BIN)/python -m tests.benchmarks.bench_tiling
 
 docs: setup  ## the documentation as a site in site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # the notice is answered by docs/decisions/0027
 
 settings-page: setup  ## the tables of settings in docs/ and in the bundles, from the list of settings
 	$(BIN)/python -c "import sys; from kdml_med.bundle.help import write_pages; write_pages(sys.argv[1:])" \

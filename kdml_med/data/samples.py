@@ -213,7 +213,9 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         batches: positions of the samples of each batch, where these are not to follow each other by ``batch_size``.
         training: shuffle by ``EpochSampler``; the last incomplete batch is left out if it would hold a single sample,
             which batch norm cannot take.
-        seed, balance, samples_per_epoch: see ``EpochSampler``.
+        seed: see ``EpochSampler``.
+        balance: likewise.
+        samples_per_epoch: likewise.
         num_workers: reading processes.
     """
 

@@ -26,7 +26,8 @@ class CohortLoss(nn.Module):
 
     For the teacher, L_t = task(z_t, y). For student k,
 
-        L_k = alpha · task(z_k, y) + beta · kd(z_k, z_t) + gamma · ml(z_k, {z_j, j≠k})
+        L_k = alpha · task(z_k, y) + beta · kd(z_k, z_t)
+              + gamma · ml(z_k, {z_j, j≠k})
 
     where z_t and z_j are detached. kd and ml are what the link of the student says: something learned from the other's
     predictions, ``feature_weight`` times the ``attention_loss`` of the feature maps, or the sum of both. A term whose

@@ -6,6 +6,7 @@ NumPy and pandas in, numbers out; no engine, no torch.
 from kdml_med.metrics.aggregation import aggregate_predictions, aggregate_tiles
 from kdml_med.metrics.bootstrap import Interval, bootstrap_interval, resample_auroc
 from kdml_med.metrics.box_matching import AnnotatedFrames, Matches, box_iou, match_detections, read_frames
+from kdml_med.metrics.box_sizes import SizeFigures, sensitivity_by_size
 from kdml_med.metrics.calibration import (
     Reliability,
     brier_score,
@@ -46,6 +47,7 @@ from kdml_med.metrics.diversity import (
 )
 from kdml_med.metrics.evaluation import evaluate_predictions
 from kdml_med.metrics.froc import froc_curve
+from kdml_med.metrics.inputs import is_positive
 from kdml_med.metrics.operating import Confusion, OperatingFigures, Proportion, figures_at, youden_threshold
 from kdml_med.metrics.paired import Comparison, Estimate, compare, estimate, holm
 from kdml_med.metrics.paired_scores import ClassificationScores, DetectionScores, Scores
@@ -65,6 +67,7 @@ __all__ = [
     "Proportion",
     "Reliability",
     "Scores",
+    "SizeFigures",
     "accuracy",
     "aggregate_predictions",
     "aggregate_tiles",
@@ -98,6 +101,7 @@ __all__ = [
     "froc_curve",
     "froc_with_band",
     "holm",
+    "is_positive",
     "match_detections",
     "precision_recall_curve",
     "read_frames",
@@ -107,6 +111,7 @@ __all__ = [
     "scale_by_temperature",
     "score_curve",
     "sensitivity",
+    "sensitivity_by_size",
     "sequence_table",
     "specificity",
     "threshold_for_sensitivity",
