@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from kdml_med.keys import LossColumn, LossTerm, network_order
@@ -42,6 +43,8 @@ Points = Mapping[str, Sequence[tuple[str, float, float]]]
 """Of each network: what a point is called, its x and its y."""
 
 _POINT_MARKERS = ("o", "D", "^", "v", "P", "X")
+_MOST_BANDS = 2
+_FAINT = 0.15
 _SHARES = (0, 0.25, 0.5, 0.75, 1)
 _FROC_RATES = (0.01, 10.0)  # the same axis in every figure
 
@@ -54,7 +57,7 @@ def draw_roc(curves: Mapping[str, Curve], *, points: Points | None = None) -> Fi
         points: operating points to mark: name, false-positive rate, sensitivity.
     """
     with style():
-        figure, axis = _square(len(curves), points)
+        figure, axis = _square(len(curves) + min(len(curves), 1), points)
         axis.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":")
         entries = _draw_curves(axis, curves, drawstyle="default")
         entries += _draw_points(axis, points)
@@ -71,7 +74,7 @@ def draw_precision_recall(curves: Mapping[str, Curve], *, points: Points | None 
         points: operating points to mark: name, recall, precision.
     """
     with style():
-        figure, axis = _square(len(curves), points)
+        figure, axis = _square(len(curves) + min(len(curves), 1), points)
         for chance in {curve.chance for curve in curves.values() if math.isfinite(curve.chance)}:
             axis.axhline(chance, color=FAINT, linewidth=1, linestyle=":")
         entries = _draw_curves(axis, curves, drawstyle="steps-pre")
@@ -89,7 +92,7 @@ def draw_froc(curves: Mapping[str, Curve], *, points: Points | None = None) -> F
         points: operating points to mark: name, false positives per frame, sensitivity.
     """
     with style():
-        figure, axis = _square(len(curves), points)
+        figure, axis = _square(len(curves) + min(len(curves), 1), points)
         entries = _draw_curves(axis, curves, drawstyle="steps-post", limits=_FROC_RATES)
         entries += _draw_points(axis, points, limits=_FROC_RATES)
         axis.set(xscale="log", xlim=_FROC_RATES, xlabel="false positives per frame", ylabel="sensitivity")
@@ -152,7 +155,8 @@ def draw_decision(curves: Mapping[str, DecisionCurve]) -> Figure:
             axis.plot(own.thresholds, own.model, **network_line(name))
             finite = own.model[np.isfinite(own.model)]
             highest = max(highest, float(finite.max(initial=0)))
-            entries.append(legend_entry(label_text(network_words(name)), network_colour(name), "", "-"))
+            line = network_line(name)["linestyle"]
+            entries.append(legend_entry(label_text(network_words(name)), network_colour(name), "", line))
         for own in list(curves.values())[:1]:
             axis.plot(own.thresholds, own.treat_all, color=FAINT, linewidth=1.2, linestyle="--")
             finite = own.treat_all[np.isfinite(own.treat_all)]
@@ -214,7 +218,8 @@ def draw_history(history: Mapping[str, pd.DataFrame], ylabel: str) -> Figure:
         for name in sorted(history, key=network_order):
             own = history[name]
             axis.plot(own["epoch"], own["value"], marker="o", markersize=3, **network_line(name))
-            entries.append(legend_entry(label_text(network_words(name)), network_colour(name), "o", "-", size=4))
+            line = network_line(name)["linestyle"]
+            entries.append(legend_entry(label_text(network_words(name)), network_colour(name), "o", line, size=4))
         if not any(frame["value"].notna().any() for frame in history.values()):
             _say_undefined(axis)
         axis.set(xlabel="epoch", ylabel=label_text(ylabel))
@@ -236,13 +241,16 @@ def _square(lines: int, points: Points | None) -> tuple[Figure, Axes]:
 def _draw_curves(
     axis: Axes, curves: Mapping[str, Curve], *, drawstyle: Any, limits: tuple[float, float] | None = None
 ) -> list[Any]:
-    """Bands first, so that no band hides a line; gives the entries of the legend."""
+    """Bands first, so that no band hides a line; gives the entries of the legend.
+
+    Of more than two networks the last has a band alone, the ensemble where there is one: all together hide each other.
+    """
     place = _clipped(limits)
     names = sorted(curves, key=network_order)
-    for name in names:
+    banded = [name for name in names[-1 if len(names) > _MOST_BANDS else 0 :] if np.isfinite(curves[name].low).any()]
+    for name in banded:
         own = curves[name]
-        if len(own.grid):
-            axis.fill_between(place(own.grid), own.low, own.high, color=network_colour(name), alpha=0.12, linewidth=0)
+        axis.fill_between(place(own.grid), own.low, own.high, color=network_colour(name), alpha=_FAINT, linewidth=0)
     for name in names:
         x, y = curves[name].x, curves[name].y
         if limits is not None and len(x):  # what was found stays found when more false positives are allowed
@@ -250,25 +258,31 @@ def _draw_curves(
         axis.plot(place(x), y, drawstyle=drawstyle, **network_line(name))
     if not any(len(own.y) and np.isfinite(own.y).any() for own in curves.values()):
         _say_undefined(axis)
-    return [
+    entries: list[Any] = [
         legend_entry(
             f"{label_text(network_words(name))}: {with_interval(own.area, own.area_low, own.area_high)}",
             network_colour(name), "", network_line(name)["linestyle"],
         )
         for name, own in ((name, curves[name]) for name in names)
     ]  # fmt: skip
+    for name in banded:
+        words = f"{label_text(network_words(name))}, 95 % at each place"
+        entries.append(Patch(color=network_colour(name), alpha=_FAINT, linewidth=0, label=words))
+    return entries
 
 
 def _draw_points(axis: Axes, points: Points | None, *, limits: tuple[float, float] | None = None) -> list[Any]:
-    """A marker for each kind of point, in the colour of its network."""
+    """A marker for each kind of point, in the colour of its network; the first are larger, and seen below others."""
     place = _clipped(limits)
     kinds = list(dict.fromkeys(kind for every in (points or {}).values() for kind, _, _ in every))
     markers = {kind: _POINT_MARKERS[number % len(_POINT_MARKERS)] for number, kind in enumerate(kinds)}
+    sizes = {kind: max(9 - 2.5 * number, 5) if len(kinds) > 1 else 7 for number, kind in enumerate(kinds)}
     for name, every in (points or {}).items():
         for kind, x, y in every:
             axis.plot(
-                place(np.array([x])), [y], markers[kind], color=network_colour(name), markersize=7,
-                markerfacecolor="white", markeredgewidth=1.8, zorder=5, clip_on=False,
+                place(np.array([x])), [y], markers[kind], color=network_colour(name),
+                markersize=sizes[kind], markerfacecolor="white", markeredgewidth=1.6,
+                zorder=5 + kinds.index(kind), clip_on=False,
             )  # fmt: skip
     return [legend_entry(label_text(kind), INK, markers[kind], "none", size=6.5) for kind in kinds]
 

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,28 @@ def open_page(page: str, folder: Path, *flags: str, script: str = "") -> Opened:
         _requests(log.read_text()),
         json.loads(html.unescape(found[1])) if found else None,
     )
+
+
+def widths_of(page: str, folder: Path, windows: Sequence[int]) -> list[tuple[int, int]]:
+    """What a page takes in windows of these widths, in pixels, and what they give; in frames of a blank page."""
+    text = json.dumps(page).replace("</", "<\\/")
+    script = f"""
+        const page = {text};
+        const widths = [];
+        for (const width of {json.dumps(list(windows))}) {{
+            const frame = document.createElement("iframe");
+            frame.style.width = `${{width}}px`;
+            const there = new Promise((done) => {{ frame.onload = done; }});
+            frame.srcdoc = page;
+            document.body.append(frame);
+            await there;
+            widths.push([frame.contentDocument.documentElement.scrollWidth, frame.contentWindow.innerWidth]);
+            frame.remove();
+        }}
+        return widths;
+    """
+    opened = open_page("<!DOCTYPE html><html><body></body></html>", folder, "--window-size=2000,900", script=script)
+    return [(taken, given) for taken, given in opened.result]
 
 
 def print_page(page: str, folder: Path) -> int:

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.lines import Line2D
 
 from kdml_med.metrics.calibration import reliability
 from kdml_med.metrics.curves import precision_recall_curve, roc_curve
@@ -26,13 +27,13 @@ def entries(figure):
 
 def colours(figure):
     (legend,) = figure.legends
-    return {text.get_text().split(":")[0]: handle.get_color() for text, handle in zip(
-        legend.get_texts(), legend.legend_handles, strict=True)}  # fmt: skip
+    lines = [handle for handle in legend.legend_handles if isinstance(handle, Line2D)]
+    return {line.get_label().split(":")[0]: line.get_color() for line in lines}
 
 
 def test_the_legend_holds_the_areas_in_the_order_of_a_cohort():
     figure = curves.draw_roc(dict(reversed(BY_NETWORK.items())))
-    assert [text.split(":")[0] for text in entries(figure)] == ["teacher", "student 0", "student 1", "ensemble"]
+    assert [text.split(":")[0] for text in entries(figure)[:4]] == ["teacher", "student 0", "student 1", "ensemble"]
     area = BY_NETWORK["teacher"]
     assert entries(figure)[0] == f"teacher: {area.area:.3f} ({area.area_low:.3f}–{area.area_high:.3f})"
 
@@ -62,7 +63,29 @@ def test_operating_points_lie_where_they_are_said_to():
     )
     marks = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [tuple(line.get_xydata()[0]) for line in marks] == [(0.4, 0.95), (0.5, 1)]
-    assert entries(figure)[4:] == ["rule-out"]
+    assert entries(figure)[4:] == ["ensemble, 95 % at each place", "rule-out"]
+
+
+@pytest.mark.parametrize(
+    ("names", "banded"),
+    [
+        (["teacher"], ["teacher"]),
+        (["teacher", "student_0"], ["teacher", "student 0"]),
+        (["teacher", "student_0", "student_1"], ["student 1"]),
+        (NETWORKS, ["ensemble"]),
+    ],
+)
+def test_bands_are_drawn_and_named_as_long_as_they_do_not_hide_each_other(names, banded):
+    figure = curves.draw_roc({name: BY_NETWORK[name] for name in names})
+    assert len(figure.axes[0].collections) == len(banded)
+    assert entries(figure)[len(names) :] == [f"{name}, 95 % at each place" for name in banded]
+
+
+def test_a_band_lies_where_it_is_known():
+    own = BY_NETWORK["ensemble"]
+    (band,) = curves.draw_roc({"ensemble": own}).axes[0].collections
+    corners = {tuple(point) for point in band.get_paths()[0].vertices}
+    assert set(zip(own.grid, own.low, strict=True)) | set(zip(own.grid, own.high, strict=True)) <= corners
 
 
 def test_a_froc_curve_starts_at_the_left_edge_and_stays_at_its_highest_to_the_right_one():
