@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kdml_med.clinical.answers import Answers, read_answers
-from kdml_med.clinical.flow import count_flow
+from kdml_med.clinical.counting import count_flow
 from kdml_med.clinical.judging import (
     Judged,
     NetworkFigures,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 
-from kdml_med.clinical.flow import Exclusion, count_flow
+from kdml_med.clinical.counting import Exclusion, Flow, Group, count_flow
+from kdml_med.clinical.flow_chart import draw_flow
 from kdml_med.clinical.study import read_dataset
 from kdml_med.storage.manifest import MANIFEST_FILE, read_info, read_manifest, write_info, write_manifest
 from tests.clinical.studies import write_placed_dataset
@@ -52,3 +54,27 @@ def test_a_patient_with_slides_of_both_classes_counts_in_each(tmp_path: Path) ->
     write_manifest(folder / MANIFEST_FILE, pa.Table.from_pandas(manifest, preserve_index=False))
     every = count_flow(read_dataset(folder, None)).groups[-1]
     assert (every.patients, every.classes) == (24, {"MSS": 12, "MSI": 13})
+
+
+@pytest.mark.parametrize("candidates", [None, 31])
+@pytest.mark.parametrize("splits", [0, 1, 3])
+@pytest.mark.parametrize("reasons", [0, 1, 12])
+def test_the_chart_says_every_number_within_its_frame(candidates: int | None, splits: int, reasons: int) -> None:
+    names = ["training", "validation", "test"][:splits]
+    groups = [Group(name, 7, 8, 1234, {"$MSS$": 3, "a" * 90: 4}, 0) for name in [*names, "all"]]
+    exclusions = [Exclusion("tiles", f"reason {number}", 1000 + number) for number in range(reasons)]
+    flow = Flow(candidates, groups, exclusions, [("torn.svs", "cannot be read")] * 2)
+    figure = draw_flow(flow, group="slide", row="tile", table="labels.csv")
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert sum("8 slides, 1,234 tiles" in text for text in texts) == splits + 1
+    assert any("2 inputs: not or not wholly usable" in text for text in texts)
+    assert ("labels.csv: 31 rows" in texts) == (candidates is not None)
+    assert sum("reason " in text for text in texts) == min(reasons, 7)
+    assert ("and 5 more reasons" in texts) == (reasons == 12)
+    figure.draw_without_rendering()
+    frame = figure.bbox
+    for text in figure.axes[0].texts:
+        box = text.get_window_extent()
+        assert frame.y0 <= box.y0
+        assert box.y1 <= frame.y1
+        assert box.x1 <= frame.x1
