@@ -8,7 +8,7 @@ from typing import Any
 from kdml_med.clinical.study import DatasetContent, Evaluation, Study
 from kdml_med.keys import NetworkName, Task
 from kdml_med.networks.registry import architecture_name
-from kdml_med.report.document import Section
+from kdml_med.report.document import Picture, Section, Table
 from kdml_med.report.wording import count, listed, network_words
 
 _TOPICS: dict[str, tuple[str, ...]] = {
@@ -16,14 +16,15 @@ _TOPICS: dict[str, tuple[str, ...]] = {
     "performance": ("performance", "froc", "roc", "found"),
     "operating": ("operating", "threshold"),
     "crosstab": ("confusion", "operating"),
-    "subgroups": ("subgroup", "size"),
+    "subgroups": ("subgroup",),
+    "sizes": ("by size",),
     "calibration": ("calibration", "reliab"),
     "decision": ("decision",),
     "external": ("external",),
     "provenance": ("provenance",),
 }
 """Words that the titles of sections on a topic have, in lower case."""
-_MEASURES = ("performance", "operating", "calibration", "decision", "subgroups", "external")
+_MEASURES = ("performance", "operating", "calibration", "decision", "subgroups", "sizes", "external")
 _MOST_WORDS = 12
 
 
@@ -32,11 +33,18 @@ def collect_facts(study: Study, sections: Sequence[Section]) -> dict[str, str]:
 
     Args:
         study: what is known of the run.
-        sections: of the page, which the sentences refer to.
+        sections: of the page, which the sentences refer to where they hold a table or a picture.
     """
-    places = {topic: _titles(words, sections) for topic, words in _TOPICS.items()}
+    shown = [section for section in sections if any(isinstance(part, Table | Picture) for part in section.parts)]
+    places = {topic: _titles(words, shown) for topic, words in _TOPICS.items()}
+    if not any(_is_external(one) for one in study.judged):
+        places["external"] = []  # a section that says so is none about them
+    elif not places["external"]:
+        places["external"] = places["operating"]  # where detectors have all frames beside each other
     facts = {name: make(study) for name, make in _FACTS.items()}
     facts |= _of_sections(places)
+    few = _titles(("few ",), [section for section in sections if section.banner])
+    facts["cautions"] = " ".join(filter(None, [f"{_quoted(few)}." if few else "", facts["cautions"]]))
     pointed = {"data": "provenance", "preparation": "provenance", "weights": "provenance", "missing": "flow"}
     pointed |= {"counts": "flow", "thresholds": "operating", "partition": "provenance", "model": "provenance"}
     for name, topic in pointed.items():
@@ -55,16 +63,15 @@ def _quoted(titles: Sequence[str]) -> str:
 
 def _of_sections(places: dict[str, list[str]]) -> dict[str, str]:
     """What stands in sections of the page."""
-    found = {
-        name: f"{_quoted(places[name])}." if places[name] else ""
-        for name in ("flow", "performance", "crosstab", "subgroups")
-    }
+    found = {name: f"{_quoted(places[name])}." if places[name] else "" for name in ("flow", "performance", "crosstab")}
     measures = list(dict.fromkeys(title for topic in _MEASURES for title in places[topic]))
     found["measures"] = f"Shown: {_quoted(measures)}." if measures else ""
-    sizes = [title for title in places["subgroups"] if "size" in title.lower()]
+    sizes, groups, external = places["sizes"], places["subgroups"], places["external"]
     found["severity"] = f"Sizes of the annotated polyps: {_quoted(sizes)}." if sizes else ""
-    varied = [*places["subgroups"], *places["external"]]
-    found["heterogeneity"] = f"{_quoted(varied)}." if varied else ""
+    found["centres_differ"] = f"Other datasets at the same thresholds: {_quoted(external)}." if external else ""
+    found["fairness"] = f"{_quoted(groups)}, as far as they are groups of people." if groups else ""
+    varied = list(dict.fromkeys([*groups, *sizes, *external]))
+    found["variability"] = f"{_quoted(varied)}." if varied else ""
     return found
 
 
@@ -123,10 +130,9 @@ def _missing(study: Study) -> str:
     for name, dataset in _datasets(study):
         unlabelled = int(dataset.manifest["label"].isna().sum())
         row = dataset.info.kind.removesuffix("s")
-        lines = count(len(dataset.failures), "line") if len(dataset.failures) else "nothing"
-        parts.append(
-            f"{name}: {lines} in the list of inputs not or not wholly used, {count(unlabelled, row)} unlabelled"
-        )
+        left_out = count(len(dataset.failures), "input") if len(dataset.failures) else "no input"
+        unknown = f"{count(unlabelled, row)} unlabelled"
+        parts.append(f"{name}: {left_out} left out by preparation, wholly or in part, {unknown}")
     return f"{'; '.join(parts)}." if parts else ""
 
 

@@ -53,7 +53,9 @@ def caution_of(metrics: Mapping[str, Any]) -> str:
 
 def _counts(metrics: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, int]:
     """What intervals of a metrics.json rest on; ``units`` is absent from those of earlier versions."""
-    unit, units = metrics["bootstrap"]["unit"], metrics["bootstrap"].get("units")
+    how: Mapping[str, Any] = metrics.get("bootstrap", {})  # absent where somebody put figures together by hand
+    unit: str = how.get("unit", "")
+    units: int | None = how.get("units")
     if "n_boxes" in figures:
         known = {"sequence": figures["n_sequences"], "frame": figures["n_frames"]}.get(unit) if units is None else units
         return {"polyp box": figures["n_boxes"]} | ({} if known is None else {unit: known})

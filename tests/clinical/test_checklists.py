@@ -12,11 +12,19 @@ from kdml_med.clinical.checklist_items import STARD, TRIPOD_AI, Item
 from kdml_med.clinical.checklists import _known, checklist_sections
 from kdml_med.clinical.provenance import provenance_sections
 from kdml_med.clinical.study import read_study
-from kdml_med.report.document import Section, Table
+from kdml_med.report.document import Paragraph, Section, Table
 from tests.clinical.answered import predictions_of, write_evaluation, write_run
 from tests.clinical.detectors import write_study
 
-TITLES = ("Cohort flow", "Performance", "Operating points", "Confusion", "Subgroups", "Calibration", "Sizes")
+TITLES = (
+    "Cohort flow",
+    "Performance",
+    "Operating points",
+    "Confusion",
+    "Subgroups",
+    "Calibration",
+    "Sensitivity by size",
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +40,11 @@ def classifiers(tmp_path_factory) -> Path:
     run = write_run(tmp_path_factory.mktemp("run"), predictions_of(patients("V")))
     write_evaluation(run / "evaluation_test", predictions_of(patients("T")), split="test")
     return run
+
+
+def shown(title) -> Section:
+    """A section that has something to show."""
+    return Section(title, [Table(["network"], [["teacher"]])])
 
 
 def rows(facts) -> list[list[str]]:
@@ -61,7 +74,7 @@ def test_without_facts_everything_is_left_to_the_author():
 @pytest.mark.parametrize("which", ["detectors", "classifiers"])
 def test_facts_are_sentences_that_some_item_uses(which, request):
     study = read_study(request.getfixturevalue(which))
-    facts = collect_facts(study, [Section(title, []) for title in TITLES])
+    facts = collect_facts(study, [shown(title) for title in TITLES])
     used = {name for item in (*TRIPOD_AI, *STARD) for name in item.facts}
     assert set(facts) <= used
     assert all(text.endswith(".") and text[0] == text[0].upper() for text in facts.values()), facts
@@ -69,11 +82,11 @@ def test_facts_are_sentences_that_some_item_uses(which, request):
 
 
 def test_every_fact_that_an_item_names_can_be_known(detectors, classifiers):
-    titles = [Section(title, []) for title in (*TITLES, "External cohorts")]
+    titles = [shown(title) for title in (*TITLES, "External cohorts")]
     known = set().union(*(collect_facts(read_study(run), titles) for run in (detectors, classifiers)))
     named = {name for item in (*TRIPOD_AI, *STARD) for name in item.facts}
     # These need sites in the manifest, an external evaluation, generated data, or options of tiling.
-    assert named - known <= {"centres", "difference", "cautions", "quality", "updating"}
+    assert named - known <= {"centres", "difference", "cautions", "quality", "centres_differ"}
 
 
 def test_facts_point_only_at_sections_of_the_page(detectors):
@@ -84,6 +97,19 @@ def test_facts_point_only_at_sections_of_the_page(detectors):
     pointed = set(re.findall("“([^”]+)”", " ".join(text for name, text in facts.items() if "See" in text)))
     assert "Provenance" in pointed
     assert pointed <= {"Provenance", "table", "anchors", "mean"}
+
+
+def test_sections_without_a_table_or_about_nobody_are_no_evidence(classifiers):
+    study = read_study(classifiers)
+    empty = Section("Subgroups", [Paragraph("None were asked for.")])
+    facts = collect_facts(study, [empty, shown("External cohorts"), shown("Performance")])
+    assert not {"centres_differ", "fairness", "variability"} & set(facts)
+    assert facts["measures"] == "Shown: “Performance”."
+
+
+def test_a_warning_of_few_patients_is_a_limitation(detectors):
+    few = Section("Few patients", [Paragraph("Only 3.")], banner=True)
+    assert collect_facts(read_study(detectors), [few])["cautions"] == "“Few patients”."
 
 
 def test_what_the_students_learned_from_is_what_the_weights_of_the_losses_say(tmp_path):

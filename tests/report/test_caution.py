@@ -86,3 +86,14 @@ def test_metrics_of_detectors_know_their_boxes_and_what_is_resampled(unit: str, 
 
 def test_a_class_that_steers_a_terminal_is_written_by_its_number() -> None:
     assert caution_of(classified(positives=3) | {"classes": ["MSS", "\x1b[31mMSI"]}).isprintable()
+
+
+def test_figures_that_somebody_put_together_by_hand_are_cautioned_too() -> None:
+    figures = {"n_boxes": 3, "n_sequences": 2, "n_frames": 5}
+    assert caution_of({"networks": {"a": figures}}).startswith("Only 3 polyp boxes:")
+    classified = {
+        "level": "patient",
+        "classes": ["MSS", "MSI"],
+        "networks": {"a": {"patient": {"n": 9, "positives": 4}}},
+    }
+    assert caution_of(classified).startswith("Only 4 MSI patients and 5 MSS patients:")
