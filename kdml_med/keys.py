@@ -163,3 +163,13 @@ class LossColumn(StrEnum):
     """In force in this epoch."""
     VALUE = "value"
     """Mean over the epoch, not weighted."""
+
+
+class HistoryColumn(StrEnum):
+    """Columns of history.csv: one row for each validated epoch, network and figure that is defined."""
+
+    EPOCH = "epoch"
+    NETWORK = "network"
+    FIGURE = "figure"
+    """As in metrics.json, of classifiers with "tile_", "slide_" or "patient_" before it; "loss" is the task loss."""
+    VALUE = "value"

@@ -6,6 +6,7 @@ metadata.json           the same in the words of a MONAI bundle, for MONAI's own
 settings.json           the knobs that training started with; a resumed run must have the same
 checkpoints/last.pt     everything needed to go on; best.pt, student_0.pt, teacher.pt, ...: the best weights
 losses.csv              mean loss terms of every epoch
+history.csv             loss and figures of every validation
 tensorboard/            event files
 predictions.parquet     classification: one row per tile and network
 patients.csv            classification: one row per patient (or slide), one probability column per network
@@ -13,6 +14,8 @@ detections.parquet      detection: one row per detected box and network
 sequences.csv           detection: one row per sequence
 speed.json              detection: frames per second of every network on the machine at hand
 metrics.json            figures with intervals
+figures/                curves of both as pictures and tables
+evaluation.json         of evaluations: data, weights, command and versions
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ from torch import nn
 from kdml_med.errors import InputError
 from kdml_med.keys import (
     DetectionColumn,
+    HistoryColumn,
     LossColumn,
     NetworkName,
     PlaceColumn,
@@ -49,13 +53,16 @@ from kdml_med.storage.reading import build, damaged, fits, read_json, read_table
 COHORT_FILE = "cohort.json"
 SETTINGS_FILE = "settings.json"
 LOSSES_FILE = "losses.csv"
+HISTORY_FILE = "history.csv"
 METRICS_FILE = "metrics.json"
+EVALUATION_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.parquet"
 PATIENTS_FILE = "patients.csv"
 DETECTIONS_FILE = "detections.parquet"
 SEQUENCES_FILE = "sequences.csv"
 SPEED_FILE = "speed.json"
 CHECKPOINTS_DIR = "checkpoints"
+FIGURES_DIR = "figures"
 
 FRAME_OPTIONS: dict[str, type] = {
     "crop": bool,
@@ -288,12 +295,18 @@ def read_thresholds(run_dir: str | Path) -> dict[str, float]:
     """Score thresholds of the detectors of a run, by network, as training chose them on its validation split.
 
     Raises:
-        InputError: see ``read_run_json``; or metrics.json has none.
+        InputError: see ``read_run_json``; or metrics.json has none, or is of another split.
     """
+    content = read_run_json(run_dir, METRICS_FILE)
+    split = content.get("split", Split.VAL.value)
+    if split != Split.VAL:
+        raise InputError(
+            f"{Path(run_dir) / METRICS_FILE} is of the split {split!r}, expected that of the validation, where "
+            f"thresholds are chosen. {TRAIN_AGAIN}"
+        )
     found: dict[str, float] = take(
-        read_run_json(run_dir, METRICS_FILE), "thresholds", dict[str, float], Path(run_dir) / METRICS_FILE,
-        remedy=TRAIN_AGAIN,
-    )  # fmt: skip
+        content, "thresholds", dict[str, float], Path(run_dir) / METRICS_FILE, remedy=TRAIN_AGAIN
+    )
     wrong = [name for name, value in found.items() if not 0 <= value <= 1]
     if wrong:
         shown = f"the threshold of {wrong[0]} is {found[wrong[0]]}"
@@ -307,11 +320,24 @@ def read_losses(run_dir: str | Path) -> pd.DataFrame:
     Raises:
         InputError: the file is missing or damaged.
     """
-    path = Path(run_dir) / LOSSES_FILE
-    table = read_table(path, list(LossColumn), remedy=TRAIN_AGAIN)
-    whole = dict.fromkeys((LossColumn.EPOCH.value, LossColumn.ITERATIONS.value), "int64")
+    whole, real = (LossColumn.EPOCH, LossColumn.ITERATIONS), (LossColumn.WEIGHT, LossColumn.VALUE)
+    return _read_numbers(Path(run_dir) / LOSSES_FILE, list(LossColumn), whole, real)
+
+
+def read_history(run_dir: str | Path) -> pd.DataFrame:
+    """Rows of history.csv, columns of ``HistoryColumn``.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    path = Path(run_dir) / HISTORY_FILE
+    return _read_numbers(path, list(HistoryColumn), [HistoryColumn.EPOCH], [HistoryColumn.VALUE])
+
+
+def _read_numbers(path: Path, columns: Sequence[str], whole: Sequence[str], real: Sequence[str]) -> pd.DataFrame:
+    table = read_table(path, columns, remedy=TRAIN_AGAIN)
     with damaged(path, remedy=TRAIN_AGAIN):
-        return table.astype(whole | dict.fromkeys((LossColumn.WEIGHT.value, LossColumn.VALUE.value), "float64"))
+        return table.astype({str(name): "int64" for name in whole} | {str(name): "float64" for name in real})
 
 
 def read_checkpoint(path: Path, kinds: Mapping[str, type | tuple[type, ...]], *, remedy: str) -> dict[str, Any]:

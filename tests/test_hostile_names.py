@@ -40,7 +40,7 @@ def cells(path: Path) -> Iterator[str]:
     """Every cell as spreadsheets of three countries would see it."""
     text = path.read_text(encoding="utf-8")
     for separator in ",;\t":
-        for row in csv.reader(text.splitlines(), delimiter=separator):
+        for row in csv.reader(text.splitlines(keepends=True), delimiter=separator):
             yield from row
 
 

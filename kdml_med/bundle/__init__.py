@@ -8,7 +8,9 @@ from kdml_med.bundle.evaluation import (
     save_speed,
 )
 from kdml_med.bundle.exporting import network_to_export
+from kdml_med.bundle.figures import write_training_figures
 from kdml_med.bundle.inference import prepare_source, save_detections, save_inference
+from kdml_med.bundle.provenance import record_evaluation
 from kdml_med.bundle.slides import prepare_inference
 from kdml_med.bundle.training import build_loss, build_training_cohort, prepare_training, record_run, run_training
 from kdml_med.bundle.workflow import collect_settings, find_root
@@ -27,6 +29,7 @@ __all__ = [
     "prepare_inference",
     "prepare_source",
     "prepare_training",
+    "record_evaluation",
     "record_run",
     "run_training",
     "save_detection_evaluation",
@@ -34,4 +37,5 @@ __all__ = [
     "save_evaluation",
     "save_inference",
     "save_speed",
+    "write_training_figures",
 ]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from monai.utils import set_determinism
 
+from kdml_med.bundle.provenance import made_by
 from kdml_med.bundle.settings import Settings, free_settings, known_default
 from kdml_med.bundle.workflow import errors_for_people
 from kdml_med.data.frames import FrameDataset
@@ -35,6 +36,7 @@ from kdml_med.runs import (
     TILE_OPTIONS,
     TRAIN_AGAIN,
     RunDescription,
+    checkpoint_path,
     hashed_patient,
     read_run_json,
 )
@@ -172,10 +174,19 @@ def record_run(
         loss.check_students(len(cohort.student_names))
     run_dir = Path(settings["run_dir"])
     settings.holds = keep_out_others(run_dir, option="--run_dir")
-    write_json(run_dir / SETTINGS_FILE, _recorded(settings))
+    write_json(run_dir / SETTINGS_FILE, _recorded(settings) | {"made_by": made_by(_made_by_before(run_dir))})
     described = _describe(settings, training, validation, cohort, level)
     described.write(run_dir)
     write_network_metadata(run_dir, described)
+
+
+def _made_by_before(run_dir: Path) -> dict[str, Any] | None:
+    """What is noted of a training that goes on; nothing of one that begins, or of an earlier version."""
+    if not checkpoint_path(run_dir, "last").is_file() or not (run_dir / SETTINGS_FILE).is_file():
+        return None
+    content = {"made_by": {}} | read_run_json(run_dir, SETTINGS_FILE)
+    before: dict[str, Any] = take(content, "made_by", dict[str, Any], run_dir / SETTINGS_FILE, remedy=TRAIN_AGAIN)
+    return before
 
 
 def _check_tiles(tiles: TileDataset, settings: Settings, level: Level | None) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdml_med.data.frames import input_size
-from kdml_med.deploy.speed import REPEATS, classify, device_name, find_boxes, median_seconds
+from kdml_med.deploy.speed import REPEATS, device_name, measure_latency
 from kdml_med.experiments.plan import Cell, Plan, expand
 from kdml_med.experiments.training import CELL_FILE
 from kdml_med.keys import NetworkName, Task, network_order
@@ -109,46 +109,6 @@ def _version_latency(plan: Plan, folders: Sequence[Path], *, device: str, repeat
     )
     share = (time.process_time() - cpu) / (time.perf_counter() - wall)
     return {"image_size": list(input_size(size)), "milliseconds": milliseconds, "cpu_share": round(share, 2)}
-
-
-def measure_latency(
-    networks: Mapping[str, nn.Module],
-    *,
-    task: Task,
-    image_size: int | Sequence[int],
-    threads: int,
-    device: str = "cpu",
-    repeats: int = REPEATS,
-) -> dict[str, float]:
-    """Milliseconds for one image, from a network's input to its answer.
-
-    Args:
-        networks: by name; all but the teacher are students, and the ensemble asks one after the other.
-        task: detectors answer with boxes, classifiers with probabilities.
-        image_size: (height, width) of the input, or the side of a square one.
-        threads: to compute with, on a CPU.
-        device: to compute on.
-        repeats: measurements of each network; see ``kdml_med.deploy.speed.median_seconds``.
-
-    Returns:
-        Median by network; "ensemble" where there are several students.
-    """
-    image = torch.zeros(1, 3, *input_size(image_size), device=device)
-    placed = {name: network.to(device).eval() for name, network in networks.items()}
-    members = {name: [network] for name, network in placed.items()}
-    students = [network for name, network in placed.items() if name != NetworkName.TEACHER]
-    if len(students) > 1:
-        members[NetworkName.ENSEMBLE.value] = students
-    answer = find_boxes if task is Task.DETECTION else classify
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        seconds = median_seconds(
-            {name: functools.partial(answer, parts, image) for name, parts in members.items()}, repeats=repeats
-        )
-    finally:
-        torch.set_num_threads(before)
-    return {name: 1000 * value for name, value in seconds.items()}
 
 
 def _finished(plan: Plan, out: Path, version: str) -> list[Path]:

@@ -6,6 +6,7 @@ from kdml_med.handlers.losses import LossHistory
 from kdml_med.handlers.metrics import CohortMetrics, CohortPredictions, at_least_as_good
 from kdml_med.handlers.progress import CohortProgress
 from kdml_med.handlers.tensorboard import ClassificationTensorBoard, CohortTensorBoard, DetectionTensorBoard
+from kdml_med.handlers.validation import ValidationHistory
 
 __all__ = [
     "ClassificationTensorBoard",
@@ -18,5 +19,6 @@ __all__ = [
     "DetectionMetrics",
     "DetectionTensorBoard",
     "LossHistory",
+    "ValidationHistory",
     "at_least_as_good",
 ]

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import brentq
+from scipy.special import expit, logit
 
 from kdml_med.metrics.inputs import as_binary
+from kdml_med.metrics.operating import Proportion
+
+Floats = npt.NDArray[np.float64]
+
+_NEAREST = 1e-7  # float32 cannot tell a probability that is nearer to 1 from 1
 
 
 def brier_score(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> float:
@@ -57,3 +65,105 @@ def expected_calibration_error(labels: npt.ArrayLike, probabilities: npt.ArrayLi
     index = np.minimum((scores * bins).astype(np.int64), bins - 1)
     gaps = np.bincount(index, weights=truth - scores, minlength=bins)  # a bin's samples times its mean gap
     return float(np.abs(gaps).sum() / len(truth))
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Bins that hold equally many answers, from low to high probability; all [bins].
+
+    Attributes:
+        predicted: mean probability.
+        observed: share of positives.
+        low: lower limit of its 95 % interval, Wilson.
+        high: upper limit.
+        n: answers.
+    """
+
+    predicted: Floats
+    observed: Floats
+    low: Floats
+    high: Floats
+    n: npt.NDArray[np.int64]
+
+
+def reliability(labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, bins: int = 10) -> Reliability:
+    """Observed share of positives over predicted probability: on the diagonal, probabilities mean what they say.
+
+    Args:
+        labels: [n], 0 or 1.
+        probabilities: [n], of the positive class.
+        bins: how many; fewer where there are fewer answers.
+
+    Returns:
+        No bins without samples or with a NaN probability.
+
+    Raises:
+        ValueError: shapes differ, a label is neither 0 nor 1, or no bins.
+
+    Source:
+        DeGroot & Fienberg 1983, The Statistician 32:12; with bins of equally many answers as in Nguyen & O'Connor
+        2015, arXiv:1508.05154.
+    """
+    if bins < 1:
+        raise ValueError(f"bins is {bins}, expected at least 1.")
+    truth, scores = as_binary(labels, probabilities)
+    if np.isnan(scores).any():
+        truth, scores = truth[:0], scores[:0]
+    order = np.argsort(scores, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if len(part)]
+    shares = [Proportion.of(int(truth[part].sum()), len(part)) for part in parts]
+    return Reliability(
+        predicted=np.array([scores[part].mean() for part in parts], dtype=np.float64),
+        observed=np.array([share.value for share in shares], dtype=np.float64),
+        low=np.array([share.low for share in shares], dtype=np.float64),
+        high=np.array([share.high for share in shares], dtype=np.float64),
+        n=np.array([share.n for share in shares], dtype=np.int64),
+    )
+
+
+def fit_temperature(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> float:
+    """Temperature T that makes σ(logit(p) / T) most likely; above 1 the probabilities were too sure.
+
+    Fit it on validation patients and apply it to others. The order of the probabilities, and with it the AUROC, stays.
+
+    Args:
+        labels: [n], 0 or 1.
+        probabilities: [n], of the positive class.
+
+    Returns:
+        T > 0; NaN where no T is best: without samples, with a NaN probability, when every answer is on the right side
+        of 0.5 (the surer the better), or when the probabilities are no better than chance (the less sure the better).
+
+    Raises:
+        ValueError: shapes differ, or a label is neither 0 nor 1.
+
+    Source:
+        Guo et al. 2017, arXiv:1706.04599, section 4.2, for two classes.
+    """
+    truth, scores = as_binary(labels, probabilities)
+    if not len(truth) or np.isnan(scores).any():
+        return math.nan
+    logits = logit(np.clip(scores, _NEAREST, 1 - _NEAREST))
+
+    def slope(sharpness: float) -> float:  # of the negative log-likelihood by 1 / T; it rises, so that it has one root
+        return float(logits @ (expit(sharpness * logits) - truth))
+
+    wrong_side = np.where(truth, logits < 0, logits > 0)
+    if slope(0.0) >= 0 or not wrong_side.any():
+        return math.nan
+    upper = 1.0
+    while slope(upper) < 0:
+        upper *= 2
+    return 1 / float(brentq(slope, 0.0, upper, xtol=1e-14, rtol=1e-13))
+
+
+def scale_by_temperature(probabilities: npt.ArrayLike, temperature: float) -> Floats:
+    """Probabilities as they would be at a temperature, σ(logit(p) / T), [n].
+
+    Raises:
+        ValueError: the temperature is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}, expected above 0.")
+    scaled: Floats = expit(logit(np.asarray(probabilities, dtype=np.float64)) / temperature)
+    return scaled

@@ -10,7 +10,7 @@ Functions that take ``weights``, [weightings, frames], count each frame that oft
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,20 +45,51 @@ def average_precision(matches: Matches, weights: npt.NDArray[np.int64] | None = 
     if weights is None:
         alone: Floats = average_precision(matches, _once(matches))[0]
         return alone
+    result = np.full((len(weights), len(matches.box)), np.nan)
+    for column, (envelope, reached) in enumerate(_envelopes(matches, weights)):
+        result[:, column] = (envelope * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(RECALL_LEVELS)
+    result[weights @ matches.boxes_per_frame == 0] = np.nan
+    return result
+
+
+def interpolated_precision(matches: Matches, weights: npt.NDArray[np.int64]) -> Floats:
+    """Upper envelope of the precision at ``RECALL_LEVELS``: the values that ``average_precision`` is the mean of.
+
+    Args:
+        matches: of one network, at one IoU threshold.
+        weights: [weightings, frames].
+
+    Returns:
+        float64, [weightings, levels]; 0 where a recall is not reached; NaN without annotated boxes.
+
+    Raises:
+        ValueError: the matches are at several thresholds.
+    """
+    if len(matches.box) != 1:
+        raise ValueError(f"matched at {matches.thresholds}, expected one IoU threshold.")
+    envelope, reached = next(_envelopes(matches, weights))
+    levels = np.arange(len(RECALL_LEVELS))
+    first = np.stack([np.searchsorted(row, levels, side="right") for row in reached])
+    beyond = np.concatenate([envelope, np.zeros((len(weights), 1))], axis=1)
+    result: Floats = np.take_along_axis(beyond, first, axis=1)
+    result[weights @ matches.boxes_per_frame == 0] = np.nan
+    return result
+
+
+def _envelopes(matches: Matches, weights: npt.NDArray[np.int64]) -> Iterator[tuple[Floats, Indices]]:
+    """Of each IoU threshold: envelope of the precision at true positives, and how many recall levels are reached there.
+
+    Both [weightings, true positives]: precision has its peaks there, so the curve is needed nowhere else.
+    """
     counted = weights.astype(np.float64)
-    # Precision has its peaks at true positives, so the curve is needed there only.
     peaks = np.flatnonzero((matches.box >= 0).any(axis=0))
     detected = detected_until(matches, peaks, counted)
     boxes = (weights @ matches.boxes_per_frame)[:, None]
-    result = np.full((len(weights), len(matches.box)), np.nan)
-    for column, found in enumerate(matches.box[:, peaks] >= 0):
+    for found in matches.box[:, peaks] >= 0:
         hits = np.cumsum(counted[:, matches.frame[peaks[found]]], axis=1)
         precision = _ratio(hits, detected[:, found], undefined=0)
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        reached = np.searchsorted(RECALL_LEVELS, _ratio(hits, boxes, undefined=0), side="right")
-        result[:, column] = (envelope * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(RECALL_LEVELS)
-    result[boxes[:, 0] == 0] = np.nan
-    return result
+        yield envelope, np.searchsorted(RECALL_LEVELS, _ratio(hits, boxes, undefined=0), side="right")
 
 
 def detected_until(matches: Matches, positions: npt.NDArray[np.intp], weights: Floats) -> Floats:

@@ -74,7 +74,10 @@ def froc_sensitivity(
     found = np.cumsum(counted[:, matches.frame[hits]], axis=1)[:, hits_until[better] - 1]
     allowed = weights.sum(axis=1)[:, None] * np.asarray(rates) + _ROUNDING
     boxes = weights @ matches.boxes_per_frame
-    best = [np.where(detected - found <= limit[:, None], found, 0).max(axis=1, initial=0) for limit in allowed.T]
+    # Both rise down the ranking: the last threshold that is allowed finds most.
+    last = [np.searchsorted(row, limits, side="right") for row, limits in zip(detected - found, allowed, strict=True)]
+    reached = np.concatenate([np.zeros((len(weights), 1)), found], axis=1)
+    best = np.take_along_axis(reached, np.stack(last), axis=1)
     result = np.full(allowed.shape, np.nan)
-    np.divide(np.stack(best, axis=1), boxes[:, None], out=result, where=boxes[:, None] > 0)
+    np.divide(best, boxes[:, None], out=result, where=boxes[:, None] > 0)
     return result

@@ -34,7 +34,7 @@ _REMEDY = "Make the dataset again."
 _PLACE = ["sample_id", "patient_id", "slide_id", "x_l0", "y_l0", "size_l0", "mpp", "tissue_fraction"]
 
 
-class _Slide(NamedTuple):
+class SlideSize(NamedTuple):
     """What slides.csv says of a slide; level-0 pixels, and micrometres per such pixel."""
 
     width_l0: int
@@ -73,7 +73,7 @@ def write_dataset_maps(
     """
     if dataset.rows[["x_l0", "y_l0", "size_l0"]].isna().any(axis=None):
         return "No maps: the tiles of this dataset were imported, and nothing says where in their slides they lie."
-    slides = _read_slides(dataset.dataset_dir / SLIDES_FILE)
+    slides = read_slide_sizes(dataset.dataset_dir / SLIDES_FILE)
     missing = sorted(set(dataset.rows["slide_id"]) - set(slides))
     if missing:
         raise InputError(f"{dataset.dataset_dir / SLIDES_FILE} has no slide {missing[0]!r}, which has tiles. {_REMEDY}")
@@ -83,7 +83,7 @@ def write_dataset_maps(
     with progress_bar(groups.ngroups, what="maps", unit="slide") as bar:
         for name, own in groups:
             slide_id = str(name)
-            overview, downsample = _mosaic(dataset, own, slides[slide_id])
+            overview, downsample = mosaic(dataset, own, slides[slide_id])
             picture = SlidePicture(
                 slide_id=slide_id,
                 overview=overview,
@@ -124,23 +124,36 @@ def tile_table(rows: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     return with_disagreement(table)
 
 
-def _read_slides(path: Path) -> dict[str, _Slide]:
-    table = read_table(path, ["slide_id", *_Slide._fields], remedy=_REMEDY)
+def read_slide_sizes(path: Path) -> dict[str, SlideSize]:
+    """How large each slide of slides.csv is.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    table = read_table(path, ["slide_id", *SlideSize._fields], remedy=_REMEDY)
     with damaged(path, remedy=_REMEDY):
         table = table.astype({"width_l0": int, "height_l0": int, "mpp": float})
-    return {str(name): _Slide(*row) for name, *row in table[["slide_id", *_Slide._fields]].itertuples(index=False)}
+    return {
+        str(name): SlideSize(*row) for name, *row in table[["slide_id", *SlideSize._fields]].itertuples(index=False)
+    }
 
 
-def _mosaic(dataset: TileDataset, tiles: pd.DataFrame, slide: _Slide) -> tuple[npt.NDArray[np.uint8], float]:
+def mosaic(
+    dataset: TileDataset, tiles: pd.DataFrame, slide: SlideSize, *, longest_px: int = _LONGEST_PX
+) -> tuple[npt.NDArray[np.uint8], float]:
     """Overview, uint8, [height, width, 3], and level-0 pixels per pixel of it.
 
     Args:
         dataset: gives the pixels by position.
-        tiles: of the slide; their index is the position in the dataset.
+        tiles: of the slide, at least one; their index is the position in the dataset.
         slide: whose tiles they are.
+        longest_px: of the overview at most.
+
+    Raises:
+        InputError: a tile cannot be read.
     """
     finest = tiles["size_l0"].min() / dataset.read(tiles.index[0]).shape[0]  # no finer than what is stored
-    downsample = max(max(slide.width_l0, slide.height_l0) / _LONGEST_PX, finest)
+    downsample = max(max(slide.width_l0, slide.height_l0) / longest_px, finest)
     size = max(1, round(slide.width_l0 / downsample)), max(1, round(slide.height_l0 / downsample))
     canvas = Image.new("RGB", size, (_BARE,) * 3)
     for position, x, y, side in zip(tiles.index, tiles["x_l0"], tiles["y_l0"], tiles["size_l0"], strict=True):

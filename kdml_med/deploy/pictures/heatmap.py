@@ -152,7 +152,7 @@ def _write_map(path: Path, picture: SlidePicture, scale: _Scale) -> None:
     """The slide beside (or above) the slide with its map, and what the colours mean."""
     slide, to_l0 = _scaled(picture)
     plane = rasterise(picture.tiles, scale.column, (slide.height, slide.width), to_l0)
-    panels = [slide, _coloured(slide, plane, scale)]
+    panels = [slide, colour_slide(slide, plane, scale.colours, scale.highest)]
     for panel in panels:
         _draw_outlines(panel, picture, to_l0)
     stacked = slide.width > 1.3 * slide.height
@@ -202,11 +202,19 @@ def _scaled(picture: SlidePicture) -> tuple[Image.Image, tuple[float, float]]:
     return slide, (picture.downsample * width / size[0], picture.downsample * height / size[1])
 
 
-def _coloured(slide: Image.Image, plane: Plane, scale: _Scale) -> Image.Image:
+def colour_slide(slide: Image.Image, plane: Plane, shades: str, highest: float) -> Image.Image:
+    """The slide in grey below the colours of values.
+
+    Args:
+        slide: as it is shown.
+        plane: values, of the same size.
+        shades: name of the colours, see ``kdml_med.deploy.pictures.raster``.
+        highest: value that has the last of them.
+    """
     grey = np.asarray(slide.convert("L"), np.float32)
     below = np.repeat((255 - 0.75 * (255 - grey))[..., None], 3, axis=2)
     cover = np.where(np.isnan(plane), 0, _COVER)[..., None]
-    mixed = below * (1 - cover) + colour_of(plane, scale.colours, scale.highest) * cover
+    mixed = below * (1 - cover) + colour_of(plane, shades, highest) * cover
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
 

@@ -1,0 +1,87 @@
+"""How a training or an evaluation came about: the command, the versions of what computed, data and weights."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdml_med.bundle.settings import Settings
+from kdml_med.runs import EVALUATION_FILE, RunDescription, hash_checkpoints
+from kdml_med.storage.files import write_json
+from kdml_med.storage.manifest import dataset_identity
+
+_LIBRARIES = ("kdml_med", "torch", "monai", "pytorch-ignite", "numpy", "scipy", "scikit-learn", "pandas")
+_OWN_COMMAND = "kdml-med"
+_CONTINUED = "continued"
+
+
+def made_by(before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The command and the versions of this process, as files of results record them.
+
+    Args:
+        before: what the same file recorded so far, of a training that now goes on. Its command and versions stay, and
+            this process is added to those that went on, unless it is a repetition of the last one.
+
+    Returns:
+        "command", one line; "versions" by name; and "continued", a list of the same, of a training that others went on
+        with.
+    """
+    own: dict[str, Any] = {"command": command_line(), "versions": _versions()}
+    if not before:
+        return own
+    first = {name: value for name, value in before.items() if name != _CONTINUED}
+    later = before.get(_CONTINUED)
+    runs = [first, *(later if isinstance(later, list) else [])]
+    later = runs[1:] if runs[-1] == own else [*runs[1:], own]
+    return first | ({_CONTINUED: later} if later else {})
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _LIBRARIES}
+
+
+def command_line() -> str:
+    """The command of this process as a person can type it again, from the same folder."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return words_to_type(sys.argv, sys.orig_argv, None if spec is None else spec.name)
+
+
+def words_to_type(arguments: Sequence[str], original: Sequence[str], module: str | None) -> str:
+    """A command line without the places where a machine keeps its programs.
+
+    Args:
+        arguments: as ``sys.argv``.
+        original: as ``sys.orig_argv``.
+        module: name of the module that Python was started with (``-m``); None for a file, a text or nobody.
+    """
+    program = Path(arguments[0]).name.removesuffix(".exe") if arguments else ""
+    if program == _OWN_COMMAND:
+        return shlex.join([_OWN_COMMAND, *arguments[1:]])
+    if module is not None and module != "__main__":
+        return shlex.join(["python", "-m", module.removesuffix(".__main__"), *arguments[1:]])
+    return shlex.join(["python", *original[1:]])
+
+
+def record_evaluation(settings: Settings) -> None:
+    """Write evaluation.json beside the results: which data and weights they are of, and how they came about.
+
+    Args:
+        settings: of the config of an evaluation that is done.
+
+    Raises:
+        InputError: a file of the run or of the dataset is missing.
+    """
+    run_dir, dataset_dir = Path(settings["run_dir"]), Path(settings["dataset_dir"])
+    content = {
+        "dataset": dataset_identity(dataset_dir),
+        "dataset_dir": str(dataset_dir.resolve()),
+        "split": settings["split"],
+        "weights": hash_checkpoints(run_dir, RunDescription.read(run_dir).names),
+        **made_by(),
+    }
+    write_json(Path(settings["output_dir"]) / EVALUATION_FILE, content)

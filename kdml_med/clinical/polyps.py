@@ -1,0 +1,344 @@
+"""The report of a run of detectors: what is found, at which price, and which frames are wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from kdml_med.clinical.detections import DetectorEvaluation, is_validation, judged_detectors, main_network
+from kdml_med.clinical.judging import plain
+from kdml_med.clinical.networks import Costs
+from kdml_med.clinical.polyp_flow import flow_section
+from kdml_med.clinical.polyp_pictures import LEGEND, picture_parts
+from kdml_med.clinical.polyp_tables import (
+    MOST_SEQUENCES,
+    cell,
+    frozen_table,
+    networks_table,
+    operating_table,
+    overall_table,
+    sequences_table,
+    undefined_at_threshold,
+)
+from kdml_med.clinical.rules import Rules
+from kdml_med.clinical.study import Study
+from kdml_med.metrics.box_matching import finite, match_detections, read_frames
+from kdml_med.metrics.box_sizes import SIZE_EDGES, SizeFigures, sensitivity_by_size
+from kdml_med.metrics.calibration import Reliability, reliability
+from kdml_med.metrics.curves import Curve, detection_precision_recall, froc_with_band
+from kdml_med.report.caution import caution_of
+from kdml_med.report.curves import draw_froc, draw_precision_recall, draw_reliability
+from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table
+from kdml_med.report.wording import count, figure, network_words, with_interval
+
+CALIBRATED_FROM = 0.1
+"""Score from which detections are shown in the calibration; nearly all of those below find nothing."""
+
+_ENSEMBLE = "The ensemble costs what its students cost together; in use, the teacher is not needed."
+
+
+@dataclass(frozen=True)
+class DetectorFigures:
+    """What curves and tables of one evaluation show, by network; empty where its frames cannot be read any more.
+
+    Attributes:
+        judged: the evaluation.
+        froc: sensitivity over false alarms per frame.
+        precision_recall: at an IoU of 0.5.
+        sizes: sensitivity at the threshold by size.
+        reliability: share of detections that find a polyp, over their score.
+    """
+
+    judged: DetectorEvaluation
+    froc: Mapping[str, Curve] = field(default_factory=dict)
+    precision_recall: Mapping[str, Curve] = field(default_factory=dict)
+    sizes: Mapping[str, Mapping[str, SizeFigures]] = field(default_factory=dict)
+    reliability: Mapping[str, Reliability] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PolypReport:
+    """What the page of a run of detectors says.
+
+    Attributes:
+        sections: from top to bottom.
+        content: its figures as values of JSON.
+    """
+
+    sections: list[Section]
+    content: dict[str, Any]
+
+
+def polyp_report(study: Study, rules: Rules, costs: Costs) -> PolypReport:
+    """Judge a run of detectors on every set of frames that it was evaluated on.
+
+    Args:
+        study: of the run.
+        rules: of the run, chosen on its validation frames.
+        costs: of its networks.
+
+    Raises:
+        InputError: a file of an evaluation is damaged, or it was judged at other thresholds than those of the run.
+    """
+    every = [collect_figures(judged) for judged in judged_detectors(study, rules)]
+    judged = [one.judged for one in every]
+    sections = [
+        flow_section(study),
+        _performance(costs, every),
+        _operating(judged),
+        *_sizes(every),
+        _sequences(judged),
+        *_calibration(every),
+        Section("Missed polyps and false alarms", [
+            Paragraph(LEGEND), *(part for one in judged for part in picture_parts(one))
+        ]),
+    ]  # fmt: skip
+    content = {
+        "rules": rules.plain(),
+        "evaluations": {one.judged.evaluation.name: _content(one) for one in every},
+    }
+    return PolypReport([*_few(judged), _summary(study, judged), *sections], content)
+
+
+def _few(every: Sequence[DetectorEvaluation]) -> list[Section]:
+    """A warning of evaluations whose intervals are not to be believed."""
+    cautioned = [(judged.title, caution_of(judged.evaluation.metrics)) for judged in every]
+    parts = [Paragraph(text, f"{title}.") for title, text in cautioned if text]
+    return [Section("Few sequences", parts, banner=True)] if parts else []
+
+
+def _summary(study: Study, every: Sequence[DetectorEvaluation]) -> Section:
+    """What was judged, and the figures that a reader looks for first."""
+    network = main_network(every[0])
+    text = (
+        "Finds polyps in colonoscopy frames: networks draw boxes with a score, and those from a threshold count, which "
+        f"training chose on its validation split. Figures of the {network_words(network)} follow; all networks stand "
+        "side by side below."
+    )
+    lines = []
+    for judged in every:
+        own = judged.figures[network]
+        negative = own["n_negative_frames"]
+        without = f"{count(negative, 'frame')} without" if negative else "no frame without"
+        lines.append(
+            f"{judged.title}: AP50 {cell(own, 'ap50')}, sensitivity by box {cell(own, 'recall')}, false alarms per "
+            f"frame {cell(own, 'false_positives_per_frame')}; {count(own['n_frames'], 'frame')}, "
+            f"{count(own['n_boxes'], 'annotated polyp')}, {without}."
+        )
+    parts: list[Part] = [Paragraph(text), Bullets(lines)]
+    if not study.judged:
+        parts.append(
+            Paragraph(
+                "This run was not evaluated on test frames yet: all figures are of the frames that chose the best "
+                f"epoch and the thresholds, and too good. Next: kdml-med evaluate {study.folder}",
+                "Validation only.",
+            )
+        )
+    return Section("In short", [*parts, Paragraph("For research only. Not a medical device.")])
+
+
+def collect_figures(judged: DetectorEvaluation) -> DetectorFigures:
+    """Curves with bands, sizes and calibration of every network of an evaluation."""
+    if judged.frames is None:
+        return DetectorFigures(judged)
+    drawn: dict[str, Any] = {"group": judged.unit, "resamples": judged.resamples}
+    tables = judged.detections
+    return DetectorFigures(
+        judged,
+        froc={name: froc_with_band(judged.frames, rows, **drawn) for name, rows in tables.items()},
+        precision_recall={
+            name: detection_precision_recall(judged.frames, rows, **drawn) for name, rows in tables.items()
+        },
+        sizes={
+            name: sensitivity_by_size(judged.frames, rows, threshold=judged.thresholds[name], **drawn)
+            for name, rows in tables.items()
+        },
+        reliability={name: _reliability(judged, name) for name in tables},
+    )
+
+
+def _reliability(judged: DetectorEvaluation, network: str) -> Reliability:
+    """Of detections by score: whether they find a polyp."""
+    rows = judged.detections[network]
+    if judged.frames is None or not finite(rows):
+        return reliability(np.empty(0), np.empty(0))
+    matches = match_detections(read_frames(judged.frames), rows, iou_thresholds=(0.5,))
+    used = matches.score >= CALIBRATED_FROM
+    return reliability((matches.row(0.5) >= 0)[used].astype(int), matches.score[used])
+
+
+def _performance(costs: Costs, every: Sequence[DetectorFigures]) -> Section:
+    parts: list[Part] = [Paragraph(text, "Caution.") for one in every for text in cautions(one.judged)]
+    judged = [one.judged for one in every]
+    parts += [networks_table(judged, costs), Paragraph(_speed_words(judged, costs))]
+    for one in every:
+        parts.append(overall_table(one.judged))
+        if not one.froc:
+            parts.append(Paragraph(one.judged.without_frames, f"No curves of {one.judged.title}:"))
+            continue
+        name = one.judged.evaluation.name
+        points = _points(one.judged)
+        found = "found at an IoU of at least 0.5; band: 95 %, pointwise, by bootstrap over " + f"{one.judged.unit}s"
+        parts += [
+            Picture(
+                f"froc_{name}.png",
+                f"FROC, {one.judged.title}: share of the annotated polyps {found}. Marker: the threshold of the run.",
+                draw_froc(one.froc, points={network: [place[0]] for network, place in points.items()}),
+            ),
+            Picture(
+                f"precision_recall_{name}.png",
+                f"Precision and recall, {one.judged.title}: {found}. The curve is COCO's upper envelope, so that the "
+                "marker, the threshold of the run, can lie below it.",
+                draw_precision_recall(
+                    one.precision_recall, points={network: [place[1]] for network, place in points.items()}
+                ),
+            ),
+        ]
+    parts.append(Paragraph(
+        "AP: mean over IoU thresholds from 0.50 to 0.95; AP50 and AP75: at one. Mean FROC sensitivity: over 0.1, 0.25, "
+        "0.5 and 1 false alarms per frame. Brackets: 95 % intervals by bootstrap."))  # fmt: skip
+    return Section("Performance", parts)
+
+
+def _speed_words(every: Sequence[DetectorEvaluation], costs: Costs) -> str:
+    speed = next((judged.speed for judged in every if judged.speed.get("frames_per_second")), None)
+    if speed is None:
+        return costs.note
+    height, width = speed["image_size"]
+    how = f"one frame after the other, {height} × {width} px, {speed['device']}"
+    return f"Frames per second, as the evaluation measured: {how}. {_ENSEMBLE}"
+
+
+def _points(judged: DetectorEvaluation) -> dict[str, list[tuple[str, float, float]]]:
+    """Places of the thresholds in the FROC and in the precision-recall chart."""
+    word = "threshold chosen on validation"
+    found: dict[str, list[tuple[str, float, float]]] = {}
+    for name, figures in judged.figures.items():
+        recall, precision = figures.get("recall"), figures.get("precision")
+        false = figures.get("false_positives_per_frame")
+        if None not in (recall, precision, false):
+            found[name] = [(word, float(false), float(recall)), (word, float(recall), float(precision))]  # type: ignore[arg-type]
+    return found
+
+
+def cautions(judged: DetectorEvaluation) -> list[str]:
+    """Why the figures of an evaluation should not be relied upon; empty when nothing stands out."""
+    found = []
+    if is_validation(judged):
+        found.append(
+            f"{judged.title}: best epoch and thresholds were chosen on these very frames, so that the figures are too "
+            "good. Evaluate the run on a test split."
+        )
+    if judged.unit == "frame":
+        found.append(
+            f"{judged.title}: which frames belong to one video is not known. Frames count as independent, and "
+            "intervals may be too narrow."
+        )
+    return found
+
+
+def _operating(judged: Sequence[DetectorEvaluation]) -> Section:
+    chosen = "here" if is_validation(judged[0]) else "there and left as it is here"
+    parts: list[Part] = [
+        Paragraph(
+            "A detection counts from the score with the best F1 on the validation split of the training, which was "
+            f"chosen {chosen}. An annotated polyp is found by a detection with an IoU of at least 0.5."
+        )
+    ]
+    for one in judged:
+        parts.append(operating_table(one))
+        reasons = undefined_at_threshold(one)
+        if reasons:
+            parts.append(Bullets(reasons))
+    if len(judged) > 1:
+        parts += [Paragraph("The same thresholds on every set of frames:"), frozen_table(judged)]
+    return Section("Operating points", parts)
+
+
+def _sizes(every: Sequence[DetectorFigures]) -> list[Section]:
+    parts: list[Part] = []
+    for one in every:
+        if not one.sizes:
+            continue
+        sizes = next(iter(one.sizes.values()))
+        columns = ["network", *(f"{name}, {own.boxes:,} boxes" for name, own in sizes.items())]
+        rows = [
+            [network_words(name), *(with_interval(own.sensitivity, own.low, own.high) for own in by_size.values())]
+            for name, by_size in one.sizes.items()
+        ]
+        parts.append(Table(columns, rows, one.judged.title))
+    if not parts:
+        return []
+    small, large = (f"{100 * edge:g} %" for edge in SIZE_EDGES)
+    text = f"Share of the boxes found at the threshold. Small: under {small} of the frame's area; large: from {large}."
+    return [Section("Sensitivity by size of the polyp", [Paragraph(text), *parts])]
+
+
+def _sequences(judged: Sequence[DetectorEvaluation]) -> Section:
+    parts: list[Part] = []
+    for one in judged:
+        parts.append(sequences_table(one))
+        if len(one.sequences) > MOST_SEQUENCES:
+            parts.append(Paragraph(
+                f"The {MOST_SEQUENCES} of {len(one.sequences):,} of which least was found; sequences.csv in "
+                f"{one.evaluation.folder} has them all."))  # fmt: skip
+    return Section("Sequences", [
+        Paragraph("Share of the annotated boxes that was found, and number of false alarms, at the threshold of each "
+                  "network. First come the sequences of which the network in front found least."), *parts
+    ])  # fmt: skip
+
+
+def _calibration(every: Sequence[DetectorFigures]) -> list[Section]:
+    pictures: list[Part] = [
+        Picture(
+            f"calibration_{one.judged.evaluation.name}.png",
+            f"Calibration of the scores, {one.judged.title}: share of the detections that find a polyp, over their "
+            f"score, in bins of equally many detections with a score of at least {figure(CALIBRATED_FROM, 1)}. "
+            "Lines: 95 %, Wilson, as if detections were independent.",
+            _draw_calibration(one.reliability),
+        )
+        for one in every
+        if any(len(own.n) for own in one.reliability.values())
+    ]
+    if not pictures:
+        return []
+    text = (
+        "A score is no probability: training does not aim at it. On the dotted line a score of 0.6 would mean that 6 "
+        "of 10 such detections find a polyp."
+    )
+    return [Section("Calibration of scores", [Paragraph(text), *pictures])]
+
+
+def _draw_calibration(bins: Mapping[str, Reliability]) -> Figure:
+    drawn = draw_reliability(bins)
+    drawn.supxlabel("score", fontsize=10)
+    drawn.supylabel("share that finds a polyp", fontsize=10)
+    return drawn
+
+
+def _content(one: DetectorFigures) -> dict[str, Any]:
+    """Figures of one evaluation as values of JSON, by network."""
+    return {
+        name: plain({
+            "threshold": one.judged.thresholds[name],
+            "figures": dict(figures),
+            "froc": _corners(one.froc.get(name)),
+            "precision_recall": _corners(one.precision_recall.get(name)),
+            "sizes": {size: asdict(own) for size, own in one.sizes.get(name, {}).items()},
+            "reliability": one.reliability.get(name),
+        })
+        for name, figures in one.judged.figures.items()
+    }  # fmt: skip
+
+
+def _corners(curve: Curve | None) -> Curve | None:
+    """A curve of steps without the points between its corners, which are thousands."""
+    if curve is None or len(curve.y) < 3:
+        return curve
+    within = [(own[1:-1] == own[:-2]) & (own[1:-1] == own[2:]) for own in (curve.x, curve.y)]
+    kept = np.concatenate([[True], ~(within[0] | within[1]), [True]])
+    return replace(curve, x=curve.x[kept], y=curve.y[kept], thresholds=curve.thresholds[kept])

@@ -1,0 +1,210 @@
+"""What was chosen for a run, once, on the patients that its training validated on: thresholds and temperature.
+
+Whoever judges a run takes ``Rules``, and there is one way to get some: ``rules_of_run``, which is told the run and
+nothing else. It reads what training left in the run's own folder, and refuses it unless every patient there is one that
+cohort.json says the training validated on. Other answers have no way in, so that nothing can be chosen on test
+patients by a slip. It is no protection from somebody who edits cohort.json.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from kdml_med.clinical.answers import Answers, check_patients, read_answers, read_evaluation, split_of
+from kdml_med.errors import InputError
+from kdml_med.keys import DetectionColumn, Split, Task
+from kdml_med.metrics.calibration import fit_temperature
+from kdml_med.metrics.classification import threshold_for_sensitivity
+from kdml_med.metrics.operating import youden_threshold
+from kdml_med.runs import (
+    DETECTIONS_FILE,
+    METRICS_FILE,
+    SEQUENCES_FILE,
+    TRAIN_AGAIN,
+    RunDescription,
+    read_thresholds,
+)
+from kdml_med.storage.reading import read_rows, read_table
+
+RULE_OUT_SENSITIVITY = 0.95
+FEW_POSITIVES = 20
+"""With fewer, 95 % of the validation positives are all of them, and the threshold hangs on the lowest one."""
+
+
+class Point(StrEnum):
+    """Operating points."""
+
+    RULE_OUT = "rule_out"
+    """Classifiers: the highest threshold that finds 95 % of the validation positives."""
+    YOUDEN = "youden"
+    """Classifiers: the highest sensitivity + specificity."""
+    BEST_F1 = "best_f1"
+    """Detectors: the score with the best F1."""
+
+
+@dataclass(frozen=True, init=False)
+class Rules:
+    """Choices of a run; only ``rules_of_run`` makes them.
+
+    Attributes:
+        level: what answers are of: "patient" or "slide"; "frame" for detectors.
+        aggregation: how tiles become one probability; None for detectors.
+        thresholds: ``{network: {point: threshold}}``, read-only; NaN where none could be chosen.
+        temperature: ``{network: temperature}``, read-only, see ``kdml_med.metrics.calibration.fit_temperature``; NaN
+            where none could be fitted; empty for detectors.
+        n: validation slides or patients (detectors: frames with a detection) that they were chosen on.
+        positives: of these; None for detectors.
+        problems: what could not be chosen and why, and what hangs on few; sentences for people.
+    """
+
+    level: str
+    aggregation: str | None
+    thresholds: Mapping[str, Mapping[str, float]]
+    temperature: Mapping[str, float]
+    n: int
+    positives: int | None
+    problems: tuple[str, ...]
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise TypeError("Rules are chosen on the validation patients of a run: rules_of_run(run_dir) makes them.")
+
+    def plain(self) -> dict[str, Any]:
+        """The same as plain objects for a JSON file; None where a value could not be chosen."""
+        return {
+            "level": self.level,
+            "aggregation": self.aggregation,
+            "thresholds": {
+                network: {point: _defined(value) for point, value in own.items()}
+                for network, own in self.thresholds.items()
+            },
+            "temperature": {network: _defined(value) for network, value in self.temperature.items()},
+            "n": self.n,
+            "positives": self.positives,
+            "problems": list(self.problems),
+        }
+
+
+def rules_of_run(run_dir: str | Path) -> Rules:
+    """Choose thresholds and temperatures of a run on its own validation patients; detectors: read what it chose.
+
+    Args:
+        run_dir: folder of a finished run.
+
+    Raises:
+        InputError: no finished run, or its folder holds other answers than those on its validation patients.
+    """
+    run = RunDescription.read(run_dir)
+    metrics = read_evaluation(run_dir)
+    split = split_of(metrics, Path(run_dir) / METRICS_FILE)
+    if split != Split.VAL:
+        raise InputError(
+            f"{Path(run_dir) / METRICS_FILE} is of the split {split.value!r}, expected that of the validation: nothing "
+            f"may be chosen on other patients. {TRAIN_AGAIN}"
+        )
+    return _of_detectors(run, run_dir) if run.task is Task.DETECTION else _of_classifiers(run_dir, metrics)
+
+
+def _make(**values: Any) -> Rules:
+    rules = object.__new__(Rules)
+    assert values.keys() == {field.name for field in fields(Rules)}
+    for name, value in values.items():
+        object.__setattr__(rules, name, value)
+    return rules
+
+
+def _of_classifiers(run_dir: str | Path, metrics: Mapping[str, Any]) -> Rules:
+    answers = read_answers(run_dir, run_dir)
+    labels = answers.labelled["label"]
+    n, positives = len(labels), int(labels.sum())
+    _check_counts(answers, metrics, n, positives)
+    thresholds, temperature = {}, {}
+    problems = _few(answers, n, positives)
+    for network in answers.networks:
+        truth, probabilities, _ = answers.of(network)
+        thresholds[network] = MappingProxyType(
+            {
+                Point.RULE_OUT.value: threshold_for_sensitivity(truth, probabilities, RULE_OUT_SENSITIVITY),
+                Point.YOUDEN.value: youden_threshold(truth, probabilities),
+            }
+        )
+        temperature[network] = fit_temperature(truth, probabilities)
+        if np.isnan(probabilities).any():
+            problems.append(f"{network} answers with something that is no number: nothing was chosen for it.")
+        elif 0 < positives < n and math.isnan(temperature[network]):
+            problems.append(
+                f"{network}: no temperature fits the validation {answers.level}s best; all answers are on the right "
+                "side of 0.5, or they are no better than chance."
+            )
+    return _make(
+        level=answers.level,
+        aggregation=answers.aggregation,
+        thresholds=MappingProxyType(thresholds),
+        temperature=MappingProxyType(temperature),
+        n=n,
+        positives=positives,
+        problems=tuple(problems),
+    )
+
+
+def _check_counts(answers: Answers, metrics: Mapping[str, Any], n: int, positives: int) -> None:
+    """Files of two evaluations in one folder."""
+    for network in answers.networks:
+        figures = metrics["networks"][network].get(answers.level)
+        known = figures if isinstance(figures, Mapping) else {}
+        if (known.get("n"), known.get("positives")) != (n, positives):
+            raise InputError(
+                f"{answers.folder / METRICS_FILE} is of {known.get('n')} {answers.level}s, {known.get('positives')} "
+                f"positive, the predictions beside it are of {n}, {positives} positive: they are of different "
+                f"evaluations. {TRAIN_AGAIN}"
+            )
+
+
+def _few(answers: Answers, n: int, positives: int) -> list[str]:
+    noun = f"validation {answers.level}s"
+    if n == 0:
+        return [f"No {noun} have a label: nothing could be chosen."]
+    if positives == 0:
+        return [f"None of the {n} {noun} is {answers.classes[-1]}: no threshold or temperature could be chosen."]
+    found = []
+    if positives == n:
+        found.append(f"All {n} {noun} are {answers.classes[-1]}: only the rule-out threshold could be chosen.")
+    if positives < FEW_POSITIVES:
+        found.append(
+            f"Only {positives} of the {n} {noun} {'is' if positives == 1 else 'are'} {answers.classes[-1]}: thresholds "
+            "that hang on so few can be far off for others."
+        )
+    return found
+
+
+def _of_detectors(run: RunDescription, run_dir: str | Path) -> Rules:
+    detections = read_rows(Path(run_dir) / DETECTIONS_FILE, list(DetectionColumn), remedy=TRAIN_AGAIN)
+    sequences = read_table(Path(run_dir) / SEQUENCES_FILE, ["patient_id", "boxes"], remedy=TRAIN_AGAIN)
+    for table in (detections, sequences):
+        check_patients(run, Split.VAL, table["patient_id"], run_dir)
+    thresholds = read_thresholds(run_dir)
+    unknown = sorted(set(detections["network"]) - set(thresholds))
+    if unknown:
+        raise InputError(f"{Path(run_dir) / METRICS_FILE}: thresholds lacks {unknown[0]!r}. {TRAIN_AGAIN}")
+    return _make(
+        level="frame",
+        aggregation=None,
+        thresholds=MappingProxyType(
+            {name: MappingProxyType({Point.BEST_F1.value: value}) for name, value in thresholds.items()}
+        ),
+        temperature=MappingProxyType({}),
+        n=int(detections["sample_id"].nunique()),
+        positives=None,
+        problems=(),
+    )
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else value

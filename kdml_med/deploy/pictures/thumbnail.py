@@ -1,0 +1,66 @@
+"""A slide with its map as one small picture for a page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw
+
+from kdml_med.data.tiles import TileDataset
+from kdml_med.deploy.pictures.dataset_maps import SlideSize, mosaic
+from kdml_med.deploy.pictures.heatmap import colour_slide
+from kdml_med.deploy.pictures.lettering import FAINT, PAPER, font, line_height
+from kdml_med.deploy.pictures.raster import HEAT, rasterise
+from kdml_med.deploy.wording import GENERATED, RESEARCH_ONLY
+
+MOST_TILES = 600
+"""Of a slide that are read for its small picture; of more, so many that lie evenly in the order of reading."""
+_PANEL_PX = 190
+_GAP_PX = 6
+_TEXT_PX = 11
+_QUALITY = 80
+
+
+def map_thumbnail(dataset: TileDataset, tiles: pd.DataFrame, slide: SlideSize, *, synthetic: bool) -> bytes:
+    """The slide as its stored tiles show it, beside it (or below it) its map, and what the picture is not for.
+
+    Args:
+        dataset: gives the pixels.
+        tiles: of the slide: x_l0, y_l0, size_l0 and "probability"; the index is the position in the dataset.
+        slide: how large it is.
+        synthetic: the slide or the training data are generated.
+
+    Returns:
+        A JPEG file of some kilobytes.
+
+    Raises:
+        InputError: a tile cannot be read.
+    """
+    step = -(-len(tiles) // MOST_TILES)
+    longest = max(slide.width_l0, slide.height_l0)
+    overview, _ = mosaic(dataset, tiles.iloc[::step], slide, longest_px=_PANEL_PX)
+    size = [max(1, round(side / longest * _PANEL_PX)) for side in (slide.width_l0, slide.height_l0)]
+    picture = Image.fromarray(overview).resize((size[0], size[1]), Image.Resampling.BICUBIC)
+    pitch = slide.width_l0 / size[0], slide.height_l0 / size[1]
+    plane = rasterise(tiles, "probability", (size[1], size[0]), pitch)
+    return _write([picture, colour_slide(picture, plane, HEAT, 1.0)], synthetic=synthetic)
+
+
+def _write(panels: Sequence[Image.Image], *, synthetic: bool) -> bytes:
+    lines = [RESEARCH_ONLY, *([GENERATED.partition(":")[0]] if synthetic else [])]
+    width, height = panels[0].size
+    below = width > 1.3 * height
+    shape = (width, 2 * height + _GAP_PX) if below else (2 * width + _GAP_PX, height)
+    text_px = int(np.ceil(max(font(_TEXT_PX).getlength(line) for line in lines)))
+    whole = Image.new("RGB", (max(shape[0], text_px), shape[1] + 2 + len(lines) * line_height(_TEXT_PX)), PAPER)
+    whole.paste(panels[0], (0, 0))
+    whole.paste(panels[1], (0, height + _GAP_PX) if below else (width + _GAP_PX, 0))
+    draw = ImageDraw.Draw(whole)
+    for number, line in enumerate(lines):
+        draw.text((0, shape[1] + 2 + number * line_height(_TEXT_PX)), line, fill=FAINT, font=font(_TEXT_PX))
+    sink = io.BytesIO()
+    whole.save(sink, "JPEG", quality=_QUALITY)
+    return sink.getvalue()

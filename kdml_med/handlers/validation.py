@@ -1,0 +1,102 @@
+"""What every validation found, as a table: the loss on validation samples and the figures of every network."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator, Trainer
+from monai.utils import CommonKeys
+from torch import Tensor
+
+from kdml_med.handlers.losses import write_epoch
+from kdml_med.handlers.metrics import UNDEFINED
+from kdml_med.keys import HistoryColumn, NetworkName, network_order
+from kdml_med.losses.cohort import CohortLoss
+from kdml_med.runs import HISTORY_FILE
+
+LOSS_FIGURE = "loss"
+"""Name of the validation loss beside the other figures."""
+
+
+class ValidationHistory:
+    """Adds the validation loss to every validation, and writes history.csv: its figures, epoch by epoch.
+
+    The loss of a network is ``CohortLoss.task_loss`` on the validation samples that have a label, the same function as
+    its training loss against the labels: mean over batches, weighted with their size. It stands as "{network}_loss"
+    beside the evaluator's other metrics. A loss of another kind has no task loss, and is left out.
+
+    Attach it behind the handler that runs the validation and before the one that saves the checkpoint: an epoch that is
+    repeated after a kill replaces its rows.
+
+    Args:
+        run_dir: folder of the run.
+        evaluator: validation engine.
+    """
+
+    def __init__(self, run_dir: str | Path, evaluator: Evaluator) -> None:
+        self.path = Path(run_dir) / HISTORY_FILE
+        self.evaluator = evaluator
+        self.loss: CohortLoss | None = None
+        self.networks: list[str] = []
+        self.sums: dict[str, float] = {}
+        self.samples = 0
+
+    def attach(self, engine: Trainer) -> None:
+        """Register with the trainer, whose loss is asked, and with the evaluator."""
+        self.loss = engine.cohort_loss if isinstance(engine.cohort_loss, CohortLoss) else None
+        self.evaluator.add_event_handler(Events.EPOCH_STARTED, self._validation_started)
+        self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._batch_validated)
+        self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._validated)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+
+    def _validation_started(self) -> None:
+        self.networks, self.sums, self.samples = [], {}, 0
+
+    def _batch_validated(self, engine: Engine) -> None:
+        predictions, target = engine.state.output[CommonKeys.PRED], engine.state.output[CommonKeys.LABEL]
+        self.networks = list(predictions)
+        if self.loss is None:
+            return
+        count = len(engine.state.output[CommonKeys.IMAGE])
+        if isinstance(target, Tensor):
+            known = target >= 0
+            count = int(known.sum())
+            predictions, target = {name: answer[known] for name, answer in predictions.items()}, target[known]
+        if count == 0:
+            return
+        with torch.no_grad():
+            prepared = self.loss.prepare_target(predictions, target)
+            for name, answer in predictions.items():
+                self.sums[name] = self.sums.get(name, 0.0) + count * float(self.loss.task_loss(answer, prepared))
+        self.samples += count
+
+    def _validated(self, engine: Engine) -> None:
+        for name, total in self.sums.items():
+            engine.state.metrics[f"{name}_{LOSS_FIGURE}"] = total / self.samples
+
+    def _epoch_completed(self, engine: Engine) -> None:
+        epoch = engine.state.epoch
+        if self.evaluator.state.epoch != epoch:
+            return  # it was not validated
+        rows = [
+            (epoch, name, figure, value)
+            for name in sorted([*self.networks, NetworkName.ENSEMBLE.value], key=network_order)
+            for figure, value in _figures_of(name, self.evaluator.state.metrics).items()
+        ]
+        write_epoch(self.path, list(HistoryColumn), rows, epoch)
+
+
+def _figures_of(network: str, metrics: dict[str, float]) -> dict[str, float]:
+    """Those of one network that are defined, by name; how many samples there were is the same in every epoch."""
+    own = {name.removeprefix(f"{network}_"): value for name, value in metrics.items() if name.startswith(f"{network}_")}
+    return {
+        figure: float(value)
+        for figure, value in own.items()
+        if value != UNDEFINED
+        and math.isfinite(value)
+        and not figure.startswith("n_")
+        and not figure.endswith(("_n", "_positives"))
+    }
