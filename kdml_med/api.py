@@ -345,6 +345,10 @@ def _check_options(function: Callable[..., Any], options: dict[str, Any], *, tas
             raise unknown_setting(name, known, task=task)
 
 
+_NAMES = ("label", "input", "source", "file_name", "site")
+"""Columns of names beside the identifiers."""
+
+
 def _table(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"{path} does not exist: was the work finished?")
@@ -355,7 +359,9 @@ def _table(path: Path) -> pd.DataFrame:
 
 
 def _numbers(column: pd.Series[Any]) -> pd.Series[Any]:
-    """A column of texts as numbers where all of it are some; empty cells are missing."""
+    """A column of texts as numbers where all of it are some; empty cells are missing. Names stay: "007" is no 7."""
+    if str(column.name).endswith("_id") or column.name in _NAMES:
+        return column.replace("", None)
     try:
         return pd.to_numeric(column.replace("", None))
     except ValueError:

@@ -22,6 +22,7 @@ from kdml_med.deploy.model_network import AnswerNetwork, traced_network
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
 from kdml_med.report.caution import caution_of
+from kdml_med.report.tables import markdown_text
 from kdml_med.runs import (
     METRICS_FILE,
     SETTINGS_FILE,
@@ -236,7 +237,7 @@ def _model_card(
         "| | |",
         "|---|---|",
         f"| network | {network}: {', '.join(f'{name} {_spec(run, name)}' for name in parts)} |",
-        f"| classes | {metadata['label_classes'] if not detection else run.classes[-1]} |",
+        f"| classes | {markdown_text(run.classes[-1] if detection else str(metadata['label_classes']))} |",
         f"| input | {metadata['image_classes']} |",
         f"| output | {metadata['pred_classes']} |",
         f"| trained with | kdml_med {run.kdml_med}, {len(run.seen_patients['train'])} patients or sequences for "
@@ -283,7 +284,7 @@ def _performance(run: RunDescription, metrics: Mapping[str, Any] | None, network
         shown = "none" if not interval or interval[0] is None else f"{interval[0]:.3f} – {interval[1]:.3f}"
         lines.append(f"| {name} | {value:.3f} | {shown} |")
     if warned := caution_of(metrics):
-        lines += ["", f"**Caution.** {warned}"]
+        lines += ["", f"**Caution.** {markdown_text(warned)}"]
     if run.synthetic:
         lines += ["", "Generated data: these figures show that the pipeline works, they say nothing about patients."]
     return lines

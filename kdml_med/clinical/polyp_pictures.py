@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from kdml_med.clinical.detections import DetectorEvaluation, main_network
+from kdml_med.colonoscopy.sheet import ANNOTATED, inside
 from kdml_med.data.frames import FrameDataset, Pixels
 from kdml_med.deploy.pictures.lettering import font
-from kdml_med.deploy.polyps.annotate import ANNOTATED, FOUND, inside
+from kdml_med.deploy.polyps.annotate import FOUND
 from kdml_med.errors import InputError
 from kdml_med.handlers.tensorboard_frames import Judgement, judge_frame, worst_frames
 from kdml_med.metrics.box_matching import finite, read_frames

@@ -14,6 +14,7 @@ from kdml_med.colonoscopy.options import AUTO, FrameOptions
 from kdml_med.colonoscopy.readers import FORMATS
 from kdml_med.colonoscopy.sources import Source, SourceIndex
 from kdml_med.errors import InputError
+from kdml_med.words import counted, verb
 
 FrameKey = tuple[str, int | None]
 """Name of the source, and number of the frame for a video."""
@@ -186,7 +187,9 @@ class _Matching:
         self._result.frames[key] = once = drop_twins(kept)
         if len(once.boxes) < len(kept.boxes):
             name = source.name if key[1] is None else f"{source.name}/{key[1]}"
-            self._result.failures.append((name, f"{len(kept.boxes) - len(once.boxes)} boxes given twice count once"))
+            twice = len(kept.boxes) - len(once.boxes)
+            said = f"{counted(twice, 'box', 'es')} given twice {verb(twice, 'counts', 'count')} once"
+            self._result.failures.append((name, said))
 
     def finish(self, sources: Sequence[Source], untied: Sequence[str]) -> Annotations:
         """What is known, when all annotations are there."""

@@ -18,6 +18,7 @@ from kdml_med.colonoscopy.planning import FrameItem, ShardJob, owner_of
 from kdml_med.colonoscopy.video import VideoCutShortError, iterate_video
 from kdml_med.storage.manifest import FRAME_CLASSES, SHARDS_DIR, DatasetKind
 from kdml_med.storage.shards import ShardRecord, ShardWriter, shard_path, write_record
+from kdml_med.words import counted
 
 NEGATIVE, POLYP = FRAME_CLASSES
 _MAX_LOST = 0.25  # share of a box that may lie on what was cut off or painted over; people draw loosely
@@ -124,7 +125,7 @@ class _ShardBuilder:
             if number < count:
                 self.record.passed_over += 1
             else:
-                reason = f"annotated, but the video has only {count} frames"
+                reason = f"annotated, but the video has only {counted(count, 'frame')}"
                 self.record.failures.append((f"{item.source.name}/{number}", reason))
 
     def add(self, item: FrameItem, number: int | None, image: Image) -> None:

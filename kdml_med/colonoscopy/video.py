@@ -22,6 +22,7 @@ from PIL import Image as Pillow
 from kdml_med.colonoscopy.boxes import FrameError
 from kdml_med.colonoscopy.field import Image
 from kdml_med.storage.files import publish, unfinished_path
+from kdml_med.words import counted
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".mts", ".m2ts", ".ts")
 _SPARE_FRAMES = 2  # containers count a frame or two that a decoder never gives out
@@ -171,7 +172,7 @@ def _decode(
             for frame in packet.decode():
                 if frame.is_corrupt and done.whole:
                     raise VideoCutShortError(
-                        f"damaged or cut short at frame {done.count}; the {done.count} frames before it are used",
+                        f"damaged or cut short at frame {done.count}; {_before(done.count)} used",
                         done.count,
                     )
                 done.add_frame(frame)
@@ -183,7 +184,7 @@ def _decode(
                     due = int(done.seconds * fps + 5e-4 * fps) + 1
     except av.error.FFmpegError as error:
         raise VideoCutShortError(
-            f"damaged after {done.count} frames ({error.strerror}); the frames before that are used", done.count
+            f"damaged after {counted(done.count, 'frame')} ({error.strerror}); what is before that is used", done.count
         ) from error
     missing = _missing_end(container, stream, done) or _torn_end(container, path)
     if missing is not None:
@@ -229,13 +230,13 @@ def _missing_end(container: InputContainer, stream: VideoStream, done: _Progress
             duration -= done.start  # it is the time of the end there
         if duration is None or done.seconds >= duration - (spare + done.step if exact else _SPARE_S):
             return None
-        return f"{done.count} frames, {done.seconds:.1f} of {duration:.1f} seconds"
+        return f"{counted(done.count, 'frame')}, {done.seconds:.1f} of {duration:.1f} seconds"
     if "avi" in container.format.name:
         duration = stream.frames * done.step  # the other one is worked out from what is there
     reached = duration is not None and done.seconds + done.step >= duration - spare
     if reached or done.count >= stream.frames - _SPARE_FRAMES:
         return None
-    return f"{done.count} frames of {stream.frames}"
+    return f"{counted(done.count, 'frame')} of {stream.frames}"
 
 
 def _promised_seconds(container: InputContainer, stream: VideoStream) -> float | None:
@@ -324,3 +325,7 @@ def read_note(path: Path) -> str:
             return str(container.metadata.get("comment", ""))
     except (av.error.FFmpegError, OSError):
         return ""
+
+
+def _before(count: int) -> str:
+    return "the frame before it is" if count == 1 else f"the {count:,} frames before it are"

@@ -24,6 +24,7 @@ from kdml_med.keys import BatchKey
 from kdml_med.program import hold_interrupts
 from kdml_med.splits import assign_splits, read_splits
 from kdml_med.storage.manifest import DatasetInfo, DatasetKind, image_root, read_info, read_manifest, read_member
+from kdml_med.words import counted, verb
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,8 @@ def select_rows(dataset_dir: Path, info: DatasetInfo, split: str | None, fold: i
             f"split {split!r} of {dataset_dir} has no labelled {what}s: make the dataset with a label table."
         )
     if len(labelled) < len(rows):
-        logger.info("split %s: %d %ss without a label are left out", split, len(rows) - len(labelled), what)
+        left = len(rows) - len(labelled)
+        logger.info("split %s: %s without a label %s left out", split, counted(left, what), verb(left, "is", "are"))
     return labelled
 
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from kdml_med.keys import NetworkName
 from kdml_med.metrics.box_matching import BOX_COLUMNS, Floats, match_detections, read_frames
 from kdml_med.report.figures import ON_DARK, network_colour
+from kdml_med.words import printable
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Colour = tuple[int, int, int]
@@ -150,7 +151,7 @@ def frame_figures(
         judged = {
             network: judge_frame(row, detections[network], threshold) for network, threshold in thresholds.items()
         }
-        title = " · ".join(filter(None, [row["sample_id"].iloc[0], reason]))
+        title = " · ".join(filter(None, [printable(str(row["sample_id"].iloc[0])), reason]))
         figures[tag] = draw_frame(dataset.read(index), read_frames(row).boxes, judged, title=title)
     return figures
 

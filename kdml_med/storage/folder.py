@@ -35,6 +35,7 @@ from kdml_med.storage.manifest import (
     write_manifest,
 )
 from kdml_med.storage.shards import Origin, Record, read_record, shard_path, sidecar_path, times_path
+from kdml_med.words import printable
 
 logger = logging.getLogger(__name__)
 
@@ -355,4 +356,5 @@ def describe_remade(remade: Mapping[str, str]) -> list[str]:
         f"({reason})"
         for reason, names in list(reasons.items())[:_SHOWN]
     ]
-    return lines + [f"made anew for other reasons: {len(reasons) - _SHOWN} more"] * (len(reasons) > _SHOWN)
+    lines += [f"made anew for other reasons: {len(reasons) - _SHOWN} more"] * (len(reasons) > _SHOWN)
+    return [printable(line) for line in lines]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from kdml_med.storage.manifest import DatasetInfo, owner_word
 from kdml_med.tables.classes import describe_classes, plain_word
+from kdml_med.words import counted
 
 _SHOWN = 8
 
@@ -100,7 +101,7 @@ def say_labels(info: DatasetInfo, manifest: pd.DataFrame) -> list[str]:
         lines.append(f"{what}: " + ", ".join(f"{role} from {name!r}" for role, name in labels["columns"].items()))
     rows = labels["rows"]
     parts = [f"{rows[use]} {_SAID[use]}" for use in RowUse if rows[use] or use is RowUse.USED]
-    lines.append(f"{what}: {rows['all']} {'images' if labels['table'] is None else 'rows'}: {', '.join(parts)}")
+    lines.append(f"{what}: {counted(rows['all'], 'image' if labels['table'] is None else 'row')}: {', '.join(parts)}")
     words = [
         f"{word or 'blank'} → {known['class'] or 'no class'} ({known['rows']})"
         for word, known in sorted(labels["words"].items(), key=lambda item: -item[1]["rows"])

@@ -19,6 +19,7 @@ from PIL import Image
 
 from kdml_med.errors import InputError
 from kdml_med.storage.shards import Origin
+from kdml_med.words import counted
 from kdml_med.wsi.glass import AS_BRIGHT, Glass, measure_glass
 from kdml_med.wsi.grid import ReadPlan, TileGrid, choose_plane, make_grid
 from kdml_med.wsi.opening import open_slide
@@ -355,7 +356,7 @@ class SlideCutter:
         if self.record.unreadable:
             counts[UNREADABLE] = self.record.unreadable
         parts = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
-        return f"none of {len(self.candidates)} tissue tiles was kept ({parts})"
+        return f"none of {counted(len(self.candidates), 'tissue tile')} was kept ({parts})"
 
 
 def tile_name(candidate: Candidate) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 from kdml_med.errors import InputError
 from kdml_med.storage.walking import is_system_name
 from kdml_med.tables.names import SLIDE_SUFFIXES, is_absolute, same_name_form
+from kdml_med.words import counted
 
 _UNREAD = [
     *(".jpe", ".jfif", ".dib", ".gif", ".webp", ".jp2", ".j2k", ".avif"),
@@ -103,7 +104,9 @@ def find_strays(source: Path, folders: pd.DataFrame, cohort: str | None) -> list
             continue
         images = scan_images(path, source)
         if images:
-            strays.append((path.name, f"{len(images)} images in a folder that belongs to neither train nor test"))
+            strays.append(
+                (path.name, f"{counted(len(images), 'image')} in a folder that belongs to neither train nor test")
+            )
     return strays
 
 

@@ -21,6 +21,7 @@ from kdml_med.storage.shards import find_origins, write_record
 from kdml_med.tables.labels import LabelTable
 from kdml_med.tables.names import slide_name
 from kdml_med.tables.usage import describe_labels
+from kdml_med.words import counted, printable
 from kdml_med.workers import run_jobs
 from kdml_med.wsi.cutter import SlideJob
 from kdml_med.wsi.labelling import count_rows, find_absent, make_job, place_of
@@ -261,7 +262,7 @@ class SlideProgress:
         """A slide has ended; why it failed, or None."""
         self._bar.update()
         if failure is not None and self._show:
-            self._bar.write(f"{job.path.name}: {failure}", file=sys.stderr)
+            self._bar.write(printable(f"{job.path.name}: {failure}"), file=sys.stderr)
 
     def close(self) -> None:
         """Leave the bar as it is."""
@@ -313,7 +314,9 @@ def _write_tables(
 
 def describe_loss(record: SlideRecord) -> str:
     """What is missing of a slide whose other tiles are in the dataset; "" when nothing is."""
-    unread = f"{record.unreadable} tiles unreadable (the other tiles are in the dataset)" if record.unreadable else ""
+    unread = ""
+    if record.unreadable:
+        unread = f"{counted(record.unreadable, 'tile')} unreadable (the other tiles are in the dataset)"
     return "; ".join(filter(None, (unread, record.left_out)))
 
 

@@ -100,7 +100,7 @@ def test_boxes_given_twice_count_once():
     found = match_annotations(BoxTable([twice]), [Source("a.png", Path("a.png"))], FrameOptions(), "t.csv")
     (frame,) = found.frames.values()
     assert (frame.boxes, frame.classes) == ((BOX, (1, 2, 30, 40)), ("x", "x"))
-    assert found.failures == [("a.png", "1 boxes given twice count once")]
+    assert found.failures == [("a.png", "1 box given twice counts once")]
 
 
 def test_one_impossible_number_costs_its_own_frame_only(pictures):

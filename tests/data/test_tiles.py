@@ -259,7 +259,7 @@ def test_unlabelled_tiles_are_left_out_of_a_split_and_counted(tmp_path, caplog):
     folder = write_dataset(tmp_path, {"a": ("train", "MSS", 2), "b": ("train", None, 1), "c": ("val", None, 1)})
     with caplog.at_level(logging.INFO):
         assert set(TileDataset(folder, "train").rows["patient_id"]) == {"a"}
-    assert "1 tiles without a label are left out" in caplog.text
+    assert "1 tile without a label is left out" in caplog.text
     assert len(TileDataset(folder)) == 4
     with pytest.raises(InputError, match=r"split 'val' of .* has no labelled tiles"):
         TileDataset(folder, "val")

@@ -17,6 +17,7 @@ from PIL import ImageDraw, ImageFont
 
 from kdml_med.colonoscopy.boxes import Box
 from kdml_med.colonoscopy.field import Image
+from kdml_med.colonoscopy.sheet import ANNOTATED, draw_box, inside
 from kdml_med.colonoscopy.video import (
     VIDEO_SUFFIXES,
     VideoCutShortError,
@@ -30,9 +31,7 @@ from kdml_med.deploy.wording import RESEARCH_ONLY
 from kdml_med.storage.files import source_fingerprint
 
 FOUND = (0, 255, 150)
-ANNOTATED = (255, 235, 0)  # as on every contact sheet
 
-_RIM = (0, 0, 0)  # keeps a line visible on bright mucosa
 _LEAST_PX = 480  # a picture is enlarged until its longest side has this, so that text can be read
 _USUAL_RATE = Fraction(25)
 
@@ -101,29 +100,6 @@ def draw_detections(image: Image, detected: Iterable[Detected], footer: str, ann
         text = text[:-1]
     draw.text((4, height + 3), text, fill=(235, 235, 235), font=font)
     return np.asarray(canvas)
-
-
-def inside(box: Sequence[float], width: int, height: int) -> list[int]:
-    """First and last pixel of a box, as Pillow wants it: xmin, ymin, xmax, ymax."""
-    xmin, ymin, xmax, ymax = (round(edge) for edge in box)
-    left, top = min(max(xmin, 0), width - 1), min(max(ymin, 0), height - 1)
-    return [left, top, max(left, min(xmax, width) - 1), max(top, min(ymax, height) - 1)]
-
-
-def draw_box(draw: ImageDraw.ImageDraw, box: Sequence[int], line: int, colour: tuple[int, int, int]) -> None:
-    """Draw a box with a dark rim on both sides, which keeps it visible on bright mucosa.
-
-    Args:
-        draw: on the picture.
-        box: first and last pixel, xmin, ymin, xmax, ymax.
-        line: width of the line, pixels.
-        colour: of the line.
-    """
-    left, top, right, bottom = box
-    draw.rectangle([left - 1, top - 1, right + 1, bottom + 1], outline=_RIM, width=1)
-    draw.rectangle([left, top, right, bottom], outline=colour, width=line)
-    if right - left > 2 * line and bottom - top > 2 * line:
-        draw.rectangle([left + line, top + line, right - line, bottom - line], outline=_RIM, width=1)
 
 
 def _draw_score(draw: ImageDraw.ImageDraw, box: list[int], text: str, font: Any, width: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +15,28 @@ from PIL import ImageDraw, ImageFont
 
 from kdml_med.colonoscopy.boxes import Box
 from kdml_med.colonoscopy.field import Image
-from kdml_med.deploy.polyps.annotate import ANNOTATED, FOUND, Detected, draw_box, inside
+from kdml_med.colonoscopy.sheet import (
+    ANNOTATED,
+    BRIGHT,
+    CELL_PX,
+    COLUMNS,
+    MARGIN_PX,
+    Cell,
+    draw_box,
+    jpeg_bytes,
+    new_sheet,
+)
+from kdml_med.deploy.polyps.annotate import FOUND, Detected
 from kdml_med.deploy.wording import RESEARCH_ONLY
 from kdml_med.storage.files import write_atomically
-from kdml_med.words import printable
 
 PAGE_FRAMES = 40
 MOST_PAGES = 5
 """Of a dataset with labels; without any there is one page."""
 
-_COLUMNS, _LEAST_COLUMNS = 8, 3
-_CELL_PX, _TEXT_PX, _MARGIN_PX = 240, 36, 4
+_LEAST_COLUMNS = 3
 _LINE_PX, _FONT_PX = 20, 14
-_BACKGROUND, _BRIGHT, _GREY = (40, 40, 40), (235, 235, 235), (170, 170, 170)
+_GREY = (170, 170, 170)
 _MISSED, _FALSE = (255, 110, 110), (255, 170, 60)
 
 
@@ -174,23 +182,18 @@ def _heading(
 
 
 def _draw_page(dataset: Any, frames: Sequence[SheetFrame], words: Sequence[str], *, legend: bool) -> bytes:
-    columns = min(_COLUMNS, max(_LEAST_COLUMNS, len(frames)))
-    width, height = columns * (_CELL_PX + _MARGIN_PX), _CELL_PX + _TEXT_PX + _MARGIN_PX
+    columns = min(COLUMNS, max(_LEAST_COLUMNS, len(frames)))
     font = ImageFont.load_default(size=_FONT_PX)
-    lines = [line for text in words for line in _wrapped(text, font, width - 12)]
+    lines = [line for text in words for line in _wrapped(text, font, columns * (CELL_PX + MARGIN_PX) - 12)]
     top = _LINE_PX * (len(lines) + legend) + 10
-    page = Pillow.new("RGB", (width, top + -(-len(frames) // columns) * height), _BACKGROUND)
+    cells = [_draw_cell(dataset.read(frame.position), frame) for frame in frames]
+    page = new_sheet(cells, top=top, least_columns=_LEAST_COLUMNS)
     draw = ImageDraw.Draw(page)
     for number, line in enumerate(lines):
-        draw.text((6, 5 + number * _LINE_PX), line, fill=_BRIGHT, font=font)
+        draw.text((6, 5 + number * _LINE_PX), line, fill=BRIGHT, font=font)
     if legend:
         _draw_legend(draw, 5 + len(lines) * _LINE_PX, font)
-    for place, frame in enumerate(frames):
-        corner = (place % columns * (_CELL_PX + _MARGIN_PX), top + place // columns * height)
-        page.paste(_draw_cell(dataset.read(frame.position), frame), corner)
-    stream = io.BytesIO()
-    page.save(stream, "JPEG", quality=90)
-    return stream.getvalue()
+    return jpeg_bytes(page)
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, y: int, font: Any) -> None:
@@ -203,7 +206,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, y: int, font: Any) -> None:
         draw.rectangle([x, y + 3, x + 14, y + 15], outline=colour, width=2)
         if rim is not None:
             draw.rectangle([x - 3, y, x + 17, y + 18], outline=rim, width=3)
-        draw.text((x + 22, y), text, fill=_BRIGHT, font=font)
+        draw.text((x + 22, y), text, fill=BRIGHT, font=font)
         x += 44 + int(draw.textlength(text, font=font))
 
 
@@ -219,30 +222,14 @@ def _wrapped(text: str, font: Any, width: int) -> Iterator[str]:
 
 
 def _draw_cell(image: Image, frame: SheetFrame) -> Pillow.Image:
-    picture = Pillow.fromarray(image)
-    scale = _CELL_PX / max(picture.size)
-    picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-    draw = ImageDraw.Draw(picture)
+    cell = Cell(image)
     for box, missed in zip(frame.boxes, frame.missed, strict=True):
-        edges = inside([side * scale for side in box], *picture.size)
+        edges = cell.edges(box)
         if missed:
-            draw.rectangle([edges[0] - 4, edges[1] - 4, edges[2] + 4, edges[3] + 4], outline=_MISSED, width=3)
-        draw_box(draw, edges, 2, ANNOTATED)
+            outer = [edges[0] - 4, edges[1] - 4, edges[2] + 4, edges[3] + 4]
+            cell.draw.rectangle(outer, outline=_MISSED, width=3)
+        draw_box(cell.draw, edges, 2, ANNOTATED)
     for one in frame.detected:
-        draw_box(draw, inside([side * scale for side in one.box], *picture.size), 2, FOUND)
-    cell = Pillow.new("RGB", (_CELL_PX, _CELL_PX + _TEXT_PX))
-    cell.paste(picture, ((_CELL_PX - picture.width) // 2, (_CELL_PX - picture.height) // 2))
+        draw_box(cell.draw, cell.edges(one.box), 2, FOUND)
     text, colour = frame.caption
-    draw, font = ImageDraw.Draw(cell), ImageFont.load_default(size=12)
-    draw.text((3, _CELL_PX + 1), _ending(printable(frame.sample_id), draw, font), fill=_BRIGHT, font=font)
-    draw.text((3, _CELL_PX + 17), text, fill=colour, font=font)
-    if frame.group < 2:
-        draw.rectangle([0, 0, _CELL_PX - 1, _CELL_PX - 1], outline=colour, width=2)
-    return cell
-
-
-def _ending(name: str, draw: ImageDraw.ImageDraw, font: Any) -> str:
-    """The name, or as much of its end as there is room for: the end of a path tells frames apart."""
-    while len(name) > 4 and draw.textlength(name, font=font) > _CELL_PX - 6:
-        name = "…" + name[2:]
-    return name
+    return cell.finish(frame.sample_id, text, colour, name_colour=BRIGHT, rim=frame.group < 2)

@@ -22,6 +22,7 @@ from kdml_med.deploy.slides.prediction_folder import DISAGREEMENT, PROBABILITY, 
 from kdml_med.deploy.slides.prediction_tables import networks_of, with_disagreement
 from kdml_med.errors import InputError
 from kdml_med.networks.devices import one_thread
+from kdml_med.words import counted
 from kdml_med.wsi.cutter import (
     Candidate,
     CutTile,
@@ -235,7 +236,7 @@ def _check_numbers(table: pd.DataFrame) -> None:
         lost = table[table[f"{PROBABILITY}{name}"].isna()]
         if len(lost):
             raise InputError(
-                f"{name} gives no number for {len(lost)} tiles, first "
+                f"{name} gives no number for {counted(len(lost), 'tile')}, first "
                 f"{lost['sample_id'].iloc[0]!r}, though its weights are finite: they are too large. Train again with a "
                 "lower --learning_rate."
             )

@@ -16,7 +16,7 @@ from kdml_med.errors import ExitCode
 from kdml_med.keys import NetworkName
 from kdml_med.runs import PATIENTS_FILE
 from kdml_med.storage.manifest import FAILURES_FILE
-from kdml_med.words import counted, first_lines, named_failures, printable
+from kdml_med.words import counted, first_lines, named_failures, printable, verb
 
 _ANSWERS = 20
 _NAME_LETTERS = 40  # longer names push the rest of their line to the right
@@ -111,6 +111,6 @@ def tell_seen(seen_in: pd.Series) -> list[str]:
     if not count:
         return []
     return [
-        f"Caution: {count:,} of {len(seen_in):,} were used in training this run, by their names (column {SEEN_IN} of "
-        f"{PATIENTS_FILE}): their probabilities say nothing of how well it does on others."
+        f"Caution: {count:,} of {len(seen_in):,} {verb(count, 'was', 'were')} used in training this run, by their "
+        f"names (column {SEEN_IN} of {PATIENTS_FILE}): their probabilities say nothing of how well it does on others."
     ]
