@@ -1,14 +1,14 @@
 """Online knowledge distillation with peer-to-peer mutual learning for small medical image models, on MONAI.
 
-``train``, ``evaluate``, ``predict``, ``export`` and ``load_run`` are those of ``kdml_med.api``. They are fetched when
-they are first used, so that importing kdml_med takes no time, and preparing data needs no torch.
+``train``, ``evaluate``, ``predict``, ``export``, ``write_report`` and ``load_run`` are those of ``kdml_med.api``. They are fetched
+when they are first used, so that importing kdml_med takes no time, and preparing data needs no torch.
 """
 
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Prediction", "Run", "__version__", "evaluate", "export", "load_run", "predict", "train"]
+__all__ = ["Prediction", "Run", "__version__", "evaluate", "export", "load_run", "predict", "train", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,10 @@
-"""kdml_med from Python: train, evaluate, predict, export, and look at a run. What is wrong raises ``InputError``.
+"""kdml_med from Python: train, evaluate, report, predict and export. What is wrong raises ``InputError``.
 
 import kdml_med
 
 run = kdml_med.train("data/crc", "runs/crc", version="v2", max_epochs=20)
 metrics = kdml_med.evaluate(run)
+kdml_med.write_report(run)
 kdml_med.predict(run, ["new_slide.svs"], "results/new")
 kdml_med.export(run, "exported", network="student_0", format="onnx")
 """
@@ -43,7 +44,7 @@ from kdml_med.runs import (
 from kdml_med.storage.manifest import DATASET_FILE, FAILURES_FILE, DatasetKind, read_info
 from kdml_med.storage.reading import damaged, read_table, take
 
-__all__ = ["Prediction", "Run", "evaluate", "export", "load_run", "predict", "train"]
+__all__ = ["Prediction", "Run", "evaluate", "export", "load_run", "predict", "train", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,44 @@ def evaluate(
         place["output_dir"] = str(output_dir)
     metrics: dict[str, Any] = run_config(task, "evaluate", **place, **settings)
     return metrics
+
+
+def write_report(
+    run: Run | str | Path,
+    *,
+    external: Sequence[str | Path] = (),
+    labels: Sequence[str | Path] = (),
+    by: Sequence[str] = (),
+    temperature: bool = False,
+    dataset_dir: str | Path | None = None,
+    speed: bool | None = None,
+) -> Path:
+    """Write report.html, one page that needs nothing else, and report.json with its figures, into the run's folder.
+
+    Args:
+        run: from ``train`` or ``load_run``, or its folder.
+        external: folders of evaluations on other datasets, see ``evaluate``.
+        labels: tables with columns for subgroups of patients or slides, such as the label table.
+        by: names of these columns.
+        temperature: show probabilities after temperature scaling, too.
+        dataset_dir: where the dataset of the training is now; None for where it was.
+        speed: measure the latency anew, or not at all; None measures what no earlier report knows.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        InputError: no finished run, or an evaluation, a table or the named dataset does not fit it.
+    """
+    folder = _folder(run)
+    RunDescription.read(folder)  # what is no run is said before libraries are loaded
+    from kdml_med.clinical.writing import REPORT_PAGE
+    from kdml_med.clinical.writing import write_report as write
+
+    write(
+        folder, external=external, labels=labels, by=by, temperature=temperature, dataset_dir=dataset_dir, speed=speed
+    )
+    return folder / REPORT_PAGE
 
 
 def predict(

@@ -14,6 +14,7 @@ detections.parquet      detection: one row per detected box and network
 sequences.csv           detection: one row per sequence
 speed.json              detection: frames per second of every network on the machine at hand
 metrics.json            figures with intervals
+figures/                curves of both as pictures and tables
 evaluation.json         of evaluations: data, weights, command and versions
 """
 
@@ -61,6 +62,7 @@ DETECTIONS_FILE = "detections.parquet"
 SEQUENCES_FILE = "sequences.csv"
 SPEED_FILE = "speed.json"
 CHECKPOINTS_DIR = "checkpoints"
+FIGURES_DIR = "figures"
 
 FRAME_OPTIONS: dict[str, type] = {
     "crop": bool,
@@ -293,12 +295,18 @@ def read_thresholds(run_dir: str | Path) -> dict[str, float]:
     """Score thresholds of the detectors of a run, by network, as training chose them on its validation split.
 
     Raises:
-        InputError: see ``read_run_json``; or metrics.json has none.
+        InputError: see ``read_run_json``; or metrics.json has none, or is of another split.
     """
+    content = read_run_json(run_dir, METRICS_FILE)
+    split = content.get("split", Split.VAL.value)
+    if split != Split.VAL:
+        raise InputError(
+            f"{Path(run_dir) / METRICS_FILE} is of the split {split!r}, expected that of the validation, where "
+            f"thresholds are chosen. {TRAIN_AGAIN}"
+        )
     found: dict[str, float] = take(
-        read_run_json(run_dir, METRICS_FILE), "thresholds", dict[str, float], Path(run_dir) / METRICS_FILE,
-        remedy=TRAIN_AGAIN,
-    )  # fmt: skip
+        content, "thresholds", dict[str, float], Path(run_dir) / METRICS_FILE, remedy=TRAIN_AGAIN
+    )
     wrong = [name for name, value in found.items() if not 0 <= value <= 1]
     if wrong:
         shown = f"the threshold of {wrong[0]} is {found[wrong[0]]}"

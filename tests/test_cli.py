@@ -69,7 +69,7 @@ def test_alone_it_shows_its_commands_at_once() -> None:
             ["--network", "--workers", "--assume-mpp", "--roi", "--labels", "--no-maps", "--fps", "--annotate"],
         ),
         ("export", ["--network", "--format", "--out"]),
-        ("report", ["DIR"]),
+        ("report", ["DIR", "--external", "--labels", "--by", "--temperature", "--data", "--speed"]),
         ("compare", ["--jobs", "--out"]),
     ],
 )
@@ -116,8 +116,9 @@ def test_train_evaluate_and_report(call: Call, tmp_path: Path) -> None:
     code, out, _ = call("report", run)
     assert code == 0
     page = (run / "report.html").read_text()
-    for part in ("Evaluation: val", "generated data", "student 0", "learning_rate", "data:image/png"):
+    for part in ("Validation only.", "Generated data", "student 0", "learning_rate", "<svg"):
         assert part in page
+    assert str(run / "report.html") in out
 
 
 def test_what_cannot_be_used_gives_exit_code_3(call: Call, frames_run: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "losses": {"errors", "keys", "networks"},
     "engines": {"errors", "keys", "losses", "networks"},
     "runs": BASE | {"metrics", "networks"},
-    "handlers": BASE | {"program", "data", "engines", "losses", "metrics", "networks", "runs"},
+    "handlers": BASE | {"program", "data", "engines", "losses", "metrics", "networks", "report", "runs"},
     "deploy": PREPARATION
     | {"colonoscopy", "data", "engines", "handlers", "metrics", "networks", "report", "runs", "wsi"},
     "report": BASE | {"metrics", "program"},
@@ -145,9 +145,9 @@ def test_modules_do_not_import_each_other_in_circles():
 @pytest.mark.parametrize(
     ("room", "above"),
     [
-        ("bundle", {"experiments", "api", "programs"}),
+        ("bundle", {"clinical", "experiments", "api", "programs"}),
         ("experiments", {"programs"}),
-        ("clinical", {"programs"}),
+        ("clinical", {"api", "programs"}),
         ("api", {"programs"}),
         ("programs", {"cli"}),
         ("cli", set()),

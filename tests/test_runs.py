@@ -194,6 +194,15 @@ def test_a_threshold_that_is_no_score_is_refused(tmp_path: Path, threshold: floa
         read_thresholds(tmp_path)
 
 
+def test_thresholds_that_were_chosen_on_other_splits_are_refused(tmp_path: Path) -> None:
+    content = {"split": "val", "thresholds": {"student_0": 0.5}}
+    (tmp_path / METRICS_FILE).write_text(json.dumps(content))
+    assert read_thresholds(tmp_path) == {"student_0": 0.5}
+    (tmp_path / METRICS_FILE).write_text(json.dumps(content | {"split": "test"}))
+    with pytest.raises(InputError, match="is of the split 'test', expected that of the validation"):
+        read_thresholds(tmp_path)
+
+
 @pytest.mark.parametrize("thresholds", [None, 0.5, {"student_0": "0.5"}, {"student_0": True}, ["student_0", 0.5]])
 def test_thresholds_of_another_type_are_refused(tmp_path: Path, thresholds: Any) -> None:
     (tmp_path / METRICS_FILE).write_text(json.dumps({"thresholds": thresholds}))

@@ -8,6 +8,7 @@ from kdml_med.bundle.evaluation import (
     save_speed,
 )
 from kdml_med.bundle.exporting import network_to_export
+from kdml_med.bundle.figures import write_training_figures
 from kdml_med.bundle.inference import prepare_source, save_detections, save_inference
 from kdml_med.bundle.provenance import record_evaluation
 from kdml_med.bundle.slides import prepare_inference
@@ -36,4 +37,5 @@ __all__ = [
     "save_evaluation",
     "save_inference",
     "save_speed",
+    "write_training_figures",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 from monai.engines import Evaluator
 
+from kdml_med.bundle.figures import write_classification_figures, write_detection_figures
 from kdml_med.bundle.settings import Settings
 from kdml_med.bundle.training import check_level, seed_everything
 from kdml_med.bundle.workflow import errors_for_people
@@ -21,7 +21,7 @@ from kdml_med.deploy.speed import REPEATS, measure_speed
 from kdml_med.errors import InputError
 from kdml_med.keys import PredictionColumn, Split, Task
 from kdml_med.metrics.aggregation import AggregationMethod, Level, group_table
-from kdml_med.metrics.detection import choose_thresholds
+from kdml_med.metrics.detection import by_network, choose_thresholds
 from kdml_med.metrics.detection_evaluation import evaluate_detections, sequence_table
 from kdml_med.metrics.evaluation import evaluate_predictions
 from kdml_med.networks.cohort import Cohort
@@ -50,10 +50,10 @@ from kdml_med.storage.manifest import DatasetInfo, read_info
 from kdml_med.storage.reading import damaged
 from kdml_med.words import counted, printable
 
-logger = logging.getLogger(__name__)
-
 # Pixel sizes and fields of view that differ by less are taken as equal.
 _SCALE_TOLERANCE = 0.05
+_CHOSEN = ("level", "aggregation", "ensemble_average", "fusion")
+"""How networks are judged, by name in settings and in cohort.json: chosen at training, like the thresholds."""
 _GENERATED = "Generated data: these figures show that the pipeline works, they say nothing about accuracy on patients."
 
 
@@ -73,12 +73,15 @@ def prepare_evaluation(settings: Settings, *, dataset_dir: str | None = None, le
         level: "patient" or "slide", what tiles are aggregated to.
 
     Raises:
-        InputError: no such run; kind of dataset, classes, scale or stain normalisation differ; splits leak; or patients
-            of this split were seen in training; or another run writes to the output folder.
+        InputError: no such run; kind of dataset, classes, scale or stain normalisation differ; splits leak; patients of
+            this split were seen in training, or those of "val" are others than training validated on; something is to
+            be chosen on another split than "val"; or another run writes to the output folder.
     """
     check_device(settings["device"])
     dataset_dir = dataset_dir or settings["dataset_dir"]
     run = RunDescription.read(settings["run_dir"], task=settings.task)
+    if "split" in settings:
+        _check_chosen(settings, run, level)
     split, fold = settings.get("split"), settings.get("fold")
     dataset: ManifestDataset
     if run.task is Task.DETECTION:
@@ -118,6 +121,33 @@ def _check_scale(info: DatasetInfo, run: RunDescription, dataset_dir: str | Path
         )
 
 
+def _check_chosen(settings: Settings, run: RunDescription, level: Level | None) -> None:
+    """Refuse to choose on other patients than those of the validation, and to write over what was chosen there."""
+    asked = {**settings, "level": level}
+    changed = _check_as_trained(run, settings["split"], {name: asked.get(name) for name in _CHOSEN})
+    folder, split = settings.get("output_dir"), settings["split"]
+    if folder is not None and Path(folder).resolve() == Path(settings["run_dir"]).resolve():
+        what = f"split {split!r}" if split != Split.VAL else f"another --{changed[0]}" if changed else ""
+        if what:
+            raise InputError(
+                f"--output_dir is the folder of the run, {folder}: there lie its figures on the validation split, by "
+                f"which thresholds are chosen, and not those of {what}. Name another folder, or none."
+            )
+
+
+def _check_as_trained(run: RunDescription, split: str, asked: Mapping[str, Any]) -> list[str]:
+    """Names of what is asked for in another way than the run has it; refused on any split but "val"."""
+    changed = [name for name, value in asked.items() if value not in (None, getattr(run, name))]
+    if changed and split != Split.VAL:
+        name = changed[0]
+        raise InputError(
+            f"--{name} is {asked[name]!r}, the run was trained with {getattr(run, name)!r}: on split {split!r} that "
+            f"would be chosen by patients who are to test it. Leave --{name} out; it can be tried with --split val, "
+            "and given to a new training."
+        )
+    return changed
+
+
 def _check_unseen(dataset: ManifestDataset, run: RunDescription) -> None:
     # The best epoch was chosen by the patients of "val", and so it may be looked at again.
     parts = [Split.TRAIN] if dataset.split == Split.VAL else list(run.seen_patients)
@@ -127,6 +157,20 @@ def _check_unseen(dataset: ManifestDataset, run: RunDescription) -> None:
             f"{len(overlap)} patients of split {dataset.split!r} have ids that were used in training this run, first "
             f"{overlap[0]!r}. Either the splits were changed since: train again on the present ones. Or two hospitals "
             "number their patients alike: put the hospital's name before the id."
+        )
+    if dataset.split == Split.VAL:
+        _check_validated(dataset, run)
+
+
+def _check_validated(dataset: ManifestDataset, run: RunDescription) -> None:
+    """Whether these are the patients by whom things may be chosen, whatever the split is called."""
+    patients = dataset.rows["patient_id"].unique()
+    others = [name for name in patients if not run.has_seen(name, [Split.VAL])]
+    if others:
+        raise InputError(
+            f"{len(others)} patients of split 'val' are not those that this run validated on, first {others[0]!r}: "
+            "thresholds would be chosen by others. For another dataset, or splits that were made anew, take --split "
+            "test; or train again on the present splits."
         )
 
 
@@ -139,9 +183,10 @@ def save_evaluation(
     level: Level,
     aggregation: AggregationMethod,
     best_of: str | None = None,
+    run_dir: str | None = None,
     resamples: int = 2000,
 ) -> dict[str, Any]:
-    """Run an evaluator and write predictions.parquet, patients.csv and metrics.json.
+    """Run an evaluator and write predictions.parquet, patients.csv, metrics.json and the curves in figures/.
 
     Args:
         evaluator: with ``CohortMetrics``; its data loader has a ``TileDataset``.
@@ -151,11 +196,18 @@ def save_evaluation(
         level: "patient" or "slide".
         aggregation: how tiles become one probability.
         best_of: run folder whose best weights are loaded first; None evaluates the network as it is.
+        run_dir: training run that is evaluated; None while it is still training.
         resamples: of the bootstrap over patients.
 
     Returns:
         Content of metrics.json.
+
+    Raises:
+        InputError: on another split than "val", something is done in another way than the run was trained to.
     """
+    if run_dir is not None:  # again, of what is really used: a config can be overridden anywhere
+        asked = {"level": level, "aggregation": aggregation, "ensemble_average": evaluator.ensemble_average}
+        _check_as_trained(RunDescription.read(run_dir), split, asked)
     epoch = None if best_of is None else load_best_weights(network, best_of)
     predictions = run_evaluator(evaluator)
     dataset: TileDataset = evaluator.data_loader.dataset
@@ -180,7 +232,11 @@ def save_evaluation(
     if epoch is not None:
         metrics["best_epoch"] = epoch
     target = Path(output_dir)
-    write_tile_predictions(target, predictions, dataset, level, aggregation)
+    table = write_tile_predictions(target, predictions, dataset, level, aggregation)
+    write_classification_figures(
+        target, table, level=level, classes=dataset.classes, split=split, synthetic=dataset.info.synthetic,
+        resamples=resamples,
+    )  # fmt: skip
     write_json(target / METRICS_FILE, metrics)
     print(f"\n{_heading(metrics)}\n\n{results_table(metrics)}\n\nWritten to {target}\n")
     return metrics
@@ -269,7 +325,7 @@ def save_detection_evaluation(
     load_best: bool = False,
     resamples: int = 1000,
 ) -> dict[str, Any]:
-    """Run an evaluator and write detections.parquet, sequences.csv and metrics.json.
+    """Run an evaluator and write detections.parquet, sequences.csv, metrics.json and the curves in figures/.
 
     On the validation split the score threshold of every network is chosen, where F1 is best; on all others the
     thresholds that the training run chose are used.
@@ -285,6 +341,10 @@ def save_detection_evaluation(
 
     Returns:
         Content of metrics.json.
+
+    Raises:
+        InputError: the frames of "val" are not those that the run validated on, or those of another split are fused in
+            another way than there.
     """
     epoch = load_best_weights(network, run_dir) if load_best else None
     detections = run_evaluator(evaluator)
@@ -292,17 +352,11 @@ def save_detection_evaluation(
     dataset: FrameDataset = evaluator.data_loader.dataset
     level = dataset.info.label_level
     if split == Split.VAL:
+        _check_validated(dataset, RunDescription.read(run_dir))
         thresholds = choose_thresholds(dataset.rows, detections, networks=names)
     else:
+        _check_as_trained(RunDescription.read(run_dir), split, {"fusion": evaluator.fusion})
         thresholds = _thresholds_for(names, run_dir)
-        chosen_with = RunDescription.read(run_dir).fusion
-        if evaluator.fusion != chosen_with:
-            logger.warning(
-                "The ensemble's threshold was chosen with fusion %r, its figures at a threshold do not fit %r; "
-                "AP and FROC need none.",
-                chosen_with,
-                evaluator.fusion,
-            )
     group: Any = level
     figures = evaluate_detections(
         dataset.rows, detections, threshold=thresholds, group=group, networks=names, resamples=resamples
@@ -328,6 +382,7 @@ def save_detection_evaluation(
     target = Path(output_dir)
     write_detections(target / DETECTIONS_FILE, detections)
     write_table(target / SEQUENCES_FILE, sequence_table(dataset.rows, detections, threshold=thresholds))
+    write_detection_figures(target, dataset.rows, by_network(detections, names), metrics)
     write_json(target / METRICS_FILE, metrics)
     print(f"\n{_detection_heading(metrics)}\n\n{detection_results_table(metrics)}\n\nWritten to {target}\n")
     return metrics

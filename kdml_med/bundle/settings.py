@@ -341,6 +341,11 @@ class Settings(dict[str, Any]):
         """What belongs to the run, see ``Knob.recorded``."""
         return {knob.name: self[knob.name] for knob in knobs_of(self.task, "train") if knob.recorded}
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What they are in training where nobody sets them, as far as that is not worked out."""
+        return default_settings(self.task, "train")
+
 
 def knobs_of(task: Task, stage: Stage) -> list[Knob]:
     """Settings of a config of a task."""

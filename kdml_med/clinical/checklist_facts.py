@@ -69,10 +69,11 @@ def _of_sections(places: dict[str, list[str]]) -> dict[str, str]:
 
 
 def _aim(study: Study) -> str:
-    judged = [one.title.lower() for one in study.judged]
-    where = f"evaluated on the {listed(judged)}" if judged else "not evaluated beyond its validation split"
-    positive = study.description.classes[-1]
-    return f"A model for {positive} was developed here and {where}."
+    judged = [f"{one.title[:1].lower()}{one.title[1:]}" for one in study.judged]
+    where = f"evaluated: {listed(judged)}" if judged else "not evaluated beyond its validation split"
+    negative, positive = study.description.classes
+    what = "finds polyps" if study.description.task is Task.DETECTION else f"tells {positive} from {negative}"
+    return f"A model that {what} was developed here, and {where}."
 
 
 def _data(study: Study) -> str:
@@ -123,7 +124,9 @@ def _missing(study: Study) -> str:
         unlabelled = int(dataset.manifest["label"].isna().sum())
         row = dataset.info.kind.removesuffix("s")
         lines = count(len(dataset.failures), "line") if len(dataset.failures) else "nothing"
-        parts.append(f"{name}: {lines} in the list of inputs not or not wholly used, {count(unlabelled, row)} unlabelled")
+        parts.append(
+            f"{name}: {lines} in the list of inputs not or not wholly used, {count(unlabelled, row)} unlabelled"
+        )
     return f"{'; '.join(parts)}." if parts else ""
 
 
@@ -153,7 +156,7 @@ def _counts(study: Study) -> str:
     parts = [f"training {count(len(seen['train']), 'patient id')}", f"validation {len(seen['val'])}"]
     positive = study.description.classes[-1]
     for one in study.judged:
-        some = next(iter(one.metrics["networks"].values()), {})
+        some: dict[str, Any] = next(iter(one.metrics["networks"].values()), {})
         if study.description.task is Task.DETECTION:
             number, boxes = some.get("n_frames"), some.get("n_boxes")
             parts += [f"{one.title.lower()} {number:,} frames with {boxes:,} boxes"] if number is not None else []
@@ -188,7 +191,11 @@ def _teaching(study: Study) -> str:
     teacher = NetworkName.TEACHER in study.description.names and knobs.get("beta")
     sources = [("labels", knobs.get("alpha")), ("the teacher", teacher), ("each other", knobs.get("gamma") and several)]
     from_these = [word for word, weight in sources if weight]
-    return f"the students learned from {listed(from_these)}" if from_these else "nothing says what the students learned from"
+    return (
+        f"the students learned from {listed(from_these)}"
+        if from_these
+        else "nothing says what the students learned from"
+    )
 
 
 def _selection(study: Study) -> str:

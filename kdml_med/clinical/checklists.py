@@ -28,9 +28,9 @@ def _checklist(title: str, items: Sequence[Item], facts: Mapping[str, str]) -> S
     rows = [[item.number, item.asks, _known(item, facts) or "–", item.author] for item in items]
     helped = sum(row[2] != "–" for row in rows)
     text = (
-        f"{_SOURCES[title]}. Numbers are those of the guideline; words are this project's, so fill in the published form "
-        f"itself. For {helped} of {len(items)} items the data of this run say something, in whole or in part; a dash "
-        "marks what only the author can write. Nothing here is a judgement of the study."
+        f"{_SOURCES[title]}. Numbers are those of the guideline; words are this project's, so fill in the published "
+        f"form itself. For {helped} of {len(items)} items the data of this run say something, in whole or in part; a "
+        "dash marks what only the author can write. Nothing here is a judgement of the study."
     )
     columns = ["item", "what a reader has to learn", "what the data of this run say", "left to the author"]
     return Section(title, [Paragraph(text), Table(columns, rows, names=4)], folded=True)

@@ -88,13 +88,11 @@ def _judge(evaluation: Evaluation, thresholds: Mapping[str, float]) -> DetectorE
     other = [name for name in names if used.get(name) != thresholds.get(name)]
     if other:
         raise InputError(
-            f"{where}: the threshold of {other[0]} is {used.get(other[0])}, training chose {thresholds.get(other[0])} on "
-            f"its validation split: these are figures of another training. {_AGAIN}"
+            f"{where}: the threshold of {other[0]} is {used.get(other[0])}, training chose {thresholds.get(other[0])} "
+            f"on its validation split: these are figures of another training. {_AGAIN}"
         )
     detections = read_rows(folder / DETECTIONS_FILE, list(DetectionColumn), remedy=_AGAIN)
-    sequences = read_table(
-        folder / SEQUENCES_FILE, ["sequence_id", "patient_id", "frames", "boxes"], remedy=_AGAIN
-    )
+    sequences = read_table(folder / SEQUENCES_FILE, ["sequence_id", "patient_id", "frames", "boxes"], remedy=_AGAIN)
     speed = folder / SPEED_FILE
     with damaged(folder / DETECTIONS_FILE, remedy=_AGAIN):
         tables = by_network(detections, names)

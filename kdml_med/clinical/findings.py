@@ -28,6 +28,7 @@ from kdml_med.clinical.study import Study
 from kdml_med.clinical.subgroups import SITE, check_known, group_values, read_label_columns, sites
 from kdml_med.keys import NetworkName
 from kdml_med.metrics.delong import delong_test
+from kdml_med.program import progress_bar
 
 _RESAMPLES_OF_GROUPS = 1000
 
@@ -51,6 +52,14 @@ class Subgroup:
     positives: int
     figures: NetworkFigures = field(repr=False)
     why_undefined: str
+
+    def content(self) -> dict[str, Any]:
+        """Its figures as plain values, without points of curves."""
+        own = {name: getattr(self, name) for name in ("name", "patients", "n", "positives", "why_undefined")}
+        roc = self.figures.roc
+        own |= {"auroc": [roc.area, roc.area_low, roc.area_high], "points": self.figures.points}
+        found: dict[str, Any] = plain(own)
+        return found
 
 
 @dataclass(frozen=True)
@@ -89,19 +98,24 @@ class Findings:
         """Evaluations that curves are drawn of: those on other patients than chose the rules, if there are any."""
         return [self.judged[one.name] for one in self.study.judged or self.study.evaluations]
 
+    @property
+    def ordered(self) -> list[Judged]:
+        """Every evaluation, validation last: its figures are too good."""
+        names = [*(one.name for one in self.study.judged), self.study.validation.name]
+        return [self.judged[name] for name in names]
+
     def content(self) -> dict[str, Any]:
         """Every figure as plain values, for report.json."""
         study = self.study
         return {
-            "run": study.name,
-            "task": study.description.task.value,
-            "classes": study.description.classes,
-            "synthetic": study.synthetic,
             "network": self.network,
             "rules": self.rules.plain(),
             "flow": None if study.dataset is None else plain(count_flow(study.dataset).content()),
             "evaluations": {name: plain(one) for name, one in self.judged.items()},
-            "subgroups": plain(self.subgroups),
+            "subgroups": {
+                name: {column: [one.content() for one in groups] for column, groups in own.items()}
+                for name, own in self.subgroups.items()
+            },
             "against_teacher": plain(self.against_teacher),
             "networks": plain(self.costs),
         }
@@ -136,12 +150,13 @@ def find(
     level = answers[study.validation.name].level
     if columns is not None:
         check_known(columns, {name: one.table for name, one in answers.items()}, level)
-    judged = {
-        one.name: judge(
-            answers[one.name], rules, name=one.name, title=one.title, role=one.role, temperature=temperature
-        )
-        for one in study.evaluations
-    }
+    judged = {}
+    with progress_bar(len(study.evaluations), what="figures", unit="evaluation") as bar:
+        for one in study.evaluations:
+            judged[one.name] = judge(
+                answers[one.name], rules, name=one.name, title=one.title, role=one.role, temperature=temperature
+            )
+            bar.update()
     network = judged_network(study.validation.metrics["networks"])
     groups: dict[str, dict[str, list[Subgroup]]] = {}
     for one in study.judged or study.evaluations:

@@ -32,7 +32,9 @@ _HALF = 0.5
 
 def patient_table(found: Findings) -> Section:
     """Every patient or slide with its answers and decisions, to sort and to filter."""
-    rows = pd.concat([_answer_rows(found, one) for one in found.study.evaluations], ignore_index=True)
+    rows = pd.concat(
+        [_answer_rows(found, one) for one in [*found.study.judged, found.study.validation]], ignore_index=True
+    )
     total, note = len(rows), ""
     if total > MOST_ROWS:
         rows = rows.sort_values("error", ascending=False, kind="stable").head(MOST_ROWS).sort_index()
@@ -111,7 +113,7 @@ def gallery(found: Findings) -> Section:
     for one in found.study.judged or found.study.evaluations:
         parts += _evaluation_galleries(found, one, threshold)
     text = (
-        f"Right and wrong at {point}. Each picture: the slide as its stored tiles show it, and the "
+        f"Right and wrong at {point}. Each picture: the part of a slide that has tiles, and the "
         f"{network_words(found.network)}'s probability of {found.study.description.classes[-1]} for each tile, from "
         "dark blue (0) to yellow (1). A map shows where a network sees something, not that it is there."
     )
@@ -186,11 +188,19 @@ class _Maps:
         slide = str(means.idxmax() if value >= _HALF else means.idxmin())
         if slide not in self.sizes:
             raise InputError(f"{self.tiles.dataset_dir / SLIDES_FILE} has no slide {slide!r}, which has tiles.")
-        tiles = own[own["slide_id"] == slide]
+        tiles, size = _cropped(own[own["slide_id"] == slide], self.sizes[slide])
         classes, synthetic = self.found.study.description.classes, self.found.study.synthetic
         several = f" (of {count(len(means), 'slide')})" if len(means) > 1 else ""
         named = f"Patient {row['patient_id']}"
         named += "" if slide == row["patient_id"] else f", slide {slide}{several}"
         caption = f"{named}\n{classes[int(row['label'])]}, probability {figure(value)}; {count(len(tiles), 'tile')}"
-        image = map_thumbnail(self.tiles, tiles, self.sizes[slide], synthetic=synthetic)
+        image = map_thumbnail(self.tiles, tiles, size, synthetic=synthetic)
         return Thumbnail(image, caption, f"Slide and map. {caption}")
+
+
+def _cropped(tiles: pd.DataFrame, slide: SlideSize) -> tuple[pd.DataFrame, SlideSize]:
+    """Tiles as if the slide ended where they do: glass is wide, and pictures are small."""
+    left, top = tiles["x_l0"].min(), tiles["y_l0"].min()
+    placed = tiles.assign(x_l0=tiles["x_l0"] - left, y_l0=tiles["y_l0"] - top)
+    width, height = ((placed[name] + placed["size_l0"]).max() for name in ("x_l0", "y_l0"))
+    return placed, SlideSize(int(np.ceil(width)), int(np.ceil(height)), slide.mpp)

@@ -18,6 +18,10 @@ SHOWN_INPUTS = 50
 _SPLITS = {Split.TRAIN: "training", Split.VAL: "validation", Split.TEST: "test"}
 _COLUMNS = ["patients", "sequences", "frames", "with polyps", "without", "boxes", "polyps", "unlabelled frames"]
 _UNKNOWN = "–"
+_DASH = (
+    "A dash: the source does not say which frames belong to one patient, one sequence or one polyp. Where not even "
+    "sequences are known, frames count as independent, and intervals may be too narrow."
+)
 
 
 def flow_section(study: Study) -> Section:
@@ -39,9 +43,7 @@ def flow_section(study: Study) -> Section:
     if rows:
         parts.insert(0, Table(["frames of", *_COLUMNS], rows))
         if any(dataset.info.label_level != "patient" for _, dataset in datasets):
-            parts.insert(1, Paragraph(
-                "A dash: the source does not say which frames belong to one patient, one sequence or one polyp. Where "
-                "not even sequences are known, frames count as independent, and intervals may be too narrow."))  # fmt: skip
+            parts.insert(1, Paragraph(_DASH))
     for title, dataset in datasets:
         parts += _left_out(title, dataset)
     return Section(TITLE, parts)

@@ -19,17 +19,19 @@ from kdml_med.metrics.box_matching import finite, read_frames
 from kdml_med.report.document import Gallery, Paragraph, Part, Thumbnail
 from kdml_med.report.wording import count, network_words
 
-MOST_FRAMES = 12
+MOST_FRAMES = 15
 """Of each evaluation."""
 LEGEND = (
-    "Dashed yellow, “missed”: annotated, and not found. Dashed yellow without a word: annotated, and found. Solid green "
-    "with a score: a detection that finds an annotated polyp. Solid magenta with a score and “false”: a false alarm. A "
-    "detection beside a polyp, or of another size (IoU below 0.5), counts as a false alarm, and that polyp as missed."
+    "Dashed yellow, “missed”: annotated, and not found. Dashed yellow without a word: annotated, and found. Solid "
+    "green with a score: a detection that finds an annotated polyp. Solid magenta with a score and “false”: a false "
+    "alarm. A detection beside a polyp, or of another size (IoU below 0.5), counts as a false alarm, and that "
+    "polyp as missed."
 )
 _SIDE_PX, _TEXT_PX, _DASH_PX, _LINE_PX = 400, 26, 14, 4  # a page shows them at half that size
 _MOST_BOXES = 5
 _FALSE, _RIM, _INK = (255, 90, 255), (0, 0, 0), (0, 0, 0)
 _QUALITY = 82
+_Box = tuple[int, int, int, int]
 
 
 def picture_parts(judged: DetectorEvaluation) -> list[Part]:
@@ -39,7 +41,9 @@ def picture_parts(judged: DetectorEvaluation) -> list[Part]:
         return [Paragraph(f"No pictures: {judged.without_frames}", f"{judged.title}.")]
     detections, threshold = judged.detections[network], judged.thresholds[network]
     if not finite(detections):
-        return [Paragraph(f"No pictures: {network_words(network)} gives scores that are no numbers.", f"{judged.title}.")]
+        return [
+            Paragraph(f"No pictures: {network_words(network)} gives scores that are no numbers.", f"{judged.title}.")
+        ]
     ranked = worst_frames(judged.frames, detections, threshold)
     if not ranked:
         return [Paragraph(f"The {network_words(network)} missed no polyp and gave no false alarm.", f"{judged.title}.")]
@@ -98,21 +102,21 @@ def draw_finding(frame: Pixels, annotated: np.ndarray, judgement: Judgement) -> 
     picture = Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(picture)
     missed = {tuple(box) for box in judgement.missed.tolist()}
-    labels: list[tuple[list[int], str, tuple[int, int, int], bool]] = []
-    for index in reversed(range(min(_MOST_BOXES, len(judgement.boxes)))):
-        hit = bool(judgement.hits[index])
-        edges = inside((judgement.boxes[index] * scale).tolist(), *size)
-        colour = FOUND if hit else _FALSE
+    shown = range(min(_MOST_BOXES, len(judgement.boxes)))
+    found = [inside((judgement.boxes[index] * scale).tolist(), *size) for index in shown]
+    colours = [FOUND if judgement.hits[index] else _FALSE for index in shown]
+    for edges, colour in reversed(list(zip(found, colours, strict=True))):  # the best on top
         for width, line in ((_LINE_PX + 2, _RIM), (_LINE_PX, colour)):
             draw.rectangle(edges, outline=line, width=width)
-        labels.append((edges, f"{judgement.scores[index]:.2f}{'' if hit else ' false'}", colour, False))
+    taken: list[_Box] = []
     for box in np.asarray(annotated, dtype=np.float64).tolist():
         edges = inside([side * scale for side in box], *size)
         _dashed(draw, edges)
         if tuple(box) in missed:
-            labels.append((edges, "missed", ANNOTATED, True))
-    for edges, text, colour, below in labels:
-        _label(draw, edges, text, colour, size, below=below)
+            _label(draw, edges, "missed", ANNOTATED, size, taken)
+    for index, edges, colour in zip(shown, found, colours, strict=True):
+        word = "" if judgement.hits[index] else " false"
+        _label(draw, edges, f"{judgement.scores[index]:.2f}{word}", colour, size, taken)
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=_QUALITY)
     return stream.getvalue()
@@ -138,14 +142,27 @@ def _label(
     text: str,
     colour: tuple[int, int, int],
     size: tuple[int, int],
-    *,
-    below: bool,
+    taken: list[_Box],
 ) -> None:
-    """Above a detection or below an annotation, so that both can be read; inside where there is no room."""
+    """Beside its box where the picture has room and no other label stands; ``taken`` gets its place."""
     letters = font(_TEXT_PX, bold=True)
     length, height = round(letters.getlength(text)) + 8, _TEXT_PX + 5
-    x = max(0, min(edges[0], size[0] - length))
-    y = edges[3] + 1 if below else edges[1] - height
-    y = edges[3] - height if y + height > size[1] else max(y, 0)
-    draw.rectangle([x, y, x + length - 1, y + height - 1], fill=colour, outline=_RIM)
-    draw.text((x + 4, y + 1), text, fill=_INK, font=letters)
+    left, top, right, bottom = edges
+    beginnings = (left, right - length)
+    heights = (bottom + 1, top - height, bottom - height, top)  # below, above, and inside at either end
+    places = [(x, y) for y in heights for x in beginnings if y >= 0 and y + height <= size[1]] or [(left, 0)]
+    boxes = [_placed(x, y, length, height, size[0]) for x, y in places]
+    place = next((one for one in boxes if not any(_overlap(one, other) for other in taken)), boxes[0])
+    taken.append(place)
+    draw.rectangle(place, fill=colour, outline=_RIM)
+    draw.text((place[0] + 4, place[1] + 1), text, fill=_INK, font=letters)
+
+
+def _placed(x: int, y: int, length: int, height: int, width: int) -> _Box:
+    """A label moved into the picture from the left and the right."""
+    start = max(0, min(x, width - length))
+    return (start, y, start + length - 1, y + height - 1)
+
+
+def _overlap(one: _Box, other: _Box) -> bool:
+    return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdml_med.clinical.detections import DetectorEvaluation
+from kdml_med.clinical.detections import DetectorEvaluation, main_network
 from kdml_med.clinical.networks import COST_COLUMNS, Costs
 from kdml_med.report.document import Table, without_empty_columns
 from kdml_med.report.wording import figure, metric_words, network_words, with_interval
@@ -116,27 +116,28 @@ def frozen_table(every: Sequence[DetectorEvaluation]) -> Table:
 
 
 def sequences_table(judged: DetectorEvaluation) -> Table:
-    """One row for each sequence, those of which least was found first."""
-    table = judged.sequences
-    networks = [name for name in judged.networks if f"sensitivity_{name}" in table]
-    last = networks[-1] if networks else ""
+    """One row for each sequence, those of which the main network found least first; its columns are in front."""
+    table, main = judged.sequences, main_network(judged)
+    networks = [name for name in [main, *judged.networks[::-1]] if f"sensitivity_{name}" in table]
+    networks = list(dict.fromkeys(networks))
     ordered = table
-    if last:
-        found = table[f"sensitivity_{last}"].map(_number)
-        false = table[f"false_positives_{last}"].map(_number)
-        order = sorted(range(len(table)), key=lambda row: _worst_first(found.iloc[row], false.iloc[row]))
-        ordered = table.iloc[order]
-    whose_own = bool((table["sequence_id"] == table["patient_id"]).all())
-    columns = ["sequence", *([] if whose_own else ["patient"]), "frames", "boxes"]
+    if networks:
+        keys = zip(table[f"sensitivity_{networks[0]}"], table[f"false_positives_{networks[0]}"], strict=True)
+        worst = [_worst_first(_number(found), _number(false)) for found, false in keys]
+        ordered = table.iloc[sorted(range(len(table)), key=worst.__getitem__)]
+    alone = bool((table["sequence_id"] == table["patient_id"]).all())  # patients unknown
+    single = judged.unit == "frame"
+    about = ["sequence_id", *([] if alone else ["patient_id"]), *([] if single else ["frames"]), "boxes"]
+    columns = ["frame" if single else "sequence", *(name.removesuffix("_id") for name in about[1:])]
     for name in networks:
-        columns += [f"found, {network_words(name)}", f"false alarms, {network_words(name)}"]
+        columns += [f"{network_words(name)}: found", "false alarms"]
     rows = []
     for _, row in ordered.iloc[:MOST_SEQUENCES].iterrows():
-        cells = [row["sequence_id"], *([] if whose_own else [row["patient_id"]]), row["frames"], row["boxes"]]
+        cells = [row[name] for name in about]
         for name in networks:
             cells += [_share(row[f"sensitivity_{name}"]), row[f"false_positives_{name}"]]
         rows.append([str(one) for one in cells])
-    return Table(columns, rows, judged.title, names=1 if whose_own else 2, sortable=True, filterable=True)
+    return Table(columns, rows, judged.title, names=1 if alone else 2, sortable=True, filterable=True)
 
 
 def _number(text: Any) -> float:

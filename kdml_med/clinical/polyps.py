@@ -30,7 +30,6 @@ from kdml_med.metrics.box_matching import finite, match_detections, read_frames
 from kdml_med.metrics.box_sizes import SIZE_EDGES, SizeFigures, sensitivity_by_size
 from kdml_med.metrics.calibration import Reliability, reliability
 from kdml_med.metrics.curves import Curve, detection_precision_recall, froc_with_band
-from kdml_med.report.caution import caution_of
 from kdml_med.report.curves import draw_froc, draw_precision_recall, draw_reliability
 from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table
 from kdml_med.report.wording import count, figure, network_words, with_interval
@@ -98,12 +97,8 @@ def polyp_report(study: Study, rules: Rules, costs: Costs) -> PolypReport:
         ]),
     ]  # fmt: skip
     content = {
-        "run": study.name,
-        "task": study.description.task.value,
-        "synthetic": study.synthetic,
         "rules": rules.plain(),
         "evaluations": {one.judged.evaluation.name: _content(one) for one in every},
-        "networks": plain(costs),
     }
     return PolypReport([_summary(study, judged), *sections], content)
 
@@ -119,17 +114,19 @@ def _summary(study: Study, every: Sequence[DetectorEvaluation]) -> Section:
     lines = []
     for judged in every:
         own = judged.figures[network]
+        negative = own["n_negative_frames"]
+        without = f"{count(negative, 'frame')} without" if negative else "no frame without"
         lines.append(
-            f"{judged.title}: AP50 {cell(own, 'ap50')}, sensitivity by box {cell(own, 'recall')}, false alarms per frame "
-            f"{cell(own, 'false_positives_per_frame')}; {count(own['n_frames'], 'frame')} with {own['n_boxes']:,} polyp "
-            f"boxes, {own['n_negative_frames']:,} frames without."
+            f"{judged.title}: AP50 {cell(own, 'ap50')}, sensitivity by box {cell(own, 'recall')}, false alarms per "
+            f"frame {cell(own, 'false_positives_per_frame')}; {count(own['n_frames'], 'frame')}, "
+            f"{count(own['n_boxes'], 'annotated polyp')}, {without}."
         )
     parts: list[Part] = [Paragraph(text), Bullets(lines)]
     if not study.judged:
         parts.append(
             Paragraph(
-                "This run was not evaluated on test frames yet: all figures are of the frames that chose the best epoch "
-                f"and the thresholds, and too good. Next: kdml-med evaluate {study.folder}",
+                "This run was not evaluated on test frames yet: all figures are of the frames that chose the best "
+                f"epoch and the thresholds, and too good. Next: kdml-med evaluate {study.folder}",
                 "Validation only.",
             )
         )
@@ -145,7 +142,9 @@ def collect_figures(judged: DetectorEvaluation) -> DetectorFigures:
     return DetectorFigures(
         judged,
         froc={name: froc_with_band(judged.frames, rows, **drawn) for name, rows in tables.items()},
-        precision_recall={name: detection_precision_recall(judged.frames, rows, **drawn) for name, rows in tables.items()},
+        precision_recall={
+            name: detection_precision_recall(judged.frames, rows, **drawn) for name, rows in tables.items()
+        },
         sizes={
             name: sensitivity_by_size(judged.frames, rows, threshold=judged.thresholds[name], **drawn)
             for name, rows in tables.items()
@@ -157,7 +156,7 @@ def collect_figures(judged: DetectorEvaluation) -> DetectorFigures:
 def _reliability(judged: DetectorEvaluation, network: str) -> Reliability:
     """Of detections by score: whether they find a polyp."""
     rows = judged.detections[network]
-    if not finite(rows):
+    if judged.frames is None or not finite(rows):
         return reliability(np.empty(0), np.empty(0))
     matches = match_detections(read_frames(judged.frames), rows, iou_thresholds=(0.5,))
     used = matches.score >= CALIBRATED_FROM
@@ -226,13 +225,10 @@ def cautions(judged: DetectorEvaluation) -> list[str]:
             f"{judged.title}: best epoch and thresholds were chosen on these very frames, so that the figures are too "
             "good. Evaluate the run on a test split."
         )
-    few = caution_of(judged.evaluation.metrics)
-    if few:
-        found.append(f"{judged.title}: {few[:1].lower()}{few[1:]}")
     if judged.unit == "frame":
         found.append(
-            f"{judged.title}: which frames belong to one video is not known. Frames count as independent, and intervals "
-            "may be too narrow."
+            f"{judged.title}: which frames belong to one video is not known. Frames count as independent, and "
+            "intervals may be too narrow."
         )
     return found
 
@@ -284,7 +280,7 @@ def _sequences(judged: Sequence[DetectorEvaluation]) -> Section:
                 f"{one.evaluation.folder} has them all."))  # fmt: skip
     return Section("Sequences", [
         Paragraph("Share of the annotated boxes that was found, and number of false alarms, at the threshold of each "
-                  "network. First come the sequences of which the last network found least."), *parts
+                  "network. First come the sequences of which the network in front found least."), *parts
     ])  # fmt: skip
 
 
@@ -292,9 +288,9 @@ def _calibration(every: Sequence[DetectorFigures]) -> list[Section]:
     pictures: list[Part] = [
         Picture(
             f"calibration_{one.judged.evaluation.name}.png",
-            f"Calibration of the scores, {one.judged.title}: share of the detections that find a polyp, over their score, "
-            f"in bins of equally many detections with a score of at least {figure(CALIBRATED_FROM, 1)}. Lines: 95 %, "
-            "Wilson, as if detections were independent.",
+            f"Calibration of the scores, {one.judged.title}: share of the detections that find a polyp, over their "
+            f"score, in bins of equally many detections with a score of at least {figure(CALIBRATED_FROM, 1)}. "
+            "Lines: 95 %, Wilson, as if detections were independent.",
             _draw_calibration(one.reliability),
         )
         for one in every
@@ -303,16 +299,16 @@ def _calibration(every: Sequence[DetectorFigures]) -> list[Section]:
     if not pictures:
         return []
     text = (
-        "A score is no probability: training does not aim at it. On the dotted line a score of 0.6 would mean that 6 of "
-        "10 such detections find a polyp."
+        "A score is no probability: training does not aim at it. On the dotted line a score of 0.6 would mean that 6 "
+        "of 10 such detections find a polyp."
     )
     return [Section("Calibration of scores", [Paragraph(text), *pictures])]
 
 
 def _draw_calibration(bins: Mapping[str, Reliability]) -> Figure:
     drawn = draw_reliability(bins)
-    drawn.supxlabel("score")
-    drawn.supylabel("share that finds a polyp")
+    drawn.supxlabel("score", fontsize=10)
+    drawn.supylabel("share that finds a polyp", fontsize=10)
     return drawn
 
 

@@ -3,42 +3,44 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from kdml_med.bundle.settings import known_default, knobs_of
+from kdml_med.bundle.settings import knobs_of, known_default
 from kdml_med.clinical.study import Evaluation, Study
 from kdml_med.errors import InputError
 from kdml_med.keys import network_order
-from kdml_med.report.document import Paragraph, Section, Table
+from kdml_med.report.document import Code, Paragraph, Part, Section, Table
 from kdml_med.report.wording import network_words
 from kdml_med.runs import checkpoint_path, hash_checkpoints
 
 TITLE = "Provenance"
 SETTINGS_TITLE = "All settings"
 _UNKNOWN = "–"
-_EARLIER = "A dash: the run is of an earlier version, which did not note it."
+_EARLIER = "The command was not noted: an earlier version made this."
 
 
 def provenance_sections(study: Study) -> list[Section]:
     """What made the figures, the settings that differ from their defaults, and, folded, all of them."""
     hashes, missing = _hashes(study)
-    parts = [
+    parts: list[Part] = [
         *_changed_weights(study, hashes),
         Table(["", ""], _made_by(study), "Training", names=2),
-        Table(["evaluation", "split", "dataset", "manifest, SHA-256", "command", "kdml_med"],
-              [_evaluation_row(one) for one in study.evaluations], "Evaluations", names=6),
-        Table(["network", "file", "SHA-256"], [
-            [network_words(name), f"{checkpoint_path(study.folder, name).relative_to(study.folder)}", digest]
+        *_commands(study.settings.get("made_by") or {}),
+        *(part for one in study.judged for part in _evaluation(one)),
+    ]
+    if hashes:
+        rows = [
+            [network_words(name), str(checkpoint_path(study.folder, name).relative_to(study.folder)), digest]
             for name, digest in sorted(hashes.items(), key=lambda pair: network_order(pair[0]))
-        ], "Weights", names=3) if hashes else Paragraph(missing, "Weights:"),
-    ]  # fmt: skip
-    if not study.settings.get("made_by"):
-        parts.append(Paragraph(_EARLIER))
+        ]
+        parts.append(Table(["network", "file", "SHA-256"], rows, "Weights, as they are now", names=3))
+    else:
+        parts.append(Paragraph(missing, "Weights:"))
     differing = _differing(study)
+    columns, title = ["setting", "value", "default", "meaning"], "Settings that differ from their defaults"
     parts.append(
-        Table(["setting", "value", "default", "meaning"], differing, "Settings that differ from their defaults", names=4)
+        Table(columns, differing, title, names=4)
         if differing
         else Paragraph("Every setting of the training has its default.")
     )
@@ -61,9 +63,10 @@ def _changed_weights(study: Study, hashes: Mapping[str, str]) -> list[Paragraph]
         used = one.record.get("weights", {})
         changed = [name for name, digest in hashes.items() if name in used and used[name] != digest]
         if changed:
-            found.append(Paragraph(
-                f"{one.title} was evaluated with other weights of {network_words(changed[0])} than those that lie in the "
-                "run now: evaluate again.", "Weights have changed."))  # fmt: skip
+            text = (
+                f"{one.title} was evaluated with other weights of {network_words(changed[0])} than lie in the run now."
+            )
+            found.append(Paragraph(f"{text} Evaluate again.", "Weights have changed."))
     return found
 
 
@@ -73,8 +76,6 @@ def _made_by(study: Study) -> list[list[str]]:
     dataset: Mapping[str, Any] = study.settings.get("dataset") or {}
     splits: Mapping[str, Any] = dataset.get("splits") or {}
     rows = [
-        ["command", _command(made_by.get("command"))],
-        *(["continued by", _command(one.get("command"))] for one in made_by.get("continued") or []),
         ["versions", _versions(made_by.get("versions")) or f"kdml_med {study.description.kdml_med}"],
         ["seed", _shown(study.knobs.get("seed", _UNKNOWN))],
         ["device", _shown(study.knobs.get("device", _UNKNOWN))],
@@ -99,24 +100,27 @@ def _splits_words(splits: Mapping[str, Any]) -> str:
     return f"mode “{splits['mode']}”{seed}"
 
 
-def _evaluation_row(evaluation: Evaluation) -> list[str]:
+def _commands(made_by: Mapping[str, Any]) -> list[Part]:
+    """Command lines as they can be typed again: of the start, and of those that went on."""
+    later = [one.get("command") for one in made_by.get("continued") or []]
+    lines = [str(line) for line in (made_by.get("command"), *later) if line]
+    return [Code("\n".join(lines))] if lines else [Paragraph(_EARLIER)]
+
+
+def _evaluation(evaluation: Evaluation) -> list[Part]:
+    """What evaluated, on what."""
     record = evaluation.record
+    if not record:
+        return [Paragraph(f"Split {evaluation.split}. {_EARLIER}", f"{evaluation.title}.")]
     identity: Mapping[str, Any] = record.get("dataset") or {}
-    return [
-        evaluation.title,
-        evaluation.split,
-        _shown(record.get("dataset_dir", _UNKNOWN)),
-        _shown(identity.get("manifest_sha256") or _UNKNOWN),
-        _command(record.get("command")),
-        _shown((record.get("versions") or {}).get("kdml_med", _UNKNOWN)),
+    rows = [
+        ["versions", _versions(record.get("versions")) or _UNKNOWN],
+        ["split", evaluation.split],
+        ["dataset", _shown(record.get("dataset_dir", _UNKNOWN))],
+        ["its manifest, SHA-256", _shown(identity.get("manifest_sha256") or _UNKNOWN)],
+        ["its splits, SHA-256", _shown((identity.get("splits") or {}).get("sha256") or _UNKNOWN)],
     ]
-
-
-def _command(found: Any) -> str:
-    """A command line as it can be typed again."""
-    if not found:
-        return _UNKNOWN
-    return shlex.join(map(str, found)) if isinstance(found, Sequence) and not isinstance(found, str) else str(found)
+    return [Table(["", ""], rows, evaluation.title, names=2), *_commands(record)]
 
 
 def _versions(found: Any) -> str:

@@ -1,17 +1,18 @@
-"""The sections of a report of slides: performance, calibration, operating points, subgroups, cohorts, networks."""
+"""The sections of a report of slides: in short, performance, calibration, decision curve, networks side by side."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
-from kdml_med.clinical.findings import Findings, Subgroup
+from kdml_med.clinical.findings import Findings
 from kdml_med.clinical.judging import POINT_WORDS, Judged
 from kdml_med.clinical.networks import COST_COLUMNS
-from kdml_med.clinical.study import Role
+from kdml_med.clinical.rules import Point
+from kdml_med.clinical.thresholds import share_words
 from kdml_med.keys import NetworkName, network_order
-from kdml_med.metrics.operating import OperatingFigures, Proportion
 from kdml_med.report import curves as draw
+from kdml_med.report.caution import caution
 from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table
 from kdml_med.report.wording import (
     capital,
@@ -23,8 +24,18 @@ from kdml_med.report.wording import (
     with_interval,
 )
 
-_SHARES = ("sensitivity", "specificity", "ppv", "npv", "ruled_out")
-_SHARE_WORDS = {"ppv": "PPV", "npv": "NPV", "ruled_out": "ruled out"}
+
+def few_patients(found: Findings) -> list[Section]:
+    """A warning where intervals rest on few patients; nothing where they do not."""
+    positive, negative = found.study.description.classes[-1], found.study.description.classes[0]
+    parts: list[Part] = []
+    for one in found.shown:
+        counts = {f"{positive} {one.level}": one.positives, f"{negative} {one.level}": one.n - one.positives}
+        # Slides of one patient are alike, so that patients are what counts.
+        counts |= {"patient": one.patients} if one.level != "patient" else {}
+        text = caution(counts)
+        parts += [Paragraph(text, lead=f"{one.title}.")] if text else []
+    return [Section("Few patients", parts, banner=True)] if parts else []
 
 
 def summary(found: Findings) -> Section:
@@ -73,16 +84,11 @@ def _sample(found: Findings, one: Judged) -> str:
     return f"{text} ({one.positives:,} {found.study.description.classes[-1]}{unknown})"
 
 
-def share_words(share: Proportion) -> str:
-    """As in "0.930 (0.852–0.996)"; a dash where it is a share of nobody."""
-    return with_interval(share.value, share.low, share.high)
-
-
 def performance(found: Findings) -> Section:
     """How well the networks tell the classes apart, whatever the threshold."""
     columns = ["network", "AUROC", "AUROC, DeLong", "average precision", "prevalence"]
     parts: list[Part] = [
-        Table(columns, _performance_rows(one), f"{one.title}: {_sample(found, one)}") for one in found.judged.values()
+        Table(columns, _performance_rows(one), f"{one.title}: {_sample(found, one)}") for one in found.ordered
     ]
     parts += [Paragraph(text, lead="Not defined.") for text in _reasons(found)]
     note = (
@@ -115,7 +121,7 @@ def _performance_rows(one: Judged) -> list[list[str]]:
 def _reasons(found: Findings) -> list[str]:
     """Why figures are missing: one line for each evaluation and reason."""
     lines = []
-    for one in found.judged.values():
+    for one in found.ordered:
         for reason in dict.fromkeys(one.why_undefined.values()):
             names = [network_words(name) for name, own in one.why_undefined.items() if own == reason]
             which = "all networks" if len(names) == len(one.networks) else ", ".join(names)
@@ -158,7 +164,7 @@ def _curves(found: Findings, one: Judged) -> list[Part]:
 def calibration(found: Findings) -> Section:
     """Whether probabilities mean what they say."""
     parts: list[Part] = []
-    for one in found.judged.values():
+    for one in found.ordered:
         columns = ["network", "Brier score", "ECE"]
         rows = []
         for name in sorted(one.networks, key=network_order):
@@ -190,24 +196,20 @@ def calibration(found: Findings) -> Section:
         note += " Probabilities after temperature scaling: report --temperature."
     parts.append(Paragraph(note))
     for one in found.shown:
-        known = {name: own for name, own in one.networks.items() if len(own.calibration.reliability.n)}
-        if known:
-            caption = (
-                f"{one.title}: observed share of {found.study.description.classes[-1]} over the predicted probability, "
-                "in bins of equally many answers, with Wilson's 95 % intervals. On the dotted line, probabilities mean "
-                "what they say."
-            )
-            drawn = draw.draw_reliability({name: own.calibration.reliability for name, own in known.items()})
-            parts.append(Picture(f"reliability-{one.name}.png", caption, drawn))
-        bins = {name: own.scaled.reliability for name, own in known.items() if own.scaled is not None}
-        if bins:
-            parts.append(
-                Picture(
-                    f"reliability-scaled-{one.name}.png",
-                    f"{one.title}: the same after temperature scaling.",
-                    draw.draw_reliability(bins),
-                )
-            )
+        own, name = one.networks[found.network], network_words(found.network)
+        if not len(own.calibration.reliability.n):
+            continue
+        caption = (
+            f"{one.title}, {name}: observed share of {found.study.description.classes[-1]} over the predicted "
+            "probability, in bins of equally many answers, with Wilson's 95 % intervals. On the dotted line, "
+            "probabilities mean what they say."
+        )
+        drawn = draw.draw_reliability({found.network: own.calibration.reliability})
+        parts.append(Picture(f"reliability-{one.name}.png", caption, drawn))
+        if own.scaled is not None:
+            caption = f"{one.title}, {name}: the same after temperature scaling."
+            drawn = draw.draw_reliability({found.network: own.scaled.reliability})
+            parts.append(Picture(f"reliability-scaled-{one.name}.png", caption, drawn))
     return Section("Calibration", parts)
 
 
@@ -231,128 +233,6 @@ def decision(found: Findings) -> Section:
         )
         parts.insert(0, Paragraph(text))
     return Section("Decision curve", parts)
-
-
-def operating_points(found: Findings) -> Section:
-    """Thresholds of the validation patients, and what they do to others."""
-    rules, study = found.rules, found.study
-    text = (
-        f"Both thresholds of each network were chosen on the {count(rules.n, found.level)} of the validation split "
-        f"({rules.positives:,} {study.description.classes[-1]}) and on nobody else: rule-out is the highest threshold "
-        "that finds 95 % of them, Youden has the highest sum of sensitivity and specificity. Intervals: Wilson, 95 %."
-    )
-    if found.level != "patient":
-        text += " They take slides as independent; several of one patient are not, and the intervals are too narrow."
-    parts: list[Part] = [Paragraph(text)]
-    parts += [Paragraph(problem, lead="Caution.") for problem in rules.problems]
-    columns = ["network", "point", "threshold", *(_SHARE_WORDS.get(name, name) for name in _SHARES)]
-    for one in found.judged.values():
-        own = " (chosen on these: too good)" if one.role is Role.VALIDATION else ""
-        rows = [
-            [network_words(name), POINT_WORDS.get(point, point), figure(figures.threshold), *_share_cells(figures)]
-            for name in sorted(one.networks, key=network_order)
-            for point, figures in one.networks[name].points.items()
-        ]
-        parts.append(Table(columns, rows, f"{one.title}{own}", names=2))
-    note = (
-        f"Ruled out: share of all that are called {study.description.classes[0]}. PPV and NPV hold for the share of "
-        f"{study.description.classes[-1]} in these patients only."
-    )
-    parts.append(Paragraph(note))
-    return Section("Operating points", parts)
-
-
-def _share_cells(figures: OperatingFigures) -> list[str]:
-    return [share_words(getattr(figures, name)) for name in _SHARES]
-
-
-def confusion(found: Findings) -> Section:
-    """Tables of truth and decision of the judged network; those of the others are in report.json."""
-    negative, positive = found.study.description.classes
-    parts: list[Part] = []
-    for one in found.shown:
-        for point, figures in one.networks[found.network].points.items():
-            cells = figures.confusion
-            if not cells.n:
-                continue
-            rows = [
-                [positive, f"{cells.tp:,}", f"{cells.fn:,}", f"{cells.tp + cells.fn:,}"],
-                [negative, f"{cells.fp:,}", f"{cells.tn:,}", f"{cells.fp + cells.tn:,}"],
-                ["all", f"{cells.tp + cells.fp:,}", f"{cells.fn + cells.tn:,}", f"{cells.n:,}"],
-            ]
-            title = f"{one.title}, {POINT_WORDS.get(point, point)}: from {figure(figures.threshold)}"
-            parts.append(Table([one.level, f"called {positive}", f"called {negative}", "all"], rows, title))
-    if parts:
-        others = "the other networks are in report.json."
-        parts.append(Paragraph(f"{capital(network_words(found.network))}; tables of {others}"))
-    return Section("Confusion tables", parts)
-
-
-def subgroups(found: Findings) -> Section:
-    """Figures of parts of the patients."""
-    parts: list[Part] = []
-    for name, columns in found.subgroups.items():
-        for column, groups in columns.items():
-            parts.append(_subgroup_table(found, found.judged[name], column, groups))
-    if parts:
-        text = (
-            f"Figures of the {network_words(found.network)} at the thresholds above. Groups are small, and of many "
-            "groups some look better or worse by chance: a difference between them is a question, not a finding."
-        )
-        return Section("Subgroups", [Paragraph(text), *parts])
-    text = (
-        "The dataset names no more than one site. Other subgroups: report --labels TABLE --by COLUMN, for any column "
-        "of the label table."
-    )
-    return Section("Subgroups", [Paragraph(text)])
-
-
-def _subgroup_table(found: Findings, one: Judged, column: str, groups: list[Subgroup]) -> Table:
-    levels = [f"{one.level}s"] if one.level != "patient" else []
-    points = [(point, share) for point in ("rule_out", "youden") for share in ("sensitivity", "specificity")]
-    head = [column, "patients", *levels, found.study.description.classes[-1], "AUROC"]
-    head += [f"{share}, {POINT_WORDS[point]}" for point, share in points]
-    rows = []
-    for group in groups:
-        own = group.figures
-        counts = [group.patients, *([group.n] if levels else []), group.positives]
-        auroc = with_interval(own.roc.area, own.roc.area_low, own.roc.area_high)
-        shares = [
-            share_words(getattr(own.points[point], share)) if point in own.points else "–" for point, share in points
-        ]
-        rows.append([group.name, *(f"{number:,}" for number in counts), auroc, *shares])
-    return Table(head, rows, f"{one.title}, by {column}", sortable=len(rows) > 3)
-
-
-def cohorts(found: Findings) -> Section:
-    """Every cohort at the same frozen thresholds."""
-    every = list(found.judged.values())
-    if not any(one.role is Role.EXTERNAL for one in every):
-        text = (
-            "No external cohort is named. Evaluate on patients of another hospital, and name the result: "
-            f"kdml-med evaluate {found.study.folder} --data OTHER --out {found.study.folder}/evaluation_other, then "
-            f"kdml-med report {found.study.folder} --external {found.study.folder}/evaluation_other"
-        )
-        return Section("External cohorts", [Paragraph(text)])
-    parts: list[Part] = []
-    for point, words in POINT_WORDS.items():
-        rows = []
-        for one in every:
-            own = one.networks[found.network]
-            shares = _share_cells(own.points[point]) if point in own.points else ["–"] * len(_SHARES)
-            prevalence = figure(one.positives / one.n if one.n else math.nan)
-            auroc = with_interval(own.roc.area, own.roc.area_low, own.roc.area_high)
-            rows.append([one.title, f"{one.n:,}", prevalence, auroc, *shares])
-        threshold = found.rules.thresholds.get(found.network, {}).get(point, math.nan)
-        columns = [
-            "cohort",
-            f"{found.level}s",
-            "prevalence",
-            "AUROC",
-            *(_SHARE_WORDS.get(name, name) for name in _SHARES),
-        ]
-        parts.append(Table(columns, rows, f"At the {words} threshold of the validation split, {figure(threshold)}"))
-    return Section("External cohorts", [Paragraph(f"Figures of the {network_words(found.network)}."), *parts])
 
 
 def networks(found: Findings) -> Section:

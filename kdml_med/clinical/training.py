@@ -34,7 +34,7 @@ def _summary(study: Study) -> str:
         if best is not None
         else ""
     )
-    return f"{trained}{chosen} Figures on the validation split are too good for it chose the epoch.".strip()
+    return f"{trained}{chosen} Figures on the validation split are too good, because it chose the epoch.".strip()
 
 
 def _losses(study: Study) -> list[Picture]:
@@ -65,5 +65,6 @@ def _curves(history: pd.DataFrame, figure: str) -> Mapping[str, pd.DataFrame]:
     columns = {HistoryColumn.EPOCH.value: "epoch", HistoryColumn.VALUE.value: "value"}
     names = sorted(rows[HistoryColumn.NETWORK].unique(), key=network_order)
     return {
-        str(name): rows.loc[rows[HistoryColumn.NETWORK] == name, list(columns)].rename(columns=columns) for name in names
+        str(name): rows.loc[rows[HistoryColumn.NETWORK] == name, list(columns)].rename(columns=columns)
+        for name in names
     }

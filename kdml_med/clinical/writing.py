@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdml_med.clinical import slides
+from kdml_med.clinical import slides, thresholds
 from kdml_med.clinical.checklist_facts import collect_facts
 from kdml_med.clinical.checklists import checklist_sections
 from kdml_med.clinical.findings import Findings, find
 from kdml_med.clinical.flow import flow_section
+from kdml_med.clinical.judging import plain
 from kdml_med.clinical.networks import count_costs
 from kdml_med.clinical.patients import gallery, patient_table
 from kdml_med.clinical.polyps import polyp_report
@@ -60,18 +61,35 @@ def write_report(
     path = study.folder / REPORT_FIGURES
     earlier = _read_earlier(path)
     if study.description.task is Task.DETECTION:
-        if labels or by or temperature:
-            raise InputError(f"{run_dir} is a run of detectors: --labels, --by and --temperature are for slides.")
+        _refuse_for_detectors(labels=bool(labels), by=bool(by), temperature=temperature)
         costs = count_costs(study, earlier, speed=speed)
-        report = polyp_report(study, rules_of_run(study.folder), costs)
-        sections, content = [*banners(study), *report.sections], report.content
+        polyps = polyp_report(study, rules_of_run(study.folder), costs)
+        sections, content = polyps.sections, polyps.content | {"networks": plain(costs)}
     else:
         found = find(study, labels=labels, by=by, temperature=temperature, speed=speed, earlier=earlier)
         sections, content = slide_sections(found), found.content()
     sections = with_shared(study, sections)
-    write_json(path, {"schema_version": _SCHEMA_VERSION, **content})
+    write_json(path, {"schema_version": _SCHEMA_VERSION, **_about(study), **content})
     write_html(study.folder / REPORT_PAGE, f"Run {study.name}", sections)
     return [REPORT_PAGE, REPORT_FIGURES]
+
+
+def _about(study: Study) -> dict[str, Any]:
+    return {
+        "run": study.name,
+        "task": study.description.task.value,
+        "classes": study.description.classes,
+        "synthetic": study.synthetic,
+    }
+
+
+def _refuse_for_detectors(**given: bool) -> None:
+    """Options that would be ignored in silence."""
+    named = next((name for name, value in given.items() if value), None)
+    if named is not None:
+        raise InputError(
+            f"--{named} is for runs on slides; a report of detectors shows sequences and sizes by itself: leave it out."
+        )
 
 
 def _read_earlier(path: Path) -> dict[str, Any]:
@@ -86,16 +104,16 @@ def _read_earlier(path: Path) -> dict[str, Any]:
 def slide_sections(found: Findings) -> list[Section]:
     """What the report of a run of classifiers says, in the order in which it is read."""
     return [
-        *banners(found.study),
+        *slides.few_patients(found),
         slides.summary(found),
         flow_section(found.study),
         slides.performance(found),
         slides.calibration(found),
         slides.decision(found),
-        slides.operating_points(found),
-        slides.confusion(found),
-        slides.subgroups(found),
-        slides.cohorts(found),
+        thresholds.operating_points(found),
+        thresholds.confusion(found),
+        thresholds.subgroups(found),
+        thresholds.cohorts(found),
         slides.networks(found),
         patient_table(found),
         gallery(found),
@@ -103,14 +121,15 @@ def slide_sections(found: Findings) -> list[Section]:
 
 
 def with_shared(study: Study, sections: Sequence[Section]) -> list[Section]:
-    """The sections that the reports of both tasks have, behind the others: training, provenance and checklists."""
-    every = [*sections, *training_sections(study), *provenance_sections(study)]
+    """Around the sections of a task those that both have: warnings, training, provenance and checklists."""
+    every = [*banners(study), *sections, *training_sections(study), *provenance_sections(study)]
     return [*every, *checklist_sections(collect_facts(study, every))]
 
 
 def banners(study: Study) -> list[Section]:
     """Warnings that must not be missed."""
-    if not study.synthetic:
-        return []
-    text = "These figures show that the pipeline works, they say nothing about accuracy on patients."
-    return [Section("Generated data", [Paragraph(text, lead="The data are synthetic.")], banner=True)]
+    found = []
+    if study.synthetic:
+        text = "These figures show that the pipeline works, they say nothing about accuracy on patients."
+        found.append(Section("Generated data", [Paragraph(text, lead="The data are synthetic.")], banner=True))
+    return found

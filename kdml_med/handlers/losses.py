@@ -18,6 +18,31 @@ from kdml_med.storage.reading import damaged, read_table
 _REMEDY = "Delete it to go on without the rows of earlier epochs."
 
 
+class EpochMeans:
+    """Mean of every loss term over the iterations of an epoch, not weighted."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.iterations = 0
+
+    def attach(self, engine: Trainer) -> None:
+        """Register with the trainer; before those who ask at the end of an iteration or an epoch."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
+
+    def values(self) -> dict[str, float]:
+        """By loss name, of what has run so far; "loss" is the sum that is back-propagated."""
+        return {name: total / self.iterations for name, total in self.sums.items()}
+
+    def _epoch_started(self) -> None:
+        self.sums, self.iterations = {}, 0
+
+    def _iteration_completed(self, engine: Engine) -> None:
+        self.iterations += 1
+        for name, value in engine.state.output[OutputKey.LOSS_TERMS].items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+
 class LossHistory:
     """Writes losses.csv: for each epoch, network and term the unweighted mean and the weight in force.
 
@@ -32,30 +57,22 @@ class LossHistory:
 
     def __init__(self, run_dir: str | Path) -> None:
         self.path = Path(run_dir) / LOSSES_FILE
-        self.sums: dict[str, float] = {}
+        self.means = EpochMeans()
 
     def attach(self, engine: Trainer) -> None:
         """Register with the trainer."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
+        self.means.attach(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
-
-    def _epoch_started(self) -> None:
-        self.sums = {}
-
-    def _iteration_completed(self, engine: Engine) -> None:
-        for name, value in engine.state.output[OutputKey.LOSS_TERMS].items():
-            if name != LossTerm.LOSS:
-                self.sums[name] = self.sums.get(name, 0.0) + float(value)
 
     def _epoch_completed(self, engine: Engine) -> None:
         weights_of: Callable[[str], dict[str, float]] = getattr(engine.cohort_loss, "term_weights", lambda _: {})
-        iterations = engine.state.epoch_length
         rows = []
-        for name, total in self.sums.items():
+        for name, value in self.means.values().items():
+            if name == LossTerm.LOSS:
+                continue
             network, term = split_loss_name(name)
             weight = weights_of(network).get(term, 1.0)
-            rows.append((engine.state.epoch, iterations, network, term, weight, total / iterations))
+            rows.append((engine.state.epoch, self.means.iterations, network, term, weight, value))
         write_epoch(self.path, list(LossColumn), rows, engine.state.epoch)
 
 

@@ -11,6 +11,7 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator, Trainer
 from tqdm import tqdm
 
+from kdml_med.handlers.losses import EpochMeans
 from kdml_med.keys import LossTerm, NetworkName, OutputKey
 from kdml_med.metrics.classification import METRICS
 from kdml_med.program import progress_bar
@@ -32,23 +33,22 @@ class CohortProgress:
         of_tiles = [f"tile_{name}" for name, metric in METRICS.items() if metric.progress]
         self.figures = tuple(of_tiles if figures is None else figures)
         self.bar: tqdm[Any] | None = None
-        self.sums: dict[str, float] = {}
+        self.means = EpochMeans()
         self.started = 0.0
 
     def attach(self, engine: Trainer) -> None:
         """Register with the trainer; behind the validation handler, so that the line has this epoch's metric."""
+        self.means.attach(engine)
         engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
 
     def _epoch_started(self, engine: Engine) -> None:
-        self.sums, self.started = {}, time.monotonic()
+        self.started = time.monotonic()
         what = f"epoch {engine.state.epoch}/{engine.state.max_epochs}"
         self.bar = progress_bar(engine.state.epoch_length, what=what, unit="batch")
 
     def _iteration_completed(self, engine: Engine) -> None:
-        for name, value in engine.state.output[OutputKey.LOSS_TERMS].items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
         if self.bar is not None:
             loss = float(engine.state.output[OutputKey.LOSS_TERMS][LossTerm.LOSS])
             self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
@@ -57,7 +57,7 @@ class CohortProgress:
     def _epoch_completed(self, engine: Engine) -> None:
         if self.bar is not None:
             self.bar.close()
-        means = {name: value / engine.state.epoch_length for name, value in self.sums.items()}
+        means = self.means.values()
         losses = "  ".join(f"{name} {value:.3f}" for name, value in means.items() if name != LossTerm.LOSS)
         logger.info(
             "epoch %d/%d  %.0f s  loss %.3f  (%s)",

@@ -16,12 +16,15 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator, Trainer
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams as hparams_summary
 
+from kdml_med.handlers.losses import EpochMeans
 from kdml_med.handlers.metrics import UNDEFINED
-from kdml_med.handlers.tensorboard_boxes import box_agreement, froc_figure
+from kdml_med.handlers.tensorboard_boxes import box_agreement
+from kdml_med.handlers.tensorboard_curves import classification_figures, froc_figure
 from kdml_med.handlers.tensorboard_frames import frame_figures
+from kdml_med.handlers.tensorboard_settings import settings_summaries
 from kdml_med.handlers.tensorboard_tiles import tile_figures
+from kdml_med.handlers.validation import LOSS_FIGURE
 from kdml_med.keys import LossTerm, OutputKey, network_order, split_loss_name
 from kdml_med.metrics.aggregation import AggregationMethod, Level, aggregate_predictions
 from kdml_med.metrics.box_matching import finite
@@ -52,15 +55,17 @@ class CohortTensorBoard:
     """Writes losses, learning rates, weights of the losses and settings as TensorBoard events; a task adds its own.
 
     Every network, and the ensemble, is a run of its own below ``log_dir``, so that one chart shows all of them, each in
-    its colour: ``train/task_loss``, ``train/kd_loss``, ``train/ml_loss``, ``train/learning_rate`` (per iteration). What
-    belongs to no single network is in run "cohort": ``train/total_loss``, the weights of the terms (``weights/beta``)
-    and the settings (HPARAMS).
+    its colour: ``train/task_loss``, ``train/kd_loss``, ``train/ml_loss``, ``train/learning_rate`` (per iteration), the
+    means of the losses over each epoch (``train/task_loss_epoch``), and the validation loss (``val/loss``) where
+    ``ValidationHistory`` works it out. What belongs to no single network is in run "cohort": ``train/total_loss``, the
+    weights of the terms (``weights/beta``) and the settings (HPARAMS).
 
     Args:
         log_dir: folder of the runs.
         optimizer: its learning rates are shown.
         evaluator: validation engine; None shows training only.
-        settings: knobs of the run, for the HPARAMS page.
+        settings: knobs of the run, for the HPARAMS page, see ``settings_summaries``.
+        defaults: what they are where nobody sets them.
         interval: iterations between two points of a loss curve.
     """
 
@@ -71,12 +76,14 @@ class CohortTensorBoard:
         evaluator: Evaluator | None = None,
         *,
         settings: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any] | None = None,
         interval: int = 1,
     ) -> None:
         self.log_dir = Path(log_dir)
         self.optimizer, self.evaluator = optimizer, evaluator
-        self.settings = dict(settings or {})
+        self.settings, self.defaults = dict(settings or {}), dict(defaults or {})
         self.interval = interval
+        self.means = EpochMeans()
         self.writers: dict[str, SummaryWriter] = {}
         self.first_iteration = 1
 
@@ -91,9 +98,11 @@ class CohortTensorBoard:
     def attach(self, engine: Trainer) -> None:
         """Register with the trainer, and with the evaluator where there is one."""
         _leave_errors_to_writers()
+        self.means.attach(engine)
         engine.add_event_handler(Events.EPOCH_STARTED, self._named(self._epoch_started))
         engine.add_event_handler(Events.ITERATION_STARTED(every=self.interval), self._named(self._learning_rates))
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self._named(self._losses))
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._named(self._means))
         # At the end of the epoch: the loss hears of a new epoch only after the handlers attached to its start.
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._named(self._weights))
         if self.evaluator is not None:
@@ -153,10 +162,16 @@ class CohortTensorBoard:
             writer.add_scalar("train/learning_rate", group["lr"], engine.state.iteration)
 
     def _losses(self, engine: Engine) -> None:
-        for name, value in engine.state.output[OutputKey.LOSS_TERMS].items():
+        self._write_losses(engine.state.output[OutputKey.LOSS_TERMS], "loss", engine.state.iteration)
+
+    def _means(self, engine: Engine) -> None:
+        self._write_losses(self.means.values(), "loss_epoch", engine.state.epoch)
+
+    def _write_losses(self, losses: Mapping[str, Any], ending: str, step: int) -> None:
+        for name, value in losses.items():
             network, term = split_loss_name(name)
             tag = "total" if name == LossTerm.LOSS else term
-            self.writer(network or COHORT_RUN).add_scalar(f"train/{tag}_loss", float(value), engine.state.iteration)
+            self.writer(network or COHORT_RUN).add_scalar(f"train/{tag}_{ending}", float(value), step)
 
     def _weights(self, engine: Engine) -> None:
         weights = getattr(engine.cohort_loss, "weights", None)
@@ -176,11 +191,10 @@ class CohortTensorBoard:
             return
         if self.settings and self.evaluator is not None and self.evaluator.state.best_metric_epoch > 0:
             writer = self.writer(COHORT_RUN)
-            values = {name: _hparam(value) for name, value in self.settings.items()}
             # Written here and not by add_hparams, which would open one more run folder.
             metric = f"val/best_{self.evaluator.state.key_metric_name}"
             best = float(self.evaluator.state.best_metric)
-            for summary in hparams_summary(values, {metric: best}):
+            for summary in settings_summaries(self.settings, self.defaults, metric=metric):
                 writer._get_file_writer().add_summary(summary)
             writer.add_scalar(metric, best, self.evaluator.state.best_metric_epoch)
         self._close()
@@ -197,11 +211,12 @@ class CohortTensorBoard:
 
 
 class ClassificationTensorBoard(CohortTensorBoard):
-    """Adds the figures of classifiers, their precision-recall curves and example tiles.
+    """Adds the figures of classifiers, their curves and example tiles.
 
     Per epoch, for every network and the ensemble: those of ``kdml_med.metrics.classification.METRICS`` that have a
-    chart (``val/tile_auroc``, ``val/patient_auroc``, …) and ``val/precision_recall``. In run "cohort": the agreement
-    between networks (``val/agreement_…``) and example tiles with every network's answer.
+    chart (``val/tile_auroc``, ``val/patient_auroc``, …) and ``val/precision_recall``. In run "cohort": one picture with
+    all ROC curves (``val/roc``) and one with their calibration (``val/calibration``), the agreement between networks
+    (``val/agreement_…``) and example tiles with every network's answer.
 
     Args:
         log_dir: see ``CohortTensorBoard``.
@@ -233,20 +248,27 @@ class ClassificationTensorBoard(CohortTensorBoard):
         names = sorted(predictions["network"].unique(), key=network_order)
         levels = dict.fromkeys(("tile", self.level))
         charts = [name for name, metric in METRICS.items() if metric.chart]
-        self.write_metrics(engine, names, [f"{level}_{figure}" for level in levels for figure in charts])
+        figures = [LOSS_FIGURE, *(f"{level}_{figure}" for level in levels for figure in charts)]
+        self.write_metrics(engine, names, figures)
         self.write_agreement(engine, engine.state.metrics)
-        self._precision_recall(predictions, engine.state.epoch)
+        self._curves(engine, predictions)
         dataset = getattr(engine.data_loader, "dataset", None)
         if self.tiles and hasattr(dataset, "read"):
             self.write_images(engine, tile_figures(dataset, predictions, count=self.tiles))
 
-    def _precision_recall(self, predictions: pd.DataFrame, epoch: int) -> None:
+    def _curves(self, engine: Engine, predictions: pd.DataFrame) -> None:
+        """Of slides or patients, where both classes are there and all networks answer with numbers."""
         labelled = predictions[predictions["label"] >= 0]
-        if labelled["label"].nunique() < 2:
+        if labelled["label"].nunique() < 2 or labelled["probability"].isna().any():
             return
-        for name, rows in aggregate_predictions(labelled, self.level, self.aggregation).groupby("network"):
-            labels, probabilities = rows["label"].to_numpy(dtype=np.int64), rows["probability"].to_numpy()
-            self.writer(str(name)).add_pr_curve("val/precision_recall", labels, probabilities, epoch)
+        groups = aggregate_predictions(labelled, self.level, self.aggregation)
+        answers = {
+            str(name): (rows["label"].to_numpy(dtype=np.int64), rows["probability"].to_numpy())
+            for name, rows in groups.groupby("network")
+        }
+        for name, (labels, probabilities) in answers.items():
+            self.writer(name).add_pr_curve("val/precision_recall", labels, probabilities, engine.state.epoch)
+        self.write_images(engine, classification_figures(answers))
 
 
 class DetectionTensorBoard(CohortTensorBoard):
@@ -289,13 +311,9 @@ class DetectionTensorBoard(CohortTensorBoard):
             name: rows if finite(rows) else rows.iloc[:0]
             for name, rows in by_network(engine.state.predictions, names).items()
         }
-        self.write_metrics(engine, names, CHARTS)
+        self.write_metrics(engine, names, [LOSS_FIGURE, *CHARTS])
         self.write_agreement(engine, box_agreement(dataset.rows, detections, thresholds))
         self.write_images(engine, froc_figure(dataset.rows, detections, thresholds))
         if hasattr(dataset, "read"):
             counts = {"spread": self.frames, "worst": self.worst_frames}
             self.write_images(engine, frame_figures(dataset, detections, thresholds, **counts))
-
-
-def _hparam(value: Any) -> bool | int | float | str:
-    return value if isinstance(value, bool | int | float | str) else str(value)

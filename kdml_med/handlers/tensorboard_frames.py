@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from kdml_med.keys import NetworkName
 from kdml_med.metrics.box_matching import BOX_COLUMNS, Floats, match_detections, read_frames
+from kdml_med.report.figures import ON_DARK, network_colour
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Colour = tuple[int, int, int]
 
 MAX_BOXES = 5
+"""Drawn of each network and frame: those that found something first, then the others, by score."""
 _COLUMNS = 3
 _PANEL_PX = 320
 _LINE_PX = 22
@@ -49,6 +51,12 @@ class Judgement:
     def wrong(self) -> bool:
         """Whether a polyp was missed or a false alarm given."""
         return len(self.missed) > 0 or not bool(self.hits.all())
+
+    @property
+    def shown(self) -> list[int]:
+        """Which detections are drawn, the most important one last, so that it lies on top."""
+        first = np.argsort(~self.hits, kind="stable")[:MAX_BOXES]
+        return [int(index) for index in first[::-1]]
 
 
 def judge_frame(frame: pd.DataFrame, detections: pd.DataFrame, threshold: float) -> Judgement:
@@ -113,7 +121,7 @@ def frame_figures(
     spread: int = 6,
     worst: int = 4,
 ) -> dict[str, Pixels]:
-    """Example frames: the annotation and the answer of each network side by side, one picture for each frame.
+    """Example frames: all boxes, the annotation, and the answer of each network, side by side in a picture of a frame.
 
     Some are spread evenly over the split and stay the same from epoch to epoch; on the others the ensemble is most
     wrong now, see ``worst_frames``.
@@ -148,7 +156,9 @@ def frame_figures(
 
 
 def draw_frame(frame: Pixels, annotated: Floats, judged: Mapping[str, Judgement], *, title: str) -> Pixels:
-    """Panels of one frame: the annotation, then what each network found; a panel with an error has a red title.
+    """Panels of one frame: all boxes in the colours of their networks, the annotation, then each network by itself.
+
+    A panel of a network with an error has a red title.
 
     Args:
         frame: uint8, [height, width, 3].
@@ -159,20 +169,23 @@ def draw_frame(frame: Pixels, annotated: Floats, judged: Mapping[str, Judgement]
     Returns:
         uint8, [height, width, 3].
     """
+    count = len(annotated)
     scale = _PANEL_PX / max(frame.shape[:2])
     size = (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale)))
     picture = Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)
-    count = len(annotated)
-    panels = [_panel(picture, f"annotated: {count or 'no'} polyp{'s' * (count != 1)}", _TEXT)]
-    _draw_boxes(panels[0], annotated * scale, _ANNOTATED)
+    together = _panel(picture, "all boxes, in the colours of the squares", _TEXT)
     for name, judgement in judged.items():
-        panel = _panel(picture, _verdict(name, judgement, count), _WRONG if judgement.wrong else _TEXT)
+        _draw_boxes(together, judgement.boxes[judgement.shown] * scale, _network_colour(name))
+    annotation = _panel(picture, f"annotated: {count or 'no'} polyp{'s' * (count != 1)}", _TEXT)
+    _draw_boxes(annotation, annotated * scale, _ANNOTATED)
+    panels = [together, annotation]
+    for name, judgement in judged.items():
+        panel = _panel(picture, _verdict(name, judgement, count), _WRONG if judgement.wrong else _TEXT, network=name)
         _draw_boxes(panel, judgement.missed * scale, _ANNOTATED, dashed=True)
-        shown = list(reversed(range(min(MAX_BOXES, len(judgement.boxes)))))  # the best on top
         colours = [_HIT if hit else _FALSE for hit in judgement.hits]
-        for index in shown:
+        for index in judgement.shown:
             _draw_boxes(panel, judgement.boxes[[index]] * scale, colours[index])
-        for index in shown:
+        for index in judgement.shown:
             _draw_score(panel, judgement.boxes[index] * scale, colours[index], judgement.scores[index])
         panels.append(panel)
     return _assemble(panels, title)
@@ -217,11 +230,24 @@ def _legend_lines(width: int) -> list[list[tuple[str, Colour]]]:
     return lines
 
 
-def _panel(picture: Image.Image, title: str, colour: Colour) -> Image.Image:
+def _panel(picture: Image.Image, title: str, colour: Colour, *, network: str | None = None) -> Image.Image:
+    """The frame below a title; of a network with a square in its colour before it."""
     panel = Image.new("RGB", (picture.width, picture.height + _LINE_PX), _BACKGROUND)
     panel.paste(picture, (0, _LINE_PX))
-    ImageDraw.Draw(panel).text((1, 3), _shorten(title, picture.width), fill=colour, font=_font())
+    draw = ImageDraw.Draw(panel)
+    left = 1
+    if network is not None:
+        draw.rectangle([1, 5, 11, 15], fill=_network_colour(network))
+        left = 16
+    draw.text((left, 3), _shorten(title, picture.width - left), fill=colour, font=_font())
     return panel
+
+
+def _network_colour(name: str) -> Colour:
+    """As in figures on a dark ground."""
+    colour = network_colour(name)
+    red, green, blue = ImageColor.getrgb(ON_DARK.get(colour, colour))[:3]
+    return red, green, blue
 
 
 def _draw_boxes(panel: Image.Image, boxes: Floats, colour: Colour, *, dashed: bool = False) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kdml_med.metrics.bootstrap import percentile_interval, resampled_weights, weighted_auroc
+from kdml_med.metrics.bootstrap import percentile_interval, resampled_weights
 from kdml_med.metrics.box_matching import Group, Hit, Matches, finite, match_detections, read_frames
 from kdml_med.metrics.classification import average_precision as binary_average_precision
 from kdml_med.metrics.classification import binary_auroc
@@ -97,9 +97,8 @@ def roc_curve(
 
     def under(weights: Weights) -> tuple[Floats, Floats]:
         _, hits, alarms = _counts(truth, scores, weights)
-        return weighted_auroc(truth, scores, weights), np.stack(
-            [_sensitivity(own, others) for own, others in zip(hits, alarms, strict=True)]
-        )
+        pairs = [_sensitivity(own, others) for own, others in zip(hits, alarms, strict=True)]
+        return np.array([area for area, _ in pairs]), np.stack([places for _, places in pairs])
 
     drawn = resampled_weights(groups, len(truth), resamples=resamples, seed=seed)
     band = _band(drawn, under, resamples, len(_PLACES))
@@ -306,22 +305,26 @@ def _nothing(places: Floats = _PLACES) -> Curve:
 def _counts(truth: Bools, scores: Floats, weights: Weights) -> tuple[Floats, Floats, Floats]:
     """Thresholds from infinity down, [points]; positives and negatives at or above each, [weightings, points]."""
     order = np.argsort(-scores, kind="stable")
-    ordered = scores[order]
-    last = np.flatnonzero(np.concatenate([ordered[1:] != ordered[:-1], [True]]))
-    by_rank = weights[:, order]
-    found = np.cumsum(by_rank * truth[order], axis=1)[:, last]
-    all_of_them = np.cumsum(by_rank, axis=1)[:, last]
-    none = np.zeros((len(weights), 1), dtype=np.int64)
-    hits, alarms = np.hstack([none, found]), np.hstack([none, all_of_them - found])
-    return np.concatenate([[np.inf], ordered[last]]), hits.astype(np.float64), alarms.astype(np.float64)
+    thresholds = np.unique(scores)[::-1]
+    counts = []
+    for own in (truth, ~truth):
+        ranked = order[own[order]]
+        above = np.zeros((len(weights), len(ranked) + 1))
+        np.cumsum(weights[:, ranked], axis=1, out=above[:, 1:])
+        until = np.searchsorted(-scores[ranked], -thresholds, side="right")
+        counts.append(above[:, np.concatenate([[0], until])])
+    return np.concatenate([[np.inf], thresholds]), counts[0], counts[1]
 
 
-def _sensitivity(found: Floats, false: Floats) -> Floats:
-    """Sensitivity at each place; where the curve rises straight up, the upper end. NaN when a class is absent."""
+def _sensitivity(found: Floats, false: Floats) -> tuple[float, Floats]:
+    """AUROC, and sensitivity at each place: where the curve rises straight up, the upper end.
+
+    NaN when a class is absent.
+    """
     if not found[-1] or not false[-1]:
-        return np.full(len(_PLACES), np.nan)
-    values: Floats = np.interp(_PLACES + _ROUNDING, false / false[-1], found / found[-1])
-    return values
+        return math.nan, np.full(len(_PLACES), np.nan)
+    x, y = false / false[-1], found / found[-1]
+    return float(np.trapezoid(y, x)), np.interp(_PLACES + _ROUNDING, x, y)
 
 
 def _precision(found: Floats, false: Floats) -> tuple[float, Floats]:

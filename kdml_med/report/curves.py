@@ -6,17 +6,20 @@ as a page.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kdml_med.keys import LossColumn, LossTerm, network_order
+from kdml_med.metrics.calibration import Reliability
+from kdml_med.metrics.curves import Curve, Floats
+from kdml_med.metrics.decision import DecisionCurve
 from kdml_med.metrics.froc import FALSE_POSITIVE_RATES
 from kdml_med.report.figures import (
     COLOURS,
@@ -38,59 +41,12 @@ from kdml_med.report.wording import network_words, term_words, with_interval
 Points = Mapping[str, Sequence[tuple[str, float, float]]]
 """Of each network: what a point is called, its x and its y."""
 
-_Floats = npt.NDArray[np.floating[Any]]
 _POINT_MARKERS = ("o", "D", "^", "v", "P", "X")
+_SHARES = (0, 0.25, 0.5, 0.75, 1)
 _FROC_RATES = (0.01, 10.0)  # the same axis in every figure
 
 
-class CurveLike(Protocol):
-    """See ``kdml_med.metrics.curves.Curve``."""
-
-    @property
-    def x(self) -> _Floats: ...  # noqa: D102
-    @property
-    def y(self) -> _Floats: ...  # noqa: D102
-    @property
-    def area(self) -> float: ...  # noqa: D102
-    @property
-    def area_low(self) -> float: ...  # noqa: D102
-    @property
-    def area_high(self) -> float: ...  # noqa: D102
-    @property
-    def grid(self) -> _Floats: ...  # noqa: D102
-    @property
-    def low(self) -> _Floats: ...  # noqa: D102
-    @property
-    def high(self) -> _Floats: ...  # noqa: D102
-    @property
-    def chance(self) -> Any: ...  # noqa: D102
-
-
-class ReliabilityLike(Protocol):
-    """See ``kdml_med.metrics.calibration.Reliability``."""
-
-    @property
-    def predicted(self) -> _Floats: ...  # noqa: D102
-    @property
-    def observed(self) -> _Floats: ...  # noqa: D102
-    @property
-    def low(self) -> _Floats: ...  # noqa: D102
-    @property
-    def high(self) -> _Floats: ...  # noqa: D102
-
-
-class DecisionLike(Protocol):
-    """See ``kdml_med.metrics.decision.DecisionCurve``."""
-
-    @property
-    def thresholds(self) -> _Floats: ...  # noqa: D102
-    @property
-    def model(self) -> _Floats: ...  # noqa: D102
-    @property
-    def treat_all(self) -> _Floats: ...  # noqa: D102
-
-
-def draw_roc(curves: Mapping[str, CurveLike], *, points: Points | None = None) -> Figure:
+def draw_roc(curves: Mapping[str, Curve], *, points: Points | None = None) -> Figure:
     """Sensitivity over the false-positive rate, with bands; the legend holds the areas.
 
     Args:
@@ -107,7 +63,7 @@ def draw_roc(curves: Mapping[str, CurveLike], *, points: Points | None = None) -
     return figure
 
 
-def draw_precision_recall(curves: Mapping[str, CurveLike], *, points: Points | None = None) -> Figure:
+def draw_precision_recall(curves: Mapping[str, Curve], *, points: Points | None = None) -> Figure:
     """Precision over recall, with bands; the legend holds the average precisions.
 
     Args:
@@ -116,7 +72,7 @@ def draw_precision_recall(curves: Mapping[str, CurveLike], *, points: Points | N
     """
     with style():
         figure, axis = _square(len(curves), points)
-        for chance in {float(curve.chance) for curve in curves.values() if _defined(curve.chance)}:
+        for chance in {curve.chance for curve in curves.values() if math.isfinite(curve.chance)}:
             axis.axhline(chance, color=FAINT, linewidth=1, linestyle=":")
         entries = _draw_curves(axis, curves, drawstyle="steps-pre")
         entries += _draw_points(axis, points)
@@ -125,7 +81,7 @@ def draw_precision_recall(curves: Mapping[str, CurveLike], *, points: Points | N
     return figure
 
 
-def draw_froc(curves: Mapping[str, CurveLike], *, points: Points | None = None) -> Figure:
+def draw_froc(curves: Mapping[str, Curve], *, points: Points | None = None) -> Figure:
     """Share of lesions found over false positives per frame, with bands; the legend holds the mean sensitivities.
 
     Args:
@@ -145,7 +101,7 @@ def draw_froc(curves: Mapping[str, CurveLike], *, points: Points | None = None) 
     return figure
 
 
-def draw_reliability(bins: Mapping[str, ReliabilityLike]) -> Figure:
+def draw_reliability(bins: Mapping[str, Reliability]) -> Figure:
     """Observed share of positives over the predicted probability, with intervals: a chart for each network.
 
     Args:
@@ -153,9 +109,13 @@ def draw_reliability(bins: Mapping[str, ReliabilityLike]) -> Figure:
     """
     names = sorted(bins, key=network_order)
     with style():
-        width = {1: HALF_WIDTH, 2: 6.2}.get(len(names), WIDTH)
+        columns = {1: 1, 2: 2, 4: 2}.get(len(names), PANELS)
+        width = WIDTH if columns == PANELS else HALF_WIDTH
         titles = [label_text(network_words(name)) for name in names] or [""]
-        figure, axes = new_panels(titles, 0.5, 2.55, width=width, sharex=True, sharey=True)
+        row_height = (width - 0.7) / columns + 0.2
+        figure, axes = new_panels(titles, 0.5, row_height, width=width, columns=columns, sharex=True, sharey=True)
+        if not names:
+            _say_undefined(axes[0])
         for axis, name in zip(axes, names, strict=False):
             own, colour = bins[name], network_colour(name)
             axis.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":")
@@ -165,15 +125,17 @@ def draw_reliability(bins: Mapping[str, ReliabilityLike]) -> Figure:
                 _say_undefined(axis)
         for axis in axes:
             axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
+            axis.set_xticks(_SHARES[:: 1 if columns == 1 else 2])
+            axis.set_yticks(_SHARES[:: 1 if columns == 1 else 2])
             axis.grid()
-        for axis in axes[-PANELS:]:
+        for axis in axes[-columns:]:
             axis.tick_params(labelbottom=True)
         figure.supxlabel("predicted probability", size=10)
         figure.supylabel("observed share of positives", size=10)
     return figure
 
 
-def draw_decision(curves: Mapping[str, DecisionLike]) -> Figure:
+def draw_decision(curves: Mapping[str, DecisionCurve]) -> Figure:
     """Net benefit over the threshold probability, beside treating everybody and nobody.
 
     Args:
@@ -272,7 +234,7 @@ def _square(lines: int, points: Points | None) -> tuple[Figure, Axes]:
 
 
 def _draw_curves(
-    axis: Axes, curves: Mapping[str, CurveLike], *, drawstyle: Any, limits: tuple[float, float] | None = None
+    axis: Axes, curves: Mapping[str, Curve], *, drawstyle: Any, limits: tuple[float, float] | None = None
 ) -> list[Any]:
     """Bands first, so that no band hides a line; gives the entries of the legend."""
     place = _clipped(limits)
@@ -282,12 +244,15 @@ def _draw_curves(
         if len(own.grid):
             axis.fill_between(place(own.grid), own.low, own.high, color=network_colour(name), alpha=0.12, linewidth=0)
     for name in names:
-        axis.plot(place(curves[name].x), curves[name].y, drawstyle=drawstyle, **network_line(name))
+        x, y = curves[name].x, curves[name].y
+        if limits is not None and len(x):  # what was found stays found when more false positives are allowed
+            x, y = np.append(x, limits[1]), np.append(y, y[-1])
+        axis.plot(place(x), y, drawstyle=drawstyle, **network_line(name))
     if not any(len(own.y) and np.isfinite(own.y).any() for own in curves.values()):
         _say_undefined(axis)
     return [
         legend_entry(
-            f"{label_text(network_words(name))}  {with_interval(own.area, own.area_low, own.area_high)}",
+            f"{label_text(network_words(name))}: {with_interval(own.area, own.area_low, own.area_high)}",
             network_colour(name), "", network_line(name)["linestyle"],
         )
         for name, own in ((name, curves[name]) for name in names)
@@ -308,7 +273,7 @@ def _draw_points(axis: Axes, points: Points | None, *, limits: tuple[float, floa
     return [legend_entry(label_text(kind), INK, markers[kind], "none", size=6.5) for kind in kinds]
 
 
-def _clipped(limits: tuple[float, float] | None) -> Callable[[_Floats], _Floats]:
+def _clipped(limits: tuple[float, float] | None) -> Callable[[Floats], Floats]:
     """A logarithmic axis has no 0: what lies beyond its ends is drawn at them."""
     return (lambda x: x) if limits is None else (lambda x: np.clip(x, *limits))
 
@@ -319,10 +284,6 @@ def _legend(figure: Figure, entries: Sequence[Any], title: str, columns: int = 1
             handles=entries, loc="outside lower left", ncols=columns, title=title or None,
             alignment="left", fontsize=9, title_fontsize=9,
         )  # fmt: skip
-
-
-def _defined(value: Any) -> bool:
-    return value is not None and bool(np.isfinite(value))
 
 
 def _say_undefined(axis: Axes) -> None:

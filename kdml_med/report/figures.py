@@ -139,18 +139,25 @@ def new_figure(
 
 
 def new_panels(
-    titles: Sequence[str], height: float, row_height: float, *, width: float = WIDTH, **shared: Any
+    titles: Sequence[str],
+    height: float,
+    row_height: float,
+    *,
+    width: float = WIDTH,
+    columns: int = PANELS,
+    **shared: Any,
 ) -> tuple[Figure, list[Axes]]:
-    """A chart below each title, ``PANELS`` in a row; within ``style``.
+    """A chart below each title, ``columns`` in a row; within ``style``.
 
     Args:
         titles: at least one.
         height: of what surrounds the charts, inches.
         row_height: of each row of charts, inches.
         width: inches.
+        columns: side by side at most.
         **shared: see ``matplotlib.figure.Figure.subplots``.
     """
-    columns = min(PANELS, len(titles))
+    columns = min(columns, len(titles))
     rows = math.ceil(len(titles) / columns)
     figure, axes = new_figure(height + row_height * rows, rows, columns, width=width, **shared)
     for axis, title in zip(axes, titles, strict=False):

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from kdml_med.report.document import Gallery, Part, Picture, Section, Thumbnail
 from kdml_med.report.figures import save_figure
 from kdml_med.report.tables import code_fence, markdown_table, markdown_text
-from kdml_med.report.vector import NO_XML, colour_variables, inline_svg
+from kdml_med.report.vector import NO_XML, colour_variables, figure_pixels, inline_svg
 from kdml_med.storage.files import write_atomically
 
 FIGURES_DIR = "figures"
@@ -22,6 +22,9 @@ LONG_TABLE = 25
 """Rows from which a table scrolls on its own, below a head that stays."""
 MOST_PICTURE_BYTES = 6_000_000
 """Of the thumbnails of a page, which stays below 10 MB although letters need a third more; the rest is left out."""
+
+_HALF = 500
+"""Pixels up to which two figures fit side by side on paper."""
 
 
 def write_html(path: Path, title: str, sections: Sequence[Section]) -> None:
@@ -43,6 +46,8 @@ def write_html(path: Path, title: str, sections: Sequence[Section]) -> None:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         colours=colour_variables(),
         svg=_numbered_svg(),
+        pixels=figure_pixels,
+        half=_HALF,
         blocks=_blocks,
         shown=_lookup(_within_budget(sections)),
         data=lambda item: f"data:image/{item.suffix};base64,{base64.b64encode(item.image).decode()}",

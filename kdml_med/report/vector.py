@@ -15,8 +15,10 @@ _HREF = "{http://www.w3.org/1999/xlink}href"
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b")
 _DECIMALS = re.compile(r"-?\d+\.\d{3,}")
 _REFERENCE = re.compile(r"url\(#([^)]*)\)")
-_FONT = re.compile(r"font(?:-family)?: [^;]*")
-_SIZE = re.compile(r"([\d.]+)px")
+# As "font: 600 10px 'DejaVu Sans', …", or in parts, by matplotlib's version.
+_FONT = re.compile(r"font: ([^;]*?)([\d.]+px)[^;]*")
+_FAMILY = re.compile(r"font-family: [^;]*;? ?")
+_NOT_TURNED = re.compile(r"rotate\(-?0 [^)]*\)")
 _LEAST = 540
 """Pixels below which a figure of several charts is not legible: on a telephone it is moved sideways instead."""
 # Nothing in XML can stand for these, not even an entity.
@@ -53,13 +55,16 @@ def inline_svg(figure: Figure, number: int, words: str) -> str:
             if name in element.attrib:
                 element.set(name, _DECIMALS.sub(_rounded, element.attrib[name]))
     view = root.attrib["viewBox"]
-    width = float(view.split()[2])
-    pixels = width / 0.75  # 72 points are 96 pixels of a page
-    least = f"; min-width: {_LEAST}px" if pixels > _LEAST else ""
-    attributes = {"viewBox": view, "role": "img", "aria-label": words, "style": f"width: {pixels:.0f}px{least}"}
+    least = f"min-width: {_LEAST}px" if figure_pixels(figure) > _LEAST else ""
+    attributes = {"viewBox": view, "role": "img", "aria-label": words, **({"style": least} if least else {})}
     root.attrib.clear()
     root.attrib.update(attributes)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def figure_pixels(figure: Figure) -> int:
+    """Width of a figure on a page at its own size: 96 pixels an inch, as browsers count."""
+    return round(96 * figure.get_figwidth())
 
 
 def _variable(colour: str) -> str:
@@ -96,7 +101,9 @@ def _restyle(element: ElementTree.Element) -> None:
         return
     text = _COLOUR.sub(_on_page, text)
     if element.tag == "text":
-        text = _FONT.sub(_page_font, text)
+        text = _FAMILY.sub("", _FONT.sub(_page_font, text))
+        if _NOT_TURNED.fullmatch(element.attrib.get("transform", "")):
+            del element.attrib["transform"]
     element.set("style", text)
 
 
@@ -109,9 +116,8 @@ def _on_page(found: re.Match[str]) -> str:
 
 
 def _page_font(found: re.Match[str]) -> str:
-    size = _SIZE.search(found[0])
-    weight = "; font-weight: 600" if re.search(r"\b(?:bold|[6-9]00)\b", found[0]) else ""
-    return f"font-size: {size[1]}px{weight}" if size else "font-weight: inherit"
+    weight = "600" if re.search(r"\b(?:bold|[6-9]00)\b", found[1]) else "400"
+    return f"font-weight: {weight}; font-size: {found[2]}"
 
 
 def _rounded(found: re.Match[str]) -> str:

@@ -88,6 +88,22 @@ def test_patients_seen_in_training_are_refused_as_test_patients(dataset: Path, t
     assert "used in training this run" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["--aggregation", "median"], "aggregation"),
+        (["--ensemble_average", "logits"], "ensemble_average"),
+        (["--validate#evaluator#ensemble_average", "logits"], "ensemble_average"),  # past the settings
+    ],
+)
+def test_test_patients_do_not_choose_how_they_are_judged(
+    dataset: Path, trained: Path, tmp_path: Path, words: list[str], name: str
+) -> None:
+    said = refused(*evaluate_words(dataset, trained, "--output_dir", str(tmp_path), *words))
+    assert said.startswith(f"--{name} is '{words[1]}', the run was trained with")
+    assert not list(tmp_path.iterdir())
+
+
 def test_tiles_of_another_resolution_are_refused(trained: Path, tmp_path: Path) -> None:
     slides = write_tile_dataset(tmp_path / "new", patients=2, labelled=False, mpp=0.25)
     said = refused(*infer_words(slides, trained))

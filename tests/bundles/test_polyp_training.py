@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from kdml_med.runs import load_cohort
+from kdml_med.splits import freeze_splits
 from kdml_med.storage.manifest import read_manifest
 from tests.bundles.conftest import POLYP_CONFIGS, kill_after_an_epoch, polyp_words, read_json, refused, run_bundle
 from tests.synthetic_frames import SPLITS, write_frame_dataset
@@ -118,6 +119,34 @@ def test_detections_lie_in_their_frames_and_sequences_are_listed(evaluated: Path
 def test_thresholds_come_from_validation(evaluated: Path, trained_detectors: Path) -> None:
     chosen = read_json(trained_detectors / "metrics.json")["thresholds"]
     assert read_json(evaluated / "metrics.json")["thresholds"] == chosen
+
+
+@pytest.mark.parametrize("name", ["fusion", "validate#evaluator#fusion"])
+def test_test_frames_do_not_choose_how_boxes_are_fused(
+    frames: Path, trained_detectors: Path, tmp_path: Path, name: str
+) -> None:
+    said = refused(*evaluate_words(frames, trained_detectors, "--output_dir", str(tmp_path), f"--{name}", "boxes"))
+    assert said.startswith("--fusion is 'boxes', the run was trained with 'anchors': on split 'test'")
+    assert not list(tmp_path.iterdir())
+
+
+def test_test_frames_choose_no_threshold_whatever_they_are_called(
+    frames: Path, trained_detectors: Path, tmp_path: Path
+) -> None:
+    swapped = shutil.copytree(frames, tmp_path / "swapped")
+    table = pd.read_csv(swapped / "splits.csv", dtype=str)
+    table["split"] = table["split"].replace({"val": "test", "test": "val"})
+    freeze_splits(swapped, table, mode="table", seed=None, force=True)
+    out = tmp_path / "out"
+    for dataset, words in (
+        (swapped, ["--split", "val"]),
+        (frames, ["--split", "val", "--validate#dataset#split", "test"]),  # past the settings
+    ):
+        said = refused(*evaluate_words(dataset, trained_detectors, "--output_dir", str(out), *words))
+        assert said.startswith("1 patients of split 'val' are not those that this run validated on, first 'P3'")
+        assert not (out / "metrics.json").exists()
+    said = refused(*evaluate_words(frames, trained_detectors, "--output_dir", str(trained_detectors)))
+    assert said.startswith("--output_dir is the folder of the run")
 
 
 def test_speed_is_measured_for_every_network(evaluated: Path) -> None:

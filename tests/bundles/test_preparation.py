@@ -196,17 +196,70 @@ def test_patients_seen_in_training_are_no_test(dataset: Path, tmp_path: Path) ->
     describe(tmp_path, seen_patients={"train": [hashed_patient(patient)], "val": []})
     with pytest.raises(InputError, match=f"1 patients of split 'test' .* first '{patient}'"):
         prepare_evaluation(evaluation(dataset, tmp_path, split="test"), level="patient")
-    prepare_evaluation(evaluation(dataset, tmp_path, split="val"), level="patient")
+
+
+def hashes(dataset: Path, split: str) -> list[str]:
+    return sorted({hashed_patient(name) for name in TileDataset(dataset, split).rows["patient_id"]})
 
 
 def test_patients_that_were_learned_from_are_no_validation(dataset: Path, tmp_path: Path) -> None:
-    patient = TileDataset(dataset, "val").rows["patient_id"].iloc[0]
-    describe(tmp_path, seen_patients={"train": [], "val": [hashed_patient(patient)]})
+    validated = hashes(dataset, "val")
+    describe(tmp_path, seen_patients={"train": [], "val": validated})
     prepare_evaluation(evaluation(dataset, tmp_path, split="val"), level="patient")
-    describe(tmp_path, seen_patients={"train": [hashed_patient(patient)], "val": []})
+    describe(tmp_path, seen_patients={"train": validated[:1], "val": validated})
     with pytest.raises(InputError, match="1 patients of split 'val'"):
         prepare_evaluation(evaluation(dataset, tmp_path, split="val"), level="patient")
     prepare_evaluation(evaluation(dataset, tmp_path, split="train"), level="patient")
+
+
+def test_nothing_is_chosen_on_patients_whom_training_did_not_validate_on(dataset: Path, tmp_path: Path) -> None:
+    validated = hashes(dataset, "val")
+    describe(tmp_path, seen_patients={"train": [], "val": validated[1:]})
+    with pytest.raises(InputError, match="1 patients of split 'val' are not those that this run validated on"):
+        prepare_evaluation(evaluation(dataset, tmp_path, split="val"), level="patient")
+
+
+def test_splits_that_were_swapped_make_no_validation_of_test_patients(copy: Path, tmp_path: Path) -> None:
+    describe(tmp_path, seen_patients={split: hashes(copy, split) for split in ("train", "val")})
+    splits = pd.read_csv(copy / "splits.csv", dtype=str)
+    swapped = splits.assign(split=splits["split"].replace({"val": "test", "test": "val"}))
+    freeze_splits(copy, swapped, mode="table", seed=None, force=True)
+    for split, message in (("val", "not those that this run validated on"), ("test", "used in training this run")):
+        with pytest.raises(InputError, match=message):
+            prepare_evaluation(evaluation(copy, tmp_path, split=split), level="patient")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("aggregation", "median"), ("level", "slide"), ("ensemble_average", "logits")]
+)
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_how_networks_are_judged_is_chosen_at_training(
+    dataset: Path, tmp_path: Path, name: str, value: str, split: str
+) -> None:
+    describe(tmp_path, seen_patients={"train": [], "val": hashes(dataset, "val")})
+    settings: dict[str, Any] = {"level": "patient", "aggregation": "mean", "ensemble_average": "probabilities"}
+    prepare_evaluation(evaluation(dataset, tmp_path, split=split, **settings), level="patient")
+    settings[name] = value
+    with pytest.raises(InputError, match=f"^--{name} is '{value}', the run was trained with"):
+        prepare_evaluation(evaluation(dataset, tmp_path, split=split, **settings), level=settings["level"])
+    # It can be tried by the patients of the validation, beside what training left.
+    prepare_evaluation(evaluation(dataset, tmp_path, split="val", **settings), level=settings["level"])
+    own = settings | {"output_dir": str(tmp_path / "." / "sub" / "..")}
+    with pytest.raises(InputError, match=f"those of another --{name}"):
+        prepare_evaluation(evaluation(dataset, tmp_path, split="val", **own), level=settings["level"])
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_figures_of_other_splits_do_not_go_where_thresholds_are_chosen(
+    dataset: Path, tmp_path: Path, split: str
+) -> None:
+    run = tmp_path / "run"
+    describe(run, seen_patients={"train": [], "val": hashes(dataset, "val")})
+    (tmp_path / "link").symlink_to(run)
+    for folder in (run, tmp_path / "link", run / "evaluation_test" / ".."):
+        with pytest.raises(InputError, match="--output_dir is the folder of the run"):
+            prepare_evaluation(evaluation(dataset, run, split=split, output_dir=str(folder)), level="patient")
+    prepare_evaluation(evaluation(dataset, run, split="val", output_dir=str(run)), level="patient")
 
 
 def test_inference_works_on_a_dataset_with_folds(tmp_path: Path) -> None:

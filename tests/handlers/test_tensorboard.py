@@ -14,6 +14,8 @@ import torch
 from ignite.engine import Engine, Events
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
+from tensorboard.summary.writer import event_file_writer
 
 from kdml_med.errors import InputError
 from kdml_med.handlers import ClassificationTensorBoard, CohortTensorBoard, DetectionTensorBoard
@@ -127,15 +129,64 @@ def test_losses_rates_weights_and_settings_are_there_for_every_task(tmp_path: Pa
     assert student.Scalars("train/learning_rate")[0].value == 0.125
     assert [point.value for point in shared.Scalars("train/regulariser_loss")] == [5] * 3
     assert [point.value for point in shared.Scalars("train/total_loss")] == [6] * 3
+    assert [(point.step, point.value) for point in shared.Scalars("train/total_loss_epoch")] == [(1, 6)]
     assert shared.Scalars("weights/beta")[0].value == 0.25
     assert shared.Scalars("val/best_ensemble_ap")[0].value == 0.5
     assert "_hparams_/session_start_info" in shared.summary_metadata
     assert handler.writers == {}
 
 
-def test_a_resumed_run_takes_back_points_of_the_interrupted_epoch(tmp_path: Path) -> None:
+def test_means_of_an_epoch_count_every_iteration_whatever_the_interval(tmp_path: Path) -> None:
+    trainer = Engine(lambda _, value: {OutputKey.LOSS_TERMS: {"student_0_kd": value}})
+    trainer.cohort_loss = None
+    CohortTensorBoard(tmp_path, optimizer(), interval=3).attach(trainer)
+    trainer.run([1.0, 2.0, 6.0, 7.0], max_epochs=2)
+    events = events_of(tmp_path, "student_0")
+    assert [(point.step, point.value) for point in events.Scalars("train/kd_loss")] == [(3, 6), (6, 2)]
+    assert [(point.step, point.value) for point in events.Scalars("train/kd_loss_epoch")] == [(1, 4), (2, 4)]
+
+
+def test_the_validation_loss_has_a_curve_for_each_network(tmp_path: Path) -> None:
+    evaluator = validated(*cohort(networks=NETWORKS), epoch=4)
+    evaluator.state.metrics |= {"teacher_loss": 0.5, "student_0_loss": float("nan")}
+    train(DetectionTensorBoard(tmp_path, optimizer(), evaluator, frames=0, worst_frames=0), evaluator)
+    assert [(point.step, point.value) for point in events_of(tmp_path, "teacher").Scalars("val/loss")] == [(4, 0.5)]
+    assert "val/loss" not in events_of(tmp_path, "student_0").Tags()["scalars"]
+
+
+def test_settings_are_few_and_those_that_were_changed_come_first(tmp_path: Path) -> None:
+    evaluator = validated(*cohort(networks=NETWORKS))
+    students = [{"name": "resnet", "depth": 10}, "tiny"]
+    settings = {
+        "beta": 0.5, "alpha": 1.0, "seed": 3, "amp": True, "fold": None, "image_size": [128, 192], "box_weight": 2.0,
+        "initial_weights": {"teacher": "/data/weights/teacher.pt"}, "students": students, "device": "cpu",
+    }  # fmt: skip
+    defaults = {
+        "beta": 1.0, "alpha": 1.0, "seed": 0, "amp": False, "fold": None, "image_size": [128, 128], "box_weight": 2.0,
+        "initial_weights": None, "students": None,
+    }  # fmt: skip
+    handler = CohortTensorBoard(tmp_path, optimizer(), evaluator, settings=settings, defaults=defaults)
+    handler.show_validation = lambda engine: None
+    train(handler, evaluator)
+    contents = {tag: data.plugin_data.content for tag, data in events_of(tmp_path, "cohort").summary_metadata.items()}
+    start = metadata.parse_session_start_info_plugin_data(contents[metadata.SESSION_START_INFO_TAG])
+    shown = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
+    assert shown == {
+        "alpha": 1.0, "amp": True, "beta": 0.5, "image_size": "128, 192", "initial_weights": "teacher=teacher.pt",
+        "seed": 3.0, "students": "resnet(depth=10), tiny",
+    }  # fmt: skip
+    experiment = metadata.parse_experiment_plugin_data(contents[metadata.EXPERIMENT_TAG])
+    assert {info.name for info in experiment.hparam_infos if not info.differs} == {"alpha"}
+    assert [info.name.tag for info in experiment.metric_infos] == ["val/best_ensemble_ap"]
+
+
+def test_a_resumed_run_takes_back_points_of_the_interrupted_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(DetectionTensorBoard(tmp_path, optimizer()), None, epochs=2)
-    time.sleep(1.1)  # event files are told apart, and put in order, by the second
+    # Event files are told apart, and put in order, by the second.
+    later = time.time() + 2
+    monkeypatch.setattr(event_file_writer, "time", SimpleNamespace(time=lambda: later))
     train(DetectionTensorBoard(tmp_path, optimizer()), None, epochs=3, done=1)
     points = events_of(tmp_path, "teacher").Scalars("train/task_loss")
     assert [point.step for point in points] == list(range(1, 10))
@@ -158,7 +209,16 @@ def test_classifiers_have_their_figures_and_curves(tmp_path: Path) -> None:
     levels = [f"val/{level}_{figure}" for level in ("tile", "patient") for figure in ("auroc", "accuracy")]
     assert sorted(tags["scalars"]) == sorted(levels)
     assert "val/precision_recall" in tags["tensors"]
-    assert "val/agreement_student_0_student_1" in events_of(tmp_path, "cohort").Tags()["scalars"]
+    shared = events_of(tmp_path, "cohort").Tags()
+    assert "val/agreement_student_0_student_1" in shared["scalars"]
+    assert {"val/roc", "val/calibration"} <= set(shared["images"])
+
+
+def test_one_class_alone_has_no_curves(tmp_path: Path) -> None:
+    evaluator = evaluate([1, 1, 1])
+    train(ClassificationTensorBoard(tmp_path, optimizer(), evaluator), evaluator)
+    assert events_of(tmp_path, "cohort").Tags()["images"] == []
+    assert events_of(tmp_path, "ensemble").Tags()["tensors"] == []
 
 
 @pytest.mark.parametrize("size", [0, 400])

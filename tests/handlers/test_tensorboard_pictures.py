@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdml_med.handlers.tensorboard_boxes import box_agreement, froc_figure
-from kdml_med.handlers.tensorboard_frames import frame_figures, judge_frame, worst_frames
+from kdml_med.handlers.tensorboard_boxes import box_agreement
+from kdml_med.handlers.tensorboard_curves import classification_figures, froc_figure
+from kdml_med.handlers.tensorboard_frames import MAX_BOXES, frame_figures, judge_frame, worst_frames
 from kdml_med.metrics.detection import by_network
+from kdml_med.report.figures import ON_DARK, network_colour
 from tests.handlers.test_tensorboard import BOX, FAR, NETWORKS, ensemble_found, events_of, frames_of, show
 from tests.metrics.detection_tables import cohort, detection_table, frame_table
 
@@ -80,6 +82,27 @@ def test_at_most_five_boxes_are_drawn_and_all_are_counted() -> None:
     assert count(only_picture([], many), FALSE) == count(only_picture([], many[:5]), FALSE) > 0
 
 
+def test_a_box_that_found_a_polyp_is_drawn_before_more_certain_false_alarms() -> None:
+    alarms = [(0.9, (45 + number, 10, 75 + number, 40)) for number in range(MAX_BOXES)]
+    assert count(only_picture([BOX], [*alarms, (0.6, BOX)]), HIT) > 0
+    frames, detections = ensemble_found({"f": [BOX]}, {"f": [*alarms, (0.6, BOX)]})
+    judged = judge_frame(frames, by_network(detections)["ensemble"], 0.5)
+    assert judged.shown == [3, 2, 1, 0, 5], "the found one last, on top of all"
+
+
+def test_the_first_panel_has_the_boxes_of_every_network_in_its_colour() -> None:
+    frames = frame_table({"f": [BOX]})
+    found = {name: (10 + 5 * number, 5, 30 + 5 * number, 55) for number, name in enumerate(NETWORKS)}
+    detections = pd.concat([detection_table({"f": [(0.9, box)]}, name) for name, box in found.items()])
+    (image,) = frame_figures(frames_of(frames), by_network(detections), THRESHOLDS, spread=1, worst=0).values()
+    first, rest = image[50:262, :326], image[50:262, 326:]
+    for name in NETWORKS:
+        colour = ON_DARK[network_colour(name)]
+        own = tuple(int(colour[start : start + 2], 16) for start in (1, 3, 5))
+        assert count(first, own) > 100, name
+        assert count(rest, own) == 0, "elsewhere in titles alone"
+
+
 def test_boxes_beyond_the_border_are_drawn_inside() -> None:
     outside = [(0.9, (-20, -20, 500, 500)), (0.8, (79.9, 59.9, 80, 60)), (0.7, (90, 70, 95, 75))]
     assert count(only_picture([], outside), FALSE) > 0
@@ -119,3 +142,13 @@ def test_froc_figure_has_one_size_whatever_was_found() -> None:
     assert some.dtype == np.uint8
     assert some.shape == none.shape
     assert (some != none).any()
+
+
+def test_curves_of_classifiers_change_with_the_answers_and_keep_their_size() -> None:
+    labels = np.array([0, 1] * 10)
+    some = classification_figures({name: (labels, np.linspace(0, 1, 20)) for name in NETWORKS})
+    right = classification_figures(dict.fromkeys(NETWORKS, (labels, labels * 0.8)))
+    assert sorted(some) == ["val/calibration", "val/roc"]
+    for tag, image in some.items():
+        assert image.shape == right[tag].shape
+        assert (image != right[tag]).any()

@@ -1,12 +1,15 @@
 """A document with every part that a page can hold, and names that want to be more than text."""
 
+import dataclasses
 import io
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
+from kdml_med.metrics.calibration import reliability
+from kdml_med.metrics.curves import precision_recall_curve, roc_curve
+from kdml_med.metrics.decision import decision_curve
 from kdml_med.report import curves
 from kdml_med.report.document import Bullets, Code, Gallery, Heading, Paragraph, Picture, Section, Table, Thumbnail
 
@@ -26,54 +29,22 @@ HOSTILE = [
 NETWORKS = ["teacher", "student_0", "student_1", "ensemble"]
 
 
-def roc(seed=0, n=60, area=0.8):
-    """Something shaped like a ROC curve with its band."""
+def roc(seed=0, samples=80):
+    """A ROC curve with its band, of answers that know something."""
+    return roc_curve(*answers(seed, samples), resamples=200)
+
+
+def answers(seed=0, samples=80):
+    """Labels, and probabilities that know something of them."""
     generator = np.random.default_rng(seed)
-    x = np.sort(np.r_[0, generator.random(n), 1])
-    y = np.clip(x ** (1 / area - 1 + 0.02), 0, 1)
-    y = np.maximum.accumulate(np.clip(y + 0.02 * generator.standard_normal(len(x)), 0, 1))
-    y[0], y[-1] = 0, 1
-    grid = np.linspace(0, 1, 101)
-    middle = np.interp(grid, x, y)
-    return SimpleNamespace(
-        x=x, y=y, thresholds=1 - x, area=area, area_low=area - 0.1, area_high=area + 0.07, grid=grid,
-        low=np.clip(middle - 0.12, 0, 1), high=np.clip(middle + 0.08, 0, 1), chance=0.5,
-    )  # fmt: skip
-
-
-def precision_recall(seed=0):
-    """Something shaped like precision over recall."""
-    own = roc(seed)
-    own.x, own.y, own.chance = own.x, 1 - 0.6 * own.x**2, 0.35
-    own.low, own.high = 1 - 0.6 * own.grid**2 - 0.1, np.clip(1 - 0.6 * own.grid**2 + 0.08, 0, 1)
-    return own
+    labels = generator.integers(0, 2, samples)
+    return labels, 1 / (1 + np.exp(-(1.5 + 0.4 * seed) * (labels - 0.5) - generator.standard_normal(samples)))
 
 
 def froc(seed=0):
     """Something shaped like a FROC curve."""
     own = roc(seed)
-    own.x, own.grid = own.x * 3, own.grid * 3
-    return own
-
-
-def reliability(seed=0):
-    """Ten bins with limits."""
-    generator = np.random.default_rng(seed)
-    predicted = np.linspace(0.03, 0.96, 10)
-    observed = np.clip(predicted + 0.08 * generator.standard_normal(10), 0, 1)
-    low, high = np.clip(observed - 0.15, 0, 1), np.clip(observed + 0.15, 0, 1)
-    return SimpleNamespace(predicted=predicted, observed=observed, low=low, high=high, n=np.full(10, 12))
-
-
-def decision(seed=0):
-    """Net benefit of a model, and of treating everybody."""
-    thresholds = np.linspace(0.01, 0.99, 99)
-    odds = thresholds / (1 - thresholds)
-    return SimpleNamespace(
-        thresholds=thresholds,
-        model=np.maximum(0.33 - 0.05 * odds, -0.02 * (seed + 1)) * (1 - thresholds**4),
-        treat_all=0.35 - 0.65 * odds,
-    )
+    return dataclasses.replace(own, x=own.x * 3, grid=own.grid * 2)
 
 
 def history(seed=0):
@@ -105,12 +76,16 @@ def pictures():
     """Every kind of figure."""
     every = {
         "roc": curves.draw_roc(
-            {name: roc(seed, area=0.75 + 0.05 * seed) for seed, name in enumerate(NETWORKS)},
+            {name: roc(seed) for seed, name in enumerate(NETWORKS)},
             points={"ensemble": [("rule-out", 0.45, 0.95), ("Youden", 0.2, 0.8)]},
         ),
-        "pr": curves.draw_precision_recall({name: precision_recall(seed) for seed, name in enumerate(NETWORKS)}),
-        "reliability": curves.draw_reliability({name: reliability(seed) for seed, name in enumerate(NETWORKS)}),
-        "decision": curves.draw_decision({name: decision(seed) for seed, name in enumerate(NETWORKS)}),
+        "pr": curves.draw_precision_recall(
+            {name: precision_recall_curve(*answers(seed), resamples=200) for seed, name in enumerate(NETWORKS)}
+        ),
+        "reliability": curves.draw_reliability(
+            {name: reliability(*answers(seed), bins=6) for seed, name in enumerate(NETWORKS)}
+        ),
+        "decision": curves.draw_decision({name: decision_curve(*answers(seed)) for seed, name in enumerate(NETWORKS)}),
         "froc": curves.draw_froc({name: froc(seed) for seed, name in enumerate(NETWORKS)}),
         "history": curves.draw_history({name: history(seed) for seed, name in enumerate(NETWORKS)}, "AUROC"),
     }

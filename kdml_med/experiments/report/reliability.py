@@ -14,6 +14,7 @@ from kdml_med.experiments.results import Results
 from kdml_med.experiments.training import evaluation_dir
 from kdml_med.keys import NetworkName, PredictionColumn, Task
 from kdml_med.metrics.aggregation import aggregate_predictions
+from kdml_med.metrics.calibration import reliability
 from kdml_med.runs import PREDICTIONS_FILE, TRAIN_AGAIN
 from kdml_med.storage.reading import read_rows
 
@@ -66,7 +67,7 @@ def _answers(results: Results, cell: Cell, evaluation: str) -> pd.DataFrame:
 
 
 def bin_rows(labels: npt.NDArray[np.float64], probabilities: npt.NDArray[np.float64]) -> list[dict[str, float]]:
-    """Bins of equally many answers, from low to high probability.
+    """Bins of equally many answers, from low to high probability, see ``kdml_med.metrics.calibration.reliability``.
 
     Args:
         labels: [n], 0 or 1.
@@ -75,9 +76,8 @@ def bin_rows(labels: npt.NDArray[np.float64], probabilities: npt.NDArray[np.floa
     Returns:
         "predicted" (mean probability), "observed" (share of positives) and "n" of each bin.
     """
-    order = np.argsort(probabilities, kind="stable")
+    found = reliability(labels, probabilities, bins=BINS)
     return [
-        {"predicted": float(probabilities[part].mean()), "observed": float(labels[part].mean()), "n": len(part)}
-        for part in np.array_split(order, BINS)
-        if len(part)
+        {"predicted": float(predicted), "observed": float(observed), "n": int(n)}
+        for predicted, observed, n in zip(found.predicted, found.observed, found.n, strict=True)
     ]

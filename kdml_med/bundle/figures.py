@@ -1,0 +1,205 @@
+"""Curves that a training and an evaluation leave as files: a picture to look at, and a table of what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from kdml_med.keys import HistoryColumn, network_order
+from kdml_med.metrics.calibration import reliability
+from kdml_med.metrics.classification import METRICS
+from kdml_med.metrics.curves import (
+    Curve,
+    detection_precision_recall,
+    froc_with_band,
+    precision_recall_curve,
+    roc_curve,
+)
+from kdml_med.metrics.decision import decision_curve
+from kdml_med.report.curves import (
+    draw_decision,
+    draw_froc,
+    draw_history,
+    draw_losses,
+    draw_precision_recall,
+    draw_reliability,
+    draw_roc,
+)
+from kdml_med.report.figures import label_text, save_figure, style
+from kdml_med.report.wording import metric_words
+from kdml_med.runs import FIGURES_DIR, HISTORY_FILE, LOSSES_FILE, read_history, read_losses
+from kdml_med.storage.files import write_table
+
+_PROBABILITY = "probability_"
+_GENERATED = "generated data: proves that the pipeline works, says nothing about patients"
+_DETECTION_HISTORY = ("ap", "ap50", "f1")
+
+
+def write_classification_figures(
+    folder: Path,
+    table: pd.DataFrame,
+    *,
+    level: str,
+    classes: Sequence[str],
+    split: str,
+    synthetic: bool,
+    resamples: int,
+) -> None:
+    """Write ROC, precision-recall, calibration and decision curve of an evaluation, each as PNG and CSV.
+
+    Args:
+        folder: of the evaluation; the files go to ``figures/`` in it.
+        table: one row per patient or slide, as in patients.csv; those without a label are left out.
+        level: "patient" or "slide".
+        classes: the positive one last.
+        split: that was evaluated.
+        synthetic: whether the data are generated.
+        resamples: of patients, for bands and intervals; as in metrics.json, whose intervals they then are.
+    """
+    known = table[table["label"].notna()]
+    labels, patients = (known["label"] == classes[-1]).to_numpy(np.int64), known["patient_id"].to_numpy()
+    answers = {
+        str(column).removeprefix(_PROBABILITY): known[column].to_numpy(np.float64)
+        for column in known.columns
+        if str(column).startswith(_PROBABILITY)
+    }
+    drawn: dict[str, Any] = {"groups": patients, "resamples": resamples}
+    roc = {name: roc_curve(labels, own, **drawn) for name, own in answers.items()}
+    recall = {name: precision_recall_curve(labels, own, **drawn) for name, own in answers.items()}
+    honest = {name: reliability(labels, own) for name, own in answers.items()}
+    benefit = {name: decision_curve(labels, own) for name, own in answers.items()}
+    title = _title(split, f"{len(known)} {level}s, {labels.sum()} {classes[-1]}", synthetic)
+    out = _Folder(folder / FIGURES_DIR, title)
+    out.write("roc", draw_roc(roc), _points(roc, "threshold", "false_positive_rate", "sensitivity"))
+    out.write_table("roc_band", _band(roc, "false_positive_rate", "sensitivity"))
+    out.write("precision_recall", draw_precision_recall(recall), _points(recall, "threshold", "recall", "precision"))
+    out.write_table("precision_recall_band", _band(recall, "recall", "precision"))
+    out.write("calibration", draw_reliability(honest), _columns(honest, ["predicted", "observed", "low", "high", "n"]))
+    out.write("decision_curve", draw_decision(benefit), _columns(benefit, ["thresholds", "model", "treat_all"]))
+
+
+def write_detection_figures(
+    folder: Path,
+    frames: pd.DataFrame,
+    detections: Mapping[str, pd.DataFrame],
+    metrics: Mapping[str, Any],
+) -> None:
+    """Write FROC and precision-recall of an evaluation of detectors, each as PNG and CSV.
+
+    Args:
+        folder: of the evaluation; the files go to ``figures/`` in it.
+        frames: evaluated rows of a manifest.
+        detections: columns of ``DetectionColumn``, by network.
+        metrics: content of metrics.json; its unit and number of resamples are those of the bands.
+    """
+    own = metrics["networks"]
+    drawn: dict[str, Any] = {"group": metrics["bootstrap"]["unit"], "resamples": metrics["bootstrap"]["resamples"]}
+    froc = {name: froc_with_band(frames, rows, **drawn) for name, rows in detections.items()}
+    recall = {name: detection_precision_recall(frames, rows, **drawn) for name, rows in detections.items()}
+    chosen = "threshold chosen on validation frames"
+    points = {
+        name: [(chosen, own[name]["false_positives_per_frame"], own[name]["recall"])]
+        for name, curve in froc.items()
+        if len(curve.x)
+    }
+    some = next(iter(own.values()))
+    title = _title(metrics["split"], f"{some['n_frames']} frames, {some['n_boxes']} polyps", metrics["synthetic"])
+    out = _Folder(folder / FIGURES_DIR, title)
+    table = _corners(_points(froc, "score", "false_positives_per_frame", "sensitivity"))
+    out.write("froc", draw_froc(froc, points=points), table)
+    out.write_table("froc_band", _band(froc, "false_positives_per_frame", "sensitivity"))
+    table = _corners(_points(recall, "score", "recall", "precision"))
+    out.write("precision_recall", draw_precision_recall(recall), table)
+    out.write_table("precision_recall_band", _band(recall, "recall", "precision"))
+
+
+def write_training_figures(run_dir: str | Path) -> None:
+    """Draw what losses.csv and history.csv of a run hold, over its epochs.
+
+    Args:
+        run_dir: folder of the run; the pictures go to ``figures/`` in it.
+
+    Raises:
+        InputError: one of the two is damaged.
+    """
+    run_dir = Path(run_dir)
+    out = run_dir / FIGURES_DIR
+    if (run_dir / LOSSES_FILE).is_file():
+        losses = draw_losses(read_losses(run_dir))
+        if losses is not None:
+            save_figure(losses, out / "losses.png")
+    if not (run_dir / HISTORY_FILE).is_file():
+        return
+    history = read_history(run_dir)
+    for figure in _shown(set(history[HistoryColumn.FIGURE])):
+        rows = history[history[HistoryColumn.FIGURE] == figure]
+        networks = {str(name): own for name, own in rows.groupby(HistoryColumn.NETWORK)}
+        save_figure(draw_history(networks, _words(figure)), out / f"validation_{figure}.png")
+
+
+def _shown(figures: set[str]) -> list[str]:
+    """Of all figures of a history those that decide or are looked at most; the others are in the table."""
+    charts = [name for name, metric in METRICS.items() if metric.chart]
+    wanted = ["loss", *_DETECTION_HISTORY, *(f"{level}_{name}" for level in ("patient", "slide") for name in charts)]
+    return [name for name in wanted if name in figures]
+
+
+def _words(figure: str) -> str:
+    level, _, metric = figure.partition("_")
+    if level in ("tile", "patient", "slide"):
+        return f"{metric_words(metric)} of {level}s, validation"
+    return "loss on validation samples" if figure == "loss" else f"{metric_words(figure)}, validation"
+
+
+class _Folder:
+    """Writes figures with a title that says what they are of, and the tables beside them."""
+
+    def __init__(self, path: Path, title: str) -> None:
+        self.path, self.title = path, title
+
+    def write(self, name: str, figure: Figure, table: pd.DataFrame) -> None:
+        with style():
+            figure.suptitle(self.title, x=0.01, ha="left", fontsize=9)
+        save_figure(figure, self.path / f"{name}.png")
+        self.write_table(name, table)
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        write_table(self.path / f"{name}.csv", table)
+
+
+def _title(split: str, counts: str, synthetic: bool) -> str:
+    title = label_text(f"split {split}: {counts}")
+    return f"{title}\n{_GENERATED}" if synthetic else title
+
+
+def _points(curves: Mapping[str, Curve], threshold: str, x: str, y: str) -> pd.DataFrame:
+    return _stacked(curves, lambda own: {threshold: own.thresholds, x: own.x, y: own.y})
+
+
+def _corners(table: pd.DataFrame) -> pd.DataFrame:
+    """Without the points in the middle of level and upright parts of a curve, of which there are as many as boxes."""
+    network = table["network"]
+    inside = pd.Series(False, index=table.index)
+    for values in (table.iloc[:, -2], table.iloc[:, -1]):
+        same = [(network == network.shift(by)) & (values == values.shift(by)) for by in (1, -1)]
+        inside |= same[0] & same[1]
+    return table[~inside]
+
+
+def _band(curves: Mapping[str, Curve], x: str, y: str) -> pd.DataFrame:
+    return _stacked(curves, lambda own: {x: own.grid, f"{y}_low": own.low, f"{y}_high": own.high})
+
+
+def _columns(found: Mapping[str, Any], names: Sequence[str]) -> pd.DataFrame:
+    return _stacked(found, lambda own: {name: getattr(own, name) for name in names})
+
+
+def _stacked(found: Mapping[str, Any], columns: Any) -> pd.DataFrame:
+    """One table of all networks, that of each below the others."""
+    tables = [pd.DataFrame({"network": name, **columns(found[name])}) for name in sorted(found, key=network_order)]
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,152 @@
+"""The sections of a report of slides about frozen thresholds: operating points, confusion, subgroups, cohorts."""
+
+from __future__ import annotations
+
+import math
+
+from kdml_med.clinical.findings import Findings, Subgroup
+from kdml_med.clinical.judging import POINT_WORDS, Judged
+from kdml_med.clinical.rules import Point
+from kdml_med.clinical.study import Role
+from kdml_med.keys import network_order
+from kdml_med.metrics.curves import Curve
+from kdml_med.metrics.operating import OperatingFigures, Proportion
+from kdml_med.report.document import Paragraph, Part, Section, Table
+from kdml_med.report.wording import capital, count, figure, network_words
+
+_SHARES = ("sensitivity", "specificity", "ppv", "npv", "ruled_out")
+_SHARES_OF_GROUPS = ("sensitivity", "specificity", "ruled_out")
+_SHARE_WORDS = {"ppv": "PPV", "npv": "NPV", "ruled_out": "ruled out"}
+
+
+def operating_points(found: Findings) -> Section:
+    """Thresholds of the validation patients, and what they do to others."""
+    rules, study = found.rules, found.study
+    text = (
+        f"Both thresholds of each network were chosen on the {count(rules.n, found.level)} of the validation split "
+        f"({rules.positives:,} {study.description.classes[-1]}) and on nobody else: rule-out is the highest threshold "
+        "that finds 95 % of them, Youden has the highest sum of sensitivity and specificity. Intervals: Wilson, 95 %."
+    )
+    if found.level != "patient":
+        text += " They take slides as independent; several of one patient are not, and the intervals are too narrow."
+    parts: list[Part] = [Paragraph(text)]
+    parts += [Paragraph(problem, lead="Caution.") for problem in rules.problems]
+    columns = ["network", "point", "threshold", *(_SHARE_WORDS.get(name, name) for name in _SHARES)]
+    for one in found.ordered:
+        own = " (chosen on these: too good)" if one.role is Role.VALIDATION else ""
+        rows = [
+            [network_words(name), POINT_WORDS.get(point, point), figure(figures.threshold), *_share_cells(figures)]
+            for name in sorted(one.networks, key=network_order)
+            for point, figures in one.networks[name].points.items()
+        ]
+        parts.append(Table(columns, rows, f"{one.title}{own}", names=2))
+    note = (
+        f"Ruled out: share of all that are called {study.description.classes[0]}. PPV and NPV hold for the share of "
+        f"{study.description.classes[-1]} in these patients only."
+    )
+    parts.append(Paragraph(note))
+    return Section("Operating points", parts)
+
+
+def _share_cells(figures: OperatingFigures) -> list[str]:
+    return [share_words(getattr(figures, name)) for name in _SHARES]
+
+
+def confusion(found: Findings) -> Section:
+    """Tables of truth and decision of the judged network; those of the others are in report.json."""
+    negative, positive = found.study.description.classes
+    parts: list[Part] = []
+    for one in found.shown:
+        for point, figures in one.networks[found.network].points.items():
+            cells = figures.confusion
+            if not cells.n:
+                continue
+            rows = [
+                [positive, f"{cells.tp:,}", f"{cells.fn:,}", f"{cells.tp + cells.fn:,}"],
+                [negative, f"{cells.fp:,}", f"{cells.tn:,}", f"{cells.fp + cells.tn:,}"],
+                ["all", f"{cells.tp + cells.fp:,}", f"{cells.fn + cells.tn:,}", f"{cells.n:,}"],
+            ]
+            title = f"{one.title}, {POINT_WORDS.get(point, point)}: from {figure(figures.threshold)}"
+            parts.append(Table([one.level, f"called {positive}", f"called {negative}", "all"], rows, title))
+    if parts:
+        others = "the other networks are in report.json."
+        parts.append(Paragraph(f"{capital(network_words(found.network))}; tables of {others}"))
+    return Section("Confusion tables", parts)
+
+
+def subgroups(found: Findings) -> Section:
+    """Figures of parts of the patients."""
+    parts: list[Part] = []
+    for name, columns in found.subgroups.items():
+        for column, groups in columns.items():
+            parts.append(_subgroup_table(found, found.judged[name], column, groups))
+    if parts:
+        text = (
+            f"Figures of the {network_words(found.network)} at the rule-out threshold above; report.json has "
+            "Youden's, too. Groups are small, and of many "
+            "groups some look better or worse by chance: a difference between them is a question, not a finding."
+        )
+        return Section("Subgroups", [Paragraph(text), *parts])
+    text = (
+        "The dataset names no more than one site. Other subgroups: report --labels TABLE --by COLUMN, for any column "
+        "of the label table."
+    )
+    return Section("Subgroups", [Paragraph(text)])
+
+
+def _subgroup_table(found: Findings, one: Judged, column: str, groups: list[Subgroup]) -> Table:
+    levels = [f"{one.level}s"] if one.level != "patient" else []
+    head = [column, "patients", *levels, found.study.description.classes[-1], "AUROC"]
+    head += [_SHARE_WORDS.get(share, share) for share in _SHARES_OF_GROUPS]
+    rows = []
+    for group in groups:
+        own = group.figures
+        counts = [group.patients, *([group.n] if levels else []), group.positives]
+        point = own.points.get(Point.RULE_OUT.value)
+        shares = ["–" if point is None else share_words(getattr(point, share)) for share in _SHARES_OF_GROUPS]
+        rows.append([group.name, *(f"{number:,}" for number in counts), area_words(own.roc), *shares])
+    return Table(head, rows, f"{one.title}, by {column}", sortable=len(rows) > 3)
+
+
+def cohorts(found: Findings) -> Section:
+    """Every cohort at the same frozen thresholds."""
+    every = found.ordered
+    if not any(one.role is Role.EXTERNAL for one in every):
+        text = (
+            "No external cohort is named. Evaluate on patients of another hospital, and name the result: "
+            f"kdml-med evaluate {found.study.folder} --data OTHER --out {found.study.folder}/evaluation_other, then "
+            f"kdml-med report {found.study.folder} --external {found.study.folder}/evaluation_other"
+        )
+        return Section("External cohorts", [Paragraph(text)])
+    parts: list[Part] = []
+    for point, words in POINT_WORDS.items():
+        rows = []
+        for one in every:
+            own = one.networks[found.network]
+            shares = _share_cells(own.points[point]) if point in own.points else ["–"] * len(_SHARES)
+            prevalence = figure(one.positives / one.n if one.n else math.nan, 2)
+            rows.append([one.title, f"{one.n:,}", prevalence, area_words(own.roc), *shares])
+        threshold = found.rules.thresholds.get(found.network, {}).get(point, math.nan)
+        columns = [
+            "cohort",
+            f"{found.level}s",
+            "prevalence",
+            "AUROC",
+            *(_SHARE_WORDS.get(name, name) for name in _SHARES),
+        ]
+        parts.append(Table(columns, rows, f"At the {words} threshold of the validation split, {figure(threshold)}"))
+    return Section("External cohorts", [Paragraph(f"Figures of the {network_words(found.network)}."), *parts])
+
+
+def share_words(share: Proportion) -> str:
+    """As in "0.93 (0.85–0.98)"; a dash where it is a share of nobody."""
+    if not share.n:
+        return figure(math.nan)
+    return f"{figure(share.value, 2)} ({figure(share.low, 2)}–{figure(share.high, 2)})"
+
+
+def area_words(curve: Curve) -> str:
+    """The area with two digits, for tables with many columns; all digits are in the section on performance."""
+    if math.isnan(curve.area_low) or math.isnan(curve.area_high):
+        return figure(curve.area, 2)
+    return f"{figure(curve.area, 2)} ({figure(curve.area_low, 2)}–{figure(curve.area_high, 2)})"
