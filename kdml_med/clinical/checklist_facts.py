@@ -181,7 +181,7 @@ def _partition(study: Study) -> str:
 def _model(study: Study) -> str:
     run = study.description
     names = [f"{network_words(name)} {architecture_name(run.networks[name])}" for name in run.names]
-    return f"{', '.join(names)}; {_teaching(study)}."
+    return f"Networks: {', '.join(names)}; {_teaching(study)}."
 
 
 def _teaching(study: Study) -> str:
@@ -211,7 +211,7 @@ def _intervals(study: Study) -> str:
 
 
 def _prediction(study: Study) -> str:
-    return f"kdml-med predict {study.name} INPUT, of kdml_med {study.description.kdml_med}."
+    return f"Command: kdml-med predict {study.name} INPUT, of kdml_med {study.description.kdml_med}."
 
 
 def _imbalance(study: Study) -> str:
@@ -252,7 +252,7 @@ def _difference(study: Study) -> str:
 
 
 def _code(study: Study) -> str:
-    return f"kdml_med {study.description.kdml_med}."
+    return f"Made with kdml_med {study.description.kdml_med}."
 
 
 def _weights(study: Study) -> str:

@@ -135,7 +135,7 @@ def sequences_table(judged: DetectorEvaluation) -> Table:
     for _, row in ordered.iloc[:MOST_SEQUENCES].iterrows():
         cells = [row[name] for name in about]
         for name in networks:
-            cells += [_share(row[f"sensitivity_{name}"]), row[f"false_positives_{name}"]]
+            cells += [_share(row[f"sensitivity_{name}"]), row[f"false_positives_{name}"] or "–"]
         rows.append([str(one) for one in cells])
     return Table(columns, rows, judged.title, names=1 if alone else 2, sortable=True, filterable=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -150,9 +151,4 @@ def _shown(value: Any) -> str:
 
 def _plain(markdown: str) -> str:
     """One line of the settings' Markdown without its links and code marks."""
-    text = markdown.replace("`", "")
-    while "](" in text:
-        before, _, rest = text.partition("](")
-        opened = before.rindex("[")
-        text = before[:opened] + before[opened + 1 :] + rest.partition(")")[2]
-    return text
+    return re.sub(r"\[([^][]*)\]\([^()]*\)", r"\1", markdown.replace("`", ""))

@@ -100,7 +100,8 @@ def sequence_table(
 
     Returns:
         Columns sequence_id, patient_id, frames, boxes, and for each network sensitivity_<network> (share of the boxes
-        found, NaN without boxes) and false_positives_<network> (their number); sorted by sequence.
+        found, NaN without boxes) and false_positives_<network> (their number); sorted by sequence. Both are NaN where
+        a score or corner of the network is no number.
 
     Raises:
         ValueError: as for ``evaluate_detections``.
@@ -114,6 +115,9 @@ def sequence_table(
     columns: dict[str, Any] = {"sequence_id": names, "patient_id": truth.patients[first]}
     columns |= {"frames": np.bincount(codes, minlength=len(names)), "boxes": boxes.astype(np.int64)}
     for network, rows in tables.items():
+        if not finite(rows):
+            columns |= {f"sensitivity_{network}": np.nan, f"false_positives_{network}": np.nan}
+            continue
         counts = count_at(match_detections(truth, rows, iou_thresholds=(0.5,)), limits[network])
         share = np.full(len(names), np.nan)
         np.divide(_sums(counts.found, codes, len(names)), boxes, out=share, where=boxes > 0)

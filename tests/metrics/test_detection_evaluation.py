@@ -240,3 +240,13 @@ def test_a_thousand_frames_and_four_networks_take_seconds() -> None:
     start = time.perf_counter()
     evaluate_detections(frames, detections, threshold=0.5)
     assert time.perf_counter() - start < 15
+
+
+def test_a_network_whose_scores_are_no_numbers_has_empty_cells_by_sequence():
+    frames, detections = cohort(sequences=2, networks=("student_0", "student_1"))
+    broken = detections.assign(score=detections["score"].mask(detections["network"] == "student_1"))
+    table = sequence_table(frames, broken, threshold={"student_0": 0.5, "student_1": 0.5})
+    assert table[["sensitivity_student_1", "false_positives_student_1"]].isna().all(axis=None)
+    kept = ["sequence_id", "frames", "boxes", "sensitivity_student_0", "false_positives_student_0"]
+    whole = sequence_table(frames, detections, threshold={"student_0": 0.5, "student_1": 0.5})
+    pd.testing.assert_frame_equal(table[kept], whole[kept])
