@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image, ImageDraw
 
 from kdml_med.clinical.detections import DetectorEvaluation, main_network
@@ -49,7 +47,8 @@ def picture_parts(judged: DetectorEvaluation) -> list[Part]:
         return [Paragraph(f"The {network_words(network)} missed no polyp and gave no false alarm.", f"{judged.title}.")]
     shown = ranked[:MOST_FRAMES]
     try:
-        items = [_thumbnail(judged, network, index) for index, _ in shown]
+        dataset = _dataset(judged)
+        items = [_thumbnail(judged, dataset, network, index) for index, _ in shown]
     except InputError as error:
         return [Paragraph(f"No pictures: {error}", f"{judged.title}.")]
     more = f", {len(shown)} of {len(ranked)} shown" if len(shown) < len(ranked) else ""
@@ -60,11 +59,8 @@ def picture_parts(judged: DetectorEvaluation) -> list[Part]:
     return [Gallery(items, title)]
 
 
-def _thumbnail(judged: DetectorEvaluation, network: str, index: int) -> Thumbnail:
-    assert judged.frames is not None
-    assert judged.evaluation.dataset is not None
-    row = judged.frames.iloc[[index]]
-    dataset = _dataset(judged.evaluation.dataset.folder, judged.frames)
+def _thumbnail(judged: DetectorEvaluation, dataset: FrameDataset, network: str, index: int) -> Thumbnail:
+    row = dataset.rows.iloc[[index]]
     judgement = judge_frame(row, judged.detections[network], judged.thresholds[network])
     image = draw_finding(dataset.read(index), read_frames(row).boxes, judgement)
     name, sequence = row["sample_id"].iloc[0], row["sequence_id"].iloc[0]
@@ -82,10 +78,12 @@ def _wrong(judgement: Judgement, annotated: int) -> str:
     return "; ".join(parts)
 
 
-def _dataset(folder: Path, frames: pd.DataFrame) -> FrameDataset:
-    """The frames as a dataset that reads their pixels, without choosing its rows again."""
-    dataset = FrameDataset(folder)
-    dataset.rows = frames
+def _dataset(judged: DetectorEvaluation) -> FrameDataset:
+    """The evaluated frames as a dataset that reads their pixels, without choosing its rows again."""
+    assert judged.frames is not None
+    assert judged.evaluation.dataset is not None
+    dataset = FrameDataset(judged.evaluation.dataset.folder)
+    dataset.rows = judged.frames
     return dataset
 
 

@@ -30,6 +30,7 @@ from kdml_med.metrics.box_matching import finite, match_detections, read_frames
 from kdml_med.metrics.box_sizes import SIZE_EDGES, SizeFigures, sensitivity_by_size
 from kdml_med.metrics.calibration import Reliability, reliability
 from kdml_med.metrics.curves import Curve, detection_precision_recall, froc_with_band
+from kdml_med.report.caution import caution_of
 from kdml_med.report.curves import draw_froc, draw_precision_recall, draw_reliability
 from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table
 from kdml_med.report.wording import count, figure, network_words, with_interval
@@ -100,7 +101,14 @@ def polyp_report(study: Study, rules: Rules, costs: Costs) -> PolypReport:
         "rules": rules.plain(),
         "evaluations": {one.judged.evaluation.name: _content(one) for one in every},
     }
-    return PolypReport([_summary(study, judged), *sections], content)
+    return PolypReport([*_few(judged), _summary(study, judged), *sections], content)
+
+
+def _few(every: Sequence[DetectorEvaluation]) -> list[Section]:
+    """A warning of evaluations whose intervals are not to be believed."""
+    cautioned = [(judged.title, caution_of(judged.evaluation.metrics)) for judged in every]
+    parts = [Paragraph(text, f"{title}.") for title, text in cautioned if text]
+    return [Section("Few sequences", parts, banner=True)] if parts else []
 
 
 def _summary(study: Study, every: Sequence[DetectorEvaluation]) -> Section:

@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from kdml_med.clinical.findings import Findings
 from kdml_med.clinical.judging import POINT_WORDS, Judged
 from kdml_med.clinical.networks import COST_COLUMNS
-from kdml_med.clinical.rules import Point
 from kdml_med.clinical.thresholds import share_words
 from kdml_med.keys import NetworkName, network_order
 from kdml_med.report import curves as draw
 from kdml_med.report.caution import caution
 from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table
 from kdml_med.report.wording import (
-    capital,
     count,
     difference_with_interval,
     figure,

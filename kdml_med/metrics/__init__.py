@@ -6,6 +6,7 @@ NumPy and pandas in, numbers out; no engine, no torch.
 from kdml_med.metrics.aggregation import aggregate_predictions, aggregate_tiles
 from kdml_med.metrics.bootstrap import Interval, bootstrap_interval, resample_auroc
 from kdml_med.metrics.box_matching import AnnotatedFrames, Matches, box_iou, match_detections, read_frames
+from kdml_med.metrics.box_sizes import SizeFigures, sensitivity_by_size
 from kdml_med.metrics.calibration import (
     Reliability,
     brier_score,
@@ -65,6 +66,7 @@ __all__ = [
     "Proportion",
     "Reliability",
     "Scores",
+    "SizeFigures",
     "accuracy",
     "aggregate_predictions",
     "aggregate_tiles",
@@ -107,6 +109,7 @@ __all__ = [
     "scale_by_temperature",
     "score_curve",
     "sensitivity",
+    "sensitivity_by_size",
     "sequence_table",
     "specificity",
     "threshold_for_sensitivity",

@@ -106,13 +106,15 @@ def test_a_page_has_what_a_study_of_detectors_needs(found):
     sections = found.sections
     titles = [section.title for section in sections]
     assert titles == [
-        "In short", "Cohort flow", "Performance", "Operating points", "Sensitivity by size of the polyp", "Sequences",
-        "Calibration of scores", "Missed polyps and false alarms",
+        "Few sequences", "In short", "Cohort flow", "Performance", "Operating points",
+        "Sensitivity by size of the polyp", "Sequences", "Calibration of scores", "Missed polyps and false alarms",
     ]  # fmt: skip
     names = [part.name for part in parts_of(sections, Picture)]
     assert names == ["froc_test.png", "precision_recall_test.png", "calibration_test.png"]
     assert len(parts_of(sections, Gallery)) == 1
-    assert "AP50" in text_of(sections[:1])
+    assert sections[0].banner
+    assert "Only 9 polyp boxes and 3 sequences" in text_of(sections[:1])
+    assert "AP50" in text_of(sections[1:2])
 
 
 def test_the_page_is_written_and_says_names_as_text(tmp_path):
@@ -240,7 +242,7 @@ def test_frames_without_any_polyp_have_false_alarms_only(tmp_path):
     found = report(run)
     text = text_of(found.sections)
     assert "No frame has an annotated polyp" in text
-    rows = {row[0]: row for row in parts_of(found.sections[3:4], Table)[0].rows}
+    rows = {row[0]: row for row in parts_of(found.sections[4:5], Table)[0].rows}
     assert rows["False alarms per frame without polyp"][1] != "–"
     assert "Sensitivity by box" not in rows
     assert math.isnan(collect_figures(judged(run)[0]).froc["ensemble"].area)
