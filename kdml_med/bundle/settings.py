@@ -249,7 +249,7 @@ KNOBS: list[Knob] = [
     Knob("stain_jitter", number(0), default=0.25, group=LEARNING, tasks=CLASSIFICATION,
          help="optical density of each colour channel is multiplied by a factor in 1 ± this, and shifted by up to ±"
               " 0.05"),
-    Knob("val_interval", whole(1), default=_by_task(1, 2), group=RECORD,
+    Knob("val_interval", whole(1), default=1, group=RECORD,
          help="epochs between validations"),
     Knob("fold", optional(whole(0)), default=None, group=RECORD,
          help="fold that tests, where `splits.csv` has folds; the next one validates. In evaluation that of the run"),

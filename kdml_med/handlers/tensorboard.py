@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from kdml_med.handlers.losses import EpochMeans
 from kdml_med.handlers.metrics import UNDEFINED
 from kdml_med.handlers.tensorboard_boxes import box_agreement
-from kdml_med.handlers.tensorboard_curves import classification_figures, froc_figure
+from kdml_med.handlers.tensorboard_curves import calibration_figure, froc_figure, roc_figure
 from kdml_med.handlers.tensorboard_frames import frame_figures
 from kdml_med.handlers.tensorboard_settings import settings_summaries
 from kdml_med.handlers.tensorboard_tiles import tile_figures
@@ -146,10 +146,10 @@ class CohortTensorBoard:
             if name.startswith("agreement_"):
                 self.writer(COHORT_RUN).add_scalar(f"val/{name}", value, engine.state.epoch)
 
-    def write_images(self, engine: Engine, images: Mapping[str, Pixels]) -> None:
+    def write_images(self, engine: Engine, images: Mapping[str, Pixels], *, run: str = COHORT_RUN) -> None:
         """Write images (uint8, [height, width, 3]) by tag."""
         for tag, image in images.items():
-            self.writer(COHORT_RUN).add_image(tag, image, engine.state.epoch, dataformats="HWC")
+            self.writer(run).add_image(tag, image, engine.state.epoch, dataformats="HWC")
 
     def _epoch_started(self, engine: Engine) -> None:
         if not self.writers:
@@ -214,9 +214,9 @@ class ClassificationTensorBoard(CohortTensorBoard):
     """Adds the figures of classifiers, their curves and example tiles.
 
     Per epoch, for every network and the ensemble: those of ``kdml_med.metrics.classification.METRICS`` that have a
-    chart (``val/tile_auroc``, ``val/patient_auroc``, …) and ``val/precision_recall``. In run "cohort": one picture with
-    all ROC curves (``val/roc``) and one with their calibration (``val/calibration``), the agreement between networks
-    (``val/agreement_…``) and example tiles with every network's answer.
+    chart (``val/tile_auroc``, ``val/patient_auroc``, …), ``val/precision_recall`` and ``val/calibration``. In run
+    "cohort": one picture with all ROC curves (``val/roc``), the agreement between networks (``val/agreement_…``) and
+    example tiles with every network's answer.
 
     Args:
         log_dir: see ``CohortTensorBoard``.
@@ -268,7 +268,8 @@ class ClassificationTensorBoard(CohortTensorBoard):
         }
         for name, (labels, probabilities) in answers.items():
             self.writer(name).add_pr_curve("val/precision_recall", labels, probabilities, engine.state.epoch)
-        self.write_images(engine, classification_figures(answers))
+            self.write_images(engine, calibration_figure(name, (labels, probabilities)), run=name)
+        self.write_images(engine, roc_figure(answers))
 
 
 class DetectionTensorBoard(CohortTensorBoard):

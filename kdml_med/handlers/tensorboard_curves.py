@@ -1,4 +1,4 @@
-"""Curves of all networks in one picture each, for TensorBoard; the same that a run leaves in ``figures/``."""
+"""Curves as pictures for TensorBoard, drawn as those that a run leaves in ``figures/``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -16,24 +17,37 @@ from kdml_med.report.curves import draw_froc, draw_reliability, draw_roc
 from kdml_med.report.figures import style
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Answers = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 
 _DPI = 110
 _BINS = 5
-"""Of the calibration, fewer than in reports: validation splits are small, and change with every epoch."""
+"""Of the calibration, fewer than in reports: validation splits are small."""
 
 
-def classification_figures(answers: Mapping[str, tuple[Any, Any]]) -> dict[str, Pixels]:
-    """ROC curves, and calibration in ``_BINS`` bins of equally many slides or patients.
+def roc_figure(answers: Mapping[str, Answers]) -> dict[str, Pixels]:
+    """ROC curves.
 
     Args:
         answers: labels, [n], 0 or 1, both there, and probabilities, [n], by network.
 
     Returns:
-        uint8, [height, width, 3], under the tags ``val/roc`` and ``val/calibration``.
+        uint8, [height, width, 3], under the tag ``val/roc``.
     """
-    roc = {name: roc_curve(*own, resamples=0) for name, own in answers.items()}
-    honest = {name: reliability(*own, bins=_BINS) for name, own in answers.items()}
-    return {"val/roc": _pixels(draw_roc(roc)), "val/calibration": _pixels(draw_reliability(honest))}
+    curves = {name: roc_curve(*own, resamples=0) for name, own in answers.items()}
+    return {"val/roc": _pixels(draw_roc(curves))}
+
+
+def calibration_figure(network: str, answers: Answers) -> dict[str, Pixels]:
+    """Calibration of one network, whose picture is a card of its own: several in one would be too small.
+
+    Args:
+        network: name.
+        answers: labels, [n], 0 or 1, and probabilities, [n].
+
+    Returns:
+        uint8, [height, width, 3], under the tag ``val/calibration``.
+    """
+    return {"val/calibration": _pixels(draw_reliability({network: reliability(*answers, bins=_BINS)}))}
 
 
 def froc_figure(

@@ -59,7 +59,7 @@ def draw_roc(curves: Mapping[str, Curve], *, points: Points | None = None) -> Fi
         entries = _draw_curves(axis, curves, drawstyle="default")
         entries += _draw_points(axis, points)
         axis.set(xlabel="false-positive rate (1 − specificity)", ylabel="sensitivity")
-        _legend(figure, entries, "area under the curve (95 % interval)")
+        _legend(figure, entries, _area_words("area under the curve", curves))
     return figure
 
 
@@ -77,7 +77,7 @@ def draw_precision_recall(curves: Mapping[str, Curve], *, points: Points | None 
         entries = _draw_curves(axis, curves, drawstyle="steps-pre")
         entries += _draw_points(axis, points)
         axis.set(xlabel="recall (sensitivity)", ylabel="precision (PPV)")
-        _legend(figure, entries, "average precision (95 % interval)")
+        _legend(figure, entries, _area_words("average precision", curves))
     return figure
 
 
@@ -97,7 +97,7 @@ def draw_froc(curves: Mapping[str, Curve], *, points: Points | None = None) -> F
         axis.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
         axis.set_xticks([], minor=True)
         axis.set_aspect("auto")
-        _legend(figure, entries, "mean sensitivity (95 % interval)")
+        _legend(figure, entries, _area_words("mean sensitivity", curves))
     return figure
 
 
@@ -276,6 +276,11 @@ def _draw_points(axis: Axes, points: Points | None, *, limits: tuple[float, floa
 def _clipped(limits: tuple[float, float] | None) -> Callable[[Floats], Floats]:
     """A logarithmic axis has no 0: what lies beyond its ends is drawn at them."""
     return (lambda x: x) if limits is None else (lambda x: np.clip(x, *limits))
+
+
+def _area_words(words: str, curves: Mapping[str, Curve]) -> str:
+    known = any(math.isfinite(own.area_low) for own in curves.values())
+    return f"{words} (95 % interval)" if known else words
 
 
 def _legend(figure: Figure, entries: Sequence[Any], title: str, columns: int = 1) -> None:
