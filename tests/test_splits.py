@@ -21,7 +21,7 @@ from kdml_med.splits import (
     make_splits,
     read_splits,
 )
-from kdml_med.storage.manifest import DatasetInfo, manifest_table, read_info, write_info, write_manifest
+from kdml_med.storage.manifest import DatasetInfo, manifest_table, owner_word, read_info, write_info, write_manifest
 from tests.examples import examples
 
 CLASSES = ["MSS", "MSI"]
@@ -113,8 +113,8 @@ def test_patients_with_slides_of_both_classes_serve_both() -> None:
     mixed = cohort(3, 0).assign(patient_id=lambda m: "x" + m["patient_id"], label=["MSS", "MSI"] * 3)
     manifest = pd.concat([manifest, mixed], ignore_index=True)
     table = describe_splits(manifest, make_splits(manifest, classes=CLASSES))
-    assert len(table) == 6
-    assert (table["patients"] > 0).all()
+    assert table["split"].tolist() == ["train", "val", "test", "all"]
+    assert (table[["MSI", "MSS"]] > 0).all().all()
 
 
 def test_rare_class_held_partly_by_mixed_patients_reaches_every_split() -> None:
@@ -123,7 +123,75 @@ def test_rare_class_held_partly_by_mixed_patients_reaches_every_split() -> None:
     manifest = pd.concat([manifest, mixed], ignore_index=True)
     for seed in range(10):
         table = describe_splits(manifest, make_splits(manifest, classes=CLASSES, seed=seed))
-        assert set(table["split"][table["label"] == "MSI"]) == {"train", "val", "test"}
+        assert (table.get("MSI", 0) + table["both"] > 0).all()
+
+
+def test_the_summary_counts_each_patient_once_and_has_a_total() -> None:
+    mixed = cohort(2, 0, tiles=4).assign(label=["MSS", "MSI"] * 4)
+    mixed["patient_id"] = "mixed-" + mixed["patient_id"]
+    manifest = pd.concat([cohort(5, 3, unlabelled=2), mixed], ignore_index=True)
+    patients = sorted(manifest["patient_id"].unique())
+    splits = pd.DataFrame({"patient_id": patients, "split": ["test"] * 4 + ["train"] * 6 + ["val"] * 2})
+    table = describe_splits(manifest, splits)
+    groups = ["MSI", "MSS", "both", "unlabelled"]
+    # p000 … p004 are MSS, p005 … p007 MSI, p008 and p009 unlabelled; each has two tiles, mixed ones, which come
+    # first in the order of names, two of each class.
+    expected = pd.DataFrame(
+        [
+            ["train", 6, 3, 3, 0, 0, 12, 6, 6, 0],
+            ["val", 2, 0, 0, 0, 2, 4, 0, 0, 4],
+            ["test", 4, 0, 2, 2, 0, 12, 4, 8, 0],
+            ["all", 12, 3, 5, 2, 2, 28, 10, 14, 4],
+        ],
+        columns=["split", "patients", *groups, "tiles", "MSI tiles", "MSS tiles", "unlabelled tiles"],
+    )
+    pd.testing.assert_frame_equal(table, expected, check_dtype=False)
+
+
+@given(st.integers(3, 9), st.integers(3, 9), st.integers(0, 3), st.integers(0, 3), st.integers(3, 4))
+@settings(max_examples=examples(15), deadline=None)
+def test_rows_of_the_summary_add_up(negative: int, positive: int, unlabelled: int, mixed: int, folds: int) -> None:
+    both = cohort(9, 0).assign(label=["MSS", "MSI"] * 9).iloc[: 2 * mixed]
+    manifest = pd.concat(
+        [cohort(negative, positive, unlabelled), both.assign(patient_id="mixed-" + both["patient_id"])],
+        ignore_index=True,
+    )
+    table = describe_splits(manifest, make_splits(manifest, classes=CLASSES, folds=folds)).set_index("fold")
+    assert table.index.tolist() == [*range(folds), "all"]
+    pd.testing.assert_series_equal(table.iloc[:-1].sum(), table.loc["all"], check_names=False, check_dtype=False)
+    groups = [name for name in ("MSI", "MSS", "both", "unlabelled") if name in table]
+    assert (table[groups].sum(axis=1) == table["patients"]).all()
+    assert table.loc["all", "patients"] == negative + positive + unlabelled + mixed
+    assert table.loc["all", "tiles"] == len(manifest)
+
+
+@pytest.mark.parametrize(
+    ("columns", "word"),
+    [
+        ({"slide_id": ["a", "b"]}, "patient"),
+        ({"sequence_id": ["a", "b"], "sample_id": ["a", "b"]}, "frame"),
+        ({"sequence_id": ["a", "b"], "sample_id": ["a/1", "b/1"]}, "sequence"),
+        ({"sequence_id": ["a1", "b1"], "sample_id": ["a/1", "b/1"]}, "patient"),
+    ],
+)
+def test_patients_that_are_not_known_are_not_called_patients(columns: dict[str, list[str]], word: str) -> None:
+    assert owner_word(pd.DataFrame({"patient_id": ["a", "b"]} | columns)) == word
+
+
+@pytest.mark.parametrize(
+    ("slides", "labels", "word"),
+    [
+        (["a", "b"], None, "slide"),
+        (["a", "b"], {"columns": {"slide": "file", "label": "MSI"}}, "slide"),
+        (["a", "b"], {"columns": {"patient": "case", "label": "MSI"}}, "patient"),
+        (["a-1", "b-1"], None, "patient"),
+    ],
+)
+def test_a_slide_is_its_own_patient_where_no_column_says_whose_it_is(
+    slides: list[str], labels: dict[str, Any] | None, word: str
+) -> None:
+    rows = pd.DataFrame({"patient_id": ["a", "b"], "slide_id": slides})
+    assert owner_word(rows, DatasetInfo(labels=labels)) == word
 
 
 def test_fraction_zero_leaves_a_split_empty() -> None:
@@ -243,8 +311,8 @@ def rewrite(dataset: Path, old: str, new: str, *, refreeze: bool) -> None:
             r"patient 'p000' is in splits \['test', 'train'\]: this would leak \(rows \[2, 3\]\)",
         ),
         ("p000,train\np000,train\n", "patient 'p000' occurs 2 times"),
-        ("", "1 patients of the manifest are not in .*splits.csv: p000"),
-        ("p000,train\nzz,test\n", "1 patients of .*splits.csv are not in the manifest: zz"),
+        ("", "1 patient of the manifest is not in .*splits.csv: p000"),
+        ("p000,train\nzz,test\n", "1 patient of .*splits.csv is not in the manifest: zz"),
         ("p000,training\n", "row 2: split is 'training', expected one of"),
     ],
 )

@@ -46,9 +46,9 @@ from kdml_med.runs import (
 from kdml_med.splits import has_folds, has_splits
 from kdml_med.storage.files import write_json, write_table
 from kdml_med.storage.folder import keep_out_others
-from kdml_med.storage.manifest import DatasetInfo, read_info
+from kdml_med.storage.manifest import DatasetInfo, owner_word, read_info
 from kdml_med.storage.reading import damaged
-from kdml_med.words import counted, printable
+from kdml_med.words import counted, printable, verb
 
 # Pixel sizes and fields of view that differ by less are taken as equal.
 _SCALE_TOLERANCE = 0.05
@@ -154,7 +154,8 @@ def _check_unseen(dataset: ManifestDataset, run: RunDescription) -> None:
     overlap = [name for name in dataset.rows["patient_id"].unique() if run.has_seen(name, parts)]
     if overlap:
         raise InputError(
-            f"{len(overlap)} patients of split {dataset.split!r} have ids that were used in training this run, first "
+            f"{counted(len(overlap), owner_word(dataset.rows, dataset.info))} of split {dataset.split!r} "
+            f"{verb(len(overlap), 'has an id that was', 'have ids that were')} used in training this run, first "
             f"{overlap[0]!r}. Either the splits were changed since: train again on the present ones. Or two hospitals "
             "number their patients alike: put the hospital's name before the id."
         )
@@ -271,8 +272,8 @@ def run_evaluator(evaluator: Evaluator) -> pd.DataFrame:
     if len(lost):
         row = lost.iloc[0]
         raise InputError(
-            f"{row['network']} gives no number for {len(lost)} tiles, first {row['sample_id']!r}, though its weights "
-            "are finite: they are too large. Train again with a lower --learning_rate."
+            f"{row['network']} gives no number for {counted(len(lost), 'tile')}, first {row['sample_id']!r}, though "
+            "its weights are finite: they are too large. Train again with a lower --learning_rate."
         )
     return predictions
 

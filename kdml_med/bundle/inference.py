@@ -29,9 +29,9 @@ from kdml_med.errors import ExitCode, InputError
 from kdml_med.keys import NetworkName, Task
 from kdml_med.runs import RunDescription, read_run_json, read_thresholds
 from kdml_med.storage.files import write_json, write_table
-from kdml_med.storage.manifest import FAILURES_FILE
+from kdml_med.storage.manifest import FAILURES_FILE, owner_word
 from kdml_med.storage.reading import read_table
-from kdml_med.words import counted
+from kdml_med.words import counted, named_failures, verb
 
 INPUT_FILE = "input.json"
 BOXES_FILE = "detections.csv"
@@ -42,7 +42,6 @@ FRAMES_DIR = "frames"
 _WHOLE_FRAMES_PX = 8192  # where the run was trained on frames of any size
 _OF_INPUT = ("source", "dataset_dir", "fps", "run_dir")
 _OPTION = re.compile(r"--[a-z][a-z_-]+")
-_SHOWN = 10  # failures that are named; failures.csv has them all
 
 
 def save_inference(evaluator: Evaluator | None, settings: Settings) -> None:
@@ -60,8 +59,9 @@ def save_inference(evaluator: Evaluator | None, settings: Settings) -> None:
     run = RunDescription.read(settings["run_dir"], task=Task.CLASSIFICATION)
     dataset, networks = evaluator.data_loader.dataset, evaluator.network.networks
     patients = write_tile_predictions(target, predictions, dataset, level, settings["aggregation"], seen_by=run)
-    tiles, groups = predictions["sample_id"].nunique(), len(patients)
-    print(f"\n{counted(tiles, 'tile')} of {counted(groups, level)}. Written to {target}")
+    tiles = predictions["sample_id"].nunique()
+    owner = owner_word(dataset.rows, dataset.info) if level == "patient" else level
+    print(f"\n{counted(tiles, 'tile')} of {counted(len(patients), owner)}. Written to {target}")
     print(*tell_seen(patients[SEEN_IN]), "", sep="\n")
     discard_maps(target)
     if settings["maps"]:
@@ -263,8 +263,8 @@ def _warn_of_seen(frames: pd.DataFrame) -> str:
     if labelled.empty or not (count := int(labelled["seen"].sum())):
         return ""
     return (
-        f"{count:,} of {counted(len(labelled), 'annotated frame')} are of patients that the run was trained or chosen "
-        "on: of new ones less is found (column seen)."
+        f"{count:,} of {counted(len(labelled), 'annotated frame')} {verb(count, 'was', 'were')} seen by the run in "
+        "training or choice, by the names of patients or sequences: of new ones less is found (column seen)."
     )
 
 
@@ -274,9 +274,6 @@ def _name_failures(path: Path) -> None:
     if failures.empty:
         return
     print(f"{counted(len(failures), 'problem')}, all in {path}:")
-    for name, reason in failures.head(_SHOWN)[["input", "reason"]].itertuples(index=False):
-        print(f"  {name}: {reason}")
-    if len(failures) > _SHOWN:
-        print("  …")
+    print(*named_failures(failures[["input", "reason"]].itertuples(index=False)), sep="\n")
     if is_command():
         raise SystemExit(int(ExitCode.SOME_FAILED))

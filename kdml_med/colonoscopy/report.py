@@ -8,11 +8,9 @@ from pathlib import Path
 from kdml_med.colonoscopy.contact_sheet import CONTACT_SHEET_FILE
 from kdml_med.storage.folder import describe_remade
 from kdml_med.storage.manifest import FAILURES_FILE
-from kdml_med.words import printable
+from kdml_med.words import counted, named_failures, printable, verb
 
 DUPLICATES_FILE = "duplicates.csv"
-_SHOWN = 10  # failures that are named; failures.csv has them all
-_SHOWN_LETTERS = 400  # of each
 _NO_SEQUENCES = (
     "NOTE: nothing tells which frames belong to one sequence or patient. Near-identical frames may land in training "
     "and in test, and figures on such a test set are optimistic. Better: a sequence or patient column in a CSV table, "
@@ -31,7 +29,7 @@ class PreparationReport:
         unlabelled: frames of which nothing is known.
         boxes: in all frames.
         sequences: distinct ones; the number of frames where sequences are unknown.
-        patients: distinct ones.
+        patients: distinct ones; the number of sequences where patients are unknown.
         label_level: as in dataset.json: "patient", "sequence" or "frame".
         unlisted: frames that the annotations do not mention, stored or not.
         skipped: inputs left out because the annotations do not mention them.
@@ -73,42 +71,53 @@ class PreparationReport:
 
 def describe_report(report: PreparationReport, out: Path) -> list[str]:
     """Lines that tell a person what a preparation did and what to look at."""
-    groups = f"; {report.sequences} sequences, {report.patients} patients"
     lines = [
-        f"{out}: {report.frames} frames: {report.polyps} with polyps ({report.boxes} boxes), {report.negatives} "
-        f"negative, {report.unlabelled} unlabelled{groups if report.label_level != 'frame' else ''}",
-        f"{report.done} shards made, {report.finished} were finished before; border cut off {report.cropped} frames, "
-        f"overlays painted over in {report.painted}",
+        f"{out}: {counted(report.frames, 'frame')}: {report.polyps:,} with polyps "
+        f"({counted(report.boxes, 'box', 'es')}), {report.negatives:,} negative, {report.unlabelled:,} unlabelled"
+        f"{_groups(report)}",
+        f"{counted(report.done, 'shard')} made, {report.finished:,} finished before; border cut off "
+        f"{counted(report.cropped, 'frame')}, overlays painted over in {report.painted:,}",
         *describe_remade(report.remade),
     ]
     if report.kept:
-        lines.append(f"{report.kept} shards of inputs that were not named are kept")
+        lines.append(
+            f"{counted(report.kept, 'shard')} of inputs that were not named {verb(report.kept, 'is', 'are')} kept"
+        )
     if len(report.classes) > 1:
         lines.append(f"taken for polyps: {', '.join(report.classes)} (choose with --polyp-class)")
     if report.unlisted:
-        lines.append(f"{report.unlisted} frames are not mentioned by the annotations (--unlisted)")
+        are = verb(report.unlisted, "is", "are")
+        lines.append(f"{counted(report.unlisted, 'frame')} {are} not mentioned by the annotations (--unlisted)")
     if report.skipped:
-        lines.append(f"{report.skipped} inputs left out because the annotations do not mention them")
+        them = verb(report.skipped, "it", "them")
+        lines.append(f"{counted(report.skipped, 'input')} left out because the annotations do not mention {them}")
     if report.passed_over:
+        were = verb(report.passed_over, "was", "were")
         lines.append(
-            f"{report.passed_over} annotated video frames were passed over by the frame rate; --fps 0 takes every frame"
+            f"{counted(report.passed_over, 'annotated video frame')} {were} passed over by the frame rate; --fps 0 "
+            "takes every frame"
         )
     if report.label_level == "frame" and report.frames:
         lines.append(_NO_SEQUENCES)
     if report.duplicates:
         one, other = report.duplicates[0]
+        have = verb(len(report.duplicates), "has", "have")
         lines.append(
-            f"NOTE: {len(report.duplicates)} frames have exactly the pixels of a frame in another sequence, such as "
-            f"{one} and {other}; see {DUPLICATES_FILE} and keep them in one split"
+            f"NOTE: {counted(len(report.duplicates), 'frame')} {have} exactly the pixels of a frame in another "
+            f"sequence, such as {one} and {other}; see {DUPLICATES_FILE} and keep them in one split"
         )
     if report.failures:
-        lines.append(f"{len(report.failures)} problems, all in {out / FAILURES_FILE}:")
-        lines += [_shorten(printable(f"  {name}: {reason}")) for name, reason in report.failures[:_SHOWN]]
-        lines += ["  …"] if len(report.failures) > _SHOWN else []
+        lines.append(f"{counted(len(report.failures), 'problem')}, all in {out / FAILURES_FILE}:")
+        lines += named_failures(report.failures)
     if report.frames:
         lines.append(f"look at {out / CONTACT_SHEET_FILE} before training")
-    return lines
+    return [printable(line) for line in lines]
 
 
-def _shorten(line: str) -> str:
-    return line if len(line) <= _SHOWN_LETTERS else f"{line[: _SHOWN_LETTERS - 1]}…"
+def _groups(report: PreparationReport) -> str:
+    """How many sequences and patients there are, of those that are known."""
+    if report.label_level == "frame":
+        return ""
+    sequences = counted(report.sequences, "sequence")
+    known = counted(report.patients, "patient") if report.label_level == "patient" else "patients not known"
+    return f"; {sequences}, {known}"

@@ -12,6 +12,7 @@ from kdml_med.data.samples import ManifestDataset
 from kdml_med.errors import InputError
 from kdml_med.keys import BatchKey
 from kdml_med.storage.manifest import SLIDES_FILE, DatasetKind
+from kdml_med.words import counted
 from kdml_med.wsi.shards import read_stain_fits
 from kdml_med.wsi.stain import StainFit, normalise_stains
 
@@ -67,8 +68,8 @@ class TileDataset(ManifestDataset):
         missing = sorted(set(self.rows["slide_id"]) - set(fits))
         if missing:
             raise InputError(
-                f"{path} has no stain matrix for {len(missing)} slides, first {missing[0]!r}: its stains could "
-                "not be told apart, or the tiles were imported. Normalisation cannot be had for this dataset."
+                f"{path} has no stain matrix for {counted(len(missing), 'slide')}, first {missing[0]!r}: its stains "
+                "could not be told apart, or the tiles were imported. Normalisation cannot be had for this dataset."
             )
         return fits
 

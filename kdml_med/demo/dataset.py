@@ -9,9 +9,9 @@ from pathlib import Path
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.demo.clips import ANNOTATIONS_FILE, FRAMES, SEQUENCES, write_demo_clips
-from kdml_med.demo.slides import write_demo_cohort
+from kdml_med.demo.slides import PATIENTS, write_demo_cohort
 from kdml_med.errors import InputError
-from kdml_med.splits import freeze_splits, make_splits
+from kdml_med.splits import DEFAULT_FRACTIONS, freeze_splits, make_splits
 from kdml_med.storage.manifest import DATASET_FILE, DatasetKind, read_info, read_manifest
 from kdml_med.tables.labels import read_labels
 from kdml_med.wsi.options import TilingOptions
@@ -22,14 +22,16 @@ logger = logging.getLogger(__name__)
 # The field of view is that of the public MSI tiles (112 µm); the resolution is coarse so that a CPU trains in minutes.
 TILE_SIZE_PX = 64
 MPP = 1.75
-TILES_PER_SLIDE = 24
+TILES_PER_SLIDE = 16
+FRACTIONS = (0.5, 0.2, 0.3)
+"""Of the patients for training, validation and test: curves and figures of few patients would jump."""
 # About half the pixels of the generated pictures, for the same reason; the shortest side of a polyp is then 10 px.
 FRAME_SIZE_PX = 192
 LEAST_BOX_PX = 8.0
 _SHOWN = {DatasetKind.TILES: "slides", DatasetKind.FRAMES: "colonoscopy-like clips"}
 
 
-def ensure_demo_dataset(dataset_dir: Path, *, patients: int = 36, seed: int = 0, workers: int = 2) -> None:
+def ensure_demo_dataset(dataset_dir: Path, *, patients: int = PATIENTS, seed: int = 0, workers: int = 2) -> None:
     """Make the demo dataset of tiles unless it is there: slides, tiles and frozen splits.
 
     Can be interrupted at any point and called again.
@@ -45,7 +47,7 @@ def ensure_demo_dataset(dataset_dir: Path, *, patients: int = 36, seed: int = 0,
         slides = sorted((slides_dir / "slides").glob("*.svs"))
         return tile_slides(slides, dataset_dir, options, labels=labels, workers=workers, synthetic=True).failures
 
-    _ensure(dataset_dir, DatasetKind.TILES, "slides", prepare, seed)
+    _ensure(dataset_dir, DatasetKind.TILES, "slides", prepare, seed, FRACTIONS)
 
 
 def ensure_demo_frames(
@@ -65,11 +67,16 @@ def ensure_demo_frames(
         images, annotations = [clips_dir / "frames"], clips_dir / ANNOTATIONS_FILE
         return prepare_frames(images, dataset_dir, options, annotations, workers=workers, synthetic=True).failures
 
-    _ensure(dataset_dir, DatasetKind.FRAMES, "clips", prepare, seed)
+    _ensure(dataset_dir, DatasetKind.FRAMES, "clips", prepare, seed, DEFAULT_FRACTIONS)
 
 
 def _ensure(
-    dataset_dir: Path, kind: DatasetKind, what: str, prepare: Callable[[Path], list[tuple[str, str]]], seed: int
+    dataset_dir: Path,
+    kind: DatasetKind,
+    what: str,
+    prepare: Callable[[Path], list[tuple[str, str]]],
+    seed: int,
+    fractions: tuple[float, float, float],
 ) -> None:
     """Make a demo dataset unless it is there.
 
@@ -79,6 +86,7 @@ def _ensure(
         what: is generated, in a folder of this name beside the dataset.
         prepare: fills both folders, from the path of the generated one; gives what could not be used.
         seed: of the splits.
+        fractions: of the patients for training, validation and test.
     """
     if _is_finished(dataset_dir, kind):
         return
@@ -87,8 +95,9 @@ def _ensure(
     failures = prepare(raw_dir)
     if failures:
         raise InputError(f"demo {what} could not be used: {failures}. Remove {raw_dir} and try again.")
-    splits = make_splits(read_manifest(dataset_dir), classes=read_info(dataset_dir).classes, seed=seed)
-    freeze_splits(dataset_dir, splits, mode="fractions", seed=seed)
+    classes = read_info(dataset_dir).classes
+    splits = make_splits(read_manifest(dataset_dir), classes=classes, fractions=fractions, seed=seed)
+    freeze_splits(dataset_dir, splits, mode="fractions", seed=seed, fractions=list(fractions))
 
 
 def _is_finished(dataset_dir: Path, kind: DatasetKind) -> bool:

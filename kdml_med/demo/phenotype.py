@@ -18,10 +18,16 @@ RGB = tuple[float, float, float]
 CLASSES = ("MSS", "MSI-H")
 """Values of the label column; the last one is the positive class."""
 
-# How far the label moves a patient (±1), and how far patients of one label spread around that, before the three
-# properties are derived. With these, patients separate almost perfectly and single tiles do not.
+# How far patients of one label spread around it (the label moves them by ±1) before the three properties are derived:
+# with all properties together, and each on its own. Most of it is on their own, so that no property decides alone.
+# Counting lymphocytes is learned within a few steps and is not enough; a network that reads glands, too, is told from
+# one that does not, and so is a late epoch from an early one.
 PATIENT_SPREAD = 0.30
-PROPERTY_SPREAD = 0.35
+PROPERTY_SPREAD = 0.90
+# How far one unit of the above moves each property: logarithm of the density, and log-odds of the two shares.
+LYMPHOCYTES_PER_UNIT = 0.70
+MUCIN_PER_UNIT = 0.50
+GLANDS_PER_UNIT = 0.80
 
 # Order matters: red, green, blue optical density of one unit of stain (natural logarithm), before jitter.
 HEMATOXYLIN = (0.62, 0.72, 0.32)
@@ -94,9 +100,9 @@ def draw_phenotype(label: str, tissue_seed: np.random.SeedSequence, scan_seed: n
     (hematoxylin, eosin), white, gamma = _draw_scan(np.random.default_rng(scan_seed))
     return Phenotype(
         label=label,
-        lymphocytes_per_mm2=float(np.exp(np.log(700.0) + 0.95 * lymphocytes)),
-        mucin_fraction=_logistic(-2.2 + 0.4 * mucin),
-        gland_regularity=_logistic(0.4 - 0.55 * glands),
+        lymphocytes_per_mm2=float(np.exp(np.log(700.0) + LYMPHOCYTES_PER_UNIT * lymphocytes)),
+        mucin_fraction=_logistic(-2.2 + MUCIN_PER_UNIT * mucin),
+        gland_regularity=_logistic(0.4 - GLANDS_PER_UNIT * glands),
         hematoxylin=hematoxylin,
         eosin=eosin,
         white=white,

@@ -27,11 +27,11 @@ from kdml_med.demo.folder import check_numbers, claim_folder, make_missing
 from kdml_med.demo.pyramid import write_svs
 from kdml_med.storage.files import write_atomically, write_table, writing
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Raise whenever the same seed gives other pictures."""
 SIZE_PX = 2048
 APP_MAG = 20
-PATIENTS = 36
+PATIENTS = 80
 """Of a cohort, unless others are asked for."""
 FEWEST_PATIENTS = 4
 LABELS_FILE = "labels.csv"

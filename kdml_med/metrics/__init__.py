@@ -47,6 +47,7 @@ from kdml_med.metrics.diversity import (
 )
 from kdml_med.metrics.evaluation import evaluate_predictions
 from kdml_med.metrics.froc import froc_curve
+from kdml_med.metrics.inputs import is_positive
 from kdml_med.metrics.operating import Confusion, OperatingFigures, Proportion, figures_at, youden_threshold
 from kdml_med.metrics.paired import Comparison, Estimate, compare, estimate, holm
 from kdml_med.metrics.paired_scores import ClassificationScores, DetectionScores, Scores
@@ -100,6 +101,7 @@ __all__ = [
     "froc_curve",
     "froc_with_band",
     "holm",
+    "is_positive",
     "match_detections",
     "precision_recall_curve",
     "read_frames",

@@ -1,9 +1,10 @@
-"""The check that every binary metric begins with."""
+"""The checks that every binary metric begins with."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 
 def as_binary(
@@ -24,3 +25,26 @@ def as_binary(
     if len(wrong):
         raise ValueError(f"labels must be 0 or 1, found {wrong[0]}; leave unlabelled samples out.")
     return truth.astype(bool), scores
+
+
+def is_positive(labels: npt.ArrayLike, positive: str) -> npt.NDArray[np.bool_]:
+    """Labels of patients.csv as metrics take them: whether each is of the positive class, bool [n].
+
+    A comparison, ``labels == positive``, would take a misspelt class for one that nobody has, and what has no label for
+    a negative.
+
+    Args:
+        labels: class names, [n].
+        positive: name of the positive class.
+
+    Raises:
+        ValueError: no label is called so (the message names those there are), or one is missing.
+    """
+    names = pd.Series(np.asarray(labels, dtype=object))
+    missing = int(names.isna().sum())
+    if missing:
+        raise ValueError(f"{missing} of {len(names)} have no label: leave them out first, with dropna.")
+    found = sorted(names.map(str).unique())
+    if positive not in found:
+        raise ValueError(f"no label is {positive!r}; there are {', '.join(map(repr, found)) or 'none'}.")
+    return (names == positive).to_numpy(dtype=np.bool_)

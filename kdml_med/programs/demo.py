@@ -13,7 +13,7 @@ import typer
 from typer import Option
 
 from kdml_med.demo.clips import ANNOTATIONS_FILE, VIDEO
-from kdml_med.demo.dataset import FRAME_SIZE_PX, LEAST_BOX_PX, MPP, TILE_SIZE_PX, TILES_PER_SLIDE
+from kdml_med.demo.dataset import FRACTIONS, FRAME_SIZE_PX, LEAST_BOX_PX, MPP, TILE_SIZE_PX, TILES_PER_SLIDE
 from kdml_med.demo.slides import LABELS_FILE
 from kdml_med.errors import ExitCode
 from kdml_med.keys import Split
@@ -23,6 +23,8 @@ from kdml_med.storage.manifest import read_info, read_manifest
 
 _TINY_PATIENTS, _TINY_TILES, _TINY_SEQUENCES, _TINY_FRAMES = 8, 6, 12, 4
 _TINY_TRAINING = ["--version", "tiny", "--max-epochs", "1"]
+# The smallest networks and half of the tiles for each epoch: curves of many short epochs, in minutes.
+_SLIDES_TRAINING = ["--version", "tiny", "--max-epochs", "8", "--tiles-per-epoch", "320"]
 
 Words = list[str]
 
@@ -37,7 +39,7 @@ def demo(
         bool, Option("--tiny", help="Few patients, small networks and one epoch: whether it runs, in two minutes.")
     ] = False,
 ) -> ExitCode:
-    """Generate data with known truth, prepare it, train, evaluate, and predict something from its file.
+    """Generate data with known truth, prepare it, train, evaluate, predict something from its file, write the report.
 
     Takes about 5 minutes for slides and 9 for clips on two cores. It proves plumbing, never accuracy.
     """
@@ -53,9 +55,11 @@ def demo(
         return ExitCode.OK
     for words in learn(out, raw, tiny=tiny):
         _step(words)
-    print(f"\nAll of it is in {out}; look at {_picture(out, task)}. Next:\n")
+    print("\nNext:\n")
     for words in _next(out, task):
         print(f"  kdml-med {shlex.join(words)}")
+    print(f"\nAll of it is in {out}. Picture of the prediction: {_picture(out, task)}")
+    print(f"Report: {_run(out, task) / 'report.html'}")
     return ExitCode.OK
 
 
@@ -75,7 +79,7 @@ def _tiles(out: Path, raw: Path, *, tiny: bool) -> Iterator[Words]:
         "--workers", "2", "--synthetic",
     ]  # fmt: skip
     if not has_splits(out / "tiles"):
-        yield ["split", tiles]
+        yield ["split", tiles, "--fractions", *(f"{share:g}" for share in FRACTIONS)]
 
 
 def _frames(out: Path, raw: Path, *, tiny: bool) -> Iterator[Words]:
@@ -86,18 +90,24 @@ def _frames(out: Path, raw: Path, *, tiny: bool) -> Iterator[Words]:
 
 
 def _learn_slides(out: Path, raw: Path, *, tiny: bool) -> Iterator[Words]:
-    run = str(out / "run")
-    yield ["train", str(out / "tiles"), "--run", run, *(_TINY_TRAINING if tiny else [])]
+    run = str(_run(out, DemoTask.MSI))
+    yield ["train", str(out / "tiles"), "--run", run, *(_TINY_TRAINING if tiny else _SLIDES_TRAINING)]
     yield ["evaluate", run]
     slide = raw / "slides" / f"{_test_slide(out / 'tiles')}.svs"
     yield ["predict", run, str(slide), "--out", str(out / "prediction")]
+    yield ["report", run]
 
 
 def _learn_clips(out: Path, raw: Path, *, tiny: bool) -> Iterator[Words]:
-    run = str(out / "polyps")
+    run = str(_run(out, DemoTask.POLYP))
     yield ["train", str(out / "frames"), "--run", run, *(_TINY_TRAINING if tiny else [])]
     yield ["evaluate", run]
     yield ["predict", run, str(raw / "videos" / VIDEO), "--out", str(out / "detections"), "--annotate"]
+    yield ["report", run]
+
+
+def _run(out: Path, task: DemoTask) -> Path:
+    return out / ("run" if task is DemoTask.MSI else "polyps")
 
 
 def _test_slide(tiles: Path) -> str:
@@ -115,7 +125,7 @@ def _picture(out: Path, task: DemoTask) -> Path:
 
 
 def _next(out: Path, task: DemoTask) -> list[Words]:
-    run, mine = str(out / ("run" if task is DemoTask.MSI else "polyps")), "my"
+    run, mine = str(_run(out, task)), "my"
     if task is DemoTask.MSI:
         own = [["tile", "SLIDES", "--labels", "labels.csv", "--out", f"{mine}/tiles"], ["split", f"{mine}/tiles"]]
         data = f"{mine}/tiles"
@@ -123,7 +133,6 @@ def _next(out: Path, task: DemoTask) -> list[Words]:
         own = [["frames", "IMAGES", "--annotations", "BOXES", "--out", f"{mine}/frames"]]
         data = f"{mine}/frames"
     return [
-        ["report", run],
         ["export", run, "--out", str(out / "exported")],
         *own,
         ["train", data, "--run", f"{mine}/run"],

@@ -17,10 +17,11 @@ import typer
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.program import progress_bar
 from kdml_med.splits import has_splits, read_splits
-from kdml_med.storage.manifest import FAILURES_FILE, read_info, read_manifest
+from kdml_med.storage.manifest import FAILURES_FILE, owner_word, read_info, read_manifest
 from kdml_med.tables.classes import named_classes
 from kdml_med.tables.images import TableColumns
 from kdml_med.tables.usage import say_labels
+from kdml_med.words import counted, named_failures, printable, verb
 from kdml_med.wsi.importing import KATHER_MPP, ImportResult, import_tile_folders, import_tile_table
 
 log = logging.getLogger(__name__)
@@ -138,20 +139,23 @@ def _refuse_other_layout(layout: Layout, given: dict[str, object]) -> None:
 
 
 def _report(result: ImportResult, out: Path) -> ExitCode:
-    log.info("%d tiles of %d patients in %s", result.tiles, result.patients, out)
-    info = read_info(out)
-    for line in say_labels(info.labels, read_manifest(out), info.classes):
-        log.info(line)
+    info, manifest = read_info(out), read_manifest(out)
+    owners = counted(result.patients, owner_word(manifest, info))
+    log.info("%s of %s in %s", counted(result.tiles, "tile"), owners, out)
+    for line in say_labels(info, manifest):
+        log.info("%s", printable(line))
     if result.unlisted:
-        log.info("%d images in the folder are named by no row of the table and were left out", result.unlisted)
+        images, were = counted(result.unlisted, "image"), verb(result.unlisted, "is", "are")
+        log.info("%s in the folder %s named by no row of the table and left out", images, were)
     if result.unused_split is not None:
         log.info("column %r of the table is not used; --split-column keeps its split", result.unused_split)
     if result.same:
         log.info("names, sizes and labels are those of the import before; pixels are read when they are used")
     _report_splits(out)
     if result.failures:
-        name, reason = result.failures[0]
-        log.info("%d could not be used, see %s; first: %s: %s", len(result.failures), out / FAILURES_FILE, name, reason)
+        log.info("%s could not be used:", counted(len(result.failures), "image"))
+        for line in named_failures(result.failures, where=out / FAILURES_FILE):
+            log.info("%s", line)
         return ExitCode.SOME_FAILED
     return ExitCode.OK
 

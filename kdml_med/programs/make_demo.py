@@ -25,7 +25,7 @@ def make_demo(
         DemoTask, typer.Option(help="msi: slides with MSI-H and MSS patients; polyp: colonoscopy-like clips.")
     ] = DemoTask.MSI,
     patients: Annotated[
-        int | None, typer.Option(help="msi: number of patients, one slide each; half are MSI-H. 36 by default.")
+        int | None, typer.Option(help="msi: number of patients, one slide each; half are MSI-H. 80 by default.")
     ] = None,
     sequences: Annotated[
         int | None, typer.Option(help="polyp: number of sequences; two thirds show polyps. 36 by default.")

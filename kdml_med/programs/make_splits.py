@@ -71,5 +71,5 @@ def command(
     splits = check_splits(splits, manifest, str(from_table or "the new splits"))
     freeze_splits(dataset, splits, mode=mode, seed=used_seed, force=force, **details)
     frozen = read_splits(dataset, manifest, read_info(dataset))
-    print(describe_splits(manifest, frozen).to_string(index=False))
+    print(describe_splits(manifest, frozen, info).to_string(index=False))
     return ExitCode.OK

@@ -22,6 +22,7 @@ from kdml_med.storage.manifest import FAILURES_FILE, read_info, read_manifest  #
 from kdml_med.tables.classes import named_classes  # noqa: E402
 from kdml_med.tables.labels import LabelTable, read_labels  # noqa: E402
 from kdml_med.tables.usage import say_labels  # noqa: E402
+from kdml_med.words import counted, named_failures, printable, verb  # noqa: E402
 from kdml_med.wsi.options import TilingOptions, geometry  # noqa: E402
 from kdml_med.wsi.tiler import TilingReport, tile_slides  # noqa: E402
 
@@ -155,19 +156,24 @@ def _read_table(
 
 def _print_report(report: TilingReport, out: Path) -> None:
     print(
-        f"{out}: {report.tiles} tiles; {report.done} slides tiled, {report.skipped} were finished before, "
-        f"{len(report.failures)} with problems"
+        f"{out}: {counted(report.tiles, 'tile')}; {counted(report.done, 'slide')} tiled, {report.skipped:,} finished "
+        f"before, {counted(len(report.failures), 'problem')}"
     )
     info = read_info(out)
     if info.classes:
-        print(*say_labels(info.labels, read_manifest(out), info.classes), sep="\n")
+        print(*map(printable, say_labels(info, read_manifest(out))), sep="\n")
     if report.rim:
-        print(f"{report.rim} incomplete tiles with tissue at the right and lower edges of slides are not cut")
+        are = verb(report.rim, "is", "are")
+        rim = counted(report.rim, "incomplete tile")
+        print(f"{rim} with tissue at the right and lower edges of slides {are} not cut")
     if report.kept:
-        print(f"{report.kept} slides that were not named are kept")
+        was, kept = verb(report.kept, "was", "were"), verb(report.kept, "is kept", "are kept")
+        print(f"{counted(report.kept, 'slide')} that {was} not named {kept}")
     print(*describe_remade(report.remade), sep="\n", end="\n" if report.remade else "")
     if report.left_out:
-        print(f"{len(report.left_out)} pictures beside slides are no slides, such as {report.left_out[0][0]}")
+        several = counted(len(report.left_out), "picture")
+        are = verb(len(report.left_out), "is no slide", "are no slides")
+        print(printable(f"{several} beside slides {are}, such as {report.left_out[0][0]}"))
     _print_failures(report.failures, out)
     if report.absent:
         print(f"rows of the label table without their slide: {len(report.absent)}")
@@ -180,7 +186,5 @@ def _print_report(report: TilingReport, out: Path) -> None:
 
 def _print_failures(failures: Sequence[tuple[str, str]], out: Path, shown: int = 20) -> None:
     """The first few; a table of a whole archive would bury them among its absent slides."""
-    for name, reason in failures[:shown]:
-        print(f"  {name}: {reason}")
-    if len(failures) > shown:
-        print(f"  and {len(failures) - shown} more, in {out / FAILURES_FILE}")
+    for line in named_failures(failures, shown=shown, where=out / FAILURES_FILE):
+        print(line)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,14 @@ import pandas as pd
 
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
-from kdml_med.splits.making import SPLIT_NAMES, owner_word
+from kdml_med.splits.making import SPLIT_NAMES
 from kdml_med.storage.files import table_bytes, write_table
-from kdml_med.storage.manifest import SPLITS_FILE, DatasetInfo, read_info, write_info
+from kdml_med.storage.manifest import SPLITS_FILE, DatasetInfo, owner_word, read_info, write_info
 from kdml_med.storage.reading import parse_table, read_table
+from kdml_med.words import counted, printable, verb
+
+_ALL = "all"
+_UNLABELLED = "unlabelled"
 
 
 def freeze_splits(
@@ -175,14 +180,16 @@ def _check_structure(splits: pd.DataFrame, where: str) -> pd.DataFrame:
 
 def _check_patients(splits: pd.DataFrame, manifest: pd.DataFrame, where: str) -> None:
     listed, present = set(splits["patient_id"]), set(manifest["patient_id"])
+    owner = owner_word(manifest)
     problems = [
-        f"{len(names)} patients of {one} are not in {other}: {', '.join(sorted(names)[:5])}" + " …" * (len(names) > 5)
+        f"{counted(len(names), owner)} of {one} {verb(len(names), 'is', 'are')} not in {other}: "
+        f"{', '.join(sorted(names)[:5])}" + " …" * (len(names) > 5)
         for names, one, other in ((present - listed, "the manifest", where), (listed - present, where, "the manifest"))
         if names
     ]
     if problems:
         raise InputError(
-            "; ".join(problems) + ". The splits were made for other patients; make them again with "
+            "; ".join(problems) + ". The splits were made for others; make them again with "
             "`kdml-med split DATASET --force`."
         )
 
@@ -241,23 +248,44 @@ def assign_splits(
     return manifest["patient_id"].map(names).rename("split")
 
 
-def describe_splits(manifest: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
-    """Patients and tiles (or frames) of each class in each split or fold.
+def describe_splits(manifest: pd.DataFrame, splits: pd.DataFrame, info: DatasetInfo | None = None) -> pd.DataFrame:
+    """Patients and tiles (or frames) of each split or fold, in all and by class.
 
-    A patient with slides of both classes counts in each of them.
+    Args:
+        manifest: of the dataset.
+        splits: as in splits.csv.
+        info: of the dataset, see ``owner_word``.
 
     Returns:
-        Columns split (or fold), label ("unlabelled" where unknown), patients, tiles; for frames sequences (where these
-        stand for patients) and frames.
+        One row for each split or fold, and a last one, "all". Columns split (or fold); patients (what ``owner_word``
+        calls them); of those the ones with each class, with both ("several" of more than two) and unlabelled, which add
+        up to all; tiles (or frames), and those of each class and unlabelled. Columns of nothing but 0 are left out.
     """
-    kind = splits.columns[1]
-    parts = manifest["patient_id"].map(splits.set_index("patient_id")[kind])
-    rows = pd.DataFrame(
-        {kind: parts, "label": manifest["label"].fillna("unlabelled"), "patient_id": manifest["patient_id"]}
-    )
-    table = rows.groupby([kind, "label"], sort=True)["patient_id"].agg(patients="nunique", tiles="size").reset_index()
-    if "sequence_id" in manifest:
-        table = table.rename(columns={"patients": f"{owner_word(manifest)}s", "tiles": "frames"})
-    if kind == "split":
-        table = table.sort_values(kind, key=lambda names: names.map(SPLIT_NAMES.index), kind="stable")
-    return table.reset_index(drop=True)
+    kind = str(splits.columns[1])
+    owner, what = f"{owner_word(manifest, info)}s", "frames" if "sequence_id" in manifest else "tiles"
+    own = manifest.assign(**{kind: manifest["patient_id"].map(splits.set_index("patient_id")[kind])})
+    by_owner = own.groupby("patient_id").agg(part=(kind, "first"), label=("label", "first"), n=("label", "nunique"))
+    classes = sorted(own["label"].dropna().unique())
+    several = "both" if len(classes) == 2 else "several"
+    groups = by_owner["label"].fillna(_UNLABELLED).where(by_owner["n"] < 2, several)
+    columns = _counts(by_owner["part"], groups, owner, [*classes, several, _UNLABELLED])
+    if owner != what:
+        own_classes = own["label"].fillna(_UNLABELLED)
+        columns += [
+            (what if name == what else f"{name} {what}", values)
+            for name, values in _counts(own[kind], own_classes, what, [*classes, _UNLABELLED])
+        ]
+    table = pd.concat([values for _, values in columns], axis=1)
+    parts = list(by_owner["part"].unique())
+    order = sorted(parts, key=SPLIT_NAMES.index) if kind == "split" else sorted(parts)
+    table = table.reindex([*order, _ALL])
+    table.columns = pd.Index([printable(name) for name, _ in columns])
+    return table.rename_axis(kind).reset_index()
+
+
+def _counts(parts: pd.Series, groups: pd.Series, name: str, order: Sequence[str]) -> list[tuple[str, pd.Series]]:
+    """Numbers by part and over all of them: of everything, called ``name``, and of each group that has any."""
+    table = pd.crosstab(parts, groups).reindex(columns=list(order), fill_value=0)
+    table.loc[_ALL] = table.sum()
+    sums = table.sum(axis=1)
+    return [(name, sums), *((group, table[group]) for group in order if table.loc[_ALL, group])]

@@ -13,7 +13,8 @@ from scipy.sparse.csgraph import connected_components
 
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
-from kdml_med.storage.manifest import DatasetInfo, DatasetKind
+from kdml_med.storage.manifest import DatasetInfo, DatasetKind, owner_word
+from kdml_med.words import counted, verb
 
 DEFAULT_FRACTIONS = (0.6, 0.15, 0.25)
 SPLIT_NAMES = [split.value for split in Split]
@@ -61,7 +62,9 @@ def make_splits(
     check_request(fractions, folds, seed)
     patients = _patient_table(manifest, classes)
     if folds is not None and folds > len(patients):
-        raise InputError(f"folds is {folds}, but there are {len(patients)} {owner_word(manifest)}s: use fewer folds.")
+        raise InputError(
+            f"folds is {folds}, but there are {counted(len(patients), owner_word(manifest))}: use fewer folds."
+        )
     shares = list(fractions or DEFAULT_FRACTIONS) if folds is None else [1 / folds] * folds
     used = [index for index, share in enumerate(shares) if share > 0]
     unit_name = "site" if site_preserved else owner_word(manifest)
@@ -94,12 +97,6 @@ def make_splits(
 def required_classes(info: DatasetInfo) -> list[str] | None:
     """Classes that every split of a dataset must have, for ``make_splits``: for frames the positive one, else all."""
     return info.classes[-1:] if info.kind == DatasetKind.FRAMES else None
-
-
-def owner_word(manifest: pd.DataFrame) -> str:
-    """What a message calls a patient_id: "sequence" for frames whose patients are not known."""
-    same = "sequence_id" in manifest and bool((manifest["sequence_id"] == manifest["patient_id"]).all())
-    return "sequence" if same else "patient"
 
 
 def check_request(fractions: Sequence[float] | None, folds: int | None, seed: int) -> None:
@@ -145,8 +142,9 @@ def _site_units(manifest: pd.DataFrame, patients: pd.DataFrame) -> Codes:
     without = sorted(set(pairs["patient_id"][pairs["site"].isna()]))
     if without:
         raise InputError(
-            f"{len(without)} patients have no site, the first is {without[0]!r}. Keeping sites together needs "
-            "the site of every patient: add a site column to the label table and make the dataset again."
+            f"{counted(len(without), 'patient')} {verb(len(without), 'has', 'have')} no site, the first is "
+            f"{without[0]!r}. Keeping sites together needs the site of every patient: add a site column to the label "
+            "table and make the dataset again."
         )
     sites, _ = pd.factorize(pairs["site"], sort=True)
     rows = patients.index.get_indexer(pd.Index(pairs["patient_id"]))
@@ -166,7 +164,9 @@ def _count(units: Codes, table: Codes) -> Codes:
 
 def _check_enough(covers: Codes, parts: int, unit: str, classes: Sequence[str], needed: npt.NDArray[np.bool_]) -> None:
     if len(covers) < parts:
-        raise InputError(f"{parts} parts need at least {parts} {unit}s, there are {len(covers)}.")
+        raise InputError(
+            f"{parts} parts need at least {parts} {unit}s, there {verb(len(covers), 'is', 'are')} {len(covers)}."
+        )
     if not covers.any():
         return  # nothing is labelled, so there is nothing to balance
     negative = " or ".join(classes[:-1])

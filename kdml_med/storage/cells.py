@@ -1,8 +1,10 @@
 """Cells of CSV files that a spreadsheet would run as formulas, written so that it does not, and read as they were.
 
-A text that starts with =, +, -, @, a tab or a line end gets an apostrophe in front (OWASP, "CSV Injection"), unless it
-is a plain number. Reading takes it away, so that a patient called "=1+1" is the same patient in every file. A text that
-has such an apostrophe already gets one more, so that nothing is read back as another text.
+A text that starts with =, +, -, @, a tab or a line end gets an apostrophe in front, unless it is a plain number; and so
+does what follows a semicolon, a tab or a line end within a text, where a spreadsheet that takes those for separators
+begins a new cell (OWASP, "CSV Injection"; in much of Europe Excel separates cells by semicolons). Reading takes it
+away, so that a patient called "=1+1" is the same patient in every file. A text that has such an apostrophe already gets
+one more, so that nothing is read back as another text.
 """
 
 from __future__ import annotations
@@ -14,19 +16,21 @@ from typing import Any
 import pandas as pd
 
 _STARTS = r"[=+\-@\t\r\n＝＋－＠]"  # the wide ones are run as well in East Asian settings
-_RUN = re.compile(rf"'*{_STARTS}")
-_GUARDED = re.compile(rf"'+{_STARTS}")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]inf", re.ASCII)
+_BREAKS = r"[;\t\r\n]"
+_NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]inf"
+# A break is taken together with the quotation marks behind it, which a reader of cells leaves out.
+_RUN = re.compile(rf"(\A|{_BREAKS})(\"*)(?='*{_STARTS})(?!(?:{_NUMBER})\Z)")
+_GUARDED = re.compile(rf"(\A|{_BREAKS})(\"*)'(?='*{_STARTS})")
 
 
 def guard(text: str) -> str:
     """A text as it is written into a cell."""
-    return f"'{text}" if _RUN.match(text) and not _NUMBER.fullmatch(text) else text
+    return _RUN.sub(r"\1\2'", text)
 
 
 def unguard(text: str) -> str:
     """A text as it was before it was written into a cell."""
-    return text[1:] if _GUARDED.match(text) else text
+    return _GUARDED.sub(r"\1\2", text)
 
 
 def guarded(table: pd.DataFrame) -> pd.DataFrame:

@@ -145,6 +145,21 @@ class DatasetInfo:
     schema_version: int = SCHEMA_VERSION
 
 
+def owner_word(rows: pd.DataFrame, info: DatasetInfo | None = None) -> str:
+    """What people call a patient_id: "patient", or what stands for patients where they are not known.
+
+    Args:
+        rows: of a manifest; a sequence, a frame or a slide is its own patient where nothing said whose it is.
+        info: of the dataset, which says whether a table named the patients of slides; None takes them as named.
+    """
+    for name, word in (("sample_id", "frame"), ("sequence_id", "sequence")):
+        if "sequence_id" in rows and name in rows and bool((rows[name] == rows["patient_id"]).all()):
+            return word
+    named = info is None or "patient" in (info.labels or {}).get("columns", {})
+    same = not named and "slide_id" in rows and bool((rows["slide_id"] == rows["patient_id"]).all())
+    return "slide" if same else "patient"
+
+
 def write_info(dataset_dir: Path, info: DatasetInfo) -> None:
     """Write dataset.json, unless it says so already."""
     content = asdict(info)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from kdml_med.errors import InputError
 from kdml_med.tables.names import plain_hyphens
+from kdml_med.words import counted
 
 MSI_CLASSES = ("MSS", "MSI")
 """In index order: the positive class is the last one."""
@@ -145,17 +146,18 @@ def named_classes(classes: tuple[str, str] | None, positive: str | None) -> tupl
     return classes if classes is not None else None if positive is None else (positive,)
 
 
-def describe_classes(rows: pd.DataFrame, classes: Sequence[str]) -> str:
+def describe_classes(rows: pd.DataFrame, classes: Sequence[str], *, owner: str = "patient") -> str:
     """One line that says which class is the positive one, and how many patients there are of each.
 
     Args:
         rows: of a manifest, columns patient_id and label.
         classes: class names in index order.
+        owner: what a patient_id is called.
     """
     patients = {name: rows["patient_id"][rows["label"] == name].nunique() for name in classes}
     unlabelled = rows["patient_id"][rows["label"].isna()].nunique()
     others = ", ".join(f"{name} {patients[name]}" for name in classes[:-1])
-    text = f"positive class {classes[-1]}: {patients[classes[-1]]} patients; {others}"
+    text = f"positive class {classes[-1]}: {counted(patients[classes[-1]], owner)}; {others}"
     return text + (f"; without a class {unlabelled}" if unlabelled else "")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdml_med.storage.manifest import DatasetInfo, owner_word
 from kdml_med.tables.classes import describe_classes, plain_word
 
 _SHOWN = 8
@@ -83,15 +84,15 @@ def describe_labels(
     }
 
 
-def say_labels(labels: Mapping[str, Any] | None, manifest: pd.DataFrame, classes: Sequence[str]) -> list[str]:
+def say_labels(info: DatasetInfo, manifest: pd.DataFrame) -> list[str]:
     """Lines for a person: the positive class and its patients, the columns, the rows, and words with another meaning.
 
     Args:
-        labels: of dataset.json; None where it was written by an earlier version.
-        manifest: columns patient_id and label.
-        classes: class names in index order.
+        info: content of dataset.json; one that an earlier version wrote does not say where labels are from.
+        manifest: of that dataset.
     """
-    lines = [describe_classes(manifest, classes)]
+    labels = info.labels
+    lines = [describe_classes(manifest, info.classes, owner=owner_word(manifest, info))]
     if labels is None:
         return lines
     what = "class folders" if labels["table"] is None else labels["table"]

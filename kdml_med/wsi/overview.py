@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from kdml_med.storage.files import write_atomically
 from kdml_med.wsi.grid import TileGrid
@@ -14,20 +15,37 @@ from kdml_med.wsi.tissue import Overview
 
 THUMBNAILS_DIR = "thumbnails"
 UNREADABLE = "unreadable"
+NOT_DRAWN = "limit"
+"""Tiles with enough tissue that a limit on tiles left out."""
 
-COLOURS: dict[str | None, tuple[int, int, int]] = {
-    None: (0, 150, 60),
-    "tissue": (185, 185, 185),
-    "background": (240, 160, 0),
-    "pen": (190, 0, 190),
-    "blur": (0, 90, 255),
-    UNREADABLE: (230, 0, 0),
-}
-"""Outline of a tile by the reason why it was left out; None is kept."""
-
+DETAIL_PX = 1000
+"""Of the longer side, what a thumbnail is drawn from where the slide has as much."""
 _LONGEST_PX = 1600
-_SHORTEST_TILE_PX = 6
-_LEGEND_PX = 18
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """How tiles of one kind are outlined, and what the legend calls them."""
+
+    words: str
+    colour: tuple[int, int, int]
+
+
+MARKS: dict[str | None, _Mark] = {
+    "tissue": _Mark("too little tissue", (120, 120, 120)),
+    NOT_DRAWN: _Mark("not drawn (--limit-tiles)", (0, 0, 0)),
+    "background": _Mark("too much glass", (225, 125, 0)),
+    "pen": _Mark("ink", (190, 0, 190)),
+    "blur": _Mark("out of focus", (0, 80, 255)),
+    UNREADABLE: _Mark("unreadable", (225, 0, 0)),
+    None: _Mark("kept", (0, 140, 50)),
+}
+"""Of a tile by the reason why it was left out, None where it was kept; later ones are drawn over earlier ones."""
+
+_SHORTEST_TILE_PX = 12
+_FONT_PX, _LINE_PX, _SWATCH_PX, _GAP_PX = 18, 27, 15, 22
+_LEAST_WIDTH_PX = 520
+_WIDE_PX = 30  # from so long sides on, outlines of tiles are thicker
 
 
 def write_thumbnail(
@@ -42,33 +60,53 @@ def write_thumbnail(
     Args:
         out_dir: dataset folder.
         slide_id: names the file.
-        overview: of the slide.
+        overview: of the slide; a finer one than is drawn is reduced.
         grid: of the tiles.
-        reasons: for tile origins (x_l0, y_l0), why the tile was left out, None when kept. Tiles that are absent (not
-            drawn by a limit) get no outline.
+        reasons: for tile origins (x_l0, y_l0), why the tile was left out, a key of ``MARKS``.
     """
     height, width = overview.pixels.shape[:2]
+    # Not enlarged, but for tiles that could not be told apart.
     side_px = grid.size_l0 / overview.downsample
     scale = min(_LONGEST_PX / max(width, height), max(1.0, _SHORTEST_TILE_PX / side_px))
-    if max(width, height) < _LONGEST_PX / 4:
-        scale = max(scale, _LONGEST_PX / 4 / max(width, height))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    picture = Image.fromarray(overview.pixels).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    canvas = Image.new("RGB", (max(size[0], 420), size[1] + _LEGEND_PX), "white")
-    canvas.paste(picture, (0, _LEGEND_PX))
+    picture = Image.fromarray(overview.pixels).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    counts = {reason: sum(found == reason for found in reasons.values()) for reason in MARKS}
+    legend = _draw_legend(counts, max(size[0], _LEAST_WIDTH_PX))
+    canvas = Image.new("RGB", (legend.width, legend.height + size[1]), "white")
+    canvas.paste(legend, (0, 0))
+    canvas.paste(picture, (0, legend.height))
     draw = ImageDraw.Draw(canvas)
     to_px = scale / overview.downsample
-    # Kept tiles last: they share outlines with their neighbours and should win.
-    for (x_l0, y_l0), reason in sorted(reasons.items(), key=lambda item: (item[1] is None, item[0])):
-        left, top = x_l0 * to_px, y_l0 * to_px + _LEGEND_PX
-        side = grid.size_l0 * to_px - 1
-        draw.rectangle((left, top, left + side, top + side), outline=COLOURS[reason])
-    x = 4
-    for reason, colour in COLOURS.items():
-        word = reason or "kept"
-        count = sum(1 for found in reasons.values() if found == reason)
-        draw.text((x, 3), f"{word} {count}", fill=colour)
-        x += 6 * len(f"{word} {count}") + 12
+    thick = 1 + round(min(2.0, grid.size_l0 * to_px / _WIDE_PX))
+    order = list(MARKS)
+    for (x_l0, y_l0), reason in sorted(reasons.items(), key=lambda item: (order.index(item[1]), item[0])):
+        left, top = round(x_l0 * to_px), round(y_l0 * to_px) + legend.height
+        right = max(left, round((x_l0 + grid.size_l0) * to_px) - 1)
+        bottom = max(top, round((y_l0 + grid.size_l0) * to_px) + legend.height - 1)
+        outline = 1 if reason == "tissue" else thick  # the many tiles of bare glass stay in the background
+        draw.rectangle((left, top, right, bottom), outline=MARKS[reason].colour, width=outline)
     stream = io.BytesIO()
-    canvas.save(stream, "JPEG", quality=85)
+    # Without subsampling: it would halve the resolution of the coloured lines.
+    canvas.save(stream, "JPEG", quality=85, subsampling=0)
     write_atomically(out_dir / THUMBNAILS_DIR / f"{slide_id}.jpg", stream.getvalue())
+
+
+def _draw_legend(counts: Mapping[str | None, int], width: int) -> Image.Image:
+    """What each colour means and how many tiles have it, in dark letters; as many lines as it takes."""
+    font = ImageFont.load_default(size=_FONT_PX)
+    places, x, y = [], 8, 4
+    for reason in sorted(counts, key=lambda one: one is not None):
+        if reason is not None and not counts[reason]:
+            continue
+        text = f"{MARKS[reason].words} {counts[reason]:,}"
+        taken = _SWATCH_PX + 6 + round(font.getlength(text))
+        if x > 8 and x + taken > width - 8:
+            x, y = 8, y + _LINE_PX
+        places.append((x, y, MARKS[reason].colour, text))
+        x += taken + _GAP_PX
+    legend = Image.new("RGB", (width, y + _LINE_PX + 4), "white")
+    draw = ImageDraw.Draw(legend)
+    for x, y, colour, text in places:
+        draw.rectangle((x, y + 3, x + _SWATCH_PX, y + 3 + _SWATCH_PX), outline=colour, width=3)
+        draw.text((x + _SWATCH_PX + 6, y), text, fill=(20, 20, 20), font=font)
+    return legend

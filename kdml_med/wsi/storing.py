@@ -10,7 +10,7 @@ from kdml_med.storage.manifest import SHARDS_DIR, DatasetKind
 from kdml_med.storage.shards import ShardWriter, shard_path, write_record
 from kdml_med.wsi.cutter import CutTile, SlideCutter, SlideJob, open_cutter, tile_name
 from kdml_med.wsi.options import TilingOptions
-from kdml_med.wsi.overview import write_thumbnail
+from kdml_med.wsi.overview import DETAIL_PX, NOT_DRAWN, write_thumbnail
 from kdml_med.wsi.shards import SlideRecord
 from kdml_med.wsi.slide import SlideError
 
@@ -78,4 +78,7 @@ def _row(cutter: SlideCutter, tile: CutTile, offset: int, size: int) -> dict[str
 
 
 def _write_thumbnail(out_dir: Path, cutter: SlideCutter) -> None:
-    write_thumbnail(out_dir, cutter.job.slide_id, cutter.overview, cutter.grid, cutter.reasons)
+    # A small slide is read once more, finer than for its tissue: enlarged, its overview would be a blur.
+    overview = cutter.picture(DETAIL_PX)
+    not_drawn = {(one.x_l0, one.y_l0): NOT_DRAWN for one in cutter.candidates}
+    write_thumbnail(out_dir, cutter.job.slide_id, overview, cutter.grid, not_drawn | cutter.reasons)

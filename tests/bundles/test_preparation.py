@@ -194,7 +194,7 @@ def test_tiles_stored_normalised_do_not_fit_a_run_without(copy: Path, tmp_path: 
 def test_patients_seen_in_training_are_no_test(dataset: Path, tmp_path: Path) -> None:
     patient = TileDataset(dataset, "test").rows["patient_id"].iloc[0]
     describe(tmp_path, seen_patients={"train": [hashed_patient(patient)], "val": []})
-    with pytest.raises(InputError, match=f"1 patients of split 'test' .* first '{patient}'"):
+    with pytest.raises(InputError, match=f"1 patient of split 'test' has an id .* first '{patient}'"):
         prepare_evaluation(evaluation(dataset, tmp_path, split="test"), level="patient")
 
 
@@ -207,7 +207,7 @@ def test_patients_that_were_learned_from_are_no_validation(dataset: Path, tmp_pa
     describe(tmp_path, seen_patients={"train": [], "val": validated})
     prepare_evaluation(evaluation(dataset, tmp_path, split="val"), level="patient")
     describe(tmp_path, seen_patients={"train": validated[:1], "val": validated})
-    with pytest.raises(InputError, match="1 patients of split 'val'"):
+    with pytest.raises(InputError, match="1 patient of split 'val'"):
         prepare_evaluation(evaluation(dataset, tmp_path, split="val"), level="patient")
     prepare_evaluation(evaluation(dataset, tmp_path, split="train"), level="patient")
 

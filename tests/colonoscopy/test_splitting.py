@@ -53,4 +53,14 @@ def test_summary_counts_sequences_or_patients_and_frames():
     for patients, word in ((False, "sequences"), (True, "patients")):
         manifest = sequences(6, 3, patients=patients)
         splits = make_splits(manifest, classes=FRAME_CLASSES, required=NEEDED)
-        assert describe_splits(manifest, splits).columns.tolist() == ["split", "label", word, "frames"]
+        assert describe_splits(manifest, splits).columns.tolist() == [
+            *["split", word, "negative", "polyp", "frames", "negative frames", "polyp frames"]
+        ]
+
+
+def test_frames_of_which_nothing_is_known_are_counted_once():
+    manifest = sequences(6, 3).assign(sample_id=lambda rows: rows["sequence_id"])
+    splits = make_splits(manifest, classes=FRAME_CLASSES, required=NEEDED)
+    table = describe_splits(manifest, splits)
+    assert table.columns.tolist() == ["split", "frames", "negative", "polyp"]
+    assert table.iloc[-1].tolist() == ["all", 9, 3, 6]

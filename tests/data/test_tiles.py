@@ -371,7 +371,7 @@ def test_tiles_stored_normalised_are_not_normalised_twice(tmp_path):
 
 def test_a_slide_without_a_stain_matrix_is_named(tmp_path):
     folder = write_dataset(tmp_path, {"a": ("train", "MSS", 1)})
-    with pytest.raises(InputError, match="no stain matrix for 1 slides"):
+    with pytest.raises(InputError, match="no stain matrix for 1 slide,"):
         TileDataset(folder, "train", stain="macenko")
     with pytest.raises(InputError, match="stain must be one of none, macenko, got 'vahadane'"):
         TileDataset(folder, "train", stain="vahadane")

@@ -311,7 +311,7 @@ def test_changed_label_table_is_followed_and_frozen_splits_stay_true(
     with caplog.at_level("INFO"):
         other = table(tmp_path, "image,patient,label\n" + ROWS.replace("p1", "q1"))
         import_tiles(images, out, Layout.CSV, labels=other, positive="b")
-    assert "training will refuse the splits that are frozen: 1 patients of the manifest" in caplog.text
+    assert "training will refuse the splits that are frozen: 1 patient of the manifest" in caplog.text
 
 
 def test_official_splits_of_a_changed_table_need_force_and_nothing_is_written_before(
@@ -463,7 +463,7 @@ def test_labels_are_said_and_recorded_and_follow_a_corrected_table(
     assert labels["rows"] == {"all": 7, "used": 4, "no_class": 1, "no_file": 1, "unusable": 0, "not_chosen": 1}
     assert labels["words"]["MSI-L"] == {"class": "MSS", "rows": 1}
     for said in (
-        "positive class MSI: 1 patients; MSS 2; without a class 1",
+        "positive class MSI: 1 patient; MSS 2; without a class 1",
         "table.csv: image from 'image', label from 'MSIStatus', patient from 'patient'",
         "7 rows: 4 used, 1 without a class, 1 without a file, 1 not chosen by --where",
         "MSI-H → MSI (1), MSI-L → MSS (1), [Not Available] → no class (1)",

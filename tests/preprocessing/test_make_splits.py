@@ -40,7 +40,7 @@ def dataset(tmp_path: Path) -> Path:
 def test_program_freezes_once_and_prints_a_table(dataset: Path) -> None:
     first = run(dataset)
     assert first.returncode == 0, first.stderr
-    assert first.stdout.split()[:4] == ["split", "label", "patients", "tiles"]
+    assert first.stdout.split()[:4] == ["split", "patients", "MSI", "MSS"]
     before = (dataset / "splits.csv").read_bytes()
     command(dataset)
     refused = run(dataset, "--seed", 1)
@@ -64,7 +64,7 @@ def test_program_freezes_a_table_of_the_user(dataset: Path) -> None:
     table = pd.DataFrame({"patient_id": patients, "split": ["train"] * 10 + ["val"] * 5 + ["test"] * 5})
     path = dataset / "splits.csv"
     table.iloc[1:].to_csv(path, index=False)
-    with pytest.raises(InputError, match="1 patients of the manifest are not in"):
+    with pytest.raises(InputError, match="1 patient of the manifest is not in"):
         command(dataset, from_table=path)
     assert read_info(dataset).splits is None
     table.to_csv(path, index=False)

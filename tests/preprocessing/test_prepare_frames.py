@@ -43,9 +43,14 @@ def clips(tmp_path_factory):
 def test_sequences_are_split_whole_though_only_one_has_no_polyp(call, clips, tmp_path):
     done = call(clips / "images", "--out", tmp_path / "out", "--annotations", clips / "masks")
     assert done.returncode == ExitCode.OK, done.stderr
-    assert "22 frames: 20 with polyps (20 boxes), 2 negative, 0 unlabelled; 11 sequences" in done.stdout
+    assert (
+        "22 frames: 20 with polyps (20 boxes), 2 negative, 0 unlabelled; 11 sequences, patients not known"
+        in done.stdout
+    )
     assert "11 of 11 shards" in done.stderr
-    assert "sequences  frames" in done.stdout
+    assert "patients  " not in done.stdout
+    assert done.stdout.split("before training\n")[0].count("patients") == 1
+    assert done.stdout.splitlines()[-1].split() == ["all", "11", "1", "10", "22", "2", "20"]
     manifest = read_manifest(tmp_path / "out")
     parts = assign_splits(tmp_path / "out", manifest, read_info(tmp_path / "out"))
     assert set(parts) == {"train", "val", "test"}
@@ -67,7 +72,7 @@ def test_too_few_sequences_leave_the_frames_without_splits(call, clips, tmp_path
     done = call(clips / "images" / "s0", "--out", tmp_path / "out", "--annotations", clips / "masks" / "s0")
     assert done.returncode == ExitCode.OK
     assert "NOTE: nothing tells which frames belong to one sequence" in done.stdout
-    assert "no splits: 3 parts need at least 3 sequences" in done.stdout
+    assert "no splits: 3 parts need at least 3 frames, there are 2" in done.stdout
 
 
 def test_problems_give_their_own_exit_code(call, clips, tmp_path):
@@ -92,7 +97,7 @@ def test_corrected_mask_is_named_and_others_are_kept_or_deleted_as_the_option_sa
     (tmp_path / "images" / "b" / "1.png").unlink()
     refused = call(tmp_path / "images", *how)
     assert (refused.returncode, "of this run: b." in refused.stderr) == (ExitCode.BAD_INPUT, True)
-    assert "1 shards of inputs that were not named are kept" in call(tmp_path / "images", *how, "--keep").stdout
+    assert "1 shard of inputs that were not named is kept" in call(tmp_path / "images", *how, "--keep").stdout
     call(tmp_path / "images", *how, "--force")
     assert read_manifest(tmp_path / "out")["sample_id"].tolist() == ["a/1.png"]
 

@@ -60,7 +60,7 @@ def test_bar_shows_slides_and_tiles_on_standard_error(slides, tmp_path):
     done = program(slides, "--out", tmp_path / "out", "--tile-size", 224)
     assert "4/4" in done.stderr
     assert "tiles/s" in done.stderr
-    assert "4 slides tiled, 0 were finished before, 0 with problems" in done.stdout
+    assert "4 slides tiled, 0 finished before, 0 problems" in done.stdout
 
 
 @pytest.mark.parametrize("after_files", [1, 5])
@@ -91,7 +91,7 @@ def test_leftovers_of_every_stage_are_repaired(call, slides, whole, tmp_path):
     (out / "manifest.parquet").unlink()
     (out / ".slides.csv.part").write_text("slide_")
     done = call(slides, "--out", out, "--tile-size", 64)
-    assert "2 slides tiled, 2 were finished before" in done.stdout
+    assert "2 slides tiled, 2 finished before" in done.stdout
     assert contents(out) == contents(whole)
 
 
@@ -148,7 +148,7 @@ def test_replaced_slide_is_named_and_others_are_kept_or_deleted_as_the_option_sa
     assert "made anew: a (a.svs has changed)" in call(tmp_path / "in", *arguments).stdout
     refused = call(tmp_path / "in" / "a.svs", *arguments)
     assert (refused.returncode, "of this run: b." in refused.stderr) == (ExitCode.BAD_INPUT, True)
-    assert "1 slides that were not named are kept" in call(tmp_path / "in" / "a.svs", *arguments, "--keep").stdout
+    assert "1 slide that was not named is kept" in call(tmp_path / "in" / "a.svs", *arguments, "--keep").stdout
     call(tmp_path / "in" / "a.svs", *arguments, "--force")
     assert set(read_manifest(tmp_path / "out")["slide_id"]) == {"a"}
 
@@ -247,7 +247,7 @@ def test_screen_and_dataset_say_what_labels_were_made_of(tile, tmp_path):
     text = "patient,MSIStatus\nP1,MSI-H\nP2,MSI-L\nP3,MSS\nP4,indeterminate\n"
     done, _ = tile(["P1.svs", "P2.svs", "P3.svs"], text)
     for said in (
-        "positive class MSI: 1 patients; MSS 2",
+        "positive class MSI: 1 patient; MSS 2",
         "labels.csv: label from 'MSIStatus', patient from 'patient'",
         "labels.csv: 4 rows: 3 used, 1 without a class",
         "words: MSI-H → MSI (1), MSI-L → MSS (1), indeterminate → no class (1)",

@@ -50,7 +50,7 @@ def test_a_text_that_is_a_number_stays_one(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["=1+1", "-1+1", "+cmd|' /C calc'!A0", "@SUM(A1)", "-3 ", "-٣", "--1", "-0x1", "\t=1", "'=1"]
+    "text", ["=1+1", "-1+1", "+cmd|' /C calc'!A0", "@SUM(A1)", "-3 ", "-٣", "--1", "-0x1", "\t1", "'=1"]
 )
 def test_anything_else_gets_an_apostrophe(text: str) -> None:
     assert guard(text) == f"'{text}"
@@ -67,3 +67,35 @@ def test_a_table_is_not_changed_by_writing_it(tmp_path: Path) -> None:
     write_table(tmp_path / "t.csv", table)
     assert table["a"].tolist() == ["=1"]
     assert read_table(tmp_path / "t.csv", ["a"], remedy="")["a"].tolist() == ["=1"]
+
+
+def cells_of(line: str, separator: str) -> list[str]:
+    """Cells as a spreadsheet with this separator splits a line."""
+    return next(csv.reader([line], delimiter=separator), [])
+
+
+@given(st.lists(texts, min_size=2, max_size=4), st.sampled_from([",", ";", "\t"]))
+@settings(max_examples=examples(300))
+def test_no_cell_is_run_whatever_a_spreadsheet_takes_for_the_separator(cells: list[str], separator: str) -> None:
+    content = table_bytes(pd.DataFrame([cells], columns=[f"c{place}" for place in range(len(cells))])).decode()
+    for line in content.splitlines():
+        for cell in cells_of(line, separator):
+            if cell.startswith(RUN_BY_SPREADSHEETS):
+                float(cell)
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("a;=1+1", "a;'=1+1"),
+        ("a;-1", "a;-1"),
+        ("a;-1;b", "a;'-1;b"),
+        ('a;"=1', "a;\"'=1"),
+        ("a, -b (c=d)", "a, -b (c=d)"),
+        ("a; =1", "a; =1"),
+        ("\t=1", "'\t'=1"),
+    ],
+)
+def test_what_begins_a_cell_elsewhere_gets_its_apostrophe_there(text: str, written: str) -> None:
+    assert guard(text) == written
+    assert unguard(written) == text

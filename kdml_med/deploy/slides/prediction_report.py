@@ -16,9 +16,8 @@ from kdml_med.errors import ExitCode
 from kdml_med.keys import NetworkName
 from kdml_med.runs import PATIENTS_FILE
 from kdml_med.storage.manifest import FAILURES_FILE
-from kdml_med.words import counted, printable
+from kdml_med.words import counted, first_lines, named_failures, printable
 
-_SHOWN = 10
 _ANSWERS = 20
 _NAME_LETTERS = 40  # longer names push the rest of their line to the right
 
@@ -72,10 +71,10 @@ class PredictionReport:
         counts = [f"{self.done} predicted", f"{self.skipped} finished before", counted(len(problems), "problem")]
         return [
             f"{self.output_dir}: {counted(self.slides, 'slide')}, {counted(self.tiles, 'tile')}; {', '.join(counts)}",
-            *_some([f"made anew: {name} ({reason})" for name, reason in self.remade.items()]),
+            *first_lines([f"made anew: {name} ({reason})" for name, reason in self.remade.items()]),
             *self._answers(),
-            *_some(self.notes),
-            *_some([f"{name}: {reason}" for name, reason in problems], f", in {self.output_dir / FAILURES_FILE}"),
+            *first_lines(self.notes),
+            *named_failures(problems, where=self.output_dir / FAILURES_FILE),
             f"{RESEARCH_ONLY}.",
         ]
 
@@ -115,9 +114,3 @@ def tell_seen(seen_in: pd.Series) -> list[str]:
         f"Caution: {count:,} of {len(seen_in):,} were used in training this run, by their names (column {SEEN_IN} of "
         f"{PATIENTS_FILE}): their probabilities say nothing of how well it does on others."
     ]
-
-
-def _some(lines: Sequence[str], where: str = "") -> list[str]:
-    """The first lines, and how many more there are."""
-    left = len(lines) - _SHOWN
-    return [*(f"  {line}" for line in lines[:_SHOWN]), *([f"  and {left:,} more{where}"] if left > 0 else [])]
