@@ -1,6 +1,6 @@
 """Online knowledge distillation with peer-to-peer mutual learning for small medical image models, on MONAI.
 
-``train``, ``evaluate``, ``predict``, ``export``, ``write_report`` and ``load_run`` are those of ``kdml_med.api``. They
+``train``, ``evaluate``, ``write_report``, ``predict``, ``export`` and ``load_run`` are those of ``kdml_med.api``. They
 are fetched when they are first used, so that importing kdml_med takes no time, and preparing data needs no torch.
 """
 

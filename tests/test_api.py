@@ -143,3 +143,19 @@ def test_what_is_not_there_is_said_in_one_line(tiles_run: Path, frames_run: Path
             call()
         caught.match(ONE_LINE)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_report_tells_how_large_and_how_fast_networks_are(tiles_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(tiles_run, tmp_path / "run")
+    page = kdml_med.write_report(kdml_med.load_run(run))
+    found = json.loads(page.with_suffix(".json").read_text())["networks"]
+    assert set(found["milliseconds"]) == {"teacher", "student_0", "student_1", "ensemble"}
+    assert found["parameters"]["ensemble"] == found["parameters"]["student_0"] + found["parameters"]["student_1"]
+    weights = (run / "checkpoints/teacher.pt").stat().st_size
+    assert found["megabytes"]["teacher"] == weights / 1e6
+    kdml_med.write_report(run)
+    again = json.loads(page.with_suffix(".json").read_text())["networks"]
+    assert again["milliseconds"] == found["milliseconds"], "what an earlier report measured here is not measured again"
+    kdml_med.write_report(run, speed=False)
+    assert json.loads(page.with_suffix(".json").read_text())["networks"]["milliseconds"] == {}
+    assert "The latency was not measured." in page.read_text()

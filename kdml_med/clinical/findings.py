@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kdml_med.clinical.answers import Answers, read_answers
-from kdml_med.clinical.flow import count_flow
+from kdml_med.clinical.counting import count_flow
 from kdml_med.clinical.judging import (
     Judged,
     NetworkFigures,
@@ -30,7 +30,7 @@ from kdml_med.keys import NetworkName
 from kdml_med.metrics.delong import delong_test
 from kdml_med.program import progress_bar
 
-_RESAMPLES_OF_GROUPS = 1000
+RESAMPLES_OF_GROUPS = 1000
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _judge_groups(answers: Answers, values: pd.Series[Any], network: str, rules:
     found = []
     for name, own in answers.table[known].groupby(group_values(values)[known], observed=True):
         figures = judge_network(
-            own, probabilities_of(own, network), rules.thresholds.get(network, {}), resamples=_RESAMPLES_OF_GROUPS
+            own, probabilities_of(own, network), rules.thresholds.get(network, {}), resamples=RESAMPLES_OF_GROUPS
         )
         found.append(
             Subgroup(

@@ -28,6 +28,7 @@ from kdml_med.metrics.delong import delong_interval
 from kdml_med.metrics.operating import OperatingFigures, figures_at
 
 RESAMPLES = 2000
+"""Of the bootstrap, as in metrics.json."""
 POINT_WORDS = {Point.RULE_OUT.value: "rule-out", Point.YOUDEN.value: "Youden"}
 """What operating points are called."""
 
@@ -109,7 +110,11 @@ def judge(answers: Answers, rules: Rules, *, name: str, title: str, role: Role, 
     for network in answers.networks:
         scale = rules.temperature.get(network, math.nan) if temperature else math.nan
         networks[network] = judge_network(
-            known, probabilities_of(known, network), rules.thresholds.get(network, {}), temperature=scale
+            known,
+            probabilities_of(known, network),
+            rules.thresholds.get(network, {}),
+            temperature=scale,
+            resamples=RESAMPLES,
         )
     return Judged(
         name=name,
@@ -138,7 +143,7 @@ def judge_network(
     thresholds: Mapping[str, float],
     *,
     temperature: float = math.nan,
-    resamples: int = RESAMPLES,
+    resamples: int,
 ) -> NetworkFigures:
     """Figures of one network.
 

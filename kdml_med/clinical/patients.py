@@ -169,11 +169,10 @@ class _Maps:
             InputError: the dataset or the predictions cannot be read.
         """
         places = ["x_l0", "y_l0", "size_l0"]
-        manifest = data.manifest
         predictions = read_rows(one.folder / PREDICTIONS_FILE, list(PredictionColumn), remedy=TRAIN_AGAIN)
-        own = predictions[predictions[PredictionColumn.NETWORK] == found.network]
-        values = manifest["sample_id"].map(own.set_index("sample_id")["probability"])
-        placed = manifest.assign(probability=values)[values.notna().to_numpy()]
+        own = predictions[predictions[PredictionColumn.NETWORK] == found.network].set_index("sample_id")
+        own = own[["patient_id", "slide_id", "probability"]]
+        placed = data.manifest[["sample_id", *places]].join(own, on="sample_id", how="inner")
         if placed.empty:
             raise InputError(f"{data.folder} holds none of the tiles that were evaluated.")
         if placed[places].isna().any(axis=None):

@@ -217,10 +217,10 @@ def decision(found: Findings) -> Section:
     for one in found.shown:
         known = {name: own.decision for name, own in one.networks.items() if name not in one.why_undefined}
         if known:
-            which = "scaled " if found.temperature else ""
+            scaled = " Probabilities are scaled, where a temperature could be fitted." if found.temperature else ""
             caption = (
-                f"{one.title}: net benefit, true positives less weighed false ones per {one.level}, over the {which}"
-                "probability from which somebody would act (Vickers & Elkin 2006)."
+                f"{one.title}: net benefit, true positives less weighed false ones per {one.level}, over the "
+                f"probability from which somebody would act (Vickers & Elkin 2006).{scaled}"
             )
             parts.append(Picture(f"decision-{one.name}.png", caption, draw.draw_decision(known)))
     if parts:

@@ -137,6 +137,13 @@ class Study:
         return [one for one in self.evaluations if one.role is not Role.VALIDATION]
 
     @property
+    def not_named(self) -> list[Path]:
+        """Evaluations that lie in the run and are not on the page."""
+        shown = {one.folder.resolve() for one in self.evaluations}
+        found = sorted(path.parent for path in self.folder.glob(f"evaluation_*/{METRICS_FILE}"))
+        return [path for path in found if path.resolve() not in shown]
+
+    @property
     def synthetic(self) -> bool:
         """Whether any of it is generated: then no figure says anything about patients."""
         return self.description.synthetic or any(one.metrics.get("synthetic") for one in self.evaluations)

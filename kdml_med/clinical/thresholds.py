@@ -11,7 +11,7 @@ from kdml_med.clinical.study import Role
 from kdml_med.keys import network_order
 from kdml_med.metrics.curves import Curve
 from kdml_med.metrics.operating import OperatingFigures, Proportion
-from kdml_med.report.document import Paragraph, Part, Section, Table
+from kdml_med.report.document import Code, Paragraph, Part, Section, Table
 from kdml_med.report.wording import capital, count, figure, network_words
 
 _SHARES = ("sensitivity", "specificity", "ppv", "npv", "ruled_out")
@@ -111,31 +111,31 @@ def _subgroup_table(found: Findings, one: Judged, column: str, groups: list[Subg
 def cohorts(found: Findings) -> Section:
     """Every cohort at the same frozen thresholds."""
     every = found.ordered
+    left = [Paragraph(f"{path} is not on this page: name it with --external.") for path in found.study.not_named]
     if not any(one.role is Role.EXTERNAL for one in every):
-        text = (
-            "No external cohort is named. Evaluate on patients of another hospital, and name the result: "
-            f"kdml-med evaluate {found.study.folder} --data OTHER --out {found.study.folder}/evaluation_other, then "
-            f"kdml-med report {found.study.folder} --external {found.study.folder}/evaluation_other"
+        run = found.study.folder
+        commands = Code(
+            f"kdml-med evaluate {run} --data OTHER --out {run}/evaluation_other\n"
+            f"kdml-med report {run} --external {run}/evaluation_other"
         )
-        return Section("External cohorts", [Paragraph(text)])
+        text = "No external cohort is named. Evaluate on patients of another hospital, and name the result:"
+        return Section("External cohorts", [Paragraph(text), commands, *left])
     parts: list[Part] = []
     for point, words in POINT_WORDS.items():
         rows = []
         for one in every:
             own = one.networks[found.network]
             shares = _share_cells(own.points[point]) if point in own.points else ["–"] * len(_SHARES)
-            prevalence = figure(one.positives / one.n if one.n else math.nan, 2)
-            rows.append([one.title, f"{one.n:,}", prevalence, area_words(own.roc), *shares])
+            rows.append([one.title, f"{one.n:,}", area_words(own.roc), *shares])
         threshold = found.rules.thresholds.get(found.network, {}).get(point, math.nan)
         columns = [
             "cohort",
             f"{found.level}s",
-            "prevalence",
             "AUROC",
             *(_SHARE_WORDS.get(name, name) for name in _SHARES),
         ]
         parts.append(Table(columns, rows, f"At the {words} threshold of the validation split, {figure(threshold)}"))
-    return Section("External cohorts", [Paragraph(f"Figures of the {network_words(found.network)}."), *parts])
+    return Section("External cohorts", [Paragraph(f"Figures of the {network_words(found.network)}."), *parts, *left])
 
 
 def share_words(share: Proportion) -> str:

@@ -1,0 +1,63 @@
+"""Groups of patients by what tables say of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdml_med.clinical.subgroups import MOST_GROUPS, NOT_GIVEN, OTHERS, group_values, read_label_columns
+from tests.examples import examples
+
+
+def test_few_values_are_groups_in_their_order() -> None:
+    groups = group_values(pd.Series(["10", "9", None, "10"]))
+    assert list(groups) == ["10", "9", NOT_GIVEN, "10"]
+    assert list(groups.cat.categories) == ["9", "10", NOT_GIVEN]
+
+
+def test_many_numbers_are_thirds_that_share_no_number() -> None:
+    groups = group_values(pd.Series([str(age) for age in range(30, 90)]))
+    assert dict(groups.value_counts(sort=False)) == {"30 to 49": 20, "50 to 69": 20, "70 to 89": 20, NOT_GIVEN: 0}
+
+
+def test_of_many_words_the_rare_ones_are_together() -> None:
+    words = [f"w{number}" for number in range(40) for _ in range(40 - number)]
+    groups = group_values(pd.Series(words))
+    assert groups.nunique() == MOST_GROUPS
+    assert (groups == OTHERS).sum() == sum(range(1, 40 - MOST_GROUPS + 2))
+
+
+@settings(max_examples=examples(60))
+@given(st.lists(st.one_of(st.none(), st.text(max_size=3), st.integers(-5, 200).map(str)), min_size=1, max_size=60))
+def test_everybody_is_in_one_group_and_equal_values_in_the_same(values: list[str | None]) -> None:
+    groups = group_values(pd.Series(values, dtype=object))
+    assert groups.notna().all()
+    together: dict[str | None, str] = {}
+    for value, group in zip(values, groups, strict=True):
+        assert together.setdefault(value, group) == group
+    assert groups.nunique() <= MOST_GROUPS + 1
+
+
+def test_columns_are_looked_up_by_slide_where_the_table_names_slides(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("image;patient;Grade of  it\na.svs;P1;1\nb.svs;P1;2\nc.svs;P2;unknown\n")
+    columns = read_label_columns([tmp_path / "table.csv"], ["Grade of it"])
+    assert columns is not None
+    answers = pd.DataFrame({"slide_id": ["b", "a", "c", "d"], "patient_id": ["P1", "P1", "P2", "P3"]})
+    assert list(columns.values("Grade of it", answers, "slide").fillna("")) == ["2", "1", "", ""]
+    assert (
+        list(columns.values("Grade of it", answers, "patient").fillna("")) == ["differs between slides"] * 2 + [""] * 2
+    )
+
+
+def test_several_tables_are_one(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("patient,sex\nP1,f\n")
+    (tmp_path / "b.csv").write_text("patient,age,sex\nP2,50,m\nP1,40,f\n")
+    columns = read_label_columns([tmp_path / "a.csv", tmp_path / "b.csv"], ["sex", "age"])
+    assert columns is not None
+    answers = pd.DataFrame({"patient_id": ["P2", "P1"]})
+    assert list(columns.values("sex", answers, "patient")) == ["m", "f"]
+    assert list(columns.values("age", answers, "patient")) == ["50", "40"]
+    assert read_label_columns([], []) is None
