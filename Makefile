@@ -26,13 +26,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cluster,dev,deploy,docs,openvino,tables]'
 	touch $@
 
-demo: setup  ## generated slides -> tiles -> training -> test evaluation -> prediction of a slide, in demo/
+demo: setup  ## generated slides -> tiles -> training -> test evaluation -> prediction of a slide -> report, in demo/
 	$(CLI) demo --task msi --out $(DEMO)
 
 $(DEMO)/tiles/splits.csv: | $(STAMP)
 	$(CLI) demo --task msi --out $(DEMO) --data-only
 
-demo-polyp: setup  ## generated clips -> frames -> training -> test evaluation -> boxes in a video, in demo/
+demo-polyp: setup  ## generated clips -> frames -> training -> test evaluation -> boxes in a video -> report, in demo/
 	$(CLI) demo --task polyp --out $(DEMO)
 
 experiment-demo: $(DEMO)/tiles/splits.csv  ## every arm of the paper with two seeds on the generated slides, compared, in demo/experiment/

@@ -23,9 +23,9 @@ CLASSES = ("MSS", "MSI-H")
 # Counting lymphocytes is learned within a few steps and is not enough; a network that reads glands, too, is told from
 # one that does not, and so is a late epoch from an early one.
 PATIENT_SPREAD = 0.30
-PROPERTY_SPREAD = 0.90
+PROPERTY_SPREAD = 0.70
 # How far one unit of the above moves each property: logarithm of the density, and log-odds of the two shares.
-LYMPHOCYTES_PER_UNIT = 0.70
+LYMPHOCYTES_PER_UNIT = 0.80
 MUCIN_PER_UNIT = 0.50
 GLANDS_PER_UNIT = 0.80
 
