@@ -85,7 +85,8 @@ def widths_of(page: str, folder: Path, windows: Sequence[int]) -> list[tuple[int
             frame.srcdoc = page;
             document.body.append(frame);
             await there;
-            widths.push([frame.contentDocument.documentElement.scrollWidth, frame.contentWindow.innerWidth]);
+            const root = frame.contentDocument.documentElement;
+            widths.push([root.scrollWidth, root.clientWidth]);
             frame.remove();
         }}
         return widths;
