@@ -28,16 +28,17 @@ from tests.bundles.conftest import (
 )
 
 NETWORKS = ["teacher", "student_0", "student_1", "ensemble"]
-RESULTS = ["metrics.json", "predictions.parquet", "patients.csv", "cohort.json"]
+RESULTS = ["metrics.json", "predictions.parquet", "patients.csv", "cohort.json", "losses.csv", "history.csv"]
+FIGURES = ["figures/roc.png", "figures/roc.csv", "figures/losses.png", "figures/validation_loss.png"]
 WEIGHTS = [f"checkpoints/{name}.pt" for name in ("last", "best", "teacher", "student_0", "student_1")]
 
 
 def contents(run_dir: Path) -> dict[str, bytes]:
-    return {name: (run_dir / name).read_bytes() for name in RESULTS + WEIGHTS}
+    return {name: (run_dir / name).read_bytes() for name in RESULTS + FIGURES + WEIGHTS}
 
 
 def test_training_leaves_the_promised_files_and_a_table(trained: Path) -> None:
-    for name in RESULTS + WEIGHTS:
+    for name in RESULTS + FIGURES + WEIGHTS:
         assert (trained / name).is_file(), name
     screen = (trained / "screen.txt").read_text()
     assert "epoch 2/2" in screen
@@ -69,8 +70,8 @@ def events_of(run_dir: Path, network: str) -> EventAccumulator:
 
 def test_tensorboard_has_a_run_for_every_network(trained: Path) -> None:
     validation = {"val/tile_auroc", "val/tile_accuracy", "val/patient_auroc", "val/patient_accuracy"}
-    training = {"train/task_loss", "train/learning_rate"}
-    student = {"train/kd_loss", "train/ml_loss"}
+    training = {"train/task_loss", "train/task_loss_epoch", "train/learning_rate", "val/loss"}
+    student = {f"train/{term}_loss{ending}" for term in ("kd", "ml") for ending in ("", "_epoch")}
     expected = {
         "teacher": validation | training,
         "student_0": validation | training | student,
@@ -88,6 +89,7 @@ def test_tensorboard_shows_weights_agreement_tiles_and_settings_of_the_cohort(tr
     events = events_of(trained, "cohort")
     assert [event.value for event in events.Scalars("weights/beta")] == [0.5, 1.0]
     assert {"val/agreement_student_0_student_1", "train/total_loss"} <= set(events.Tags()["scalars"])
+    assert "val/roc" in events.Tags()["images"]
     assert [event.step for event in events.Images("val_tiles_worst/1")] == [1, 2]
     assert "_hparams_/session_start_info" in events.summary_metadata
 
