@@ -159,7 +159,10 @@ def _input(study: Study) -> str:
 
 def _counts(study: Study) -> str:
     seen = study.description.seen_patients
-    parts = [f"training {count(len(seen['train']), 'patient id')}", f"validation {len(seen['val'])}"]
+    noun = "patient"
+    if study.description.task is Task.DETECTION:  # whose ids of patients are others where patients are unknown
+        noun = study.dataset.info.label_level if study.dataset else "id"
+    parts = [f"training {count(len(seen['train']), noun)}", f"validation {len(seen['val'])}"]
     positive = study.description.classes[-1]
     for one in study.judged:
         some: dict[str, Any] = next(iter(one.metrics["networks"].values()), {})

@@ -121,7 +121,7 @@ def test_what_the_students_learned_from_is_what_the_weights_of_the_losses_say(tm
 
 def test_counts_are_those_of_the_run(detectors, classifiers):
     assert collect_facts(read_study(detectors), [])["counts"] == (
-        "Training 1 patient id; validation 2; test split 12 frames with 9 boxes."
+        "Training 1 patient; validation 2; test split 12 frames with 9 boxes."
     )
     assert collect_facts(read_study(classifiers), [])["counts"].endswith("test split 6 patients, 3 MSI.")
 
