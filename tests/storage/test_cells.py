@@ -74,7 +74,8 @@ def test_a_table_is_not_changed_by_writing_it(tmp_path: Path) -> None:
 def test_no_cell_is_run_whatever_a_spreadsheet_takes_for_the_separator(cells: list[str], separator: str) -> None:
     content = table_bytes(pd.DataFrame([cells], columns=[f"c{place}" for place in range(len(cells))])).decode()
     for row in csv.reader(content.splitlines(keepends=True), delimiter=separator):
-        for cell in row:
+        # The quotation mark that ends a text of several lines opens a cell where it begins a line, of a line end only.
+        for cell in (one.lstrip("\r\n") for one in row):
             if cell.startswith(RUN_BY_SPREADSHEETS):
                 float(cell)
 
