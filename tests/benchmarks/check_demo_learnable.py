@@ -4,8 +4,9 @@
 
 For each cohort seed: tile and patient AUROC of a logistic regression on the true local phenotype, and on the mean
 colour of a tile (both cross-validated over patients), then of a ResNet-18 trained from nothing on 112 µm tiles of 40
-patients and tested on 24 others. Wanted: truth 0.80–0.92 per tile and above 0.95 per patient; colour at most about 0.7
-per patient; network 0.8–0.93 per tile and 0.95 or more per patient.
+patients and tested on 24 others. Wanted: truth 0.80–0.92 per tile and above 0.95 per patient, each property alone
+clearly below that; colour, which glands, mucin and nuclei change, at most about 0.8 per patient; network 0.75–0.85
+per tile and 0.9 or more per patient.
 """
 
 from __future__ import annotations
