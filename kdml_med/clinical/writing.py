@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdml_med.clinical import slides, thresholds
-from kdml_med.clinical.checklist_facts import collect_facts
-from kdml_med.clinical.checklists import checklist_sections
-from kdml_med.clinical.findings import Findings, find
-from kdml_med.clinical.flow import flow_section
-from kdml_med.clinical.judging import plain
+from kdml_med.clinical.checklists.facts import collect_facts
+from kdml_med.clinical.checklists.sections import checklist_sections
 from kdml_med.clinical.networks import count_costs
-from kdml_med.clinical.patients import gallery, patient_table
-from kdml_med.clinical.polyps import polyp_report
+from kdml_med.clinical.plain import plain
+from kdml_med.clinical.polyps.sections import polyp_report
 from kdml_med.clinical.provenance import provenance_sections
 from kdml_med.clinical.rules import rules_of_run
+from kdml_med.clinical.slides import sections as slides
+from kdml_med.clinical.slides import thresholds
+from kdml_med.clinical.slides.findings import Findings, find
+from kdml_med.clinical.slides.flow import flow_section
+from kdml_med.clinical.slides.patients import gallery, patient_table
 from kdml_med.clinical.study import Study, read_study
 from kdml_med.clinical.training import training_sections
 from kdml_med.errors import InputError

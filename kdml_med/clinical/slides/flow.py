@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kdml_med.clinical.counting import Flow, count_flow
-from kdml_med.clinical.flow_chart import draw_flow
+from kdml_med.clinical.slides.counting import Flow, count_flow
+from kdml_med.clinical.slides.flow_chart import draw_flow
 from kdml_med.clinical.study import DatasetContent, Study
 from kdml_med.report.document import Paragraph, Part, Picture, Section, Table
 from kdml_med.report.wording import count

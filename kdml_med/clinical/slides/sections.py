@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from kdml_med.clinical.findings import Findings
-from kdml_med.clinical.judging import POINT_WORDS, Judged
 from kdml_med.clinical.networks import COST_COLUMNS
-from kdml_med.clinical.thresholds import share_words
+from kdml_med.clinical.slides.findings import Findings
+from kdml_med.clinical.slides.judging import POINT_WORDS, Judged
+from kdml_med.clinical.slides.thresholds import share_words
 from kdml_med.keys import NetworkName, network_order
 from kdml_med.report import curves as draw
 from kdml_med.report.caution import caution

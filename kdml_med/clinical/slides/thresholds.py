@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from kdml_med.clinical.findings import Findings, Subgroup
-from kdml_med.clinical.judging import POINT_WORDS, Judged
 from kdml_med.clinical.rules import Point
+from kdml_med.clinical.slides.findings import Findings, Subgroup
+from kdml_med.clinical.slides.judging import POINT_WORDS, Judged
 from kdml_med.clinical.study import Role
 from kdml_med.keys import network_order
 from kdml_med.metrics.curves import Curve

@@ -29,7 +29,7 @@ _MOST_WORDS = 12
 
 
 def collect_facts(study: Study, sections: Sequence[Section]) -> dict[str, str]:
-    """Sentences by the names that ``kdml_med.clinical.checklist_items`` uses; absent where nothing is known.
+    """Sentences by the names that ``kdml_med.clinical.checklists.items`` uses; absent where nothing is known.
 
     Args:
         study: what is known of the run.

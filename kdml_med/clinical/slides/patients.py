@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdml_med.clinical.findings import Findings
-from kdml_med.clinical.judging import POINT_WORDS, probabilities_of
 from kdml_med.clinical.rules import Point
+from kdml_med.clinical.slides.findings import Findings
+from kdml_med.clinical.slides.judging import POINT_WORDS, probabilities_of
 from kdml_med.clinical.study import DatasetContent, Evaluation
 from kdml_med.data.tiles import TileDataset
 from kdml_med.deploy.pictures.dataset_maps import SlideSize, read_slide_sizes

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kdml_med.clinical.counting import Exclusion, Flow, Group
+from kdml_med.clinical.slides.counting import Exclusion, Flow, Group
 from kdml_med.report.figures import FAINT, INK, WIDTH, label_text, new_figure, style
 from kdml_med.report.wording import count
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from kdml_med.clinical.detections import DetectorEvaluation, is_validation, judged_detectors, main_network
-from kdml_med.clinical.judging import plain
 from kdml_med.clinical.networks import Costs
-from kdml_med.clinical.polyp_flow import flow_section
-from kdml_med.clinical.polyp_pictures import LEGEND, picture_parts
-from kdml_med.clinical.polyp_tables import (
+from kdml_med.clinical.plain import plain
+from kdml_med.clinical.polyps.detections import DetectorEvaluation, is_validation, judged_detectors, main_network
+from kdml_med.clinical.polyps.flow import flow_section
+from kdml_med.clinical.polyps.pictures import LEGEND, picture_parts
+from kdml_med.clinical.polyps.tables import (
     MOST_SEQUENCES,
     cell,
     frozen_table,

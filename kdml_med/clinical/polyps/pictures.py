@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kdml_med.clinical.detections import DetectorEvaluation, main_network
+from kdml_med.clinical.polyps.detections import DetectorEvaluation, main_network
 from kdml_med.colonoscopy.sheet import ANNOTATED, inside
 from kdml_med.data.frames import FrameDataset, Pixels
 from kdml_med.deploy.pictures.lettering import font
