@@ -42,9 +42,7 @@ from kdml_med.runs import (
 )
 from kdml_med.storage.files import write_json, write_table
 from kdml_med.storage.reading import damaged
-from kdml_med.words import counted, printable
-
-_GENERATED = "Generated data: these figures show that the pipeline works, they say nothing about accuracy on patients."
+from kdml_med.words import GENERATED_FIGURES, counted, printable
 
 
 def save_evaluation(
@@ -183,7 +181,7 @@ def _heading(metrics: Mapping[str, Any]) -> str:
         f"{printable(metrics['classes'][-1])}), {counted(some['tile']['n'], 'tile')}; intervals by bootstrap over "
         f"{counted(metrics['bootstrap']['units'], 'patient')}."
     )
-    return f"{text}\n{_GENERATED}" if metrics["synthetic"] else text
+    return f"{text}\n{GENERATED_FIGURES}" if metrics["synthetic"] else text
 
 
 def save_detection_evaluation(
@@ -279,7 +277,7 @@ def _detection_heading(metrics: Mapping[str, Any]) -> str:
         f"{counted(some['n_boxes'], 'polyp box', 'es')}, {counted(some['n_negative_frames'], 'frame')} without; "
         f"intervals by bootstrap over {resampled}."
     )
-    return f"{text}\n{_GENERATED}" if metrics["synthetic"] else text
+    return f"{text}\n{GENERATED_FIGURES}" if metrics["synthetic"] else text
 
 
 def save_speed(
