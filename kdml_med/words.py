@@ -1,9 +1,16 @@
-"""Words on the screen that every room has in common: numbers of things, and the first of many lines."""
+"""Words for people that every room has in common: what results are not for, numbers of things, first lines of many."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+RESEARCH_ONLY = "Research only, not for diagnosis"
+"""Of pictures and tables, where room is short; ``NO_DEVICE`` where it is not."""
+NO_DEVICE = "Research only. Not a medical device, not for diagnosis."
+GENERATED_PICTURE = "Generated data: the picture shows that the pipeline works, it says nothing about patients."
+GENERATED_FIGURES = (
+    "Generated data: these figures show that the pipeline works, they say nothing about accuracy on patients."
+)
 SHOWN = 10
 """Lines of one kind that are shown; a file has them all."""
 _LETTERS = 400  # of a line

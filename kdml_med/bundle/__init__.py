@@ -1,12 +1,7 @@
 """What bundle configs call, so that they need no Python of their own."""
 
-from kdml_med.bundle.evaluation import (
-    fold_of,
-    prepare_evaluation,
-    save_detection_evaluation,
-    save_evaluation,
-    save_speed,
-)
+from kdml_med.bundle.evaluation import save_detection_evaluation, save_evaluation, save_speed
+from kdml_med.bundle.evaluation_checks import fold_of, prepare_evaluation
 from kdml_med.bundle.exporting import network_to_export
 from kdml_med.bundle.figures import write_training_figures
 from kdml_med.bundle.inference import prepare_source, save_detections, save_inference

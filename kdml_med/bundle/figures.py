@@ -36,9 +36,9 @@ from kdml_med.report.figures import label_text, save_figure, style
 from kdml_med.report.wording import metric_words
 from kdml_med.runs import FIGURES_DIR, HISTORY_FILE, LOSSES_FILE, RunDescription, read_history, read_losses
 from kdml_med.storage.files import write_table
+from kdml_med.words import GENERATED_PICTURE
 
 _PROBABILITY = "probability_"
-_GENERATED = "Generated data: shows that the pipeline works, says nothing about patients."
 _LETTERS_PER_INCH, _LINE_INCHES = 14, 0.15  # of titles
 _DETECTION_HISTORY = ("ap", "ap50", "f1")
 
@@ -121,7 +121,7 @@ def write_training_figures(run_dir: str | Path) -> None:
     losses, history = run_dir / LOSSES_FILE, run_dir / HISTORY_FILE
     if not losses.is_file() and not history.is_file():
         return
-    synthetic = [_GENERATED] if RunDescription.read(run_dir).synthetic else []
+    synthetic = [GENERATED_PICTURE] if RunDescription.read(run_dir).synthetic else []
     out = _Folder(run_dir / FIGURES_DIR, synthetic)
     drawn = draw_losses(read_losses(run_dir)) if losses.is_file() else None
     if drawn is not None:
@@ -174,7 +174,7 @@ class _Folder:
 
 def _title(metrics: Mapping[str, Any], counts: str) -> list[str]:
     """What a figure is of, and why it may say little."""
-    generated = [_GENERATED] if metrics["synthetic"] else []
+    generated = [GENERATED_PICTURE] if metrics["synthetic"] else []
     return [label_text(f"split {metrics['split']}: {counts}"), *generated, *filter(None, [caution_of(metrics)])]
 
 

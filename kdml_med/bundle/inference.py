@@ -24,14 +24,13 @@ from kdml_med.deploy.polyps.detection_chunks import CHUNKS_DIR, detect_frames, h
 from kdml_med.deploy.polyps.frames import annotate_sources, boxes_in_source, coco_dataset, count_frames, judge_frames
 from kdml_med.deploy.slides.prediction_report import tell_seen
 from kdml_med.deploy.slides.prediction_tables import SEEN_IN
-from kdml_med.deploy.wording import RESEARCH_ONLY
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.keys import NetworkName, Task
 from kdml_med.runs import RunDescription, read_run_json, read_thresholds
 from kdml_med.storage.files import write_json, write_table
 from kdml_med.storage.manifest import FAILURES_FILE, owner_word
 from kdml_med.storage.reading import read_table
-from kdml_med.words import counted, named_failures, verb
+from kdml_med.words import RESEARCH_ONLY, counted, named_failures, verb
 
 INPUT_FILE = "input.json"
 BOXES_FILE = "detections.csv"

@@ -34,6 +34,7 @@ from kdml_med.runs import (
 from kdml_med.storage.files import write_atomically, write_json
 from kdml_med.storage.folder import sole_user
 from kdml_med.storage.reading import take
+from kdml_med.words import GENERATED_FIGURES, NO_DEVICE
 
 _ROOM = "kdml_med.deploy.model_network"
 _PLACES = ("initial_weights", "teacher_checkpoint")
@@ -232,7 +233,7 @@ def _model_card(
         "",
         f"{metadata['description']}",
         "",
-        "**Research only. Not a medical device, not for diagnosis.**",
+        f"**{NO_DEVICE}**",
         "",
         "| | |",
         "|---|---|",
@@ -286,7 +287,7 @@ def _performance(run: RunDescription, metrics: Mapping[str, Any] | None, network
     if warned := caution_of(metrics):
         lines += ["", f"**Caution.** {markdown_text(warned)}"]
     if run.synthetic:
-        lines += ["", "Generated data: these figures show that the pipeline works, they say nothing about patients."]
+        lines += ["", GENERATED_FIGURES]
     return lines
 
 

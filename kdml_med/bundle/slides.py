@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from kdml_med.bundle.evaluation import prepare_evaluation
+from kdml_med.bundle.evaluation_checks import prepare_evaluation
 from kdml_med.bundle.settings import Settings
 from kdml_med.bundle.workflow import is_command
 from kdml_med.deploy.slides.predicting import predict_slides

@@ -14,6 +14,7 @@ from kdml_med.errors import InputError
 from kdml_med.keys import Split
 from kdml_med.runs import (
     COHORT_FILE,
+    EVALUATION_FILE,
     LOSSES_FILE,
     METRICS_FILE,
     SETTINGS_FILE,
@@ -34,7 +35,6 @@ from kdml_med.storage.manifest import (
 )
 from kdml_med.storage.reading import read_json, read_table, take
 
-EVALUATION_FILE = "evaluation.json"
 TEST_DIR = "evaluation_test"
 _DATASET_AGAIN = "Make the dataset again."
 

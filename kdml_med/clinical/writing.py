@@ -6,22 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdml_med.clinical import slides, thresholds
-from kdml_med.clinical.checklist_facts import collect_facts
-from kdml_med.clinical.checklists import checklist_sections
-from kdml_med.clinical.findings import Findings, find
-from kdml_med.clinical.flow import flow_section
-from kdml_med.clinical.judging import plain
+from kdml_med.clinical.checklists.facts import collect_facts
+from kdml_med.clinical.checklists.sections import checklist_sections
 from kdml_med.clinical.networks import count_costs
-from kdml_med.clinical.patients import gallery, patient_table
-from kdml_med.clinical.polyps import polyp_report
+from kdml_med.clinical.plain import plain
+from kdml_med.clinical.polyps.sections import polyp_report
 from kdml_med.clinical.provenance import provenance_sections
 from kdml_med.clinical.rules import rules_of_run
+from kdml_med.clinical.slides import sections as slides
+from kdml_med.clinical.slides import thresholds
+from kdml_med.clinical.slides.findings import Findings, find
+from kdml_med.clinical.slides.flow import flow_section
+from kdml_med.clinical.slides.patients import gallery, patient_table
 from kdml_med.clinical.study import Study, read_study
 from kdml_med.clinical.training import training_sections
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
-from kdml_med.report.document import Paragraph, Section
+from kdml_med.report.caution import generated_data
+from kdml_med.report.document import Section
 from kdml_med.report.pages import REPORT_NAME, write_html
 from kdml_med.storage.files import write_json
 from kdml_med.storage.reading import read_json
@@ -122,14 +124,6 @@ def slide_sections(found: Findings) -> list[Section]:
 
 def with_shared(study: Study, sections: Sequence[Section]) -> list[Section]:
     """Around the sections of a task those that both have: warnings, training, provenance and checklists."""
-    every = [*banners(study), *sections, *training_sections(study), *provenance_sections(study)]
+    warnings = [generated_data()] if study.synthetic else []
+    every = [*warnings, *sections, *training_sections(study), *provenance_sections(study)]
     return [*every, *checklist_sections(collect_facts(study, every))]
-
-
-def banners(study: Study) -> list[Section]:
-    """Warnings that must not be missed."""
-    found = []
-    if study.synthetic:
-        text = "These figures show that the pipeline works, they say nothing about accuracy on patients."
-        found.append(Section("Generated data", [Paragraph(text, lead="The data are synthetic.")], banner=True))
-    return found

@@ -10,6 +10,7 @@ from kdml_med.data.frames import input_size
 from kdml_med.keys import NetworkName, Task
 from kdml_med.runs import RunDescription
 from kdml_med.storage.files import write_json
+from kdml_med.words import NO_DEVICE
 
 METADATA_FILE = "metadata.json"
 """In the run folder: what MONAI's own exports of one network of the run put into their files."""
@@ -65,7 +66,7 @@ def _metadata(run: RunDescription, network: str, output: dict[str, Any]) -> dict
         "label_classes": "boxes xmin, ymin, xmax, ymax in pixels" if detection else _numbered(run.classes),
         "pred_classes": ", ".join(output["channel_def"].values()),
         "eval_metrics": {},
-        "intended_use": "Research only. Not a medical device, not for diagnosis.",
+        "intended_use": NO_DEVICE,
         "references": [_REFERENCE],
         "network_data_format": {"inputs": {"image": _input(run)}, "outputs": {"pred": output}},
     }

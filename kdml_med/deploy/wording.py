@@ -1,9 +1,6 @@
-"""Words that every output of a prediction has in common."""
+"""Words that every output of a prediction has in common; see ``kdml_med.words``, too."""
 
 from __future__ import annotations
-
-RESEARCH_ONLY = "Research only, not for diagnosis"
-GENERATED = "Generated data: the picture shows that the pipeline works, it says nothing about patients."
 
 
 def three_digits(probability: float) -> str:

@@ -1,10 +1,11 @@
-"""Whether a test set is too small for its intervals to be believed, in words for people."""
+"""What a reader has to know before the figures: the data are generated, or too few for intervals to be believed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from kdml_med.report.document import Paragraph, Section
 from kdml_med.report.wording import listed
 from kdml_med.words import counted, printable
 
@@ -17,6 +18,12 @@ Of networks with a true AUROC of 0.95, the interval of 95 % holds it in 50 % of 
 """
 ENOUGH = 100
 """Of the rarer class, the least that a validation should have: Collins et al. 2016, doi 10.1002/sim.6787."""
+
+
+def generated_data() -> Section:
+    """The warning above all figures of generated data."""
+    text = "These figures show that the pipeline works, they say nothing about accuracy on patients."
+    return Section("Generated data", [Paragraph(text, lead="The data are synthetic.")], banner=True)
 
 
 def caution(counts: Mapping[str, int], *, enough: int = ENOUGH) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 from kdml_med.keys import LossTerm
 from kdml_med.metrics.classification import METRICS
-from kdml_med.words import counted
 
 METRIC_WORDS = {name: metric.words for name, metric in METRICS.items() if metric.words} | {
     "tile_auroc": "AUROC of tiles",
@@ -83,11 +82,6 @@ def p_words(p_value: float) -> str:
     if p_value < 0.001:
         return "p < 0.001"
     return f"p = {p_value:.3f}" if p_value < 0.1 else f"p = {p_value:.2f}"
-
-
-def count(number: int, noun: str) -> str:
-    """As in "1 patient" and "12 patients"."""
-    return counted(number, noun)
 
 
 def listed(words: list[str]) -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kdml_med.clinical.checklist_facts import collect_facts
-from kdml_med.clinical.checklist_items import STARD, TRIPOD_AI, Item
-from kdml_med.clinical.checklists import _known, checklist_sections
+from kdml_med.clinical.checklists.facts import collect_facts
+from kdml_med.clinical.checklists.items import STARD, TRIPOD_AI, Item
+from kdml_med.clinical.checklists.sections import _known, checklist_sections
 from kdml_med.clinical.provenance import provenance_sections
 from kdml_med.clinical.study import read_study
 from kdml_med.report.document import Paragraph, Section, Table

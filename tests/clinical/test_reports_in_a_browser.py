@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdml_med.clinical import findings, judging
+from kdml_med.clinical.slides import findings, judging
 from kdml_med.clinical.writing import write_report
 from kdml_med.experiments.report.sections import all_sections
 from kdml_med.report.pages import write_pages

@@ -22,8 +22,6 @@ from kdml_med.report import wording
         (wording.p_words(0.041), "p = 0.041"),
         (wording.p_words(0.41), "p = 0.41"),
         (wording.p_words(math.nan), "p not defined"),
-        (wording.count(1, "patient"), "1 patient"),
-        (wording.count(1200, "patient"), "1,200 patients"),
         (wording.listed(["a"]), "a"),
         (wording.listed(["a", "b", "c"]), "a, b and c"),
         (wording.capital("as it is"), "As it is"),

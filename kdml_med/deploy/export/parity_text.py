@@ -7,7 +7,7 @@ from typing import Any
 
 from kdml_med.report.caution import FEW, caution
 from kdml_med.report.tables import text_table
-from kdml_med.words import counted
+from kdml_med.words import GENERATED_FIGURES, counted
 
 LOST_AT_MOST = 0.01
 """AUROC or average precision that an int8 file may lose without a warning."""
@@ -122,7 +122,7 @@ def _warnings(changes: Mapping[str, float | None], synthetic: bool) -> list[str]
         if change is not None and change < -LOST_AT_MOST
     ]
     if synthetic:
-        found.append("Generated data: these figures show that the pipeline works, they say nothing about patients.")
+        found.append(GENERATED_FIGURES)
     return ["", *found] if found else []
 
 

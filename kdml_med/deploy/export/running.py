@@ -22,13 +22,13 @@ from kdml_med.deploy.export.formats import require
 from kdml_med.deploy.export.int8 import CALIBRATION_IMAGES
 from kdml_med.deploy.export.metadata import MODEL_FILE
 from kdml_med.deploy.export.speed_table import speed_text
-from kdml_med.deploy.wording import RESEARCH_ONLY
 from kdml_med.errors import InputError
 from kdml_med.keys import Split, Task
 from kdml_med.runs import SPEED_FILE, RunDescription, trained_on
 from kdml_med.storage.files import write_atomically, write_json
 from kdml_med.storage.folder import sole_user
 from kdml_med.storage.reading import read_json
+from kdml_med.words import RESEARCH_ONLY
 
 PARITY_FILE = "parity.json"
 _EXPORT_AGAIN = "Name another --out, or remove the file."

@@ -17,8 +17,8 @@ from kdml_med.deploy.pictures.geojson import write_shapes
 from kdml_med.deploy.pictures.layer import write_layer
 from kdml_med.deploy.pictures.lettering import FAINT, INK, PAPER, font, line_height, wrap, write_lines
 from kdml_med.deploy.pictures.raster import DIFFERENCE, HEAT, Plane, choose_pitch, colour_of, colours, rasterise
-from kdml_med.deploy.wording import GENERATED, RESEARCH_ONLY
 from kdml_med.storage.files import naming, write_if_changed
+from kdml_med.words import GENERATED_PICTURE, RESEARCH_ONLY
 
 HEATMAP_FILE = "heatmap.png"
 DISAGREEMENT_FILE = "disagreement.png"
@@ -111,7 +111,7 @@ def write_maps(folder: Path, picture: SlidePicture) -> list[str]:
             (folder / DISAGREEMENT_FILE).unlink(missing_ok=True)
     _write_layer(folder / LAYER_FILE, picture, probability)
     about = {"slide_id": picture.slide_id, "network": picture.network, "classes": picture.classes, "use": RESEARCH_ONLY}
-    about |= {"caution": GENERATED} if picture.synthetic else {}
+    about |= {"caution": GENERATED_PICTURE} if picture.synthetic else {}
     write_shapes(folder / SHAPES_FILE, picture.tiles, slide_id=picture.slide_id, classes=picture.classes, about=about)
     return [*written, LAYER_FILE, SHAPES_FILE]
 
@@ -122,7 +122,7 @@ def _write_layer(path: Path, picture: SlidePicture, probability: str) -> None:
     columns = {probability: "probability"} | ({"Disagreement of students": "disagreement"} if picture.differs else {})
     channels = {name: rasterise(picture.tiles, column, shape, (pitch, pitch)) for name, column in columns.items()}
     description = f"{RESEARCH_ONLY}. Network: {picture.network}. NaN: no tile."
-    description += f" {GENERATED}" if picture.synthetic else ""
+    description += f" {GENERATED_PICTURE}" if picture.synthetic else ""
     write_layer(path, channels, pixel_um=pitch * picture.mpp, name=picture.slide_id, description=description)
 
 
@@ -188,7 +188,7 @@ def _heading(picture: SlidePicture, scale: _Scale, width: int, sizes: _Sizes) ->
     facts += "; only inside of the line" if picture.outlines else ""
     lines = [(picture.slide_id, sizes.title, True), (facts, sizes.text, False)]
     lines += [(note, sizes.text, False) for note in (scale.note, f"{RESEARCH_ONLY}.") if note]
-    lines += [(GENERATED, sizes.text, True)] if picture.synthetic else []
+    lines += [(GENERATED_PICTURE, sizes.text, True)] if picture.synthetic else []
     return [(wrap(text, size, width, bold=bold), size, bold) for text, size, bold in lines]
 
 

@@ -14,7 +14,7 @@ from kdml_med.deploy.pictures.dataset_maps import SlideSize, mosaic
 from kdml_med.deploy.pictures.heatmap import colour_slide
 from kdml_med.deploy.pictures.lettering import FAINT, PAPER, font, line_height
 from kdml_med.deploy.pictures.raster import HEAT, rasterise
-from kdml_med.deploy.wording import GENERATED, RESEARCH_ONLY
+from kdml_med.words import GENERATED_PICTURE, RESEARCH_ONLY
 
 MOST_TILES = 600
 """Of a slide that are read for its small picture; of more, so many that lie evenly in the order of reading."""
@@ -50,7 +50,7 @@ def map_thumbnail(dataset: TileDataset, tiles: pd.DataFrame, slide: SlideSize, *
 
 
 def _write(panels: Sequence[Image.Image], *, synthetic: bool) -> bytes:
-    lines = [RESEARCH_ONLY, *([GENERATED.partition(":")[0]] if synthetic else [])]
+    lines = [RESEARCH_ONLY, *([GENERATED_PICTURE.partition(":")[0]] if synthetic else [])]
     width, height = panels[0].size
     below = width > 1.3 * height
     shape = (width, 2 * height + _GAP_PX) if below else (2 * width + _GAP_PX, height)

@@ -14,8 +14,9 @@ from PIL import Image, ImageDraw
 
 from kdml_med.deploy.pictures.lettering import FAINT, INK, PAPER, line_height, wrap, write_lines
 from kdml_med.deploy.pictures.raster import HEAT, colour_of
-from kdml_med.deploy.wording import GENERATED, RESEARCH_ONLY, three_digits
+from kdml_med.deploy.wording import three_digits
 from kdml_med.storage.files import naming, write_if_changed
+from kdml_med.words import GENERATED_PICTURE, RESEARCH_ONLY
 
 TOP_FILE = "tiles_top.png"
 BOTTOM_FILE = "tiles_bottom.png"
@@ -123,7 +124,7 @@ def _draw_sheet(slide_id: str, notes: Sequence[str], tiles: Sequence[SheetTile],
     width = max(2 * (2 * _CELL_PX + _GAP_PX), columns * (cell_width + _GAP_PX) - _GAP_PX)
     head = [(wrap(slide_id, _TITLE_PX, width, bold=True), _TITLE_PX, True)]
     head += [(wrap(note, _TEXT_PX, width, lines=3), _TEXT_PX, False) for note in notes]
-    head += [(wrap(GENERATED, _TEXT_PX, width, bold=True), _TEXT_PX, True)] if synthetic else []
+    head += [(wrap(GENERATED_PICTURE, _TEXT_PX, width, bold=True), _TEXT_PX, True)] if synthetic else []
     head_px = sum(len(lines) * line_height(size) for lines, size, _ in head)
     rows = -(-len(tiles) // columns)
     height = 2 * _MARGIN_PX + head_px + rows * (cell_height + _GAP_PX)

@@ -27,8 +27,8 @@ from kdml_med.colonoscopy.video import (
     read_note,
     write_video,
 )
-from kdml_med.deploy.wording import RESEARCH_ONLY
 from kdml_med.storage.files import source_fingerprint
+from kdml_med.words import RESEARCH_ONLY
 
 FOUND = (0, 255, 150)
 

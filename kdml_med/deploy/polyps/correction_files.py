@@ -26,7 +26,7 @@ from kdml_med.colonoscopy.boxes import Box, FrameBoxes
 from kdml_med.colonoscopy.coco import format_coco
 from kdml_med.colonoscopy.formats import format_voc, format_yolo
 from kdml_med.deploy.polyps.annotate import SourceSize
-from kdml_med.deploy.wording import RESEARCH_ONLY
+from kdml_med.words import RESEARCH_ONLY
 
 CORRECTION_FORMATS = ("coco", "yolo", "voc")
 IMAGES_DIR = "images"

@@ -27,8 +27,8 @@ from kdml_med.colonoscopy.sheet import (
     new_sheet,
 )
 from kdml_med.deploy.polyps.annotate import FOUND, Detected
-from kdml_med.deploy.wording import RESEARCH_ONLY
 from kdml_med.storage.files import write_atomically
+from kdml_med.words import RESEARCH_ONLY
 
 PAGE_FRAMES = 40
 MOST_PAGES = 5

@@ -17,11 +17,11 @@ from kdml_med.colonoscopy.video import VIDEO_SUFFIXES
 from kdml_med.data.frames import FrameDataset
 from kdml_med.deploy.polyps.annotate import Detected, SourceSize, write_annotated_video
 from kdml_med.deploy.polyps.frame_sheet import collect_frames, write_sheets
-from kdml_med.deploy.wording import RESEARCH_ONLY
 from kdml_med.keys import DetectionColumn, network_order
 from kdml_med.metrics.box_matching import BOX_COLUMNS, match_detections, read_frames
 from kdml_med.metrics.detection import by_network, count_at, found_boxes
 from kdml_med.program import progress_bar
+from kdml_med.words import RESEARCH_ONLY
 
 SHEET_FILE = "detections.jpg"
 

@@ -17,7 +17,6 @@ from kdml_med.deploy.slides.one_slide import PredictionJob, SlideSettings, predi
 from kdml_med.deploy.slides.prediction_folder import TILES_FILE, Finished, PredictionFolder
 from kdml_med.deploy.slides.prediction_report import PredictionReport
 from kdml_med.deploy.slides.prediction_tables import could_be_of, join_slides
-from kdml_med.deploy.wording import RESEARCH_ONLY
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
 from kdml_med.metrics.aggregation import AggregationMethod, Level
@@ -27,6 +26,7 @@ from kdml_med.storage.folder import list_versions
 from kdml_med.storage.manifest import FAILURES_FILE, SLIDES_FILE
 from kdml_med.tables.labels import LabelTable, read_labels
 from kdml_med.tables.names import slide_name
+from kdml_med.words import RESEARCH_ONLY
 from kdml_med.workers import run_jobs
 from kdml_med.wsi.cutter import SlideJob
 from kdml_med.wsi.labelling import find_absent, make_job, place_of

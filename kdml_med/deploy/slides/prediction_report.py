@@ -11,12 +11,12 @@ import pandas as pd
 from kdml_med.deploy.pictures.heatmap import HEATMAP_FILE
 from kdml_med.deploy.slides.prediction_folder import PROBABILITY, slide_dir
 from kdml_med.deploy.slides.prediction_tables import SEEN_IN
-from kdml_med.deploy.wording import RESEARCH_ONLY, three_digits
+from kdml_med.deploy.wording import three_digits
 from kdml_med.errors import ExitCode
 from kdml_med.keys import NetworkName
 from kdml_med.runs import PATIENTS_FILE
 from kdml_med.storage.manifest import FAILURES_FILE
-from kdml_med.words import counted, first_lines, named_failures, printable, verb
+from kdml_med.words import RESEARCH_ONLY, counted, first_lines, named_failures, printable, verb
 
 _ANSWERS = 20
 _NAME_LETTERS = 40  # longer names push the rest of their line to the right

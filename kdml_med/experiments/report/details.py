@@ -14,7 +14,8 @@ from kdml_med.experiments.scores import network_roles
 from kdml_med.keys import network_order
 from kdml_med.report.document import Paragraph, Part, Picture, Section, Table, without_empty_columns
 from kdml_med.report.tables import records
-from kdml_med.report.wording import count, figure, listed, metric_words, network_words, term_words, with_interval
+from kdml_med.report.wording import figure, listed, metric_words, network_words, term_words, with_interval
+from kdml_med.words import counted
 
 _MISSING_SHOWN = 40
 _BUSY = 0.8
@@ -89,7 +90,7 @@ def _latency_note(found: Findings) -> str:
     )
     return (
         f"{text} Latency: one image ({listed(sorted(sizes))} px) at a time on {found.speed['device']}, "
-        f"{count(found.speed['threads'], 'thread')}, median of rounds in which all networks take turns. "
+        f"{counted(found.speed['threads'], 'thread')}, median of rounds in which all networks take turns. "
         f"Times are those of this machine; what counts is how networks compare.{busy}"
     )
 

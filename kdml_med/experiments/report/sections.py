@@ -14,11 +14,11 @@ from kdml_med.experiments.report.methods import methods
 from kdml_med.experiments.report.seeds import sweep_points
 from kdml_med.experiments.report.verdict import SIGNIFICANT, cautions, difference_line, verdict
 from kdml_med.keys import Task
+from kdml_med.report.caution import generated_data
 from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table, without_empty_columns
 from kdml_med.report.tables import records
 from kdml_med.report.wording import (
     capital,
-    count,
     difference_with_interval,
     figure,
     listed,
@@ -26,6 +26,7 @@ from kdml_med.report.wording import (
     p_words,
     with_interval,
 )
+from kdml_med.words import counted
 
 _ROLE_COLUMNS = ("teacher", "students", "ensemble")
 
@@ -60,8 +61,8 @@ def compared(found: Findings) -> Section:
     question = (
         "Can small networks be trained better with the help of a larger one (the teacher, by knowledge distillation, "
         "KD) and of each other (the peers, by mutual learning, ML)? "
-        f"{count(len(arms), 'way')} to train the same networks (arms) were compared, each {_repeated(found)}: "
-        f"{count(found.trainings, 'training')}, {finished}.{learned} After training, the small networks (the "
+        f"{counted(len(arms), 'way')} to train the same networks (arms) were compared, each {_repeated(found)}: "
+        f"{counted(found.trainings, 'training')}, {finished}.{learned} After training, the small networks (the "
         "students), alone or as an ensemble that averages their answers, do the work."
     )
     judged = Bullets([_judged(found, name) for name in sorted(found.evaluations)])
@@ -80,8 +81,8 @@ def _added(name: str, settings: dict[str, object]) -> str:
 def _repeated(found: Findings) -> str:
     seeds, folds = found.plan.seeds, found.plan.folds
     starts = f"random start{'' if len(seeds) == 1 else 's'} {listed([str(seed) for seed in seeds])}"
-    text = f"with {count(len(seeds), 'seed')} ({starts})"
-    return f"{text} in each of {count(len(folds), 'test fold')}" if folds else text
+    text = f"with {counted(len(seeds), 'seed')} ({starts})"
+    return f"{text} in each of {counted(len(folds), 'test fold')}" if folds else text
 
 
 def _judged(found: Findings, name: str) -> str:
@@ -90,7 +91,7 @@ def _judged(found: Findings, name: str) -> str:
     units = found.summary[found.summary["evaluation"] == name].head(1)
     samples = one.samples
     if len(units) and not samples.split()[1].startswith(units["unit"].iloc[0]):
-        samples += f" of {count(int(units['units'].iloc[0]), units['unit'].iloc[0])}"
+        samples += f" of {counted(int(units['units'].iloc[0]), units['unit'].iloc[0])}"
     if found.plan.task is Task.DETECTION:
         wanted = f"to find: {one.classes[-1]}"
     else:
@@ -106,10 +107,7 @@ def _range(values: pd.Series) -> str:
 
 def synthetic_banner(found: Findings) -> Section:
     """A warning where figures say nothing about patients."""
-    if not any(one.synthetic for one in found.evaluations.values()):
-        return Section("", [])
-    text = "These figures show that the pipeline works, they say nothing about accuracy on patients."
-    return Section("Generated data", [Paragraph(text, lead="The data are synthetic.")], banner=True)
+    return generated_data() if any(one.synthetic for one in found.evaluations.values()) else Section("", [])
 
 
 def verdicts(found: Findings) -> Section:
@@ -208,7 +206,7 @@ def _difference_table(own: pd.DataFrame, found: Findings, title: str) -> Table:
         numbers = [figure(row["value_reference"]), figure(row["value_arm"])]
         numbers.append(difference_with_interval(row["difference"], row["low"], row["high"]))
         tests = [p_words(row[key]).removeprefix("p ").removeprefix("= ") for key in ("p_value", "p_holm")]
-        paired = [count(int(row["units"]), row["unit"]), str(int(row["seeds"])), swaps]
+        paired = [counted(int(row["units"]), row["unit"]), str(int(row["seeds"])), swaps]
         rows.append([row["role"], found.words[row["arm"]], *numbers, *tests, *paired])
     reference = found.words[found.plan.reference]
     columns = ["role", "other arm", reference, "other", "difference", "p", "p after Holm", "pairs", "seeds", "swaps"]

@@ -13,6 +13,7 @@ from kdml_med.experiments.report.arm_words import ROLE_WORDS
 from kdml_med.report import wording
 from kdml_med.report.caution import FEW, caution
 from kdml_med.report.tables import records
+from kdml_med.words import counted
 
 SIGNIFICANT = 0.05
 FEW_SEEDS = 3
@@ -91,13 +92,13 @@ def cautions(comparisons: pd.DataFrame) -> list[str]:
     found = [text] if (text := caution({noun: units}, enough=FEW)) else []
     if seeds < FEW_SEEDS:
         found.append(
-            f"Only {wording.count(seeds, 'seed')}: how much a training differs from the next of its kind is hardly "
+            f"Only {counted(seeds, 'seed')}: how much a training differs from the next of its kind is hardly "
             "known, and a difference may be that of two trainings and not of two methods."
         )
     smallest = smallest_p(comparisons)
     if smallest >= SIGNIFICANT:
         found.append(
-            f"With {wording.count(units, noun)} and {wording.count(len(comparisons), 'comparison')} no p value after "
+            f"With {counted(units, noun)} and {counted(len(comparisons), 'comparison')} no p value after "
             f"Holm can be below {wording.figure(smallest)}: this data set cannot show a difference, however large."
         )
     return found

@@ -33,9 +33,9 @@ from kdml_med.networks.registry import architecture_name, body_name
 from kdml_med.report.document import Table
 from kdml_med.report.pages import REPORT_NAME, write_pages
 from kdml_med.report.tables import markdown_table
-from kdml_med.report.wording import count
 from kdml_med.runs import SPEED_FILE, read_run_json
 from kdml_med.storage.files import write_table
+from kdml_med.words import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ def _evaluation(results: Results, table: pd.DataFrame, name: str) -> Evaluation:
         data=Path(str(settings.get("dataset_dir", results.plan.dataset_dir))).name,
         split=str(metrics.get("split", settings.get("split", "test"))),
         classes=cohort.classes,
-        samples=count(int(first.max()), str(own["level"].iloc[0])),
+        samples=counted(int(first.max()), str(own["level"].iloc[0])),
         synthetic=bool(metrics.get("synthetic")),
     )
 
@@ -137,7 +137,7 @@ def _architectures(results: Results, version: str) -> dict[str, str]:
     networks = max(cohorts, key=len)
     words = {name: _architecture(spec) for name, spec in networks.items()}
     students = [name for name in words if name != NetworkName.TEACHER]
-    return words | {NetworkName.ENSEMBLE.value: count(len(students), "student")}
+    return words | {NetworkName.ENSEMBLE.value: counted(len(students), "student")}
 
 
 def _architecture(spec: str | Mapping[str, Any]) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kdml_med.clinical.counting import Flow, count_flow
-from kdml_med.clinical.flow_chart import draw_flow
+from kdml_med.clinical.slides.counting import Flow, count_flow
+from kdml_med.clinical.slides.flow_chart import draw_flow
 from kdml_med.clinical.study import DatasetContent, Study
 from kdml_med.report.document import Paragraph, Part, Picture, Section, Table
-from kdml_med.report.wording import count
 from kdml_med.storage.manifest import DatasetKind
+from kdml_med.words import counted
 
 SHOWN_FAILURES = 200
 """Inputs that are named on the page; failures.csv of the dataset has them all."""
@@ -58,7 +58,7 @@ def _dataset_parts(data: DatasetContent, title: str) -> list[Part]:
         parts.append(Paragraph("Nothing was left out."))
     limit = data.info.options.get("limit_tiles")
     if limit is not None:
-        parts.append(Paragraph(f"At most {count(int(limit), 'tile')} of each slide were drawn at random."))
+        parts.append(Paragraph(f"At most {counted(int(limit), 'tile')} of each slide were drawn at random."))
     parts += _failures(flow, data)
     return parts
 
@@ -70,5 +70,5 @@ def _failures(flow: Flow, data: DatasetContent) -> list[Part]:
     parts: list[Part] = [Table(["input that could not be used", "reason"], shown, names=2)]
     if len(flow.failures) > len(shown):
         more = len(flow.failures) - len(shown)
-        parts.append(Paragraph(f"And {count(more, 'more input')}: failures.csv in {data.folder} names them all."))
+        parts.append(Paragraph(f"And {counted(more, 'more input')}: failures.csv in {data.folder} names them all."))
     return parts

@@ -9,7 +9,8 @@ from kdml_med.clinical.study import DatasetContent, Evaluation, Study
 from kdml_med.keys import NetworkName, Task
 from kdml_med.networks.registry import architecture_name
 from kdml_med.report.document import Picture, Section, Table
-from kdml_med.report.wording import count, listed, network_words
+from kdml_med.report.wording import listed, network_words
+from kdml_med.words import counted
 
 _TOPICS: dict[str, tuple[str, ...]] = {
     "flow": ("flow",),
@@ -29,7 +30,7 @@ _MOST_WORDS = 12
 
 
 def collect_facts(study: Study, sections: Sequence[Section]) -> dict[str, str]:
-    """Sentences by the names that ``kdml_med.clinical.checklist_items`` uses; absent where nothing is known.
+    """Sentences by the names that ``kdml_med.clinical.checklists.items`` uses; absent where nothing is known.
 
     Args:
         study: what is known of the run.
@@ -100,7 +101,7 @@ def _centres(study: Study) -> str:
     for name, dataset in _datasets(study):
         sites = dataset.manifest["site"].dropna().nunique()
         if sites:
-            parts.append(f"{name}: {count(int(sites), 'site')} named")
+            parts.append(f"{name}: {counted(int(sites), 'site')} named")
     return f"{'; '.join(parts)}." if parts else ""
 
 
@@ -130,8 +131,8 @@ def _missing(study: Study) -> str:
     for name, dataset in _datasets(study):
         unlabelled = int(dataset.manifest["label"].isna().sum())
         row = dataset.info.kind.removesuffix("s")
-        left_out = count(len(dataset.failures), "input") if len(dataset.failures) else "no input"
-        unknown = f"{count(unlabelled, row)} unlabelled"
+        left_out = counted(len(dataset.failures), "input") if len(dataset.failures) else "no input"
+        unknown = f"{counted(unlabelled, row)} unlabelled"
         parts.append(f"{name}: {left_out} left out by preparation, wholly or in part, {unknown}")
     return f"{'; '.join(parts)}." if parts else ""
 
@@ -162,7 +163,7 @@ def _counts(study: Study) -> str:
     noun = "patient"
     if study.description.task is Task.DETECTION:  # whose ids of patients are others where patients are unknown
         noun = study.dataset.info.label_level if study.dataset else "id"
-    parts = [f"training {count(len(seen['train']), noun)}", f"validation {len(seen['val'])}"]
+    parts = [f"training {counted(len(seen['train']), noun)}", f"validation {len(seen['val'])}"]
     positive = study.description.classes[-1]
     for one in study.judged:
         some: dict[str, Any] = next(iter(one.metrics["networks"].values()), {})
@@ -173,7 +174,7 @@ def _counts(study: Study) -> str:
             level = one.metrics.get("level", "patient")
             group = some.get(level, {})
             if group.get("n") is not None:
-                parts.append(f"{one.title.lower()} {count(group['n'], level)}, {group['positives']} {positive}")
+                parts.append(f"{one.title.lower()} {counted(group['n'], level)}, {group['positives']} {positive}")
     return f"{'; '.join(parts)[:1].upper()}{'; '.join(parts)[1:]}."
 
 
@@ -265,7 +266,7 @@ def _code(study: Study) -> str:
 
 
 def _weights(study: Study) -> str:
-    return f"The files of the weights of {count(len(study.description.names), 'network')} are known by SHA-256."
+    return f"The files of the weights of {counted(len(study.description.names), 'network')} are known by SHA-256."
 
 
 def _quality(study: Study) -> str:

@@ -5,22 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from kdml_med.clinical.findings import Findings
-from kdml_med.clinical.judging import POINT_WORDS, Judged
 from kdml_med.clinical.networks import COST_COLUMNS
-from kdml_med.clinical.thresholds import share_words
+from kdml_med.clinical.slides.findings import Findings
+from kdml_med.clinical.slides.judging import POINT_WORDS, Judged
+from kdml_med.clinical.slides.thresholds import share_words
 from kdml_med.keys import NetworkName, network_order
 from kdml_med.report import curves as draw
 from kdml_med.report.caution import caution
 from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table
-from kdml_med.report.wording import (
-    count,
-    difference_with_interval,
-    figure,
-    network_words,
-    p_words,
-    with_interval,
-)
+from kdml_med.report.wording import difference_with_interval, figure, network_words, p_words, with_interval
+from kdml_med.words import NO_DEVICE, counted
 
 
 def few_patients(found: Findings) -> list[Section]:
@@ -55,7 +49,7 @@ def summary(found: Findings) -> Section:
                 lead="Validation only.",
             )
         )
-    parts.append(Paragraph("For research only. Not a medical device."))
+    parts.append(Paragraph(NO_DEVICE))
     return Section("In short", parts)
 
 
@@ -75,10 +69,10 @@ def _summary_line(found: Findings, one: Judged) -> str:
 
 def _sample(found: Findings, one: Judged) -> str:
     """As in "118 slides of 12 patients (66 malignant)"."""
-    text = count(one.n, one.level)
+    text = counted(one.n, one.level)
     if one.level != "patient":
-        text += f" of {count(one.patients, 'patient')}"
-    unknown = f", {count(one.unlabelled, one.level)} without a label left out" if one.unlabelled else ""
+        text += f" of {counted(one.patients, 'patient')}"
+    unknown = f", {counted(one.unlabelled, one.level)} without a label left out" if one.unlabelled else ""
     return f"{text} ({one.positives:,} {found.study.description.classes[-1]}{unknown})"
 
 

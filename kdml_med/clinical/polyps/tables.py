@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdml_med.clinical.detections import DetectorEvaluation, main_network
 from kdml_med.clinical.networks import COST_COLUMNS, Costs
+from kdml_med.clinical.polyps.detections import DetectorEvaluation, main_network
 from kdml_med.report.document import Table, without_empty_columns
 from kdml_med.report.wording import figure, metric_words, network_words, with_interval
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from kdml_med.clinical import polyp_pictures
-from kdml_med.clinical.detections import judged_detectors
-from kdml_med.clinical.polyp_pictures import MOST_FRAMES, draw_finding, picture_parts
+from kdml_med.clinical.polyps import pictures
+from kdml_med.clinical.polyps.detections import judged_detectors
+from kdml_med.clinical.polyps.pictures import MOST_FRAMES, draw_finding, picture_parts
 from kdml_med.clinical.rules import rules_of_run
 from kdml_med.clinical.study import read_study
 from kdml_med.handlers.tensorboard_frames import Judgement, judge_frame
@@ -67,7 +67,7 @@ def test_labels_stand_in_the_picture_and_apart_where_there_is_room(corners):
     taken = []
     for x, y, other_x, other_y in corners:
         edges = [min(x, other_x), min(y, other_y), max(x, other_x), max(y, other_y)]
-        polyp_pictures._label(draw, edges, "0.53 false", (255, 255, 255), (400, 400), taken)
+        pictures._label(draw, edges, "0.53 false", (255, 255, 255), (400, 400), taken)
     assert all(left >= 0 and top >= 0 and right < 400 and bottom < 400 for left, top, right, bottom in taken)
 
 
@@ -75,14 +75,14 @@ def test_labels_of_one_box_do_not_cover_each_other():
     draw = ImageDraw.Draw(Image.new("RGB", (400, 400)))
     taken = []
     for text in ("missed", "0.91", "0.53 false"):
-        polyp_pictures._label(draw, [150, 150, 250, 250], text, (255, 255, 255), (400, 400), taken)
-    assert not any(polyp_pictures._overlap(one, other) for one, other in combinations(taken, 2))
+        pictures._label(draw, [150, 150, 250, 250], text, (255, 255, 255), (400, 400), taken)
+    assert not any(pictures._overlap(one, other) for one, other in combinations(taken, 2))
 
 
 def test_what_is_wrong_is_said_in_words():
     frame = frame_table({"a": [[0, 0, 10, 10], [50, 50, 60, 60]]})
     found = detection_table({"a": [(0.9, [0, 0, 10, 10]), (0.8, [30, 30, 40, 40]), (0.7, [70, 0, 80, 9])]})
-    said = polyp_pictures._wrong(judge_frame(frame, found, 0.5), 2)
+    said = pictures._wrong(judge_frame(frame, found, 0.5), 2)
     assert said == "1 of 2 missed; 2 false alarms, up to 0.80"
 
 

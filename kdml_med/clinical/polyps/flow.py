@@ -10,7 +10,7 @@ from kdml_med.clinical.study import DatasetContent, Role, Study
 from kdml_med.keys import Split
 from kdml_med.metrics.box_matching import AnnotatedFrames, read_frames
 from kdml_med.report.document import Paragraph, Part, Section, Table
-from kdml_med.report.wording import count
+from kdml_med.words import counted
 
 TITLE = "Cohort flow"
 SHOWN_INPUTS = 50
@@ -84,7 +84,7 @@ def _left_out(title: str, dataset: DatasetContent) -> list[Part]:
     found = list(zip(dataset.failures["input"], dataset.failures["reason"], strict=True))
     if not found:
         return [Paragraph("Preparation left nothing out.", f"{title}.")]
-    text = f"Preparation could not use {count(len(found), 'input')}, or not wholly."
+    text = f"Preparation could not use {counted(len(found), 'input')}, or not wholly."
     if len(found) > SHOWN_INPUTS:
         text += f" The first {SHOWN_INPUTS} are named; failures.csv of the dataset has them all."
     return [Paragraph(text, f"{title}."), Table(["input", "reason"], _listed(found), names=2)]

@@ -12,10 +12,10 @@ import pandas as pd
 
 from kdml_med.clinical.study import DatasetContent
 from kdml_med.errors import InputError
-from kdml_med.report.wording import count
 from kdml_med.tables.columns import find_column, is_blank, read_text_table
 from kdml_med.tables.ids import check_ids
 from kdml_med.tables.names import same_name_form, slide_name
+from kdml_med.words import counted
 
 SITE = "site"
 NOT_GIVEN, OTHERS, NOT_LISTED = "not given", "others", "not in the table"
@@ -187,7 +187,7 @@ def check_known(columns: LabelColumns, tables: Mapping[str, pd.DataFrame], level
         if not any(columns.values(column, table, level).notna().any() for table in tables.values()):
             first = next(iter(tables.values()))["patient_id"].iloc[0]
             listed = next(iter(columns.by_patient[column]), "nobody")
-            number = count(len(columns.by_patient[column]), "patient")
+            number = counted(len(columns.by_patient[column]), "patient")
             raise InputError(
                 f"--by {column}: {', '.join(columns.tables)} gives it for none of the evaluated patients: the first is "
                 f"{first!r}, the table has {listed!r} ({number} in all). Patients are looked up by their ids in the "

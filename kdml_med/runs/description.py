@@ -1,68 +1,22 @@
-"""The run folder: what a training or an evaluation leaves behind, and how to read it again.
-
-cohort.json             networks, classes, image size, patients seen: what the networks are and how to feed them
-                        (``RunDescription``)
-metadata.json           the same in the words of a MONAI bundle, for MONAI's own exports
-settings.json           the knobs that training started with; a resumed run must have the same
-checkpoints/last.pt     everything needed to go on; best.pt, student_0.pt, teacher.pt, ...: the best weights
-losses.csv              mean loss terms of every epoch
-history.csv             loss and figures of every validation
-tensorboard/            event files
-predictions.parquet     classification: one row per tile and network
-patients.csv            classification: one row per patient (or slide), one probability column per network
-detections.parquet      detection: one row per detected box and network
-sequences.csv           detection: one row per sequence
-speed.json              detection: frames per second of every network on the machine at hand
-metrics.json            figures with intervals
-figures/                curves of both as pictures and tables
-evaluation.json         of evaluations: data, weights, command and versions
-"""
+"""What cohort.json says of a run: its networks, how to feed them, and whom they have seen."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
-from torch import nn
-
 from kdml_med.errors import InputError
-from kdml_med.keys import (
-    DetectionColumn,
-    HistoryColumn,
-    LossColumn,
-    NetworkName,
-    PlaceColumn,
-    PredictionColumn,
-    Split,
-    Task,
-    network_order,
-)
+from kdml_med.keys import NetworkName, Split, Task, network_order
 from kdml_med.metrics.aggregation import AggregationMethod, Level
-from kdml_med.networks.cohort import Cohort, load_trained
-from kdml_med.networks.registry import NetworkSpec, build_network
-from kdml_med.storage.files import content_hash, write_json, write_parquet
-from kdml_med.storage.reading import build, damaged, fits, read_json, read_table, take, words
-
-COHORT_FILE = "cohort.json"
-SETTINGS_FILE = "settings.json"
-LOSSES_FILE = "losses.csv"
-HISTORY_FILE = "history.csv"
-METRICS_FILE = "metrics.json"
-EVALUATION_FILE = "evaluation.json"
-PREDICTIONS_FILE = "predictions.parquet"
-PATIENTS_FILE = "patients.csv"
-DETECTIONS_FILE = "detections.parquet"
-SEQUENCES_FILE = "sequences.csv"
-SPEED_FILE = "speed.json"
-CHECKPOINTS_DIR = "checkpoints"
-FIGURES_DIR = "figures"
+from kdml_med.networks.registry import NetworkSpec
+from kdml_med.runs.files import COHORT_FILE, TRAIN_AGAIN, read_run_json
+from kdml_med.storage.files import write_json
+from kdml_med.storage.reading import build, fits, words
 
 FRAME_OPTIONS: dict[str, type] = {
     "crop": bool,
@@ -87,7 +41,6 @@ TILE_OPTIONS: dict[str, type] = {
 stated resolution, and how many tiles were drawn, is no part of that."""
 SCHEMA_VERSION = 1
 """Of cohort.json."""
-TRAIN_AGAIN = "Train again into another folder, or bring back the file as training wrote it."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,180 +213,3 @@ _ONLY_DETECTION = {"frame_size_px", "frame_options", "fusion"}
 def hashed_patient(patient_id: str) -> str:
     """A patient's id as runs record it: enough to recognise a patient, without naming anybody."""
     return hashlib.sha256(patient_id.encode()).hexdigest()[:16]
-
-
-def read_run_json(run_dir: str | Path, name: str) -> dict[str, Any]:
-    """Content of one JSON file of a run.
-
-    Raises:
-        InputError: the folder is not a training run, or the file is damaged, see ``read_json``.
-    """
-    path = Path(run_dir) / name
-    if not path.is_file():
-        raise InputError(
-            f"{run_dir} is not a finished training run: it has no {name}. Train first, or name its run_dir."
-        )
-    return read_json(path, remedy=TRAIN_AGAIN)
-
-
-def trained_on(run_dir: str | Path) -> Path:
-    """The dataset folder that a run was trained on, as the training found it.
-
-    Raises:
-        InputError: no such run, it is of an earlier version that did not note it, or the folder is not there any more.
-    """
-    content = read_run_json(run_dir, SETTINGS_FILE)
-    if "dataset_dir" not in content:
-        raise InputError(f"{run_dir} does not say on which dataset it was trained: name it with --data.")
-    folder = Path(take(content, "dataset_dir", str, Path(run_dir) / SETTINGS_FILE, remedy=TRAIN_AGAIN))
-    if not folder.is_dir():
-        raise InputError(f"{run_dir} was trained on {folder}, which is not there: name its new place with --data.")
-    return folder
-
-
-def read_thresholds(run_dir: str | Path) -> dict[str, float]:
-    """Score thresholds of the detectors of a run, by network, as training chose them on its validation split.
-
-    Raises:
-        InputError: see ``read_run_json``; or metrics.json has none, or is of another split.
-    """
-    content = read_run_json(run_dir, METRICS_FILE)
-    split = content.get("split", Split.VAL.value)
-    if split != Split.VAL:
-        raise InputError(
-            f"{Path(run_dir) / METRICS_FILE} is of the split {split!r}, expected that of the validation, where "
-            f"thresholds are chosen. {TRAIN_AGAIN}"
-        )
-    found: dict[str, float] = take(
-        content, "thresholds", dict[str, float], Path(run_dir) / METRICS_FILE, remedy=TRAIN_AGAIN
-    )
-    wrong = [name for name, value in found.items() if not 0 <= value <= 1]
-    if wrong:
-        shown = f"the threshold of {wrong[0]} is {found[wrong[0]]}"
-        raise InputError(f"{Path(run_dir) / METRICS_FILE}: {shown}, expected a score from 0 to 1. {TRAIN_AGAIN}")
-    return found
-
-
-def read_losses(run_dir: str | Path) -> pd.DataFrame:
-    """Rows of losses.csv, columns of ``LossColumn``.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    whole, real = (LossColumn.EPOCH, LossColumn.ITERATIONS), (LossColumn.WEIGHT, LossColumn.VALUE)
-    return _read_numbers(Path(run_dir) / LOSSES_FILE, list(LossColumn), whole, real)
-
-
-def read_history(run_dir: str | Path) -> pd.DataFrame:
-    """Rows of history.csv, columns of ``HistoryColumn``.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    path = Path(run_dir) / HISTORY_FILE
-    return _read_numbers(path, list(HistoryColumn), [HistoryColumn.EPOCH], [HistoryColumn.VALUE])
-
-
-def _read_numbers(path: Path, columns: Sequence[str], whole: Sequence[str], real: Sequence[str]) -> pd.DataFrame:
-    table = read_table(path, columns, remedy=TRAIN_AGAIN)
-    with damaged(path, remedy=TRAIN_AGAIN):
-        return table.astype({str(name): "int64" for name in whole} | {str(name): "float64" for name in real})
-
-
-def read_checkpoint(path: Path, kinds: Mapping[str, type | tuple[type, ...]], *, remedy: str) -> dict[str, Any]:
-    """Read a checkpoint of training without running any code of the file.
-
-    Args:
-        path: of the file.
-        kinds: keys that it must have, and what they hold.
-        remedy: what to do when it is damaged, one sentence.
-
-    Raises:
-        InputError: it is missing, cut short, no checkpoint, or lacks a key.
-    """
-    if not path.is_file():
-        raise InputError(f"checkpoint {path} does not exist. {remedy}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises nearly anything, at length and with advice to run its code
-        raise InputError(
-            f"{path} cannot be read as a checkpoint: it was cut short, or is another file. {remedy}"
-        ) from error
-    for name, kind in kinds.items():
-        if not isinstance(state, Mapping) or name not in state or not isinstance(state[name], kind):
-            raise InputError(f"{path} is no checkpoint of training: it has no usable {name!r}. {remedy}")
-    return dict(state)
-
-
-def checkpoint_path(run_dir: Path, name: str) -> Path:
-    """File of a checkpoint: "last", "best" or a network's name."""
-    return Path(run_dir) / CHECKPOINTS_DIR / f"{name}.pt"
-
-
-def hash_checkpoints(run_dir: Path, names: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of the file with the weights of each network.
-
-    Raises:
-        InputError: a file is missing.
-    """
-    paths = {name: checkpoint_path(run_dir, name) for name in names}
-    for path in paths.values():
-        if not path.is_file():
-            raise InputError(f"{run_dir} is not a finished training run: it has no {path.relative_to(run_dir)}.")
-    return {name: content_hash(path) for name, path in paths.items()}
-
-
-def load_network(run_dir: str | Path, name: str = "student_0", *, trained: bool = True) -> nn.Module:
-    """Build one network of a finished run with its best weights.
-
-    Args:
-        run_dir: folder of the run.
-        name: "teacher", "student_0", ... .
-        trained: False leaves the initial weights, for callers that load a checkpoint themselves.
-
-    Raises:
-        InputError: no such run or network, or the weights do not fit.
-    """
-    description = RunDescription.read(run_dir)
-    if name not in description.networks:
-        raise InputError(f"run {run_dir} has no network {name!r}; it has {sorted(description.networks)}.")
-    network = build_network(description.networks[name], num_classes=description.num_classes)
-    if trained:
-        load_trained(network, checkpoint_path(Path(run_dir), name))
-    return network.eval()
-
-
-def load_cohort(run_dir: str | Path, *, students_only: bool = False) -> Cohort:
-    """Build the cohort of a finished run with its best weights.
-
-    Args:
-        run_dir: folder of the run.
-        students_only: leave the teacher out, as one does in use.
-
-    Raises:
-        InputError: no such run, or the weights do not fit.
-    """
-    names = RunDescription.read(run_dir).names
-    if students_only:
-        names = [name for name in names if name != NetworkName.TEACHER]
-    return Cohort({name: load_network(run_dir, name) for name in names})
-
-
-def write_predictions(path: Path, predictions: pd.DataFrame, tiles: pd.DataFrame | None = None) -> None:
-    """Write predictions.parquet; the same rows give the same bytes.
-
-    Args:
-        path: of the file.
-        predictions: columns of ``PredictionColumn``.
-        tiles: rows of the manifest that the predictions are of, which know where each tile was cut; None: unknown.
-    """
-    own = predictions[[str(column) for column in PredictionColumn]]
-    known = pd.DataFrame(columns=["sample_id", *PlaceColumn]) if tiles is None else tiles
-    known = known.set_index("sample_id")[list(map(str, PlaceColumn))].reindex(own["sample_id"])
-    kinds = {PlaceColumn.X_L0.value: "Int64", PlaceColumn.Y_L0.value: "Int64", PlaceColumn.SIZE_L0.value: "float64"}
-    write_parquet(path, own.assign(**known.reset_index(drop=True).set_index(own.index).astype(kinds)))
-
-
-def write_detections(path: Path, detections: pd.DataFrame) -> None:
-    """Write detections.parquet, columns of ``DetectionColumn``; the same rows give the same bytes."""
-    write_parquet(path, detections[[str(column) for column in DetectionColumn]])

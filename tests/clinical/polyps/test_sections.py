@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdml_med.clinical.detections import judged_detectors
 from kdml_med.clinical.networks import count_costs
-from kdml_med.clinical.polyp_flow import flow_section
-from kdml_med.clinical.polyp_tables import MOST_SEQUENCES, operating_table, sequences_table
-from kdml_med.clinical.polyps import collect_figures, polyp_report
+from kdml_med.clinical.polyps.detections import judged_detectors
+from kdml_med.clinical.polyps.flow import flow_section
+from kdml_med.clinical.polyps.sections import collect_figures, polyp_report
+from kdml_med.clinical.polyps.tables import MOST_SEQUENCES, operating_table, sequences_table
 from kdml_med.clinical.rules import rules_of_run
 from kdml_med.clinical.study import read_study
 from kdml_med.clinical.writing import write_report

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from kdml_med.clinical.detections import DetectorEvaluation, is_validation, judged_detectors, main_network
-from kdml_med.clinical.judging import plain
 from kdml_med.clinical.networks import Costs
-from kdml_med.clinical.polyp_flow import flow_section
-from kdml_med.clinical.polyp_pictures import LEGEND, picture_parts
-from kdml_med.clinical.polyp_tables import (
+from kdml_med.clinical.plain import plain
+from kdml_med.clinical.polyps.detections import DetectorEvaluation, is_validation, judged_detectors, main_network
+from kdml_med.clinical.polyps.flow import flow_section
+from kdml_med.clinical.polyps.pictures import LEGEND, picture_parts
+from kdml_med.clinical.polyps.tables import (
     MOST_SEQUENCES,
     cell,
     frozen_table,
@@ -33,7 +33,8 @@ from kdml_med.metrics.curves import Curve, detection_precision_recall, froc_with
 from kdml_med.report.caution import caution_of
 from kdml_med.report.curves import draw_froc, draw_precision_recall, draw_reliability
 from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table
-from kdml_med.report.wording import count, figure, network_words, with_interval
+from kdml_med.report.wording import figure, network_words, with_interval
+from kdml_med.words import NO_DEVICE, counted
 
 CALIBRATED_FROM = 0.1
 """Score from which detections are shown in the calibration; nearly all of those below find nothing."""
@@ -123,11 +124,11 @@ def _summary(study: Study, every: Sequence[DetectorEvaluation]) -> Section:
     for judged in every:
         own = judged.figures[network]
         negative = own["n_negative_frames"]
-        without = f"{count(negative, 'frame')} without" if negative else "no frame without"
+        without = f"{counted(negative, 'frame')} without" if negative else "no frame without"
         lines.append(
             f"{judged.title}: AP50 {cell(own, 'ap50')}, sensitivity by box {cell(own, 'recall')}, false alarms per "
-            f"frame {cell(own, 'false_positives_per_frame')}; {count(own['n_frames'], 'frame')}, "
-            f"{count(own['n_boxes'], 'annotated polyp')}, {without}."
+            f"frame {cell(own, 'false_positives_per_frame')}; {counted(own['n_frames'], 'frame')}, "
+            f"{counted(own['n_boxes'], 'annotated polyp')}, {without}."
         )
     parts: list[Part] = [Paragraph(text), Bullets(lines)]
     if not study.judged:
@@ -138,7 +139,7 @@ def _summary(study: Study, every: Sequence[DetectorEvaluation]) -> Section:
                 "Validation only.",
             )
         )
-    return Section("In short", [*parts, Paragraph("For research only. Not a medical device.")])
+    return Section("In short", [*parts, Paragraph(NO_DEVICE)])
 
 
 def collect_figures(judged: DetectorEvaluation) -> DetectorFigures:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 
-from kdml_med.clinical.findings import Findings, Subgroup
-from kdml_med.clinical.judging import POINT_WORDS, Judged
 from kdml_med.clinical.rules import Point
+from kdml_med.clinical.slides.findings import Findings, Subgroup
+from kdml_med.clinical.slides.judging import POINT_WORDS, Judged
 from kdml_med.clinical.study import Role
 from kdml_med.keys import network_order
 from kdml_med.metrics.curves import Curve
 from kdml_med.metrics.operating import OperatingFigures, Proportion
 from kdml_med.report.document import Code, Paragraph, Part, Section, Table
-from kdml_med.report.wording import capital, count, figure, network_words
+from kdml_med.report.wording import capital, figure, network_words
+from kdml_med.words import counted
 
 _SHARES = ("sensitivity", "specificity", "ppv", "npv", "ruled_out")
 _SHARES_OF_GROUPS = ("sensitivity", "specificity", "ruled_out")
@@ -23,7 +24,7 @@ def operating_points(found: Findings) -> Section:
     """Thresholds of the validation patients, and what they do to others."""
     rules, study = found.rules, found.study
     text = (
-        f"Both thresholds of each network were chosen on the {count(rules.n, found.level)} of the validation split "
+        f"Both thresholds of each network were chosen on the {counted(rules.n, found.level)} of the validation split "
         f"({rules.positives:,} {study.description.classes[-1]}) and on nobody else: rule-out is the highest threshold "
         "that finds 95 % of them, Youden has the highest sum of sensitivity and specificity. Intervals: Wilson, 95 %."
     )

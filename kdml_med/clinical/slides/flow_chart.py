@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kdml_med.clinical.counting import Exclusion, Flow, Group
+from kdml_med.clinical.slides.counting import Exclusion, Flow, Group
 from kdml_med.report.figures import FAINT, INK, WIDTH, label_text, new_figure, style
-from kdml_med.report.wording import count
+from kdml_med.words import counted
 
 # Inches, as all of the chart.
 _LINE, _PAD, _GAP, _EDGE = 0.18, 0.1, 0.28, 0.04
@@ -72,8 +72,8 @@ def draw_flow(flow: Flow, *, group: str, row: str, table: str) -> Figure:
     *splits, every = flow.groups
     of_table = [one for one in flow.exclusions if one.of_table]
     others = [one for one in flow.exclusions if not one.of_table]
-    unusable = [f"{count(len(flow.failures), 'input')}: not or not wholly usable"] if flow.failures else []
-    steps = [([f"{table}: {count(flow.candidates, 'row')}"], _reasons(of_table))] if flow.candidates else []
+    unusable = [f"{counted(len(flow.failures), 'input')}: not or not wholly usable"] if flow.failures else []
+    steps = [([f"{table}: {counted(flow.candidates, 'row')}"], _reasons(of_table))] if flow.candidates else []
     steps.append((["In the dataset:", *_counted(every, group, row)], [*unusable, *_reasons(others)]))
     rows = [(_Box.of(_MAIN, main), _Box.of(_BESIDE, beside)) for main, beside in steps]
     width = (WIDTH - 0.15 * (len(splits) - 1)) / max(1, len(splits)) if len(splits) > 1 else _MAIN[1]
@@ -114,11 +114,11 @@ def _draw_arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float]
 def _counted(group: Group, of: str, row: str) -> list[str]:
     """Patients by class, and what they have."""
     classes = ", ".join(f"{number:,} {name}" for name, number in group.classes.items())
-    patients = count(group.patients, "patient") + (f" ({classes})" if classes else "")
-    return [patients, f"{count(group.groups, of)}, {count(group.rows, row)}"]
+    patients = counted(group.patients, "patient") + (f" ({classes})" if classes else "")
+    return [patients, f"{counted(group.groups, of)}, {counted(group.rows, row)}"]
 
 
 def _reasons(exclusions: Sequence[Exclusion]) -> list[str]:
     lines = [f"{one.number:,} {one.what}: {one.reason}" for one in exclusions]
     more = len(lines) - _MOST_REASONS
-    return [*lines[:_MOST_REASONS], f"and {count(more, 'more reason')}"] if more > 0 else lines
+    return [*lines[:_MOST_REASONS], f"and {counted(more, 'more reason')}"] if more > 0 else lines

@@ -18,7 +18,7 @@ class Item:
         number: in the guideline.
         asks: what a reader has to learn, in own words.
         author: what no data of a run say, and the author has to write.
-        facts: names of what a run can say about it, see ``kdml_med.clinical.checklist_facts``.
+        facts: names of what a run can say about it, see ``kdml_med.clinical.checklists.facts``.
     """
 
     number: str

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdml_med.clinical.findings import Findings
-from kdml_med.clinical.judging import POINT_WORDS, probabilities_of
 from kdml_med.clinical.rules import Point
+from kdml_med.clinical.slides.findings import Findings
+from kdml_med.clinical.slides.judging import POINT_WORDS, probabilities_of
 from kdml_med.clinical.study import DatasetContent, Evaluation
 from kdml_med.data.tiles import TileDataset
 from kdml_med.deploy.pictures.dataset_maps import SlideSize, read_slide_sizes
@@ -18,10 +18,11 @@ from kdml_med.deploy.pictures.thumbnail import map_thumbnail
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, PredictionColumn
 from kdml_med.report.document import Gallery, Paragraph, Part, Section, Table, Thumbnail
-from kdml_med.report.wording import capital, count, figure, network_words
+from kdml_med.report.wording import capital, figure, network_words
 from kdml_med.runs import PREDICTIONS_FILE, TRAIN_AGAIN
 from kdml_med.storage.manifest import SLIDES_FILE
 from kdml_med.storage.reading import read_rows
+from kdml_med.words import counted
 
 MOST_ROWS = 2000
 """Of the table; of more, those are shown whose answer is furthest from the truth."""
@@ -39,7 +40,7 @@ def patient_table(found: Findings) -> Section:
     if total > MOST_ROWS:
         rows = rows.sort_values("error", ascending=False, kind="stable").head(MOST_ROWS).sort_index()
         note = (
-            f" Of {count(total, 'row')}, those {MOST_ROWS:,} are shown whose probability is furthest from the truth; "
+            f" Of {counted(total, 'row')}, those {MOST_ROWS:,} are shown whose probability is furthest from the truth; "
             "patients.csv in the run and in its evaluations has all."
         )
     level = found.level
@@ -189,10 +190,10 @@ class _Maps:
             raise InputError(f"{self.tiles.dataset_dir / SLIDES_FILE} has no slide {slide!r}, which has tiles.")
         tiles, size = _cropped(own[own["slide_id"] == slide], self.sizes[slide])
         classes, synthetic = self.found.study.description.classes, self.found.study.synthetic
-        several = f" (of {count(len(means), 'slide')})" if len(means) > 1 else ""
+        several = f" (of {counted(len(means), 'slide')})" if len(means) > 1 else ""
         named = f"Patient {row['patient_id']}"
         named += "" if slide == row["patient_id"] else f", slide {slide}{several}"
-        caption = f"{named}\n{classes[int(row['label'])]}, probability {figure(value)}; {count(len(tiles), 'tile')}"
+        caption = f"{named}\n{classes[int(row['label'])]}, probability {figure(value)}; {counted(len(tiles), 'tile')}"
         image = map_thumbnail(self.tiles, tiles, size, synthetic=synthetic)
         return Thumbnail(image, caption, f"Slide and map. {caption}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kdml_med.clinical.checklist_items import STARD, TRIPOD_AI, Item
+from kdml_med.clinical.checklists.items import STARD, TRIPOD_AI, Item
 from kdml_med.report.document import Paragraph, Section, Table
 
 TRIPOD_TITLE = "TRIPOD+AI checklist"
@@ -19,7 +19,7 @@ def checklist_sections(facts: Mapping[str, str]) -> list[Section]:
     """Both checklists, folded away.
 
     Args:
-        facts: what the data of the run say, by name; see ``kdml_med.clinical.checklist_facts.collect_facts``.
+        facts: what the data of the run say, by name; see ``kdml_med.clinical.checklists.facts.collect_facts``.
     """
     return [_checklist(title, items, facts) for title, items in ((TRIPOD_TITLE, TRIPOD_AI), (STARD_TITLE, STARD))]
 

@@ -11,21 +11,21 @@ import numpy as np
 import pandas as pd
 
 from kdml_med.clinical.answers import Answers, read_answers
-from kdml_med.clinical.counting import count_flow
-from kdml_med.clinical.judging import (
+from kdml_med.clinical.networks import Costs, count_costs
+from kdml_med.clinical.plain import plain
+from kdml_med.clinical.rules import Rules, rules_of_run
+from kdml_med.clinical.slides.counting import count_flow
+from kdml_med.clinical.slides.judging import (
     Judged,
     NetworkFigures,
     judge,
     judge_network,
     judged_network,
-    plain,
     probabilities_of,
     why_undefined,
 )
-from kdml_med.clinical.networks import Costs, count_costs
-from kdml_med.clinical.rules import Rules, rules_of_run
+from kdml_med.clinical.slides.subgroups import SITE, check_known, group_values, read_label_columns, sites
 from kdml_med.clinical.study import Study
-from kdml_med.clinical.subgroups import SITE, check_known, group_values, read_label_columns, sites
 from kdml_med.keys import NetworkName
 from kdml_med.metrics.delong import delong_test
 from kdml_med.program import progress_bar

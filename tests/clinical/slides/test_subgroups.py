@@ -8,7 +8,7 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdml_med.clinical.subgroups import MOST_GROUPS, NOT_GIVEN, OTHERS, group_values, read_label_columns
+from kdml_med.clinical.slides.subgroups import MOST_GROUPS, NOT_GIVEN, OTHERS, group_values, read_label_columns
 from tests.examples import examples
 
 

@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kdml_med.clinical.detections import DetectorEvaluation, main_network
+from kdml_med.clinical.polyps.detections import DetectorEvaluation, main_network
 from kdml_med.colonoscopy.sheet import ANNOTATED, inside
 from kdml_med.data.frames import FrameDataset, Pixels
 from kdml_med.deploy.pictures.lettering import font
@@ -16,7 +16,8 @@ from kdml_med.errors import InputError
 from kdml_med.handlers.tensorboard_frames import Judgement, judge_frame, worst_frames
 from kdml_med.metrics.box_matching import finite, read_frames
 from kdml_med.report.document import Gallery, Paragraph, Part, Thumbnail
-from kdml_med.report.wording import count, network_words
+from kdml_med.report.wording import network_words
+from kdml_med.words import counted
 
 MOST_FRAMES = 15
 """Of each evaluation."""
@@ -75,7 +76,7 @@ def _wrong(judgement: Judgement, annotated: int) -> str:
     missed, false = len(judgement.missed), judgement.scores[~judgement.hits]
     parts = [f"{missed} of {annotated} missed"] if missed else []
     if len(false):
-        parts.append(f"{count(len(false), 'false alarm')}, {'' if len(false) == 1 else 'up to '}{false.max():.2f}")
+        parts.append(f"{counted(len(false), 'false alarm')}, {'' if len(false) == 1 else 'up to '}{false.max():.2f}")
     return "; ".join(parts)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from kdml_med.clinical.counting import Exclusion, Flow, Group, count_flow
-from kdml_med.clinical.flow_chart import draw_flow
+from kdml_med.clinical.slides.counting import Exclusion, Flow, Group, count_flow
+from kdml_med.clinical.slides.flow_chart import draw_flow
 from kdml_med.clinical.study import read_dataset
 from kdml_med.storage.manifest import MANIFEST_FILE, read_info, read_manifest, write_info, write_manifest
 from tests.clinical.studies import write_placed_dataset

@@ -16,7 +16,7 @@ import pytest
 from sklearn.metrics import average_precision_score, brier_score_loss, confusion_matrix, roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
 
-from kdml_med.clinical import findings, judging, patients
+from kdml_med.clinical.slides import findings, judging, patients
 from kdml_med.clinical.writing import write_report
 from kdml_med.errors import InputError
 from kdml_med.storage.files import write_json

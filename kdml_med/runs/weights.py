@@ -1,0 +1,97 @@
+"""The trained networks of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdml_med.errors import InputError
+from kdml_med.keys import NetworkName
+from kdml_med.networks.cohort import Cohort, load_trained
+from kdml_med.networks.registry import build_network
+from kdml_med.runs.description import RunDescription
+from kdml_med.runs.files import CHECKPOINTS_DIR
+from kdml_med.storage.files import content_hash
+
+
+def read_checkpoint(path: Path, kinds: Mapping[str, type | tuple[type, ...]], *, remedy: str) -> dict[str, Any]:
+    """Read a checkpoint of training without running any code of the file.
+
+    Args:
+        path: of the file.
+        kinds: keys that it must have, and what they hold.
+        remedy: what to do when it is damaged, one sentence.
+
+    Raises:
+        InputError: it is missing, cut short, no checkpoint, or lacks a key.
+    """
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} does not exist. {remedy}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises nearly anything, at length and with advice to run its code
+        raise InputError(
+            f"{path} cannot be read as a checkpoint: it was cut short, or is another file. {remedy}"
+        ) from error
+    for name, kind in kinds.items():
+        if not isinstance(state, Mapping) or name not in state or not isinstance(state[name], kind):
+            raise InputError(f"{path} is no checkpoint of training: it has no usable {name!r}. {remedy}")
+    return dict(state)
+
+
+def checkpoint_path(run_dir: Path, name: str) -> Path:
+    """File of a checkpoint: "last", "best" or a network's name."""
+    return Path(run_dir) / CHECKPOINTS_DIR / f"{name}.pt"
+
+
+def hash_checkpoints(run_dir: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of the file with the weights of each network.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    paths = {name: checkpoint_path(run_dir, name) for name in names}
+    for path in paths.values():
+        if not path.is_file():
+            raise InputError(f"{run_dir} is not a finished training run: it has no {path.relative_to(run_dir)}.")
+    return {name: content_hash(path) for name, path in paths.items()}
+
+
+def load_network(run_dir: str | Path, name: str = "student_0", *, trained: bool = True) -> nn.Module:
+    """Build one network of a finished run with its best weights.
+
+    Args:
+        run_dir: folder of the run.
+        name: "teacher", "student_0", ... .
+        trained: False leaves the initial weights, for callers that load a checkpoint themselves.
+
+    Raises:
+        InputError: no such run or network, or the weights do not fit.
+    """
+    description = RunDescription.read(run_dir)
+    if name not in description.networks:
+        raise InputError(f"run {run_dir} has no network {name!r}; it has {sorted(description.networks)}.")
+    network = build_network(description.networks[name], num_classes=description.num_classes)
+    if trained:
+        load_trained(network, checkpoint_path(Path(run_dir), name))
+    return network.eval()
+
+
+def load_cohort(run_dir: str | Path, *, students_only: bool = False) -> Cohort:
+    """Build the cohort of a finished run with its best weights.
+
+    Args:
+        run_dir: folder of the run.
+        students_only: leave the teacher out, as one does in use.
+
+    Raises:
+        InputError: no such run, or the weights do not fit.
+    """
+    names = RunDescription.read(run_dir).names
+    if students_only:
+        names = [name for name in names if name != NetworkName.TEACHER]
+    return Cohort({name: load_network(run_dir, name) for name in names})
