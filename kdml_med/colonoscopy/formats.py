@@ -190,22 +190,6 @@ def _join_rows(first: FrameBoxes, other: FrameBoxes, where: str) -> FrameBoxes:
     )
 
 
-def format_table(frames: Iterable[FrameBoxes]) -> pd.DataFrame:
-    """Table that ``parse_table`` reads back, text cells, all of ``TABLE_COLUMNS``."""
-    rows: list[dict[str, Any]] = []
-    for frame in frames:
-        common: dict[str, Any] = {"image": frame.image, "frame": frame.frame}
-        common |= {name: getattr(frame, name) for name in TABLE_COLUMNS[8:]}
-        if not frame.boxes:
-            rows.append(common)
-        for i, box in enumerate(frame.boxes):
-            named = {"class": frame.classes[i] if frame.classes else None}
-            named |= {"polyp": frame.polyps[i] if frame.polyps else None}
-            rows.append(common | dict(zip(EDGES, map(repr, box), strict=True)) | named)
-    cells = [{name: "" if row.get(name) is None else str(row[name]) for name in TABLE_COLUMNS} for row in rows]
-    return pd.DataFrame(cells, columns=list(TABLE_COLUMNS), index=range(2, len(cells) + 2), dtype=object)
-
-
 def decode_xml(data: bytes) -> str:
     """Text of an XML file in the encoding that it declares, else UTF-8.
 

@@ -1,4 +1,4 @@
-"""One frame: reading it, cutting off its border, bringing it to size, and moving boxes along.
+"""One frame: cutting off its border, bringing it to size, and moving boxes along.
 
 Preparation and later use on new images go through ``prepare_image``, so that a network sees what it was trained on.
 """
@@ -6,18 +6,15 @@ Preparation and later use on new images go through ``prepare_image``, so that a 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
 
 from kdml_med.colonoscopy.boxes import Box
 from kdml_med.colonoscopy.field import Image, Mask, find_field, find_overlays
-from kdml_med.colonoscopy.images import read_image
 from kdml_med.colonoscopy.options import FrameOptions
-from kdml_med.colonoscopy.video import VIDEO_SUFFIXES, iterate_video
 
 
 @dataclass(frozen=True)
@@ -86,21 +83,6 @@ class PreparedFrame:
         return min(1.0, (area - inside + covered) / area)
 
 
-@dataclass(frozen=True)
-class LoadedFrame:
-    """A frame on its way to a network.
-
-    Attributes:
-        source: the file.
-        frame_index: number in the video, from 0; None for an image.
-        frame: as prepared.
-    """
-
-    source: Path
-    frame_index: int | None
-    frame: PreparedFrame
-
-
 def prepare_image(image: Image, options: FrameOptions) -> PreparedFrame:
     """Cut off the black border, paint burned-in text beside the field black, and bring a frame to size.
 
@@ -160,22 +142,3 @@ def encode_image(pixels: Image, options: FrameOptions) -> bytes:
     else:
         image.save(stream, "PNG")
     return stream.getvalue()
-
-
-def load_frames(sources: Sequence[Path], options: FrameOptions) -> Iterator[LoadedFrame]:
-    """Frames of images and videos as a network is to see them, in order; nothing is stored.
-
-    Args:
-        sources: image and video files, told apart by their suffix.
-        options: as those of the dataset that the network was trained on; ``fps`` chooses frames of videos.
-
-    Raises:
-        FrameError: a file cannot be used; ``VideoCutShortError`` after the frames that could be decoded. To go on with
-            the next file, call this for one file at a time.
-    """
-    for path in sources:
-        if path.suffix.lower() in VIDEO_SUFFIXES:
-            for index, image in iterate_video(path, options.fps):
-                yield LoadedFrame(path, index, prepare_image(image, options))
-        else:
-            yield LoadedFrame(path, None, prepare_image(read_image(path), options))

@@ -92,14 +92,6 @@ def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
-def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Deltas [..., 4] that ``decode_boxes`` turns into these boxes, which must have an area."""
-    low, high = anchors.float().split(2, dim=-1)
-    box_low, box_high = boxes.float().split(2, dim=-1)
-    moves = (box_low + box_high - low - high) / 2 / (high - low) * CENTRE_WEIGHT
-    return torch.cat([moves, ((box_high - box_low) / (high - low)).log() * SIDE_WEIGHT], dim=-1)
-
-
 @lru_cache(maxsize=1)
 def _matcher() -> ATSSMatcher:
     # Made once: it writes a line to the log each time.

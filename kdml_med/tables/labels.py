@@ -113,11 +113,6 @@ class LabelTable:
         key = self.key(slide_id)
         return None if key is None else self.resolutions.get(key)
 
-    @property
-    def patient_ids(self) -> list[str]:
-        """Sorted ids of all patients in the table."""
-        return sorted({match.patient_id for match in self.matches.values()})
-
     def _keys(self, name: str) -> Iterator[str]:
         """Keys that a slide of this name could have, the best first."""
         yield name

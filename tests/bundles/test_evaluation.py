@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,10 @@ import torch
 from monai.bundle import ConfigWorkflow
 from sklearn.metrics import roc_auc_score
 
-from kdml_med.runs import RunDescription, load_network
+from kdml_med.runs import RunDescription, checkpoint_path, load_network
+from kdml_med.storage.files import content_hash
 from kdml_med.storage.manifest import manifest_table, read_manifest, write_manifest
-from tests.bundles.conftest import CONFIGS, REPOSITORY, read_json, refused, run_bundle
+from tests.bundles.conftest import CONFIGS, REPOSITORY, read_json, refused, run_bundle, train_words
 from tests.synthetic_tiles import write_tile_dataset
 
 
@@ -51,6 +54,23 @@ def test_metrics_agree_with_scikit_learn_on_the_written_predictions(evaluated: P
     mean = students.groupby("sample_id")["probability"].mean()
     ensemble = predictions[predictions["network"] == "ensemble"].set_index("sample_id")["probability"]
     np.testing.assert_allclose(ensemble.sort_index(), mean.sort_index(), rtol=1e-6)
+
+
+def test_training_and_evaluation_record_command_versions_data_and_weights(
+    dataset: Path, trained: Path, evaluated: Path
+) -> None:
+    settings = read_json(trained / "settings.json")
+    words = shlex.split(settings["made_by"]["command"])
+    assert words == ["python", "-m", "monai.bundle", *map(str, train_words(dataset, trained))]
+    assert settings["made_by"]["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    record = read_json(evaluated / "evaluation.json")
+    assert record["dataset"] == settings["dataset"]
+    assert record["dataset_dir"] == settings["dataset_dir"]
+    assert record["split"] == "test"
+    assert record["versions"] == settings["made_by"]["versions"]
+    assert shlex.split(record["command"])[3:] == [*map(str, evaluate_words(dataset, trained))]
+    hashes = {name: content_hash(checkpoint_path(trained, name)) for name in ("teacher", "student_0", "student_1")}
+    assert record["weights"] == hashes
 
 
 def test_predictions_say_where_each_tile_was_cut(evaluated: Path, trained: Path, tmp_path: Path) -> None:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import shlex
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdml_med.bundle.provenance import made_by, words_to_type
-from kdml_med.runs import checkpoint_path
-from kdml_med.storage.files import content_hash
-from tests.bundles.conftest import CONFIGS, read_json, run_bundle, train_words
 from tests.examples import examples
 
 PYTHON = "/opt/project/.venv/bin/python"
@@ -76,23 +72,3 @@ def test_a_run_that_goes_on_keeps_its_first_command_and_notes_others_once(monkey
     typed("train", "a")
     assert len(made_by(longer)["continued"]) == 2
     assert made_by({}) == made_by() == first, "earlier versions noted nothing"
-
-
-def test_training_and_evaluation_record_command_versions_data_and_weights(
-    dataset: Path, trained: Path, tmp_path: Path
-) -> None:
-    settings = read_json(trained / "settings.json")
-    words = shlex.split(settings["made_by"]["command"])
-    assert words == ["python", "-m", "monai.bundle", *map(str, train_words(dataset, trained))]
-    assert settings["made_by"]["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
-    files = f"['{CONFIGS / 'train.json'}','{CONFIGS / 'evaluate.json'}']"
-    command = ["run", "--config_file", files, "--dataset_dir", dataset, "--run_dir", trained]
-    run_bundle(*command, "--output_dir", tmp_path / "out")
-    record = read_json(tmp_path / "out/evaluation.json")
-    assert record["dataset"] == settings["dataset"]
-    assert record["dataset_dir"] == settings["dataset_dir"]
-    assert record["split"] == "test"
-    assert record["versions"] == settings["made_by"]["versions"]
-    assert shlex.split(record["command"])[3:] == [*map(str, command), "--output_dir", str(tmp_path / "out")]
-    hashes = {name: content_hash(checkpoint_path(trained, name)) for name in ("teacher", "student_0", "student_1")}
-    assert record["weights"] == hashes

@@ -17,8 +17,7 @@ from kdml_med.errors import InputError
 from kdml_med.metrics import binary_auroc
 from kdml_med.metrics.aggregation import group_table
 from kdml_med.runs import METRICS_FILE, PREDICTIONS_FILE, write_predictions
-from tests.clinical.answered import CLASSES, NETWORKS, predictions_of, write_evaluation, write_run
-from tests.clinical.test_rules import FOUR, many
+from tests.clinical.answered import CLASSES, FOUR, NETWORKS, many, predictions_of, write_evaluation, write_run
 
 
 @pytest.mark.parametrize("level", ["patient", "slide"])

@@ -16,12 +16,11 @@ from kdml_med.errors import InputError
 from kdml_med.runs import DETECTIONS_FILE, METRICS_FILE, PREDICTIONS_FILE, SEQUENCES_FILE
 from tests.clinical.answered import (
     frames_of,
+    many,
     write_detector_evaluation,
     write_detector_run,
     write_evaluation,
-    write_run,
 )
-from tests.clinical.test_rules import many
 
 LIBRARY = Path(__file__).parents[2] / "kdml_med"
 CHOOSERS = {"threshold_for_sensitivity", "youden_threshold", "fit_temperature", "choose_threshold", "choose_thresholds"}
@@ -71,13 +70,6 @@ def refusal(run: Path) -> str:
     assert not list(run.glob("report.*"))
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    folder = write_run(tmp_path / "run", many("V"), train=["T00", "T01"])
-    write_evaluation(folder / "evaluation_test", many("X", seed=1, shift=0.2), split="test")
-    return folder
 
 
 def test_other_test_patients_leave_the_thresholds_as_they_are(run: Path) -> None:

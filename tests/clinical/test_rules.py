@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -24,7 +23,9 @@ from kdml_med.keys import Task
 from kdml_med.metrics.calibration import fit_temperature
 from kdml_med.runs import DETECTIONS_FILE, METRICS_FILE, PREDICTIONS_FILE, SEQUENCES_FILE, RunDescription
 from tests.clinical.answered import (
+    FOUR,
     frames_of,
+    many,
     predictions_of,
     write_detector_evaluation,
     write_detector_run,
@@ -32,28 +33,6 @@ from tests.clinical.answered import (
     write_run,
 )
 from tests.examples import examples
-
-# Mean probabilities 0.2, 0.5, 0.4 and 0.9; positives are b and d.
-FOUR = {"a": (0, [0.1, 0.3]), "b": (1, [0.3, 0.7]), "c": (0, [0.4]), "d": (1, [0.8, 1.0])}
-
-
-def many(prefix: str, *, n: int = 30, seed: int = 0, shift: float = 0.0) -> pd.DataFrame:
-    """Patients whose networks are right more often than not."""
-    generator = np.random.default_rng(seed)
-    patients = {}
-    for place in range(n):
-        label = place % 2
-        tiles = np.clip(generator.normal(0.4 + 0.2 * label + shift, 0.2, 4), 0.01, 0.99)
-        patients[f"{prefix}{place:02}"] = (label, tiles.tolist())
-    return predictions_of(patients, seed=seed)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A run and its evaluation on test patients, on whom other thresholds would be better."""
-    folder = write_run(tmp_path / "run", many("V"), train=["T00", "T01"])
-    write_evaluation(folder / "evaluation_test", many("X", seed=1, shift=0.2), split="test")
-    return folder
 
 
 def test_thresholds_by_hand(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 import io
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,8 +15,9 @@ from pycocotools.coco import COCO
 from kdml_med.colonoscopy.boxes import FrameBoxes, FrameError, boxes_of_mask, check_boxes
 from kdml_med.colonoscopy.coco import format_coco, parse_coco
 from kdml_med.colonoscopy.formats import (
+    EDGES,
+    TABLE_COLUMNS,
     decode_xml,
-    format_table,
     format_voc,
     format_yolo,
     parse_table,
@@ -44,6 +47,22 @@ def frames(draw):
     boxes = tuple(draw(BOXES))
     kinds = tuple(draw(KINDS) for _ in boxes)
     return FrameBoxes("a/b 1.jpg", boxes, classes=kinds, width=WIDTH, height=HEIGHT)
+
+
+def format_table(frames: Iterable[FrameBoxes]) -> pd.DataFrame:
+    """Table that ``parse_table`` reads back, text cells, all of ``TABLE_COLUMNS``."""
+    rows: list[dict[str, Any]] = []
+    for frame in frames:
+        common: dict[str, Any] = {"image": frame.image, "frame": frame.frame}
+        common |= {name: getattr(frame, name) for name in TABLE_COLUMNS[8:]}
+        if not frame.boxes:
+            rows.append(common)
+        for i, box in enumerate(frame.boxes):
+            named = {"class": frame.classes[i] if frame.classes else None}
+            named |= {"polyp": frame.polyps[i] if frame.polyps else None}
+            rows.append(common | dict(zip(EDGES, map(repr, box), strict=True)) | named)
+    cells = [{name: "" if row.get(name) is None else str(row[name]) for name in TABLE_COLUMNS} for row in rows]
+    return pd.DataFrame(cells, columns=list(TABLE_COLUMNS), index=range(2, len(cells) + 2), dtype=object)
 
 
 def assert_same(read, written):

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from kdml_med.colonoscopy.frames import Placement, encode_image, load_frames, resize_down
+from kdml_med.colonoscopy.frames import Placement, encode_image, resize_down
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.errors import InputError
-from tests.colonoscopy.pictures import frame, save, save_video
+from tests.colonoscopy.pictures import frame
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(32, 200))
@@ -38,14 +38,6 @@ def test_jpeg_keeps_colours_and_png_every_bit():
     np.testing.assert_array_equal(np.asarray(png), picture)
     jpeg = np.asarray(Image.open(io.BytesIO(encode_image(picture, FrameOptions())))).astype(int)
     assert np.abs(jpeg - picture).mean() < 3
-
-
-def test_frames_are_loaded_as_they_are_stored(tmp_path):
-    paths = [save(tmp_path / "a.png"), save_video(tmp_path / "b.mp4", frames=25)]
-    loaded = list(load_frames(paths, FrameOptions(size_px=64, fps=5)))
-    assert [item.frame_index for item in loaded] == [None, 0, 5, 10, 15, 20]
-    assert loaded[0].frame.placement.crop_x == 30
-    assert all(max(item.frame.pixels.shape) == 64 for item in loaded)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from kdml_med.data import FrameDataset, PlaceFrame, RandPlaceFrame, SampleLoader
 from kdml_med.engines import DetectionEvaluator, KDMLTrainer
 from kdml_med.losses import DetectionCohortLoss
 from kdml_med.networks import Cohort, build_cohort
-from kdml_med.networks.anchors import AnchorPredictions, anchor_grid, encode_boxes
+from kdml_med.networks.anchors import AnchorPredictions, anchor_grid
 from kdml_med.networks.boxes import Candidates, average_anchors, decode_anchors, suppress, weighted_box_fusion
 from tests.examples import examples
+from tests.networks.encoding import encode_boxes
 from tests.reference import suppressed
 from tests.synthetic_frames import write_frame_dataset
 

@@ -21,8 +21,9 @@ from kdml_med.losses.detection import (
 )
 from kdml_med.losses.feature import attention_loss
 from kdml_med.networks import build_cohort
-from kdml_med.networks.anchors import AnchorPredictions, MatchedAnchors, anchor_grid, encode_boxes
+from kdml_med.networks.anchors import AnchorPredictions, MatchedAnchors, anchor_grid
 from tests.examples import examples
+from tests.networks.encoding import encode_boxes
 from tests.reference import bernoulli_kl, decoded_box, generalised_overlap_of, overlap_of
 
 SEEDS = st.integers(0, 2**31)

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdml_med.networks.anchors import STRIDES, anchor_grid, decode_boxes, encode_boxes, match_anchors
+from kdml_med.networks.anchors import STRIDES, anchor_grid, decode_boxes, match_anchors
 from tests.examples import examples
+from tests.networks.encoding import encode_boxes
 from tests.reference import atss_matches, decoded_box
 
 SEEDS = st.integers(0, 2**31)

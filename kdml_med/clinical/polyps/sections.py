@@ -26,6 +26,7 @@ from kdml_med.clinical.polyps.tables import (
 )
 from kdml_med.clinical.rules import Rules
 from kdml_med.clinical.study import Study
+from kdml_med.clinical.wording import limits
 from kdml_med.metrics.box_matching import finite, match_detections, read_frames
 from kdml_med.metrics.box_sizes import SIZE_EDGES, SizeFigures, sensitivity_by_size
 from kdml_med.metrics.calibration import Reliability, reliability
@@ -34,7 +35,7 @@ from kdml_med.report.caution import caution_of
 from kdml_med.report.curves import draw_froc, draw_precision_recall, draw_reliability
 from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table
 from kdml_med.report.wording import figure, network_words, with_interval
-from kdml_med.words import NO_DEVICE, counted
+from kdml_med.words import counted
 
 CALIBRATED_FROM = 0.1
 """Score from which detections are shown in the calibration; nearly all of those below find nothing."""
@@ -130,16 +131,8 @@ def _summary(study: Study, every: Sequence[DetectorEvaluation]) -> Section:
             f"frame {cell(own, 'false_positives_per_frame')}; {counted(own['n_frames'], 'frame')}, "
             f"{counted(own['n_boxes'], 'annotated polyp')}, {without}."
         )
-    parts: list[Part] = [Paragraph(text), Bullets(lines)]
-    if not study.judged:
-        parts.append(
-            Paragraph(
-                "This run was not evaluated on test frames yet: all figures are of the frames that chose the best "
-                f"epoch and the thresholds, and too good. Next: kdml-med evaluate {study.folder}",
-                "Validation only.",
-            )
-        )
-    return Section("In short", [*parts, Paragraph(NO_DEVICE)])
+    last = limits(study, samples="frames", chosen_by="frames that chose")
+    return Section("In short", [Paragraph(text), Bullets(lines), *last])
 
 
 def collect_figures(judged: DetectorEvaluation) -> DetectorFigures:

@@ -9,12 +9,13 @@ from kdml_med.clinical.networks import COST_COLUMNS
 from kdml_med.clinical.slides.findings import Findings
 from kdml_med.clinical.slides.judging import POINT_WORDS, Judged
 from kdml_med.clinical.slides.thresholds import share_words
+from kdml_med.clinical.wording import limits
 from kdml_med.keys import NetworkName, network_order
 from kdml_med.report import curves as draw
 from kdml_med.report.caution import caution
 from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table
 from kdml_med.report.wording import difference_with_interval, figure, network_words, p_words, with_interval
-from kdml_med.words import NO_DEVICE, counted
+from kdml_med.words import counted
 
 
 def few_patients(found: Findings) -> list[Section]:
@@ -40,17 +41,8 @@ def summary(found: Findings) -> Section:
         f"of the {network} follow; all networks stand side by side below."
     )
     lines = [_summary_line(found, one) for one in found.shown]
-    parts: list[Part] = [Paragraph(text), Bullets(lines)]
-    if not study.judged:
-        parts.append(
-            Paragraph(
-                "This run was not evaluated on test patients yet: all figures are of the patients who chose the best "
-                f"epoch and the thresholds, and too good. Next: kdml-med evaluate {study.folder}",
-                lead="Validation only.",
-            )
-        )
-    parts.append(Paragraph(NO_DEVICE))
-    return Section("In short", parts)
+    last = limits(study, samples="patients", chosen_by="patients who chose")
+    return Section("In short", [Paragraph(text), Bullets(lines), *last])
 
 
 def _summary_line(found: Findings, one: Judged) -> str:
