@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from kdml_med.clinical.findings import Findings
 from kdml_med.clinical.judging import POINT_WORDS, Judged
 from kdml_med.clinical.networks import COST_COLUMNS
-from kdml_med.clinical.thresholds import share_words
+from kdml_med.clinical.thresholds import by_patient, share_words
 from kdml_med.keys import NetworkName, network_order
 from kdml_med.report import curves as draw
 from kdml_med.report.caution import caution
@@ -90,11 +90,12 @@ def performance(found: Findings) -> Section:
     ]
     parts += [Paragraph(text, lead="Not defined.") for text in _reasons(found)]
     note = (
-        "Intervals: 95 %, by resampling patients; DeLong's, from the variance of ranks, is a cross-check and undefined "
-        "at an AUROC of 1. The prevalence is what the average precision of a guess would be."
+        f"Intervals: 95 %, by resampling patients. DeLong's, from the variance of ranks{_of_patients(found)}, is a "
+        "cross-check; at an AUROC of 0 or 1 no rank varies, and where a class is of one patient none can: it has no "
+        "bracket then. The prevalence is what the average precision of a guess would be."
     )
-    if any(one.n > one.patients for one in found.judged.values()):
-        note += " DeLong takes slides as independent; several of one patient are not, and its interval is too narrow."
+    if any(own.roc.area_low == own.roc.area_high for one in found.ordered for own in one.networks.values()):
+        note += " An interval without width: no resample differs, as at an AUROC of 1. The true one is wider."
     parts.append(Paragraph(note))
     for one in found.shown:
         parts += _curves(found, one)
@@ -125,6 +126,12 @@ def _reasons(found: Findings) -> list[str]:
             which = "all networks" if len(names) == len(one.networks) else ", ".join(names)
             lines.append(f"{one.title}, {which}: {reason}.")
     return lines
+
+
+def _of_patients(found: Findings) -> str:
+    """By whom DeLong's variance is, where patients have several slides."""
+    several = any(one.n > one.patients for one in found.judged.values())
+    return ", between patients because slides of one are alike (Obuchowski 1997)" if several else ""
 
 
 def _curves(found: Findings, one: Judged) -> list[Part]:
@@ -199,8 +206,8 @@ def calibration(found: Findings) -> Section:
             continue
         caption = (
             f"{one.title}, {name}: observed share of {found.study.description.classes[-1]} over the predicted "
-            "probability, in bins of equally many answers, with Wilson's 95 % intervals. On the dotted line, "
-            "probabilities mean what they say."
+            f"probability, in bins of equally many answers, with Wilson's 95 % intervals{by_patient(found)}. On the "
+            "dotted line, probabilities mean what they say."
         )
         drawn = draw.draw_reliability({found.network: own.calibration.reliability})
         parts.append(Picture(f"reliability-{one.name}.png", caption, drawn))
@@ -250,11 +257,9 @@ def networks(found: Findings) -> Section:
     parts: list[Part] = [Table(columns, rows, names=2), Paragraph(found.costs.note)]
     if compared:
         note = (
-            "Differences and p values: DeLong, paired, not corrected for several comparisons; a dash where both rank "
-            "all alike."
+            f"Differences and p values: DeLong, paired{_of_patients(found)}, not corrected for several comparisons; a "
+            "dash where both rank all alike, or a class is of one patient only."
         )
-        if first.n > first.patients:
-            note += " Slides of one patient are taken as independent, so that p values are too small."
         parts.append(Paragraph(note))
     return Section("Networks side by side", parts)
 

@@ -25,11 +25,9 @@ def operating_points(found: Findings) -> Section:
     text = (
         f"Both thresholds of each network were chosen on the {count(rules.n, found.level)} of the validation split "
         f"({rules.positives:,} {study.description.classes[-1]}) and on nobody else: rule-out is the highest threshold "
-        "that finds 95 % of them, Youden has the highest sum of sensitivity and specificity. Intervals: Wilson, 95 %."
+        "that finds 95 % of them, Youden has the highest sum of sensitivity and specificity. Intervals: Wilson, 95 %"
     )
-    if found.level != "patient":
-        text += " They take slides as independent; several of one patient are not, and the intervals are too narrow."
-    parts: list[Part] = [Paragraph(text)]
+    parts: list[Part] = [Paragraph(f"{text}{by_patient(found)}.")]
     parts += [Paragraph(problem, lead="Caution.") for problem in rules.problems]
     columns = ["network", "point", "threshold", *(_SHARE_WORDS.get(name, name) for name in _SHARES)]
     for one in found.ordered:
@@ -41,8 +39,10 @@ def operating_points(found: Findings) -> Section:
         ]
         parts.append(Table(columns, rows, f"{one.title}{own}", names=2))
     note = (
-        f"Ruled out: share of all that are called {study.description.classes[0]}. PPV and NPV hold for the share of "
-        f"{study.description.classes[-1]} in these patients only."
+        f"Ruled out: share of all that are called {study.description.classes[0]}. PPV, NPV and this share hold "
+        f"for the share of {study.description.classes[-1]} in these patients only. Where a share π of the patients is "
+        f"{study.description.classes[-1]}: PPV = sensitivity · π / (sensitivity · π + (1 − specificity) · (1 − π)), "
+        "NPV = specificity · (1 − π) / (specificity · (1 − π) + (1 − sensitivity) · π)."
     )
     parts.append(Paragraph(note))
     return Section("Operating points", parts)
@@ -138,10 +138,20 @@ def cohorts(found: Findings) -> Section:
     return Section("External cohorts", [Paragraph(f"Figures of the {network_words(found.network)}."), *parts, *left])
 
 
+def by_patient(found: Findings) -> str:
+    """What is done about several slides of one patient; empty where there are none."""
+    if all(one.n == one.patients for one in found.judged.values()):
+        return ""
+    return (
+        ", of as many independent slides as the spread between patients is worth, because slides of one patient are "
+        "alike (Korn & Graubard 1998); a dash where all are of one patient"
+    )
+
+
 def share_words(share: Proportion) -> str:
-    """As in "0.93 (0.85–0.98)"; a dash where it is a share of nobody."""
-    if not share.n:
-        return figure(math.nan)
+    """As in "0.93 (0.85–0.98)"; a dash where it is a share of nobody, no bracket where of one patient."""
+    if math.isnan(share.low):
+        return figure(share.value, 2)
     return f"{figure(share.value, 2)} ({figure(share.low, 2)}–{figure(share.high, 2)})"
 
 

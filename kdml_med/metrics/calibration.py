@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 
-from kdml_med.metrics.inputs import as_binary
+from kdml_med.metrics.inputs import as_binary, group_codes
 from kdml_med.metrics.operating import Proportion
 
 Floats = npt.NDArray[np.float64]
@@ -74,7 +74,7 @@ class Reliability:
     Attributes:
         predicted: mean probability.
         observed: share of positives.
-        low: lower limit of its 95 % interval, Wilson.
+        low: lower limit of its 95 % interval, see ``Proportion.of_groups``.
         high: upper limit.
         n: answers.
     """
@@ -86,19 +86,22 @@ class Reliability:
     n: npt.NDArray[np.int64]
 
 
-def reliability(labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, bins: int = 10) -> Reliability:
+def reliability(
+    labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, bins: int = 10, groups: npt.ArrayLike | None = None
+) -> Reliability:
     """Observed share of positives over predicted probability: on the diagonal, probabilities mean what they say.
 
     Args:
         labels: [n], 0 or 1.
         probabilities: [n], of the positive class.
         bins: how many; fewer where there are fewer answers.
+        groups: [n], patient of each sample, by whom the intervals are; None when each sample is its own.
 
     Returns:
         No bins without samples or with a NaN probability.
 
     Raises:
-        ValueError: shapes differ, a label is neither 0 nor 1, or no bins.
+        ValueError: shapes differ, a label is neither 0 nor 1, a missing group, or no bins.
 
     Source:
         DeGroot & Fienberg 1983, The Statistician 32:12; with bins of equally many answers as in Nguyen & O'Connor
@@ -107,11 +110,12 @@ def reliability(labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, bins: in
     if bins < 1:
         raise ValueError(f"bins is {bins}, expected at least 1.")
     truth, scores = as_binary(labels, probabilities)
+    codes, _ = group_codes(groups, len(truth))
     if np.isnan(scores).any():
         truth, scores = truth[:0], scores[:0]
     order = np.argsort(scores, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
-    shares = [Proportion.of(int(truth[part].sum()), len(part)) for part in parts]
+    shares = [Proportion.of_groups(truth[part], codes[part]) for part in parts]
     return Reliability(
         predicted=np.array([scores[part].mean() for part in parts], dtype=np.float64),
         observed=np.array([share.value for share in shares], dtype=np.float64),
