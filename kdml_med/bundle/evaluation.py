@@ -13,7 +13,7 @@ from kdml_med.bundle.figures import write_classification_figures, write_detectio
 from kdml_med.bundle.settings import Settings
 from kdml_med.bundle.training import check_level, seed_everything
 from kdml_med.bundle.workflow import errors_for_people
-from kdml_med.data.frames import FrameDataset
+from kdml_med.data.frames import FrameDataset, input_size
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.data.tiles import TileDataset
 from kdml_med.deploy.slides.prediction_tables import with_seen
@@ -52,7 +52,7 @@ from kdml_med.words import counted, printable, verb
 
 # Pixel sizes and fields of view that differ by less are taken as equal.
 _SCALE_TOLERANCE = 0.05
-_CHOSEN = ("level", "aggregation", "ensemble_average", "fusion")
+_CHOSEN = ("level", "aggregation", "ensemble_average", "fusion", "image_size")
 """How networks are judged, by name in settings and in cohort.json: chosen at training, like the thresholds."""
 _GENERATED = "Generated data: these figures show that the pipeline works, they say nothing about accuracy on patients."
 
@@ -137,7 +137,7 @@ def _check_chosen(settings: Settings, run: RunDescription, level: Level | None) 
 
 def _check_as_trained(run: RunDescription, split: str, asked: Mapping[str, Any]) -> list[str]:
     """Names of what is asked for in another way than the run has it; refused on any split but "val"."""
-    changed = [name for name, value in asked.items() if value not in (None, getattr(run, name))]
+    changed = [name for name, value in asked.items() if value is not None and not _same(name, value, run)]
     if changed and split != Split.VAL:
         name = changed[0]
         raise InputError(
@@ -146,6 +146,11 @@ def _check_as_trained(run: RunDescription, split: str, asked: Mapping[str, Any])
             "and given to a new training."
         )
     return changed
+
+
+def _same(name: str, value: Any, run: RunDescription) -> bool:
+    own = getattr(run, name)
+    return bool(input_size(value) == input_size(own) if name == "image_size" else value == own)  # 128 is [128, 128]
 
 
 def _check_unseen(dataset: ManifestDataset, run: RunDescription) -> None:

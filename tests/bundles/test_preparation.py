@@ -230,17 +230,20 @@ def test_splits_that_were_swapped_make_no_validation_of_test_patients(copy: Path
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("aggregation", "median"), ("level", "slide"), ("ensemble_average", "logits")]
+    ("name", "value"),
+    [("aggregation", "median"), ("level", "slide"), ("ensemble_average", "logits"), ("image_size", 64)],
 )
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_how_networks_are_judged_is_chosen_at_training(
-    dataset: Path, tmp_path: Path, name: str, value: str, split: str
+    dataset: Path, tmp_path: Path, name: str, value: str | int, split: str
 ) -> None:
     describe(tmp_path, seen_patients={"train": [], "val": hashes(dataset, "val")})
-    settings: dict[str, Any] = {"level": "patient", "aggregation": "mean", "ensemble_average": "probabilities"}
+    settings: dict[str, Any] = {
+        "level": "patient", "aggregation": "mean", "ensemble_average": "probabilities", "image_size": [32, 32],
+    }  # fmt: skip
     prepare_evaluation(evaluation(dataset, tmp_path, split=split, **settings), level="patient")
     settings[name] = value
-    with pytest.raises(InputError, match=f"^--{name} is '{value}', the run was trained with"):
+    with pytest.raises(InputError, match=f"^--{name} is {value!r}, the run was trained with"):
         prepare_evaluation(evaluation(dataset, tmp_path, split=split, **settings), level=settings["level"])
     # It can be tried by the patients of the validation, beside what training left.
     prepare_evaluation(evaluation(dataset, tmp_path, split="val", **settings), level=settings["level"])

@@ -13,7 +13,7 @@ import pytest
 
 from kdml_med.clinical.writing import write_report
 from kdml_med.errors import InputError
-from kdml_med.runs import DETECTIONS_FILE, METRICS_FILE, PREDICTIONS_FILE, SEQUENCES_FILE
+from kdml_med.runs import DETECTIONS_FILE, METRICS_FILE, PREDICTIONS_FILE, SEQUENCES_FILE, SETTINGS_FILE
 from tests.clinical.answered import (
     frames_of,
     write_detector_evaluation,
@@ -62,12 +62,12 @@ def read(run: Path) -> dict[str, Any]:
     return content
 
 
-def refusal(run: Path) -> str:
+def refusal(run: Path, **options: Any) -> str:
     """What the report says of a run that it refuses; it writes nothing then."""
     for name in ("report.html", "report.json"):
         (run / name).unlink(missing_ok=True)
     with pytest.raises(InputError) as caught:
-        write_report(run, speed=False)
+        write_report(run, speed=False, **options)
     assert not list(run.glob("report.*"))
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -108,6 +108,25 @@ def test_an_evaluation_that_was_aggregated_in_another_way_gives_no_report(run: P
 def test_validation_patients_called_test_patients_give_no_report(run: Path) -> None:
     write_evaluation(run / "evaluation_test", many("V"), split="test")
     assert "calls 30 patients test patients whom this run has seen" in refusal(run)
+
+
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_patients_of_the_training_are_no_external_cohort(run: Path, split: str) -> None:
+    names = {"val": "V", "train": "T"}[split]
+    folder = write_evaluation(run / "evaluation_other", many(names), split=split)
+    assert f"is of the split '{split}', expected 'test'" in refusal(run, external=[folder])
+
+
+def test_test_patients_are_no_external_cohort_whatever_the_folder_is_called(run: Path) -> None:
+    dataset = {"manifest_sha256": "1", "classes": ["a"]}
+    settings = json.loads((run / SETTINGS_FILE).read_text())
+    (run / SETTINGS_FILE).write_text(json.dumps(settings | {"dataset": dataset}))
+    copy = shutil.copytree(run / "evaluation_test", run / "evaluation_other")
+    (copy / "evaluation.json").write_text(json.dumps({"dataset": dict(reversed(dataset.items()))}))
+    assert "is of the dataset that the run was trained on" in refusal(run, external=[copy])
+    (copy / "evaluation.json").write_text(json.dumps({"dataset": dataset | {"manifest_sha256": "2"}}))
+    twin = shutil.copytree(copy, run / "evaluation_twin")
+    assert "is of the same dataset as External: other" in refusal(run, external=[copy, twin])
 
 
 @pytest.fixture
