@@ -174,9 +174,9 @@ def _check_validated(dataset: ManifestDataset, run: RunDescription) -> None:
     others = [name for name in patients if not run.has_seen(name, [Split.VAL])]
     if others:
         raise InputError(
-            f"{len(others)} patients of split 'val' are not those that this run validated on, first {others[0]!r}: "
-            "thresholds would be chosen by others. For another dataset, or splits that were made anew, take --split "
-            "test; or train again on the present splits."
+            f"split 'val' has {counted(len(others), owner_word(dataset.rows, dataset.info))} whom this run did not "
+            f"validate on, first {others[0]!r}: thresholds would be chosen by others. For another dataset, or splits "
+            "that were made anew, take --split test; or train again on the present splits."
         )
 
 

@@ -194,9 +194,9 @@ def calibration(found: Findings) -> Section:
     if found.temperature:
         note += (
             " Scaled: the logit of each probability divided by the temperature that fits the validation patients best; "
-            "the order of patients, and with it every ROC curve, stays. A dash: no temperature fits best, because the "
-            "validation patients are all on the right side or no better than chance."
+            "the order of patients, and with it every ROC curve, stays. A dash: none could be fitted."
         )
+        parts += [Paragraph(problem, lead="Caution.") for problem in found.rules.temperature_problems]
     else:
         note += " Probabilities after temperature scaling: report --temperature."
     parts.append(Paragraph(note))

@@ -215,7 +215,7 @@ def test_patients_that_were_learned_from_are_no_validation(dataset: Path, tmp_pa
 def test_nothing_is_chosen_on_patients_whom_training_did_not_validate_on(dataset: Path, tmp_path: Path) -> None:
     validated = hashes(dataset, "val")
     describe(tmp_path, seen_patients={"train": [], "val": validated[1:]})
-    with pytest.raises(InputError, match="1 patients of split 'val' are not those that this run validated on"):
+    with pytest.raises(InputError, match="split 'val' has 1 patient whom this run did not validate on"):
         prepare_evaluation(evaluation(dataset, tmp_path, split="val"), level="patient")
 
 
@@ -224,7 +224,7 @@ def test_splits_that_were_swapped_make_no_validation_of_test_patients(copy: Path
     splits = pd.read_csv(copy / "splits.csv", dtype=str)
     swapped = splits.assign(split=splits["split"].replace({"val": "test", "test": "val"}))
     freeze_splits(copy, swapped, mode="table", seed=None, force=True)
-    for split, message in (("val", "not those that this run validated on"), ("test", "used in training this run")):
+    for split, message in (("val", "whom this run did not validate on"), ("test", "used in training this run")):
         with pytest.raises(InputError, match=message):
             prepare_evaluation(evaluation(copy, tmp_path, split=split), level="patient")
 

@@ -92,12 +92,12 @@ def test_other_test_patients_leave_the_thresholds_as_they_are(run: Path) -> None
 def test_test_predictions_copied_to_the_run_give_no_report(run: Path) -> None:
     test = run / "evaluation_test"
     shutil.copy(test / PREDICTIONS_FILE, run / PREDICTIONS_FILE)
-    assert "whom this run did not validate on" in refusal(run)
+    assert "this run did not validate on" in refusal(run)
     shutil.copy(test / METRICS_FILE, run / METRICS_FILE)
     assert "split" in refusal(run)
     metrics = json.loads((run / METRICS_FILE).read_text())
     (run / METRICS_FILE).write_text(json.dumps(metrics | {"split": "val"}))
-    assert "whom this run did not validate on" in refusal(run)
+    assert "this run did not validate on" in refusal(run)
 
 
 def test_an_evaluation_that_was_aggregated_in_another_way_gives_no_report(run: Path) -> None:
@@ -107,7 +107,7 @@ def test_an_evaluation_that_was_aggregated_in_another_way_gives_no_report(run: P
 
 def test_validation_patients_called_test_patients_give_no_report(run: Path) -> None:
     write_evaluation(run / "evaluation_test", many("V"), split="test")
-    assert "calls 30 patients test patients whom this run has seen" in refusal(run)
+    assert "this run has seen 30 patients" in refusal(run)
 
 
 @pytest.mark.parametrize("split", ["val", "train"])
@@ -143,7 +143,7 @@ def test_detections_copied_to_the_run_give_no_report(detectors: Path) -> None:
     test = detectors / "evaluation_test"
     for name in (DETECTIONS_FILE, SEQUENCES_FILE):
         shutil.copy(test / name, detectors / name)
-        assert "whom this run did not validate on" in refusal(detectors)
+        assert "this run did not validate on" in refusal(detectors)
 
 
 def test_detectors_judged_at_thresholds_of_the_test_frames_give_no_report(detectors: Path) -> None:
@@ -158,4 +158,4 @@ def test_frames_of_the_validation_called_test_frames_give_no_report(detectors: P
     thresholds = json.loads((detectors / METRICS_FILE).read_text())["thresholds"]
     frames = frames_of([f"V{place}" for place in range(6)])
     write_detector_evaluation(detectors / "evaluation_test", *frames, thresholds, split="test")
-    assert "calls 6 patients test patients whom this run has seen" in refusal(detectors)
+    assert "this run has seen 6 patients" in refusal(detectors)
