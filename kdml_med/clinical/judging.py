@@ -18,6 +18,8 @@ from kdml_med.keys import network_order
 from kdml_med.metrics.calibration import (
     Reliability,
     brier_score,
+    calibration_intercept,
+    calibration_slope,
     expected_calibration_error,
     reliability,
     scale_by_temperature,
@@ -39,6 +41,8 @@ class Calibration:
 
     brier: float
     ece: float
+    intercept: float
+    slope: float
     reliability: Reliability
 
 
@@ -175,6 +179,8 @@ def _calibrate(
     return Calibration(
         brier_score(labels, probabilities),
         expected_calibration_error(labels, probabilities),
+        calibration_intercept(labels, probabilities),
+        calibration_slope(labels, probabilities),
         reliability(labels, probabilities, bins=_bins(len(labels)), groups=patients),
     )
 
@@ -202,7 +208,9 @@ def why_undefined(known: pd.DataFrame, network: str, level: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Figures as values of JSON; NaN and infinity are null."""
+    """Figures as values of JSON; NaN and infinity are null, curves have their corners."""
+    if isinstance(value, Curve):
+        value = value.corners()
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from kdml_med.clinical.findings import Findings
-from kdml_med.clinical.judging import POINT_WORDS, Judged
+from kdml_med.clinical.judging import POINT_WORDS, Calibration, Judged
 from kdml_med.clinical.networks import COST_COLUMNS
 from kdml_med.clinical.thresholds import by_patient, share_words
 from kdml_med.keys import NetworkName, network_order
+from kdml_med.metrics.decision import DecisionCurve
 from kdml_med.report import curves as draw
 from kdml_med.report.caution import caution
 from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table
@@ -170,26 +171,25 @@ def calibration(found: Findings) -> Section:
     """Whether probabilities mean what they say."""
     parts: list[Part] = []
     for one in found.ordered:
-        columns = ["network", "Brier score", "ECE"]
+        columns = ["network", "Brier score", "ECE", "intercept", "slope"]
         rows = []
         for name in sorted(one.networks, key=network_order):
             own = one.networks[name]
-            row = [network_words(name), figure(own.calibration.brier), figure(own.calibration.ece)]
+            row = [network_words(name), *_calibration_cells(own.calibration)]
             if found.temperature:
-                scaled = own.scaled
                 fitted = found.rules.temperature.get(name, math.nan)
-                row += (
-                    [figure(fitted, 2), *(figure(value) for value in (scaled.brier, scaled.ece))]
-                    if scaled
-                    else ["–"] * 3
-                )
+                cells = ["–"] * 4 if own.scaled is None else _calibration_cells(own.scaled)
+                row += [figure(fitted, 2), *cells]
             rows.append(row)
         if found.temperature:
-            columns += ["temperature", "Brier score, scaled", "ECE, scaled"]
+            columns += ["temperature", *(f"{name}, scaled" for name in columns[1:])]
         parts.append(Table(columns, rows, one.title))
     note = (
         "Brier score: mean squared error of the probability. ECE: expected calibration error, ten bins over the "
-        "probability. Both are best at 0."
+        "probability; with few in a bin it is above 0 by chance alone. Both are best at 0. Intercept: log odds by "
+        "which the probabilities are too low on the whole (calibration in the large), best at 0. Slope: of a logistic "
+        "regression on their log odds, best at 1, below it they are too extreme (Van Calster et al. 2019); a dash "
+        "where a line separates the classes."
     )
     if found.temperature:
         note += (
@@ -218,6 +218,10 @@ def calibration(found: Findings) -> Section:
     return Section("Calibration", parts)
 
 
+def _calibration_cells(own: Calibration) -> list[str]:
+    return [figure(own.brier), figure(own.ece), figure(own.intercept, 2), figure(own.slope, 2)]
+
+
 def decision(found: Findings) -> Section:
     """Whether acting on the networks does more good than acting on everybody or nobody."""
     parts: list[Part] = []
@@ -227,7 +231,7 @@ def decision(found: Findings) -> Section:
             scaled = " Probabilities are scaled, where a temperature could be fitted." if found.temperature else ""
             caption = (
                 f"{one.title}: net benefit, true positives less weighed false ones per {one.level}, over the "
-                f"probability from which somebody would act (Vickers & Elkin 2006).{scaled}"
+                f"probability from which somebody would act (Vickers & Elkin 2006).{scaled}{_limit(known.values())}"
             )
             parts.append(Picture(f"decision-{one.name}.png", caption, draw.draw_decision(known)))
     if parts:
@@ -238,6 +242,14 @@ def decision(found: Findings) -> Section:
         )
         parts.insert(0, Paragraph(text))
     return Section("Decision curve", parts)
+
+
+def _limit(curves: Iterable[DecisionCurve]) -> str:
+    limit = max(own.limit for own in curves)
+    return (
+        f" Drawn up to {figure(limit, 2)}: beyond, one false positive weighs more than a tenth of all positives, and "
+        "the lines jump with each patient."
+    )
 
 
 def networks(found: Findings) -> Section:
