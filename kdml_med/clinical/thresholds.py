@@ -11,11 +11,14 @@ from kdml_med.clinical.study import Role
 from kdml_med.keys import network_order
 from kdml_med.metrics.curves import Curve
 from kdml_med.metrics.operating import OperatingFigures, Proportion
+from kdml_med.report.caution import FEW
 from kdml_med.report.document import Code, Paragraph, Part, Section, Table
-from kdml_med.report.wording import capital, count, figure, network_words
+from kdml_med.report.wording import capital, count, figure, listed, network_words
+from kdml_med.words import verb
 
 _SHARES = ("sensitivity", "specificity", "ppv", "npv", "ruled_out")
 _SHARES_OF_GROUPS = ("sensitivity", "specificity", "ruled_out")
+_MOST_NAMED = 8
 _SHARE_WORDS = {"ppv": "PPV", "npv": "NPV", "ruled_out": "ruled out"}
 
 
@@ -82,16 +85,35 @@ def subgroups(found: Findings) -> Section:
             parts.append(_subgroup_table(found, found.judged[name], column, groups))
     if parts:
         text = (
-            f"Figures of the {network_words(found.network)} at the rule-out threshold above; report.json has "
-            "Youden's, too. Groups are small, and of many "
-            "groups some look better or worse by chance: a difference between them is a question, not a finding."
+            f"Figures of the {network_words(found.network)} at the rule-out threshold above; report.json has Youden's, "
+            "too. There are no p values: of many groups some look better or worse by chance, and a difference between "
+            "them is a question, not a finding."
         )
-        return Section("Subgroups", [Paragraph(text), *parts])
+        return Section("Subgroups", [Paragraph(text), *_few_in_groups(found), *parts])
     text = (
         "The dataset names no more than one site. Other subgroups: report --labels TABLE --by COLUMN, for any column "
         "of the label table."
     )
     return Section("Subgroups", [Paragraph(text)])
+
+
+def _few_in_groups(found: Findings) -> list[Part]:
+    """Groups whose intervals rest on few patients, by name."""
+    few = {
+        f"{column} {group.name}": group.patients
+        for columns in found.subgroups.values()
+        for column, groups in columns.items()
+        for group in groups
+        if group.patients < FEW
+    }
+    if not few:
+        return []
+    shown = [f"{name} ({number})" for name, number in list(few.items())[:_MOST_NAMED]]
+    more = [f"{len(few) - len(shown)} more"] if len(few) > len(shown) else []
+    text = (
+        f"Fewer than {FEW} patients, whose intervals are unreliable and mostly too narrow: {listed([*shown, *more])}."
+    )
+    return [Paragraph(text, lead="Caution.")]
 
 
 def _subgroup_table(found: Findings, one: Judged, column: str, groups: list[Subgroup]) -> Table:
@@ -111,7 +133,8 @@ def _subgroup_table(found: Findings, one: Judged, column: str, groups: list[Subg
 def cohorts(found: Findings) -> Section:
     """Every cohort at the same frozen thresholds."""
     every = found.ordered
-    left = [Paragraph(f"{path} is not on this page: name it with --external.") for path in found.study.not_named]
+    left = _same_ids(found)
+    left += [Paragraph(f"{path} is not on this page: name it with --external.") for path in found.study.not_named]
     if not any(one.role is Role.EXTERNAL for one in every):
         run = found.study.folder
         commands = Code(
@@ -136,6 +159,24 @@ def cohorts(found: Findings) -> Section:
         ]
         parts.append(Table(columns, rows, f"At the {words} threshold of the validation split, {figure(threshold)}"))
     return Section("External cohorts", [Paragraph(f"Figures of the {network_words(found.network)}."), *parts, *left])
+
+
+def _same_ids(found: Findings) -> list[Part]:
+    """A caution where cohorts have ids of patients in common: the same people, or two hospitals that count alike."""
+    seen: dict[str, str] = {}
+    parts: list[Part] = []
+    for one in found.study.judged:
+        patients = found.answers[one.name].table["patient_id"].unique()
+        same = [name for name in patients if name in seen]
+        if same:
+            text = (
+                f"{count(len(same), 'patient')} of {one.title} {verb(len(same), 'has an id', 'have ids')} of "
+                f"{seen[same[0]]}, first {same[0]}. If they are the same people, this is no external cohort; if two "
+                "hospitals count alike, put the hospital's name before the id."
+            )
+            parts.append(Paragraph(text, lead="Caution."))
+        seen |= {name: one.title for name in patients if name not in seen}
+    return parts
 
 
 def by_patient(found: Findings) -> str:
