@@ -8,7 +8,7 @@ from typing import Any
 
 from kdml_med.bundle.settings import Settings
 from kdml_med.bundle.training import check_level, seed_everything
-from kdml_med.data.frames import FrameDataset
+from kdml_med.data.frames import FrameDataset, input_size
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.data.tiles import TileDataset
 from kdml_med.errors import InputError
@@ -23,7 +23,7 @@ from kdml_med.words import counted, verb
 
 # Pixel sizes and fields of view that differ by less are taken as equal.
 _SCALE_TOLERANCE = 0.05
-_CHOSEN = ("level", "aggregation", "ensemble_average", "fusion")
+_CHOSEN = ("level", "aggregation", "ensemble_average", "fusion", "image_size")
 """How networks are judged, by name in settings and in cohort.json: chosen at training, like the thresholds."""
 
 
@@ -107,7 +107,7 @@ def _check_chosen(settings: Settings, run: RunDescription, level: Level | None) 
 
 def check_as_trained(run: RunDescription, split: str, asked: Mapping[str, Any]) -> list[str]:
     """Names of what is asked for in another way than the run has it; refused on any split but "val"."""
-    changed = [name for name, value in asked.items() if value not in (None, getattr(run, name))]
+    changed = [name for name, value in asked.items() if value is not None and not _same(name, value, run)]
     if changed and split != Split.VAL:
         name = changed[0]
         raise InputError(
@@ -116,6 +116,11 @@ def check_as_trained(run: RunDescription, split: str, asked: Mapping[str, Any]) 
             "and given to a new training."
         )
     return changed
+
+
+def _same(name: str, value: Any, run: RunDescription) -> bool:
+    own = getattr(run, name)
+    return bool(input_size(value) == input_size(own) if name == "image_size" else value == own)  # 128 is [128, 128]
 
 
 def _check_unseen(dataset: ManifestDataset, run: RunDescription) -> None:
@@ -139,9 +144,9 @@ def check_validated(dataset: ManifestDataset, run: RunDescription) -> None:
     others = [name for name in patients if not run.has_seen(name, [Split.VAL])]
     if others:
         raise InputError(
-            f"{len(others)} patients of split 'val' are not those that this run validated on, first {others[0]!r}: "
-            "thresholds would be chosen by others. For another dataset, or splits that were made anew, take --split "
-            "test; or train again on the present splits."
+            f"split 'val' has {counted(len(others), owner_word(dataset.rows, dataset.info))} whom this run did not "
+            f"validate on, first {others[0]!r}: thresholds would be chosen by others. For another dataset, or splits "
+            "that were made anew, take --split test; or train again on the present splits."
         )
 
 

@@ -62,7 +62,7 @@ def write_classification_figures(folder: Path, table: pd.DataFrame, metrics: Map
     drawn: dict[str, Any] = {"groups": patients, "resamples": resamples}
     roc = {name: roc_curve(labels, own, **drawn) for name, own in answers.items()}
     recall = {name: precision_recall_curve(labels, own, **drawn) for name, own in answers.items()}
-    honest = {name: reliability(labels, own) for name, own in answers.items()}
+    honest = {name: reliability(labels, own, groups=patients) for name, own in answers.items()}
     benefit = {name: decision_curve(labels, own) for name, own in answers.items()}
     out = _Folder(folder / FIGURES_DIR, _title(metrics, f"{len(known)} {level}s, {labels.sum()} {positive}"))
     out.write("roc", draw_roc(roc), _points(roc, "threshold", "false_positive_rate", "sensitivity"))
@@ -100,10 +100,10 @@ def write_detection_figures(
     some = next(iter(own.values()))
     title = _title(metrics, f"{some['n_frames']} frames, {some['n_boxes']} polyps")
     out = _Folder(folder / FIGURES_DIR, title)
-    table = without_middles(_points(froc, "score", "false_positives_per_frame", "sensitivity"))
+    table = _corners(froc, "score", "false_positives_per_frame", "sensitivity")
     out.write("froc", draw_froc(froc, points=points), table)
     out.write_table("froc_band", _band(froc, "false_positives_per_frame", "sensitivity"))
-    table = without_middles(_points(recall, "score", "recall", "precision"))
+    table = _corners(recall, "score", "recall", "precision")
     out.write("precision_recall", draw_precision_recall(recall), table)
     out.write_table("precision_recall_band", _band(recall, "recall", "precision"))
 
@@ -182,19 +182,8 @@ def _points(curves: Mapping[str, Curve], threshold: str, x: str, y: str) -> pd.D
     return _stacked(curves, lambda own: {threshold: own.thresholds, x: own.x, y: own.y})
 
 
-def without_middles(table: pd.DataFrame) -> pd.DataFrame:
-    """A curve without the points inside its level and upright parts, of which there are as many as boxes.
-
-    Args:
-        table: "network" and others; the last two columns are x and y.
-    """
-    x, y = table.columns[-2:]
-    table = table[(table[["network", x, y]] != table[["network", x, y]].shift()).any(axis=1)]  # else corners are two
-    inside = pd.Series(False, index=table.index)
-    for name in (x, y):
-        same = [(table[["network", name]] == table[["network", name]].shift(by)).all(axis=1) for by in (1, -1)]
-        inside |= same[0] & same[1]
-    return table[~inside]
+def _corners(curves: Mapping[str, Curve], threshold: str, x: str, y: str) -> pd.DataFrame:
+    return _points({name: own.corners() for name, own in curves.items()}, threshold, x, y)
 
 
 def _band(curves: Mapping[str, Curve], x: str, y: str) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from kdml_med.keys import PredictionColumn, Split, Task, network_order
 from kdml_med.metrics.aggregation import GROUP_COLUMNS, AggregationMethod, Level, aggregate_predictions
 from kdml_med.runs import METRICS_FILE, PREDICTIONS_FILE, RunDescription, read_run_json
 from kdml_med.storage.reading import damaged, read_rows, take
+from kdml_med.words import counted
 
 _AGAIN = "Evaluate again."
 PATIENT, SLIDE, LABEL, TILES = "patient_id", "slide_id", "label", "tiles"
@@ -152,16 +153,16 @@ def check_patients(run: RunDescription, split: Split, patients: pd.Series[Any], 
         seen = [name for name in names if run.has_seen(name)]
         if seen:
             raise InputError(
-                f"{folder} calls {len(seen)} patients test patients whom this run has seen in training or validation, "
-                f"first {seen[0]!r}. Evaluate again, on the splits of the training."
+                f"{folder} is called a test, but this run has seen {counted(len(seen), 'patient')} of it in training "
+                f"or validation, first {seen[0]!r}. Evaluate again, on the splits of the training."
             )
         return
     others = [name for name in names if not run.has_seen(name, [Split.VAL]) or run.has_seen(name, [Split.TRAIN])]
     if others:
         raise InputError(
-            f"{folder} calls {len(others)} patients validation patients whom this run did not validate on, first "
-            f"{others[0]!r}: nothing may be chosen on them. Bring back the files as training wrote them, or train "
-            "again."
+            f"{folder} is called a validation, but this run did not validate on {counted(len(others), 'patient')} of "
+            f"it, first {others[0]!r}: nothing may be chosen on them. Bring back the files as training wrote them, or "
+            "train again."
         )
 
 

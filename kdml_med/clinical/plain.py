@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from kdml_med.metrics.curves import Curve
+
 
 def plain(value: Any) -> Any:
-    """Figures as values of JSON; NaN and infinity are null."""
+    """Figures as values of JSON; NaN and infinity are null, curves have their corners."""
+    if isinstance(value, Curve):
+        value = value.corners()
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -25,7 +25,6 @@ def provenance_sections(study: Study) -> list[Section]:
     """What made the figures, the settings that differ from their defaults, and, folded, all of them."""
     hashes, missing = _hashes(study)
     parts: list[Part] = [
-        *_changed_weights(study, hashes),
         Table(["", ""], _made_by(study), "Training", names=2),
         *_commands(study.settings.get("made_by") or {}),
         *(part for one in study.judged for part in _evaluation(one)),
@@ -55,20 +54,6 @@ def _hashes(study: Study) -> tuple[dict[str, str], str]:
         return hash_checkpoints(study.folder, study.description.names), ""
     except InputError as error:
         return {}, str(error)
-
-
-def _changed_weights(study: Study, hashes: Mapping[str, str]) -> list[Paragraph]:
-    """Evaluations of other weights than those that lie in the run now."""
-    found = []
-    for one in study.evaluations:
-        used = one.record.get("weights", {})
-        changed = [name for name, digest in hashes.items() if name in used and used[name] != digest]
-        if changed:
-            text = (
-                f"{one.title} was evaluated with other weights of {network_words(changed[0])} than lie in the run now."
-            )
-            found.append(Paragraph(f"{text} Evaluate again.", "Weights have changed."))
-    return found
 
 
 def _made_by(study: Study) -> list[list[str]]:

@@ -63,6 +63,7 @@ class Rules:
         n: validation slides or patients (detectors: frames) that they were chosen on.
         positives: of these (detectors: annotated boxes in them).
         problems: what could not be chosen and why, and what hangs on few; sentences for people.
+        temperature_problems: likewise of temperatures alone, which only matter where they are used.
     """
 
     level: str
@@ -72,6 +73,7 @@ class Rules:
     n: int
     positives: int
     problems: tuple[str, ...]
+    temperature_problems: tuple[str, ...]
 
     def __init__(self, *_: Any, **__: Any) -> None:
         raise TypeError("Rules are chosen on the validation patients of a run: rules_of_run(run_dir) makes them.")
@@ -89,6 +91,7 @@ class Rules:
             "n": self.n,
             "positives": self.positives,
             "problems": list(self.problems),
+            "temperature_problems": list(self.temperature_problems),
         }
 
 
@@ -126,7 +129,7 @@ def _of_classifiers(run_dir: str | Path, metrics: Mapping[str, Any]) -> Rules:
     n, positives = len(labels), int(labels.sum())
     _check_counts(answers, metrics, n, positives)
     thresholds, temperature = {}, {}
-    problems = _few(answers, n, positives)
+    problems, unfitted = _few(answers, n, positives), []
     for network in answers.networks:
         truth, probabilities, _ = answers.of(network)
         thresholds[network] = MappingProxyType(
@@ -139,7 +142,7 @@ def _of_classifiers(run_dir: str | Path, metrics: Mapping[str, Any]) -> Rules:
         if np.isnan(probabilities).any():
             problems.append(f"{network} answers with something that is no number: nothing was chosen for it.")
         elif 0 < positives < n and math.isnan(temperature[network]):
-            problems.append(
+            unfitted.append(
                 f"{network}: no temperature fits the validation {answers.level}s best; all answers are on the right "
                 "side of 0.5, or they are no better than chance."
             )
@@ -151,6 +154,7 @@ def _of_classifiers(run_dir: str | Path, metrics: Mapping[str, Any]) -> Rules:
         n=n,
         positives=positives,
         problems=tuple(problems),
+        temperature_problems=tuple(unfitted),
     )
 
 
@@ -216,6 +220,7 @@ def _of_detectors(run: RunDescription, run_dir: str | Path) -> Rules:
         n=frames,
         positives=boxes,
         problems=tuple(problems),
+        temperature_problems=(),
     )
 
 

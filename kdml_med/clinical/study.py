@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -20,6 +21,8 @@ from kdml_med.runs import (
     SETTINGS_FILE,
     TRAIN_AGAIN,
     RunDescription,
+    checkpoint_path,
+    hash_checkpoints,
     read_losses,
     read_run_json,
     trained_on,
@@ -160,8 +163,8 @@ def read_study(
         dataset_dir: where the dataset of the training is now; None for where it was.
 
     Raises:
-        InputError: no finished run, a named folder is no evaluation of this run, a file is damaged, or the named
-            dataset is not the one that the run was trained on.
+        InputError: no finished run, a named folder is no evaluation of this run on another dataset, a file is damaged,
+            or the named dataset is not the one that the run was trained on.
     """
     folder = Path(run_dir)
     description = RunDescription.read(folder)
@@ -176,6 +179,8 @@ def read_study(
     if (folder / TEST_DIR / METRICS_FILE).is_file():
         evaluations.append(_read_evaluation(folder, folder / TEST_DIR, "test", Role.TEST, dataset, reason))
     evaluations += [_read_evaluation(folder, path, name, Role.EXTERNAL, None, "") for name, path in named.items()]
+    _check_others(evaluations, settings)
+    _check_weights(folder, description, evaluations)
     return Study(
         folder=folder,
         name=folder.resolve().name,
@@ -225,6 +230,55 @@ def _read_evaluation(
         )
     title = {Role.VALIDATION: "Validation split", Role.TEST: "Test split"}.get(role, f"External: {name}")
     return Evaluation(name, title, role, split, folder, metrics, record, dataset, reason)
+
+
+def _check_others(evaluations: Sequence[Evaluation], settings: dict[str, Any]) -> None:
+    """Refuse external evaluations that are none: of patients of the training's own dataset, or of one cohort twice.
+
+    Raises:
+        InputError: an external evaluation is of another split than "test", of the dataset that the run was trained on,
+            or of the same dataset as another one.
+    """
+    known = {_identity(settings): "the dataset that the run was trained on"}
+    for one in evaluations:
+        if one.role is not Role.EXTERNAL:
+            continue
+        if one.split != Split.TEST:
+            raise InputError(
+                f"--external {one.folder} is of the split {one.split!r}, expected 'test': give all patients of another "
+                "dataset to test, and evaluate them with --split test."
+            )
+        identity = _identity(one.record)
+        if identity and identity in known:
+            raise InputError(
+                f"--external {one.folder} is of {known[identity]}: an external cohort is of other patients. Leave it "
+                "out."
+            )
+        known[identity] = f"the same dataset as {one.title}"
+
+
+def _identity(content: dict[str, Any]) -> str:
+    """The dataset that a settings.json or evaluation.json names, to compare; empty where it names none."""
+    return json.dumps(content["dataset"], sort_keys=True) if content.get("dataset") else ""
+
+
+def _check_weights(run_dir: Path, description: RunDescription, evaluations: Sequence[Evaluation]) -> None:
+    """Refuse evaluations of other weights: those of another run, or of this one before it went on.
+
+    Raises:
+        InputError: evaluation.json has other hashes than the weights in the run have.
+    """
+    if not all(checkpoint_path(run_dir, name).is_file() for name in description.names):
+        return  # moved away to save space: nothing to compare
+    own = hash_checkpoints(run_dir, description.names)
+    for one in evaluations:
+        used = one.record.get("weights")
+        changed = [name for name, digest in own.items() if isinstance(used, dict) and used.get(name, digest) != digest]
+        if changed:
+            raise InputError(
+                f"{one.folder} was evaluated with other weights of {changed[0]} than lie in {run_dir}: it is of "
+                "another run, or of this one before its training went on. Evaluate again."
+            )
 
 
 def _training_data(

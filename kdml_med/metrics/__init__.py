@@ -10,6 +10,8 @@ from kdml_med.metrics.box_sizes import SizeFigures, sensitivity_by_size
 from kdml_med.metrics.calibration import (
     Reliability,
     brier_score,
+    calibration_intercept,
+    calibration_slope,
     expected_calibration_error,
     fit_temperature,
     reliability,
@@ -78,6 +80,8 @@ __all__ = [
     "bootstrap_interval",
     "box_iou",
     "brier_score",
+    "calibration_intercept",
+    "calibration_slope",
     "choose_threshold",
     "choose_thresholds",
     "classification_summary",

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from kdml_med.metrics.classification import binary_auroc
-from kdml_med.metrics.inputs import as_binary
+from kdml_med.metrics.inputs import as_binary, group_codes
 
 CHUNK_ELEMENTS = 1_000_000  # weights held at once: about 8 MB an array, which stays in cache
 
@@ -131,7 +130,7 @@ def resampled_weights(
     Raises:
         ValueError: another number of groups, or a missing group.
     """
-    codes, count = _group_codes(groups, length)
+    codes, count = group_codes(groups, length)
     if count < 2:
         return
     for picks in _draws(count, resamples, seed, per_draw=max(length, count, per_draw)):
@@ -196,7 +195,7 @@ def _resample(
     lengths = sorted({len(column) for column in columns})
     if len(lengths) != 1:
         raise ValueError(f"expected arrays of one length, got {lengths}.")
-    codes, count = _group_codes(groups, lengths[0])
+    codes, count = group_codes(groups, lengths[0])
     if count < 2:
         return np.full(resamples, np.nan)
     rows_of = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
@@ -206,17 +205,6 @@ def _resample(
             rows = picked if groups is None else np.concatenate([rows_of[group] for group in picked])
             values.append(float(statistic(*(column[rows] for column in columns))))
     return np.asarray(values, dtype=np.float64)
-
-
-def _group_codes(groups: npt.ArrayLike | None, length: int) -> tuple[npt.NDArray[np.intp], int]:
-    if groups is None:
-        return np.arange(length), length
-    codes, unique = pd.factorize(np.asarray(groups), sort=True)  # sorted: the order of rows must not matter
-    if len(codes) != length:
-        raise ValueError(f"{len(codes)} groups for {length} samples.")
-    if (codes < 0).any():
-        raise ValueError(f"{int((codes < 0).sum())} samples have no group.")
-    return codes, len(unique)
 
 
 def _draws(count: int, resamples: int, seed: int, *, per_draw: int) -> Iterator[npt.NDArray[np.int64]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,16 @@ class Curve:
     low: Floats = field(default_factory=lambda: np.full(len(_PLACES), np.nan))
     high: Floats = field(default_factory=lambda: np.full(len(_PLACES), np.nan))
     chance: float = math.nan
+
+    def corners(self) -> Curve:
+        """The same line without points inside its level and upright parts, of which there are as many as patients."""
+        moves = np.ones(len(self.x), dtype=np.bool_)
+        moves[1:] = (np.diff(self.x) != 0) | (np.diff(self.y) != 0)  # else a corner is two points
+        x, y, thresholds = self.x[moves], self.y[moves], self.thresholds[moves]
+        kept = np.ones(len(x), dtype=np.bool_)
+        for own in (x, y):
+            kept[1:-1] &= (own[1:-1] != own[:-2]) | (own[1:-1] != own[2:])
+        return replace(self, x=x[kept], y=y[kept], thresholds=thresholds[kept])
 
 
 def roc_curve(

@@ -11,6 +11,8 @@ from kdml_med.metrics.inputs import as_binary
 
 Floats = npt.NDArray[np.float64]
 
+_COST = 0.1  # of all positives, that one false positive may weigh where a curve is drawn
+
 
 @dataclass(frozen=True)
 class DecisionCurve:
@@ -20,11 +22,14 @@ class DecisionCurve:
         thresholds: probability from which somebody would act: at 0.1, ten patients are treated to find one.
         model: net benefit of acting on the model, in true positives per patient.
         treat_all: net benefit of acting on everybody.
+        limit: threshold up to which the curve says something: beyond it one false positive costs more than a tenth of
+            what finding all positives is worth, and the curve jumps with each patient. 1 without positives.
     """
 
     thresholds: Floats
     model: Floats
     treat_all: Floats
+    limit: float = 1.0
 
 
 def decision_curve(
@@ -56,10 +61,12 @@ def decision_curve(
     if not len(truth):
         return DecisionCurve(limits, unknown, unknown)
     odds = limits / (1 - limits)
+    positives = int(truth.sum())
+    limit = _COST * positives / (1 + _COST * positives) if positives else 1.0
     prevalence = float(truth.mean())
     treat_all = prevalence - (1 - prevalence) * odds
     if np.isnan(scores).any():
-        return DecisionCurve(limits, unknown, treat_all)
-    found = truth.sum() - np.searchsorted(np.sort(scores[truth]), limits)
+        return DecisionCurve(limits, unknown, treat_all, limit)
+    found = positives - np.searchsorted(np.sort(scores[truth]), limits)
     false = (~truth).sum() - np.searchsorted(np.sort(scores[~truth]), limits)
-    return DecisionCurve(limits, found / len(truth) - false / len(truth) * odds, treat_all)
+    return DecisionCurve(limits, found / len(truth) - false / len(truth) * odds, treat_all, limit)

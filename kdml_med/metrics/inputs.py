@@ -48,3 +48,19 @@ def is_positive(labels: npt.ArrayLike, positive: str) -> npt.NDArray[np.bool_]:
     if positive not in found:
         raise ValueError(f"no label is {positive!r}; there are {', '.join(map(repr, found)) or 'none'}.")
     return (names == positive).to_numpy(dtype=np.bool_)
+
+
+def group_codes(groups: npt.ArrayLike | None, length: int) -> tuple[npt.NDArray[np.intp], int]:
+    """Number of each sample's group, [length], and how many groups there are.
+
+    Raises:
+        ValueError: another number of groups, or a missing group.
+    """
+    if groups is None:
+        return np.arange(length), length
+    codes, unique = pd.factorize(np.asarray(groups), sort=True)  # sorted: the order of rows must not matter
+    if len(codes) != length:
+        raise ValueError(f"{len(codes)} groups for {length} samples.")
+    if (codes < 0).any():
+        raise ValueError(f"{int((codes < 0).sum())} samples have no group.")
+    return codes, len(unique)

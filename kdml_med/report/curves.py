@@ -139,7 +139,7 @@ def draw_reliability(bins: Mapping[str, Reliability]) -> Figure:
 
 
 def draw_decision(curves: Mapping[str, DecisionCurve]) -> Figure:
-    """Net benefit over the threshold probability, beside treating everybody and nobody.
+    """Net benefit over the threshold probability, beside treating everybody and nobody, up to the curves' limit.
 
     Args:
         curves: of each network, see ``kdml_med.metrics.decision.decision_curve``.
@@ -166,7 +166,8 @@ def draw_decision(curves: Mapping[str, DecisionCurve]) -> Figure:
         if highest == 0:
             _say_undefined(axis)
         reach = highest or 1.0
-        axis.set(xlim=(0, 1), ylim=(-0.25 * reach, 1.08 * reach), aspect="auto")
+        until = max((own.limit for own in curves.values()), default=1.0)
+        axis.set(xlim=(0, until), ylim=(-0.25 * reach, 1.08 * reach), aspect="auto")
         axis.set(xlabel="threshold probability", ylabel="net benefit")
         _legend(figure, entries, "who is treated by", columns=2)
     return figure

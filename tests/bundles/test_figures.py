@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from kdml_med.bundle.figures import (
-    without_middles,
     write_classification_figures,
     write_detection_figures,
     write_training_figures,
@@ -22,7 +18,6 @@ from kdml_med.bundle.figures import (
 from kdml_med.metrics import choose_thresholds, evaluate_detections
 from kdml_med.metrics.detection import by_network
 from tests.bundles.conftest import read_json
-from tests.examples import examples
 from tests.metrics.detection_tables import cohort, frame_table
 
 NETWORKS = ["teacher", "student_0", "student_1", "ensemble"]
@@ -105,25 +100,6 @@ def test_detectors_that_found_nothing_and_frames_without_polyps_have_figures_too
             tmp_path / str(number), frames, by_network(nothing, NETWORKS), detections_of(frames, nothing)
         )
         assert (tmp_path / str(number) / "figures/froc.png").is_file()
-
-
-@settings(max_examples=examples(100))
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=12), st.booleans())
-def test_a_curve_without_its_middles_is_the_same_curve(steps: list[tuple[int, int]], two: bool) -> None:
-    """Along axis-parallel steps, places on the thinned curve are places on the whole one, and its corners all stay."""
-    corners = np.cumsum(np.array([(x, 0) if x else (0, y) for x, y in steps], dtype=float), axis=0)
-    names = ["a"] * (len(corners) // 2) + ["b"] * (len(corners) - len(corners) // 2) if two else "a"
-    table = pd.DataFrame({"network": names, "score": 0.0, "x": corners[:, 0], "y": corners[:, 1]})
-    thin = without_middles(table)
-    for name, whole in table.groupby("network"):
-        own = thin[thin["network"] == name][["x", "y"]].to_numpy()
-        for point in whole[["x", "y"]].to_numpy():
-            between = [
-                (np.minimum(a, b) <= point).all() and (point <= np.maximum(a, b)).all() and (a == b).any()
-                for a, b in pairwise(own)
-            ]
-            assert any(between) or (own == point).all(axis=1).any()
-        assert (own[[0, -1]] == whole[["x", "y"]].to_numpy()[[0, -1]]).all()
 
 
 def test_a_training_leaves_its_curves(trained: Path, trained_detectors: Path) -> None:

@@ -139,7 +139,7 @@ def test_test_frames_choose_no_threshold_whatever_they_are_called(
     freeze_splits(swapped, table, mode="table", seed=None, force=True)
     out = tmp_path / "out"
     for dataset, words, expected in (
-        (swapped, [], "1 patients of split 'val' are not those that this run validated on, first 'P3'"),
+        (swapped, [], "whom this run did not validate on, first 'P3'"),
         # past the settings
         (frames, ["--validate#dataset#split", "test"], "the evaluator reads the split 'test', and its results would"),
     ):

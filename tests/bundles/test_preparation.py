@@ -215,7 +215,7 @@ def test_patients_that_were_learned_from_are_no_validation(dataset: Path, tmp_pa
 def test_nothing_is_chosen_on_patients_whom_training_did_not_validate_on(dataset: Path, tmp_path: Path) -> None:
     validated = hashes(dataset, "val")
     describe(tmp_path, seen_patients={"train": [], "val": validated[1:]})
-    with pytest.raises(InputError, match="1 patients of split 'val' are not those that this run validated on"):
+    with pytest.raises(InputError, match="split 'val' has 1 patient whom this run did not validate on"):
         prepare_evaluation(evaluation(dataset, tmp_path, split="val"), level="patient")
 
 
@@ -224,23 +224,26 @@ def test_splits_that_were_swapped_make_no_validation_of_test_patients(copy: Path
     splits = pd.read_csv(copy / "splits.csv", dtype=str)
     swapped = splits.assign(split=splits["split"].replace({"val": "test", "test": "val"}))
     freeze_splits(copy, swapped, mode="table", seed=None, force=True)
-    for split, message in (("val", "not those that this run validated on"), ("test", "used in training this run")):
+    for split, message in (("val", "whom this run did not validate on"), ("test", "used in training this run")):
         with pytest.raises(InputError, match=message):
             prepare_evaluation(evaluation(copy, tmp_path, split=split), level="patient")
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("aggregation", "median"), ("level", "slide"), ("ensemble_average", "logits")]
+    ("name", "value"),
+    [("aggregation", "median"), ("level", "slide"), ("ensemble_average", "logits"), ("image_size", 64)],
 )
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_how_networks_are_judged_is_chosen_at_training(
-    dataset: Path, tmp_path: Path, name: str, value: str, split: str
+    dataset: Path, tmp_path: Path, name: str, value: str | int, split: str
 ) -> None:
     describe(tmp_path, seen_patients={"train": [], "val": hashes(dataset, "val")})
-    settings: dict[str, Any] = {"level": "patient", "aggregation": "mean", "ensemble_average": "probabilities"}
+    settings: dict[str, Any] = {
+        "level": "patient", "aggregation": "mean", "ensemble_average": "probabilities", "image_size": [32, 32],
+    }  # fmt: skip
     prepare_evaluation(evaluation(dataset, tmp_path, split=split, **settings), level="patient")
     settings[name] = value
-    with pytest.raises(InputError, match=f"^--{name} is '{value}', the run was trained with"):
+    with pytest.raises(InputError, match=f"^--{name} is {value!r}, the run was trained with"):
         prepare_evaluation(evaluation(dataset, tmp_path, split=split, **settings), level=settings["level"])
     # It can be tried by the patients of the validation, beside what training left.
     prepare_evaluation(evaluation(dataset, tmp_path, split="val", **settings), level=settings["level"])

@@ -13,7 +13,7 @@ import pytest
 
 from kdml_med.clinical.writing import write_report
 from kdml_med.errors import InputError
-from kdml_med.runs import DETECTIONS_FILE, METRICS_FILE, PREDICTIONS_FILE, SEQUENCES_FILE
+from kdml_med.runs import DETECTIONS_FILE, METRICS_FILE, PREDICTIONS_FILE, SEQUENCES_FILE, SETTINGS_FILE
 from tests.clinical.answered import (
     frames_of,
     many,
@@ -61,12 +61,12 @@ def read(run: Path) -> dict[str, Any]:
     return content
 
 
-def refusal(run: Path) -> str:
+def refusal(run: Path, **options: Any) -> str:
     """What the report says of a run that it refuses; it writes nothing then."""
     for name in ("report.html", "report.json"):
         (run / name).unlink(missing_ok=True)
     with pytest.raises(InputError) as caught:
-        write_report(run, speed=False)
+        write_report(run, speed=False, **options)
     assert not list(run.glob("report.*"))
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -84,12 +84,12 @@ def test_other_test_patients_leave_the_thresholds_as_they_are(run: Path) -> None
 def test_test_predictions_copied_to_the_run_give_no_report(run: Path) -> None:
     test = run / "evaluation_test"
     shutil.copy(test / PREDICTIONS_FILE, run / PREDICTIONS_FILE)
-    assert "whom this run did not validate on" in refusal(run)
+    assert "this run did not validate on" in refusal(run)
     shutil.copy(test / METRICS_FILE, run / METRICS_FILE)
     assert "split" in refusal(run)
     metrics = json.loads((run / METRICS_FILE).read_text())
     (run / METRICS_FILE).write_text(json.dumps(metrics | {"split": "val"}))
-    assert "whom this run did not validate on" in refusal(run)
+    assert "this run did not validate on" in refusal(run)
 
 
 def test_an_evaluation_that_was_aggregated_in_another_way_gives_no_report(run: Path) -> None:
@@ -99,7 +99,26 @@ def test_an_evaluation_that_was_aggregated_in_another_way_gives_no_report(run: P
 
 def test_validation_patients_called_test_patients_give_no_report(run: Path) -> None:
     write_evaluation(run / "evaluation_test", many("V"), split="test")
-    assert "calls 30 patients test patients whom this run has seen" in refusal(run)
+    assert "this run has seen 30 patients" in refusal(run)
+
+
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_patients_of_the_training_are_no_external_cohort(run: Path, split: str) -> None:
+    names = {"val": "V", "train": "T"}[split]
+    folder = write_evaluation(run / "evaluation_other", many(names), split=split)
+    assert f"is of the split '{split}', expected 'test'" in refusal(run, external=[folder])
+
+
+def test_test_patients_are_no_external_cohort_whatever_the_folder_is_called(run: Path) -> None:
+    dataset = {"manifest_sha256": "1", "classes": ["a"]}
+    settings = json.loads((run / SETTINGS_FILE).read_text())
+    (run / SETTINGS_FILE).write_text(json.dumps(settings | {"dataset": dataset}))
+    copy = shutil.copytree(run / "evaluation_test", run / "evaluation_other")
+    (copy / "evaluation.json").write_text(json.dumps({"dataset": dict(reversed(dataset.items()))}))
+    assert "is of the dataset that the run was trained on" in refusal(run, external=[copy])
+    (copy / "evaluation.json").write_text(json.dumps({"dataset": dataset | {"manifest_sha256": "2"}}))
+    twin = shutil.copytree(copy, run / "evaluation_twin")
+    assert "is of the same dataset as External: other" in refusal(run, external=[copy, twin])
 
 
 @pytest.fixture
@@ -116,7 +135,7 @@ def test_detections_copied_to_the_run_give_no_report(detectors: Path) -> None:
     test = detectors / "evaluation_test"
     for name in (DETECTIONS_FILE, SEQUENCES_FILE):
         shutil.copy(test / name, detectors / name)
-        assert "whom this run did not validate on" in refusal(detectors)
+        assert "this run did not validate on" in refusal(detectors)
 
 
 def test_detectors_judged_at_thresholds_of_the_test_frames_give_no_report(detectors: Path) -> None:
@@ -131,4 +150,4 @@ def test_frames_of_the_validation_called_test_frames_give_no_report(detectors: P
     thresholds = json.loads((detectors / METRICS_FILE).read_text())["thresholds"]
     frames = frames_of([f"V{place}" for place in range(6)])
     write_detector_evaluation(detectors / "evaluation_test", *frames, thresholds, split="test")
-    assert "calls 6 patients test patients whom this run has seen" in refusal(detectors)
+    assert "this run has seen 6 patients" in refusal(detectors)

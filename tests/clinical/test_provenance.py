@@ -11,6 +11,7 @@ import pytest
 from kdml_med.bundle.settings import KNOBS, known_default
 from kdml_med.clinical.provenance import SETTINGS_TITLE, _plain, provenance_sections
 from kdml_med.clinical.study import read_study
+from kdml_med.errors import InputError
 from kdml_med.keys import Task
 from kdml_med.report.document import Code, Paragraph, Table
 from kdml_med.runs import SETTINGS_FILE
@@ -88,14 +89,17 @@ def test_the_dataset_is_known_by_its_hashes(written):
     assert rows["its splits, SHA-256"] == hashlib.sha256((data / "splits.csv").read_bytes()).hexdigest()
 
 
-def test_an_evaluation_of_other_weights_is_warned_of(tmp_path):
+def test_an_evaluation_of_other_weights_is_refused(tmp_path):
     run = write_study(tmp_path)
     path = run / "evaluation_test" / "evaluation.json"
     own = {name: hashlib.sha256((run / f"checkpoints/{name}.pt").read_bytes()).hexdigest() for name in ("teacher",)}
     write_json(path, {"weights": own})
-    assert "other weights" not in words(run)
+    assert words(run)
     write_json(path, {"weights": own | {"student_1": "0" * 64}})
-    assert "Test split was evaluated with other weights of student 1" in words(run)
+    with pytest.raises(InputError, match=r"evaluation_test was evaluated with other weights of student_1.*again\."):
+        words(run)
+    (run / "checkpoints/student_0.pt").unlink()  # then there is nothing to compare
+    assert words(run)
 
 
 def test_missing_weights_are_said(tmp_path):

@@ -13,9 +13,17 @@ from scipy.special import expit, logit
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 from statsmodels.discrete.discrete_model import Logit
+from statsmodels.genmod.families import Binomial
+from statsmodels.genmod.generalized_linear_model import GLM
 from statsmodels.stats.proportion import proportion_confint
 
-from kdml_med.metrics.calibration import fit_temperature, reliability, scale_by_temperature
+from kdml_med.metrics.calibration import (
+    calibration_intercept,
+    calibration_slope,
+    fit_temperature,
+    reliability,
+    scale_by_temperature,
+)
 from tests.examples import examples
 
 
@@ -117,3 +125,38 @@ def test_scaling_keeps_the_order_and_the_decision_at_one_half(values: list[float
 def test_a_temperature_is_positive(temperature: float) -> None:
     with pytest.raises(ValueError, match="expected above 0"):
         scale_by_temperature([0.5], temperature)
+
+
+@pytest.mark.parametrize(("n", "stretch", "shift"), [(30, 1.0, 0.0), (200, 0.5, 1.0), (2000, 1.2, -2.0)])
+def test_intercept_and_slope_are_those_of_statsmodels(n: int, stretch: float, shift: float) -> None:
+    generator = np.random.default_rng(n)
+    logits = generator.normal(0, 2, n)
+    labels = (generator.random(n) < expit(0.7 * logits)).astype(int)
+    probabilities = expit(stretch * logits + shift)
+    told = logit(probabilities)
+    alone = GLM(labels, np.ones(n), family=Binomial(), offset=told).fit(tol=1e-14)
+    line = GLM(labels, np.stack([np.ones(n), told], axis=1), family=Binomial()).fit(tol=1e-14)
+    assert calibration_intercept(labels, probabilities) == pytest.approx(alone.params[0], abs=1e-9)
+    assert calibration_slope(labels, probabilities) == pytest.approx(line.params[1], abs=1e-9)
+
+
+def test_probabilities_that_are_right_have_intercept_0_and_slope_1() -> None:
+    labels, probabilities = [1] * 3 + [0] + [1] + [0] * 3, [0.75] * 4 + [0.25] * 4
+    assert calibration_intercept(labels, probabilities) == pytest.approx(0, abs=1e-12)
+    assert calibration_slope(labels, probabilities) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("labels", "values", "intercept"),
+    [
+        ([], [], False),
+        ([1, 1], [0.2, 0.9], False),
+        ([0, 1], [0.2, math.nan], False),
+        ([0, 0, 1], [0.2, 0.5, 0.5], True),
+        ([0, 1, 1], [0.5, 0.5, 0.5], True),
+        ([0, 1], [1.0, 0.0], True),
+    ],
+)
+def test_without_a_best_line_there_is_no_slope(labels: list[int], values: list[float], intercept: bool) -> None:
+    assert math.isnan(calibration_slope(labels, values))
+    assert math.isfinite(calibration_intercept(labels, values)) == intercept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -231,3 +232,25 @@ def test_a_detector_that_diverged_has_no_curve(make: Callable[..., Curve]) -> No
     nothing = make(frames, detections.iloc[:0], resamples=10)
     assert nothing.area == 0
     assert nothing.y.max() == 0
+
+
+@settings(max_examples=examples(100))
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=0, max_size=12))
+def test_the_corners_of_a_curve_are_the_same_curve(steps: list[tuple[int, int]]) -> None:
+    """Along axis-parallel steps, places between corners are places on the curve, and each is there once."""
+    whole = np.cumsum(np.array([(x, 0) if x else (0, y) for x, y in steps], dtype=float).reshape(-1, 2), axis=0)
+    curve = Curve(whole[:, 0], whole[:, 1], -np.arange(len(whole), dtype=float), 0.5, 0.4, 0.6)
+    thin = curve.corners()
+    own = np.stack([thin.x, thin.y], axis=1)
+    assert (thin.area, thin.area_low, thin.area_high) == (0.5, 0.4, 0.6)
+    for point in whole:
+        between = [
+            (np.minimum(a, b) <= point).all() and (point <= np.maximum(a, b)).all() and (a == b).any()
+            for a, b in pairwise(own)
+        ]
+        assert any(between) or (own == point).all(axis=1).any()
+    assert len(np.unique(own, axis=0)) == len(own)
+    if len(whole):
+        assert (own[[0, -1]] == whole[[0, -1]]).all()
+    places = (-thin.thresholds).astype(int)
+    assert (whole[places] == own).all()

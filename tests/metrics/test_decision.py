@@ -55,3 +55,14 @@ def test_what_is_not_defined_is_nan() -> None:
 def test_thresholds_without_odds_are_refused(thresholds: list[float]) -> None:
     with pytest.raises(ValueError, match="must be above 0 and below 1"):
         decision_curve([0, 1], [0.1, 0.9], thresholds=thresholds)
+
+
+@pytest.mark.parametrize(("positives", "limit"), [(10, 0.5), (90, 0.9), (1, 1 / 11), (0, 1.0)])
+def test_a_curve_is_drawn_to_where_one_false_positive_weighs_a_tenth_of_all_positives(
+    positives: int, limit: float
+) -> None:
+    labels = [1] * positives + [0] * 20
+    found = decision_curve(labels, [0.5] * len(labels))
+    assert found.limit == pytest.approx(limit, abs=1e-12)
+    if positives:
+        assert found.limit / (1 - found.limit) / len(labels) == pytest.approx(0.1 * positives / len(labels), abs=1e-12)

@@ -124,3 +124,53 @@ def test_what_is_not_defined_is_nan(labels: list[int], values: list[float], area
     assert found[0] == pytest.approx(area, nan_ok=True)
     assert np.isnan(found[1:]).all()
     assert all(math.isnan(value) for value in delong_test(labels, values, values)[1:])
+
+
+def obuchowski(labels: np.ndarray, columns: list[np.ndarray], patients: np.ndarray) -> np.ndarray:
+    """Covariance of the AUROCs, [columns, columns]: equations of Obuchowski 1997, patient by patient."""
+    m, n, names = (labels == 1).sum(), (labels == 0).sum(), sorted(set(patients))
+    ups, downs = [], []
+    for scores in columns:
+        won = (scores[labels == 1][:, None] > scores[labels == 0]) + 0.5 * (
+            scores[labels == 1][:, None] == scores[labels == 0]
+        )
+        up, down, area = won.mean(axis=1), won.mean(axis=0), won.mean()
+        of_up, of_down = patients[labels == 1], patients[labels == 0]
+        ups.append([up[of_up == name].sum() - (of_up == name).sum() * area for name in names])
+        downs.append([down[of_down == name].sum() - (of_down == name).sum() * area for name in names])
+    i, i10, i01 = len(names), len(set(patients[labels == 1])), len(set(patients[labels == 0]))
+    found = np.empty((len(columns), len(columns)))
+    for a in range(len(columns)):
+        for b in range(len(columns)):
+            s10 = i10 / ((i10 - 1) * m) * np.dot(ups[a], ups[b])
+            s01 = i01 / ((i01 - 1) * n) * np.dot(downs[a], downs[b])
+            s11 = i / (i - 1) * (np.dot(ups[a], downs[b]) + np.dot(ups[b], downs[a]))
+            found[a, b] = s10 / m + s01 / n + s11 / (m * n)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_with_patients_the_variance_is_that_of_obuchowski(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    patients = generator.integers(0, 12, 60)
+    labels = (generator.random(60) < 0.5).astype(int)
+    a, b = (np.round(labels + generator.normal(0, 1.2, 12)[patients] + generator.normal(0, 1, 60), 1) for _ in "ab")
+    expected = obuchowski(labels, [a, b], patients)
+    area, low, high = delong_interval(labels, a, groups=patients)
+    assert area == pytest.approx(roc_auc_score(labels, a), abs=1e-12)
+    half = norm.ppf(0.975) * np.sqrt(expected[0, 0])
+    assert (low, high) == pytest.approx((max(area - half, 0), min(area + half, 1)), abs=1e-9)
+    difference, _, _, p_value = delong_test(labels, a, b, groups=patients)
+    apart = np.sqrt(expected[0, 0] + expected[1, 1] - 2 * expected[0, 1])
+    assert p_value == pytest.approx(2 * norm.sf(abs(difference) / apart), abs=1e-9)
+    assert delong_test(labels, a, b, groups=np.arange(60)) == pytest.approx(delong_test(labels, a, b), abs=1e-12)
+
+
+def test_copies_of_slides_do_not_narrow_the_interval() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.arange(30) % 2
+    scores = labels + generator.normal(0, 1, 30)
+    once = delong_interval(labels, scores)
+    thrice = delong_interval(np.repeat(labels, 3), np.repeat(scores, 3), groups=np.repeat(np.arange(30), 3))
+    assert thrice == pytest.approx(once, abs=1e-9)
+    assert np.isnan(delong_interval([1, 1, 0, 0], [0.9, 0.2, 0.4, 0.1], groups=list("aabc"))[1])

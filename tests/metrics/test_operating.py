@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
+from scipy.stats import t as student
 from sklearn import metrics as reference
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.proportion import proportion_confint
 
 from kdml_med.metrics.operating import Confusion, Proportion, figures_at, youden_threshold
@@ -109,3 +112,66 @@ def test_the_youden_threshold_is_the_first_best_of_scikit_learn(pairs: list[tupl
 
 def test_a_network_without_numbers_has_no_threshold() -> None:
     assert math.isnan(youden_threshold([0, 1], [0.1, math.nan]))
+
+
+CLUSTERED = st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=3, max_size=40)
+
+
+@given(CLUSTERED)
+@settings(max_examples=examples(100))
+def test_intervals_over_patients_are_those_of_a_robust_variance_of_statsmodels(pairs: list[tuple[bool, int]]) -> None:
+    done, groups = np.array([one for one, _ in pairs]), np.array([group for _, group in pairs])
+    found, count = Proportion.of_groups(done, groups), len(set(groups))
+    assert (found.successes, found.n) == (done.sum(), len(done))
+    if count in (1, len(done)):
+        return
+    share, size = done.mean(), float(count)
+    if 0 < share < 1:
+        fitted = OLS(done.astype(float), np.ones(len(done))).fit(
+            cov_type="cluster", cov_kwds={"groups": groups, "use_correction": True}
+        )
+        size = min(len(done), share * (1 - share) / max(float(fitted.cov_params()[0, 0]), 1e-300))
+        size *= (norm.ppf(0.975) / student.ppf(0.975, count - 1)) ** 2
+    limits = proportion_confint(share * size, size, method="wilson")
+    assert (found.low, found.high) == pytest.approx(limits, abs=1e-9)
+
+
+def test_each_patient_once_is_wilson_and_one_patient_alone_has_no_interval() -> None:
+    done = [True, False, True, True]
+    assert Proportion.of_groups(done, list("abcd")) == Proportion.of_groups(done, None) == Proportion.of(3, 4)
+    alone = Proportion.of_groups(done, list("aaaa"))
+    assert (alone.value, alone.successes, alone.n) == (0.75, 3, 4)
+    assert math.isnan(alone.low)
+    assert math.isnan(alone.high)
+
+
+def test_slides_that_are_copies_tell_nothing_new() -> None:
+    one = Proportion.of(10, 10)
+    copies = Proportion.of_groups([True] * 40, np.repeat(np.arange(10), 4))
+    assert (copies.low, copies.high) == (one.low, one.high)
+    assert copies.n == 40
+
+
+def test_intervals_over_patients_hold_the_truth_where_those_over_slides_do_not() -> None:
+    generator, truth, held = np.random.default_rng(0), 0.9, {"patients": 0, "slides": 0}
+    repeats = 300
+    for _ in range(repeats):
+        sizes = generator.integers(1, 8, 12)
+        of_patient = generator.beta(truth, 1 - truth, 12)  # correlation of slides of one patient: 0.5
+        done = generator.random(sizes.sum()) < np.repeat(of_patient, sizes)
+        for name, groups in (("patients", np.repeat(np.arange(12), sizes)), ("slides", None)):
+            found = Proportion.of_groups(done, groups)
+            held[name] += found.low <= truth <= found.high
+    assert held["patients"] / repeats > 0.93
+    assert held["slides"] / repeats < 0.85
+
+
+def test_figures_at_a_threshold_take_patients() -> None:
+    labels, answers, patients = [1, 1, 1, 1, 0, 0], [0.9, 0.8, 0.2, 0.1, 0.7, 0.1], list("aabbcc")
+    found = figures_at(labels, answers, 0.5, groups=patients)
+    assert found.sensitivity == Proportion.of_groups([True, True, False, False], list("aabb"))
+    assert found.ppv == Proportion.of_groups([True, True, False], list("aac"))
+    assert found.npv == Proportion.of_groups([False, False, True], list("bbc"))
+    assert found.accuracy == Proportion.of_groups([True, True, False, False, False, True], patients)
+    with pytest.raises(ValueError, match="1 samples have no group"):
+        figures_at([1, 0], [0.5, 0.5], 0.5, groups=["a", None])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -320,19 +320,10 @@ def _content(one: DetectorFigures) -> dict[str, Any]:
         name: plain({
             "threshold": one.judged.thresholds[name],
             "figures": dict(figures),
-            "froc": _corners(one.froc.get(name)),
-            "precision_recall": _corners(one.precision_recall.get(name)),
+            "froc": one.froc.get(name),
+            "precision_recall": one.precision_recall.get(name),
             "sizes": {size: asdict(own) for size, own in one.sizes.get(name, {}).items()},
             "reliability": one.reliability.get(name),
         })
         for name, figures in one.judged.figures.items()
     }  # fmt: skip
-
-
-def _corners(curve: Curve | None) -> Curve | None:
-    """A curve of steps without the points between its corners, which are thousands."""
-    if curve is None or len(curve.y) < 3:
-        return curve
-    within = [(own[1:-1] == own[:-2]) & (own[1:-1] == own[2:]) for own in (curve.x, curve.y)]
-    kept = np.concatenate([[True], ~(within[0] | within[1]), [True]])
-    return replace(curve, x=curve.x[kept], y=curve.y[kept], thresholds=curve.thresholds[kept])

@@ -10,9 +10,10 @@ import pandas as pd
 
 from kdml_med.clinical.study import DatasetContent
 from kdml_med.keys import Split
-from kdml_med.storage.manifest import DatasetKind
+from kdml_med.storage.manifest import DatasetKind, owner_word
 from kdml_med.tables.usage import RowUse
 
+_BOTH, _NO_CLASS = "both", "without a class"
 TABLE_ROWS = "rows of the label table"
 _SPLITS = {Split.TRAIN.value: "training", Split.VAL.value: "validation", Split.TEST.value: "test"}
 _ROWS = {
@@ -36,10 +37,11 @@ class Group:
 
     Attributes:
         name: of the split, for people.
-        patients: different ones.
+        patients: different ones, or what stands for them, see ``Flow.owner``.
         groups: slides or sequences.
         rows: tiles or frames.
-        classes: patients by class; a patient with slides (or frames) of both counts in each.
+        classes: patients by class, those with slides (or tiles) of both under "both" and those with none under
+            "without a class", where there are any; they add up to all.
         unlabelled: tiles or frames without a class, which nothing is learned from and nobody is judged by.
     """
 
@@ -70,12 +72,14 @@ class Flow:
     """A dataset by splits, and what was left out of it.
 
     Attributes:
+        owner: what has the id of a patient: "patient", or "slide" where nothing says whose slides are.
         candidates: rows of the label table; None where the dataset does not say.
         groups: training, validation and test as far as there are splits, then all of them.
         exclusions: with reasons; those of which there are none are left out.
         failures: (input, reason) of every input that could not be used.
     """
 
+    owner: str
     candidates: int | None
     groups: list[Group]
     exclusions: list[Exclusion]
@@ -96,6 +100,7 @@ def count_flow(data: DatasetContent) -> Flow:
     groups.append(_count_group("all", data.manifest, kind, data.info.classes))
     rows = (data.info.labels or {}).get("rows", {})
     return Flow(
+        owner=owner_word(data.manifest, data.info),
         candidates=rows.get("all"),
         groups=groups,
         exclusions=[one for one in _find_exclusions(data, kind, rows, groups[-1]) if one.number],
@@ -104,13 +109,15 @@ def count_flow(data: DatasetContent) -> Flow:
 
 
 def _count_group(name: str, rows: pd.DataFrame, kind: DatasetKind, classes: Sequence[str]) -> Group:
-    by_class = {label: int(rows["patient_id"][rows["label"] == label].nunique()) for label in classes}
+    labels = rows.groupby("patient_id")["label"].agg(["first", "nunique"])
+    counts = labels["first"].fillna(_NO_CLASS).where(labels["nunique"] < 2, _BOTH).value_counts()
+    by_class = {name: int(counts.get(name, 0)) for name in [*classes, _BOTH, _NO_CLASS]}
     return Group(
         name=name,
         patients=int(rows["patient_id"].nunique()),
         groups=int(rows[kind.group].nunique()),
         rows=len(rows),
-        classes=by_class,
+        classes={label: number for label, number in by_class.items() if number or label in classes},
         unlabelled=int(rows["label"].isna().sum()),
     )
 

@@ -206,10 +206,10 @@ def _against_teacher(answers: Answers) -> dict[str, tuple[float, float, float, f
     known = answers.labelled
     if NetworkName.TEACHER not in answers.networks or known.empty:
         return {}
-    labels = known["label"].to_numpy(np.int64)
+    labels, patients = known["label"].to_numpy(np.int64), known["patient_id"].to_numpy()
     teacher = probabilities_of(known, NetworkName.TEACHER)
     return {
-        network: delong_test(labels, probabilities_of(known, network), teacher)
+        network: delong_test(labels, probabilities_of(known, network), teacher, groups=patients)
         for network in answers.networks
         if network != NetworkName.TEACHER
     }

@@ -6,6 +6,7 @@ from kdml_med.clinical.slides.counting import Flow, count_flow
 from kdml_med.clinical.slides.flow_chart import draw_flow
 from kdml_med.clinical.study import DatasetContent, Study
 from kdml_med.report.document import Paragraph, Part, Picture, Section, Table
+from kdml_med.report.wording import listed
 from kdml_med.storage.manifest import DatasetKind
 from kdml_med.words import counted
 
@@ -37,18 +38,23 @@ def flow_section(study: Study) -> Section:
 def _dataset_parts(data: DatasetContent, title: str) -> list[Part]:
     flow, kind = count_flow(data), DatasetKind(data.info.kind)
     group = kind.group.removesuffix("_id")
-    columns = [title, "patients", *(f"patients {name}" for name in data.info.classes), f"{group}s", f"{kind.row}s"]
+    classes = list(flow.groups[-1].classes)  # all of them have every class that a part has
+    columns = [title, f"{flow.owner}s", *(f"{flow.owner}s {name}" for name in classes), f"{group}s", f"{kind.row}s"]
     rows = [
-        [one.name, *(f"{number:,}" for number in (one.patients, *one.classes.values(), one.groups, one.rows))]
+        [one.name, *(f"{number:,}" for number in (one.patients, *numbers, one.groups, one.rows))]
         for one in flow.groups
+        for numbers in [[one.classes.get(name, 0) for name in classes]]
     ]
+    if flow.owner == group:  # one and the same
+        columns, rows = [*columns[:-2], columns[-1]], [[*row[:-2], row[-1]] for row in rows]
     table = (data.info.labels or {}).get("table") or "Class folders"
     drawn = draw_flow(flow, group=group, row=kind.row, table=table)
-    caption = f"{title}: flow of patients, {group}s and {kind.row}s."
-    if sum(flow.groups[-1].classes.values()) > flow.groups[-1].patients:
-        caption += f" A patient with {group}s of both classes counts in each."
+    what = [] if flow.owner == group else [f"{flow.owner}s"]
+    caption = f"{title}: flow of {listed([*what, f'{group}s', f'{kind.row}s'])}."
     parts: list[Part] = [Picture(f"flow-{title}.png", caption, drawn)]
     parts.append(Table(columns, rows))
+    if flow.owner == group:
+        parts.append(Paragraph(f"Nothing says which {group}s are of one patient: each counts as its own."))
     if data.split is None:
         parts.append(Paragraph("The dataset has no splits."))
     if flow.exclusions:

@@ -74,12 +74,12 @@ def draw_flow(flow: Flow, *, group: str, row: str, table: str) -> Figure:
     others = [one for one in flow.exclusions if not one.of_table]
     unusable = [f"{counted(len(flow.failures), 'input')}: not or not wholly usable"] if flow.failures else []
     steps = [([f"{table}: {counted(flow.candidates, 'row')}"], _reasons(of_table))] if flow.candidates else []
-    steps.append((["In the dataset:", *_counted(every, group, row)], [*unusable, *_reasons(others)]))
+    steps.append((["In the dataset:", *_counted(every, flow.owner, group, row)], [*unusable, *_reasons(others)]))
     rows = [(_Box.of(_MAIN, main), _Box.of(_BESIDE, beside)) for main, beside in steps]
     width = (WIDTH - 0.15 * (len(splits) - 1)) / max(1, len(splits)) if len(splits) > 1 else _MAIN[1]
     places = [(number * (width + 0.15), width) for number in range(len(splits))]
     last = [
-        _Box.of(place, [f"{one.name.capitalize()}:", *_counted(one, group, row)])
+        _Box.of(place, [f"{one.name.capitalize()}:", *_counted(one, flow.owner, group, row)])
         for place, one in zip(places, splits, strict=True)
     ]
     heights = [max(main.height, beside.height if beside.lines else 0) for main, beside in rows]
@@ -111,11 +111,12 @@ def _draw_arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float]
     axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": FAINT, "shrinkA": 0, "shrinkB": 0})
 
 
-def _counted(group: Group, of: str, row: str) -> list[str]:
+def _counted(group: Group, owner: str, of: str, row: str) -> list[str]:
     """Patients by class, and what they have."""
     classes = ", ".join(f"{number:,} {name}" for name, number in group.classes.items())
-    patients = counted(group.patients, "patient") + (f" ({classes})" if classes else "")
-    return [patients, f"{counted(group.groups, of)}, {counted(group.rows, row)}"]
+    patients = counted(group.patients, owner) + (f" ({classes})" if classes else "")
+    slides = [] if owner == of else [counted(group.groups, of)]
+    return [patients, ", ".join([*slides, counted(group.rows, row)])]
 
 
 def _reasons(exclusions: Sequence[Exclusion]) -> list[str]:

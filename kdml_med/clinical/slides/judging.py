@@ -17,6 +17,8 @@ from kdml_med.keys import network_order
 from kdml_med.metrics.calibration import (
     Reliability,
     brier_score,
+    calibration_intercept,
+    calibration_slope,
     expected_calibration_error,
     reliability,
     scale_by_temperature,
@@ -38,6 +40,8 @@ class Calibration:
 
     brier: float
     ece: float
+    intercept: float
+    slope: float
     reliability: Reliability
 
 
@@ -158,19 +162,25 @@ def judge_network(
     return NetworkFigures(
         roc=roc_curve(labels, probabilities, groups=patients, resamples=resamples),
         precision_recall=precision_recall_curve(labels, probabilities, groups=patients, resamples=resamples),
-        delong=delong_interval(labels, probabilities),
-        calibration=_calibrate(labels, probabilities),
-        scaled=None if scaled is None else _calibrate(labels, scaled),
+        delong=delong_interval(labels, probabilities, groups=patients),
+        calibration=_calibrate(labels, probabilities, patients),
+        scaled=None if scaled is None else _calibrate(labels, scaled, patients),
         decision=decision_curve(labels, probabilities if scaled is None else scaled),
-        points={point: figures_at(labels, probabilities, value) for point, value in thresholds.items()},
+        points={
+            point: figures_at(labels, probabilities, value, groups=patients) for point, value in thresholds.items()
+        },
     )
 
 
-def _calibrate(labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float64]) -> Calibration:
+def _calibrate(
+    labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float64], patients: npt.NDArray[np.object_]
+) -> Calibration:
     return Calibration(
         brier_score(labels, probabilities),
         expected_calibration_error(labels, probabilities),
-        reliability(labels, probabilities, bins=_bins(len(labels))),
+        calibration_intercept(labels, probabilities),
+        calibration_slope(labels, probabilities),
+        reliability(labels, probabilities, bins=_bins(len(labels)), groups=patients),
     )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from kdml_med.clinical.networks import COST_COLUMNS
 from kdml_med.clinical.slides.findings import Findings
-from kdml_med.clinical.slides.judging import POINT_WORDS, Judged
-from kdml_med.clinical.slides.thresholds import share_words
+from kdml_med.clinical.slides.judging import POINT_WORDS, Calibration, Judged
+from kdml_med.clinical.slides.thresholds import by_patient, share_words
 from kdml_med.clinical.wording import limits
 from kdml_med.keys import NetworkName, network_order
+from kdml_med.metrics.decision import DecisionCurve
 from kdml_med.report import curves as draw
 from kdml_med.report.caution import caution
 from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table
@@ -76,11 +77,12 @@ def performance(found: Findings) -> Section:
     ]
     parts += [Paragraph(text, lead="Not defined.") for text in _reasons(found)]
     note = (
-        "Intervals: 95 %, by resampling patients; DeLong's, from the variance of ranks, is a cross-check and undefined "
-        "at an AUROC of 1. The prevalence is what the average precision of a guess would be."
+        f"Intervals: 95 %, by resampling patients. DeLong's, from the variance of ranks{_of_patients(found)}, is a "
+        "cross-check; at an AUROC of 0 or 1 no rank varies, and where a class is of one patient none can: it has no "
+        "bracket then. The prevalence is what the average precision of a guess would be."
     )
-    if any(one.n > one.patients for one in found.judged.values()):
-        note += " DeLong takes slides as independent; several of one patient are not, and its interval is too narrow."
+    if any(own.roc.area_low == own.roc.area_high for one in found.ordered for own in one.networks.values()):
+        note += " An interval without width: no resample differs, as at an AUROC of 1. The true one is wider."
     parts.append(Paragraph(note))
     for one in found.shown:
         parts += _curves(found, one)
@@ -111,6 +113,12 @@ def _reasons(found: Findings) -> list[str]:
             which = "all networks" if len(names) == len(one.networks) else ", ".join(names)
             lines.append(f"{one.title}, {which}: {reason}.")
     return lines
+
+
+def _of_patients(found: Findings) -> str:
+    """By whom DeLong's variance is, where patients have several slides."""
+    several = any(one.n > one.patients for one in found.judged.values())
+    return ", between patients because slides of one are alike (Obuchowski 1997)" if several else ""
 
 
 def _curves(found: Findings, one: Judged) -> list[Part]:
@@ -149,33 +157,32 @@ def calibration(found: Findings) -> Section:
     """Whether probabilities mean what they say."""
     parts: list[Part] = []
     for one in found.ordered:
-        columns = ["network", "Brier score", "ECE"]
+        columns = ["network", "Brier score", "ECE", "intercept", "slope"]
         rows = []
         for name in sorted(one.networks, key=network_order):
             own = one.networks[name]
-            row = [network_words(name), figure(own.calibration.brier), figure(own.calibration.ece)]
+            row = [network_words(name), *_calibration_cells(own.calibration)]
             if found.temperature:
-                scaled = own.scaled
                 fitted = found.rules.temperature.get(name, math.nan)
-                row += (
-                    [figure(fitted, 2), *(figure(value) for value in (scaled.brier, scaled.ece))]
-                    if scaled
-                    else ["–"] * 3
-                )
+                cells = ["–"] * 4 if own.scaled is None else _calibration_cells(own.scaled)
+                row += [figure(fitted, 2), *cells]
             rows.append(row)
         if found.temperature:
-            columns += ["temperature", "Brier score, scaled", "ECE, scaled"]
+            columns += ["temperature", *(f"{name}, scaled" for name in columns[1:])]
         parts.append(Table(columns, rows, one.title))
     note = (
         "Brier score: mean squared error of the probability. ECE: expected calibration error, ten bins over the "
-        "probability. Both are best at 0."
+        "probability; with few in a bin it is above 0 by chance alone. Both are best at 0. Intercept: log odds by "
+        "which the probabilities are too low on the whole (calibration in the large), best at 0. Slope: of a logistic "
+        "regression on their log odds, best at 1, below it they are too extreme (Van Calster et al. 2019); a dash "
+        "where a line separates the classes."
     )
     if found.temperature:
         note += (
             " Scaled: the logit of each probability divided by the temperature that fits the validation patients best; "
-            "the order of patients, and with it every ROC curve, stays. A dash: no temperature fits best, because the "
-            "validation patients are all on the right side or no better than chance."
+            "the order of patients, and with it every ROC curve, stays. A dash: none could be fitted."
         )
+        parts += [Paragraph(problem, lead="Caution.") for problem in found.rules.temperature_problems]
     else:
         note += " Probabilities after temperature scaling: report --temperature."
     parts.append(Paragraph(note))
@@ -185,8 +192,8 @@ def calibration(found: Findings) -> Section:
             continue
         caption = (
             f"{one.title}, {name}: observed share of {found.study.description.classes[-1]} over the predicted "
-            "probability, in bins of equally many answers, with Wilson's 95 % intervals. On the dotted line, "
-            "probabilities mean what they say."
+            f"probability, in bins of equally many answers, with Wilson's 95 % intervals{by_patient(found)}. On the "
+            "dotted line, probabilities mean what they say."
         )
         drawn = draw.draw_reliability({found.network: own.calibration.reliability})
         parts.append(Picture(f"reliability-{one.name}.png", caption, drawn))
@@ -195,6 +202,10 @@ def calibration(found: Findings) -> Section:
             drawn = draw.draw_reliability({found.network: own.scaled.reliability})
             parts.append(Picture(f"reliability-scaled-{one.name}.png", caption, drawn))
     return Section("Calibration", parts)
+
+
+def _calibration_cells(own: Calibration) -> list[str]:
+    return [figure(own.brier), figure(own.ece), figure(own.intercept, 2), figure(own.slope, 2)]
 
 
 def decision(found: Findings) -> Section:
@@ -206,7 +217,7 @@ def decision(found: Findings) -> Section:
             scaled = " Probabilities are scaled, where a temperature could be fitted." if found.temperature else ""
             caption = (
                 f"{one.title}: net benefit, true positives less weighed false ones per {one.level}, over the "
-                f"probability from which somebody would act (Vickers & Elkin 2006).{scaled}"
+                f"probability from which somebody would act (Vickers & Elkin 2006).{scaled}{_limit(known.values())}"
             )
             parts.append(Picture(f"decision-{one.name}.png", caption, draw.draw_decision(known)))
     if parts:
@@ -217,6 +228,14 @@ def decision(found: Findings) -> Section:
         )
         parts.insert(0, Paragraph(text))
     return Section("Decision curve", parts)
+
+
+def _limit(curves: Iterable[DecisionCurve]) -> str:
+    limit = max(own.limit for own in curves)
+    return (
+        f" Drawn up to {figure(limit, 2)}: beyond, one false positive weighs more than a tenth of all positives, and "
+        "the lines jump with each patient."
+    )
 
 
 def networks(found: Findings) -> Section:
@@ -236,11 +255,9 @@ def networks(found: Findings) -> Section:
     parts: list[Part] = [Table(columns, rows, names=2), Paragraph(found.costs.note)]
     if compared:
         note = (
-            "Differences and p values: DeLong, paired, not corrected for several comparisons; a dash where both rank "
-            "all alike."
+            f"Differences and p values: DeLong, paired{_of_patients(found)}, not corrected for several comparisons; a "
+            "dash where both rank all alike, or a class is of one patient only."
         )
-        if first.n > first.patients:
-            note += " Slides of one patient are taken as independent, so that p values are too small."
         parts.append(Paragraph(note))
     return Section("Networks side by side", parts)
 

@@ -11,12 +11,14 @@ from kdml_med.clinical.study import Role
 from kdml_med.keys import network_order
 from kdml_med.metrics.curves import Curve
 from kdml_med.metrics.operating import OperatingFigures, Proportion
+from kdml_med.report.caution import FEW
 from kdml_med.report.document import Code, Paragraph, Part, Section, Table
-from kdml_med.report.wording import capital, figure, network_words
-from kdml_med.words import counted
+from kdml_med.report.wording import capital, figure, listed, network_words
+from kdml_med.words import counted, verb
 
 _SHARES = ("sensitivity", "specificity", "ppv", "npv", "ruled_out")
 _SHARES_OF_GROUPS = ("sensitivity", "specificity", "ruled_out")
+_MOST_NAMED = 8
 _SHARE_WORDS = {"ppv": "PPV", "npv": "NPV", "ruled_out": "ruled out"}
 
 
@@ -26,11 +28,9 @@ def operating_points(found: Findings) -> Section:
     text = (
         f"Both thresholds of each network were chosen on the {counted(rules.n, found.level)} of the validation split "
         f"({rules.positives:,} {study.description.classes[-1]}) and on nobody else: rule-out is the highest threshold "
-        "that finds 95 % of them, Youden has the highest sum of sensitivity and specificity. Intervals: Wilson, 95 %."
+        "that finds 95 % of them, Youden has the highest sum of sensitivity and specificity. Intervals: Wilson, 95 %"
     )
-    if found.level != "patient":
-        text += " They take slides as independent; several of one patient are not, and the intervals are too narrow."
-    parts: list[Part] = [Paragraph(text)]
+    parts: list[Part] = [Paragraph(f"{text}{by_patient(found)}.")]
     parts += [Paragraph(problem, lead="Caution.") for problem in rules.problems]
     columns = ["network", "point", "threshold", *(_SHARE_WORDS.get(name, name) for name in _SHARES)]
     for one in found.ordered:
@@ -42,8 +42,10 @@ def operating_points(found: Findings) -> Section:
         ]
         parts.append(Table(columns, rows, f"{one.title}{own}", names=2))
     note = (
-        f"Ruled out: share of all that are called {study.description.classes[0]}. PPV and NPV hold for the share of "
-        f"{study.description.classes[-1]} in these patients only."
+        f"Ruled out: share of all that are called {study.description.classes[0]}. PPV, NPV and this share hold "
+        f"for the share of {study.description.classes[-1]} in these patients only. Where a share π of the patients is "
+        f"{study.description.classes[-1]}: PPV = sensitivity · π / (sensitivity · π + (1 − specificity) · (1 − π)), "
+        "NPV = specificity · (1 − π) / (specificity · (1 − π) + (1 − sensitivity) · π)."
     )
     parts.append(Paragraph(note))
     return Section("Operating points", parts)
@@ -83,16 +85,35 @@ def subgroups(found: Findings) -> Section:
             parts.append(_subgroup_table(found, found.judged[name], column, groups))
     if parts:
         text = (
-            f"Figures of the {network_words(found.network)} at the rule-out threshold above; report.json has "
-            "Youden's, too. Groups are small, and of many "
-            "groups some look better or worse by chance: a difference between them is a question, not a finding."
+            f"Figures of the {network_words(found.network)} at the rule-out threshold above; report.json has Youden's, "
+            "too. There are no p values: of many groups some look better or worse by chance, and a difference between "
+            "them is a question, not a finding."
         )
-        return Section("Subgroups", [Paragraph(text), *parts])
+        return Section("Subgroups", [Paragraph(text), *_few_in_groups(found), *parts])
     text = (
         "The dataset names no more than one site. Other subgroups: report --labels TABLE --by COLUMN, for any column "
         "of the label table."
     )
     return Section("Subgroups", [Paragraph(text)])
+
+
+def _few_in_groups(found: Findings) -> list[Part]:
+    """Groups whose intervals rest on few patients, by name."""
+    few = {
+        f"{column} {group.name}": group.patients
+        for columns in found.subgroups.values()
+        for column, groups in columns.items()
+        for group in groups
+        if group.patients < FEW
+    }
+    if not few:
+        return []
+    shown = [f"{name} ({number})" for name, number in list(few.items())[:_MOST_NAMED]]
+    more = [f"{len(few) - len(shown)} more"] if len(few) > len(shown) else []
+    text = (
+        f"Fewer than {FEW} patients, whose intervals are unreliable and mostly too narrow: {listed([*shown, *more])}."
+    )
+    return [Paragraph(text, lead="Caution.")]
 
 
 def _subgroup_table(found: Findings, one: Judged, column: str, groups: list[Subgroup]) -> Table:
@@ -112,7 +133,8 @@ def _subgroup_table(found: Findings, one: Judged, column: str, groups: list[Subg
 def cohorts(found: Findings) -> Section:
     """Every cohort at the same frozen thresholds."""
     every = found.ordered
-    left = [Paragraph(f"{path} is not on this page: name it with --external.") for path in found.study.not_named]
+    left = _same_ids(found)
+    left += [Paragraph(f"{path} is not on this page: name it with --external.") for path in found.study.not_named]
     if not any(one.role is Role.EXTERNAL for one in every):
         run = found.study.folder
         commands = Code(
@@ -139,10 +161,38 @@ def cohorts(found: Findings) -> Section:
     return Section("External cohorts", [Paragraph(f"Figures of the {network_words(found.network)}."), *parts, *left])
 
 
+def _same_ids(found: Findings) -> list[Part]:
+    """A caution where cohorts have ids of patients in common: the same people, or two hospitals that count alike."""
+    seen: dict[str, str] = {}
+    parts: list[Part] = []
+    for one in found.study.judged:
+        patients = found.answers[one.name].table["patient_id"].unique()
+        same = [name for name in patients if name in seen]
+        if same:
+            text = (
+                f"{counted(len(same), 'patient')} of {one.title} {verb(len(same), 'has an id', 'have ids')} of "
+                f"{seen[same[0]]}, first {same[0]}. If they are the same people, this is no external cohort; if two "
+                "hospitals count alike, put the hospital's name before the id."
+            )
+            parts.append(Paragraph(text, lead="Caution."))
+        seen |= {name: one.title for name in patients if name not in seen}
+    return parts
+
+
+def by_patient(found: Findings) -> str:
+    """What is done about several slides of one patient; empty where there are none."""
+    if all(one.n == one.patients for one in found.judged.values()):
+        return ""
+    return (
+        ", of as many independent slides as the spread between patients is worth, because slides of one patient are "
+        "alike (Korn & Graubard 1998); a dash where all are of one patient"
+    )
+
+
 def share_words(share: Proportion) -> str:
-    """As in "0.93 (0.85–0.98)"; a dash where it is a share of nobody."""
-    if not share.n:
-        return figure(math.nan)
+    """As in "0.93 (0.85–0.98)"; a dash where it is a share of nobody, no bracket where of one patient."""
+    if math.isnan(share.low):
+        return figure(share.value, 2)
     return f"{figure(share.value, 2)} ({figure(share.low, 2)}–{figure(share.high, 2)})"
 
 

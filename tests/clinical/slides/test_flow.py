@@ -47,13 +47,32 @@ def test_what_was_left_out_has_a_reason_and_a_number(tmp_path: Path) -> None:
     ]
 
 
-def test_a_patient_with_slides_of_both_classes_counts_in_each(tmp_path: Path) -> None:
+def test_patients_of_both_classes_or_none_count_once(tmp_path: Path) -> None:
     folder = write_placed_dataset(tmp_path / "tiles")
     manifest = read_manifest(folder)
     manifest.loc[manifest.index[0], "label"] = "MSI"
+    manifest.loc[manifest["patient_id"] == "P01", "label"] = None
     write_manifest(folder / MANIFEST_FILE, pa.Table.from_pandas(manifest, preserve_index=False))
     every = count_flow(read_dataset(folder, None)).groups[-1]
-    assert (every.patients, every.classes) == (24, {"MSS": 12, "MSI": 13})
+    assert (every.patients, every.classes) == (24, {"MSS": 11, "MSI": 11, "both": 1, "without a class": 1})
+
+
+def test_slides_are_not_called_patients_where_nothing_says_whose_they_are(tmp_path: Path) -> None:
+    folder = write_placed_dataset(tmp_path / "tiles")
+    manifest = read_manifest(folder)
+    unknown = manifest.assign(slide_id=manifest["patient_id"])
+    write_manifest(folder / MANIFEST_FILE, pa.Table.from_pandas(unknown, preserve_index=False))
+    data = read_dataset(folder, None)
+    flow = count_flow(data)
+    assert flow.owner == "slide"
+    texts = [text.get_text() for text in draw_flow(flow, group="slide", row="tile", table="t").axes[0].texts]
+    assert "24 slides (12 MSS, 12 MSI)" in texts
+    assert "96 tiles" in texts
+    assert not any("patient" in text for text in texts)
+    info = read_info(folder)
+    info.labels = {"columns": {"patient": "case"}, "rows": {}}
+    write_info(folder, info)
+    assert count_flow(read_dataset(folder, None)).owner == "patient"
 
 
 @pytest.mark.parametrize("candidates", [None, 31])
@@ -63,7 +82,7 @@ def test_the_chart_says_every_number_within_its_frame(candidates: int | None, sp
     names = ["training", "validation", "test"][:splits]
     groups = [Group(name, 7, 8, 1234, {"$MSS$": 3, "a" * 90: 4}, 0) for name in [*names, "all"]]
     exclusions = [Exclusion("tiles", f"reason {number}", 1000 + number) for number in range(reasons)]
-    flow = Flow(candidates, groups, exclusions, [("torn.svs", "cannot be read")] * 2)
+    flow = Flow("patient", candidates, groups, exclusions, [("torn.svs", "cannot be read")] * 2)
     figure = draw_flow(flow, group="slide", row="tile", table="labels.csv")
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert sum("8 slides, 1,234 tiles" in text for text in texts) == splits + 1

@@ -19,6 +19,7 @@ from statsmodels.stats.proportion import proportion_confint
 from kdml_med.clinical.slides import findings, judging, patients
 from kdml_med.clinical.writing import write_report
 from kdml_med.errors import InputError
+from kdml_med.metrics.operating import Proportion
 from kdml_med.storage.files import write_json
 from tests.clinical.answered import write_evaluation
 from tests.clinical.studies import predictions_on, write_placed_dataset, write_study
@@ -274,6 +275,85 @@ def test_of_many_patients_those_furthest_from_the_truth_are_listed(
     shown = [re.sub("<[^>]*>", " ", row).split() for row in rows]
     found = [abs(float(row[-3]) - (row[3] == "MSI")) for row in shown]
     assert sorted(found, reverse=True) == pytest.approx(sorted(errors, reverse=True)[:3], abs=6e-4)
+
+
+def _other_prevalence(other: pd.DataFrame) -> pd.DataFrame:
+    names = sorted(other["patient_id"][other["label"] == 1].unique())
+    return other[~other["patient_id"].isin(names[1:])]
+
+
+def _no_positives(other: pd.DataFrame) -> pd.DataFrame:
+    return other[other["label"] == 0]
+
+
+def _some_unlabelled(other: pd.DataFrame) -> pd.DataFrame:
+    return other.assign(label=other["label"].mask(other["patient_id"] == other["patient_id"].iloc[0], -1))
+
+
+def _unknown_patients(other: pd.DataFrame) -> pd.DataFrame:
+    return other.assign(patient_id=other["slide_id"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_other_prevalence, "(1 MSI)"),
+        (_no_positives, "Not everything is defined: all patients are of one class."),
+        (_some_unlabelled, "1 patient without a label left out"),
+        (_unknown_patients, "External: other: AUROC 0."),
+    ],
+)
+def test_any_external_cohort_is_judged_at_the_frozen_thresholds(
+    run: Path, dataset: Path, tmp_path: Path, change: Any, said: str
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    other = predictions_on(dataset, "test", seed=5)
+    for name in ("patient_id", "slide_id"):
+        other[name] = "X" + other[name]
+    write_evaluation(copy / "evaluation_other", change(other), split="test")
+    write_report(copy, external=[copy / "evaluation_other"])
+    text, found = text_of(copy), figures_of(copy)
+    assert said in text
+    assert "nan" not in re.findall(r"\w+", text.lower())
+    assert found["rules"]["thresholds"] == figures_of(run)["rules"]["thresholds"]
+    own = change(other)[lambda table: (table["network"] == "ensemble") & (table["label"] >= 0)]
+    means = own.groupby("patient_id").agg({"label": "first", "probability": "mean"})
+    point = found["evaluations"]["other"]["networks"]["ensemble"]["points"]["rule_out"]
+    called = means["probability"] >= point["threshold"] - 1e-12
+    assert point["specificity"]["successes"] == (~called & (means["label"] == 0)).sum()
+    assert (point["sensitivity"]["value"] is None) == (means["label"].sum() == 0)
+
+
+def test_cohorts_with_the_same_ids_and_small_groups_are_cautioned(run: Path, dataset: Path, tmp_path: Path) -> None:
+    assert "have ids of" not in text_of(run)
+    assert "Fewer than 20 patients, whose intervals are unreliable and mostly too narrow: site north (" in text_of(run)
+    copy = shutil.copytree(run, tmp_path / "run")
+    write_evaluation(copy / "evaluation_other", predictions_on(dataset, "test", seed=5), split="test")
+    write_report(copy, external=[copy / "evaluation_other"])
+    first = predictions_on(dataset, "test")["patient_id"].iloc[0]
+    assert f"patients of External: other have ids of Test split, first {first}." in text_of(copy)
+
+
+def test_several_slides_of_a_patient_widen_the_intervals(tmp_path: Path) -> None:
+    """The page says by whom intervals are, and the figures are those of the patients."""
+    data = write_placed_dataset(tmp_path / "tiles")
+    test = predictions_on(data, "test", seed=2)
+    number = test.groupby(["network", "patient_id"]).cumcount()
+    split = test.assign(slide_id=test["slide_id"] + "_" + (number % 2).astype(str))
+    run = write_study(tmp_path / "run", data, level="slide")
+    write_evaluation(run / "evaluation_test", split, split="test", level="slide")
+    write_report(run)
+    own = split[split["network"] == "ensemble"].groupby("slide_id").agg(
+        {"label": "first", "probability": "mean", "patient_id": "first"}
+    )  # fmt: skip
+    point = figures_of(run)["evaluations"]["test"]["networks"]["ensemble"]["points"]["youden"]
+    called = (own["probability"] >= point["threshold"]).to_numpy()
+    truth, patients = own["label"].to_numpy() == 1, own["patient_id"].to_numpy()
+    expected = Proportion.of_groups(~called[~truth], patients[~truth])
+    assert [point["specificity"][name] for name in ("value", "low", "high")] == pytest.approx(
+        [expected.value, expected.low, expected.high]
+    )
+    assert "slides of one patient are alike (Korn & Graubard 1998)" in text_of(run).replace("&amp;", "&")
 
 
 @pytest.mark.parametrize(
