@@ -30,6 +30,7 @@ from kdml_med.networks.weights import check_finite
 from kdml_med.report.screen import detection_results_table, results_table
 from kdml_med.runs import (
     DETECTIONS_FILE,
+    EVALUATION_FILE,
     METRICS_FILE,
     PATIENTS_FILE,
     PREDICTIONS_FILE,
@@ -44,7 +45,7 @@ from kdml_med.runs import (
     write_predictions,
 )
 from kdml_med.splits import has_folds, has_splits
-from kdml_med.storage.files import write_json, write_table
+from kdml_med.storage.files import naming, write_json, write_table
 from kdml_med.storage.folder import keep_out_others
 from kdml_med.storage.manifest import DatasetInfo, owner_word, read_info
 from kdml_med.storage.reading import damaged
@@ -243,11 +244,19 @@ def save_evaluation(
     if epoch is not None:
         metrics["best_epoch"] = epoch
     target = Path(output_dir)
+    _withdraw(target)
     table = write_tile_predictions(target, predictions, dataset, level, aggregation)
     write_classification_figures(target, table, metrics)
     write_json(target / METRICS_FILE, metrics)
     print(f"\n{_heading(metrics)}\n\n{results_table(metrics)}\n\nWritten to {target}\n")
     return metrics
+
+
+def _withdraw(folder: Path) -> None:
+    """Take away what vouches for an earlier evaluation before its tables change: one that is interrupted is none."""
+    for name in (METRICS_FILE, EVALUATION_FILE, SPEED_FILE):
+        with naming(folder / name):
+            (folder / name).unlink(missing_ok=True)
 
 
 def load_best_weights(network: Cohort, run_dir: str) -> int:
@@ -391,6 +400,7 @@ def save_detection_evaluation(
     if epoch is not None:
         metrics["best_epoch"] = epoch
     target = Path(output_dir)
+    _withdraw(target)
     write_detections(target / DETECTIONS_FILE, detections)
     write_table(target / SEQUENCES_FILE, sequence_table(dataset.rows, detections, threshold=thresholds))
     write_detection_figures(target, dataset.rows, by_network(detections, names), metrics)

@@ -138,6 +138,7 @@ def _summary(study: Study, every: Sequence[DetectorEvaluation]) -> Section:
                 "Validation only.",
             )
         )
+    parts += [Paragraph(text) for text in study.left_out]
     return Section("In short", [*parts, Paragraph("For research only. Not a medical device.")])
 
 

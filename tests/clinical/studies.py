@@ -22,7 +22,7 @@ from kdml_med.storage.manifest import (
     write_manifest,
 )
 from tests.clinical.answered import NETWORKS, write_evaluation, write_run
-from tests.synthetic_tiles import CLASSES, write_tile_dataset
+from tests.synthetic_tiles import write_tile_dataset
 
 
 def write_placed_dataset(folder: Path, *, patients: int = 24, placed: bool = True) -> Path:
@@ -46,7 +46,7 @@ def predictions_on(dataset: Path, split: str, *, seed: int = 0, noise: float = 0
     info, manifest = read_info(dataset), read_manifest(dataset)
     rows = manifest[(assign_splits(dataset, manifest, info) == split).to_numpy()]
     generator = np.random.default_rng(seed)
-    label = (rows["label"] == CLASSES[-1]).astype(int).to_numpy()
+    label = (rows["label"] == info.classes[-1]).astype(int).to_numpy()
     patients = rows["patient_id"].astype("category").cat.codes.to_numpy()
     parts = []
     for network in NETWORKS:
@@ -62,9 +62,10 @@ def write_study(folder: Path, dataset: Path, *, test: pd.DataFrame | None = None
     manifest = read_manifest(dataset)
     parts = assign_splits(dataset, manifest, read_info(dataset))
     train = list(manifest["patient_id"][(parts == "train").to_numpy()].unique())
+    changes = {"classes": read_info(dataset).classes} | changes
     run = write_run(folder, predictions_on(dataset, "val", seed=1), train=train, **changes)
     content = {"knobs": {}, "free": {}, "dataset": dataset_identity(dataset), "dataset_dir": str(dataset)}
     write_json(run / SETTINGS_FILE, content)
     own = predictions_on(dataset, "test", seed=2) if test is None else test
-    write_evaluation(run / "evaluation_test", own, split="test")
+    write_evaluation(run / "evaluation_test", own, split="test", classes=read_info(dataset).classes)
     return run
