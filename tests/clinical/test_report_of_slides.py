@@ -374,11 +374,15 @@ def test_of_many_patients_those_furthest_from_the_truth_are_listed(
         ({"by": ["sex"]}, "needs a table with that column: name it with --labels"),
         ({"labels": ["table.csv"], "by": ["age"]}, "--by age: no such column"),
         ({"labels": ["strangers.csv"], "by": ["sex"]}, "for none of the evaluated patients"),
+        ({"labels": ["empty.csv"], "by": ["sex"]}, r"--by sex: that column of empty\.csv is empty"),
+        ({"labels": ["unnamed.csv"], "by": ["sex"]}, "no patient column recognised; rename it, or add"),
         ({"labels": ["twice.csv"], "by": ["sex"]}, r"row 3: patient 'P1' has sex 'm', but 'f' in .*, row 2"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(run: Path, wrong: dict[str, Any], message: str) -> None:
     (run.parent / "strangers.csv").write_text("patient,sex\nnobody,f\n")
+    (run.parent / "empty.csv").write_text("patient,sex\nP1,\n")
+    (run.parent / "unnamed.csv").write_text("who,sex\nP1,f\n")
     (run.parent / "twice.csv").write_text("patient,sex\nP1,f\nP1,m\n")
     before = (run / "report.html").read_bytes()
     places = {name: [run.parent / value for value in values] for name, values in wrong.items() if name != "by"}
