@@ -283,6 +283,13 @@ def test_what_is_not_defined_is_a_dash_with_its_reason(
     assert figures_of(other)["evaluations"]["test"]["networks"]["ensemble"]["roc"]["area"] is None
 
 
+@pytest.mark.parametrize("networks", [("teacher",), ("student_0",), ("student_0", "student_1", "ensemble")])
+def test_a_run_may_lack_teacher_or_students(dataset: Path, tmp_path: Path, networks: tuple[str, ...]) -> None:
+    other = write_study(tmp_path / "run", dataset, networks=networks)
+    write_report(other, speed=False)
+    assert set(figures_of(other)["evaluations"]["test"]["networks"]) == set(networks)
+
+
 def test_without_test_patients_the_page_says_so(run: Path, tmp_path: Path) -> None:
     other = shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(other / "evaluation_test")
