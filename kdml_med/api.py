@@ -28,6 +28,7 @@ from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
 from kdml_med.runs import (
     DETECTIONS_FILE,
+    HISTORY_FILE,
     METRICS_FILE,
     PATIENTS_FILE,
     PREDICTIONS_FILE,
@@ -37,6 +38,7 @@ from kdml_med.runs import (
     RunDescription,
     load_cohort,
     load_network,
+    read_history,
     read_losses,
     read_run_json,
     trained_on,
@@ -91,6 +93,19 @@ class Run:
     def losses(self) -> pd.DataFrame:
         """Mean loss terms of every epoch."""
         return read_losses(self.folder)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Loss and figures of every validation, one row for each epoch, network and figure.
+
+        Raises:
+            InputError: the run is of an earlier version that did not note them, or the file is damaged.
+        """
+        if not (self.folder / HISTORY_FILE).is_file():
+            raise InputError(
+                f"{self.folder} has no {HISTORY_FILE}: an earlier version trained it; see its TensorBoard."
+            )
+        return read_history(self.folder)
 
     def table(self, name: str) -> pd.DataFrame:
         """A CSV or parquet file of the run, such as "evaluation_test/patients.csv".

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_what_it_offers_is_what_its_types_say() -> None:
         kdml_med.trian  # noqa: B018
 
 
-def test_a_run_is_what_training_left_behind(tiles_run: Path) -> None:
+def test_a_run_is_what_training_left_behind(tiles_run: Path, tmp_path: Path) -> None:
     run = kdml_med.load_run(tiles_run)
     assert (run.task, run.folder) == (Task.CLASSIFICATION, tiles_run)
     assert run.description.names == ["teacher", "student_0", "student_1"]
@@ -52,10 +53,14 @@ def test_a_run_is_what_training_left_behind(tiles_run: Path) -> None:
     assert run.patients["probability_ensemble"].between(0, 1).all(), "numbers, not texts"
     assert len(run.predictions) == 4 * run.patients["tiles"].sum()
     assert set(run.losses["network"]) >= {"teacher", "student_0"}
+    assert set(run.history["network"]) >= {"teacher", "student_0", "ensemble"}
     image = torch.zeros(1, 3, 32, 32)
     torch.testing.assert_close(run.cohort()(image)["student_1"], run.network("student_1")(image))
     with pytest.raises(InputError, match="has no network 'student_7'"):
         run.network("student_7")
+    earlier = replace(run, folder=tmp_path)
+    with pytest.raises(InputError, match=r"has no history\.csv: an earlier version trained it"):
+        earlier.history  # noqa: B018
 
 
 def test_a_run_of_detectors_likewise(frames_run: Path) -> None:

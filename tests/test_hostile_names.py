@@ -15,6 +15,7 @@ import pytest
 from kdml_med import evaluate, load_run, predict, train
 from kdml_med.errors import ExitCode
 from kdml_med.handlers.tensorboard_frames import frame_figures
+from kdml_med.handlers.tensorboard_tiles import tile_figures
 from kdml_med.programs.make_splits import command as make_splits
 from kdml_med.programs.prepare_frames import main as prepare_frames
 from kdml_med.programs.tile_slides import main as tile_slides
@@ -135,6 +136,21 @@ def test_a_name_that_breaks_its_line_is_one_line_on_a_picture() -> None:
 
     broken, escaped = (frame_figures(Dataset(name), {}, {})["val_frames_spread/1"] for name in ("x\ny", "x\\ny"))
     np.testing.assert_array_equal(broken, escaped)
+
+
+@pytest.mark.parametrize(
+    "name", [r"$\frac{}{}$", "x\ny", "\x1b[31m\t", "नमस्ते", "مريض", "😀", "a" * 500], ids=lambda name: ascii(name[:9])
+)
+def test_names_of_a_tile_are_text_on_its_picture(name: str) -> None:
+    class Dataset:
+        classes = ("MSS", name)
+
+        def read(self, index: int) -> np.ndarray:
+            return np.full((64, 64, 3), 120, np.uint8)
+
+    row = {"network": "ensemble", "patient_id": name, "label": 1, "probability": 0.2}
+    (picture,) = tile_figures(Dataset(), pd.DataFrame([row])).values()
+    assert (picture[:25] < 120).any(axis=2).sum() > 10, "the title is there"
 
 
 def test_numbers_that_are_names_stay_names(tmp_path: Path) -> None:

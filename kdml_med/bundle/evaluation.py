@@ -27,6 +27,7 @@ from kdml_med.networks.weights import check_finite
 from kdml_med.report.screen import detection_results_table, results_table
 from kdml_med.runs import (
     DETECTIONS_FILE,
+    EVALUATION_FILE,
     METRICS_FILE,
     PATIENTS_FILE,
     PREDICTIONS_FILE,
@@ -40,7 +41,7 @@ from kdml_med.runs import (
     write_detections,
     write_predictions,
 )
-from kdml_med.storage.files import write_json, write_table
+from kdml_med.storage.files import naming, write_json, write_table
 from kdml_med.storage.reading import damaged
 from kdml_med.words import GENERATED_FIGURES, counted, printable
 
@@ -104,11 +105,19 @@ def save_evaluation(
     if epoch is not None:
         metrics["best_epoch"] = epoch
     target = Path(output_dir)
+    _withdraw(target)
     table = write_tile_predictions(target, predictions, dataset, level, aggregation)
     write_classification_figures(target, table, metrics)
     write_json(target / METRICS_FILE, metrics)
     print(f"\n{_heading(metrics)}\n\n{results_table(metrics)}\n\nWritten to {target}\n")
     return metrics
+
+
+def _withdraw(folder: Path) -> None:
+    """Take away what vouches for an earlier evaluation before its tables change: one that is interrupted is none."""
+    for name in (METRICS_FILE, EVALUATION_FILE, SPEED_FILE):
+        with naming(folder / name):
+            (folder / name).unlink(missing_ok=True)
 
 
 def load_best_weights(network: Cohort, run_dir: str) -> int:
@@ -252,6 +261,7 @@ def save_detection_evaluation(
     if epoch is not None:
         metrics["best_epoch"] = epoch
     target = Path(output_dir)
+    _withdraw(target)
     write_detections(target / DETECTIONS_FILE, detections)
     write_table(target / SEQUENCES_FILE, sequence_table(dataset.rows, detections, threshold=thresholds))
     write_detection_figures(target, dataset.rows, by_network(detections, names), metrics)

@@ -229,9 +229,9 @@ def _model_card(
     height, width = input_size(run.image_size)
     detection = run.task is Task.DETECTION
     lines = [
-        f"# {metadata['name']}",
+        f"# {markdown_text(metadata['name'])}",
         "",
-        f"{metadata['description']}",
+        markdown_text(metadata["description"]),
         "",
         f"**{NO_DEVICE}**",
         "",
@@ -239,8 +239,8 @@ def _model_card(
         "|---|---|",
         f"| network | {network}: {', '.join(f'{name} {_spec(run, name)}' for name in parts)} |",
         f"| classes | {markdown_text(run.classes[-1] if detection else str(metadata['label_classes']))} |",
-        f"| input | {metadata['image_classes']} |",
-        f"| output | {metadata['pred_classes']} |",
+        f"| input | {markdown_text(metadata['image_classes'])} |",
+        f"| output | {markdown_text(metadata['pred_classes'])} |",
         f"| trained with | kdml_med {run.kdml_med}, {len(run.seen_patients['train'])} patients or sequences for "
         f"training, {len(run.seen_patients['val'])} for validation |",
         "",

@@ -13,11 +13,13 @@ import pandas as pd
 from kdml_med.errors import InputError
 from kdml_med.keys import PredictionColumn, Split, Task, network_order
 from kdml_med.metrics.aggregation import GROUP_COLUMNS, AggregationMethod, Level, aggregate_predictions
-from kdml_med.runs import METRICS_FILE, PREDICTIONS_FILE, RunDescription, read_run_json
-from kdml_med.storage.reading import damaged, read_rows, take
+from kdml_med.runs import COHORT_FILE, METRICS_FILE, PREDICTIONS_FILE, RunDescription
+from kdml_med.storage.reading import damaged, fits, read_json, read_rows, take
 from kdml_med.words import counted
 
 _AGAIN = "Evaluate again."
+_TRAINING_AGAIN = "Give the command of the training again: it trains nothing more, and evaluates again."
+_Figure = float | None
 PATIENT, SLIDE, LABEL, TILES = "patient_id", "slide_id", "label", "tiles"
 PROBABILITY = "probability_"
 """With the name of a network, its column."""
@@ -94,7 +96,7 @@ def read_answers(run_dir: str | Path, folder: str | Path) -> Answers:
             )
     predictions = _read_predictions(Path(folder) / PREDICTIONS_FILE)
     check_patients(run, split, predictions[PredictionColumn.PATIENT_ID], folder)
-    with damaged(Path(folder) / PREDICTIONS_FILE, remedy=_AGAIN):
+    with damaged(Path(folder) / PREDICTIONS_FILE, remedy=remedy_for(folder)):
         table = _wide(predictions, level, aggregation)
     networks = tuple(sorted(predictions[PredictionColumn.NETWORK].unique(), key=network_order))
     if set(networks) != set(metrics["networks"]):
@@ -123,9 +125,23 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
         raise InputError(
             f"{folder} holds no finished evaluation: it has no {METRICS_FILE}. Make one with `kdml-med evaluate`."
         )
-    metrics = read_run_json(folder, METRICS_FILE)
-    take(metrics, "networks", dict[str, dict[str, Any]], path, remedy=_AGAIN)
+    remedy = remedy_for(folder)
+    metrics = read_json(path, remedy=remedy)
+    for network, figures in take(metrics, "networks", dict[str, dict[str, Any]], path, remedy=remedy).items():
+        for name, value in figures.items():
+            if not all(map(_is_figure, value.values() if isinstance(value, dict) else [value])):
+                raise InputError(f"{path}: {name} of {network} is no figure, interval or null: it was edited. {remedy}")
     return metrics
+
+
+def _is_figure(value: Any) -> bool:
+    """Whether this is a number, an interval, or null for one that is not defined."""
+    return fits(value, _Figure) or (fits(value, list[_Figure]) and len(value) == 2)
+
+
+def remedy_for(folder: str | Path) -> str:
+    """What brings the files of an evaluation back, one sentence; those of a run's own folder are the training's."""
+    return _TRAINING_AGAIN if (Path(folder) / COHORT_FILE).is_file() else _AGAIN
 
 
 def split_of(metrics: dict[str, Any], where: Path) -> Split:
@@ -175,15 +191,16 @@ def name_of(run_dir: str | Path, folder: str | Path, split: Split) -> str:
 
 
 def _read_predictions(path: Path) -> pd.DataFrame:
+    remedy = remedy_for(path.parent)
     if not path.is_file():
-        raise InputError(f"{path} does not exist. {_AGAIN}")
-    predictions = read_rows(path, list(PredictionColumn), remedy=_AGAIN)
+        raise InputError(f"{path} does not exist. {remedy}")
+    predictions = read_rows(path, list(PredictionColumn), remedy=remedy)
     if predictions.empty:
-        raise InputError(f"{path} holds no predictions. {_AGAIN}")
+        raise InputError(f"{path} holds no predictions. {remedy}")
     wrong = predictions[~predictions[PredictionColumn.LABEL].fillna(-1).isin([-1, 0, 1])]
     if len(wrong):
         label = wrong[PredictionColumn.LABEL].iloc[0]
-        raise InputError(f"{path}: label is {label}, expected 0, 1, or -1 where unknown. {_AGAIN}")
+        raise InputError(f"{path}: label is {label}, expected 0, 1, or -1 where unknown. {remedy}")
     return predictions
 
 

@@ -88,7 +88,9 @@ def count_costs(study: Study, earlier: Mapping[str, Any], *, speed: bool | None 
     return Costs(
         described={name: described(study.description.networks[name]) for name in names}
         | ({NetworkName.ENSEMBLE.value: f"{len(students)} students together"} if len(students) > 1 else {}),
-        parameters={name: int(found[name]["parameters"]) for name in found if "parameters" in found[name]},
+        parameters={
+            name: int(found[name]["parameters"]) for name in found if found[name].get("parameters") is not None
+        },
         megabytes={
             name: sum(sizes[part] for part in parts) for name, parts in members.items() if set(parts) <= set(sizes)
         },

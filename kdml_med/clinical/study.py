@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdml_med.clinical.answers import read_evaluation, remedy_for
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
 from kdml_med.runs import (
@@ -140,11 +141,17 @@ class Study:
         return [one for one in self.evaluations if one.role is not Role.VALIDATION]
 
     @property
-    def not_named(self) -> list[Path]:
-        """Evaluations that lie in the run and are not on the page."""
+    def left_out(self) -> list[str]:
+        """A sentence about each evaluation that lies in the run and is not on the page."""
         shown = {one.folder.resolve() for one in self.evaluations}
-        found = sorted(path.parent for path in self.folder.glob(f"evaluation_*/{METRICS_FILE}"))
-        return [path for path in found if path.resolve() not in shown]
+        found = []
+        for path in sorted(self.folder.glob("evaluation_*/")):
+            if (path / METRICS_FILE).is_file():
+                if path.resolve() not in shown:
+                    found.append(f"{path} is not on this page: name it with --external.")
+            elif any(path.iterdir()):
+                found.append(f"{path} was interrupted, it has no {METRICS_FILE}: evaluate again.")
+        return found
 
     @property
     def synthetic(self) -> bool:
@@ -216,17 +223,16 @@ def _external_folders(run_dir: Path, external: Sequence[str | Path]) -> dict[str
 def _read_evaluation(
     run_dir: Path, folder: Path, name: str, role: Role, dataset: DatasetContent | None, reason: str
 ) -> Evaluation:
-    metrics = read_run_json(folder, METRICS_FILE)
-    take(metrics, "networks", dict[str, dict[str, Any]], folder / METRICS_FILE, remedy="Evaluate again.")
-    split = take(metrics, "split", str, folder / METRICS_FILE, remedy="Evaluate again.")
+    metrics, remedy = read_evaluation(folder), remedy_for(folder)
+    split = take(metrics, "split", str, folder / METRICS_FILE, remedy=remedy)
     path = folder / EVALUATION_FILE
-    record = read_json(path, remedy="Evaluate again.") if path.is_file() else {}
+    record = read_json(path, remedy=remedy) if path.is_file() else {}
     if role is Role.EXTERNAL:
         dataset, reason = _evaluated_data(record, RunDescription.read(run_dir))
     elif split != {Role.VALIDATION: Split.VAL, Role.TEST: Split.TEST}[role]:
         raise InputError(
             f"{folder / METRICS_FILE} is about the split {split!r}, expected the {role} split: it was written over. "
-            f"{TRAIN_AGAIN if role is Role.VALIDATION else 'Evaluate again.'}"
+            f"{remedy}"
         )
     title = {Role.VALIDATION: "Validation split", Role.TEST: "Test split"}.get(role, f"External: {name}")
     return Evaluation(name, title, role, split, folder, metrics, record, dataset, reason)

@@ -26,6 +26,7 @@ from kdml_med.report.caution import generated_data
 from kdml_med.report.document import Section
 from kdml_med.report.pages import REPORT_NAME, write_html
 from kdml_med.storage.files import write_json
+from kdml_med.storage.folder import keep_out_others
 from kdml_med.storage.reading import read_json
 
 REPORT_PAGE, REPORT_FIGURES = f"{REPORT_NAME}.html", f"{REPORT_NAME}.json"
@@ -57,9 +58,11 @@ def write_report(
         Names of the files.
 
     Raises:
-        InputError: the run, an evaluation, a table or the named dataset cannot be read, or they do not fit together.
+        InputError: the run, an evaluation, a table or the named dataset cannot be read, they do not fit together, or
+            another process is writing to the folder.
     """
     study = read_study(run_dir, external=external, dataset_dir=dataset_dir)
+    hold = keep_out_others(study.folder, option=None)
     path = study.folder / REPORT_FIGURES
     earlier = _read_earlier(path)
     if study.description.task is Task.DETECTION:
@@ -71,8 +74,10 @@ def write_report(
         found = find(study, labels=labels, by=by, temperature=temperature, speed=speed, earlier=earlier)
         sections, content = slide_sections(found), found.content()
     sections = with_shared(study, sections)
-    write_json(path, {"schema_version": _SCHEMA_VERSION, **_about(study), **content})
+    # The page first: drawing it takes time, and whoever ends it is left with figures and page of the same report.
     write_html(study.folder / REPORT_PAGE, f"Run {study.name}", sections)
+    write_json(path, {"schema_version": _SCHEMA_VERSION, **_about(study), **content})
+    del hold
     return [REPORT_PAGE, REPORT_FIGURES]
 
 

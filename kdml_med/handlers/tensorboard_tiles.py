@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from kdml_med.keys import NetworkName, network_order
+from kdml_med.report.figures import INK, label_text, style
+
+_TITLE_LETTERS, _TEXT_LETTERS = 28, 36
 
 
 def tile_figures(
@@ -42,27 +47,31 @@ def tile_figures(
     for tag, index in tags.items():
         label = int(ensemble["label"][index])
         truth = dataset.classes[label] if label >= 0 else "no label"
-        lines = [f"{name:<10}{wide[name]['probability'][index]:.2f}" for name in names]
+        about = textwrap.wrap(label_text(f"probability of {positive}"), _TEXT_LETTERS)
+        lines = [*about, *(f"{name:<10}{wide[name]['probability'][index]:.2f}" for name in names)]
         figures[tag] = _tile_figure(
             dataset.read(index),
-            title=f"{truth} · {ensemble['patient_id'][index]}",
-            text="\n".join([f"probability of {positive}", *lines]),
+            title=f"{label_text(truth)} · {label_text(str(ensemble['patient_id'][index]))}",
+            lines=lines,
             wrong=label >= 0 and bool(error[index] > 0.5),
         )
     return figures
 
 
 def _tile_figure(
-    tile: np.ndarray[Any, np.dtype[np.uint8]], *, title: str, text: str, wrong: bool
+    tile: np.ndarray[Any, np.dtype[np.uint8]], *, title: str, lines: Sequence[str], wrong: bool
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    # As wide as TensorBoard's image cards, so that the text is readable without enlarging.
-    figure = Figure(figsize=(2.5, 3.0 + 0.17 * text.count("\n")), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    axis.set_axis_off()
-    axis.imshow(tile)
-    axis.set_title(title, fontsize=10, color="firebrick" if wrong else "black")
-    figure.supxlabel(text, fontsize=8, family="monospace", x=0.08, ha="left", ma="left")
-    canvas.draw()
+    titles = textwrap.wrap(title, _TITLE_LETTERS)
+    with style():  # somebody's words: no formulas are typeset, and no font has all letters
+        # As wide as TensorBoard's image cards, so that the text is readable without enlarging.
+        height = 2.82 + 0.2 * len(titles) + 0.17 * (len(lines) - 1)
+        figure = Figure(figsize=(2.5, height), dpi=110, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        axis = figure.subplots()
+        axis.set_axis_off()
+        axis.imshow(tile)
+        axis.set_title("\n".join(titles), fontsize=10, color="firebrick" if wrong else INK)
+        figure.supxlabel("\n".join(lines), fontsize=8, family="monospace", x=0.08, ha="left", ma="left")
+        canvas.draw()
     image: np.ndarray[Any, np.dtype[np.uint8]] = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     return image

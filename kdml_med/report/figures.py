@@ -105,11 +105,19 @@ def network_line(name: str) -> dict[str, Any]:
     return {"color": network_colour(name), "linewidth": widths.get(name, 1.4), "linestyle": dashes}
 
 
-def label_text(text: str) -> str:
-    """Somebody's words as a figure can show them: on one line, of bearable length, without characters that steer."""
+def label_text(text: str, longest: int = _LONGEST_LABEL, *, kept_end: int = 0) -> str:
+    """Somebody's words as a figure can show them: on one line, of bearable length, without characters that steer.
+
+    Args:
+        text: the words.
+        longest: letters.
+        kept_end: letters at the end of longer words that stay, because they tell these from others.
+    """
     plain = "".join(" " if unicodedata.category(letter)[0] == "C" else letter for letter in text)
     plain = " ".join(plain.split())
-    return plain if len(plain) <= _LONGEST_LABEL else f"{plain[: _LONGEST_LABEL - 1]}…"
+    if len(plain) <= longest:
+        return plain
+    return f"{plain[: longest - kept_end - 1]}…{plain[len(plain) - kept_end :]}"
 
 
 def save_figure(figure: Figure, path: Path) -> None:

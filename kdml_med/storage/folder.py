@@ -48,7 +48,7 @@ _SHOWN = 10
 class Hold:
     """A lock on a folder: it leaves no file, ends with the process, and ``release`` or garbage collection ends it."""
 
-    def __init__(self, folder: Path, option: str) -> None:
+    def __init__(self, folder: Path, option: str | None) -> None:
         self._handle = -1
         _HOLDS.add(self)
         try:
@@ -60,7 +60,8 @@ class Hold:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self.release()
-            raise InputError(f"another run is writing to {folder}: wait for it, or choose another {option}.") from error
+            other = "" if option is None else f", or choose another {option}"
+            raise InputError(f"another run is writing to {folder}: wait for it{other}.") from error
         except OSError:  # NFS, say
             logger.warning("%s is on a file system without locks: two runs must not share it", folder)
 
@@ -87,14 +88,14 @@ def _release_in_child() -> None:
 os.register_at_fork(after_in_child=_release_in_child)
 
 
-def keep_out_others(folder: Path, *, option: str = "--out") -> Hold:
+def keep_out_others(folder: Path, *, option: str | None = "--out") -> Hold:
     """Keep other processes from writing to a folder as long as the object that is returned lives.
 
     Within one process the folder can be asked for again.
 
     Args:
         folder: made when absent.
-        option: that names it on the command line.
+        option: that names it on the command line, where another folder would do.
 
     Raises:
         InputError: the folder cannot be made, or another process has it.

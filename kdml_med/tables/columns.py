@@ -72,7 +72,9 @@ def _check_remarks(path: Path, rows: Sequence[Row]) -> None:
         )
 
 
-def find_column(columns: Iterable[str], role: str, named: str | None, *, required: bool, where: str) -> str | None:
+def find_column(
+    columns: Iterable[str], role: str, named: str | None, *, required: bool, where: str, nameable: bool = True
+) -> str | None:
     """Column that plays a role such as "patient" or "label".
 
     Args:
@@ -81,6 +83,7 @@ def find_column(columns: Iterable[str], role: str, named: str | None, *, require
         named: the column that the caller asks for; None to recognise it by its name.
         required: whether its absence is an error.
         where: the file, for messages.
+        nameable: whether the program has an option that names the column.
 
     Raises:
         InputError: the named column is not there, none is recognised but one is required, or several are.
@@ -96,11 +99,13 @@ def find_column(columns: Iterable[str], role: str, named: str | None, *, require
     found = [name for name in columns if re.sub(r"[ \-.]", "_", name.strip().lower()) in known]
     if len(found) > 1:
         raise InputError(
-            f"{where}: {found} could each be the {role} column; name one with {option}. Columns: {columns}."
+            f"{where}: {found} could each be the {role} column; "
+            f"{f'name one with {option}' if nameable else 'rename all but one'}. Columns: {columns}."
         )
     if not found and required:
         raise InputError(
-            f"{where}: no {role} column recognised; name it with {option}, or add the header if it is missing. "
+            f"{where}: no {role} column recognised; {f'name it with {option}' if nameable else 'rename it'}, or add "
+            "the header if it is missing. "
             f"Columns: {columns}; recognised names: {list(known)}."
         )
     return found[0] if found else None

@@ -16,6 +16,8 @@ import torch
 from monai.bundle import ConfigWorkflow
 from sklearn.metrics import roc_auc_score
 
+from kdml_med import evaluate
+from kdml_med.bundle import evaluation
 from kdml_med.runs import RunDescription, checkpoint_path, load_network
 from kdml_med.storage.files import content_hash
 from kdml_med.storage.manifest import manifest_table, read_manifest, write_manifest
@@ -88,6 +90,22 @@ def test_predictions_say_where_each_tile_was_cut(evaluated: Path, trained: Path,
     expected = manifest.assign(**places).set_index("sample_id").loc[found["sample_id"], columns]
     np.testing.assert_array_equal(found[columns], expected)
     assert len(found) == 3 * len(manifest)
+
+
+def test_an_evaluation_that_is_interrupted_leaves_nothing_that_vouches_for_it(
+    dataset: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    files = ("metrics.json", "evaluation.json", "speed.json")
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setattr(evaluation, "write_classification_figures", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(trained, dataset, output_dir=tmp_path)
+    assert (tmp_path / "predictions.parquet").is_file()
+    assert not any((tmp_path / name).exists() for name in files)
 
 
 def test_inference_needs_no_labels(trained: Path, tmp_path: Path) -> None:

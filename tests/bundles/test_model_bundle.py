@@ -199,3 +199,15 @@ def test_wrong_requests_end_in_one_line(material: dict[str, tuple[Path, Path, Pa
     with pytest.raises(InputError, match="weighted box fusion"):
         write_model_bundle(boxes, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_classes_are_text_on_the_model_card(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("tensorboard", "figures"))
+    described = read_json(run / "cohort.json")
+    described["classes"] = ["<script>alert(1)</script>", "a|b [c](d)\n# e"]
+    (run / "cohort.json").write_text(json.dumps(described))
+    card = write_model_bundle(run, tmp_path / "bundle", network="student_0") / "docs/README.md"
+    lines = card.read_text().splitlines()
+    assert lines[0].startswith(r"# a\|b \[c\](d) # e by")
+    assert not [line for line in lines if "<script>" in line.replace(r"\<script>", "")]
+    assert sum(line.startswith("# ") for line in lines) == 1

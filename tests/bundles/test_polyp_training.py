@@ -163,6 +163,12 @@ def test_killed_training_goes_on_to_the_same_bytes(frames: Path, trained_detecto
     assert "Going on behind epoch" in result.stdout
     resumed, uninterrupted = contents(run_dir), contents(trained_detectors)
     assert [name for name in resumed if resumed[name] != uninterrupted[name]] == []
+    resumed, uninterrupted = (
+        {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
+        for folder in (run_dir, trained_detectors)
+    )
+    assert resumed.keys() == uninterrupted.keys()
+    assert [name for name in resumed if resumed[name] != uninterrupted[name]] == []
 
 
 def test_a_sequence_in_two_splits_is_refused(frames: Path, tmp_path: Path) -> None:

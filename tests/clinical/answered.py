@@ -89,7 +89,8 @@ def write_run(
     described = RunDescription(**usual | changes)
     described.write(folder)
     write_json(folder / SETTINGS_FILE, {"knobs": {}, "free": {}})
-    return write_evaluation(folder, validation, split="val", level=described.level, aggregation=described.aggregation)
+    how: dict[str, Any] = {name: getattr(described, name) for name in ("level", "aggregation", "classes")}
+    return write_evaluation(folder, validation, split="val", **how)
 
 
 def frames_of(patients: Sequence[str], *, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from kdml_med.storage.manifest import (
     write_manifest,
 )
 from tests.clinical.answered import NETWORKS, write_evaluation, write_run
-from tests.synthetic_tiles import CLASSES, write_tile_dataset
+from tests.synthetic_tiles import write_tile_dataset
 
 
 def write_placed_dataset(folder: Path, *, patients: int = 24, placed: bool = True) -> Path:
@@ -41,15 +42,17 @@ def write_placed_dataset(folder: Path, *, patients: int = 24, placed: bool = Tru
     return folder
 
 
-def predictions_on(dataset: Path, split: str, *, seed: int = 0, noise: float = 0.35) -> pd.DataFrame:
+def predictions_on(
+    dataset: Path, split: str, *, seed: int = 0, noise: float = 0.35, networks: Sequence[str] = NETWORKS
+) -> pd.DataFrame:
     """Columns of predictions.parquet: every network answers about each tile of a split, right more often than not."""
     info, manifest = read_info(dataset), read_manifest(dataset)
     rows = manifest[(assign_splits(dataset, manifest, info) == split).to_numpy()]
     generator = np.random.default_rng(seed)
-    label = (rows["label"] == CLASSES[-1]).astype(int).to_numpy()
+    label = (rows["label"] == info.classes[-1]).astype(int).to_numpy()
     patients = rows["patient_id"].astype("category").cat.codes.to_numpy()
     parts = []
-    for network in NETWORKS:
+    for network in networks:
         lean = generator.normal(0, noise, patients.max() + 1)[patients]
         probability = np.clip(0.3 + 0.4 * label + lean + generator.normal(0, 0.05, len(rows)), 0.01, 0.99)
         columns = ["sample_id", "slide_id", "patient_id"]
@@ -57,14 +60,19 @@ def predictions_on(dataset: Path, split: str, *, seed: int = 0, noise: float = 0
     return pd.concat(parts, ignore_index=True)
 
 
-def write_study(folder: Path, dataset: Path, *, test: pd.DataFrame | None = None, **changes: Any) -> Path:
+def write_study(
+    folder: Path, dataset: Path, *, test: pd.DataFrame | None = None, networks: Sequence[str] = NETWORKS, **changes: Any
+) -> Path:
     """A run on a dataset with its evaluation on the test split; ``changes`` are keys of cohort.json."""
     manifest = read_manifest(dataset)
     parts = assign_splits(dataset, manifest, read_info(dataset))
     train = list(manifest["patient_id"][(parts == "train").to_numpy()].unique())
-    run = write_run(folder, predictions_on(dataset, "val", seed=1), train=train, **changes)
+    changes = {"classes": read_info(dataset).classes} | changes
+    run = write_run(
+        folder, predictions_on(dataset, "val", seed=1, networks=networks), train=train, networks=networks, **changes
+    )
     content = {"knobs": {}, "free": {}, "dataset": dataset_identity(dataset), "dataset_dir": str(dataset)}
     write_json(run / SETTINGS_FILE, content)
-    own = predictions_on(dataset, "test", seed=2) if test is None else test
-    write_evaluation(run / "evaluation_test", own, split="test")
+    own = predictions_on(dataset, "test", seed=2, networks=networks) if test is None else test
+    write_evaluation(run / "evaluation_test", own, split="test", classes=read_info(dataset).classes)
     return run

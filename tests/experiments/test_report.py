@@ -10,6 +10,7 @@ from kdml_med.experiments import comparison, costs
 from kdml_med.experiments.__main__ import report as report_command
 from kdml_med.experiments.costs import latency, measure_latency
 from kdml_med.experiments.plan import plan_content
+from kdml_med.experiments.report import figures
 from kdml_med.experiments.report.arm_words import ARM_WORDS
 from kdml_med.experiments.report.details import loss_terms
 from kdml_med.experiments.report.reliability import bin_rows
@@ -20,6 +21,7 @@ from kdml_med.experiments.results import collect
 from kdml_med.keys import Task
 from kdml_med.networks.registry import build_network
 from kdml_med.report import pages
+from kdml_med.report.figures import save_figure
 from kdml_med.report.pages import write_pages
 from kdml_med.storage.files import write_json
 from tests.experiments.findings import compared, made_up_findings
@@ -266,3 +268,21 @@ def test_a_whole_plan_has_nothing_to_report_as_missing(tmp_path):
     write_json(tmp_path / "out" / "plan.json", plan_content(plan))
     assert report_command(tmp_path / "out", speed=False) is ExitCode.OK
     assert "Missing trainings" not in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("long", ["A" * 99, "_" + "y" * 98, "z\n" * 200 + r"$\frac{}{}$"], ids=["A", "_y", "lines"])
+def test_long_names_leave_room_for_what_is_drawn(tmp_path, long):
+    arms = ["x", long, f"{long}2"]
+    words = {arm: arm for arm in arms}
+    seeds = [{"arm": arm, "role": "ensemble", "seed": seed, "value": 0.5} for arm in arms for seed in range(2)]
+    bins = [{"arm": arm, "predicted": 0.5, "observed": 0.5, "n": 5} for arm in arms]
+    row = {"role": "ensemble", "value": 0.5, "low": 0.4, "high": 0.6}
+    sweep = [row | {"setting": value, "others": other} for value in arms[1:] for other in ("", "_x", long)]
+    drawn = [
+        figures.draw_differences(pd.DataFrame([compared(arm, "ensemble", reference="x") for arm in arms[1:]]), words),
+        figures.draw_seeds(pd.DataFrame(seeds), arms, words, "patient_auroc"),
+        figures.draw_reliability(pd.DataFrame(bins), arms, words, long),
+        figures.draw_sweep(pd.DataFrame(sweep), "learning_rate", "patient_auroc"),
+    ]
+    for number, figure in enumerate(drawn):
+        save_figure(figure, tmp_path / f"{number}.png")  # what is squeezed to nothing gives a warning

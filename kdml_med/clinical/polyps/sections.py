@@ -132,7 +132,8 @@ def _summary(study: Study, every: Sequence[DetectorEvaluation]) -> Section:
             f"{counted(own['n_boxes'], 'annotated polyp')}, {without}."
         )
     last = limits(study, samples="frames", chosen_by="frames that chose")
-    return Section("In short", [Paragraph(text), Bullets(lines), *last])
+    left = [Paragraph(text) for text in study.left_out]
+    return Section("In short", [Paragraph(text), Bullets(lines), *left, *last])
 
 
 def collect_figures(judged: DetectorEvaluation) -> DetectorFigures:

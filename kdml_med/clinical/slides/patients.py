@@ -62,8 +62,9 @@ def _answer_rows(found: Findings, one: Evaluation) -> pd.DataFrame:
     answers = found.answers[one.name]
     table, classes = answers.table, found.study.description.classes
     students = [name for name in answers.networks if name not in (NetworkName.TEACHER, NetworkName.ENSEMBLE)]
-    every = np.stack([probabilities_of(table, name) for name in students])
-    spread = every.max(axis=0) - every.min(axis=0)
+    spread = np.zeros(len(table))
+    if students:
+        spread = np.ptp([probabilities_of(table, name) for name in students], axis=0)
     values = probabilities_of(table, found.network)
     thresholds = found.rules.thresholds.get(found.network, {})
     cells = []

@@ -95,10 +95,10 @@ def _take_rows(
         path: of the table.
         table: with the row in the file as its index.
     """
-    patient = find_column(table.columns, "patient", None, required=True, where=path)
+    patient = find_column(table.columns, "patient", None, required=True, where=path, nameable=False)
     assert patient is not None
     check_ids(table[patient], "patient id", path)
-    slide = find_column(table.columns, "slide", None, required=False, where=path)
+    slide = find_column(table.columns, "slide", None, required=False, where=path, nameable=False)
     for column in found.by_patient:
         if column not in table:
             continue
@@ -186,7 +186,9 @@ def check_known(columns: LabelColumns, tables: Mapping[str, pd.DataFrame], level
     for column in columns.by_patient:
         if not any(columns.values(column, table, level).notna().any() for table in tables.values()):
             first = next(iter(tables.values()))["patient_id"].iloc[0]
-            listed = next(iter(columns.by_patient[column]), "nobody")
+            listed = next(iter(columns.by_patient[column]), None)
+            if listed is None:
+                raise InputError(f"--by {column}: that column of {', '.join(columns.tables)} is empty.")
             number = counted(len(columns.by_patient[column]), "patient")
             raise InputError(
                 f"--by {column}: {', '.join(columns.tables)} gives it for none of the evaluated patients: the first is "

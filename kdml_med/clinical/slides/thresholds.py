@@ -133,8 +133,7 @@ def _subgroup_table(found: Findings, one: Judged, column: str, groups: list[Subg
 def cohorts(found: Findings) -> Section:
     """Every cohort at the same frozen thresholds."""
     every = found.ordered
-    left = _same_ids(found)
-    left += [Paragraph(f"{path} is not on this page: name it with --external.") for path in found.study.not_named]
+    left = [*_same_ids(found), *(Paragraph(text) for text in found.study.left_out)]
     if not any(one.role is Role.EXTERNAL for one in every):
         run = found.study.folder
         commands = Code(

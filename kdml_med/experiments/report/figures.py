@@ -6,6 +6,7 @@ Every function takes tables as the result files hold them, and gives None where 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from kdml_med.experiments.report.verdict import Outcome, outcome
-from kdml_med.report.figures import COLOURS, FAINT, INK, PANELS, legend_entry, new_figure, new_panels, style
+from kdml_med.report.figures import COLOURS, FAINT, INK, PANELS, label_text, legend_entry, new_figure, new_panels, style
 from kdml_med.report.tables import records
 from kdml_med.report.wording import (
     LOWER_IS_BETTER,
@@ -29,8 +30,20 @@ from kdml_med.report.wording import (
 
 ROLES = {"teacher": ("teacher", "s", "#555555"), "students": ("each student", "o", "#0072B2"),
          "ensemble": ("ensemble", "D", "#D55E00")}  # fmt: skip
+_LONGEST_NAME, _TITLE_LETTERS = 34, 24
+"""Letters of an arm or setting: more leave no room for what is drawn."""
 _TERM_COLOURS = ("#999999", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2")
 """In the order of the terms; the first is that of the labels."""
+
+
+def _name(text: object) -> str:
+    """An arm or setting; its end tells it from others that begin alike."""
+    return label_text(str(text), _LONGEST_NAME, kept_end=12)
+
+
+def _title(text: str) -> str:
+    """The same above a chart, which is narrow."""
+    return "\n".join(textwrap.wrap(_name(text), _TITLE_LETTERS))
 
 
 def draw_differences(comparisons: pd.DataFrame, words: Mapping[str, str]) -> Figure | None:
@@ -56,7 +69,7 @@ def draw_differences(comparisons: pd.DataFrame, words: Mapping[str, str]) -> Fig
                 place += 1
                 _difference_row(axis, numbers, row, place, marker, colour)
                 ticks.append(place)
-                labels.append(words[row["arm"]])
+                labels.append(_name(words[row["arm"]]))
             place += 1.35
         axis.set_ylim(place - 0.5, -0.7)
         axis.set_yticks(ticks, labels)
@@ -83,7 +96,7 @@ def _difference_row(axis: Axes, numbers: Axes, row: Mapping[str, Any], place: fl
 def _difference_axis(axis: Axes, comparisons: pd.DataFrame, words: Mapping[str, str]) -> None:
     """Symmetric around 0, so that the eye does not take the middle for no difference."""
     metric = comparisons["metric"].iloc[0]
-    reference = words[comparisons["reference"].iloc[0]]
+    reference = _name(words[comparisons["reference"].iloc[0]])
     ends = np.abs(comparisons[["difference", "low", "high"]].to_numpy(np.float64))
     reach = 1.08 * max(float(np.nanmax(ends)), 0.005)
     axis.set_xlim(-reach, reach)
@@ -115,7 +128,7 @@ def draw_seeds(seeds: pd.DataFrame, arms: Sequence[str], words: Mapping[str, str
             shown = [arm for arm in arms if (own["arm"] == arm).any()]
             _draw_seed_lines(axis, own, shown)
             axis.set_xticks(
-                range(len(shown)), [words[arm] for arm in shown], rotation=40, ha="right", rotation_mode="anchor"
+                range(len(shown)), [_name(words[arm]) for arm in shown], rotation=40, ha="right", rotation_mode="anchor"
             )
             axis.set_xlim(-0.4, len(shown) - 0.6)
             axis.set_title(ROLES[role][0])
@@ -177,7 +190,9 @@ def draw_costs(points: pd.DataFrame, words: Mapping[str, str], metric: str) -> F
         axis.set_ylabel(metric_words(metric))
         axis.grid()
         roles = [role for role in ROLES if (points["role"] == role).any()]
-        entries = [legend_entry(words[arm], COLOURS[place % len(COLOURS)], "", "-") for place, arm in enumerate(arms)]
+        entries = [
+            legend_entry(_name(words[arm]), COLOURS[place % len(COLOURS)], "", "-") for place, arm in enumerate(arms)
+        ]
         entries += [legend_entry(ROLES[role][0], FAINT, ROLES[role][1], "none", size=8) for role in roles]
         figure.legend(handles=entries, loc="outside upper left", ncols=min(5, len(entries)))
     return figure
@@ -214,7 +229,7 @@ def draw_loss_shares(shares: pd.DataFrame, arms: Sequence[str], words: Mapping[s
     terms = term_words(shares["term"])
     colours = {term: _TERM_COLOURS[place % len(_TERM_COLOURS)] for place, term in enumerate(terms)}
     with style():
-        figure, axes = new_panels([words[arm] for arm in shown], 1.1, 1.7, sharey=True)
+        figure, axes = new_panels([_title(words[arm]) for arm in shown], 1.1, 1.7, sharey=True)
         for axis, arm in zip(axes, shown, strict=True):
             _stack(axis, shares[shares["arm"] == arm], colours)
         for axis in axes[::PANELS]:
@@ -254,7 +269,7 @@ def draw_reliability(
     if not shown:
         return None
     with style():
-        figure, axes = new_panels([words[arm] for arm in shown], 0.4, 2.5, sharex=True, sharey=True)
+        figure, axes = new_panels([_title(words[arm]) for arm in shown], 0.4, 2.5, sharex=True, sharey=True)
         for axis, arm in zip(axes, shown, strict=True):
             own = bins[bins["arm"] == arm]
             axis.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
@@ -265,8 +280,8 @@ def draw_reliability(
             axis.grid()
         for axis in axes[-PANELS:]:
             axis.tick_params(labelbottom=True)
-        figure.supxlabel(f"predicted probability of {looked_for}", size=10)
-        figure.supylabel(f"observed share of {looked_for}", size=10)
+        figure.supxlabel(f"predicted probability of {_name(looked_for)}", size=10)
+        figure.supylabel(f"observed share of {_name(looked_for)}", size=10)
     return figure
 
 
@@ -293,14 +308,20 @@ def draw_sweep(points: pd.DataFrame, setting: str, metric: str) -> Figure | None
                 own = points[(points["role"] == role) & (points["others"] == other)]
                 own = own.assign(place=own["setting"].map(places)).sort_values("place")
                 colour = COLOURS[place % len(COLOURS)]
-                axis.plot(own["place"], own["value"], marker=ROLES[role][1], color=colour, label=other or None)
+                axis.plot(
+                    own["place"],
+                    own["value"],
+                    marker=ROLES[role][1],
+                    color=colour,
+                    label=_name(other).lstrip("_") or None,
+                )
                 axis.fill_between(
                     own["place"].astype(float), own["low"], own["high"], color=colour, alpha=0.15, linewidth=0
                 )
             axis.set_title(ROLES[role][0])
-            axis.set_xlabel(setting.replace("_", " "))
+            axis.set_xlabel(_name(setting.replace("_", " ")))
             axis.grid()
-            axis.set_xticks(list(places.values()), [str(value) for value in places])
+            axis.set_xticks(list(places.values()), [_name(value) for value in places])
         axes[0].set_ylabel(metric_words(metric))
         if any(others):
             figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4)

@@ -7,11 +7,13 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from sklearn.metrics import average_precision_score, brier_score_loss, confusion_matrix, roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
@@ -20,7 +22,18 @@ from kdml_med.clinical.slides import findings, judging, patients
 from kdml_med.clinical.writing import write_report
 from kdml_med.errors import InputError
 from kdml_med.metrics.operating import Proportion
-from kdml_med.storage.files import write_json
+from kdml_med.report import pages
+from kdml_med.splits import freeze_splits, make_splits
+from kdml_med.storage.files import write_json, write_table
+from kdml_med.storage.folder import sole_user
+from kdml_med.storage.manifest import (
+    FAILURES_FILE,
+    MANIFEST_FILE,
+    read_info,
+    read_manifest,
+    write_info,
+    write_manifest,
+)
 from tests.clinical.answered import write_evaluation
 from tests.clinical.studies import predictions_on, write_placed_dataset, write_study
 from tests.synthetic_tiles import CLASSES
@@ -144,18 +157,92 @@ def test_rules_stay_whatever_the_test_patients_answer(run: Path, dataset: Path, 
     assert figures_of(other)["evaluations"]["test"] != figures_of(run)["evaluations"]["test"]
 
 
-def test_names_are_shown_as_text(run: Path, dataset: Path, tmp_path: Path) -> None:
-    other = shutil.copytree(run, tmp_path / "run")
+HOSTILE = [
+    "<script>alert(1)</script>", r"$\frac{}{}$", '=HYPERLINK("http://x","y")', "</svg><img src=x onerror=alert(1)>",
+    "{{7*7}}", "_under", "مريض", "नमस्ते", "😀", "\u202eevil", "a" * 500, "' or \"1\"", "&amp;",
+]  # fmt: skip
+
+
+class _Tags(HTMLParser):
+    """Every tag of a page with its attributes, and the text between them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, set[str]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, {name for name, _ in attributes}))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_names_of_patients_classes_sites_tables_and_folders_are_shown_as_text(tmp_path: Path) -> None:
+    classes = ["<script>alert(0)</script>", r"$\frac{}{}$"]
+    dataset = write_placed_dataset(tmp_path / "tiles")
+    info, manifest = read_info(dataset), read_manifest(dataset)
+    named = {name: HOSTILE[i // 2] + " 2" * (i % 2) for i, name in enumerate(sorted(manifest["patient_id"].unique()))}
+    manifest["patient_id"] = manifest["patient_id"].map(named)
+    manifest["label"] = manifest["label"].map(dict(zip(info.classes, classes, strict=True)))
+    manifest["site"] = manifest["site"].map({"north": HOSTILE[0], "south": HOSTILE[1]})
+    write_manifest(dataset / MANIFEST_FILE, pa.Table.from_pandas(manifest, preserve_index=False))
+    write_table(dataset / FAILURES_FILE, pd.DataFrame({"input": HOSTILE, "reason": HOSTILE}))
+    info.classes = classes
+    write_info(dataset, info)
+    freeze_splits(dataset, make_splits(manifest, classes=classes), mode="fractions", seed=0, force=True)
+    run = write_study(tmp_path / "run <b>x", dataset)
     test = predictions_on(dataset, "test", seed=2)
-    first = test["patient_id"].iloc[0]
-    test["patient_id"] = test["patient_id"].replace(first, "<script>alert(1)</script>")
-    write_evaluation(other / "evaluation_test", test, split="test")
-    external = write_evaluation(other / "evaluation_<b>x", test, split="test")
-    write_report(other, external=[external])
-    page = (other / "report.html").read_text()
-    assert "<script>alert" not in page
-    assert "<b>x" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    other = write_evaluation(run / "evaluation_<i>y", test, split="test", classes=classes)
+    table = pd.DataFrame({"patient": named.values(), HOSTILE[0]: np.resize(HOSTILE[:4], len(named))})
+    table.to_csv(tmp_path / "<u>z.csv", index=False)
+    write_report(run, external=[other], labels=[tmp_path / "<u>z.csv"], by=[HOSTILE[0]])
+    page = (run / "report.html").read_text()
+    tags = _Tags(page)
+    assert sum(tag == "script" for tag, _ in tags.found) == page.count("</script>") == 1, "that of the page itself"
+    assert not {"b", "i", "u"} & {tag for tag, _ in tags.found}
+    assert not [names for _, names in tags.found if any(name.startswith("on") for name in names)]
+    for name in {*test["patient_id"], *classes, *HOSTILE}:
+        assert " ".join(name.split()) in " ".join(tags.text.split()), name
+
+
+def test_an_evaluation_that_was_interrupted_or_is_not_named_is_named(run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "run")
+    (other / "evaluation_test/metrics.json").unlink()
+    write_report(other)
+    assert f"{other / 'evaluation_test'} was interrupted, it has no metrics.json: evaluate again." in text_of(other)
+    assert f"{other / 'evaluation_other'} is not on this page: name it with --external." in text_of(other)
+
+
+def test_a_report_that_is_interrupted_leaves_the_earlier_one(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    other = shutil.copytree(run, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in other.glob("report.*")}
+    monkeypatch.setattr(pages, "inline_svg", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(other)
+    assert {path.name: path.read_bytes() for path in other.glob("*report.*")} == before
+    with sole_user(other), pytest.raises(InputError, match=r"another run is writing to .*run: wait for it\.$"):
+        write_report(other)
+
+
+@pytest.mark.parametrize("value", [[], [0.1], {}, "x", True, [0.1, "x"]])
+@pytest.mark.parametrize(
+    ("folder", "remedy"), [("evaluation_test", "Evaluate again"), (".", "the command of the training again")]
+)
+def test_figures_that_were_edited_are_refused(run: Path, tmp_path: Path, value: Any, folder: str, remedy: str) -> None:
+    other = shutil.copytree(run, tmp_path / "run")
+    path = other / folder / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["networks"]["ensemble"]["patient"]["auroc_ci95"] = value
+    write_json(path, metrics)
+    with pytest.raises(InputError, match=rf"patient of ensemble is no figure.*{remedy}"):
+        write_report(other)
 
 
 def _one_class(test: pd.DataFrame) -> pd.DataFrame:
@@ -195,6 +282,13 @@ def test_what_is_not_defined_is_a_dash_with_its_reason(
     assert f"Not everything is defined: {reason}." in text
     assert "nan" not in re.findall(r"\w+", text.lower())
     assert figures_of(other)["evaluations"]["test"]["networks"]["ensemble"]["roc"]["area"] is None
+
+
+@pytest.mark.parametrize("networks", [("teacher",), ("student_0",), ("student_0", "student_1", "ensemble")])
+def test_a_run_may_lack_teacher_or_students(dataset: Path, tmp_path: Path, networks: tuple[str, ...]) -> None:
+    other = write_study(tmp_path / "run", dataset, networks=networks)
+    write_report(other, speed=False)
+    assert set(figures_of(other)["evaluations"]["test"]["networks"]) == set(networks)
 
 
 def test_without_test_patients_the_page_says_so(run: Path, tmp_path: Path) -> None:
@@ -367,11 +461,15 @@ def test_several_slides_of_a_patient_widen_the_intervals(tmp_path: Path) -> None
         ({"by": ["sex"]}, "needs a table with that column: name it with --labels"),
         ({"labels": ["table.csv"], "by": ["age"]}, "--by age: no such column"),
         ({"labels": ["strangers.csv"], "by": ["sex"]}, "for none of the evaluated patients"),
+        ({"labels": ["empty.csv"], "by": ["sex"]}, r"--by sex: that column of empty\.csv is empty"),
+        ({"labels": ["unnamed.csv"], "by": ["sex"]}, "no patient column recognised; rename it, or add"),
         ({"labels": ["twice.csv"], "by": ["sex"]}, r"row 3: patient 'P1' has sex 'm', but 'f' in .*, row 2"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(run: Path, wrong: dict[str, Any], message: str) -> None:
     (run.parent / "strangers.csv").write_text("patient,sex\nnobody,f\n")
+    (run.parent / "empty.csv").write_text("patient,sex\nP1,\n")
+    (run.parent / "unnamed.csv").write_text("who,sex\nP1,f\n")
     (run.parent / "twice.csv").write_text("patient,sex\nP1,f\nP1,m\n")
     before = (run / "report.html").read_bytes()
     places = {name: [run.parent / value for value in values] for name, values in wrong.items() if name != "by"}
