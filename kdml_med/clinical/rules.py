@@ -62,7 +62,7 @@ class Rules:
             where none could be fitted; empty for detectors.
         n: validation slides or patients (detectors: frames) that they were chosen on.
         positives: of these (detectors: annotated boxes in them).
-        problems: what could not be chosen and why, and what hangs on few; sentences for people.
+        problems: which thresholds could not be chosen and why, and what hangs on few; sentences for people.
     """
 
     level: str
@@ -138,11 +138,6 @@ def _of_classifiers(run_dir: str | Path, metrics: Mapping[str, Any]) -> Rules:
         temperature[network] = fit_temperature(truth, probabilities)
         if np.isnan(probabilities).any():
             problems.append(f"{network} answers with something that is no number: nothing was chosen for it.")
-        elif 0 < positives < n and math.isnan(temperature[network]):
-            problems.append(
-                f"{network}: no temperature fits the validation {answers.level}s best; all answers are on the right "
-                "side of 0.5, or they are no better than chance."
-            )
     return _make(
         level=answers.level,
         aggregation=answers.aggregation,

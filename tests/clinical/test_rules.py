@@ -64,7 +64,7 @@ def test_thresholds_by_hand(tmp_path: Path) -> None:
     assert any("Only 2 of the 4 validation patients are MSI" in text for text in rules.problems)
     # b and everybody else is on the right side of 0.5: no temperature is best.
     assert math.isnan(rules.temperature["teacher"])
-    assert any(text.startswith("teacher: no temperature fits") for text in rules.problems)
+    assert not any("temperature" in text for text in rules.problems)  # which is an option, and says why itself
 
 
 def test_rules_follow_level_and_aggregation_of_the_run(tmp_path: Path) -> None:

@@ -57,6 +57,21 @@ def test_a_network_has_one_colour_in_every_figure():
         assert expected.items() <= colours(figure).items()
 
 
+def test_points_look_in_the_legend_as_on_the_curve_and_both_are_seen_at_one_place():
+    figure = curves.draw_roc(BY_NETWORK, points={"ensemble": [("rule-out", 0.4, 0.95), ("Youden", 0.4, 0.95)]})
+    drawn = figure.axes[0].lines[-2:]
+    named = figure.legends[0].legend_handles[-2:]
+
+    def look(line):
+        return line.get_marker(), line.get_markersize(), line.get_color(), line.get_markerfacecolor()
+
+    assert [look(line) for line in drawn] == [look(line) for line in named]
+    ring, inner = drawn
+    assert inner.get_zorder() > ring.get_zorder()
+    assert inner.get_markersize() < ring.get_markersize() / 2
+    assert inner.get_markerfacecolor() != ring.get_markerfacecolor() == "white"
+
+
 def test_operating_points_lie_where_they_are_said_to():
     figure = curves.draw_roc(
         BY_NETWORK, points={"ensemble": [("rule-out", 0.4, 0.95)], "teacher": [("rule-out", 0.5, 1)]}
