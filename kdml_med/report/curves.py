@@ -275,8 +275,8 @@ def _draw_points(axis: Axes, points: Points | None, *, limits: tuple[float, floa
     looks = {kind: _point_look(number) for number, kind in enumerate(kinds)}
     for name, every in (points or {}).items():
         for kind, x, y in every:
-            order = {"zorder": 5 + kinds.index(kind), "clip_on": False}
-            axis.plot(place(np.array([x])), [y], color=network_colour(name), **looks[kind], **order)
+            look = looks[kind] | {"color": network_colour(name), "zorder": 5 + kinds.index(kind), "clip_on": False}
+            axis.plot(place(np.array([x])), [y], **look)
     marked = list(points or {})
     colour = network_colour(marked[0]) if len(marked) == 1 else INK
     return [Line2D([], [], color=colour, label=label_text(kind), **looks[kind]) for kind in kinds]
