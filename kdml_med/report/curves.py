@@ -253,7 +253,8 @@ def _draw_curves(
     for name in names:
         x, y = curves[name].x, curves[name].y
         if limits is not None and len(x):  # what was found stays found when more false positives are allowed
-            x, y = np.append(x, limits[1]), np.append(y, y[-1])
+            shown = x <= limits[1]
+            x, y = np.append(x[shown], limits[1]), np.append(y[shown], y[shown].max(initial=0))
         axis.plot(place(x), y, drawstyle=drawstyle, **network_line(name))
     if not any(len(own.y) and np.isfinite(own.y).any() for own in curves.values()):
         _say_undefined(axis)
@@ -272,7 +273,7 @@ def _draw_points(axis: Axes, points: Points | None, *, limits: tuple[float, floa
     """
     place = _clipped(limits)
     kinds = list(dict.fromkeys(kind for every in (points or {}).values() for kind, _, _ in every))
-    looks = {kind: _point_look(number) for number, kind in enumerate(kinds)}
+    looks = {kind: _point_look(number, alone=len(kinds) == 1) for number, kind in enumerate(kinds)}
     for name, every in (points or {}).items():
         for kind, x, y in every:
             look = looks[kind] | {"color": network_colour(name), "zorder": 5 + kinds.index(kind), "clip_on": False}
@@ -282,10 +283,10 @@ def _draw_points(axis: Axes, points: Points | None, *, limits: tuple[float, floa
     return [Line2D([], [], color=colour, label=label_text(kind), **looks[kind]) for kind in kinds]
 
 
-def _point_look(number: int) -> dict[str, Any]:
+def _point_look(number: int, *, alone: bool) -> dict[str, Any]:
     """Of the points of a kind, the same on a curve and in the legend."""
     look = {"linestyle": "none", "marker": _POINT_MARKERS[number % len(_POINT_MARKERS)], "markeredgewidth": 1.6}
-    return look | ({"markersize": 11, "markerfacecolor": "white"} if number == 0 else {"markersize": 4.5})
+    return look | ({"markersize": 4.5} if number else {"markersize": 7 if alone else 11, "markerfacecolor": "white"})
 
 
 def _network_entry(name: str, more: str = "", *, marker: str = "") -> Line2D:

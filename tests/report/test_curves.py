@@ -107,6 +107,9 @@ def test_a_froc_curve_starts_at_the_left_edge_and_stays_at_its_highest_to_the_ri
     own = dataclasses.replace(froc(), x=np.array([0, 0.5]), y=np.array([0.2, 0.7]))
     (axis,) = curves.draw_froc({"teacher": own}).axes
     assert axis.lines[0].get_xydata().tolist() == [[0.01, 0.2], [0.5, 0.7], [10, 0.7]]
+    beyond = dataclasses.replace(froc(), x=np.array([0, 0.5, 20]), y=np.array([0.2, 0.7, 0.9]))
+    (axis,) = curves.draw_froc({"teacher": beyond}).axes
+    assert axis.lines[0].get_xydata().tolist() == [[0.01, 0.2], [0.5, 0.7], [10, 0.7]]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
