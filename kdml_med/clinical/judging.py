@@ -17,6 +17,7 @@ from kdml_med.clinical.study import Role
 from kdml_med.keys import network_order
 from kdml_med.metrics.calibration import (
     Reliability,
+    bins_for,
     brier_score,
     expected_calibration_error,
     reliability,
@@ -171,13 +172,8 @@ def _calibrate(labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.floa
     return Calibration(
         brier_score(labels, probabilities),
         expected_calibration_error(labels, probabilities),
-        reliability(labels, probabilities, bins=_bins(len(labels))),
+        reliability(labels, probabilities, bins=bins_for(len(labels))),
     )
-
-
-def _bins(n: int) -> int:
-    """So many that a bin tells something, and no more than ten."""
-    return min(10, max(2, n // 10))
 
 
 def judged_network(networks: Iterable[str]) -> str:
