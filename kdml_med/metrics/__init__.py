@@ -9,7 +9,6 @@ from kdml_med.metrics.box_matching import AnnotatedFrames, Matches, box_iou, mat
 from kdml_med.metrics.box_sizes import SizeFigures, sensitivity_by_size
 from kdml_med.metrics.calibration import (
     Reliability,
-    bins_for,
     brier_score,
     expected_calibration_error,
     fit_temperature,
@@ -76,7 +75,6 @@ __all__ = [
     "average_precision",
     "balanced_accuracy",
     "binary_auroc",
-    "bins_for",
     "bootstrap_interval",
     "box_iou",
     "brier_score",
