@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from kdml_med.keys import HistoryColumn, network_order
-from kdml_med.metrics.calibration import reliability
+from kdml_med.metrics.calibration import bins_for, reliability
 from kdml_med.metrics.classification import METRICS
 from kdml_med.metrics.curves import (
     Curve,
@@ -62,7 +62,8 @@ def write_classification_figures(folder: Path, table: pd.DataFrame, metrics: Map
     drawn: dict[str, Any] = {"groups": patients, "resamples": resamples}
     roc = {name: roc_curve(labels, own, **drawn) for name, own in answers.items()}
     recall = {name: precision_recall_curve(labels, own, **drawn) for name, own in answers.items()}
-    honest = {name: reliability(labels, own, groups=patients) for name, own in answers.items()}
+    bins = bins_for(len(labels))
+    honest = {name: reliability(labels, own, bins=bins, groups=patients) for name, own in answers.items()}
     benefit = {name: decision_curve(labels, own) for name, own in answers.items()}
     out = _Folder(folder / FIGURES_DIR, _title(metrics, f"{len(known)} {level}s, {labels.sum()} {positive}"))
     out.write("roc", draw_roc(roc), _points(roc, "threshold", "false_positive_rate", "sensitivity"))

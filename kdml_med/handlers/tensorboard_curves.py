@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from kdml_med.metrics.calibration import reliability
+from kdml_med.metrics.calibration import bins_for, reliability
 from kdml_med.metrics.curves import Curve, froc_with_band, roc_curve
 from kdml_med.report.curves import draw_froc, draw_reliability, draw_roc
 from kdml_med.report.figures import style
@@ -20,8 +20,6 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Answers = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 
 _DPI = 110
-_BINS = 5
-"""Of the calibration, fewer than in reports: validation splits are small."""
 
 
 def roc_figure(answers: Mapping[str, Answers]) -> dict[str, Pixels]:
@@ -47,7 +45,8 @@ def calibration_figure(network: str, answers: Answers) -> dict[str, Pixels]:
     Returns:
         uint8, [height, width, 3], under the tag ``val/calibration``.
     """
-    return {"val/calibration": _pixels(draw_reliability({network: reliability(*answers, bins=_BINS)}))}
+    bins = reliability(*answers, bins=bins_for(len(answers[0])))
+    return {"val/calibration": _pixels(draw_reliability({network: bins}))}
 
 
 def froc_figure(

@@ -87,6 +87,11 @@ class Reliability:
     n: npt.NDArray[np.int64]
 
 
+def bins_for(n: int) -> int:
+    """Bins of a reliability curve of ``n`` answers: so many that a bin tells something, and no more than ten."""
+    return min(10, max(2, n // 10))
+
+
 def reliability(
     labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, bins: int = 10, groups: npt.ArrayLike | None = None
 ) -> Reliability:

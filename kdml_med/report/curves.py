@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
@@ -155,8 +156,7 @@ def draw_decision(curves: Mapping[str, DecisionCurve]) -> Figure:
             axis.plot(own.thresholds, own.model, **network_line(name))
             finite = own.model[np.isfinite(own.model)]
             highest = max(highest, float(finite.max(initial=0)))
-            line = network_line(name)["linestyle"]
-            entries.append(legend_entry(label_text(network_words(name)), network_colour(name), "", line))
+            entries.append(_network_entry(name))
         for own in list(curves.values())[:1]:
             axis.plot(own.thresholds, own.treat_all, color=FAINT, linewidth=1.2, linestyle="--")
             finite = own.treat_all[np.isfinite(own.treat_all)]
@@ -219,8 +219,7 @@ def draw_history(history: Mapping[str, pd.DataFrame], ylabel: str) -> Figure:
         for name in sorted(history, key=network_order):
             own = history[name]
             axis.plot(own["epoch"], own["value"], marker="o", markersize=3, **network_line(name))
-            line = network_line(name)["linestyle"]
-            entries.append(legend_entry(label_text(network_words(name)), network_colour(name), "o", line, size=4))
+            entries.append(_network_entry(name, marker="o"))
         if not any(frame["value"].notna().any() for frame in history.values()):
             _say_undefined(axis)
         axis.set(xlabel="epoch", ylabel=label_text(ylabel))
@@ -255,17 +254,13 @@ def _draw_curves(
     for name in names:
         x, y = curves[name].x, curves[name].y
         if limits is not None and len(x):  # what was found stays found when more false positives are allowed
-            x, y = np.append(x, limits[1]), np.append(y, y[-1])
+            shown = x <= limits[1]
+            x, y = np.append(x[shown], limits[1]), np.append(y[shown], y[shown].max(initial=0))
         axis.plot(place(x), y, drawstyle=drawstyle, **network_line(name))
     if not any(len(own.y) and np.isfinite(own.y).any() for own in curves.values()):
         _say_undefined(axis)
-    entries: list[Any] = [
-        legend_entry(
-            f"{label_text(network_words(name))}: {with_interval(own.area, own.area_low, own.area_high)}",
-            network_colour(name), "", network_line(name)["linestyle"],
-        )
-        for name, own in ((name, curves[name]) for name in names)
-    ]  # fmt: skip
+    areas = {name: with_interval(own.area, own.area_low, own.area_high) for name, own in curves.items()}
+    entries: list[Any] = [_network_entry(name, f": {areas[name]}") for name in names]
     for name in banded:
         words = f"{label_text(network_words(name))}, 95 % at each place"
         entries.append(Patch(color=network_colour(name), alpha=_FAINT, linewidth=0, label=words))
@@ -273,19 +268,33 @@ def _draw_curves(
 
 
 def _draw_points(axis: Axes, points: Points | None, *, limits: tuple[float, float] | None = None) -> list[Any]:
-    """A marker for each kind of point, in the colour of its network; the first are larger, and seen below others."""
+    """A marker for each kind of point, in the colour of its network.
+
+    The first kind is a ring, and others fit into it: two points at one place are still seen as two.
+    """
     place = _clipped(limits)
     kinds = list(dict.fromkeys(kind for every in (points or {}).values() for kind, _, _ in every))
-    markers = {kind: _POINT_MARKERS[number % len(_POINT_MARKERS)] for number, kind in enumerate(kinds)}
-    sizes = {kind: max(9 - 2.5 * number, 5) if len(kinds) > 1 else 7 for number, kind in enumerate(kinds)}
+    looks = {kind: _point_look(number, alone=len(kinds) == 1) for number, kind in enumerate(kinds)}
     for name, every in (points or {}).items():
         for kind, x, y in every:
-            axis.plot(
-                place(np.array([x])), [y], markers[kind], color=network_colour(name),
-                markersize=sizes[kind], markerfacecolor="white", markeredgewidth=1.6,
-                zorder=5 + kinds.index(kind), clip_on=False,
-            )  # fmt: skip
-    return [legend_entry(label_text(kind), INK, markers[kind], "none", size=6.5) for kind in kinds]
+            look = looks[kind] | {"color": network_colour(name), "zorder": 5 + kinds.index(kind), "clip_on": False}
+            axis.plot(place(np.array([x])), [y], **look)
+    marked = list(points or {})
+    colour = network_colour(marked[0]) if len(marked) == 1 else INK
+    return [Line2D([], [], color=colour, label=label_text(kind), **looks[kind]) for kind in kinds]
+
+
+def _point_look(number: int, *, alone: bool) -> dict[str, Any]:
+    """Of the points of a kind, the same on a curve and in the legend."""
+    look = {"linestyle": "none", "marker": _POINT_MARKERS[number % len(_POINT_MARKERS)], "markeredgewidth": 1.6}
+    return look | ({"markersize": 4.5} if number else {"markersize": 7 if alone else 11, "markerfacecolor": "white"})
+
+
+def _network_entry(name: str, more: str = "", *, marker: str = "") -> Line2D:
+    """A network in a legend, its line as in the figure."""
+    return Line2D(
+        [], [], label=f"{label_text(network_words(name))}{more}", marker=marker, markersize=3, **network_line(name)
+    )
 
 
 def _clipped(limits: tuple[float, float] | None) -> Callable[[Floats], Floats]:

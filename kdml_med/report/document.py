@@ -105,10 +105,17 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Small pictures side by side, as many in a row as fit; ``title`` stands above them."""
+    """Small pictures side by side, as many in a row as fit.
+
+    Attributes:
+        items: pictures.
+        title: stands above them.
+        wide: each picture holds two, which need the room of two.
+    """
 
     items: Sequence[Thumbnail]
     title: str = ""
+    wide: bool = False
     kind = "gallery"
 
 

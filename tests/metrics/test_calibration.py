@@ -18,6 +18,7 @@ from statsmodels.genmod.generalized_linear_model import GLM
 from statsmodels.stats.proportion import proportion_confint
 
 from kdml_med.metrics.calibration import (
+    bins_for,
     calibration_intercept,
     calibration_slope,
     fit_temperature,
@@ -46,6 +47,11 @@ def test_bins_are_those_of_scikit_learn(bins: int) -> None:
     low, high = proportion_confint(successes, found.n, method="wilson")
     np.testing.assert_allclose(found.low, low, atol=1e-9)
     np.testing.assert_allclose(found.high, high, atol=1e-9)
+
+
+@pytest.mark.parametrize(("answers", "bins"), [(0, 2), (22, 2), (51, 5), (109, 10), (100_000, 10)])
+def test_few_answers_have_few_bins(answers: int, bins: int) -> None:
+    assert bins_for(answers) == bins
 
 
 def test_reliability_by_hand() -> None:

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from kdml_med.report.document import Paragraph, Section, Table
+from kdml_med.report.document import Paragraph, Picture, Section, Table
+from kdml_med.report.figures import new_figure, style
 from kdml_med.report.pages import write_html
 from tests.report.browser import DARK, needs_browser, open_page, print_page, widths_of
 from tests.report.documents import HOSTILE, MARKUP, all_parts
@@ -88,6 +89,55 @@ def test_figures_follow_light_and_dark(page, tmp_path):
         shown.append(open_page(page, tmp_path / name, *flags, script=script).result)
     assert shown[0] == ["rgb(255, 255, 255)", "rgb(34, 34, 34)", "rgb(27, 28, 31)"]
     assert shown[1] == ["rgb(23, 24, 26)", "rgb(230, 230, 233)", "rgb(231, 231, 234)"]
+
+
+def test_letters_of_a_figure_keep_their_distance(tmp_path):
+    with style():
+        figure, (axis,) = new_figure(2)
+        axis.text(0, 0, "a     b")
+        axis.text(0, 1, "a b")
+    write_html(tmp_path / "figure.html", "T", [Section("T", [Picture("f.png", "F", figure)])])
+    script = """
+        const texts = [...document.querySelectorAll("svg text")].filter((one) => one.textContent.startsWith("a"));
+        return texts.map((one) => one.getComputedTextLength());
+    """
+    wide, narrow = open_page((tmp_path / "figure.html").read_text(), tmp_path, script=script).result
+    assert wide > 1.5 * narrow
+
+
+@pytest.mark.parametrize("flags", [(), (DARK,)])
+def test_words_have_the_contrast_that_readers_need(page, tmp_path, flags):
+    """WCAG 2.2, 1.4.3: at least 4.5 to 1, on the ground that is painted below them."""
+    script = """
+        const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+        const light = (colour) => {
+            const linear = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+            const [r, g, b] = parts(colour).map((c) => linear(c / 255));
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+        };
+        const ground = (one) => {
+            for (let at = one; at; at = at.parentElement) {
+                const colour = getComputedStyle(at).backgroundColor;
+                if ((parts(colour)[3] ?? 1) === 1) return colour;
+            }
+            return "rgb(255, 255, 255)";
+        };
+        const said = (one) => [...one.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+        document.querySelectorAll("details").forEach((one) => { one.open = true; });
+        const seen = {};
+        for (const one of document.querySelectorAll("body *")) {
+            if (!said(one) || one.closest("script")) continue;
+            const style = getComputedStyle(one);
+            const [x, y] = [light(one.closest("svg") ? style.fill : style.color), light(ground(one))];
+            const ratio = (Math.max(x, y) + 0.05) / (Math.min(x, y) + 0.05);
+            const name = one.closest("svg") ? "svg" : one.tagName.toLowerCase();
+            seen[name] = Math.min(seen[name] ?? 21, ratio);
+        }
+        return seen;
+    """
+    seen = open_page(page, tmp_path, *flags, script=script).result
+    assert {"p", "td", "th", "figcaption", "a", "svg", "button"} <= set(seen)
+    assert {name: ratio for name, ratio in seen.items() if ratio < 4.5} == {}
 
 
 def test_tables_sort_by_a_click_or_a_key(sortable, tmp_path):

@@ -57,6 +57,21 @@ def test_a_network_has_one_colour_in_every_figure():
         assert expected.items() <= colours(figure).items()
 
 
+def test_points_look_in_the_legend_as_on_the_curve_and_both_are_seen_at_one_place():
+    figure = curves.draw_roc(BY_NETWORK, points={"ensemble": [("rule-out", 0.4, 0.95), ("Youden", 0.4, 0.95)]})
+    drawn = figure.axes[0].lines[-2:]
+    named = figure.legends[0].legend_handles[-2:]
+
+    def look(line):
+        return line.get_marker(), line.get_markersize(), line.get_color(), line.get_markerfacecolor()
+
+    assert [look(line) for line in drawn] == [look(line) for line in named]
+    ring, inner = drawn
+    assert inner.get_zorder() > ring.get_zorder()
+    assert inner.get_markersize() < ring.get_markersize() / 2
+    assert inner.get_markerfacecolor() != ring.get_markerfacecolor() == "white"
+
+
 def test_operating_points_lie_where_they_are_said_to():
     figure = curves.draw_roc(
         BY_NETWORK, points={"ensemble": [("rule-out", 0.4, 0.95)], "teacher": [("rule-out", 0.5, 1)]}
@@ -91,6 +106,9 @@ def test_a_band_lies_where_it_is_known():
 def test_a_froc_curve_starts_at_the_left_edge_and_stays_at_its_highest_to_the_right_one():
     own = dataclasses.replace(froc(), x=np.array([0, 0.5]), y=np.array([0.2, 0.7]))
     (axis,) = curves.draw_froc({"teacher": own}).axes
+    assert axis.lines[0].get_xydata().tolist() == [[0.01, 0.2], [0.5, 0.7], [10, 0.7]]
+    beyond = dataclasses.replace(froc(), x=np.array([0, 0.5, 20]), y=np.array([0.2, 0.7, 0.9]))
+    (axis,) = curves.draw_froc({"teacher": beyond}).axes
     assert axis.lines[0].get_xydata().tolist() == [[0.01, 0.2], [0.5, 0.7], [10, 0.7]]
 
 

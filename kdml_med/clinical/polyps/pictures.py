@@ -108,15 +108,18 @@ def draw_finding(frame: Pixels, annotated: np.ndarray, judgement: Judgement) -> 
     for edges, colour in reversed(list(zip(found, colours, strict=True))):  # the best on top
         for width, line in ((_LINE_PX + 2, _RIM), (_LINE_PX, colour)):
             draw.rectangle(edges, outline=line, width=width)
-    taken: list[_Box] = []
+    labels: list[tuple[list[int], str, tuple[int, int, int]]] = []
     for box in np.asarray(annotated, dtype=np.float64).tolist():
         edges = inside([side * scale for side in box], *size)
         _dashed(draw, edges)
         if tuple(box) in missed:
-            _label(draw, edges, "missed", ANNOTATED, size, taken)
+            labels.append((edges, "missed", ANNOTATED))
     for index, edges, colour in zip(shown, found, colours, strict=True):
         word = "" if judgement.hits[index] else " false"
-        _label(draw, edges, f"{judgement.scores[index]:.2f}{word}", colour, size, taken)
+        labels.append((edges, f"{judgement.scores[index]:.2f}{word}", colour))
+    taken: list[_Box] = []
+    for edges, text, colour in labels:  # when all boxes are there, whose lines would go through letters
+        _label(draw, edges, text, colour, size, taken)
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=_QUALITY)
     return stream.getvalue()

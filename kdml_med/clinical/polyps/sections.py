@@ -33,7 +33,7 @@ from kdml_med.metrics.calibration import Reliability, reliability
 from kdml_med.metrics.curves import Curve, detection_precision_recall, froc_with_band
 from kdml_med.report.caution import caution_of
 from kdml_med.report.curves import draw_froc, draw_precision_recall, draw_reliability
-from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table
+from kdml_med.report.document import Bullets, Heading, Paragraph, Part, Picture, Section, Table
 from kdml_med.report.wording import figure, network_words, with_interval
 from kdml_med.words import counted
 
@@ -125,15 +125,26 @@ def _summary(study: Study, every: Sequence[DetectorEvaluation]) -> Section:
     for judged in every:
         own = judged.figures[network]
         negative = own["n_negative_frames"]
-        without = f"{counted(negative, 'frame')} without" if negative else "no frame without"
+        without = f"{counted(negative, 'frame')} without a polyp" if negative else "no frame without a polyp"
         lines.append(
             f"{judged.title}: AP50 {cell(own, 'ap50')}, sensitivity by box {cell(own, 'recall')}, false alarms per "
-            f"frame {cell(own, 'false_positives_per_frame')}; {counted(own['n_frames'], 'frame')}, "
+            f"frame {cell(own, 'false_positives_per_frame')}; {counted(own['n_frames'], 'frame')} {_whose(judged)}, "
             f"{counted(own['n_boxes'], 'annotated polyp')}, {without}."
         )
     last = limits(study, samples="frames", chosen_by="frames that chose")
     left = [Paragraph(text) for text in study.left_out]
     return Section("In short", [Paragraph(text), Bullets(lines), *left, *last])
+
+
+def _whose(judged: DetectorEvaluation) -> str:
+    """As in "of 19 sequences (patients not known)"."""
+    if judged.unit == "frame":
+        return "(patients and sequences not known)"
+    table = judged.sequences
+    sequences = counted(table["sequence_id"].nunique(), "sequence")
+    if judged.unit == "sequence":
+        return f"of {sequences} (patients not known)"
+    return f"of {sequences} of {counted(table['patient_id'].nunique(), 'patient')}"
 
 
 def collect_figures(judged: DetectorEvaluation) -> DetectorFigures:
@@ -169,7 +180,6 @@ def _reliability(judged: DetectorEvaluation, network: str) -> Reliability:
 def _performance(costs: Costs, every: Sequence[DetectorFigures]) -> Section:
     parts: list[Part] = [Paragraph(text, "Caution.") for one in every for text in cautions(one.judged)]
     judged = [one.judged for one in every]
-    parts += [networks_table(judged, costs), Paragraph(_speed_words(judged, costs))]
     for one in every:
         parts.append(overall_table(one.judged))
         if not one.froc:
@@ -181,13 +191,13 @@ def _performance(costs: Costs, every: Sequence[DetectorFigures]) -> Section:
         parts += [
             Picture(
                 f"froc_{name}.png",
-                f"FROC, {one.judged.title}: share of the annotated polyps {found}. Marker: the threshold of the run.",
+                f"{one.judged.title}: FROC, share of the annotated polyps {found}. Markers: the thresholds of the run.",
                 draw_froc(one.froc, points={network: [place[0]] for network, place in points.items()}),
             ),
             Picture(
                 f"precision_recall_{name}.png",
-                f"Precision and recall, {one.judged.title}: {found}. The curve is COCO's upper envelope, so that the "
-                "marker, the threshold of the run, can lie below it.",
+                f"{one.judged.title}: precision and recall, {found}. The curves are COCO's upper envelopes, so that "
+                "markers, the thresholds of the run, can lie below them.",
                 draw_precision_recall(
                     one.precision_recall, points={network: [place[1]] for network, place in points.items()}
                 ),
@@ -196,6 +206,7 @@ def _performance(costs: Costs, every: Sequence[DetectorFigures]) -> Section:
     parts.append(Paragraph(
         "AP: mean over IoU thresholds from 0.50 to 0.95; AP50 and AP75: at one. Mean FROC sensitivity: over 0.1, 0.25, "
         "0.5 and 1 false alarms per frame. Brackets: 95 % intervals by bootstrap."))  # fmt: skip
+    parts += [Heading("Size and speed"), networks_table(judged, costs), Paragraph(_speed_words(judged, costs))]
     return Section("Performance", parts)
 
 
@@ -281,17 +292,20 @@ def _sequences(judged: Sequence[DetectorEvaluation]) -> Section:
             parts.append(Paragraph(
                 f"The {MOST_SEQUENCES} of {len(one.sequences):,} of which least was found; sequences.csv in "
                 f"{one.evaluation.folder} has them all."))  # fmt: skip
-    return Section("Sequences", [
-        Paragraph("Share of the annotated boxes that was found, and number of false alarms, at the threshold of each "
-                  "network. First come the sequences of which the network in front found least."), *parts
-    ])  # fmt: skip
+    text = (
+        "Share of the annotated boxes that was found, and number of false alarms, at the threshold of each network. "
+        "First come the sequences of which the network in front found least."
+    )
+    if any(one.unit == "frame" for one in judged):
+        text += " Where sequences are not known, each frame has its row."
+    return Section("Sequences", [Paragraph(text), *parts])
 
 
 def _calibration(every: Sequence[DetectorFigures]) -> list[Section]:
     pictures: list[Part] = [
         Picture(
             f"calibration_{one.judged.evaluation.name}.png",
-            f"Calibration of the scores, {one.judged.title}: share of the detections that find a polyp, over their "
+            f"{one.judged.title}: calibration of the scores, the share of the detections that find a polyp, over their "
             f"score, in bins of equally many detections with a score of at least {figure(CALIBRATED_FROM, 1)}. "
             "Lines: 95 %, Wilson, as if detections were independent.",
             _draw_calibration(one.reliability),

@@ -118,7 +118,7 @@ def frozen_table(every: Sequence[DetectorEvaluation]) -> Table:
 def sequences_table(judged: DetectorEvaluation) -> Table:
     """One row for each sequence, those of which the main network found least first; its columns are in front."""
     table, main = judged.sequences, main_network(judged)
-    networks = [name for name in [main, *judged.networks[::-1]] if f"sensitivity_{name}" in table]
+    networks = [name for name in [main, *judged.networks] if f"sensitivity_{name}" in table]
     networks = list(dict.fromkeys(networks))
     ordered = table
     if networks:
@@ -130,7 +130,7 @@ def sequences_table(judged: DetectorEvaluation) -> Table:
     about = ["sequence_id", *([] if alone else ["patient_id"]), *([] if single else ["frames"]), "boxes"]
     columns = ["frame" if single else "sequence", *(name.removesuffix("_id") for name in about[1:])]
     for name in networks:
-        columns += [f"{network_words(name)}: found", "false alarms"]
+        columns += [f"{network_words(name)}: found", f"{network_words(name)}: false"]
     rows = []
     for _, row in ordered.iloc[:MOST_SEQUENCES].iterrows():
         cells = [row[name] for name in about]

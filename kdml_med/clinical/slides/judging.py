@@ -16,6 +16,7 @@ from kdml_med.clinical.study import Role
 from kdml_med.keys import network_order
 from kdml_med.metrics.calibration import (
     Reliability,
+    bins_for,
     brier_score,
     calibration_intercept,
     calibration_slope,
@@ -180,13 +181,8 @@ def _calibrate(
         expected_calibration_error(labels, probabilities),
         calibration_intercept(labels, probabilities),
         calibration_slope(labels, probabilities),
-        reliability(labels, probabilities, bins=_bins(len(labels)), groups=patients),
+        reliability(labels, probabilities, bins=bins_for(len(labels)), groups=patients),
     )
-
-
-def _bins(n: int) -> int:
-    """So many that a bin tells something, and no more than ten."""
-    return min(10, max(2, n // 10))
 
 
 def judged_network(networks: Iterable[str]) -> str:

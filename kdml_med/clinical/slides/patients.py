@@ -98,7 +98,7 @@ class _Kind:
 
 
 _KINDS = (
-    _Kind("Missed {positive}, the lowest probabilities", 1, 0),
+    _Kind("missed {positive}, the lowest probabilities", 1, 0),
     _Kind("{negative} called {positive}, the highest probabilities", 0, 1),
     _Kind("{positive} found, the highest probabilities", 1, 1),
     _Kind("{negative} left alone, the lowest probabilities", 0, 0),
@@ -136,9 +136,9 @@ def _evaluation_galleries(found: Findings, one: Evaluation, threshold: float) ->
         parts: list[Part] = []
         for kind in _KINDS:
             chosen = _choose(found, one, kind, threshold)
-            title = capital(f"{one.title}: {kind.words.format(positive=positive, negative=negative)}")
+            title = f"{one.title}: {kind.words.format(positive=positive, negative=negative)}"
             if len(chosen):
-                parts.append(Gallery([maps.draw(row) for row in chosen.to_dict("records")], title))
+                parts.append(Gallery([maps.draw(row) for row in chosen.to_dict("records")], title, wide=True))
             else:
                 parts.append(Paragraph("none.", lead=f"{title}:"))
         return parts

@@ -55,6 +55,7 @@ def _summary_line(found: Findings, one: Judged) -> str:
     if point is not None and point.confusion.n:
         text += (
             f" At the rule-out threshold of the validation patients: sensitivity {share_words(point.sensitivity)}, "
+            f"specificity {share_words(point.specificity)}, NPV {share_words(point.npv)}, "
             f"ruled out {share_words(point.ruled_out)}."
         )
     return text

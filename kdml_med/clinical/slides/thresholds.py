@@ -28,7 +28,8 @@ def operating_points(found: Findings) -> Section:
     text = (
         f"Both thresholds of each network were chosen on the {counted(rules.n, found.level)} of the validation split "
         f"({rules.positives:,} {study.description.classes[-1]}) and on nobody else: rule-out is the highest threshold "
-        "that finds 95 % of them, Youden has the highest sum of sensitivity and specificity. Intervals: Wilson, 95 %"
+        f"that finds 95 % of those that are {study.description.classes[-1]}, Youden has the highest sum of sensitivity "
+        "and specificity. Intervals: Wilson, 95 %"
     )
     parts: list[Part] = [Paragraph(f"{text}{by_patient(found)}.")]
     parts += [Paragraph(problem, lead="Caution.") for problem in rules.problems]

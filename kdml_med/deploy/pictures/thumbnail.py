@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
@@ -18,14 +17,18 @@ from kdml_med.words import GENERATED_PICTURE, RESEARCH_ONLY
 
 MOST_TILES = 600
 """Of a slide that are read for its small picture; of more, so many that lie evenly in the order of reading."""
-_PANEL_PX = 190
-_GAP_PX = 6
-_TEXT_PX = 11
+_PANEL_PX = 240
+_GAP_PX = 8
+_TEXT_PX = 16
 _QUALITY = 80
+WIDTH_PX = 2 * _PANEL_PX + _GAP_PX
+"""Of every picture."""
 
 
 def map_thumbnail(dataset: TileDataset, tiles: pd.DataFrame, slide: SlideSize, *, synthetic: bool) -> bytes:
-    """The slide as its stored tiles show it, beside it (or below it) its map, and what the picture is not for.
+    """The slide as its stored tiles show it, beside it its map, and below them what the picture is not for.
+
+    Every picture is as wide as any other, so that in a row of a page all are reduced alike.
 
     Args:
         dataset: gives the pixels.
@@ -51,16 +54,13 @@ def map_thumbnail(dataset: TileDataset, tiles: pd.DataFrame, slide: SlideSize, *
 
 def _write(panels: Sequence[Image.Image], *, synthetic: bool) -> bytes:
     lines = [RESEARCH_ONLY, *([GENERATED_PICTURE.partition(":")[0]] if synthetic else [])]
-    width, height = panels[0].size
-    below = width > 1.3 * height
-    shape = (width, 2 * height + _GAP_PX) if below else (2 * width + _GAP_PX, height)
-    text_px = int(np.ceil(max(font(_TEXT_PX).getlength(line) for line in lines)))
-    whole = Image.new("RGB", (max(shape[0], text_px), shape[1] + 2 + len(lines) * line_height(_TEXT_PX)), PAPER)
-    whole.paste(panels[0], (0, 0))
-    whole.paste(panels[1], (0, height + _GAP_PX) if below else (width + _GAP_PX, 0))
+    height = panels[0].height
+    whole = Image.new("RGB", (WIDTH_PX, height + 2 + len(lines) * line_height(_TEXT_PX)), PAPER)
+    for number, panel in enumerate(panels):
+        whole.paste(panel, (number * (_PANEL_PX + _GAP_PX) + (_PANEL_PX - panel.width) // 2, 0))
     draw = ImageDraw.Draw(whole)
     for number, line in enumerate(lines):
-        draw.text((0, shape[1] + 2 + number * line_height(_TEXT_PX)), line, fill=FAINT, font=font(_TEXT_PX))
+        draw.text((2, height + 2 + number * line_height(_TEXT_PX)), line, fill=FAINT, font=font(_TEXT_PX))
     sink = io.BytesIO()
     whole.save(sink, "JPEG", quality=_QUALITY)
     return sink.getvalue()

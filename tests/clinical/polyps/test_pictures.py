@@ -79,6 +79,14 @@ def test_labels_of_one_box_do_not_cover_each_other():
     assert not any(pictures._overlap(one, other) for one, other in combinations(taken, 2))
 
 
+def test_no_line_goes_through_a_label():
+    """The label of the first polyp stands where the dashes of the second one begin."""
+    boxes = [[100, 100, 300, 150], [100, 152, 300, 300]]
+    jpeg = draw_finding(GREY, np.array(boxes, float), judgement([], [], boxes[:1]))
+    label = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))[155:159, 106:190].astype(int)
+    assert (np.abs(label - pictures.ANNOTATED).sum(axis=2) < 60).mean() > 0.9
+
+
 def test_what_is_wrong_is_said_in_words():
     frame = frame_table({"a": [[0, 0, 10, 10], [50, 50, 60, 60]]})
     found = detection_table({"a": [(0.9, [0, 0, 10, 10]), (0.8, [30, 30, 40, 40]), (0.7, [70, 0, 80, 9])]})

@@ -25,6 +25,7 @@ from kdml_med.report.document import Bullets, Gallery, Paragraph, Picture, Table
 from kdml_med.runs import DETECTIONS_FILE, METRICS_FILE
 from kdml_med.storage.files import write_json
 from kdml_med.storage.manifest import MANIFEST_FILE
+from kdml_med.storage.reading import read_json
 from tests.clinical.detectors import NETWORKS, RESAMPLES, SPLITS, made_up_detections, write_judged, write_study
 from tests.synthetic_frames import write_frame_dataset
 
@@ -265,6 +266,23 @@ def test_flow_names_what_preparation_left_out(tmp_path):
     parts = flow_section(read_study(run)).parts
     assert "1 input" in "\n".join(part.text for part in parts if isinstance(part, Paragraph))
     assert [list(part.rows) for part in parts if isinstance(part, Table)][-1] == [["x.jpg", "cut short"]]
+
+
+@pytest.mark.parametrize(
+    ("unit", "words"),
+    [
+        ("frame", "12 frames (patients and sequences not known)"),
+        ("sequence", "12 frames of 3 sequences (patients not known)"),
+        ("patient", "12 frames of 3 sequences of 3 patients"),
+    ],
+)
+def test_the_summary_says_whose_frames_they_are_as_far_as_that_is_known(run, unit, words):
+    path = run / "evaluation_test" / METRICS_FILE
+    content = read_json(path, remedy="")
+    content["bootstrap"]["unit"] = unit
+    write_json(path, content)
+    (summary,) = [section for section in report(run).sections if section.title == "In short"]
+    assert words in text_of([summary])
 
 
 def test_the_table_of_sequences_begins_with_the_worst_and_has_an_end(run):

@@ -319,7 +319,7 @@ def test_pictures_are_of_the_most_wrong_and_the_most_certain(run: Path) -> None:
     labels, probabilities = answers(run, "evaluation_test", "ensemble")
     threshold = figures_of(run)["rules"]["thresholds"]["ensemble"]["youden"]
     kinds = {
-        f"Missed {CLASSES[1]}, the lowest": np.sort(probabilities[(labels == 1) & (probabilities < threshold)])[:3],
+        f"missed {CLASSES[1]}, the lowest": np.sort(probabilities[(labels == 1) & (probabilities < threshold)])[:3],
         f"{CLASSES[1]} found, the highest": np.sort(probabilities[(labels == 1) & (probabilities >= threshold)])[
             :-4:-1
         ],
