@@ -20,6 +20,9 @@ from kdml_med.words import counted
 _AGAIN = "Evaluate again."
 _TRAINING_AGAIN = "Give the command of the training again: it trains nothing more, and evaluates again."
 _Figure = float | None
+_LEVELS = ("tile", "patient", "slide")
+_COUNTS = ("n", "positives", "n_frames", "n_boxes", "n_detections", "n_negative_frames")
+"""Figures that are always defined."""
 PATIENT, SLIDE, LABEL, TILES = "patient_id", "slide_id", "label", "tiles"
 PROBABILITY = "probability_"
 """With the name of a network, its column."""
@@ -129,14 +132,17 @@ def read_evaluation(folder: str | Path) -> dict[str, Any]:
     metrics = read_json(path, remedy=remedy)
     for network, figures in take(metrics, "networks", dict[str, dict[str, Any]], path, remedy=remedy).items():
         for name, value in figures.items():
-            if not all(map(_is_figure, value.values() if isinstance(value, dict) else [value])):
+            inner = value if name in _LEVELS and isinstance(value, dict) else {name: value}
+            if not all(_is_figure(*item) for item in inner.items()):
                 raise InputError(f"{path}: {name} of {network} is no figure, interval or null: it was edited. {remedy}")
     return metrics
 
 
-def _is_figure(value: Any) -> bool:
-    """Whether this is a number, an interval, or null for one that is not defined."""
-    return fits(value, _Figure) or (fits(value, list[_Figure]) and len(value) == 2)
+def _is_figure(name: str, value: Any) -> bool:
+    """Whether this is a number or an interval, whichever the name says, or null for one that is not defined."""
+    if name.endswith("_ci95"):
+        return value is None or (fits(value, list[_Figure]) and len(value) == 2)
+    return fits(value, float if name in _COUNTS else _Figure)
 
 
 def remedy_for(folder: str | Path) -> str:
