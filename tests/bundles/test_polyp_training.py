@@ -139,7 +139,7 @@ def test_test_frames_choose_no_threshold_whatever_they_are_called(
     freeze_splits(swapped, table, mode="table", seed=None, force=True)
     out = tmp_path / "out"
     for dataset, words, expected in (
-        (swapped, [], "whom this run did not validate on, first 'P3'"),
+        (swapped, [], "split 'val' has 1 patient whom this run did not validate on, first 'P3'"),
         # past the settings
         (frames, ["--validate#dataset#split", "test"], "the evaluator reads the split 'test', and its results would"),
     ):

@@ -25,11 +25,13 @@ _SHARE_WORDS = {"ppv": "PPV", "npv": "NPV", "ruled_out": "ruled out"}
 def operating_points(found: Findings) -> Section:
     """Thresholds of the validation patients, and what they do to others."""
     rules, study = found.rules, found.study
+    patients = found.judged[study.validation.name].patients
+    whose = "" if found.level == "patient" else f"of {counted(patients, 'patient')} "
     text = (
-        f"Both thresholds of each network were chosen on the {counted(rules.n, found.level)} of the validation split "
-        f"({rules.positives:,} {study.description.classes[-1]}) and on nobody else: rule-out is the highest threshold "
-        f"that finds 95 % of those that are {study.description.classes[-1]}, Youden has the highest sum of sensitivity "
-        "and specificity. Intervals: Wilson, 95 %"
+        f"Both thresholds of each network were chosen on the {counted(rules.n, found.level)} {whose}of the validation "
+        f"split ({rules.positives:,} {study.description.classes[-1]}) and on nobody else: rule-out is the highest "
+        f"threshold that finds 95 % of those that are {study.description.classes[-1]}, Youden has the highest sum of "
+        "sensitivity and specificity. Intervals: Wilson, 95 %"
     )
     parts: list[Part] = [Paragraph(f"{text}{by_patient(found)}.")]
     parts += [Paragraph(problem, lead="Caution.") for problem in rules.problems]
@@ -185,7 +187,7 @@ def by_patient(found: Findings) -> str:
         return ""
     return (
         ", of as many independent slides as the spread between patients is worth, because slides of one patient are "
-        "alike (Korn & Graubard 1998); a dash where all are of one patient"
+        "alike (Korn & Graubard 1998); none where all are of one patient"
     )
 
 
