@@ -247,7 +247,7 @@ def test_frames_of_the_training_are_no_evidence_and_it_is_said(
         infer(tmp_path / "run", dataset_dir=frames, output_dir=out, annotate=True)
         table = pd.read_csv(out / "frames.csv")
         assert set(table.loc[table["seen"], "sequence_id"]) == {f"{patient}-s" for patient in seen}
-        text = "2 of 4 annotated frames are of patients that the run was trained or chosen on"
+        text = "2 of 4 annotated frames were seen by the run in training or choice"
         assert (text in capsys.readouterr().out) == expected
     sheets = [np.asarray(Image.open(tmp_path / f"out{number}/detections.jpg")) for number in (0, 1)]
     assert sheets[1].shape[0] > sheets[0].shape[0], "the sheet has a line more"

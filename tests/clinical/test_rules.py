@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import shutil
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,3 +207,17 @@ def test_detections_of_test_patients_in_the_place_of_the_validation_are_refused(
     expected = "is of the split 'test'" if split == "test" and METRICS_FILE in names else "did not validate on"
     with pytest.raises(InputError, match=expected):
         rules_of_run(detectors)
+
+
+def test_the_threshold_of_the_documentation_works(tmp_path: Path) -> None:
+    write_run(tmp_path, predictions_of(FOUR))
+    write_evaluation(
+        tmp_path / "evaluation_test", predictions_of({f"t{name}": own for name, own in FOUR.items()}), split="test"
+    )
+    text = (Path(__file__).parents[2] / "docs/how_to/evaluate_and_apply.md").read_text()
+    code = text.split("## A threshold")[1].split("## From Python")[0]
+    code = textwrap.dedent("\n".join(line for line in code.splitlines() if line.startswith("    ")))
+    values: dict[str, Any] = {}
+    exec(code.replace("runs/crc", str(tmp_path)), values)
+    assert values["found"].threshold == values["rules"].thresholds["ensemble"]["rule_out"]
+    assert (values["found"].confusion.tp, values["found"].confusion.fn) == (2, 0)

@@ -1,7 +1,4 @@
 import math
-import textwrap
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +20,6 @@ from kdml_med.metrics import (
     specificity,
     threshold_for_sensitivity,
 )
-from kdml_med.storage.files import write_table
 from tests.examples import examples
 
 # Few distinct values, so that ties are the rule.
@@ -138,20 +134,3 @@ def test_a_class_that_nobody_has_is_refused_with_those_there_are() -> None:
 def test_who_has_no_label_is_no_negative() -> None:
     with pytest.raises(ValueError, match="1 of 2 have no label"):
         is_positive(["MSI", None], "MSI")
-
-
-def test_the_threshold_of_the_documentation_works_and_a_misspelt_class_does_not(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs/how_to/evaluate_and_apply.md").read_text()
-    code = text.split("## A threshold")[1].split("## From Python")[0]
-    code = textwrap.dedent("\n".join(line for line in code.splitlines() if line.startswith("    ")))
-    code = code.replace('RunDescription.read("runs/crc").classes[-1]', "POSITIVE").replace("runs/crc", str(tmp_path))
-    table = pd.DataFrame(
-        {"label": ["MSI"] * 3 + ["MSS"] * 3 + [None], "probability_ensemble": [0.9, 0.6, 0.7, 0.1, 0.8, 0.2, 1]}
-    )
-    write_table(tmp_path / "patients.csv", table)
-    write_table(tmp_path / "evaluation_test/patients.csv", table)
-    values: dict[str, Any] = {"POSITIVE": "MSI"}
-    exec(code, values)
-    assert values["threshold"] == 0.6
-    with pytest.raises(ValueError, match="there are 'MSI', 'MSS'"):
-        exec(code, {"POSITIVE": "MSl"})

@@ -230,10 +230,10 @@ def test_file_that_shrinks_while_it_is_read_costs_only_itself(tmp_path, monkeypa
         write_slide(tmp_path / "in" / f"{name}.svs", seed=seed)
     read_overview = cutter.read_overview
 
-    def read_and_shrink(slide, mpp):
+    def read_and_shrink(slide, *mpp):
         if slide.path.name == "b.svs":
             os.truncate(slide.path, 5_000)
-        return read_overview(slide, mpp)
+        return read_overview(slide, *mpp)
 
     monkeypatch.setattr(cutter, "read_overview", read_and_shrink)
     report = tile_slides([tmp_path / "in"], tmp_path / "out", TilingOptions(tile_size_px=112), progress=False)
