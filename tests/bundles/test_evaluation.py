@@ -108,9 +108,10 @@ def test_an_evaluation_that_is_interrupted_leaves_nothing_that_vouches_for_it(
     assert not any((tmp_path / name).exists() for name in files)
 
 
-def test_inference_needs_no_labels(trained: Path, tmp_path: Path) -> None:
+def test_inference_needs_neither_labels_nor_places(trained: Path, tmp_path: Path) -> None:
     slides = write_tile_dataset(tmp_path / "new", patients=3, labelled=False, seed=5)
-    run_bundle(*infer_words(slides, trained, "--output_dir", tmp_path / "out"))
+    result = run_bundle(*infer_words(slides, trained, "--output_dir", tmp_path / "out", "--maps", "True"))
+    assert result.stdout.count("No maps: the tiles of this dataset were imported") == 1
     patients = pd.read_csv(tmp_path / "out/patients.csv")
     assert list(patients["patient_id"]) == ["P00", "P01", "P02"]
     assert patients["label"].isna().all()
@@ -245,9 +246,3 @@ def test_configs_have_the_properties_monai_asks_for(
     workflow.initialize()
     assert workflow.check_properties() == []
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
-
-
-def test_maps_of_imported_tiles_are_not_drawn_and_it_is_said_once(dataset: Path, trained: Path, tmp_path: Path) -> None:
-    result = run_bundle(*infer_words(dataset, trained, "--output_dir", tmp_path / "out", "--maps", "True"))
-    assert result.stdout.count("No maps: the tiles of this dataset were imported") == 1
-    assert (tmp_path / "out/patients.csv").is_file()

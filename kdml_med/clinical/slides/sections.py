@@ -136,7 +136,7 @@ def _curves(found: Findings, one: Judged) -> list[Part]:
     marked = (
         f" Marks: the thresholds that validation chose for the {network_words(found.network)}." if roc_points else ""
     )
-    band = "Bands: 95 % at each place, by resampling patients."
+    band = "Band: 95 % at each place, by resampling patients."
     return [
         Picture(
             f"roc-{one.name}.png",
