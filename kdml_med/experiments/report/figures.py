@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from kdml_med.experiments.report.verdict import Outcome, outcome
 from kdml_med.report.figures import COLOURS, FAINT, INK, PANELS, label_text, legend_entry, new_figure, new_panels, style
@@ -100,6 +101,7 @@ def _difference_axis(axis: Axes, comparisons: pd.DataFrame, words: Mapping[str, 
     ends = np.abs(comparisons[["difference", "low", "high"]].to_numpy(np.float64))
     reach = 1.08 * max(float(np.nanmax(ends)), 0.005)
     axis.set_xlim(-reach, reach)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=5, symmetric=True))  # more would touch each other
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:+.2g}".replace("-", MINUS) if abs(value) > 1e-9 else "0")
     left, right = "other is better", f"{reference} is better"
     if metric in LOWER_IS_BETTER:
