@@ -14,11 +14,9 @@ from kdml_med.data.frames import input_size
 from kdml_med.deploy.speed import REPEATS, device_name, measure_latency
 from kdml_med.keys import NetworkName, network_order
 from kdml_med.networks.registry import NetworkSpec, architecture_name
-from kdml_med.report.wording import figure
+from kdml_med.report.wording import ENSEMBLE_COST, figure, if_busy
 from kdml_med.runs import checkpoint_path, load_network
-
-_BUSY = 0.8
-"""Share of the time that a process computes below which others have kept it waiting."""
+from kdml_med.words import counted
 
 
 @dataclass(frozen=True)
@@ -42,19 +40,13 @@ class Costs:
     @property
     def note(self) -> str:
         """What the numbers are, for people."""
-        text = "The ensemble costs what its students cost together; in use, the teacher is not needed."
         if not self.milliseconds:
-            return f"{text} The latency was not measured."
+            return f"{ENSEMBLE_COST} The latency was not measured."
         height, width = self.speed["image_size"]
-        busy = (
-            " The machine was busy with other work, so that these times are too long; measure again with --speed."
-            if self.speed["cpu_share"] < _BUSY
-            else ""
-        )
         return (
-            f"{text} Latency: median of {self.speed['repeats']} images of {height} × {width} px, one at a time, on "
-            f"{self.speed['device']} with {self.speed['threads']} thread"
-            f"{'' if self.speed['threads'] == 1 else 's'}; without reading and scaling.{busy}"
+            f"{ENSEMBLE_COST} Latency: median of {self.speed['repeats']} images of {height} × {width} px, one at a "
+            f"time, on {self.speed['device']} with {counted(self.speed['threads'], 'thread')}; without reading and "
+            f"scaling.{if_busy(self.speed['cpu_share'])}"
         )
 
     def cells(self, network: str) -> list[str]:

@@ -104,14 +104,8 @@ def roc_curve(
         return _nothing()
     thresholds, found, false = _counts(truth, scores, np.ones((1, len(truth)), dtype=np.int64))
     x, y = false[0] / false[0, -1], found[0] / found[0, -1]
-
-    def under(weights: Weights) -> tuple[Floats, Floats]:
-        _, hits, alarms = _counts(truth, scores, weights)
-        pairs = [_sensitivity(own, others) for own, others in zip(hits, alarms, strict=True)]
-        return np.array([area for area, _ in pairs]), np.stack([places for _, places in pairs])
-
     drawn = resampled_weights(groups, len(truth), resamples=resamples, seed=seed)
-    band = _band(drawn, under, resamples, len(_PLACES))
+    band = _band(drawn, _judging(truth, scores, _sensitivity), resamples, len(_PLACES))
     return Curve(x, y, thresholds, binary_auroc(truth, scores), *band.area, _PLACES, band.low, band.high, 0.5)
 
 
@@ -148,14 +142,8 @@ def precision_recall_curve(
         return _nothing()
     thresholds, found, false = _counts(truth, scores, np.ones((1, len(truth)), dtype=np.int64))
     precision = np.concatenate([[1.0], found[0, 1:] / (found[0, 1:] + false[0, 1:])])
-
-    def under(weights: Weights) -> tuple[Floats, Floats]:
-        _, hits, alarms = _counts(truth, scores, weights)
-        pairs = [_precision(own, others) for own, others in zip(hits, alarms, strict=True)]
-        return np.array([area for area, _ in pairs]), np.stack([places for _, places in pairs])
-
     drawn = resampled_weights(groups, len(truth), resamples=resamples, seed=seed)
-    band = _band(drawn, under, resamples, len(_PLACES))
+    band = _band(drawn, _judging(truth, scores, _precision), resamples, len(_PLACES))
     area = binary_average_precision(truth, scores)
     recall = found[0] / found[0, -1]
     chance = float(truth.mean())
@@ -324,6 +312,19 @@ def _counts(truth: Bools, scores: Floats, weights: Weights) -> tuple[Floats, Flo
         until = np.searchsorted(-scores[ranked], -thresholds, side="right")
         counts.append(above[:, np.concatenate([[0], until])])
     return np.concatenate([[np.inf], thresholds]), counts[0], counts[1]
+
+
+def _judging(
+    truth: Bools, scores: Floats, judge: Callable[[Floats, Floats], tuple[float, Floats]]
+) -> Callable[[Weights], tuple[Floats, Floats]]:
+    """Areas and values at ``_PLACES`` under many weightings, from what ``judge`` makes of the counts of one."""
+
+    def under(weights: Weights) -> tuple[Floats, Floats]:
+        _, hits, alarms = _counts(truth, scores, weights)
+        pairs = [judge(own, others) for own, others in zip(hits, alarms, strict=True)]
+        return np.array([area for area, _ in pairs]), np.stack([places for _, places in pairs])
+
+    return under
 
 
 def _sensitivity(found: Floats, false: Floats) -> tuple[float, Floats]:

@@ -25,6 +25,22 @@ LOWER_IS_BETTER = {name for name, metric in METRICS.items() if metric.lower_is_b
 LOWER_IS_BETTER |= {"false_positives_per_frame", "false_positives_per_negative_frame"}
 
 MINUS = "−"
+ENSEMBLE_COST = "The ensemble costs what its students cost together; in use, the teacher is not needed."
+
+
+_BUSY = 0.8
+"""Share of the time that a process computes below which others have kept it waiting."""
+
+
+def if_busy(cpu_share: float) -> str:
+    """What follows a latency that was measured beside other work, with a space before it; else nothing.
+
+    Args:
+        cpu_share: of the time of the measurement, how much the process computed.
+    """
+    if cpu_share >= _BUSY:
+        return ""
+    return " The machine was busy with other work, so that these times are too long; measure again with report --speed."
 
 
 def metric_words(metric: str) -> str:

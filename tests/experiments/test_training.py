@@ -239,6 +239,7 @@ def test_a_cell_that_another_process_works_on_is_waited_for_and_not_trained_twic
         deadline = time.monotonic() + 60
         while "waiting for it" not in log.read_text() and time.monotonic() < deadline:
             time.sleep(0.01)
+        assert "waiting for it" in log.read_text()
         write_json(out / cell.path / CELL_FILE, cell_record(cell, plan))
     thread.join(60)
     assert answers == [None]

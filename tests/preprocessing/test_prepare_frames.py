@@ -130,7 +130,9 @@ def test_run_killed_at_any_moment_goes_on_to_the_same_bytes(clips, tmp_path):
     assert done.returncode == ExitCode.OK, done.stderr
     process = subprocess.Popen([*program, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 60
-    while time.monotonic() < until and process.poll() is None and len(list(out.glob("shards/*.parquet"))) < 2:
+    while len(list(out.glob("shards/*.parquet"))) < 2:
+        assert time.monotonic() < until
+        assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -73,6 +73,8 @@ def test_run_killed_at_any_moment_goes_on_to_the_same_bytes(slides, whole, tmp_p
         if sum(path.is_file() for path in out.rglob("*")) >= after_files:
             break
         time.sleep(0.002)
+    else:
+        pytest.fail(f"the program ended or hung before {after_files} files")
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "manifest.parquet").exists()  # it did die before the end

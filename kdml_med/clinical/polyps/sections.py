@@ -34,13 +34,11 @@ from kdml_med.metrics.curves import Curve, detection_precision_recall, froc_with
 from kdml_med.report.caution import caution_of
 from kdml_med.report.curves import draw_froc, draw_precision_recall, draw_reliability
 from kdml_med.report.document import Bullets, Heading, Paragraph, Part, Picture, Section, Table
-from kdml_med.report.wording import figure, network_words, with_interval
+from kdml_med.report.wording import ENSEMBLE_COST, figure, network_words, with_interval
 from kdml_med.words import counted
 
 CALIBRATED_FROM = 0.1
 """Score from which detections are shown in the calibration; nearly all of those below find nothing."""
-
-_ENSEMBLE = "The ensemble costs what its students cost together; in use, the teacher is not needed."
 
 
 @dataclass(frozen=True)
@@ -216,7 +214,7 @@ def _speed_words(every: Sequence[DetectorEvaluation], costs: Costs) -> str:
         return costs.note
     height, width = speed["image_size"]
     how = f"one frame after the other, {height} × {width} px, {speed['device']}"
-    return f"Frames per second, as the evaluation measured: {how}. {_ENSEMBLE}"
+    return f"Frames per second, as the evaluation measured: {how}. {ENSEMBLE_COST}"
 
 
 def _points(judged: DetectorEvaluation) -> dict[str, list[tuple[str, float, float]]]:

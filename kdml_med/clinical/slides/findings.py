@@ -17,17 +17,18 @@ from kdml_med.clinical.rules import Rules, rules_of_run
 from kdml_med.clinical.slides.counting import count_flow
 from kdml_med.clinical.slides.judging import (
     Judged,
-    NetworkFigures,
     judge,
-    judge_network,
     judged_network,
+    points_at,
     probabilities_of,
     why_undefined,
 )
 from kdml_med.clinical.slides.subgroups import SITE, check_known, group_values, read_label_columns, sites
 from kdml_med.clinical.study import Study
 from kdml_med.keys import NetworkName
+from kdml_med.metrics.curves import Curve, roc_curve
 from kdml_med.metrics.delong import delong_test
+from kdml_med.metrics.operating import OperatingFigures
 from kdml_med.program import progress_bar
 
 RESAMPLES_OF_GROUPS = 1000
@@ -42,7 +43,8 @@ class Subgroup:
         patients: with a label.
         n: patients or slides with a label.
         positives: of them.
-        figures: NaN where one is not defined.
+        roc: its area is the AUROC; NaN where it is not defined.
+        points: figures at each frozen threshold, by operating point.
         why_undefined: why figures are missing; empty where none is.
     """
 
@@ -50,14 +52,14 @@ class Subgroup:
     patients: int
     n: int
     positives: int
-    figures: NetworkFigures = field(repr=False)
+    roc: Curve = field(repr=False)
+    points: dict[str, OperatingFigures] = field(repr=False)
     why_undefined: str
 
     def content(self) -> dict[str, Any]:
         """Its figures as plain values, without points of curves."""
         own = {name: getattr(self, name) for name in ("name", "patients", "n", "positives", "why_undefined")}
-        roc = self.figures.roc
-        own |= {"auroc": [roc.area, roc.area_low, roc.area_high], "points": self.figures.points}
+        own |= {"auroc": [self.roc.area, self.roc.area_low, self.roc.area_high], "points": self.points}
         found: dict[str, Any] = plain(own)
         return found
 
@@ -183,19 +185,21 @@ def find(
 
 
 def _judge_groups(answers: Answers, values: pd.Series[Any], network: str, rules: Rules) -> list[Subgroup]:
+    """AUROC and figures at the frozen thresholds; curves of a part of the patients are not shown, and not computed."""
     known = answers.table["label"].notna()
+    thresholds = rules.thresholds.get(network, {})
     found = []
     for name, own in answers.table[known].groupby(group_values(values)[known], observed=True):
-        figures = judge_network(
-            own, probabilities_of(own, network), rules.thresholds.get(network, {}), resamples=RESAMPLES_OF_GROUPS
-        )
+        labels, patients = own["label"].to_numpy(np.int64), own["patient_id"].to_numpy()
+        probabilities = probabilities_of(own, network)
         found.append(
             Subgroup(
                 name=str(name),
                 patients=int(own["patient_id"].nunique()),
                 n=len(own),
                 positives=int(own["label"].sum()),
-                figures=figures,
+                roc=roc_curve(labels, probabilities, groups=patients, resamples=RESAMPLES_OF_GROUPS),
+                points=points_at(labels, probabilities, thresholds, patients),
                 why_undefined=why_undefined(own, network, answers.level),
             )
         )

@@ -113,12 +113,11 @@ def judge(answers: Answers, rules: Rules, *, name: str, title: str, role: Role, 
     networks = {}
     for network in answers.networks:
         scale = rules.temperature.get(network, math.nan) if temperature else math.nan
-        networks[network] = judge_network(
+        networks[network] = _judge_network(
             known,
             probabilities_of(known, network),
             rules.thresholds.get(network, {}),
             temperature=scale,
-            resamples=RESAMPLES,
         )
     return Judged(
         name=name,
@@ -141,13 +140,12 @@ def probabilities_of(table: pd.DataFrame, network: str) -> npt.NDArray[np.float6
     return table[f"{PROBABILITY}{network}"].to_numpy(np.float64)
 
 
-def judge_network(
+def _judge_network(
     known: pd.DataFrame,
     probabilities: npt.NDArray[np.float64],
     thresholds: Mapping[str, float],
     *,
-    temperature: float = math.nan,
-    resamples: int,
+    temperature: float,
 ) -> NetworkFigures:
     """Figures of one network.
 
@@ -156,21 +154,28 @@ def judge_network(
         probabilities: of the positive class, by row.
         thresholds: by operating point.
         temperature: divides the logits; NaN for none.
-        resamples: of the bootstrap over patients.
     """
     labels, patients = known["label"].to_numpy(np.int64), known["patient_id"].to_numpy()
     scaled = None if math.isnan(temperature) else scale_by_temperature(probabilities, temperature)
     return NetworkFigures(
-        roc=roc_curve(labels, probabilities, groups=patients, resamples=resamples),
-        precision_recall=precision_recall_curve(labels, probabilities, groups=patients, resamples=resamples),
+        roc=roc_curve(labels, probabilities, groups=patients, resamples=RESAMPLES),
+        precision_recall=precision_recall_curve(labels, probabilities, groups=patients, resamples=RESAMPLES),
         delong=delong_interval(labels, probabilities, groups=patients),
         calibration=_calibrate(labels, probabilities, patients),
         scaled=None if scaled is None else _calibrate(labels, scaled, patients),
         decision=decision_curve(labels, probabilities if scaled is None else scaled),
-        points={
-            point: figures_at(labels, probabilities, value, groups=patients) for point, value in thresholds.items()
-        },
+        points=points_at(labels, probabilities, thresholds, patients),
     )
+
+
+def points_at(
+    labels: npt.NDArray[np.int64],
+    probabilities: npt.NDArray[np.float64],
+    thresholds: Mapping[str, float],
+    patients: npt.NDArray[np.object_],
+) -> dict[str, OperatingFigures]:
+    """Figures at each threshold, by operating point; see ``kdml_med.metrics.operating.figures_at``."""
+    return {point: figures_at(labels, probabilities, value, groups=patients) for point, value in thresholds.items()}
 
 
 def _calibrate(

@@ -125,11 +125,10 @@ def _subgroup_table(found: Findings, one: Judged, column: str, groups: list[Subg
     head += [_SHARE_WORDS.get(share, share) for share in _SHARES_OF_GROUPS]
     rows = []
     for group in groups:
-        own = group.figures
         counts = [group.patients, *([group.n] if levels else []), group.positives]
-        point = own.points.get(Point.RULE_OUT.value)
+        point = group.points.get(Point.RULE_OUT.value)
         shares = ["–" if point is None else share_words(getattr(point, share)) for share in _SHARES_OF_GROUPS]
-        rows.append([group.name, *(f"{number:,}" for number in counts), area_words(own.roc), *shares])
+        rows.append([group.name, *(f"{number:,}" for number in counts), area_words(group.roc), *shares])
     return Table(head, rows, f"{one.title}, by {column}", sortable=len(rows) > 3)
 
 

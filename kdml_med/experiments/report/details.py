@@ -14,12 +14,19 @@ from kdml_med.experiments.scores import network_roles
 from kdml_med.keys import network_order
 from kdml_med.report.document import Paragraph, Part, Picture, Section, Table, without_empty_columns
 from kdml_med.report.tables import records
-from kdml_med.report.wording import figure, listed, metric_words, network_words, term_words, with_interval
+from kdml_med.report.wording import (
+    ENSEMBLE_COST,
+    figure,
+    if_busy,
+    listed,
+    metric_words,
+    network_words,
+    term_words,
+    with_interval,
+)
 from kdml_med.words import counted
 
 _MISSING_SHOWN = 40
-_BUSY = 0.8
-"""Share of the time that a process computes below which others have kept it waiting."""
 _DIAGNOSTICS_NOTE = (
     "Mean over trainings, in brackets the smallest and the largest. Students differ: share of decisions in which two "
     "of them do. Their errors correlate: at 1 they err together, and an ensemble of them gains nothing. Students "
@@ -78,20 +85,14 @@ def _cost_table(found: Findings, rows: dict[tuple[str, ...], list[str]], *, arms
 
 
 def _latency_note(found: Findings) -> str:
-    text = "The ensemble costs what its students cost together; in use, the teacher is not needed."
     if not found.speed.get("versions"):
-        return f"{text} The latency was not measured."
+        return f"{ENSEMBLE_COST} The latency was not measured."
     sizes = {" × ".join(map(str, one["image_size"])) for one in found.speed["versions"].values()}
     shares = [one["cpu_share"] for one in found.speed["versions"].values()]
-    busy = (
-        " The machine was busy with other work, so that these times are too long; measure again with report --speed."
-        if min(shares) < _BUSY
-        else ""
-    )
     return (
-        f"{text} Latency: one image ({listed(sorted(sizes))} px) at a time on {found.speed['device']}, "
+        f"{ENSEMBLE_COST} Latency: one image ({listed(sorted(sizes))} px) at a time on {found.speed['device']}, "
         f"{counted(found.speed['threads'], 'thread')}, median of rounds in which all networks take turns. "
-        f"Times are those of this machine; what counts is how networks compare.{busy}"
+        f"Times are those of this machine; what counts is how networks compare.{if_busy(min(shares))}"
     )
 
 
