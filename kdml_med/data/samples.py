@@ -5,26 +5,24 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 from monai.transforms import Randomizable
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.dataloader import _BaseDataLoaderIter
-from torch.utils.data.distributed import DistributedSampler
 
 from kdml_med.data.images import decode_image
+from kdml_med.data.sampling import EpochSampler
+from kdml_med.data.selection import select_rows
 from kdml_med.errors import InputError
 from kdml_med.keys import BatchKey
 from kdml_med.program import hold_interrupts
-from kdml_med.splits import assign_splits, read_splits
-from kdml_med.storage.manifest import DatasetInfo, DatasetKind, image_root, read_info, read_manifest, read_member
-from kdml_med.words import counted, verb
+from kdml_med.storage.manifest import DatasetInfo, DatasetKind, image_root, read_info, read_member
 
 logger = logging.getLogger(__name__)
 
@@ -112,36 +110,6 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         return [float(len(self.labels) / (len(self.classes) * count)) if count else 0.0 for count in counts]
 
 
-def select_rows(dataset_dir: Path, info: DatasetInfo, split: str | None, fold: int | None) -> pd.DataFrame:
-    """Manifest rows of a split, or all of them; either way the splits, where there are any, must not leak."""
-    what = DatasetKind(info.kind).row
-    manifest = read_manifest(dataset_dir)
-    if split is None:
-        if info.splits is not None:
-            read_splits(dataset_dir, manifest, info)
-        return manifest
-    assigned = assign_splits(dataset_dir, manifest, info, fold=fold)
-    rows: pd.DataFrame = manifest[(assigned == split).to_numpy()]
-    if rows.empty:
-        raise InputError(f"split {split!r} of {dataset_dir} has no {what}s; present: {sorted(set(assigned))}.")
-    labelled: pd.DataFrame = rows[rows["label"].notna()].reset_index(drop=True)
-    unknown = labelled[~labelled["label"].isin(info.classes)]
-    if len(unknown):
-        row = unknown.iloc[0]
-        raise InputError(
-            f"{what} {row['sample_id']!r} of patient {row['patient_id']!r} has label {row['label']!r}, expected one of "
-            f"{info.classes}: make the dataset again."
-        )
-    if labelled.empty:
-        raise InputError(
-            f"split {split!r} of {dataset_dir} has no labelled {what}s: make the dataset with a label table."
-        )
-    if len(labelled) < len(rows):
-        left = len(rows) - len(labelled)
-        logger.info("split %s: %s without a label %s left out", split, counted(left, what), verb(left, "is", "are"))
-    return labelled
-
-
 def collate_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Batch of samples; boxes, of which every image has its own number, stay a list."""
     boxes = [sample[BatchKey.LABEL] for sample in samples]
@@ -152,58 +120,6 @@ def collate_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         [{key: sample[key] for key in sample if key != BatchKey.LABEL} for sample in samples]
     )
     return rest | {BatchKey.LABEL.value: boxes}
-
-
-class EpochSampler(DistributedSampler[Any]):
-    """Shuffled (epoch, index) pairs, drawn from (seed, epoch) alone.
-
-    It is a ``DistributedSampler`` because MONAI's engines tell those the epoch, and so that several processes share an
-    epoch. With one process it deals out everything.
-
-    Args:
-        dataset: gives the length and, for balancing, ``labels``.
-        seed: of the order.
-        balance: draw every class equally often, with replacement.
-        samples_per_epoch: length of an epoch; None for the size of the dataset.
-        num_replicas: processes that share the epoch; None asks torch.distributed, 1 where that is not in use.
-        rank: number of this process.
-    """
-
-    def __init__(
-        self,
-        dataset: ManifestDataset,
-        *,
-        seed: int = 0,
-        balance: bool = False,
-        samples_per_epoch: int | None = None,
-        num_replicas: int | None = None,
-        rank: int | None = None,
-    ) -> None:
-        if num_replicas is None:
-            distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-            num_replicas = torch.distributed.get_world_size() if distributed else 1
-            rank = torch.distributed.get_rank() if distributed else 0
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
-        self.total = samples_per_epoch or len(dataset)
-        self.num_samples = -(-self.total // num_replicas)
-        self.weights: Tensor | None = None
-        if balance:
-            weights = torch.tensor(dataset.class_weights(), dtype=torch.float64)
-            self.weights = weights[torch.tensor(dataset.labels)]
-
-    def __iter__(self) -> Iterator[Any]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        wanted = self.num_samples * self.num_replicas
-        size = len(self.dataset)  # type: ignore[arg-type]
-        if self.weights is not None:
-            order = torch.multinomial(self.weights, wanted, replacement=True, generator=generator)
-        else:
-            rounds = -(-wanted // size)
-            order = torch.cat([torch.randperm(size, generator=generator) for _ in range(rounds)])[:wanted]
-        return iter([(self.epoch, index) for index in order[self.rank :: self.num_replicas].tolist()])
-
-    def __len__(self) -> int:
-        return self.num_samples
 
 
 class SampleLoader(DataLoader[dict[str, Any]]):

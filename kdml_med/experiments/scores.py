@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import pandas as pd
 
 from kdml_med.bundle import fold_of
-from kdml_med.data.samples import select_rows
+from kdml_med.data.selection import select_rows
 from kdml_med.errors import InputError
 from kdml_med.experiments.plan import Cell
 from kdml_med.experiments.results import Results

@@ -27,10 +27,11 @@ from PIL import Image
 
 from kdml_med.storage.shards import ShardWriter, sidecar_path
 from kdml_med.wsi.cutter import SlideJob
-from kdml_med.wsi.native import NativeSlide, decode_tile
+from kdml_med.wsi.native import NativeSlide
 from kdml_med.wsi.opening import open_slide
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.storing import cut_slide
+from kdml_med.wsi.tile_index import decode_tile
 from tests.synthetic_slides import tissue_picture, write_slide
 
 BLOCK_PX = 3000

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdml_med.data.samples import select_rows
+from kdml_med.data.selection import select_rows
 from kdml_med.keys import DetectionColumn, NetworkName, Task
 from kdml_med.metrics.detection import choose_thresholds
 from kdml_med.metrics.detection_evaluation import evaluate_detections

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdml_med.data.samples import select_rows
+from kdml_med.data.selection import select_rows
 from kdml_med.keys import Task
 from kdml_med.networks.cohort import build_cohort
 from kdml_med.runs import SETTINGS_FILE, RunDescription, checkpoint_path, hashed_patient

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdml_med.data.samples import select_rows
+from kdml_med.data.selection import select_rows
 from kdml_med.experiments.plan import Cell, Plan, expand, make_plan
 from kdml_med.experiments.training import CELL_FILE, cell_record
 from kdml_med.keys import LossColumn, NetworkName, Task
