@@ -16,7 +16,6 @@ from kdml_med.wsi.slide import Pixels, SlideError
 from kdml_med.wsi.tile_index import TileBytes, TileIndex, decode_tile, read_indices
 
 _VENDORS = ("aperio", "generic-tiff")
-_FACTORS = (1, 2, 4, 8)
 _PROBES = 3
 _MAX_DIFFERENCE = 2.0  # grey levels, mean; a wrong colour transform gives twenty and more
 
@@ -39,7 +38,7 @@ class NativeSlide:
         index = self._indices.get(level)
         if index is None:
             return self._base.factors(level)
-        return tuple(f for f in _FACTORS if index.width % f == 0 and index.height % f == 0)
+        return index.factors
 
     def read(self, level: int, factor: int, x_r: int, y_r: int, width_r: int, height_r: int) -> Pixels:
         """See ``Slide.read``. Requests in reading order decode each tile once."""

@@ -16,6 +16,7 @@ from kdml_med.wsi.slide import Pixels
 
 _JPEG = 7
 _RGB, _YCBCR = 2, 6  # TIFF PhotometricInterpretation
+_DCT_FACTORS = (1, 2, 4, 8)
 _START = b"\xff\xd8"
 
 
@@ -36,6 +37,7 @@ class TileIndex:
         width: of a tile, level pixels.
         height: of a tile, level pixels.
         head: what a tile needs before its own data: start of image, shared tables, colour marker.
+        factors: integer reductions that ``decode_tile`` offers, ascending; they divide ``width`` and ``height``.
     """
 
     offsets: np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -44,6 +46,7 @@ class TileIndex:
     width: int
     height: int
     head: bytes
+    factors: tuple[int, ...]
 
 
 class TileBytes:
@@ -111,6 +114,7 @@ def read_indices(base: OpenSlideSlide) -> dict[int, TileIndex]:
                 width=page.tilewidth,
                 height=page.tilelength,
                 head=tables[:-2] + _adobe_marker(page.photometric),
+                factors=tuple(f for f in _DCT_FACTORS if page.tilewidth % f == 0 and page.tilelength % f == 0),
             )
             if len(indices[level].counts) != columns * math.ceil(page.imagelength / page.tilelength):
                 del indices[level]
