@@ -14,7 +14,7 @@ import simplejpeg
 import tifffile
 
 from kdml_med.pixels import resize
-from kdml_med.wsi.jpeg2000 import centred, without_details
+from kdml_med.wsi.jpeg2000 import centred, is_subsampled, without_details
 from kdml_med.wsi.slide import Pixels
 
 Codec = Callable[[Sequence[bytes], int, int], Pixels]
@@ -77,7 +77,7 @@ class Jpeg2000Codec:
     """JPEG 2000 in three colours; without its finest details it makes a smaller picture.
 
     Attributes:
-        ycbcr: whether the samples are YCbCr, of which the codestream says nothing.
+        ycbcr: whether the samples are YCbCr. The library sees that only of colours that are stored at half the size.
     """
 
     ycbcr: bool
@@ -90,7 +90,7 @@ class Jpeg2000Codec:
         else:
             halvings = 0  # inside a file format of its own
         pixels = centred(imagecodecs.jpeg2k_decode(data), halvings)
-        if self.ycbcr:
+        if self.ycbcr and not is_subsampled(data):
             # The library goes by Cr before Cb.
             swapped = np.ascontiguousarray(pixels[..., [0, 2, 1]])
             pixels = np.asarray(cv2.cvtColor(swapped, cv2.COLOR_YCrCb2RGB), np.uint8)

@@ -80,6 +80,13 @@ def _segments(data: bytes, place: int) -> Iterator[tuple[int, bytes, int]]:
         place += 2 + length
 
 
+def is_subsampled(data: bytes) -> bool:
+    """Whether a component of a codestream has fewer samples than the picture has pixels."""
+    marker, content, _ = next(_segments(data, 2), (0, b"", 0))
+    steps = content[39::3] + content[40::3]  # across and down, for each component after its depth
+    return marker == _SIZ and any(step > 1 for step in steps)
+
+
 def without_details(data: bytes, times: int) -> tuple[bytes, int]:
     """A codestream without up to ``times`` levels of details, and how many were left out.
 
