@@ -7,6 +7,7 @@ every core busy already, and nothing may depend on how many threads a library fi
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -21,11 +22,17 @@ Picture = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of a picture, not rounded; pixel 0 reaches from 0 to 1."""
 
-AREA_FROM = 1.3
-"""Reduced by more than this, pixels are means over areas; below, cubic interpolation loses less."""
+Reduction = Literal["area", "bicubic"]
+"""How pictures are made smaller: "area" takes means over areas and is fast; "bicubic" keeps more detail (against a
+Lanczos filter 41 dB instead of 35 on a slide reduced by 1.5) and takes two to four times as long."""
+
+REDUCED_FROM = 1.15
+"""What is reduced by less than this is interpolated: without a low-pass filter, as much detail is kept as with one."""
 
 
-def resize(image: Picture, width: int, height: int, box: Box | None = None) -> Picture:
+def resize(
+    image: Picture, width: int, height: int, box: Box | None = None, *, reduction: Reduction = "area"
+) -> Picture:
     """Resample a picture, or a rectangle of it, to a size.
 
     Args:
@@ -33,6 +40,7 @@ def resize(image: Picture, width: int, height: int, box: Box | None = None) -> P
         width: wanted, pixels.
         height: wanted, pixels.
         box: what of the image is shown, with fractions of pixels taken as such; None for all of it.
+        reduction: how it is made smaller, where it is.
 
     Returns:
         uint8, [height, width] or [height, width, channels]. Where nothing has to be done, the image itself.
@@ -47,12 +55,16 @@ def resize(image: Picture, width: int, height: int, box: Box | None = None) -> P
     if (left, top, right, bottom) == (0, 0, width, height):
         return image
     scale_x, scale_y = (right - left) / width, (bottom - top) / height
-    reduces = max(scale_x, scale_y) > AREA_FROM
+    reduces = max(scale_x, scale_y) > REDUCED_FROM
+    if reduces and reduction == "bicubic":
+        return _reduce(image, width, height, (left, top, right, bottom))
     method = cv2.INTER_AREA if reduces else cv2.INTER_CUBIC
     if (left, top, right, bottom) == (0, 0, whole_w, whole_h):
         return _as_picture(cv2.resize(image, (width, height), interpolation=method))
     if (left and right != whole_w) or (top and bottom != whole_h):
-        return _resize_inside(image, width, height, (left, top, right, bottom), reduces)
+        # With all edges between pixels, which takes several times as long.
+        resample = _reduce if reduces else _interpolate
+        return resample(image, width, height, (left, top, right, bottom))
     # OpenCV resamples from the upper left corner on by a factor; a box that begins between pixels ends at one.
     turned = {(False, True): 0, (True, False): 1, (True, True): -1}.get((left > 0, top > 0))
     if turned is not None:
@@ -62,11 +74,12 @@ def resize(image: Picture, width: int, height: int, box: Box | None = None) -> P
     return _as_picture(found if turned is None else cv2.flip(found, turned))
 
 
-def _resize_inside(image: Picture, width: int, height: int, box: Box, reduces: bool) -> Picture:
-    """Resample a rectangle with all edges between pixels, which takes several times as long."""
+def _reduce(image: Picture, width: int, height: int, box: Box) -> Picture:
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box))
+
+
+def _interpolate(image: Picture, width: int, height: int, box: Box) -> Picture:
     left, top, right, bottom = box
-    if reduces:
-        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box))
     scale_x, scale_y = (right - left) / width, (bottom - top) / height
     # From the middle of a pixel of the result to that in the image.
     place = np.array([[scale_x, 0, left + scale_x / 2 - 0.5], [0, scale_y, top + scale_y / 2 - 0.5]])
