@@ -111,9 +111,8 @@ def _shows_same(slide: NativeSlide, finer: int, level: int, index: TileIndex) ->
     pairs = []
     for number in np.argsort(-index.counts, kind="stable")[:_PROBES]:  # where there is something to see
         row, column = divmod(int(number), index.columns)
-        # Multiples of the side lie within one tile of the finer level more often than not.
-        left = min((column * index.width + index.width // 2) // side * side, small.width - side)
-        top = min((row * index.height + index.height // 2) // side * side, small.height - side)
+        left = min(max(0, column * index.width + (index.width - side) // 2), small.width - side)
+        top = min(max(0, row * index.height + (index.height - side) // 2), small.height - side)
         with contextlib.suppress(SlideError):
             pairs.append(_pair(slide, finer, level, left, top, side))
     if not pairs:
