@@ -128,7 +128,7 @@ def _pair(slide: NativeSlide, finer: int, level: int, left: int, top: int, side:
     """Grey values of one place in both images, at half the size of the smaller: resampling shifts by half a pixel."""
     full = slide.levels[finer]
     downsample = slide.levels[level].downsample / full.downsample
-    factor = max(factor for factor in slide.factors(finer) if factor <= max(1, downsample))
+    factor = max(factor for factor in slide.factors(finer) if factor <= 2 * downsample)
     x, y = int(left * downsample / factor), int(top * downsample / factor)
     reach = min(int(side * downsample / factor), full.width // factor - x, full.height // factor - y)
     half = max(1, side // 2)
