@@ -25,7 +25,7 @@ uint8, [height / factor, width / factor, 3], RGB. Damaged data are an exception 
 FACTORS = (1, 2, 4, 8)
 JPEG = 7
 _JPEG2000_YCBCR = 33003  # as Aperio writes it
-_JPEG2000 = (_JPEG2000_YCBCR, 33004, 33005, 34712)
+_JPEG2000_RGB = (33004, 33005, 34712)
 _RGB, _YCBCR = 2, 6  # PhotometricInterpretation
 _PREMULTIPLIED = 1  # ExtraSamples: colours are multiplied by the transparency already
 _JPEG_START, _CODESTREAM = b"\xff\xd8", b"\xff\x4f\xff\x51"
@@ -37,7 +37,7 @@ def find_codec(page: tifffile.TiffPage) -> Codec:
     if plain and page.compression == JPEG and page.photometric in (_RGB, _YCBCR):
         tables = page.jpegtables or _JPEG_START + b"\xff\xd9"
         return JpegCodec(tables[:-2] + _adobe_marker(page.photometric), page.tilewidth, page.tilelength)
-    if plain and page.compression in _JPEG2000:
+    if plain and page.compression in (_JPEG2000_YCBCR, *_JPEG2000_RGB):
         return Jpeg2000Codec(ycbcr=page.compression == _JPEG2000_YCBCR)
     return TiffCodec.of(page)
 
