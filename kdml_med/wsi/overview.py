@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import io
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 
+from kdml_med.pixels import resize
 from kdml_med.storage.files import write_atomically
 from kdml_med.wsi.grid import TileGrid
 from kdml_med.wsi.tissue import Overview
@@ -69,9 +72,8 @@ def write_thumbnail(
     side_px = grid.size_l0 / overview.downsample
     scale = min(_LONGEST_PX / max(width, height), max(1.0, _SHORTEST_TILE_PX / side_px))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    picture = Image.fromarray(overview.pixels).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    counts = {reason: sum(found == reason for found in reasons.values()) for reason in MARKS}
-    legend = _draw_legend(counts, max(size[0], _LEAST_WIDTH_PX))
+    picture = Image.fromarray(resize(overview.pixels, *size))
+    legend = _draw_legend(Counter(reasons.values()), max(size[0], _LEAST_WIDTH_PX))
     canvas = Image.new("RGB", (legend.width, legend.height + size[1]), "white")
     canvas.paste(legend, (0, 0))
     canvas.paste(picture, (0, legend.height))
@@ -85,20 +87,20 @@ def write_thumbnail(
         bottom = max(top, round((y_l0 + grid.size_l0) * to_px) + legend.height - 1)
         outline = 1 if reason == "tissue" else thick  # the many tiles of bare glass stay in the background
         draw.rectangle((left, top, right, bottom), outline=MARKS[reason].colour, width=outline)
-    stream = io.BytesIO()
     # Without subsampling: it would halve the resolution of the coloured lines.
-    canvas.save(stream, "JPEG", quality=85, subsampling=0)
-    write_atomically(out_dir / THUMBNAILS_DIR / f"{slide_id}.jpg", stream.getvalue())
+    data = simplejpeg.encode_jpeg(np.asarray(canvas), 85, "RGB", "444")
+    write_atomically(out_dir / THUMBNAILS_DIR / f"{slide_id}.jpg", data)
 
 
 def _draw_legend(counts: Mapping[str | None, int], width: int) -> Image.Image:
     """What each colour means and how many tiles have it, in dark letters; as many lines as it takes."""
     font = ImageFont.load_default(size=_FONT_PX)
     places, x, y = [], 8, 4
-    for reason in sorted(counts, key=lambda one: one is not None):
-        if reason is not None and not counts[reason]:
+    for reason in sorted(MARKS, key=lambda one: one is not None):
+        count = counts.get(reason, 0)
+        if reason is not None and not count:
             continue
-        text = f"{MARKS[reason].words} {counts[reason]:,}"
+        text = f"{MARKS[reason].words} {count:,}"
         taken = _SWATCH_PX + 6 + round(font.getlength(text))
         if x > 8 and x + taken > width - 8:
             x, y = 8, y + _LINE_PX
