@@ -45,6 +45,8 @@ _BAND_ROWS = 8
 
 _STAIN_SAMPLE = 24
 """Tiles that the stain fit looks at, evenly spread over the tissue."""
+_STAIN_PIXELS = 60_000
+"""Of them, at least so many pixels where they have as many, evenly spread as well."""
 
 
 @dataclass(frozen=True)
@@ -321,10 +323,11 @@ class SlideCutter:
     def _fit_stain(self, candidates: Sequence[Candidate]) -> StainFit | None:
         picks = np.linspace(0, len(candidates) - 1, min(_STAIN_SAMPLE, len(candidates))).round().astype(int)
         reader = self._reader(self._slide)
+        step = max(1, math.isqrt(len(picks) * self._options.tile_size_px**2 // _STAIN_PIXELS))
         sample = []
         for pick in picks:
             with contextlib.suppress(SlideError):  # counted when its turn comes
-                sample.append(reader.read(candidates[pick])[::2, ::2].reshape(-1, 3))
+                sample.append(reader.read(candidates[pick])[::step, ::step].reshape(-1, 3).copy())
         return fit_stains(np.concatenate(sample)) if sample else None
 
     def _cut_all(self, on_tiles: Callable[[int], None]) -> Iterator[CutTile]:
