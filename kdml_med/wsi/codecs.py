@@ -13,7 +13,7 @@ import numpy.typing as npt
 import simplejpeg
 import tifffile
 
-from kdml_med.pixels import resize
+from kdml_med.pixels import reduce
 from kdml_med.wsi.jpeg2000 import centred, is_subsampled, without_details
 from kdml_med.wsi.slide import Pixels
 
@@ -94,7 +94,7 @@ class Jpeg2000Codec:
             # The library goes by Cr before Cb.
             swapped = np.ascontiguousarray(pixels[..., [0, 2, 1]])
             pixels = np.asarray(cv2.cvtColor(swapped, cv2.COLOR_YCrCb2RGB), np.uint8)
-        return averaged(pixels, factor >> halvings)
+        return reduce(pixels, factor >> halvings)
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,7 @@ class TiffCodec:
             pixels = _on_white(pixels, premultiplied=self.premultiplied)
         if len(pixels) < self.height:
             pixels = np.pad(pixels, ((0, self.height - len(pixels)), (0, 0), (0, 0)), constant_values=255)
-        return averaged(pixels, factor)
-
-
-def averaged(pixels: Pixels, factor: int) -> Pixels:
-    """Means over squares of ``factor`` pixels, which divides both sides."""
-    height, width = pixels.shape[:2]
-    return pixels if factor == 1 else resize(pixels, width // factor, height // factor)
+        return reduce(pixels, factor)
 
 
 def _adobe_marker(photometric: int) -> bytes:
