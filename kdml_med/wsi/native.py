@@ -121,39 +121,4 @@ class NativeSlide:
             whole[:height, :width] = self._base.read(level, 1, x, y, width, height)
         except SlideError:
             return None
-<<<<<<< HEAD
         return reduce(whole, factor)
-
-
-def open_native(base: OpenSlideSlide) -> NativeSlide | None:
-    """The fast reader for a slide, or None when OpenSlide must read all of it."""
-    if base.vendor not in _VENDORS:
-        return None
-    try:
-        file = TileBytes(base.path)
-        indices = read_indices(base)
-    except Exception:  # the tags of a damaged file can fail in any way, and OpenSlide has its own view of them
-        return None
-    sound = {level: index for level, index in indices.items() if _agrees(base, level, index, file)}
-    return NativeSlide(base, sound, file) if sound else None
-
-
-def _agrees(base: OpenSlideSlide, level: int, index: TileIndex, file: TileBytes) -> bool:
-    """Whether the richest tile of a level looks as OpenSlide shows it; damaged ones are passed over."""
-    for number in np.argsort(-index.counts, kind="stable")[:_PROBES]:
-        tile = decode_tile(file, index, int(number), 1)
-        if tile is None:
-            continue
-        x, y = int(number) % index.columns * index.width, int(number) // index.columns * index.height
-        width = min(index.width, base.levels[level].width - x)
-        height = min(index.height, base.levels[level].height - y)
-        try:
-            judge = base.read(level, 1, x, y, width, height)
-        except SlideError:
-            continue
-        difference = np.abs(tile[:height, :width].astype(np.int16) - judge).mean()
-        return bool(difference <= _MAX_DIFFERENCE)
-    return False
-=======
-        return np.asarray(Image.fromarray(whole).reduce(factor)) if factor > 1 else whole
->>>>>>> helper-b
