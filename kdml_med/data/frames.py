@@ -19,7 +19,7 @@ from kdml_med.data.drafts import Drafts, Numbers, QuickTransform
 from kdml_med.data.images import Pixels, image_to_tensor, scale_from_corner
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.keys import BatchKey
-from kdml_med.storage.manifest import DatasetKind
+from kdml_med.storage.manifest import FRAME_COLUMNS, DatasetKind
 
 Boxes = npt.NDArray[np.float32]
 
@@ -34,6 +34,7 @@ class FrameDataset(ManifestDataset):
     """
 
     kind = DatasetKind.FRAMES
+    columns = FRAME_COLUMNS.names
     finishes = False
 
     def boxes(self, position: int) -> Boxes:
