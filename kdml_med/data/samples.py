@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from kdml_med.data.drafts import Drafts, random_numbers, split_chain
 from kdml_med.data.images import Pixels
 from kdml_med.data.reading import ImageSource, Positions, ShardReader
 from kdml_med.data.sampling import EpochSampler
@@ -28,6 +29,9 @@ from kdml_med.storage.columns import code_of
 from kdml_med.storage.manifest import DatasetInfo, DatasetKind, image_root, read_info
 
 logger = logging.getLogger(__name__)
+
+Index = int | tuple[int, int]
+"""Position of a sample, or (epoch, position)."""
 
 UNLABELLED = -1
 NO_EPOCH = 0
@@ -61,6 +65,8 @@ class ManifestDataset(Dataset[dict[str, Any]]):
     kind: ClassVar[DatasetKind]
     columns: ClassVar[Collection[str]]
     """Of the manifest, that ``rows`` has."""
+    finishes: ClassVar[bool] = True
+    """Whether images become float without any transform."""
 
     def __init__(
         self,
@@ -98,19 +104,56 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         """Stored pixels of a row: uint8, [height, width, 3]; not to be written to."""
         return self.source.read(index)
 
+    @property
+    def transform(self) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+        """What samples go through."""
+        return self._transform
+
+    @transform.setter
+    def transform(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> None:
+        self._transform = transform
+        self._quick, self._rest = split_chain(transform)
+
     @abstractmethod
     def sample(self, position: int) -> dict[str, Any]:
-        """The sample of a row before the transform."""
+        """Image, uint8, [height, width, 3], and label of a row."""
 
-    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
-        epoch, position = index if isinstance(index, tuple) else (NO_EPOCH, index)
-        sample = self.sample(position)
-        if self.transform is None:
-            return sample
-        if isinstance(self.transform, Randomizable):
-            digest = hashlib.sha256(f"{self.seed}/{epoch}/{sample[BatchKey.SAMPLE_ID]}".encode()).digest()
-            self.transform.set_random_state(seed=int.from_bytes(digest[:4], "little"))
-        return self.transform(sample)
+    def __getitem__(self, index: Index) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[Index]) -> Samples:
+        """Samples of a batch, made together; each is what it would be alone."""
+        pairs = [index if isinstance(index, tuple) else (NO_EPOCH, index) for index in indices]
+        drafts = Drafts(self._samples([position for _, position in pairs]))
+        keys = [
+            f"{self.seed}/{epoch}/{sample[BatchKey.SAMPLE_ID]}"
+            for (epoch, _), sample in zip(pairs, drafts.samples, strict=True)
+        ]
+        used = 0
+        numbers = random_numbers(keys, sum(step.draws for step in self._quick))
+        for step in self._quick:
+            step.quick(drafts, numbers[:, used : used + step.draws])
+            used += step.draws
+        images = drafts.finish() if self.finishes or self._quick else None
+        if self._rest is None:
+            return Samples(drafts.samples, images)
+        return Samples([self._finish(sample, key) for sample, key in zip(drafts.samples, keys, strict=True)])
+
+    def _samples(self, positions: list[int]) -> list[dict[str, Any]]:
+        """Samples of rows before the transform, with the names of the rows and of what they belong to."""
+        names = (BatchKey.SAMPLE_ID.value, self.kind.group, BatchKey.PATIENT_ID.value)
+        columns = [self.rows[name].array.take(positions).tolist() for name in names]
+        found = zip(positions, zip(*columns, strict=True), strict=True)
+        return [self.sample(position) | dict(zip(names, own, strict=True)) for position, own in found]
+
+    def _finish(self, sample: dict[str, Any], key: str) -> dict[str, Any]:
+        """One sample through the transforms that work on one sample at a time."""
+        assert self._rest is not None
+        if isinstance(self._rest, Randomizable):
+            digest = hashlib.sha256(key.encode()).digest()
+            self._rest.set_random_state(seed=int.from_bytes(digest[:4], "little"))
+        finished: dict[str, Any] = self._rest(sample)
+        return finished
 
     def class_weights(self) -> list[float]:
         """Weight of each class, inverse to its number of rows, with mean 1 over the rows."""
@@ -118,16 +161,31 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         return [float(len(self.labels) / (len(self.classes) * count)) if count else 0.0 for count in counts]
 
 
+class Samples(list[dict[str, Any]]):
+    """Samples that were made together.
+
+    Args:
+        samples: each with its image.
+        images: memory of all images, [samples, 3, height, width]; None where they are apart.
+    """
+
+    def __init__(self, samples: Sequence[dict[str, Any]], images: Tensor | None = None) -> None:
+        super().__init__(samples)
+        self.images = images
+
+
 def collate_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Batch of samples; boxes, of which every image has its own number, stay a list."""
+    ready: dict[str, Any] = {}
+    if isinstance(samples, Samples) and samples.images is not None:
+        ready[BatchKey.IMAGE.value] = samples.images
     boxes = [sample[BatchKey.LABEL] for sample in samples]
-    if not isinstance(boxes[0], Tensor):
-        batch: dict[str, Any] = default_collate(list(samples))
-        return batch
+    if isinstance(boxes[0], Tensor):
+        ready[BatchKey.LABEL.value] = boxes
     rest: dict[str, Any] = default_collate(
-        [{key: sample[key] for key in sample if key != BatchKey.LABEL} for sample in samples]
+        [{key: value for key, value in sample.items() if key not in ready} for sample in samples]
     )
-    return rest | {BatchKey.LABEL.value: boxes}
+    return ready | rest
 
 
 class SampleLoader(DataLoader[dict[str, Any]]):
