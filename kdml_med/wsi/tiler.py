@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
 import pyarrow as pa
 
 from kdml_med.errors import InputError
 from kdml_med.program import progress_bar
+from kdml_med.storage.files import Rows
 from kdml_med.storage.folder import FULL_HASH, DatasetFolder, list_versions
 from kdml_med.storage.manifest import SLIDES_FILE, TILE_COLUMNS, DatasetInfo, read_info, write_info
 from kdml_med.storage.shards import find_origins, write_record
@@ -301,7 +301,7 @@ def _write_tables(
     report.tiles = manifest.num_rows
     report.rim = sum(record.rim for record in records)
     report.failures = sorted([*problems.items(), *found.problems])
-    slides = pd.DataFrame([record.to_row() for record in records], columns=list(EMPTY_RECORD.to_row()))
+    slides = Rows(list(EMPTY_RECORD.to_row()), [list(record.to_row().values()) for record in records])
     if labels is not None:
         uses = count_rows(labels, there, [record.slide_id for record in records])
         rows = manifest.select(["patient_id", "label"]).to_pandas()
