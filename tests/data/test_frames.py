@@ -187,7 +187,7 @@ def test_pixels_under_a_plain_turn_are_numpys(seed):
 
 @settings(deadline=None, max_examples=examples(50))
 @given(SIZES, INPUTS, SEEDS)
-def test_pixels_that_are_moved_are_pillows_to_a_grey_level(stored, size, seed):
+def test_pixels_that_are_moved_are_pillows_to_the_rounding_of_each_axis(stored, size, seed):
     image = np.random.default_rng(seed).integers(0, 256, (*stored, 3), dtype=np.uint8)
     transform = RandPlaceFrame(size)
     matrix = transform.matrix(np.random.default_rng(seed).uniform(size=6), *stored)
@@ -209,7 +209,7 @@ def test_pixels_that_are_moved_are_pillows_to_a_grey_level(stored, size, seed):
     x, y = first + np.ceil(np.maximum(scale, 1) / 2).astype(int)
     assert not found[: first[1]].any()
     assert not found[:, : first[0]].any()
-    assert np.abs(found - expected)[y:, x:].max() <= 1
+    assert np.abs(found - expected)[y:, x:].max() <= 2
 
 
 def test_what_is_moved_out_of_the_input_leaves_it_black():
