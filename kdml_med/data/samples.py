@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from kdml_med.data.cache import NO_CACHE, with_cache
 from kdml_med.data.drafts import Drafts, apply_tables, random_numbers, split_chain
 from kdml_med.data.images import Pixels
 from kdml_med.data.reading import ImageSource, Positions, ShardReader
@@ -52,6 +53,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         fold: number of the test fold where splits.csv holds folds.
         transform: MONAI transform on a dictionary with ``BatchKey`` keys; None for none.
         seed: of the random transforms.
+        cache: keeps decoded pixels, see ``kdml_med.data.cache.with_cache``; samples are the same without.
 
     Attributes:
         rows: the manifest rows behind the samples, in sample order.
@@ -79,6 +81,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         fold: int | None = None,
         transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         seed: int = 0,
+        cache: str = NO_CACHE,
     ) -> None:
         self.dataset_dir = Path(dataset_dir)
         self.info: DatasetInfo = read_info(self.dataset_dir)
@@ -91,7 +94,10 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         self.split = split
         self.finished_later = False
         self.root = image_root(self.dataset_dir, self.info)
-        self.source: ImageSource = ShardReader(self.root, self.rows, self.kind.row)
+        reader = ShardReader(self.root, self.rows, self.kind.row)
+        self.source: ImageSource = with_cache(
+            reader, self.rows, self.root, where=cache, dataset_dir=self.dataset_dir, what=self.kind.row
+        )
         self.labels: npt.NDArray[np.int64] = code_of(self.rows["label"], self.classes, unknown=UNLABELLED)
 
     def __len__(self) -> int:
