@@ -69,6 +69,18 @@ class Drafts:
         """Pixels of every sample, uint8, [height, width, 3]."""
         return [sample[BatchKey.IMAGE] for sample in self.samples]
 
+    def stack(self) -> tuple[Tensor, Tensor] | None:
+        """Pixels, uint8 [samples, height, width, 3], and tables, for ``apply_tables``; None where they do not suffice.
+
+        The samples are left without an image.
+        """
+        if self.maps is not None or len({image.shape for image in self.pixels}) != 1:
+            return None
+        whole = torch.from_numpy(np.stack(self.pixels))
+        for sample in self.samples:
+            del sample[BatchKey.IMAGE]
+        return whole, torch.from_numpy(self.tables)
+
     def finish(self) -> Tensor | None:
         """Turn the image of each sample into float32, [3, height, width].
 
@@ -87,6 +99,20 @@ class Drafts:
                 apply_map(pixels[position], self.maps, position, image.numpy())
             sample[BatchKey.IMAGE.value] = image
         return whole
+
+
+def apply_tables(pixels: Tensor, tables: Tensor) -> Tensor:
+    """Values of the pixels of a batch, as ``Drafts.finish`` has them, on the device where they are.
+
+    Args:
+        pixels: uint8, [samples, height, width, 3].
+        tables: float32, [samples, 3, 256].
+
+    Returns:
+        float32, [samples, 3, height, width].
+    """
+    planes = pixels.permute(0, 3, 1, 2)
+    return tables.gather(2, planes.flatten(2).long()).view(planes.shape)
 
 
 def apply_table(pixels: Pixels, table: Floats, out: Floats) -> None:

@@ -76,12 +76,17 @@ def scale_from_corner(image: Pixels, scales: Sequence[float], width: int, height
         math.ceil(size / scale + max(1, 1 / scale)) + 1 for size, scale in zip((width, height), scales, strict=True)
     ]
     image = image[: ends[1], : ends[0]]
-    if tuple(scales) == (1, 1):
-        return image[:height, :width]
     rows, columns = image.shape[:2]
-    # Rounding must not cost the last pixel.
-    factors = (max(scales[1], (height + 1e-6) / rows), max(scales[0], (width + 1e-6) / columns))
-    return _resample(image, mode="bilinear", scale_factor=factors)[:height, :width]
+    if min(scales) < 1:
+        # Rounding must not cost the last pixel. Only reduction is torch's: where it would enlarge by less than a pixel
+        # it does nothing.
+        down = max(scales[1], (height + 1e-6) / rows) if scales[1] < 1 else 1
+        across = max(scales[0], (width + 1e-6) / columns) if scales[0] < 1 else 1
+        image = _resample(image, mode="bilinear", scale_factor=(float(down), float(across)))
+    if max(scales) > 1:
+        along_x, along_y = (max(scale, 1) for scale in scales)
+        image = np.asarray(cv2.resize(image, None, fx=along_x, fy=along_y, interpolation=cv2.INTER_LINEAR), np.uint8)
+    return image[:height, :width]
 
 
 def _resample(image: Pixels, **how: Any) -> Pixels:

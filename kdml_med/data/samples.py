@@ -6,6 +6,7 @@ import hashlib
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from kdml_med.data.cache import NO_CACHE, with_cache
-from kdml_med.data.drafts import Drafts, random_numbers, split_chain
+from kdml_med.data.drafts import Drafts, apply_tables, random_numbers, split_chain
 from kdml_med.data.images import Pixels
 from kdml_med.data.reading import ImageSource, Positions, ShardReader
 from kdml_med.data.sampling import EpochSampler
@@ -35,6 +36,7 @@ Index = int | tuple[int, int]
 """Position of a sample, or (epoch, position)."""
 
 UNLABELLED = -1
+_TABLES = "tables"  # beside images that are not finished
 NO_EPOCH = 0
 
 
@@ -58,6 +60,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         classes: class names in index order, the last one positive.
         labels: int64, [samples], class index of each; -1 without a label.
         source: where their pixels are read from.
+        finished_later: whether ``SampleLoader`` finishes batches on another device.
 
     Raises:
         InputError: the folder breaks its contract or holds another kind of rows, its splits leak, or the split has no
@@ -89,6 +92,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         self.transform = transform
         self.seed = seed
         self.split = split
+        self.finished_later = False
         self.root = image_root(self.dataset_dir, self.info)
         reader = ShardReader(self.root, self.rows, self.kind.row)
         self.source: ImageSource = with_cache(
@@ -125,10 +129,19 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         """Image, uint8, [height, width, 3], and label of a row."""
 
     def __getitem__(self, index: Index) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
+        return self.make([index])[0]
 
     def __getitems__(self, indices: Sequence[Index]) -> Samples:
-        """Samples of a batch, made together; each is what it would be alone."""
+        """Samples of a batch, made together; torch's loaders ask for them like this."""
+        return self.make(indices, later=self.finished_later)
+
+    def make(self, indices: Sequence[Index], *, later: bool = False) -> Samples:
+        """Samples, made together; each is what it would be alone.
+
+        Args:
+            indices: positions, or (epoch, position).
+            later: leave pixels and tables of colours to ``apply_tables``, where nothing else is left to do.
+        """
         pairs = [index if isinstance(index, tuple) else (NO_EPOCH, index) for index in indices]
         drafts = Drafts(self._samples([position for _, position in pairs]))
         keys = [
@@ -140,7 +153,12 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         for step in self._quick:
             step.quick(drafts, numbers[:, used : used + step.draws])
             used += step.draws
-        images = drafts.finish() if self.finishes or self._quick else None
+        images = None
+        if self.finishes or self._quick:
+            unfinished = drafts.stack() if later and self._rest is None else None
+            if unfinished is not None:
+                return Samples(drafts.samples, *unfinished)
+            images = drafts.finish()
         if self._rest is None:
             return Samples(drafts.samples, images)
         return Samples([self._finish(sample, key) for sample, key in zip(drafts.samples, keys, strict=True)])
@@ -172,12 +190,15 @@ class Samples(list[dict[str, Any]]):
 
     Args:
         samples: each with its image.
-        images: memory of all images, [samples, 3, height, width]; None where they are apart.
+        images: all images in one memory, float32 [samples, 3, height, width]; None where they are apart.
+        tables: with them the images are not finished, see ``apply_tables``.
     """
 
-    def __init__(self, samples: Sequence[dict[str, Any]], images: Tensor | None = None) -> None:
+    def __init__(
+        self, samples: Sequence[dict[str, Any]], images: Tensor | None = None, tables: Tensor | None = None
+    ) -> None:
         super().__init__(samples)
-        self.images = images
+        self.images, self.tables = images, tables
 
 
 def collate_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -185,6 +206,8 @@ def collate_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     ready: dict[str, Any] = {}
     if isinstance(samples, Samples) and samples.images is not None:
         ready[BatchKey.IMAGE.value] = samples.images
+        if samples.tables is not None:
+            ready[_TABLES] = samples.tables
     boxes = [sample[BatchKey.LABEL] for sample in samples]
     if isinstance(boxes[0], Tensor):
         ready[BatchKey.LABEL.value] = boxes
@@ -207,6 +230,8 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         balance: likewise.
         samples_per_epoch: likewise.
         num_workers: reading processes.
+        device: where batches of tiles are finished: a GPU is sent bytes and looks their values up. None or "cpu": they
+            are finished where they are read. The values are the same.
     """
 
     def __init__(
@@ -220,7 +245,12 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         balance: bool = False,
         samples_per_epoch: int | None = None,
         num_workers: int = 0,
+        device: str | torch.device | None = None,
     ) -> None:
+        self.device = torch.device(device or "cpu")
+        if self.device.type != "cpu":
+            dataset = copy(dataset)
+            dataset.finished_later = True
         sampler = None
         drop_last = False
         if training:
@@ -241,16 +271,16 @@ class SampleLoader(DataLoader[dict[str, Any]]):
     def __iter__(self) -> _BaseDataLoaderIter:
         """Batches; what goes wrong in a reading process speaks to a person as it does in this one."""
         if not self.num_workers:
-            return super().__iter__()
+            return _Batches(super().__iter__(), self.device)  # type: ignore[return-value]
         with hold_interrupts():
-            return _Batches(super().__iter__())  # type: ignore[return-value]
+            return _Batches(super().__iter__(), self.device)  # type: ignore[return-value]
 
 
 class _Batches:
-    """Batches of an iterator over processes, whose errors torch hands on with the traceback in their text."""
+    """Batches of an iterator, finished; errors of processes, which torch hands on with the traceback in their text."""
 
-    def __init__(self, batches: _BaseDataLoaderIter) -> None:
-        self._batches = batches
+    def __init__(self, batches: _BaseDataLoaderIter, device: torch.device) -> None:
+        self._batches, self._device = batches, device
 
     def __iter__(self) -> _Batches:
         return self
@@ -260,7 +290,7 @@ class _Batches:
 
     def __next__(self) -> Any:
         try:
-            return next(self._batches)
+            return _finished(next(self._batches), self._device)
         except InputError as error:
             raise InputError(_last_message(str(error))) from error
         except RuntimeError as error:
@@ -270,6 +300,15 @@ class _Batches:
                 "a process that reads samples was ended from outside, probably for want of memory: use fewer "
                 "--num_workers or a smaller --batch_size; the same command goes on."
             ) from error
+
+
+def _finished(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with float images."""
+    tables = batch.pop(_TABLES, None)
+    if tables is not None:
+        sent = (part.to(device, non_blocking=True) for part in (batch[BatchKey.IMAGE], tables))
+        batch[BatchKey.IMAGE.value] = apply_tables(*sent)
+    return batch
 
 
 def _last_message(text: str) -> str:

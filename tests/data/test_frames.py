@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.transforms import Compose
+from PIL import Image
 
 from kdml_med.data import FrameDataset, NormalizeColourd, PlaceFrame, RandPlaceFrame, SampleLoader, TileDataset
 from kdml_med.data.frames import move_boxes, move_pixels
@@ -182,6 +183,33 @@ def test_pixels_under_a_plain_turn_are_numpys(seed):
     expected = np.zeros_like(image)
     expected[:-1, 2:] = image[1:, :-2]
     np.testing.assert_array_equal(move_pixels(image, shifted, 5, 8), expected)
+
+
+@settings(deadline=None, max_examples=examples(50))
+@given(SIZES, INPUTS, SEEDS)
+def test_pixels_that_are_moved_are_pillows_to_the_rounding_of_each_axis(stored, size, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (*stored, 3), dtype=np.uint8)
+    transform = RandPlaceFrame(size)
+    matrix = transform.matrix(np.random.default_rng(seed).uniform(size=6), *stored)
+    found = move_pixels(image, matrix, *size).astype(int)
+    # The same with views of NumPy and the resampling of a rectangle by Pillow.
+    linear, offset = matrix[:2, :2], matrix[:2, 2]
+    if linear[0, 0] == 0:
+        image, linear = image.transpose(1, 0, 2), linear[:, ::-1]
+    image = np.ascontiguousarray(image[:: 1 if linear[1, 1] > 0 else -1, :: 1 if linear[0, 0] > 0 else -1])
+    sides, scale = np.array(image.shape[1::-1]), np.abs(np.diag(linear))
+    low = offset + np.minimum(np.diag(linear) * sides, 0)
+    first = np.round(np.maximum(low, 0)).astype(int)
+    last = np.floor(np.minimum(low + scale * sides, size[::-1]) + 1e-6).astype(int)
+    box = np.clip([(first - low) / scale, (last - low) / scale], 0, sides).ravel().tolist()
+    shown = Image.fromarray(image).resize((last - first).tolist(), Image.Resampling.BILINEAR, box=box)
+    expected = np.zeros((*size, 3), int)
+    expected[first[1] : last[1], first[0] : last[0]] = shown
+    # As far as half a pixel of the image they are those of an image that begins there.
+    x, y = first + np.ceil(np.maximum(scale, 1) / 2).astype(int)
+    assert not found[: first[1]].any()
+    assert not found[:, : first[0]].any()
+    assert np.abs(found - expected)[y:, x:].max() <= 2
 
 
 def test_what_is_moved_out_of_the_input_leaves_it_black():
