@@ -23,7 +23,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from kdml_med.deploy.slides import one_slide, predicting
@@ -35,38 +34,6 @@ from kdml_med.wsi import cutter
 from tests.benchmarks.large_slides import write_large_slide
 
 WIDTH, HEIGHT, MPP = 15_000, 27_000, 0.5
-
-
-def tiles(downsample: int) -> Iterator[np.ndarray]:
-        pixels = np.asarray(block.reduce(downsample))
-        steps = np.arange(NATIVE_PX)
-        for top in range(0, height // downsample, NATIVE_PX):
-            y = top + steps
-            across = ((y * downsample / height - 0.5) / 0.42) ** 2
-            for left in range(0, width // downsample, NATIVE_PX):
-                x = left + steps
-                tissue = across[:, None] + (((x * downsample / width - 0.5) / 0.42) ** 2)[None] < 1
-                side = len(pixels)
-                yield np.where(tissue[..., None], pixels[np.ix_(y % side, x % side)], np.uint8(GLASS))
-
-    title = f"Aperio Synthetic v1.0\r\n{width}x{height} [0,0 {width}x{height}] (256x256) JPEG Q=80"
-    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
-        for downsample in DOWNSAMPLES:
-            tiff.write(
-                tiles(downsample),
-                shape=(height // downsample, width // downsample, 3),
-                dtype=np.uint8,
-                photometric="rgb",
-                tile=(NATIVE_PX, NATIVE_PX),
-                compression="jpeg",
-                compressionargs={"level": 80},
-                subsampling=(2, 1),
-                description=f"{title}|AppMag = 20|MPP = {MPP}",
-                metadata=None,
-            )
-            if downsample == 1:  # the stripped thumbnail that Aperio puts second
-                thumbnail = np.full((height // 64, width // 64, 3), GLASS, np.uint8)
-                tiff.write(thumbnail, photometric="rgb", description=title, metadata=None)
 
 
 def write_untrained_run(run_dir: Path, version: str = "v2", side_px: int = 224) -> None:
