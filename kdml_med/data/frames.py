@@ -11,13 +11,12 @@ import torch
 from monai.transforms import Randomizable, Transform
 from PIL import Image
 
-from kdml_med.data.images import image_to_tensor
+from kdml_med.data.images import Pixels, image_to_tensor
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.keys import BatchKey
 from kdml_med.storage.manifest import DatasetKind
 
 Boxes = npt.NDArray[np.float32]
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class FrameDataset(ManifestDataset):

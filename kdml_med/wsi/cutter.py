@@ -15,9 +15,9 @@ from typing import TypeVar
 import imagecodecs
 import numpy as np
 import simplejpeg
-from PIL import Image
 
 from kdml_med.errors import InputError
+from kdml_med.pixels import resize
 from kdml_med.storage.shards import Origin
 from kdml_med.words import counted
 from kdml_med.wsi.glass import AS_BRIGHT, Glass, measure_glass
@@ -105,8 +105,7 @@ class TileReader:
         width_r, height_r = math.ceil(right) - x_r, math.ceil(bottom) - y_r
         pixels = self._slide.read(self._plan.level, self._plan.factor, x_r, y_r, width_r, height_r)
         box = (left - x_r, top - y_r, right - x_r, bottom - y_r)
-        image = Image.fromarray(pixels).resize((size_px, size_px), Image.Resampling.BICUBIC, box=box)
-        return np.asarray(image)
+        return resize(pixels, size_px, size_px, box, reduction="bicubic")
 
     def cut(self, candidate: Candidate, stain: StainFit | None) -> CutTile:
         """Read a tile, judge it, and encode it when it is kept; normalised when ``stain`` is given."""
@@ -127,7 +126,9 @@ def encode_tile(tile: Pixels, options: TilingOptions) -> bytes:
     """Tile as a JPEG (colour not subsampled: H&E differs in colour more than in brightness) or PNG file."""
     tile = np.ascontiguousarray(tile)
     if options.image_format == "png":
-        return bytes(imagecodecs.png_encode(tile, level=1, filter=imagecodecs.PNG.FILTER.PAETH))
+        # Tissue hardly repeats itself to the bit: looking for repetitions takes longer and saves nothing.
+        huffman = imagecodecs.PNG.STRATEGY.HUFFMAN_ONLY
+        return bytes(imagecodecs.png_encode(tile, level=1, strategy=huffman, filter=imagecodecs.PNG.FILTER.PAETH))
     return bytes(simplejpeg.encode_jpeg(tile, options.jpeg_quality, "RGB", "444"))
 
 

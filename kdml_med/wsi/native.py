@@ -1,9 +1,8 @@
-"""Fast reader for TIFF pyramids of JPEG tiles, as Aperio and many converters write them.
+"""Fast reader for TIFF pyramids, as Aperio and many converters write them.
 
 The TIFF tags say where each compressed tile lies; tiles are read and decoded directly, each one once for
-neighbouring requests and, where that is enough, at a fraction of its size: a JPEG decoder makes a half-size picture
-from a part of the coefficients, for less than the price of the full one. OpenSlide stays the judge: each level is
-compared with it on opening, and levels that differ are left to it.
+neighbouring requests and, where that is enough, at a fraction of its size: decoders of JPEG and JPEG 2000 make a
+half-size picture from a part of the coefficients, for less than the price of the full one.
 """
 
 from __future__ import annotations
@@ -11,19 +10,20 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from kdml_med.wsi.scans import OpenSlideSlide
-from kdml_med.wsi.slide import Pixels, SlideError
-from kdml_med.wsi.tile_index import TileBytes, TileIndex, decode_tile, read_indices
-
-_VENDORS = ("aperio", "generic-tiff")
-_PROBES = 3
-_MAX_DIFFERENCE = 2.0  # grey levels, mean; a wrong colour transform gives twenty and more
+from kdml_med.wsi.slide import Pixels, Slide, SlideError
+from kdml_med.wsi.tile_index import TileBytes, TileIndex, decode_tile
 
 
 class NativeSlide:
-    """A slide whose JPEG tiles are decoded directly. Not for several threads at once: each takes a ``clone``."""
+    """A slide whose tiles are decoded directly. Not for several threads at once: each takes a ``clone``.
 
-    def __init__(self, base: OpenSlideSlide, indices: dict[int, TileIndex], file: TileBytes) -> None:
+    Args:
+        base: reads levels without an index, and knows what to show where a tile was never written.
+        indices: of the tiles of levels.
+        file: that holds them.
+    """
+
+    def __init__(self, base: Slide, indices: dict[int, TileIndex], file: TileBytes) -> None:
         self._base, self._indices, self._file = base, indices, file
         self.path = base.path
         self.levels = base.levels
@@ -100,34 +100,3 @@ class NativeSlide:
         except SlideError:
             return None
         return np.asarray(Image.fromarray(whole).reduce(factor)) if factor > 1 else whole
-
-
-def open_native(base: OpenSlideSlide) -> NativeSlide | None:
-    """The fast reader for a slide, or None when OpenSlide must read all of it."""
-    if base.vendor not in _VENDORS:
-        return None
-    try:
-        file = TileBytes(base.path)
-        indices = read_indices(base)
-    except Exception:  # the tags of a damaged file can fail in any way, and OpenSlide has its own view of them
-        return None
-    sound = {level: index for level, index in indices.items() if _agrees(base, level, index, file)}
-    return NativeSlide(base, sound, file) if sound else None
-
-
-def _agrees(base: OpenSlideSlide, level: int, index: TileIndex, file: TileBytes) -> bool:
-    """Whether the richest tile of a level looks as OpenSlide shows it; damaged ones are passed over."""
-    for number in np.argsort(-index.counts, kind="stable")[:_PROBES]:
-        tile = decode_tile(file, index, int(number), 1)
-        if tile is None:
-            continue
-        x, y = int(number) % index.columns * index.width, int(number) // index.columns * index.height
-        width = min(index.width, base.levels[level].width - x)
-        height = min(index.height, base.levels[level].height - y)
-        try:
-            judge = base.read(level, 1, x, y, width, height)
-        except SlideError:
-            continue
-        difference = np.abs(tile[:height, :width].astype(np.int16) - judge).mean()
-        return bool(difference <= _MAX_DIFFERENCE)
-    return False
