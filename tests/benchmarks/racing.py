@@ -44,8 +44,23 @@ class RaceError(Exception):
 
 
 def _cpu_seconds() -> float:
+    """Of this process and its children, those that have ended and those that live."""
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, kinds))
+    ended = sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, kinds))
+    return ended + sum(map(_living_seconds, _children()))
+
+
+def _children() -> list[str]:
+    lists = Path("/proc/self/task").glob("*/children")
+    return [child for path in lists for child in path.read_text().split()]
+
+
+def _living_seconds(child: str) -> float:
+    try:
+        fields = Path("/proc", child, "stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it has just ended
+        return 0.0
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def _peak_mib() -> float:
