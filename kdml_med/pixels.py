@@ -89,3 +89,17 @@ def _interpolate(image: Picture, width: int, height: int, box: Box) -> Picture:
 
 def _as_picture(found: npt.NDArray[np.generic] | cv2.Mat) -> Picture:
     return np.asarray(found, np.uint8)
+
+
+def reduce(image: Picture, factor: int) -> Picture:
+    """Means over squares of ``factor`` × ``factor`` pixels; at the right and lower edge over what is left of them.
+
+    Returns:
+        uint8, [ceil(height / factor), ceil(width / factor)] and channels; the image itself for a factor of 1.
+    """
+    if factor == 1:
+        return image
+    if all(side % factor == 0 for side in image.shape[:2]):
+        shape = image.shape[1] // factor, image.shape[0] // factor
+        return _as_picture(cv2.resize(image, shape, interpolation=cv2.INTER_AREA))
+    return np.asarray(Image.fromarray(image).reduce(factor))

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 from monai.transforms import Randomizable
 from torch import Tensor
@@ -25,6 +24,7 @@ from kdml_med.data.selection import select_rows
 from kdml_med.errors import InputError
 from kdml_med.keys import BatchKey
 from kdml_med.program import hold_interrupts
+from kdml_med.storage.columns import code_of
 from kdml_med.storage.manifest import DatasetInfo, DatasetKind, image_root, read_info
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,8 @@ class ManifestDataset(Dataset[dict[str, Any]]):
     """
 
     kind: ClassVar[DatasetKind]
+    columns: ClassVar[Collection[str]]
+    """Of the manifest, that ``rows`` has."""
 
     def __init__(
         self,
@@ -73,15 +75,14 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         self.info: DatasetInfo = read_info(self.dataset_dir)
         if self.info.kind != self.kind:
             raise InputError(f"{dataset_dir} is a dataset of {self.info.kind}, this task needs {self.kind}.")
-        self.rows = select_rows(self.dataset_dir, self.info, split, fold)
+        self.rows = select_rows(self.dataset_dir, self.info, split, fold, self.columns)
         self.classes = list(self.info.classes)
         self.transform = transform
         self.seed = seed
         self.split = split
         self.root = image_root(self.dataset_dir, self.info)
         self.source: ImageSource = ShardReader(self.root, self.rows, self.kind.row)
-        # Absent and unknown labels are at no place of the classes, which pandas says by -1 too.
-        self.labels: npt.NDArray[np.int64] = pd.Index(self.classes).get_indexer(self.rows["label"]).astype(np.int64)
+        self.labels: npt.NDArray[np.int64] = code_of(self.rows["label"], self.classes, unknown=UNLABELLED)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -19,7 +19,6 @@ from typing import Any, Generic
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from kdml_med.errors import InputError
 from kdml_med.storage.files import write_table
@@ -34,6 +33,7 @@ from kdml_med.storage.manifest import (
     write_info,
     write_manifest,
 )
+from kdml_med.storage.rows import same_rows
 from kdml_med.storage.shards import Origin, Record, read_record, shard_path, sidecar_path, times_path
 from kdml_med.words import printable
 
@@ -341,10 +341,7 @@ class DatasetFolder(Generic[Record]):
 
     def holds(self, manifest: pa.Table) -> bool:
         """Whether the manifest there has exactly these rows."""
-        try:
-            return bool(pq.read_table(self.path / MANIFEST_FILE).equals(manifest))
-        except (OSError, pa.ArrowException):
-            return False
+        return same_rows(self.path / MANIFEST_FILE, manifest, self.kind.layout)
 
 
 def describe_remade(remade: Mapping[str, str]) -> list[str]:

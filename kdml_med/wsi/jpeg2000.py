@@ -9,6 +9,7 @@ Source:
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterator
 
@@ -114,6 +115,7 @@ def centred(pixels: Pixels, times: int) -> Pixels:
     )
 
 
+@functools.lru_cache
 def _kernel(shift: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """Lanczos weights of the pixels around one that lies ``shift`` pixels further on."""
     distance = np.arange(1 - _LOBES, 1 + _LOBES) - shift

@@ -8,8 +8,8 @@ half-size picture from a part of the coefficients, for less than the price of th
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
 
+from kdml_med.pixels import reduce
 from kdml_med.wsi.slide import Pixels, Slide, SlideError
 from kdml_med.wsi.tile_index import TileBytes, TileIndex, decode_tile
 
@@ -32,6 +32,7 @@ class NativeSlide:
         # Decoded tiles by row and column, of one plane and of rows that may be asked for again.
         self._plane = (-1, -1)
         self._rows: dict[int, dict[int, Pixels | None]] = {}
+        self._scratch: Pixels = np.empty((0, 0, 3), np.uint8)
 
     def factors(self, level: int) -> tuple[int, ...]:
         """See ``Slide.factors``."""
@@ -42,22 +43,41 @@ class NativeSlide:
 
     def read(self, level: int, factor: int, x_r: int, y_r: int, width_r: int, height_r: int) -> Pixels:
         """See ``Slide.read``. Requests in reading order decode each tile once."""
-        index = self._indices.get(level)
-        if index is None:
+        if level not in self._indices:
             return self._base.read(level, factor, x_r, y_r, width_r, height_r)
+        return self._assemble(level, factor, x_r, y_r, np.empty((height_r, width_r, 3), np.uint8))
+
+    def peek(self, level: int, factor: int, x_r: int, y_r: int, width_r: int, height_r: int) -> Pixels:
+        """The same as ``read``, in memory that the next call overwrites: new memory costs as much as copying."""
+        if level not in self._indices:
+            return self._base.read(level, factor, x_r, y_r, width_r, height_r)
+        if self._scratch.shape != (height_r, width_r, 3):
+            self._scratch = np.empty((height_r, width_r, 3), np.uint8)
+        return self._assemble(level, factor, x_r, y_r, self._scratch)
+
+    def _assemble(self, level: int, factor: int, x_r: int, y_r: int, out: Pixels) -> Pixels:
+        """Fill a picture with the parts of the compressed tiles that it shows."""
+        index = self._indices[level]
+        height_r, width_r = out.shape[:2]
         tile_w, tile_h = index.width // factor, index.height // factor
         first_row, last_row = y_r // tile_h, (y_r + height_r - 1) // tile_h
         first_column, last_column = x_r // tile_w, (x_r + width_r - 1) // tile_w
         self._forget((level, factor), first_row)
-        out = np.empty((height_r, width_r, 3), np.uint8)
         for row in range(first_row, last_row + 1):
+            tiles = self._rows.setdefault(row, {})
             top = row * tile_h - y_r
+            y, skip_y, end_y = max(0, top), max(0, -top), min(tile_h, height_r - top)
+            strip = out[y : y + end_y - skip_y]
             for column in range(first_column, last_column + 1):
-                tile = self._tile(index, level, factor, row, column)
+                tile = tiles.get(column)
+                if tile is None:
+                    tile = self._decode(tiles, index, level, factor, row, column)
                 left = column * tile_w - x_r
-                part = tile[max(0, -top) : height_r - top, max(0, -left) : width_r - left]
-                y, x = max(0, top), max(0, left)
-                out[y : y + part.shape[0], x : x + part.shape[1]] = part
+                end_x = min(tile_w, width_r - left)
+                if left >= 0:
+                    strip[:, left : left + end_x] = tile[skip_y:end_y, :end_x]
+                else:
+                    strip[:, : left + end_x] = tile[skip_y:end_y, -left:end_x]
         return out
 
     def clone(self) -> NativeSlide:
@@ -76,8 +96,10 @@ class NativeSlide:
         for row in [row for row in self._rows if row < first_row]:
             del self._rows[row]
 
-    def _tile(self, index: TileIndex, level: int, factor: int, row: int, column: int) -> Pixels:
-        tiles = self._rows.setdefault(row, {})
+    def _decode(
+        self, tiles: dict[int, Pixels | None], index: TileIndex, level: int, factor: int, row: int, column: int
+    ) -> Pixels:
+        """Decode a tile into its row; one that cannot be decoded is tried once."""
         if column not in tiles:
             number = row * index.columns + column
             if index.counts[number] == 0:
@@ -99,4 +121,4 @@ class NativeSlide:
             whole[:height, :width] = self._base.read(level, 1, x, y, width, height)
         except SlideError:
             return None
-        return np.asarray(Image.fromarray(whole).reduce(factor)) if factor > 1 else whole
+        return reduce(whole, factor)

@@ -173,7 +173,7 @@ def open_slide(path: Path, *, fast: bool = True) -> Slide:
 
     Args:
         path: of the file, or of the folder of a DICOM slide.
-        fast: allow the reader for tiled JPEG pyramids; False always reads slides through OpenSlide.
+        fast: allow the direct reader of tiles; False reads all that OpenSlide knows through it.
 
     Raises:
         SlideError: the file is missing, damaged, or not an image that can be read.

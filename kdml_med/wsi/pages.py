@@ -22,7 +22,7 @@ _APERIO_YCBCR = 33003  # TIFF Compression
 _YCBCR = 6  # TIFF PhotometricInterpretation
 _PROBES = 3
 _PROBE_PX = 64
-_PROBE_L0 = 1024  # pixels of level 0 that one probe may cost along each side
+_PROBE_FINE_PX = 1024  # of the finer level that one probe may cost along each side
 _SAME = 0.5  # correlation; copies reach 0.9, other tissue at the same place 0.3
 _FLAT = 3.0  # grey levels, standard deviation: nothing to correlate
 _ALIKE = 10.0  # grey levels between two flat places that show the same
@@ -73,8 +73,13 @@ def open_pages(path: Path, layout: TiffLayout) -> NativeSlide:
 
 
 def _indices(path: Path, layout: TiffLayout) -> dict[int, TileIndex]:
-    with tifffile.TiffFile(path) as tiff:
-        return {level: index_page(ref.find(tiff)) for level, ref in enumerate((layout.main, *layout.smaller))}
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return {level: index_page(ref.find(tiff)) for level, ref in enumerate((layout.main, *layout.smaller))}
+    except (SlideError, MemoryError):
+        raise
+    except Exception as error:  # the tags of a damaged file can fail in any way
+        raise SlideError(f"cannot be read: the tags of the TIFF are damaged ({error})") from error
 
 
 def _check_colours(page: tifffile.TiffPage) -> None:
@@ -92,25 +97,31 @@ def without_strangers(path: Path, layout: TiffLayout) -> TiffLayout:
     strangers: list[PageRef] = []
     indices = _indices(path, layout)
     slide = NativeSlide(PageSlide(path, layout), indices, TileBytes(path))
+    finer = 0  # the nearest level that shows it: less of that one has to be decoded than of the largest
     for level, ref in enumerate(layout.smaller, start=1):
-        (copies if _shows_same(slide, level, indices[level]) else strangers).append(ref)
+        same = _shows_same(slide, finer, level, indices[level])
+        if same is None and finer:
+            same = _shows_same(slide, 0, level, indices[level])
+        (strangers if same is False else copies).append(ref)
+        finer = level if same else finer
     slide.close()
     return replace(layout, smaller=copies, others=[*layout.others, *strangers])
 
 
-def _shows_same(slide: NativeSlide, level: int, index: TileIndex) -> bool:
-    """Compare a few places with level 0; where nothing can be read, nothing is known, and the shape decides."""
+def _shows_same(slide: NativeSlide, finer: int, level: int, index: TileIndex) -> bool | None:
+    """Compare a few places with a finer level; None where nothing can be read, and the shape has to decide."""
     small = slide.levels[level]
-    side = int(min(_PROBE_PX, max(8, _PROBE_L0 // small.downsample), small.width, small.height))
+    ratio = small.downsample / slide.levels[finer].downsample
+    side = int(min(_PROBE_PX, max(8, _PROBE_FINE_PX // ratio), small.width, small.height))
     pairs = []
     for number in np.argsort(-index.counts, kind="stable")[:_PROBES]:  # where there is something to see
         row, column = divmod(int(number), index.columns)
         left = min(max(0, column * index.width + (index.width - side) // 2), small.width - side)
         top = min(max(0, row * index.height + (index.height - side) // 2), small.height - side)
         with contextlib.suppress(SlideError):
-            pairs.append(_pair(slide, level, left, top, side))
+            pairs.append(_pair(slide, finer, level, left, top, side))
     if not pairs:
-        return True
+        return None
     first, second = (np.stack([pair[side] for pair in pairs]) for side in (0, 1))
     a, b = (values - values.mean(axis=(1, 2), keepdims=True) for values in (first, second))
     if min(a.std(), b.std()) < _FLAT:
@@ -118,14 +129,15 @@ def _shows_same(slide: NativeSlide, level: int, index: TileIndex) -> bool:
     return bool((a * b).mean() / (a.std() * b.std()) >= _SAME)
 
 
-def _pair(slide: NativeSlide, level: int, left: int, top: int, side: int) -> tuple[_Grey, _Grey]:
+def _pair(slide: NativeSlide, finer: int, level: int, left: int, top: int, side: int) -> tuple[_Grey, _Grey]:
     """Grey values of one place in both images, at half the size of the smaller: resampling shifts by half a pixel."""
-    full, downsample = slide.levels[0], slide.levels[level].downsample
-    factor = max(factor for factor in slide.factors(0) if factor <= downsample)
+    full = slide.levels[finer]
+    downsample = slide.levels[level].downsample / full.downsample
+    factor = max(factor for factor in slide.factors(finer) if factor <= 2 * downsample)
     x, y = int(left * downsample / factor), int(top * downsample / factor)
     reach = min(int(side * downsample / factor), full.width // factor - x, full.height // factor - y)
     half = max(1, side // 2)
-    pixels = slide.read(0, factor, x, y, reach, reach), slide.read(level, 1, left, top, side, side)
+    pixels = slide.read(finer, factor, x, y, reach, reach), slide.read(level, 1, left, top, side, side)
     first, second = (
         np.asarray(Image.fromarray(part).convert("L").resize((half, half), Image.Resampling.BOX), np.float32)
         for part in pixels
