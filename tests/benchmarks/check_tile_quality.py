@@ -36,6 +36,7 @@ ENCODERS = ((97, "444"), (95, "444"), (90, "444"), (95, "420"), (90, "420"))
 SCORES = ("tissue_fraction", "background_fraction", "pen_fraction", "sharpness")
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".mrxs", ".vms", ".vmu", ".bif", ".dcm")
 _LOBES = 3
+_ROUNDING = 1e-12
 
 Floats = npt.NDArray[np.float64]
 
@@ -76,8 +77,9 @@ class Error:
         self.count += reference.size
 
     def psnr(self) -> float:
-        """Decibels; infinite without any difference."""
-        return float(10 * np.log10(255**2 * self.count / self.squares)) if self.squares else float("inf")
+        """Decibels; infinite without any difference but rounding."""
+        mean = self.squares / max(self.count, 1)
+        return float(10 * np.log10(255**2 / mean)) if mean > _ROUNDING else float("inf")
 
 
 def tile_slide(checkout: Path, slide: Path, out: Path, options: Sequence[str]) -> pd.DataFrame:
@@ -166,7 +168,7 @@ def print_comparisons(done: Sequence[Comparison]) -> None:
         "tissue | background | pen | sharpness |\n|---|---|---|---|---|---|---|---|---|---|"
     )
     for one in done:
-        decibels = (f"{one.psnr['before', kind]:.1f} → {one.psnr['after', kind]:.1f}" for kind in ("png", "jpeg"))
+        decibels = (f"{_say(one.psnr['before', kind])} → {_say(one.psnr['after', kind])}" for kind in ("png", "jpeg"))
         scores = [f"{one.scores[score]:.3f}" for score in SCORES[:3]] + [f"{one.scores['sharpness']:.0%}"]
         cells = [one.name, f"{one.mpp:g}", f"{one.counts[0]} → {one.counts[1]}", "yes" if one.same_places else "**no**"]
         print("| " + " | ".join([*cells, *decibels, *scores]) + " |")
@@ -179,6 +181,10 @@ def print_comparisons(done: Sequence[Comparison]) -> None:
 
 def _colour(kind: str) -> str:
     return ":".join(kind)
+
+
+def _say(decibels: float) -> str:
+    return "exact" if np.isinf(decibels) else f"{decibels:.1f}"
 
 
 def generated_slides(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -196,7 +202,9 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="checkout of the version to compare with")
     parser.add_argument("--after", type=Path, default=Path(), help="checkout; this one by default")
     parser.add_argument("--assume-mpp", nargs=2, action="append", default=[], metavar=("NAME", "MPP"))
-    parser.add_argument("--mpp", type=float, nargs="+", default=[0.5], help="of the tiles; one comparison for each")
+    parser.add_argument(
+        "--mpp", type=float, nargs="+", default=[0.5, 0.6], help="of the tiles; one comparison for each"
+    )
     arguments = parser.parse_args()
     assumed = dict(arguments.assume_mpp)
     slides = [(path, path.name) for path in arguments.slides]
