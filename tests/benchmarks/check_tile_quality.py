@@ -29,6 +29,7 @@ import pandas as pd
 import simplejpeg
 from PIL import Image
 
+from tests.benchmarks.large_slides import write_large_slide
 from tests.synthetic_slides import tissue_picture, write_layout
 
 GENERATED = ("JPEG YCbCr 4:2:2", "JPEG RGB 4:4:4", "JPEG 2000 RGB", "JPEG 2000 YCbCr")
@@ -188,7 +189,10 @@ def _say(decibels: float) -> str:
 
 
 def generated_slides(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Slides of each layout with the same picture, and what to call them."""
+    """The slide of the other benches, smaller, and slides of each layout with one picture; and what to call them."""
+    scan = folder / "scan.svs"
+    write_large_slide(scan, 4000, 3800)
+    yield scan, "generated, 40×, JPEG YCbCr 4:2:2 at 0.252 µm/px"
     picture = tissue_picture(2400, 1900)
     for layout in GENERATED:
         path = folder / f"{layout.lower().replace(' ', '_').replace(':', '')}.{'tiff' if '4:2:2' in layout else 'svs'}"
