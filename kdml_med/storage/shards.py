@@ -154,7 +154,7 @@ class Origin:
         if before:
             return f"{next(iter(before))} is not among its inputs any more"
         if self.rules != new.rules:
-            return "another version of this program made it, which works by other rules"
+            return "another version of this program made it, which read such files by other rules"
         return "what is known about it has changed" if self.facts != new.facts else "its inputs have another order"
 
 

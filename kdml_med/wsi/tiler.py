@@ -243,7 +243,7 @@ def _check_kept(folder: DatasetFolder[SlideRecord], kept: Sequence[str], labels:
         record = folder.read(slide_id)[0]
         change = mpp_change(record, labels.mpp(slide_id) if labels else None)
         if change is None and record.origin is not None and record.origin.rules != PIXEL_RULES:
-            change = "another version of this program made it, which works by other rules"
+            change = "another version of this program made it, which read such files by other rules"
         if change is not None:
             raise InputError(f"slide {slide_id!r} is kept as it was tiled, but {change}: name it among the inputs too.")
 
