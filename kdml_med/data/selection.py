@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from kdml_med.errors import InputError
 from kdml_med.splits import SPLIT_COLUMNS, assign_splits, read_splits
 from kdml_med.storage.manifest import DatasetInfo, DatasetKind, read_manifest
 from kdml_med.words import counted, verb
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 

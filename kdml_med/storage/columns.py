@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BATCH_ROWS = 2**20
 """Rows that are read or written at a time; a row group of the file."""
@@ -53,6 +55,8 @@ def to_series(column: pa.ChunkedArray) -> pd.Series:
 
     Sorting, grouping and comparing categories then go as those of the words themselves.
     """
+    import pandas as pd
+
     if not pa.types.is_dictionary(column.type):
         values: pd.Series = column.to_pandas()
         return values
@@ -71,6 +75,8 @@ def distinct(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 
     Nulls are a value of their own. What else is asked about groups of rows can be told from this much smaller table.
     """
+    import pandas as pd
+
     found = frame.groupby(list(names), dropna=False, observed=True, sort=False).size().rename("rows").reset_index()
     return found.astype({name: "str" for name in names if isinstance(found[name].dtype, pd.CategoricalDtype)})
 

@@ -15,13 +15,12 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
-import pandas as pd
 import pyarrow as pa
 
 from kdml_med.errors import InputError
-from kdml_med.storage.files import write_table
+from kdml_med.storage.files import Rows, write_table
 from kdml_med.storage.manifest import (
     DATASET_FILE,
     FAILURES_FILE,
@@ -36,6 +35,9 @@ from kdml_med.storage.manifest import (
 from kdml_med.storage.rows import same_rows
 from kdml_med.storage.shards import Origin, Record, read_record, shard_path, sidecar_path, times_path
 from kdml_med.words import printable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -315,7 +317,7 @@ class DatasetFolder(Generic[Record]):
                 path.unlink(missing_ok=True)
 
     def write_tables(
-        self, manifest: pa.Table, failures: Sequence[tuple[str, str]], tables: Mapping[str, pd.DataFrame | None]
+        self, manifest: pa.Table, failures: Sequence[tuple[str, str]], tables: Mapping[str, pd.DataFrame | Rows | None]
     ) -> None:
         """Write failures.csv, further tables and, last, the manifest; what is there already is not touched.
 
@@ -335,7 +337,7 @@ class DatasetFolder(Generic[Record]):
                 (self.path / name).unlink(missing_ok=True)
             else:
                 write_table(self.path / name, table)
-        write_table(self.path / FAILURES_FILE, pd.DataFrame(failures, columns=["input", "reason"]))
+        write_table(self.path / FAILURES_FILE, Rows(["input", "reason"], failures))
         if not same:
             write_manifest(self.path / MANIFEST_FILE, manifest)
 

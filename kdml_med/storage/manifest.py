@@ -20,11 +20,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -32,6 +31,9 @@ from kdml_med.errors import InputError
 from kdml_med.storage.files import content_hash, write_json
 from kdml_med.storage.reading import build, read_json
 from kdml_med.storage.rows import Layout, check_rows, read_rows, unreadable, write_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA_VERSION = 1
 DATASET_FILE = "dataset.json"

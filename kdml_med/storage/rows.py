@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,6 +22,9 @@ from kdml_med.storage.columns import (
     to_series,
 )
 from kdml_med.storage.files import writing
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ def read_rows(path: Path, layout: Layout, names: Collection[str], keep: Mask | N
 
     Column by column, so that hardly more is in memory at a time than what is returned.
     """
+    import pandas as pd
+
     try:
         with pq.ParquetFile(path, read_dictionary=list(layout.repeated)) as file:
             if keep is not None and len(keep) != file.metadata.num_rows:
