@@ -127,8 +127,8 @@ class TiffCodec:
             if found is None:
                 raise ValueError("holds no data")
             planes.append(found[0])
-        pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
-        if pixels.dtype == np.uint16:
+        pixels: npt.NDArray[Any] = planes[0] if len(planes) == 1 else np.asarray(cv2.merge(planes))
+        if pixels.dtype.itemsize == 2:
             pixels = (pixels >> 8).astype(np.uint8)
         if pixels.shape[2] == 4:
             pixels = _on_white(pixels, premultiplied=self.premultiplied)
@@ -145,6 +145,8 @@ def _adobe_marker(photometric: int) -> bytes:
 
 def _on_white(pixels: Pixels, *, premultiplied: bool) -> Pixels:
     """Colours of [height, width, 4] with what is transparent turned white."""
+    if pixels[..., 3].min() == 255:
+        return np.ascontiguousarray(pixels[..., :3])
     weight = pixels[..., 3:].astype(np.uint16)
     colours = pixels[..., :3].astype(np.uint16)
     if not premultiplied:

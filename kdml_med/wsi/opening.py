@@ -124,7 +124,8 @@ def _open_field(path: Path, fast: bool) -> Slide | None:
     if not path.stat().st_size:
         raise SlideError("is empty: copy it again")
     layout = without_strangers(path, inspect_tiff(path)) if is_tiff(path) else None
-    if layout is not None and (layout.main.path != (0,) or layout.direct):
+    if layout is not None and (layout.main.path != (0,) or layout.main.tiled or layout.direct or layout.deep):
+        # Pillow would read all of it at once, and 16-bit samples of some kinds wrongly.
         return _checked(open_pages(path, layout), layout)
     field = FieldSlide(path, layout)
     if field.is_deep:

@@ -143,6 +143,27 @@ def test_tile_that_was_never_written_shows_what_openslide_shows_there(tmp_path, 
     slide.close()
 
 
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("planarconfig", ["contig", "separate"])
+@pytest.mark.parametrize(("tile", "compression"), [((128, 128), None), ((128, 128), "lzw"), (None, None)])
+def test_16_bit_samples_with_transparency_are_read_whatever_their_order(
+    tmp_path, picture, byteorder, planarconfig, tile, compression
+):
+    clear = np.full(picture.shape[:2], 255, np.uint8)
+    clear[:100] = 0
+    samples = np.dstack([picture, clear]).astype(np.uint16) * 257
+    if planarconfig == "separate":
+        samples = np.moveaxis(samples, 2, 0)
+    with tifffile.TiffWriter(tmp_path / "a.tif", byteorder=byteorder) as tiff:
+        options = {"photometric": "rgb", "metadata": None, "extrasamples": "unassalpha"}
+        tiff.write(samples, tile=tile, compression=compression, planarconfig=planarconfig, **options)
+    slide = open_slide(tmp_path / "a.tif")
+    shown = slide.read(0, 1, 0, 0, WIDTH, HEIGHT)
+    assert (shown[:100] == 255).all()
+    np.testing.assert_array_equal(shown[100:], picture[100:])
+    slide.close()
+
+
 def test_colour_of_jpeg_2000_at_half_the_width_is_as_openslide_shows_it(tmp_path):
     options = {"photometric": "rgb", "tile": (64, 64), "compression": 33003, "metadata": None}
     with tifffile.TiffWriter(tmp_path / "a.svs") as tiff:
