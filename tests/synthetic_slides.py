@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
@@ -98,6 +101,71 @@ def write_slide(
                     metadata=None,
                 )
     return picture
+
+
+_APERIO = "aperio"  # written in that dialect; all others are plain TIFF
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "JPEG RGB 4:4:4": {"dialect": _APERIO, "compression": "jpeg", "compressionargs": {"outcolorspace": "rgb"}},
+    "JPEG YCbCr 4:2:2": {"compression": "jpeg", "subsampling": (2, 1)},
+    "JPEG 2000 RGB": {"dialect": _APERIO, "compression": 33005},
+    "JPEG 2000 YCbCr": {"dialect": _APERIO, "compression": 33003},
+    "JPEG 2000 in plain TIFF": {"compression": 34712},
+    "uncompressed": {},
+    "LZW": {"compression": "lzw"},
+    "LZW, predictor": {"compression": "lzw", "predictor": True},
+    "Deflate": {"compression": "deflate"},
+    "Deflate, predictor": {"compression": "deflate", "predictor": True},
+    "Deflate, planes": {"compression": "deflate", "planarconfig": "separate"},
+    "Deflate, 16 bit": {"compression": "deflate", "bits": 16},
+    "ZSTD": {"compression": "zstd"},
+    "WebP": {"compression": "webp", "compressionargs": {"level": 95}},
+    "JPEG XL": {"compression": "jpegxl", "compressionargs": {"level": 95}},
+    "OME-TIFF, SubIFDs, JPEG": {"dialect": "ome", "compression": "jpeg", "compressionargs": {"level": 95}},
+    "OME-TIFF, SubIFDs, Deflate": {"dialect": "ome", "compression": "deflate"},
+}
+"""How tiles and levels are stored, by what people call it."""
+
+
+def write_layout(
+    path: Path, layout: str, picture: Pixels, *, downsamples: tuple[int, ...] = (1, 4), native_tile_px: int = 256
+) -> None:
+    """Write a tiled pyramid at 0.25 µm/px in one of ``LAYOUTS``."""
+    options = {"photometric": "rgb", "metadata": None, **LAYOUTS[layout], "tile": (native_tile_px, native_tile_px)}
+    dialect, bits = options.pop("dialect", ""), options.pop("bits", 8)
+    levels = [np.ascontiguousarray(np.asarray(Image.fromarray(picture).reduce(d))) for d in downsamples]
+    if dialect == _APERIO:
+        options["description"] = (
+            f"Aperio Synthetic v1.0\r\n{picture.shape[1]}x{picture.shape[0]}|AppMag = 40|MPP = 0.25"
+        )
+    with tifffile.TiffWriter(path, ome=dialect == "ome") as tiff:
+        for number, level in enumerate(levels):
+            place = {"resolution": (40_000 / downsamples[number],) * 2, "resolutionunit": "CENTIMETER"}
+            if dialect == "ome" and number == 0:
+                place = {
+                    "subifds": len(levels) - 1,
+                    "metadata": {"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25},
+                }
+            if number:
+                place["subfiletype"] = 1
+            data: Any = level if bits == 8 else level.astype(np.uint16) * 257
+            if options.get("planarconfig"):
+                data = np.moveaxis(data, 2, 0)
+            if options.get("compression") in (33003, 33005, 34712):
+                ycbcr = options["compression"] == 33003
+                data = _jpeg2000_tiles(level, native_tile_px, ycbcr=ycbcr)
+                place.update({"shape": level.shape, "dtype": np.uint8})
+            tiff.write(data, **{**options, **place})
+
+
+def _jpeg2000_tiles(picture: Pixels, side: int, *, ycbcr: bool) -> Iterator[bytes]:
+    height, width = picture.shape[:2]
+    for y in range(0, height, side):
+        for x in range(0, width, side):
+            part = picture[y : y + side, x : x + side]
+            tile = np.pad(part, ((0, side - part.shape[0]), (0, side - part.shape[1]), (0, 0)), mode="edge")
+            if ycbcr:
+                tile = np.asarray(Image.fromarray(tile).convert("YCbCr"))
+            yield imagecodecs.jpeg2k_encode(tile, level=45, codecformat="j2k", mct=not ycbcr, reversible=False)
 
 
 def damage_native_tile(path: Path, number: int, level: int = 0) -> None:

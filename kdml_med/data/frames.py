@@ -11,13 +11,12 @@ import torch
 from monai.transforms import Randomizable, Transform
 from PIL import Image
 
-from kdml_med.data.images import image_to_tensor
+from kdml_med.data.images import Pixels, image_to_tensor
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.keys import BatchKey
-from kdml_med.storage.manifest import DatasetKind
+from kdml_med.storage.manifest import FRAME_COLUMNS, DatasetKind
 
 Boxes = npt.NDArray[np.float32]
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class FrameDataset(ManifestDataset):
@@ -28,6 +27,7 @@ class FrameDataset(ManifestDataset):
     """
 
     kind = DatasetKind.FRAMES
+    columns = FRAME_COLUMNS.names
 
     def boxes(self, position: int) -> Boxes:
         """Boxes of a frame, [n, 4]; none where it is unlabelled."""

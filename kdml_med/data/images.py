@@ -13,8 +13,10 @@ from torch import Tensor
 
 from kdml_med.errors import InputError
 
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
-def decode_image(data: bytes, *, where: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+
+def decode_image(data: bytes, *, where: str) -> Pixels:
     """Decode JPEG, PNG or any other format that Pillow reads.
 
     Args:
@@ -29,7 +31,7 @@ def decode_image(data: bytes, *, where: str) -> np.ndarray[Any, np.dtype[np.uint
     """
     try:
         if simplejpeg.is_jpeg(data):
-            decoded: np.ndarray[Any, np.dtype[np.uint8]] = simplejpeg.decode_jpeg(data, colorspace="RGB")
+            decoded: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB")
             return decoded
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -38,9 +40,7 @@ def decode_image(data: bytes, *, where: str) -> np.ndarray[Any, np.dtype[np.uint
         raise InputError(f"{where} cannot be decoded as an image: {reason}.") from error
 
 
-def resize_square(
-    image: np.ndarray[Any, np.dtype[np.uint8]], size_px: int | None
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def resize_square(image: Pixels, size_px: int | None) -> Pixels:
     """Resize an image to a square.
 
     Args:
@@ -55,7 +55,7 @@ def resize_square(
     return np.asarray(Image.fromarray(image).resize((size_px, size_px), Image.Resampling.BICUBIC))
 
 
-def image_to_tensor(image: np.ndarray[Any, np.dtype[np.uint8]], size_px: int | None) -> Tensor:
+def image_to_tensor(image: Pixels, size_px: int | None) -> Tensor:
     """Resize an image to a square and scale it to 0..1.
 
     Args:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from monai.transforms import Randomizable
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from kdml_med.data.images import decode_image
+from kdml_med.data.images import Pixels
+from kdml_med.data.reading import ImageSource, Positions, ShardReader
 from kdml_med.data.sampling import EpochSampler
 from kdml_med.data.selection import select_rows
 from kdml_med.errors import InputError
 from kdml_med.keys import BatchKey
 from kdml_med.program import hold_interrupts
-from kdml_med.storage.manifest import DatasetInfo, DatasetKind, image_root, read_info, read_member
+from kdml_med.storage.columns import code_of
+from kdml_med.storage.manifest import DatasetInfo, DatasetKind, image_root, read_info
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,8 @@ class ManifestDataset(Dataset[dict[str, Any]]):
     Attributes:
         rows: the manifest rows behind the samples, in sample order.
         classes: class names in index order, the last one positive.
-        labels: class index of each sample; -1 without a label.
+        labels: int64, [samples], class index of each; -1 without a label.
+        source: where their pixels are read from.
 
     Raises:
         InputError: the folder breaks its contract or holds another kind of rows, its splits leak, or the split has no
@@ -55,6 +59,8 @@ class ManifestDataset(Dataset[dict[str, Any]]):
     """
 
     kind: ClassVar[DatasetKind]
+    columns: ClassVar[Collection[str]]
+    """Of the manifest, that ``rows`` has."""
 
     def __init__(
         self,
@@ -69,26 +75,28 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         self.info: DatasetInfo = read_info(self.dataset_dir)
         if self.info.kind != self.kind:
             raise InputError(f"{dataset_dir} is a dataset of {self.info.kind}, this task needs {self.kind}.")
-        self.rows = select_rows(self.dataset_dir, self.info, split, fold)
+        self.rows = select_rows(self.dataset_dir, self.info, split, fold, self.columns)
         self.classes = list(self.info.classes)
         self.transform = transform
         self.seed = seed
         self.split = split
         self.root = image_root(self.dataset_dir, self.info)
-        index = {name: position for position, name in enumerate(self.classes)}
-        self.labels: list[int] = [index.get(label, UNLABELLED) for label in self.rows["label"]]
+        self.source: ImageSource = ShardReader(self.root, self.rows, self.kind.row)
+        self.labels: npt.NDArray[np.int64] = code_of(self.rows["label"], self.classes, unknown=UNLABELLED)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Stored pixels of a row: uint8, [height, width, 3]."""
-        row = self.rows.iloc[index]
-        try:
-            data = read_member(self.root, row["shard"], int(row["offset"]), int(row["size"]))
-        except InputError as error:
-            raise InputError(f"{self.kind.row} {row['sample_id']!r}: {error}") from error
-        return decode_image(data, where=f"{self.kind.row} {row['sample_id']!r} in {self.root / row['shard']}")
+    def keep(self, positions: Positions) -> None:
+        """Leave only the rows at these positions, in this order."""
+        kept = np.asarray(positions, np.intp)
+        self.rows = self.rows.iloc[kept].reset_index(drop=True)
+        self.labels = self.labels[kept]
+        self.source = self.source.select(kept)
+
+    def read(self, index: int) -> Pixels:
+        """Stored pixels of a row: uint8, [height, width, 3]; not to be written to."""
+        return self.source.read(index)
 
     @abstractmethod
     def sample(self, position: int) -> dict[str, Any]:

@@ -3,43 +3,60 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
+import numpy as np
 
 from kdml_med.errors import InputError
-from kdml_med.splits import assign_splits, read_splits
+from kdml_med.splits import SPLIT_COLUMNS, assign_splits, read_splits
 from kdml_med.storage.manifest import DatasetInfo, DatasetKind, read_manifest
 from kdml_med.words import counted, verb
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
 
-def select_rows(dataset_dir: Path, info: DatasetInfo, split: str | None, fold: int | None) -> pd.DataFrame:
-    """Manifest rows of a split, or all of them; either way the splits, where there are any, must not leak."""
+def select_rows(
+    dataset_dir: Path, info: DatasetInfo, split: str | None, fold: int | None, columns: Collection[str]
+) -> pd.DataFrame:
+    """Manifest rows of a split, or all of them; either way the splits, where there are any, must not leak.
+
+    Args:
+        dataset_dir: dataset folder.
+        info: of the folder.
+        split: whose labelled rows; None takes every row.
+        fold: see ``kdml_med.splits.assign_splits``.
+        columns: of the manifest that are wanted, see ``kdml_med.storage.manifest.read_manifest``.
+    """
     what = DatasetKind(info.kind).row
-    manifest = read_manifest(dataset_dir)
     if split is None:
         if info.splits is not None:
-            read_splits(dataset_dir, manifest, info)
-        return manifest
-    assigned = assign_splits(dataset_dir, manifest, info, fold=fold)
-    rows: pd.DataFrame = manifest[(assigned == split).to_numpy()]
-    if rows.empty:
-        raise InputError(f"split {split!r} of {dataset_dir} has no {what}s; present: {sorted(set(assigned))}.")
-    labelled: pd.DataFrame = rows[rows["label"].notna()].reset_index(drop=True)
-    unknown = labelled[~labelled["label"].isin(info.classes)]
+            read_splits(dataset_dir, read_manifest(dataset_dir, SPLIT_COLUMNS), info)
+        return read_manifest(dataset_dir, columns)
+    known = read_manifest(dataset_dir, [*SPLIT_COLUMNS, "label"])
+    assigned = assign_splits(dataset_dir, known, info, fold=fold)
+    inside = (assigned == split).to_numpy()
+    if not inside.any():
+        raise InputError(f"split {split!r} of {dataset_dir} has no {what}s; present: {sorted(assigned.unique())}.")
+    labelled = inside & known["label"].notna().to_numpy()
+    unknown = np.flatnonzero(labelled & ~known["label"].isin(info.classes).to_numpy())
     if len(unknown):
-        row = unknown.iloc[0]
+        first = np.arange(len(known)) == unknown[0]
+        row = read_manifest(dataset_dir, ["sample_id", "patient_id", "label"], keep=first).iloc[0]
         raise InputError(
             f"{what} {row['sample_id']!r} of patient {row['patient_id']!r} has label {row['label']!r}, expected one of "
             f"{info.classes}: make the dataset again."
         )
-    if labelled.empty:
+    left = int(inside.sum() - labelled.sum())
+    if not labelled.any():
         raise InputError(
             f"split {split!r} of {dataset_dir} has no labelled {what}s: make the dataset with a label table."
         )
-    if len(labelled) < len(rows):
-        left = len(rows) - len(labelled)
+    if left:
         logger.info("split %s: %s without a label %s left out", split, counted(left, what), verb(left, "is", "are"))
-    return labelled
+    del known, assigned
+    return read_manifest(dataset_dir, columns, keep=labelled)

@@ -11,12 +11,14 @@ from kdml_med.data.images import image_to_tensor
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.errors import InputError
 from kdml_med.keys import BatchKey
-from kdml_med.storage.manifest import SLIDES_FILE, DatasetKind
+from kdml_med.storage.manifest import SLIDES_FILE, TILE_COLUMNS, DatasetKind
 from kdml_med.words import counted
 from kdml_med.wsi.shards import read_stain_fits
 from kdml_med.wsi.stain import StainFit, normalise_stains
 
 STAINS = ("none", "macenko")
+UNUSED_COLUMNS = ("background_fraction", "pen_fraction", "sharpness")
+"""Of the manifest, that nothing needs after tiling. ``read_manifest`` has them."""
 
 
 class TileDataset(ManifestDataset):
@@ -38,6 +40,7 @@ class TileDataset(ManifestDataset):
     """
 
     kind = DatasetKind.TILES
+    columns = tuple(name for name in TILE_COLUMNS.names if name not in UNUSED_COLUMNS)
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class TileDataset(ManifestDataset):
     def _read_stain_fits(self) -> dict[str, StainFit]:
         path = self.dataset_dir / SLIDES_FILE
         fits = read_stain_fits(path) if path.is_file() else {}
-        missing = sorted(set(self.rows["slide_id"]) - set(fits))
+        missing = sorted(set(self.rows["slide_id"].unique()) - set(fits))
         if missing:
             raise InputError(
                 f"{path} has no stain matrix for {counted(len(missing), 'slide')}, first {missing[0]!r}: its stains "

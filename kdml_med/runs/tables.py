@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from kdml_med.keys import DetectionColumn, HistoryColumn, LossColumn, PlaceColumn, PredictionColumn
 from kdml_med.runs.files import HISTORY_FILE, LOSSES_FILE, TRAIN_AGAIN
 from kdml_med.storage.files import write_parquet
 from kdml_med.storage.reading import damaged, read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def read_losses(run_dir: str | Path) -> pd.DataFrame:
@@ -47,6 +49,8 @@ def write_predictions(path: Path, predictions: pd.DataFrame, tiles: pd.DataFrame
         predictions: columns of ``PredictionColumn``.
         tiles: rows of the manifest that the predictions are of, which know where each tile was cut; None: unknown.
     """
+    import pandas as pd
+
     own = predictions[[str(column) for column in PredictionColumn]]
     known = pd.DataFrame(columns=["sample_id", *PlaceColumn]) if tiles is None else tiles
     known = known.set_index("sample_id")[list(map(str, PlaceColumn))].reindex(own["sample_id"])

@@ -1,6 +1,7 @@
 """Which patients train, validate and test; and the gate that keeps one patient from doing two of these."""
 
 from kdml_med.splits.frozen import (
+    SPLIT_COLUMNS,
     assign_splits,
     check_replaceable,
     check_splits,
@@ -14,6 +15,7 @@ from kdml_med.splits.making import DEFAULT_FRACTIONS, check_request, make_splits
 
 __all__ = [
     "DEFAULT_FRACTIONS",
+    "SPLIT_COLUMNS",
     "assign_splits",
     "check_replaceable",
     "check_request",

@@ -14,16 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
 from kdml_med.splits.making import SPLIT_NAMES
+from kdml_med.storage.columns import distinct
 from kdml_med.storage.files import table_bytes, write_table
 from kdml_med.storage.manifest import SPLITS_FILE, DatasetInfo, owner_word, read_info, write_info
 from kdml_med.storage.reading import parse_table, read_table
 from kdml_med.words import counted, printable, verb
 
+SPLIT_COLUMNS = ("patient_id", "slide_id", "sequence_id", "site", "shard", "offset")
+"""Columns of a manifest, of either kind, that ``read_splits`` and ``assign_splits`` look at."""
+Numbers = npt.NDArray[np.integer[Any]]
 _ALL = "all"
 _UNLABELLED = "unlabelled"
 
@@ -179,7 +184,7 @@ def _check_structure(splits: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def _check_patients(splits: pd.DataFrame, manifest: pd.DataFrame, where: str) -> None:
-    listed, present = set(splits["patient_id"]), set(manifest["patient_id"])
+    listed, present = set(splits["patient_id"]), set(manifest["patient_id"].unique())
     owner = owner_word(manifest)
     problems = [
         f"{counted(len(names), owner)} of {one} {verb(len(names), 'is', 'are')} not in {other}: "
@@ -195,22 +200,41 @@ def _check_patients(splits: pd.DataFrame, manifest: pd.DataFrame, where: str) ->
 
 
 def _check_shared(splits: pd.DataFrame, manifest: pd.DataFrame, info: DatasetInfo, path: Path) -> None:
-    part = manifest["patient_id"].map(splits.set_index("patient_id").iloc[:, 0])
-    stored = part.groupby([manifest["shard"], manifest["offset"]]).nunique()
-    if (stored > 1).any():
-        shard, offset = stored.index[stored > 1][0]
+    part = _parts_of(manifest, splits.set_index("patient_id").iloc[:, 0]).cat.codes.to_numpy()
+    shards = manifest["shard"].astype("category").cat.codes.to_numpy()
+    shared = _first_shared(shards, manifest["offset"].to_numpy(), part)
+    if shared is not None:
+        shard, offset = manifest["shard"].iloc[shared], int(manifest["offset"].iloc[shared])
         owners = manifest["patient_id"][(manifest["shard"] == shard) & (manifest["offset"] == offset)]
         raise InputError(
             f"the image at {shard}, byte {offset}, is listed for the patients {sorted(set(owners))}, "
             f"who are in different parts of {path}: this would leak. Correct the table the dataset was made from."
         )
     if (info.splits or {}).get("site_preserved"):
-        sites = part.groupby(manifest["site"]).nunique()
+        sites = distinct(manifest[["site"]].assign(part=part).dropna(), ["site", "part"]).groupby("site").size()
         if (sites > 1).any():
             raise InputError(
                 f"{path} is recorded as keeping sites together, but site {sites.index[sites > 1][0]!r} is in "
                 f"{sites.max()} parts. Make the splits again with --site-preserved --force."
             )
+
+
+def _first_shared(shards: Numbers, offsets: Numbers, parts: Numbers) -> int | None:
+    """A row whose bytes are those of a row of another part; None when there is none. All [rows]."""
+    steps = np.diff(shards)
+    if not len(steps) or bool(((steps > 0) | ((steps == 0) & (np.diff(offsets) > 0))).all()):
+        return None  # in order, as they are written, so that no image is there twice
+    order = np.lexsort((offsets, shards))
+    same = (np.diff(shards[order]) == 0) & (np.diff(offsets[order]) == 0)
+    wrong = np.flatnonzero(same & (np.diff(parts[order]) != 0))
+    return int(order[wrong[0]]) if len(wrong) else None
+
+
+def _parts_of(manifest: pd.DataFrame, names: pd.Series[Any]) -> pd.Series[Any]:
+    """Split or fold of each row, categorical, from that of each patient."""
+    patients = manifest["patient_id"].astype("category").cat
+    codes, words = pd.factorize(names.reindex(patients.categories), sort=True)
+    return pd.Series(pd.Categorical.from_codes(codes[patients.codes], words), index=manifest.index)
 
 
 def assign_splits(
@@ -226,7 +250,7 @@ def assign_splits(
             train. None for splits.csv with splits.
 
     Returns:
-        "train", "val" or "test"; the index is that of the manifest, the name is "split".
+        "train", "val" or "test", categorical; the index is that of the manifest, the name is "split".
 
     Raises:
         InputError: as ``read_splits``; or ``fold`` is missing, not wanted or out of range.
@@ -245,7 +269,7 @@ def assign_splits(
             raise InputError(f"fold {fold} was asked for, but {path} has the folds 0 to {count - 1}.")
         roles = {fold: Split.TEST.value, (fold + 1) % count: Split.VAL.value}
         names = names.map(lambda number: roles.get(number, Split.TRAIN.value))
-    return manifest["patient_id"].map(names).rename("split")
+    return _parts_of(manifest, names).rename("split")
 
 
 def describe_splits(manifest: pd.DataFrame, splits: pd.DataFrame, info: DatasetInfo | None = None) -> pd.DataFrame:
@@ -263,17 +287,18 @@ def describe_splits(manifest: pd.DataFrame, splits: pd.DataFrame, info: DatasetI
     """
     kind = str(splits.columns[1])
     owner, what = f"{owner_word(manifest, info)}s", "frames" if "sequence_id" in manifest else "tiles"
-    own = manifest.assign(**{kind: manifest["patient_id"].map(splits.set_index("patient_id")[kind])})
+    own = distinct(manifest, ["patient_id", "label"])
+    own[kind] = own["patient_id"].map(splits.set_index("patient_id")[kind])
     by_owner = own.groupby("patient_id").agg(part=(kind, "first"), label=("label", "first"), n=("label", "nunique"))
     classes = sorted(own["label"].dropna().unique())
     several = "both" if len(classes) == 2 else "several"
     groups = by_owner["label"].fillna(_UNLABELLED).where(by_owner["n"] < 2, several)
     columns = _counts(by_owner["part"], groups, owner, [*classes, several, _UNLABELLED])
     if owner != what:
-        own_classes = own["label"].fillna(_UNLABELLED)
+        labels = own["label"].fillna(_UNLABELLED)
         columns += [
             (what if name == what else f"{name} {what}", values)
-            for name, values in _counts(own[kind], own_classes, what, [*classes, _UNLABELLED])
+            for name, values in _counts(own[kind], labels, what, [*classes, _UNLABELLED], own["rows"])
         ]
     table = pd.concat([values for _, values in columns], axis=1)
     parts = list(by_owner["part"].unique())
@@ -283,9 +308,15 @@ def describe_splits(manifest: pd.DataFrame, splits: pd.DataFrame, info: DatasetI
     return table.rename_axis(kind).reset_index()
 
 
-def _counts(parts: pd.Series, groups: pd.Series, name: str, order: Sequence[str]) -> list[tuple[str, pd.Series]]:
-    """Numbers by part and over all of them: of everything, called ``name``, and of each group that has any."""
-    table = pd.crosstab(parts, groups).reindex(columns=list(order), fill_value=0)
+def _counts(
+    parts: pd.Series, groups: pd.Series, name: str, order: Sequence[str], rows: pd.Series | None = None
+) -> list[tuple[str, pd.Series]]:
+    """Numbers by part and over all of them: of everything, called ``name``, and of each group that has any.
+
+    With ``rows`` a pair of part and group counts that often.
+    """
+    counts = pd.Series(1, parts.index) if rows is None else rows
+    table = counts.groupby([parts, groups]).sum().unstack(fill_value=0).reindex(columns=list(order), fill_value=0)
     table.loc[_ALL] = table.sum()
     sums = table.sum(axis=1)
     return [(name, sums), *((group, table[group]) for group in order if table.loc[_ALL, group])]

@@ -13,6 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
+from kdml_med.storage.columns import distinct
 from kdml_med.storage.manifest import DatasetInfo, DatasetKind, owner_word
 from kdml_med.words import counted, verb
 
@@ -122,7 +123,7 @@ def check_request(fractions: Sequence[float] | None, folds: int | None, seed: in
 
 def _patient_table(manifest: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     """One row per patient, sorted: whether it has each class, and its stratum 0 … 3."""
-    pairs = manifest[["patient_id", "label"]].drop_duplicates()
+    pairs = distinct(manifest, ["patient_id", "label"])
     labels = pairs["label"]
     unknown = sorted(set(labels.dropna()) - set(classes))
     if unknown:
@@ -138,7 +139,7 @@ def _patient_table(manifest: pd.DataFrame, classes: Sequence[str]) -> pd.DataFra
 
 def _site_units(manifest: pd.DataFrame, patients: pd.DataFrame) -> Codes:
     """Unit of each patient: sites joined where a patient was seen at two of them."""
-    pairs = manifest[["patient_id", "site"]].drop_duplicates()
+    pairs = distinct(manifest, ["patient_id", "site"])
     without = sorted(set(pairs["patient_id"][pairs["site"].isna()]))
     if without:
         raise InputError(

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 _STARTS = r"[=+\-@\t\r\n＝＋－＠]"  # the wide ones are run as well in East Asian settings
 _BREAKS = r"[;\t\r\n]"
@@ -44,6 +46,8 @@ def unguarded(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _map_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    import pandas as pd
+
     def changed(value: Any) -> Any:
         return change(value) if isinstance(value, str) else value
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdml_med.errors import cannot_write
-from kdml_med.storage.cells import guarded
+from kdml_med.storage.cells import guard, guarded
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -112,15 +116,34 @@ def write_if_changed(path: Path, data: bytes) -> None:
         write_atomically(path, data)
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
+@dataclass(frozen=True)
+class Rows:
+    """A table as plain Python has it: without pandas, whose import takes as long as tiling a small slide.
+
+    Attributes:
+        names: of the columns.
+        rows: text, numbers or None, one value for each column.
+    """
+
+    names: Sequence[str]
+    rows: Iterable[Sequence[object]]
+
+
+def write_table(path: Path, table: pd.DataFrame | Rows) -> None:
     """Write a CSV file atomically, see ``table_bytes``; the same content touches nothing."""
     write_if_changed(path, table_bytes(table))
 
 
-def table_bytes(table: pd.DataFrame) -> bytes:
+def table_bytes(table: pd.DataFrame | Rows) -> bytes:
     """A table as a CSV file: Unix line ends, no index column, and no cell that a spreadsheet would run."""
-    text: str = guarded(table).to_csv(index=False, lineterminator="\n")
-    return text.encode()
+    if not isinstance(table, Rows):
+        text: str = guarded(table).to_csv(index=False, lineterminator="\n")
+        return text.encode()
+    stream = io.StringIO()
+    lines = csv.writer(stream, lineterminator="\n")
+    for row in (table.names, *table.rows):
+        lines.writerow([guard(value) if isinstance(value, str) else value for value in row])
+    return stream.getvalue().encode()
 
 
 def write_json(path: Path, content: Any) -> None:

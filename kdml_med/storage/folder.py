@@ -16,14 +16,12 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
-import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from kdml_med.errors import InputError
-from kdml_med.storage.files import write_table
+from kdml_med.storage.files import Rows, write_table
 from kdml_med.storage.manifest import (
     DATASET_FILE,
     FAILURES_FILE,
@@ -35,8 +33,12 @@ from kdml_med.storage.manifest import (
     write_info,
     write_manifest,
 )
+from kdml_med.storage.rows import same_rows
 from kdml_med.storage.shards import Origin, Record, read_record, shard_path, sidecar_path, times_path
 from kdml_med.words import printable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -332,7 +334,7 @@ class DatasetFolder(Generic[Record]):
                 path.unlink(missing_ok=True)
 
     def write_tables(
-        self, manifest: pa.Table, failures: Sequence[tuple[str, str]], tables: Mapping[str, pd.DataFrame | None]
+        self, manifest: pa.Table, failures: Sequence[tuple[str, str]], tables: Mapping[str, pd.DataFrame | Rows | None]
     ) -> None:
         """Write failures.csv, further tables and, last, the manifest; what is there already is not touched.
 
@@ -352,16 +354,13 @@ class DatasetFolder(Generic[Record]):
                 (self.path / name).unlink(missing_ok=True)
             else:
                 write_table(self.path / name, table)
-        write_table(self.path / FAILURES_FILE, pd.DataFrame(failures, columns=["input", "reason"]))
+        write_table(self.path / FAILURES_FILE, Rows(["input", "reason"], failures))
         if not same:
             write_manifest(self.path / MANIFEST_FILE, manifest)
 
     def holds(self, manifest: pa.Table) -> bool:
         """Whether the manifest there has exactly these rows."""
-        try:
-            return bool(pq.read_table(self.path / MANIFEST_FILE).equals(manifest))
-        except (OSError, pa.ArrowException):
-            return False
+        return same_rows(self.path / MANIFEST_FILE, manifest, self.kind.layout)
 
 
 def describe_remade(remade: Mapping[str, str]) -> list[str]:

@@ -17,19 +17,24 @@ and there is one way to read a tile.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdml_med.errors import InputError, one_line
-from kdml_med.storage.files import content_hash, write_atomically, write_json
+from kdml_med.errors import InputError
+from kdml_med.storage.files import content_hash, write_json
 from kdml_med.storage.reading import build, read_json
+from kdml_med.storage.rows import Layout, check_rows, read_rows, unreadable, write_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA_VERSION = 1
 DATASET_FILE = "dataset.json"
@@ -99,6 +104,11 @@ class DatasetKind(StrEnum):
         return TILE_COLUMNS if self is DatasetKind.TILES else FRAME_COLUMNS
 
     @property
+    def layout(self) -> Layout:
+        """Columns of the manifest and the rules for them."""
+        return Layout(self.columns, self.group, _MAKE_AGAIN)
+
+    @property
     def row(self) -> str:
         """What one row is called."""
         return self.value.removesuffix("s")
@@ -156,11 +166,18 @@ def owner_word(rows: pd.DataFrame, info: DatasetInfo | None = None) -> str:
         info: of the dataset, which says whether a table named the patients of slides; None takes them as named.
     """
     for name, word in (("sample_id", "frame"), ("sequence_id", "sequence")):
-        if "sequence_id" in rows and name in rows and bool((rows[name] == rows["patient_id"]).all()):
+        if "sequence_id" in rows and name in rows and _names_patients(rows, name):
             return word
     named = info is None or "patient" in (info.labels or {}).get("columns", {})
-    same = not named and "slide_id" in rows and bool((rows["slide_id"] == rows["patient_id"]).all())
-    return "slide" if same else "patient"
+    return "slide" if not named and "slide_id" in rows and _names_patients(rows, "slide_id") else "patient"
+
+
+def _names_patients(rows: pd.DataFrame, name: str) -> bool:
+    """Whether a column says the same as patient_id, row by row."""
+    if name == "sample_id" and rows["patient_id"].nunique() < len(rows):
+        return False
+    pairs = rows[[name, "patient_id"]].drop_duplicates()
+    return bool((pairs[name].astype("str") == pairs["patient_id"].astype("str")).all())
 
 
 def write_info(dataset_dir: Path, info: DatasetInfo) -> None:
@@ -241,15 +258,15 @@ def kind_of(table: pa.Table) -> DatasetKind:
 def write_manifest(path: Path, table: pa.Table) -> None:
     """Write manifest rows to a parquet file atomically; the same rows give the same bytes.
 
+    Args:
+        path: of the file.
+        table: columns of the contract; text may be codes (``kdml_med.storage.rows.compact_rows``).
+
     Raises:
         InputError: the rows break the contract, see ``validate_manifest``.
     """
-    columns = kind_of(table).columns
-    table = table.select(columns.names).cast(columns)
     validate_manifest(table, str(path))
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    write_atomically(path, sink.getvalue().to_pybytes())
+    write_rows(path, table, kind_of(table).layout)
 
 
 def validate_manifest(table: pa.Table, where: str) -> None:
@@ -259,35 +276,22 @@ def validate_manifest(table: pa.Table, where: str) -> None:
         InputError: a column is missing, an id is empty, a sample_id occurs twice, or a slide or sequence has two
             patients.
     """
-    kind = kind_of(table)
-    check_columns(table, kind.columns, where)
-    frame = table.select(["sample_id", "patient_id", kind.group]).to_pandas()
-    for name in frame.columns:
-        empty = frame.index[frame[name].isna() | (frame[name] == "")]
-        if len(empty):
-            raise InputError(f"{where}: row {empty[0]} has no {name}.")
-    repeated = frame["sample_id"][frame["sample_id"].duplicated()]
-    if len(repeated):
-        raise InputError(f"{where}: sample_id {repeated.iloc[0]!r} occurs more than once.")
-    patients = frame.groupby(kind.group)["patient_id"].nunique()
-    shared = patients[patients > 1]
-    if len(shared):
-        what = kind.group.removesuffix("_id")
-        raise InputError(f"{where}: {what} {shared.index[0]!r} belongs to {shared.iloc[0]} patients, expected one.")
+    check_rows(table, kind_of(table).layout, where)
 
 
-def check_columns(table: pa.Table, columns: pa.Schema, where: str) -> None:
-    """Refuse a table that lacks columns."""
-    missing = [name for name in columns.names if name not in table.column_names]
-    if missing:
-        raise InputError(f"{where} lacks the columns {missing}; expected {columns.names}.")
+def read_manifest(
+    dataset_dir: Path, columns: Collection[str] | None = None, *, keep: npt.NDArray[np.bool_] | None = None
+) -> pd.DataFrame:
+    """Read and check manifest.parquet, some row groups at a time.
 
-
-def read_manifest(dataset_dir: Path) -> pd.DataFrame:
-    """Read and check manifest.parquet.
+    Args:
+        dataset_dir: a dataset folder.
+        columns: to read; None for all.
+        keep: [rows], which rows are wanted, of a manifest that was read, and so checked, before. None for all.
 
     Returns:
-        One row per tile or frame, columns of ``TILE_COLUMNS`` or ``FRAME_COLUMNS`` in that order.
+        One row per tile or frame, columns of ``TILE_COLUMNS`` or ``FRAME_COLUMNS`` in that order. patient_id, slide_id
+        or sequence_id, label, site and shard are categorical, in the order of their words, and every category occurs.
 
     Raises:
         InputError: the file is missing, unreadable, or breaks the contract.
@@ -298,18 +302,12 @@ def read_manifest(dataset_dir: Path) -> pd.DataFrame:
             f"{dataset_dir} has no {MANIFEST_FILE}: preprocessing did not finish. Run the same command again."
         )
     try:
-        table = pq.read_table(path)
+        there = pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as parquet ({one_line(error)}). {_MAKE_AGAIN}") from error
-    columns = kind_of(table).columns
-    check_columns(table, columns, str(path))
-    try:
-        table = table.select(columns.names).cast(columns)
-    except (pa.ArrowException, ValueError) as error:
-        raise InputError(f"{path} has columns of other types ({one_line(error)}). {_MAKE_AGAIN}") from error
-    validate_manifest(table, str(path))
-    frame: pd.DataFrame = table.to_pandas()
-    return frame
+        raise unreadable(path, DatasetKind.TILES.layout, error) from error
+    layout = kind_of(there.empty_table()).layout
+    layout.check_columns(there.names, str(path))
+    return read_rows(path, layout, layout.columns.names if columns is None else columns, keep)
 
 
 def image_root(dataset_dir: Path, info: DatasetInfo) -> Path:

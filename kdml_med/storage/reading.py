@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from kdml_med.errors import InputError, foreseen, one_line
 from kdml_med.storage.cells import unguarded
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Content = TypeVar("Content")
 
@@ -179,6 +180,8 @@ def read_table(path: Path, columns: Sequence[str] = (), *, remedy: str) -> pd.Da
 
 def parse_table(content: bytes, path: Path, columns: Sequence[str] = (), *, remedy: str) -> pd.DataFrame:
     """Likewise, of bytes that were read already."""
+    import pandas as pd
+
     try:
         # Not pandas, which fills up short rows and takes surplus cells for an index.
         lines = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
@@ -202,6 +205,8 @@ def read_rows(path: Path, columns: Sequence[str] = (), *, remedy: str) -> pd.Dat
     Raises:
         InputError: it cannot be read, or lacks a column.
     """
+    import pandas as pd
+
     content = _read_bytes(path)
     try:
         table = pd.read_parquet(io.BytesIO(content))

@@ -31,6 +31,28 @@ from kdml_med.storage.files import (
 from kdml_med.storage.manifest import SHARDS_DIR, DatasetKind, manifest_table, validate_manifest
 
 _RECORD_KEY = b"kdml_med.record"
+_BUFFER_BYTES = 1 << 20
+
+# A header of a tar in the USTAR format: name, …, size, time, check sum, the rest. Owner, group and time stay 0, so that
+# the same tiles give the same file. Written anew for each member by tarfile, it takes as long as resampling a tile.
+_BLANK = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
+_NAME_END, _SIZE, _SUM = 100, slice(124, 136), slice(148, 156)
+_BLANK_SUM = sum(_BLANK) - sum(_BLANK[_SIZE]) - sum(_BLANK[_SUM]) + 8 * ord(" ")
+_MOST_BYTES = 8**11 - 1
+
+
+def _tar_header(name: str, size: int) -> bytes:
+    """What comes before the data of a member, as tarfile writes it."""
+    if not name.isascii() or not 0 < len(name) <= _NAME_END or size > _MOST_BYTES:
+        header = tarfile.TarInfo(name)
+        header.size = size
+        return header.tobuf(tarfile.USTAR_FORMAT)
+    coded, digits = name.encode(), b"%011o\0" % size
+    checked = b"%06o\0 " % (_BLANK_SUM + sum(coded) + sum(digits))
+    padded = coded.ljust(_NAME_END, b"\0")
+    return b"".join(
+        (padded, _BLANK[_NAME_END : _SIZE.start], digits, _BLANK[_SIZE.stop : _SUM.start], checked, _BLANK[_SUM.stop :])
+    )
 
 
 class ShardWriter:
@@ -46,7 +68,8 @@ class ShardWriter:
         self._path = path
         with naming(path):
             self._temporary = unfinished_path(path)
-            self._stream = self._temporary.open("wb")
+            self._stream = self._temporary.open("wb", buffering=_BUFFER_BYTES)
+        self._end = 0
 
     def add(self, name: str, data: bytes) -> int:
         """Append one member.
@@ -54,13 +77,12 @@ class ShardWriter:
         Returns:
             Where its data begins in the file, bytes.
         """
-        header = tarfile.TarInfo(name)
-        header.size = len(data)  # owner, group and time stay 0: the same tiles give the same file
+        header = _tar_header(name, len(data))
+        offset = self._end + len(header)
+        padding = bytes(-len(data) % tarfile.BLOCKSIZE)
         with naming(self._path):
-            self._stream.write(header.tobuf(tarfile.USTAR_FORMAT))
-            offset = self._stream.tell()
-            self._stream.write(data)
-            self._stream.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+            self._stream.write(b"".join((header, data, padding)))
+        self._end = offset + len(data) + len(padding)
         return offset
 
     def __enter__(self) -> ShardWriter:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from kdml_med.errors import InputError
 from kdml_med.tables.names import plain_hyphens
 from kdml_med.words import counted
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MSI_CLASSES = ("MSS", "MSI")
 """In index order: the positive class is the last one."""

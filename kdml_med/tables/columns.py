@@ -6,12 +6,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from kdml_med.errors import InputError
 from kdml_med.tables.cells import ERROR_VALUES, Row, name_columns, read_cells
 from kdml_med.tables.names import same_name_form, slide_name
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
     "patient": ("patient", "patient_id", "patientid", "patient_uuid", "case", "case_id", "bcr_patient_barcode"),
@@ -45,6 +47,8 @@ def read_text_table(path: Path | str) -> pd.DataFrame:
         InputError: the file cannot be read as a table (``kdml_med.tables.cells``); it has no rows; a column is repeated
             or has no name; or a row has too many or too few cells.
     """
+    import pandas as pd
+
     path = Path(path)
     header, rows = name_columns(path, read_cells(path))
     repeated = sorted({name for name in header if header.count(name) > 1})

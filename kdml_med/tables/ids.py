@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from kdml_med.errors import InputError
 from kdml_med.tables.cells import ERROR_VALUES
 from kdml_med.tables.classes import is_missing
 from kdml_med.tables.names import is_barcode, similar_form, tcga_site
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _ROUNDED = re.compile(r"\d([.,]\d+)?e\+\d+", re.IGNORECASE)
 

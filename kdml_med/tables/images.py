@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
@@ -17,6 +15,9 @@ from kdml_med.tables.ids import check_ids, check_patients, site_names
 from kdml_med.tables.labels import LabelLevel, owner_labels
 from kdml_med.tables.names import folders_agree, folders_of, same_name_form, slide_name
 from kdml_med.tables.usage import LabelSource, count_words
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SPLIT_NAMES = {
     "train": Split.TRAIN.value,
@@ -110,6 +111,8 @@ def check_image_table(
     Raises:
         InputError: a column is not found or ambiguous, or a row is unusable; the message names it.
     """
+    import pandas as pd
+
     frame = _choose_rows(whole, where, name)
     header = list(frame.columns)
 

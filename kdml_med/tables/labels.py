@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal
-
-import pandas as pd
+from typing import TYPE_CHECKING, Literal
 
 from kdml_med.errors import InputError
 from kdml_med.tables.classes import parse_labels
@@ -31,6 +29,9 @@ from kdml_med.tables.names import (
     tcga_patient,
 )
 from kdml_med.tables.usage import LabelSource, count_words
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LabelLevel = Literal["patient", "slide"]
 
@@ -233,6 +234,8 @@ def owner_labels(owners: pd.Series[str], labels: pd.Series[str], *, owner: Label
     Raises:
         InputError: an owner has two labels.
     """
+    import pandas as pd
+
     known = pd.DataFrame({"owner": owners, "label": labels}).dropna()
     first = known[~known["owner"].duplicated()]
     other = known["owner"].map(first.set_index("owner")["label"]) != known["label"]

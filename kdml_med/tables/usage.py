@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from kdml_med.storage.manifest import DatasetInfo, owner_word
 from kdml_med.tables.classes import describe_classes, plain_word
 from kdml_med.words import counted
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SHOWN = 8
 

@@ -14,14 +14,16 @@ from typing import TypeVar
 
 import imagecodecs
 import numpy as np
+import numpy.typing as npt
 import simplejpeg
-from PIL import Image
 
 from kdml_med.errors import InputError
+from kdml_med.pixels import resize
 from kdml_med.storage.shards import Origin
 from kdml_med.words import counted
 from kdml_med.wsi.glass import AS_BRIGHT, Glass, measure_glass
 from kdml_med.wsi.grid import ReadPlan, TileGrid, choose_plane, make_grid
+from kdml_med.wsi.native import NativeSlide
 from kdml_med.wsi.opening import open_slide
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.overview import UNREADABLE
@@ -29,7 +31,7 @@ from kdml_med.wsi.quality import TileQuality, measure_quality
 from kdml_med.wsi.shards import SlideRecord
 from kdml_med.wsi.slide import Pixels, Slide, SlideError, resolve_mpp
 from kdml_med.wsi.stain import StainFit, fit_stains, normalise_stains
-from kdml_med.wsi.tissue import Mask, MaskIntegral, Overview, read_overview, tissue_mask
+from kdml_med.wsi.tissue import Mask, MaskIntegral, Overview, Places, read_overview, tissue_mask
 
 RegionMask = Callable[[int, int, float], Mask]
 """Called with width, height and downsample of the overview; says which of its pixels, bool [height, width], may be
@@ -43,6 +45,8 @@ _BAND_ROWS = 8
 
 _STAIN_SAMPLE = 24
 """Tiles that the stain fit looks at, evenly spread over the tissue."""
+_STAIN_PIXELS = 60_000
+"""Of them, at least so many pixels where they have as many, evenly spread as well."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,9 @@ class TileReader:
     def __init__(
         self, slide: Slide, grid: TileGrid, plan: ReadPlan, options: TilingOptions, background_level: float
     ) -> None:
-        self._slide, self._grid, self._plan, self._options = slide, grid, plan, options
+        self._grid, self._plan, self._options = grid, plan, options
         self._background_level = background_level
+        self._peek = slide.peek if isinstance(slide, NativeSlide) else slide.read
         level = slide.levels[plan.level]
         self._width_r, self._height_r = level.width // plan.factor, level.height // plan.factor
 
@@ -92,7 +97,7 @@ class TileReader:
         """Pixels of a tile in its final size.
 
         Returns:
-            uint8, [tile_size_px, tile_size_px, 3], RGB.
+            uint8, [tile_size_px, tile_size_px, 3], RGB; valid until the next call.
 
         Raises:
             SlideError: a part of it cannot be decoded.
@@ -103,10 +108,9 @@ class TileReader:
         right, bottom = min(right, self._width_r), min(bottom, self._height_r)
         x_r, y_r = int(left), int(top)
         width_r, height_r = math.ceil(right) - x_r, math.ceil(bottom) - y_r
-        pixels = self._slide.read(self._plan.level, self._plan.factor, x_r, y_r, width_r, height_r)
+        pixels = self._peek(self._plan.level, self._plan.factor, x_r, y_r, width_r, height_r)
         box = (left - x_r, top - y_r, right - x_r, bottom - y_r)
-        image = Image.fromarray(pixels).resize((size_px, size_px), Image.Resampling.BICUBIC, box=box)
-        return np.asarray(image)
+        return resize(pixels, size_px, size_px, box, reduction="bicubic")
 
     def cut(self, candidate: Candidate, stain: StainFit | None) -> CutTile:
         """Read a tile, judge it, and encode it when it is kept; normalised when ``stain`` is given."""
@@ -123,11 +127,18 @@ class TileReader:
         return CutTile(candidate, quality, None, encode_tile(tile, self._options))
 
 
+def _candidates(places: Places, shares: npt.NDArray[np.float64], chosen: Mask) -> list[Candidate]:
+    rows = zip(places[chosen].tolist(), shares[chosen].tolist(), strict=True)
+    return [Candidate(x_l0, y_l0, share) for (x_l0, y_l0), share in rows]
+
+
 def encode_tile(tile: Pixels, options: TilingOptions) -> bytes:
     """Tile as a JPEG (colour not subsampled: H&E differs in colour more than in brightness) or PNG file."""
     tile = np.ascontiguousarray(tile)
     if options.image_format == "png":
-        return bytes(imagecodecs.png_encode(tile, level=1, filter=imagecodecs.PNG.FILTER.PAETH))
+        # Tissue hardly repeats itself to the bit: looking for repetitions takes longer and saves nothing.
+        huffman = imagecodecs.PNG.STRATEGY.HUFFMAN_ONLY
+        return bytes(imagecodecs.png_encode(tile, level=1, strategy=huffman, filter=imagecodecs.PNG.FILTER.PAETH))
     return bytes(simplejpeg.encode_jpeg(tile, options.jpeg_quality, "RGB", "444"))
 
 
@@ -258,19 +269,19 @@ class SlideCutter:
             inside = region(width, height, self.overview.downsample)
             shares = MaskIntegral(tissue & inside, self.overview.downsample)
         size_l0, enough = self.grid.size_l0, self._options.min_tissue
-        self.record.rim = sum(shares.fraction(x_l0, y_l0, size_l0) >= enough for x_l0, y_l0 in self.grid.rim())
-        candidates: list[Candidate] = []
+        rim, places = (
+            np.array(list(found), np.int64).reshape(-1, 2) for found in (self.grid.rim(), self.grid.origins())
+        )
+        self.record.rim = int(np.count_nonzero(shares.fractions(rim[:, 0], rim[:, 1], size_l0) >= enough))
+        found = shares.fractions(places[:, 0], places[:, 1], size_l0)
+        candidates = _candidates(places, found, found >= enough)
         # Stains are those of the slide, so that a region changes no tile in it.
-        self._stained: list[Candidate] = candidates if region is None else []
-        for x_l0, y_l0 in self.grid.origins():
-            share = shares.fraction(x_l0, y_l0, size_l0)
-            if region is not None and whole.fraction(x_l0, y_l0, size_l0) >= enough:
-                self._stained.append(Candidate(x_l0, y_l0, share))
-            if share >= enough:
-                candidates.append(Candidate(x_l0, y_l0, share))
-            else:
-                self.reasons[x_l0, y_l0] = "tissue"
-                self.record.rejected["tissue"] += 1
+        self._stained = candidates
+        if region is not None:
+            stained = whole.fractions(places[:, 0], places[:, 1], size_l0) >= enough
+            self._stained = _candidates(places, found, stained)
+        self.reasons |= dict.fromkeys(zip(*places[found < enough].T.tolist(), strict=True), "tissue")
+        self.record.rejected["tissue"] += len(places) - len(candidates)
         return candidates
 
     def tiles(self, on_tiles: Callable[[int], None] = lambda count: None) -> Iterator[CutTile]:
@@ -312,10 +323,11 @@ class SlideCutter:
     def _fit_stain(self, candidates: Sequence[Candidate]) -> StainFit | None:
         picks = np.linspace(0, len(candidates) - 1, min(_STAIN_SAMPLE, len(candidates))).round().astype(int)
         reader = self._reader(self._slide)
+        step = max(1, math.isqrt(len(picks) * self._options.tile_size_px**2 // _STAIN_PIXELS))
         sample = []
         for pick in picks:
             with contextlib.suppress(SlideError):  # counted when its turn comes
-                sample.append(reader.read(candidates[pick])[::2, ::2].reshape(-1, 3))
+                sample.append(reader.read(candidates[pick])[::step, ::step].reshape(-1, 3).copy())
         return fit_stains(np.concatenate(sample)) if sample else None
 
     def _cut_all(self, on_tiles: Callable[[int], None]) -> Iterator[CutTile]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -11,6 +13,10 @@ from kdml_med.wsi.slide import Pixels
 
 Colour = npt.NDArray[np.float32]
 """float, [3]; red, green, blue in grey levels."""
+
+Channel = npt.NDArray[np.float32]
+Channels = Sequence[Channel]
+"""float, […] each; red, green, blue in grey levels."""
 
 NEAR_WHITE: Colour = np.array([247.0, 247.0, 247.0], np.float32)
 """Stands for the glass of a picture that shows too little of it to be measured."""
@@ -60,51 +66,92 @@ def measure_glass(pixels: Pixels, usable: npt.NDArray[np.bool_] | None = None) -
     Returns:
         Brightest first; empty where too little glass is seen.
     """
-    usable = np.ones(pixels.shape[:2], np.bool_) if usable is None else usable
-    usable = usable & (pixels.min(axis=2) < _FILL)
+    red, green, blue = cv2.split(pixels)
+    bright = np.minimum(np.minimum(red, green), blue) < _FILL
+    usable = bright if usable is None else bright & usable
     least = max(1.0, _LEAST_SHARE * np.count_nonzero(usable))
-    colours = pixels[usable & (pixels.mean(axis=2) >= _DARKEST) & _is_flat(pixels)].astype(np.float32)
+    light = np.add(red, green, dtype=np.uint16) + blue
+    even = usable & (light >= 3 * _DARKEST) & _is_flat(pixels)
+    colours = pixels[even]
     found: list[Glass] = []
     while len(colours) >= least and len(found) < _MOST_COLOURS:
-        near = np.abs(colours - _densest(colours)).max(axis=1) <= _SAME
+        middle = _densest(colours)
+        near = np.logical_and.reduce([np.abs(colours[:, channel] - middle[channel]) <= _SAME for channel in range(3)])
         if np.count_nonzero(near) < least:
             break
-        colour: Colour = np.median(colours[near], axis=0)
-        found.append(Glass(colour, float(np.percentile(chroma(colours[near], colour), 99.5))))
+        own, counts = _count_colours(colours[near], middle)
+        colour: Colour = np.array([_quantile(own[:, channel], counts, 0.5) for channel in range(3)], np.float32)
+        spread = chroma([own[:, channel].astype(np.float32) for channel in range(3)], colour)
+        found.append(Glass(colour, _quantile(spread, counts, 0.995)))
         colours = colours[~near]
     found.sort(key=lambda glass: -glass.brightness)
     casts = [_CAST_OF_BRIGHTEST] + [_CAST_OF_OTHERS] * len(found)
     return [glass for glass, cast in zip(found, casts, strict=False) if _pink_cast(glass.colour) <= cast]
 
 
-def chroma(pixels: npt.NDArray[np.float32], glass: Colour) -> npt.NDArray[np.float32]:
+def split(pixels: Pixels) -> Channels:
+    """Red, green and blue, [height, width] each."""
+    return [channel.astype(np.float32) for channel in cv2.split(pixels)]
+
+
+def mean(channels: Channels) -> Channel:
+    """Mean over the channels."""
+    red, green, blue = channels
+    total: Channel = (red + green + blue) / np.float32(3)
+    return total
+
+
+def chroma(channels: Channels, glass: Colour) -> Channel:
     """Spread between the channels of what is left of the light that the glass lets through, in grey levels.
 
     Args:
-        pixels: float, […, 3], RGB.
+        channels: float, […] each; red, green, blue.
         glass: its colour.
 
     Returns:
         float, […].
     """
-    light = pixels * (glass.mean() / glass)
-    spread: npt.NDArray[np.float32] = light.max(axis=-1) - light.min(axis=-1)
+    red, green, blue = (channel * scale for channel, scale in zip(channels, glass.mean() / glass, strict=True))
+    spread: Channel = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
     return spread
 
 
 def _is_flat(pixels: Pixels) -> npt.NDArray[np.bool_]:
     """Whether all nine pixels around a pixel are alike, channel by channel."""
-    highest = lowest = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    for _ in range(2):  # once along the columns, then along the rows
-        highest = np.maximum(np.maximum(highest[:-2], highest[1:-1]), highest[2:]).swapaxes(0, 1)
-        lowest = np.minimum(np.minimum(lowest[:-2], lowest[1:-1]), lowest[2:]).swapaxes(0, 1)
-    flat: npt.NDArray[np.bool_] = (highest - lowest).max(axis=2) <= _FLAT
+    square = np.ones((3, 3), np.uint8)
+    highest, lowest = (find(pixels, square, borderType=cv2.BORDER_REPLICATE) for find in (cv2.dilate, cv2.erode))
+    red, green, blue = cv2.split(cv2.subtract(highest, lowest))
+    flat: npt.NDArray[np.bool_] = np.maximum(np.maximum(red, green), blue) <= _FLAT
     return flat
 
 
-def _densest(colours: npt.NDArray[np.float32]) -> Colour:
+def _count_colours(colours: Pixels, middle: Colour) -> tuple[Pixels, npt.NDArray[np.int64]]:
+    """Different colours, uint8, [colours, 3], of those near a middle, and how often each is there."""
+    side = 2 * _SAME + 1
+    first = np.ceil(middle - _SAME).astype(np.int64)
+    red, green, blue = (colours[:, channel] - first[channel] for channel in range(3))
+    counts = np.bincount((red * side + green) * side + blue, minlength=side**3)
+    (there,) = np.nonzero(counts)
+    own = np.stack([there // side**2, there // side % side, there % side], axis=1) + first
+    return own.astype(np.uint8), counts[there]
+
+
+def _quantile(values: npt.NDArray[np.generic], counts: npt.NDArray[np.int64], share: float) -> float:
+    """Quantile of values that are there several times, as ``numpy.quantile`` gives it for all of them in a row."""
+    order = np.argsort(values, kind="stable")
+    ends = np.cumsum(counts[order])
+    place = share * float(ends[-1] - 1)
+    below = int(place)
+    low, high = (
+        float(values[order[np.searchsorted(ends, at, side="right")]])
+        for at in (below, min(below + 1, int(ends[-1]) - 1))
+    )
+    return low + (high - low) * (place - below)
+
+
+def _densest(colours: Pixels) -> Colour:
     """Middle of the fullest of equal boxes of colours."""
-    boxes = (colours / _BIN).astype(np.int64)
+    boxes = (colours // _BIN).astype(np.int64)
     side = 256 // _BIN
     fullest = int(np.bincount((boxes[:, 0] * side + boxes[:, 1]) * side + boxes[:, 2]).argmax())
     box = np.array([fullest // side**2, fullest // side % side, fullest % side], np.float32)

@@ -82,17 +82,18 @@ class TileGrid:
 
     def origins(self) -> Iterator[tuple[int, int]]:
         """Top left corners (x_l0, y_l0), row by row from the top, each row from the left."""
+        stride, columns = self.stride_l0, self.columns
         for row in range(self.rows):
-            for column in range(self.columns):
-                yield column * self.stride_l0, row * self.stride_l0
+            for column in range(columns):
+                yield column * stride, row * stride
 
     def rim(self) -> Iterator[tuple[int, int]]:
         """Top left corners (x_l0, y_l0) of the incomplete tiles at the right and lower edge, in the same order."""
         stride = self.stride_l0
+        right, bottom = self.columns * stride, self.rows * stride
         for y_l0 in range(0, self.height_l0, stride):
-            for x_l0 in range(0, self.width_l0, stride):
-                if x_l0 >= self.columns * stride or y_l0 >= self.rows * stride:
-                    yield x_l0, y_l0
+            for x_l0 in range(0 if y_l0 >= bottom else right, self.width_l0, stride):
+                yield x_l0, y_l0
 
     def _count(self, length_l0: int) -> int:
         if length_l0 < self.size_l0:

@@ -1,30 +1,29 @@
-"""Fast reader for TIFF pyramids of JPEG tiles, as Aperio and many converters write them.
+"""Fast reader for TIFF pyramids, as Aperio and many converters write them.
 
 The TIFF tags say where each compressed tile lies; tiles are read and decoded directly, each one once for
-neighbouring requests and, where that is enough, at a fraction of its size: a JPEG decoder makes a half-size picture
-from a part of the coefficients, for less than the price of the full one. OpenSlide stays the judge: each level is
-compared with it on opening, and levels that differ are left to it.
+neighbouring requests and, where that is enough, at a fraction of its size: decoders of JPEG and JPEG 2000 make a
+half-size picture from a part of the coefficients, for less than the price of the full one.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
 
-from kdml_med.wsi.scans import OpenSlideSlide
-from kdml_med.wsi.slide import Pixels, SlideError
-from kdml_med.wsi.tile_index import TileBytes, TileIndex, decode_tile, read_indices
-
-_VENDORS = ("aperio", "generic-tiff")
-_FACTORS = (1, 2, 4, 8)
-_PROBES = 3
-_MAX_DIFFERENCE = 2.0  # grey levels, mean; a wrong colour transform gives twenty and more
+from kdml_med.pixels import reduce
+from kdml_med.wsi.slide import Pixels, Slide, SlideError
+from kdml_med.wsi.tile_index import TileBytes, TileIndex, decode_tile
 
 
 class NativeSlide:
-    """A slide whose JPEG tiles are decoded directly. Not for several threads at once: each takes a ``clone``."""
+    """A slide whose tiles are decoded directly. Not for several threads at once: each takes a ``clone``.
 
-    def __init__(self, base: OpenSlideSlide, indices: dict[int, TileIndex], file: TileBytes) -> None:
+    Args:
+        base: reads levels without an index, and knows what to show where a tile was never written.
+        indices: of the tiles of levels.
+        file: that holds them.
+    """
+
+    def __init__(self, base: Slide, indices: dict[int, TileIndex], file: TileBytes) -> None:
         self._base, self._indices, self._file = base, indices, file
         self.path = base.path
         self.levels = base.levels
@@ -33,32 +32,52 @@ class NativeSlide:
         # Decoded tiles by row and column, of one plane and of rows that may be asked for again.
         self._plane = (-1, -1)
         self._rows: dict[int, dict[int, Pixels | None]] = {}
+        self._scratch: Pixels = np.empty((0, 0, 3), np.uint8)
 
     def factors(self, level: int) -> tuple[int, ...]:
         """See ``Slide.factors``."""
         index = self._indices.get(level)
         if index is None:
             return self._base.factors(level)
-        return tuple(f for f in _FACTORS if index.width % f == 0 and index.height % f == 0)
+        return index.factors
 
     def read(self, level: int, factor: int, x_r: int, y_r: int, width_r: int, height_r: int) -> Pixels:
         """See ``Slide.read``. Requests in reading order decode each tile once."""
-        index = self._indices.get(level)
-        if index is None:
+        if level not in self._indices:
             return self._base.read(level, factor, x_r, y_r, width_r, height_r)
+        return self._assemble(level, factor, x_r, y_r, np.empty((height_r, width_r, 3), np.uint8))
+
+    def peek(self, level: int, factor: int, x_r: int, y_r: int, width_r: int, height_r: int) -> Pixels:
+        """The same as ``read``, in memory that the next call overwrites: new memory costs as much as copying."""
+        if level not in self._indices:
+            return self._base.read(level, factor, x_r, y_r, width_r, height_r)
+        if self._scratch.shape != (height_r, width_r, 3):
+            self._scratch = np.empty((height_r, width_r, 3), np.uint8)
+        return self._assemble(level, factor, x_r, y_r, self._scratch)
+
+    def _assemble(self, level: int, factor: int, x_r: int, y_r: int, out: Pixels) -> Pixels:
+        """Fill a picture with the parts of the compressed tiles that it shows."""
+        index = self._indices[level]
+        height_r, width_r = out.shape[:2]
         tile_w, tile_h = index.width // factor, index.height // factor
         first_row, last_row = y_r // tile_h, (y_r + height_r - 1) // tile_h
         first_column, last_column = x_r // tile_w, (x_r + width_r - 1) // tile_w
         self._forget((level, factor), first_row)
-        out = np.empty((height_r, width_r, 3), np.uint8)
         for row in range(first_row, last_row + 1):
+            tiles = self._rows.setdefault(row, {})
             top = row * tile_h - y_r
+            y, skip_y, end_y = max(0, top), max(0, -top), min(tile_h, height_r - top)
+            strip = out[y : y + end_y - skip_y]
             for column in range(first_column, last_column + 1):
-                tile = self._tile(index, level, factor, row, column)
+                tile = tiles.get(column)
+                if tile is None:
+                    tile = self._decode(tiles, index, level, factor, row, column)
                 left = column * tile_w - x_r
-                part = tile[max(0, -top) : height_r - top, max(0, -left) : width_r - left]
-                y, x = max(0, top), max(0, left)
-                out[y : y + part.shape[0], x : x + part.shape[1]] = part
+                end_x = min(tile_w, width_r - left)
+                if left >= 0:
+                    strip[:, left : left + end_x] = tile[skip_y:end_y, :end_x]
+                else:
+                    strip[:, : left + end_x] = tile[skip_y:end_y, -left:end_x]
         return out
 
     def clone(self) -> NativeSlide:
@@ -77,8 +96,10 @@ class NativeSlide:
         for row in [row for row in self._rows if row < first_row]:
             del self._rows[row]
 
-    def _tile(self, index: TileIndex, level: int, factor: int, row: int, column: int) -> Pixels:
-        tiles = self._rows.setdefault(row, {})
+    def _decode(
+        self, tiles: dict[int, Pixels | None], index: TileIndex, level: int, factor: int, row: int, column: int
+    ) -> Pixels:
+        """Decode a tile into its row; one that cannot be decoded is tried once."""
         if column not in tiles:
             number = row * index.columns + column
             if index.counts[number] == 0:
@@ -100,35 +121,4 @@ class NativeSlide:
             whole[:height, :width] = self._base.read(level, 1, x, y, width, height)
         except SlideError:
             return None
-        return np.asarray(Image.fromarray(whole).reduce(factor)) if factor > 1 else whole
-
-
-def open_native(base: OpenSlideSlide) -> NativeSlide | None:
-    """The fast reader for a slide, or None when OpenSlide must read all of it."""
-    if base.vendor not in _VENDORS:
-        return None
-    try:
-        file = TileBytes(base.path)
-        indices = read_indices(base)
-    except Exception:  # the tags of a damaged file can fail in any way, and OpenSlide has its own view of them
-        return None
-    sound = {level: index for level, index in indices.items() if _agrees(base, level, index, file)}
-    return NativeSlide(base, sound, file) if sound else None
-
-
-def _agrees(base: OpenSlideSlide, level: int, index: TileIndex, file: TileBytes) -> bool:
-    """Whether the richest tile of a level looks as OpenSlide shows it; damaged ones are passed over."""
-    for number in np.argsort(-index.counts, kind="stable")[:_PROBES]:
-        tile = decode_tile(file, index, int(number), 1)
-        if tile is None:
-            continue
-        x, y = int(number) % index.columns * index.width, int(number) // index.columns * index.height
-        width = min(index.width, base.levels[level].width - x)
-        height = min(index.height, base.levels[level].height - y)
-        try:
-            judge = base.read(level, 1, x, y, width, height)
-        except SlideError:
-            continue
-        difference = np.abs(tile[:height, :width].astype(np.int16) - judge).mean()
-        return bool(difference <= _MAX_DIFFERENCE)
-    return False
+        return reduce(whole, factor)

@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import openslide
+import tifffile
 
 from kdml_med.wsi.dicom import is_dicom
-from kdml_med.wsi.native import open_native
-from kdml_med.wsi.pages import PageSlide, split_copies
+from kdml_med.wsi.native import NativeSlide
+from kdml_med.wsi.pages import open_pages, without_strangers
 from kdml_med.wsi.scans import FieldSlide, OpenSlideSlide
 from kdml_med.wsi.slide import Slide, SlideError
-from kdml_med.wsi.tiff import APERIO, GENERIC, TiffLayout, inspect_tiff, is_tiff
+from kdml_med.wsi.tiff import APERIO, GENERIC, TiffLayout, check_channels, inspect_tiff, is_tiff
+from kdml_med.wsi.tile_index import TileBytes, TileIndex, decode_tile, index_page
 
 _HAMAMATSU = "hamamatsu"
 _NAMING = (".mrxs", ".vms", ".vmu")  # the pixels are in other files
 _PROBES, _PROBE_PX = 5, 256  # windows each way, and their side
 _HALF_RANGE = 128
+_JUDGED = 3  # tiles of a level
+_MAX_DIFFERENCE = 2.0  # grey levels, mean; a wrong colour transform gives twenty and more
 
 Reader = Callable[[Path, bool], Slide | None]
 """Opens a file, or says by None that it is not of its kind; the second argument allows fast decoding.
@@ -32,7 +35,7 @@ A file of its kind that is damaged is a ``SlideError``."""
 
 
 def _open_scan(path: Path, fast: bool) -> Slide | None:
-    """Everything that OpenSlide opens; tiled JPEG pyramids are decoded directly where that is allowed."""
+    """Everything that OpenSlide opens; tiles of TIFF pyramids are decoded directly where that is allowed."""
     try:
         vendor = openslide.OpenSlide.detect_format(path)
     except openslide.OpenSlideError as error:
@@ -41,19 +44,74 @@ def _open_scan(path: Path, fast: bool) -> Slide | None:
         return None
     # Hamamatsu's TIFF has ways of its own to say where pixels lie, and OpenSlide knows them.
     layout = inspect_tiff(path, vendor) if vendor != _HAMAMATSU and is_tiff(path) else None
-    if layout is not None and vendor in (GENERIC, APERIO) and layout.main.path != (0,):
-        # OpenSlide would take the first page for the slide.
-        if vendor == APERIO:
-            width, height = layout.main.size
-            raise SlideError(f"its largest image ({width} × {height} px) is not the first, as Aperio has it")
-        return _checked(_open_pages(path, layout), layout)
-    if layout is not None and vendor == GENERIC and layout.direct:
-        return _checked(_open_pages(path, layout), layout)
-    slide = OpenSlideSlide(path, layout if vendor in (GENERIC, APERIO) else None)
-    if layout is not None and vendor == GENERIC and layout.main.size != (slide.levels[0].width, slide.levels[0].height):
-        slide.close()  # it goes by the width alone
-        return _checked(_open_pages(path, layout), layout)
-    return _checked((open_native(slide) if fast else None) or slide, layout)
+    if layout is None or vendor not in (GENERIC, APERIO):
+        return _checked(OpenSlideSlide(path), layout)
+    layout = without_strangers(path, layout)
+    if layout.main.path != (0,) and vendor == APERIO:  # OpenSlide would take the first page for the slide.
+        width, height = layout.main.size
+        raise SlideError(f"its largest image ({width} × {height} px) is not the first, as Aperio has it")
+    if vendor == GENERIC and (layout.main.path != (0,) or layout.direct):
+        return _checked(open_pages(path, layout), layout)
+    slide = OpenSlideSlide(path, layout)
+    full = slide.levels[0]
+    if vendor == GENERIC and layout.main.size != (full.width, full.height):  # it goes by the width alone
+        slide.close()
+        return _checked(open_pages(path, layout), layout)
+    return _checked(_open_native(slide, layout) if fast else slide, layout)
+
+
+def _open_native(base: OpenSlideSlide, layout: TiffLayout) -> Slide:
+    """The fast reader for what it shows as OpenSlide does; and for levels of which OpenSlide knows nothing."""
+    try:
+        file = TileBytes(base.path)
+        indices = _read_indices(base)
+    except Exception:  # the tags of a damaged file can fail in any way, and OpenSlide has its own view of them
+        return base
+    sound = {level: index for level, index in indices.items() if _agrees(base, level, index, file)}
+    unknown = len(layout.smaller) >= len(base.levels)
+    if unknown and base.vendor == GENERIC and 0 in sound:
+        with contextlib.suppress(SlideError):
+            slide = open_pages(base.path, layout)
+            base.close()
+            return slide
+    return NativeSlide(base, sound, file) if sound else base
+
+
+def _read_indices(base: OpenSlideSlide) -> dict[int, TileIndex]:
+    """Indices of the tiled pages that have the size of a level."""
+    indices: dict[int, TileIndex] = {}
+    with tifffile.TiffFile(base.path) as tiff:
+        for page in tiff.pages:
+            if not isinstance(page, tifffile.TiffPage) or not page.is_tiled:
+                continue
+            size = (page.imagewidth, page.imagelength)
+            level = next(
+                (i for i, v in enumerate(base.levels) if (v.width, v.height) == size and i not in indices),
+                None,
+            )
+            with contextlib.suppress(SlideError):
+                check_channels(page)
+                if level is not None:
+                    indices[level] = index_page(page)
+    return indices
+
+
+def _agrees(base: OpenSlideSlide, level: int, index: TileIndex, file: TileBytes) -> bool:
+    """Whether the richest tile of a level looks as OpenSlide shows it; damaged ones are passed over."""
+    for number in np.argsort(-index.counts, kind="stable")[:_JUDGED]:
+        tile = decode_tile(file, index, int(number), 1)
+        if tile is None:
+            continue
+        x, y = int(number) % index.columns * index.width, int(number) // index.columns * index.height
+        width = min(index.width, base.levels[level].width - x)
+        height = min(index.height, base.levels[level].height - y)
+        try:
+            judge = base.read(level, 1, x, y, width, height)
+        except SlideError:
+            continue
+        difference = np.abs(tile[:height, :width].astype(np.int16) - judge).mean()
+        return bool(difference <= _MAX_DIFFERENCE)
+    return False
 
 
 def _open_field(path: Path, fast: bool) -> Slide | None:
@@ -65,18 +123,13 @@ def _open_field(path: Path, fast: bool) -> Slide | None:
         )
     if not path.stat().st_size:
         raise SlideError("is empty: copy it again")
-    layout = inspect_tiff(path) if is_tiff(path) else None
+    layout = without_strangers(path, inspect_tiff(path)) if is_tiff(path) else None
     if layout is not None and (layout.main.path != (0,) or layout.direct):
-        return _checked(_open_pages(path, layout), layout)
+        return _checked(open_pages(path, layout), layout)
     field = FieldSlide(path, layout)
     if field.is_deep:
         check_range(field)
     return field
-
-
-def _open_pages(path: Path, layout: TiffLayout) -> Slide:
-    copies, strangers = split_copies(path, layout)
-    return PageSlide(path, replace(layout, others=[*layout.others, *strangers]), copies)
 
 
 def _checked(slide: Slide, layout: TiffLayout | None) -> Slide:

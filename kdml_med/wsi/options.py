@@ -8,6 +8,9 @@ from typing import Literal, get_args
 from kdml_med.errors import InputError
 from kdml_med.wsi.grid import MAX_MPP, MIN_MPP
 
+PIXEL_RULES = 1
+"""Counted up when the same slide and options give other tiles: what an earlier version made is then made anew."""
+
 ImageFormat = Literal["jpeg", "png"]
 StainMode = Literal["none", "macenko"]
 Reader = Literal["auto", "openslide"]

@@ -12,7 +12,6 @@ import openslide
 from PIL import Image, UnidentifiedImageError
 
 from kdml_med.wsi.grid import true_downsample
-from kdml_med.wsi.pages import split_copies
 from kdml_med.wsi.resolution import from_density, from_properties
 from kdml_med.wsi.slide import Level, Pixels, SlideError
 from kdml_med.wsi.tiff import GENERIC, TiffLayout, describe_others, is_reduction
@@ -29,7 +28,7 @@ class OpenSlideSlide:
     """A slide read by OpenSlide: every format, no reduction while decoding."""
 
     def __init__(self, path: Path, layout: TiffLayout | None = None) -> None:
-        """Open a slide; ``layout`` says which of the levels of a TIFF are copies of its largest image."""
+        """Open a slide; ``layout`` says which images of a TIFF are copies of its largest one, and which are not."""
         self.path = path
         self._handle = _open_handle(path)
         try:
@@ -42,9 +41,8 @@ class OpenSlideSlide:
         full = dimensions[0]
         if not all(0 < side <= _MAX_SIDE for size in dimensions for side in size):
             raise SlideError(f"declares {full[0]} × {full[1]} px, which no slide has: the header is damaged")
-        copies, strangers = split_copies(path, layout) if layout else ([], [])
         # Where two pages of one size differ in what they show, it is not known here which is which: neither is read.
-        sizes = {ref.size for ref in copies} - {ref.size for ref in strangers}
+        sizes = {ref.size for ref in layout.smaller} - {ref.size for ref in layout.others} if layout else set()
         # Levels of OpenSlide that are used, by their index there.
         self._used = [
             level
@@ -54,7 +52,7 @@ class OpenSlideSlide:
         self.levels: Sequence[Level] = [
             Level(w, h, true_downsample(*full, w, h)) for w, h in map(dimensions.__getitem__, self._used)
         ]
-        self.left_out = describe_others([*layout.others, *strangers]) if layout else ""
+        self.left_out = describe_others(layout.others) if layout else ""
         found = layout.resolution if layout and self.vendor == GENERIC else from_properties(properties)
         self.header_mpp, self.header_problem = found.mpp, found.problem
         self.header_source = _HEADER if found.mpp is not None and found.source.startswith("TIFF") else found.source
@@ -120,7 +118,7 @@ class FieldSlide:
         except (OSError, ValueError, SyntaxError) as error:
             raise SlideError(f"cannot be read as an image: {error}") from error
         self.header_mpp, self.header_source, self.header_problem = found.mpp, found.source, found.problem
-        self.left_out = describe_others([*layout.others, *split_copies(path, layout)[1]]) if layout else ""
+        self.left_out = describe_others(layout.others) if layout else ""
         height, width = self._pixels.shape[:2]
         self.levels: Sequence[Level] = [Level(width, height, 1.0)]
 

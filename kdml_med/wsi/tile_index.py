@@ -1,33 +1,25 @@
-"""Where the compressed JPEG tiles of a TIFF pyramid lie, and one of them decoded."""
+"""Where the compressed tiles of a TIFF pyramid lie, and one of them decoded."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 import tifffile
 
-from kdml_med.wsi.scans import OpenSlideSlide
-from kdml_med.wsi.slide import Pixels
+from kdml_med.wsi.codecs import FACTORS, Codec, find_codec
+from kdml_med.wsi.slide import Pixels, SlideError
 
-_JPEG = 7
-_RGB, _YCBCR = 2, 6  # TIFF PhotometricInterpretation
-_START = b"\xff\xd8"
-
-
-def _adobe_marker(photometric: int) -> bytes:
-    """APP14 segment that says whether the three components are RGB or YCbCr; TIFF leaves that to its own tag."""
-    transform = 0 if photometric == _RGB else 1
-    return b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform])
+Integers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
 class TileIndex:
-    """Where the compressed tiles of one level are.
+    """Where the compressed tiles of one level are; strips are tiles as wide as the level.
 
     Attributes:
         offsets: int64, [rows × columns], bytes from the start of the file, row by row.
@@ -35,15 +27,19 @@ class TileIndex:
         columns: tiles side by side.
         width: of a tile, level pixels.
         height: of a tile, level pixels.
-        head: what a tile needs before its own data: start of image, shared tables, colour marker.
+        factors: integer reductions that ``decode_tile`` offers, ascending; they divide ``width`` and ``height``.
+        codec: what decodes a tile.
+        planes: offsets and counts of the second and third colour where each is stored by itself.
     """
 
-    offsets: np.ndarray[tuple[int], np.dtype[np.int64]]
-    counts: np.ndarray[tuple[int], np.dtype[np.int64]]
+    offsets: Integers
+    counts: Integers
     columns: int
     width: int
     height: int
-    head: bytes
+    factors: tuple[int, ...]
+    codec: Codec
+    planes: Sequence[tuple[Integers, Integers]] = ()
 
 
 class TileBytes:
@@ -67,51 +63,36 @@ class TileBytes:
 
 def decode_tile(file: TileBytes, index: TileIndex, number: int, factor: int) -> Pixels | None:
     """Decode one compressed tile at ``1 / factor`` of its size; None when its data are damaged."""
-    data = file.read(int(index.offsets[number]), int(index.counts[number]))
-    if data[:2] != _START:
-        return None
-    shape = (index.height // factor, index.width // factor, 3)
+    planes = [(index.offsets, index.counts), *index.planes]
     try:
-        # min_factor alone is without effect: the decoder also wants to know how small the picture may become.
-        tile: Pixels = simplejpeg.decode_jpeg(
-            index.head + data[2:], "RGB", min_height=shape[0], min_width=shape[1], min_factor=factor
-        )
-    except ValueError:
+        pieces = [file.read(int(offsets[number]), int(counts[number])) for offsets, counts in planes]
+        tile = index.codec(pieces, number, factor)
+    except Exception:  # whatever a decoder says about damaged data
         return None
-    return tile if tile.shape == shape else None
+    return tile if tile.shape == (index.height // factor, index.width // factor, 3) else None
 
 
-def read_indices(base: OpenSlideSlide) -> dict[int, TileIndex]:
-    """Tile indices of the levels that consist of 8-bit JPEG tiles in three colours."""
-    indices: dict[int, TileIndex] = {}
-    with tifffile.TiffFile(Path(base.path)) as tiff:
-        for page in tiff.pages:
-            if not isinstance(page, tifffile.TiffPage):
-                continue
-            fits = (
-                page.is_tiled
-                and page.compression == _JPEG
-                and page.photometric in (_RGB, _YCBCR)
-                and page.samplesperpixel == 3
-                and page.bitspersample == 8
-                and page.planarconfig == 1
-            )
-            level = next(
-                (i for i, v in enumerate(base.levels) if (v.height, v.width) == page.shape[:2] and i not in indices),
-                None,
-            )
-            if not fits or level is None:
-                continue
-            columns = math.ceil(page.imagewidth / page.tilewidth)
-            tables = page.jpegtables or _START + b"\xff\xd9"
-            indices[level] = TileIndex(
-                offsets=np.asarray(page.dataoffsets, np.int64),
-                counts=np.asarray(page.databytecounts, np.int64),
-                columns=columns,
-                width=page.tilewidth,
-                height=page.tilelength,
-                head=tables[:-2] + _adobe_marker(page.photometric),
-            )
-            if len(indices[level].counts) != columns * math.ceil(page.imagelength / page.tilelength):
-                del indices[level]
-    return indices
+def index_page(page: tifffile.TiffPage) -> TileIndex:
+    """The tiles or strips of a page whose file is open.
+
+    Raises:
+        SlideError: the lists of them are too short.
+    """
+    width, height = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+    columns, planes = math.ceil(page.imagewidth / width), page.samplesperpixel if page.planarconfig == 2 else 1
+    shape = (planes, columns * math.ceil(page.imagelength / height))
+    offsets, counts = (np.asarray(values, np.int64) for values in (page.dataoffsets, page.databytecounts))
+    if min(len(offsets), len(counts)) < math.prod(shape):
+        raise SlideError(f"lists {min(len(offsets), len(counts))} of {math.prod(shape)} tiles or strips")
+    first, *others = zip(*(values[: math.prod(shape)].reshape(shape) for values in (offsets, counts)), strict=True)
+    missing = np.any([part == 0 for _, part in (first, *others)], axis=0)
+    return TileIndex(
+        offsets=first[0],
+        counts=np.where(missing, 0, first[1]),
+        columns=columns,
+        width=width,
+        height=height,
+        factors=tuple(factor for factor in FACTORS if width % factor == 0 and height % factor == 0),
+        codec=find_codec(page),
+        planes=others,
+    )

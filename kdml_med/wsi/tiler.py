@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
 import pyarrow as pa
 
 from kdml_med.errors import InputError
 from kdml_med.program import progress_bar
-from kdml_med.storage.files import not_alone
+from kdml_med.storage.files import Rows, not_alone
 from kdml_med.storage.folder import FULL_HASH, DatasetFolder, list_versions
 from kdml_med.storage.manifest import SLIDES_FILE, TILE_COLUMNS, DatasetInfo, read_info, write_info
 from kdml_med.storage.shards import find_origins, write_record
@@ -26,7 +25,7 @@ from kdml_med.words import counted, printable
 from kdml_med.workers import Workers, reach_cluster, run_jobs
 from kdml_med.wsi.cutter import SlideJob
 from kdml_med.wsi.labelling import count_rows, find_absent, make_job, place_of
-from kdml_med.wsi.options import TilingOptions
+from kdml_med.wsi.options import PIXEL_RULES, TilingOptions
 from kdml_med.wsi.overview import THUMBNAILS_DIR
 from kdml_med.wsi.shards import SlideRecord
 from kdml_med.wsi.slide import ASSUMED, FROM_TABLE, SlideError
@@ -40,6 +39,7 @@ _LIBRARIES = (
     "openslide-bin",
     "tifffile",
     "simplejpeg",
+    "opencv-python-headless",
     "imagecodecs",
     "pillow",
     "numpy",
@@ -228,7 +228,7 @@ def with_origins(jobs: Sequence[SlideJob], full_hash: bool, threads: int, progre
     """Jobs that know what tells their files from others; folders do not count, since a slide goes by its file name."""
     files = {job.slide_id: list_files(job.path) for job in jobs}
     with progress_bar(sum(map(len, files.values())), what="comparing", unit="file", show=progress) as bar:
-        origins = find_origins(files, full=full_hash, threads=threads, on_done=bar.update)
+        origins = find_origins(files, rules=PIXEL_RULES, full=full_hash, threads=threads, on_done=bar.update)
     return [replace(job, origin=origins[job.slide_id]) for job in jobs]
 
 
@@ -262,7 +262,10 @@ def mpp_change(record: SlideRecord, table_mpp: float | None) -> str | None:
 
 def _check_kept(folder: DatasetFolder[SlideRecord], kept: Sequence[str], labels: LabelTable | None) -> None:
     for slide_id in kept:
-        change = mpp_change(folder.read(slide_id)[0], labels.mpp(slide_id) if labels else None)
+        record = folder.read(slide_id)[0]
+        change = mpp_change(record, labels.mpp(slide_id) if labels else None)
+        if change is None and record.origin is not None and record.origin.rules != PIXEL_RULES:
+            change = "another version of this program made it, which read such files by other rules"
         if change is not None:
             raise InputError(f"slide {slide_id!r} is kept as it was tiled, but {change}: name it among the inputs too.")
 
@@ -324,7 +327,7 @@ def _write_tables(
     report.tiles = manifest.num_rows
     report.rim = sum(record.rim for record in records)
     report.failures = sorted([*problems.items(), *found.problems])
-    slides = pd.DataFrame([record.to_row() for record in records], columns=list(EMPTY_RECORD.to_row()))
+    slides = Rows(list(EMPTY_RECORD.to_row()), [list(record.to_row().values()) for record in records])
     if labels is not None:
         uses = count_rows(labels, there, [record.slide_id for record in records])
         rows = manifest.select(["patient_id", "label"]).to_pandas()

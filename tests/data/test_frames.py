@@ -238,7 +238,7 @@ def test_samples_carry_pixels_boxes_and_identifiers(folder):
     dataset = FrameDataset(folder, "train")
     assert len(dataset) == 12
     assert dataset.classes == ["negative", "polyp"]
-    assert dataset.labels == [0, 1, 1] * 4
+    assert dataset.labels.tolist() == [0, 1, 1] * 4
     for position in range(6):
         sample = dataset[position]
         boxes = dataset.rows["boxes"][position]

@@ -12,7 +12,7 @@ from kdml_med.errors import InputError
 from kdml_med.storage import files
 from kdml_med.storage.manifest import read_info, read_manifest
 from kdml_med.storage.shards import sidecar_path
-from kdml_med.wsi import cutter
+from kdml_med.wsi import cutter, tiler
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.sources import list_files
 from kdml_med.wsi.tiler import tile_slides
@@ -238,3 +238,18 @@ def test_file_that_shrinks_while_it_is_read_costs_only_itself(tmp_path, monkeypa
     monkeypatch.setattr(cutter, "read_overview", read_and_shrink)
     report = tile_slides([tmp_path / "in"], tmp_path / "out", TilingOptions(tile_size_px=112), progress=False)
     assert (report.done, [name for name, _ in report.failures]) == (2, ["b.svs"])
+
+
+def test_slides_that_an_earlier_version_tiled_by_other_rules_are_made_anew_and_not_kept_among_new_ones(
+    slides, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    tile(slides / "b.svs", out)
+    before = contents(out)
+    monkeypatch.setattr(tiler, "PIXEL_RULES", tiler.PIXEL_RULES + 1)
+    with pytest.raises(InputError, match=r"'b' is kept .* by other rules"):
+        tile(slides / "a.svs", out, keep=True)
+    assert contents(out) == before
+    report = tile(slides, out)
+    assert list(report.remade) == ["b"]
+    assert "another version" in report.remade["b"]

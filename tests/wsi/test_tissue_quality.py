@@ -77,9 +77,9 @@ def test_fraction_of_a_square_is_the_mean_of_the_mask():
     mask = np.zeros((10, 10), bool)
     mask[:, 5:] = True
     shares = MaskIntegral(mask, 16.0)
-    assert shares.fraction(0, 0, 80) == 0
-    assert shares.fraction(80, 0, 80) == 1
-    assert shares.fraction(48, 16, 64) == 0.5
+    places = np.array([[0, 0], [80, 0], [48, 16]])
+    np.testing.assert_array_equal(shares.fractions(places[:, 0], places[:, 1], 80)[:2], [0, 1])
+    assert shares.fractions(places[:, 0], places[:, 1], 64)[2] == 0.5
 
 
 def test_scores_of_good_tissue_pass(tissue_tile):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageDraw
 
 from kdml_med.clinical.polyps.detections import DetectorEvaluation, main_network
 from kdml_med.colonoscopy.sheet import ANNOTATED, inside
-from kdml_med.data.frames import FrameDataset, Pixels
+from kdml_med.data.frames import FrameDataset
+from kdml_med.data.images import Pixels
 from kdml_med.deploy.pictures.lettering import font
 from kdml_med.deploy.polyps.annotate import FOUND
 from kdml_med.errors import InputError
@@ -85,7 +87,7 @@ def _dataset(judged: DetectorEvaluation) -> FrameDataset:
     assert judged.frames is not None
     assert judged.evaluation.dataset is not None
     dataset = FrameDataset(judged.evaluation.dataset.folder)
-    dataset.rows = judged.frames
+    dataset.keep(pd.Index(dataset.rows["sample_id"]).get_indexer(pd.Index(judged.frames["sample_id"])))
     return dataset
 
 

@@ -91,8 +91,7 @@ def draw(
     available = len(keep)
     if available > limit:
         keep = np.sort(np.random.default_rng(seed).permutation(keep)[:limit])
-    dataset.rows = dataset.rows.iloc[keep].reset_index(drop=True)
-    dataset.labels = [dataset.labels[row] for row in keep]
+    dataset.keep(keep)
     return Drawn(dataset, split, available)
 
 

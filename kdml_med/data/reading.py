@@ -1,0 +1,110 @@
+"""Stored images of the rows of a dataset folder, decoded."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from kdml_med.data.images import Pixels, decode_image
+from kdml_med.errors import InputError
+from kdml_med.storage.manifest import read_member
+
+Positions = Sequence[int] | npt.NDArray[np.integer[Any]]
+
+OPEN_SHARDS = 256
+"""Shards that a process keeps open: systems usually allow 1,024 files, and validation has a source of its own."""
+
+
+class ImageSource(Protocol):
+    """Where the pixels of a dataset's rows come from."""
+
+    def read(self, position: int) -> Pixels:
+        """Pixels of a row as they are stored: uint8, [height, width, 3], RGB; not to be written to.
+
+        Raises:
+            InputError: they cannot be had; names the row and the file.
+        """
+        ...
+
+    def select(self, positions: Positions) -> Self:
+        """The source of some of the rows, in that order."""
+        ...
+
+
+class ShardReader:
+    """Reads the byte ranges of rows from their shards and decodes them; the source that every dataset folder has.
+
+    Shards stay open, the least recently used is closed for the next; processes that are forked share the handles
+    safely, as ranges are read without moving a file position. Files are not mapped: one that is cut short while it is
+    mapped would end the process, where reading names it.
+
+    Args:
+        root: folder that the column ``shard`` starts from.
+        rows: of a manifest.
+        what: word for a row in errors.
+        open_shards: most shards that are kept open.
+    """
+
+    def __init__(self, root: Path, rows: pd.DataFrame, what: str, *, open_shards: int = OPEN_SHARDS) -> None:
+        self._root, self._what, self._most = root, what, open_shards
+        self._names, self._shards = rows["sample_id"].array, rows["shard"].array
+        self._offsets = rows["offset"].to_numpy(np.int64)
+        self._sizes = rows["size"].to_numpy(np.int64)
+        self._open: OrderedDict[str, int] = OrderedDict()
+
+    def read(self, position: int) -> Pixels:
+        """Pixels of a row, see ``ImageSource``."""
+        shard = self._shards[position]
+        try:
+            data = self._read_range(shard, int(self._offsets[position]), int(self._sizes[position]))
+        except InputError as error:
+            raise InputError(f"{self._what} {self._names[position]!r}: {error}") from error
+        return decode_image(data, where=f"{self._what} {self._names[position]!r} in {self._root}/{shard}")
+
+    def select(self, positions: Positions) -> Self:
+        """A reader of some of the rows, with handles of its own."""
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__getstate__())
+        keep = np.asarray(positions, np.intp)
+        other._names, other._shards = self._names.take(keep), self._shards.take(keep)
+        other._offsets, other._sizes = self._offsets[keep], self._sizes[keep]
+        return other
+
+    def close(self) -> None:
+        """Close all shards; reading opens them again."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}  # handles belong to a process
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _read_range(self, shard: str, offset: int, size: int) -> bytes:
+        if not shard.endswith(".tar"):
+            return read_member(self._root, shard, offset, size)  # imported: a file of its own, read once in an epoch
+        handle = self._open.get(shard)
+        if handle is None:
+            path = self._root / shard
+            try:
+                handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise InputError(f"cannot read image data from {path}: {error.strerror}.") from error
+            self._open[shard] = handle
+            if len(self._open) > self._most:
+                os.close(self._open.popitem(last=False)[1])
+        else:
+            self._open.move_to_end(shard)
+        try:
+            data = os.pread(handle, size, offset)
+        except OSError as error:
+            raise InputError(f"cannot read image data from {self._root / shard}: {error.strerror}.") from error
+        return data if len(data) == size else read_member(self._root, shard, offset, size)  # which says what is wrong
