@@ -26,7 +26,7 @@ from kdml_med.storage.folder import FULL_HASH, DatasetFolder, list_versions
 from kdml_med.storage.manifest import FRAME_CLASSES, FRAME_COLUMNS, SPLITS_FILE, DatasetInfo, DatasetKind
 from kdml_med.storage.reading import read_table
 from kdml_med.storage.shards import find_origins
-from kdml_med.workers import run_jobs
+from kdml_med.workers import Workers, reach_cluster, run_jobs
 
 READING_RULES = 1
 """Raised whenever the same files and annotations give other frames, boxes, labels or reasons than before."""
@@ -46,6 +46,7 @@ def prepare_frames(
     keep: bool = False,
     force: bool = False,
     progress: bool = True,
+    scheduler: str | None = None,
 ) -> PreparationReport:
     """Turn images, videos and annotations into a dataset folder; shards that are finished there are left alone.
 
@@ -64,11 +65,13 @@ def prepare_frames(
         keep: shards of inputs that are not named stay, and none is replaced.
         force: replace other frozen splits, and, without ``keep``, delete shards of inputs that are not named.
         progress: show a bar on standard error.
+        scheduler: address of a Dask scheduler whose workers make the shards instead; they have to see inputs,
+            annotations and ``out`` under the same names.
 
     Raises:
         InputError: an input or annotation file is missing or unusable as a whole, a sequence or patient is in two
-            splits, or the folder is in use, was made with other options, or holds shards of inputs that are not named.
-            Nothing was written then.
+            splits, or the folder is in use, was made with other options, or holds shards of inputs that are not named,
+            or the workers cannot be used. Nothing was written then. Or the scheduler is lost on the way.
     """
     if workers < 1:
         raise InputError(f"--workers is {workers}, expected at least 1.")
@@ -76,7 +79,12 @@ def prepare_frames(
     plan = make_plan(sources, known, options)
     info = _describe(options, plan, synthetic, full_hash)
     report = PreparationReport(classes=known.classes, skipped=plan.skipped, label_level=plan.label_level)
-    with DatasetFolder(out, info, FramesRecord) as folder:
+    named = [Path(path) for path in (*inputs, *([] if annotations is None else [annotations]))]
+    needed = [path if path.is_dir() else path.parent for path in named]
+    with (
+        reach_cluster(scheduler, folders=[*needed, out], libraries=_LIBRARIES, crashed=_CRASHED) as cluster,
+        DatasetFolder(out, info, FramesRecord) as folder,
+    ):
         _check_splits(folder, plan, force=force)
         strangers = folder.find_strangers([job.name for job in plan.jobs], allowed=keep or force)
         jobs = _with_origins(plan.jobs, full_hash, workers, progress)
@@ -84,7 +92,7 @@ def prepare_frames(
         _check_kept(folder, work.kept, plan)
         pending = [job for job in jobs if job.name in work.pending]
         report.finished, report.remade, report.kept = len(jobs) - len(pending), work.remade, len(work.kept)
-        failures = list(plan.failures) + _store_all(pending, folder, options, workers, report, progress)
+        failures = list(plan.failures) + _store_all(pending, folder, options, workers, report, progress, cluster)
         folder.remove_leftovers()
         _write_tables(folder, plan, report, failures, force=force)
     return report
@@ -107,9 +115,11 @@ def _store_all(
     workers: int,
     report: PreparationReport,
     progress: bool,
+    cluster: Workers | None,
 ) -> list[tuple[str, str]]:
     """Make shards side by side; gives the inputs of those that could not be made, and why."""
     failures: list[tuple[str, str]] = []
+    done: list[str] = []
     ended, total = report.finished, len(jobs) + report.finished
     with progress_bar(_count_expected(jobs, options), what="preparing", unit="frame", show=progress) as bar:
         bar.set_postfix_str(f"{ended} of {total} shards", refresh=False)
@@ -118,16 +128,22 @@ def _store_all(
         def count(frames: int) -> None:  # not shards: a video is one shard, and can take many minutes
             bar.update(frames)
 
-        for job, failure in run_jobs(jobs, store, processes=workers, on_progress=count, crashed=_CRASHED):
+        for job, failure in run_jobs(
+            jobs, store, processes=workers, on_progress=count, crashed=_CRASHED, cluster=cluster
+        ):
             if failure is None:
                 folder.withdraw_manifest()
-                report.done += 1
+                done.append(job.name)
+                if len(done) == 1:  # workers with another folder of that name are told before the rest is in vain
+                    folder.await_finished(done)
             else:
                 failures += [(item.source.name, f"{job.name}: {failure}") for item in job.items]
             ended += 1
             bar.set_postfix_str(f"{ended} of {total} shards", refresh=False)
         bar.total = bar.n  # headers of videos promise more or less than there is
         bar.refresh()
+    folder.await_finished(done)
+    report.done = len(done)
     return failures
 
 

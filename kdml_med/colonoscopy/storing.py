@@ -16,6 +16,7 @@ from kdml_med.colonoscopy.images import read_image, read_mask
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.planning import FrameItem, ShardJob, owner_of
 from kdml_med.colonoscopy.video import VideoCutShortError, iterate_video
+from kdml_med.storage.files import not_alone
 from kdml_med.storage.manifest import FRAME_CLASSES, SHARDS_DIR, DatasetKind
 from kdml_med.storage.shards import ShardRecord, ShardWriter, shard_path, write_record
 from kdml_med.words import counted
@@ -67,13 +68,14 @@ def store_shard(
         InputError: the output cannot be written.
     """
     path = shard_path(out_dir, job.name)
-    with ShardWriter(path) as shard:
-        builder = _ShardBuilder(shard, f"{SHARDS_DIR}/{path.name}", options, FramesRecord(origin=job.origin))
-        for item in job.items:
-            for number, image in builder.read(item):
-                builder.add(item, number, image)
-                on_frames(1)
-    write_record(out_dir, job.name, builder.record, builder.rows, DatasetKind.FRAMES)
+    with not_alone():
+        with ShardWriter(path) as shard:
+            builder = _ShardBuilder(shard, f"{SHARDS_DIR}/{path.name}", options, FramesRecord(origin=job.origin))
+            for item in job.items:
+                for number, image in builder.read(item):
+                    builder.add(item, number, image)
+                    on_frames(1)
+        write_record(out_dir, job.name, builder.record, builder.rows, DatasetKind.FRAMES)
 
 
 class _ShardBuilder:

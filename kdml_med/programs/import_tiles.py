@@ -2,6 +2,7 @@
 
 python -m preprocessing.import_tiles SOURCE --out DATASET --layout kather
 python -m preprocessing.import_tiles IMAGES --out DATASET --layout csv --labels labels.csv
+python -m preprocessing.import_tiles TARS --out DATASET --layout webdataset
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +24,9 @@ from kdml_med.tables.classes import named_classes
 from kdml_med.tables.images import TableColumns
 from kdml_med.tables.usage import say_labels
 from kdml_med.words import counted, named_failures, printable, verb
-from kdml_med.wsi.importing import KATHER_MPP, ImportResult, import_tile_folders, import_tile_table
+from kdml_med.wsi.imported import ImportResult
+from kdml_med.wsi.importing import KATHER_MPP, import_tile_folders, import_tile_table
+from kdml_med.wsi.sample_import import import_samples
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +36,7 @@ class Layout(StrEnum):
 
     KATHER = "kather"
     CSV = "csv"
+    WEBDATASET = "webdataset"
 
 
 class Level(StrEnum):
@@ -42,23 +47,38 @@ class Level(StrEnum):
 
 
 def import_tiles(
-    source: Annotated[Path, typer.Argument(help="Folder that holds the tiles.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(help="Folder that holds the tiles; webdataset: a .tar, too.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="Dataset folder to write.", show_default=False)],
     layout: Annotated[
-        Layout, typer.Option(help="kather: <cohort>_TRAIN/<class>/ and _TEST; csv: a table with one row per image.")
+        Layout,
+        typer.Option(help="kather: <cohort>_TRAIN/<class>/ and _TEST; csv: a table of images; webdataset: .tar files."),
     ],
-    labels: Annotated[Path | None, typer.Option(help="csv: the table, CSV, TSV or XLSX.")] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="csv: take rows with this; repeatable.")
+    labels: Annotated[
+        Path | None, typer.Option(help="csv: the table, CSV, TSV or XLSX; webdataset: one of slides or patients.")
     ] = None,
-    image_column: Annotated[str | None, typer.Option(help="csv: image names (else found by its name).")] = None,
-    patient_column: Annotated[str | None, typer.Option(help="csv: patient ids.")] = None,
-    slide_column: Annotated[str | None, typer.Option(help="csv: slide names.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="csv: classes.")] = None,
-    site_column: Annotated[str | None, typer.Option(help="csv: hospitals.")] = None,
-    mpp_column: Annotated[str | None, typer.Option(help="csv: micrometres per pixel.")] = None,
-    split_column: Annotated[str | None, typer.Option(help="csv: train, val, test; used only when named.")] = None,
-    label_level: Annotated[Level, typer.Option(help="csv: what carries one label.")] = Level.PATIENT,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN=VALUE", help="Not kather: take rows, or samples by their .json, with this; repeatable."
+        ),
+    ] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(help="csv: image names (else found by its name); webdataset: one of several, as tile.png."),
+    ] = None,
+    patient_column: Annotated[str | None, typer.Option(help="Of --labels or .json: patient ids.")] = None,
+    slide_column: Annotated[str | None, typer.Option(help="Of --labels or .json: slide names.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Of --labels or .json: classes.")] = None,
+    site_column: Annotated[str | None, typer.Option(help="Of --labels or .json: hospitals.")] = None,
+    mpp_column: Annotated[str | None, typer.Option(help="Of --labels or .json: micrometres per pixel.")] = None,
+    split_column: Annotated[str | None, typer.Option(help="Likewise: train, val, test; used only when named.")] = None,
+    label_level: Annotated[Level, typer.Option(help="Not kather: what carries one label.")] = Level.PATIENT,
+    key_pattern: Annotated[
+        str | None,
+        typer.Option(help="webdataset: regular expression with groups (?P<patient>), (?P<slide>), (?P<site>) of keys."),
+    ] = None,
     classes: Annotated[tuple[str, str] | None, typer.Option(help="Two classes, the positive one last.")] = None,
     positive: Annotated[str | None, typer.Option(help="The positive class, where words do not say it.")] = None,
     cohort: Annotated[str | None, typer.Option(help="kather: the name before _TRAIN, where there are several.")] = None,
@@ -70,7 +90,7 @@ def import_tiles(
     ] = 0.15,
     seed: Annotated[int, typer.Option(help="Seed of their choice.")] = 0,
     check_images: Annotated[
-        bool, typer.Option("--check-images", help="kather: parse every header, not only the first (csv always does).")
+        bool, typer.Option("--check-images", help="Parse every header, not only the first (csv always does).")
     ] = False,
     tcga_normals: Annotated[
         bool, typer.Option("--tcga-normals", help="TCGA normal tissue (sample types 10-19) takes its patient's label.")
@@ -90,27 +110,36 @@ def import_tiles(
         "mpp": mpp_column,
         "split": split_column,
     }
+    of_table: dict[str, Any] = {"labels": labels, "where": where, "label_level": label_level is not Level.PATIENT}
+    of_table |= {f"{role}_column": name for role, name in table_columns.items()}
+    own: dict[Layout, dict[str, Any]] = {
+        Layout.KATHER: {"cohort": cohort},
+        Layout.CSV: {},
+        Layout.WEBDATASET: {"key_pattern": key_pattern},
+    }
+    for other, options in own.items():
+        if other is not layout:
+            _refuse_other_layout(layout, other, options)
     if layout is Layout.KATHER:
-        of_table = {"labels": labels, "where": where, "label_level": label_level is not Level.PATIENT}
-        _refuse_other_layout(layout, of_table | {f"{role}_column": name for role, name in table_columns.items()})
+        _refuse_other_layout(layout, Layout.CSV, of_table)
         common |= {"cohort": cohort, "mpp": KATHER_MPP if mpp is None else mpp, "check_images": check_images}
-        result = import_tile_folders(source, out, **common, progress=_progress)
-    else:
-        if labels is None:
-            raise InputError("--layout csv needs the table: --labels FILE.")
-        _refuse_other_layout(layout, {"cohort": cohort})
-        common |= {
-            "columns": TableColumns(**table_columns),
-            "where": _parse_where(where or []),
-            "label_level": label_level.value,
-            "mpp": mpp,
-        }
-        result = import_tile_table(source, out, labels, **common, progress=_progress)
-    return _report(result, out)
+        return _report(import_tile_folders(source, out, **common, progress=_progress), out)
+    common |= {
+        "columns": TableColumns(**table_columns),
+        "where": _parse_where(where or []),
+        "label_level": label_level.value,
+        "mpp": mpp,
+    }
+    if layout is Layout.WEBDATASET:
+        common |= {"labels": labels, "key_pattern": key_pattern, "check_images": check_images}
+        return _report(import_samples(source, out, **common, progress=partial(_progress, unit="tar")), out)
+    if labels is None:
+        raise InputError("--layout csv needs the table: --labels FILE.")
+    return _report(import_tile_table(source, out, labels, **common, progress=_progress), out)
 
 
-def _progress(images: Sequence[Any]) -> Iterable[Any]:
-    with progress_bar(len(images), what="importing", unit="image") as bar:
+def _progress(images: Sequence[Any], *, unit: str = "image") -> Iterable[Any]:
+    with progress_bar(len(images), what="importing", unit=unit) as bar:
         for image in images:
             yield image
             bar.update()
@@ -127,13 +156,12 @@ def _parse_where(conditions: Sequence[str]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def _refuse_other_layout(layout: Layout, given: dict[str, object]) -> None:
-    """An option of the other layout would be ignored, and labels come from elsewhere than was meant."""
-    other = next((name for name, value in given.items() if value), None)
-    if other is not None:
-        meant = Layout.CSV if layout is Layout.KATHER else Layout.KATHER
+def _refuse_other_layout(layout: Layout, other: Layout, options: dict[str, Any]) -> None:
+    """An option of another layout would be ignored, and labels come from elsewhere than was meant."""
+    given = next((name for name, value in options.items() if value), None)
+    if given is not None:
         raise InputError(
-            f"--{other.replace('_', '-')} belongs to --layout {meant.value}, not to {layout.value}: leave it out, or "
+            f"--{given.replace('_', '-')} belongs to --layout {other.value}, not to {layout.value}: leave it out, or "
             "choose that layout."
         )
 

@@ -88,7 +88,10 @@ def main(
     ] = None,
     seed: Annotated[int, Option(help="Seed of that choice.")] = 0,
     no_splits: Annotated[bool, Option("--no-splits", help="Choose none; kdml-med split can later.")] = False,
-    workers: Annotated[int, Option(help="Processes; 0 takes all cores.")] = 0,
+    workers: Annotated[int, Option(help="Processes on this machine; 0 takes all cores.")] = 0,
+    scheduler: Annotated[
+        str | None, Option(help="Address of a Dask scheduler whose workers do it instead, such as tcp://node:8786.")
+    ] = None,
     full_hash: Annotated[
         bool, Option("--full-hash", help="Tell large files apart by all of their bytes, not by some and the time.")
     ] = False,
@@ -120,6 +123,8 @@ def main(
         "split": split,
     }
     check_request(fractions, None, seed)
+    if workers and scheduler is not None:
+        raise InputError("--workers are processes of this machine, --scheduler has workers of its own: leave one out.")
     report = prepare_frames(
         inputs,
         out,
@@ -130,6 +135,7 @@ def main(
         full_hash=full_hash,
         keep=keep,
         force=force,
+        scheduler=scheduler,
     )
     print(*describe_report(report, out), sep="\n")
     if not no_splits and not report.has_splits and report.polyps:

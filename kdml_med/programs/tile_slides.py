@@ -52,7 +52,10 @@ def main(
     mpp: Annotated[float | None, Option(help=with_default("Micrometres per tile pixel.", _DEFAULT.mpp))] = None,
     tile_size: Annotated[int | None, Option(help=with_default("Tile side, pixels.", _DEFAULT.tile_size_px))] = None,
     preset: Annotated[str | None, Option(help="zenodo-112um or kather-256um; decides --mpp and --tile-size.")] = None,
-    workers: Annotated[int, Option(help="Cores to use.")] = 1,
+    workers: Annotated[int, Option(help="Cores to use; with --scheduler, by each worker for its slide.")] = 1,
+    scheduler: Annotated[
+        str | None, Option(help="Address of a Dask scheduler whose workers tile, such as tcp://node:8786.")
+    ] = None,
     image_format: Annotated[
         str | None, Option("--format", help=with_default("jpeg or png.", _DEFAULT.image_format))
     ] = None,
@@ -136,6 +139,7 @@ def main(
         full_hash=full_hash,
         keep=keep,
         force=force,
+        scheduler=scheduler,
     )
     _print_report(report, out)
     return ExitCode.SOME_FAILED if report.failures or report.absent else ExitCode.OK

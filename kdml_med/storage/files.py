@@ -9,8 +9,10 @@ import hashlib
 import io
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -65,10 +67,29 @@ def naming(path: Path) -> Iterator[None]:
         raise cannot_write(path, error) from error
 
 
+_NOT_ALONE: ContextVar[bool] = ContextVar("_NOT_ALONE", default=False)
+_SHOWN_LETTERS = 50  # of at most four bytes; file systems take names of 255
+
+
+@contextlib.contextmanager
+def not_alone() -> Iterator[None]:
+    """In this block unfinished files have names of their own, because others may be writing the same files.
+
+    After a network was cut in two, a worker that is taken for lost goes on while another does its job. Whoever is done
+    last publishes the same bytes once more. Left-overs do not get overwritten, so that somebody has to remove them.
+    """
+    token = _NOT_ALONE.set(True)
+    try:
+        yield
+    finally:
+        _NOT_ALONE.reset(token)
+
+
 def unfinished_path(path: Path) -> Path:
     """Where to write a file that ``publish`` gives its name; the folder is made when absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.part")
+    own = f"{path.name[:_SHOWN_LETTERS]}.{secrets.token_hex(8)}" if _NOT_ALONE.get() else path.name
+    return path.with_name(f".{own}.part")
 
 
 def publish(temporary: Path, path: Path) -> None:

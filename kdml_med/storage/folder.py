@@ -11,6 +11,7 @@ import fcntl
 import importlib.metadata
 import logging
 import os
+import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ FULL_HASH = "full_hash"
 """Name of the option by which all bytes of large inputs are hashed; in dataset.json only where it is set."""
 _SHARD_FILES = (sidecar_path, times_path, shard_path)  # the table first: without it nothing counts as finished
 _SHOWN = 10
+_SEEN_WITHIN_S = 120.0  # NFS may show a folder as it was a minute ago
 
 
 class Hold:
@@ -221,6 +223,21 @@ class DatasetFolder(Generic[Record]):
         """Sorted names of the shards that are stored completely, from whatever inputs."""
         tables = (self.path / SHARDS_DIR).glob("*.parquet")
         return sorted(path.stem for path in tables if path.with_suffix(".tar").is_file())
+
+    def await_finished(self, names: Collection[str]) -> None:
+        """Wait until shards that other machines have stored are seen here, which takes network file systems a while.
+
+        Raises:
+            InputError: one is not seen in time.
+        """
+        deadline = time.monotonic() + _SEEN_WITHIN_S
+        while missing := set(names).difference(self.finished()):
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"a worker has stored {min(missing)}, but {self.path} does not show it here: it has to be the same "
+                    "folder on all machines."
+                )
+            time.sleep(0.5)
 
     def read(self, name: str) -> tuple[Record, pa.Table]:
         """Record and rows of a finished shard.

@@ -10,7 +10,8 @@ A dataset folder holds
     failures.csv        every input that could not be used, with the reason
 
 A tile or frame is the byte range ``[offset, offset + size)`` of the file ``image_root / shard``. Imported folders use
-the same three columns with one file per tile and offset 0, so nothing is copied and there is one way to read a tile.
+the same three columns with one file per tile and offset 0, or with tars that are somebody else's, so nothing is copied
+and there is one way to read a tile.
 """
 
 from __future__ import annotations
@@ -136,6 +137,7 @@ class DatasetInfo:
         labels: tiles with labels: the table and its columns, patients by class, what became of rows and words; follows
             a corrected table. None where an earlier version made the folder.
         splits: mode, seed and SHA-256 of splits.csv, once splits are frozen.
+        shard_bytes: size of each imported tar; None where none was imported.
         synthetic: True for generated cohorts; reports then say that their figures prove plumbing only.
         schema_version: of this layout.
     """
@@ -151,6 +153,7 @@ class DatasetInfo:
     made_by: dict[str, str] = field(default_factory=dict)
     labels: dict[str, Any] | None = None
     splits: dict[str, Any] | None = None
+    shard_bytes: dict[str, int] | None = None
     synthetic: bool = False
     schema_version: int = SCHEMA_VERSION
 
@@ -180,8 +183,9 @@ def _names_patients(rows: pd.DataFrame, name: str) -> bool:
 def write_info(dataset_dir: Path, info: DatasetInfo) -> None:
     """Write dataset.json, unless it says so already."""
     content = asdict(info)
-    if info.labels is None:
-        del content["labels"]  # frames and unlabelled tiles have nothing to say there
+    for name in ("labels", "shard_bytes"):  # most have nothing to say there
+        if content[name] is None:
+            del content[name]
     write_json(dataset_dir / DATASET_FILE, content)
 
 
@@ -307,8 +311,22 @@ def read_manifest(
 
 
 def image_root(dataset_dir: Path, info: DatasetInfo) -> Path:
-    """Folder that the ``shard`` column starts from."""
-    return (Path(dataset_dir) / info.image_root).resolve()
+    """Folder that the ``shard`` column starts from.
+
+    Raises:
+        InputError: an imported tar is not there any more, or was replaced since.
+    """
+    root = (Path(dataset_dir) / info.image_root).resolve()
+    for name, size in (info.shard_bytes or {}).items():
+        try:
+            now = (root / name).stat().st_size
+        except OSError as error:
+            raise InputError(f"cannot read {root / name}: {error.strerror}. Run the import again.") from error
+        if now != size:
+            raise InputError(
+                f"{root / name} was replaced: it has {now} bytes, {size} when it was imported. Run the import again."
+            )
+    return root
 
 
 def read_member(root: Path, shard: str, offset: int, size: int) -> bytes:

@@ -84,10 +84,35 @@ def read_image_table(
     Raises:
         InputError: a column is not found or ambiguous, or a row is unusable; the message names it.
     """
+    whole = read_text_table(table)
+    return check_image_table(whole, str(table), Path(table).name, columns, where, classes, label_level)
+
+
+def check_image_table(
+    whole: pd.DataFrame,
+    name: str,
+    table: str,
+    columns: TableColumns,
+    where: Mapping[str, str],
+    classes: Sequence[str] | None,
+    label_level: LabelLevel,
+) -> ImageTable:
+    """Check rows about images, wherever they come from, as ``read_image_table`` does.
+
+    Args:
+        whole: text; the index is the row in the file.
+        name: of the file, for messages.
+        table: what to call it in dataset.json.
+        columns: names of its columns.
+        where: column → value; only rows that have all of them are taken.
+        classes: see ``read_image_table``.
+        label_level: likewise.
+
+    Raises:
+        InputError: a column is not found or ambiguous, or a row is unusable; the message names it.
+    """
     import pandas as pd
 
-    name = str(table)
-    whole = read_text_table(table)
     frame = _choose_rows(whole, where, name)
     header = list(frame.columns)
 
@@ -111,7 +136,7 @@ def read_image_table(
         check_ids(frame[slide], "slide name", name)
         _check_slide_folders(frame[slide], name)
     labels, names = parse_labels(frame[label], classes, where=name)
-    source = LabelSource(Path(table).name, roles, count_words(frame[label], labels))
+    source = LabelSource(table, roles, count_words(frame[label], labels))
     result = pd.DataFrame({"image": frame[image], "patient_id": frame[patient]}, dtype=object)
     result["slide_id"] = None if slide is None else frame[slide].map(slide_name).astype(object)
     if label_level == "patient" or slide is not None:

@@ -40,8 +40,9 @@ def run_jobs(
     on_progress: Count,
     crashed: str,
     patience_s: float | None = None,
+    cluster: Workers | None = None,
 ) -> Iterator[tuple[Job, str | None]]:
-    """Do jobs on some cores of this machine.
+    """Do jobs on some cores of this machine, or on a cluster.
 
     Args:
         jobs: what to do.
@@ -50,6 +51,7 @@ def run_jobs(
         on_progress: told from time to time how much more was looked at.
         crashed: the reason given for a job that took its process down twice.
         patience_s: a job that says nothing for so long, in seconds, is ended and has failed; None for endless patience.
+        cluster: workers elsewhere that do the jobs instead; entered by the caller, who told them the last two.
 
     Yields:
         Each job as it ends, and why it could not be done; None when it is.
@@ -57,6 +59,9 @@ def run_jobs(
     Raises:
         InputError: from the work; it ends all of it (the output cannot be written, say), and the jobs in work at once.
     """
+    if cluster is not None:
+        yield from work_through(jobs, work, cluster, on_progress=on_progress)
+        return
     processes = max(1, min(processes, len(jobs)))
     workers: Workers = ThisProcess()
     if processes > 1 or patience_s is not None:

@@ -7,6 +7,7 @@ import posixpath
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import pandas as pd
 import PIL
@@ -201,10 +202,10 @@ def name_problem(shard: str, size: int) -> str:
     return "the file is empty or a broken link" if size == 0 else ""
 
 
-def read_header(path: Path) -> tuple[tuple[int, int] | None, str]:
-    """Width and height in pixels, or None and what is wrong."""
+def read_header(source: Path | BinaryIO) -> tuple[tuple[int, int] | None, str]:
+    """Width and height in pixels of a file or of its bytes, or None and what is wrong."""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(source, formats=_FORMATS) as image:
             return image.size, ""
     except PIL.UnidentifiedImageError:
         return None, "its header is not that of a PNG or JPEG image"

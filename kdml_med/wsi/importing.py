@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,12 @@ from typing import Any
 import pandas as pd
 
 from kdml_med.errors import InputError
-from kdml_med.keys import Split
-from kdml_med.splits import check_replaceable, freeze_splits, make_splits
 from kdml_med.storage.files import content_hash
-from kdml_med.storage.folder import DatasetFolder, list_versions
-from kdml_med.storage.manifest import SLIDES_FILE, DatasetInfo, manifest_table, validate_manifest, write_info
-from kdml_med.storage.shards import ShardRecord
 from kdml_med.tables.classes import parse_labels
-from kdml_med.tables.columns import COARSEST_TILE_MPP, FINEST_MPP
 from kdml_med.tables.images import ImageTable, TableColumns, read_image_table
 from kdml_med.tables.labels import LabelLevel
 from kdml_med.tables.names import is_tcga_normal, other_barcode, tcga_site
 from kdml_med.tables.usage import LabelSource, RowUse, describe_labels
-from kdml_med.words import storable
 from kdml_med.wsi.image_folders import (
     ImageIndex,
     class_folders,
@@ -38,32 +31,19 @@ from kdml_med.wsi.image_folders import (
     read_header,
     scan_images,
 )
+from kdml_med.wsi.imported import (
+    ImportResult,
+    Progress,
+    check_mpp,
+    contradiction,
+    describe_import,
+    frame_of,
+    write_import,
+)
 from kdml_med.wsi.labelling import NORMAL_TISSUE
 
 KATHER_MPP = 0.5  # Zenodo 2530835: 224 px are 112 µm
 _BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Za-z0-9])")
-Progress = Callable[[Sequence[Any]], Iterable[Any]]
-
-
-@dataclass
-class ImportResult:
-    """What an import did.
-
-    Attributes:
-        tiles: rows of the manifest.
-        patients: distinct patients among them.
-        unlisted: images in the folder that no row of the table names; they are among the failures.
-        failures: input and reason of every image that could not be used, and of rows without an image.
-        same: an earlier import gave the same rows.
-        unused_split: column of the table that looks like a split and was not asked for; None where there is none.
-    """
-
-    tiles: int
-    patients: int
-    unlisted: int = 0
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    same: bool = False
-    unused_split: str | None = None
 
 
 def import_tile_folders(
@@ -102,7 +82,7 @@ def import_tile_folders(
         InputError: no such folders, a patient with two labels or in train and test, or no usable image.
     """
     source = existing_folder(source)
-    _check_mpp(mpp)
+    check_mpp(mpp)
     folders = class_folders(source, cohort)
     words = folders.set_index(folders["path"].map(lambda path: path.relative_to(source).as_posix()))["label"]
     labels, names = parse_labels(words.rename("class folder"), classes, where=f"the class folders of {source}")
@@ -134,8 +114,8 @@ def import_tile_folders(
         rows.append(row | {"site": tcga_site(patient), "mpp": mpp, "shard": shard, "offset": 0, "size": size})
         rows[-1]["split"] = split
     options = {"layout": "kather", "cohort": cohort}
-    info = _info(source, names, side, mpp, "patient", options)
-    frame = _frame(rows, failures, source)
+    info = describe_import(source, names, side, mpp, "patient", options)
+    frame = frame_of(rows, failures, source)
     _check_folder_patients(frame)
     uses = Counter(RowUse.NO_CLASS if row["label"] is None else RowUse.USED for row in rows)
     uses[RowUse.UNUSABLE] = len(images) - len(rows)
@@ -143,7 +123,7 @@ def import_tile_folders(
     meant = dict(zip(folders["label"], labels, strict=True))
     found_words = LabelSource(words={word: (label, counts[word]) for word, label in meant.items()})
     info.labels = describe_labels(found_words, uses, frame, names, tcga_normals=tcga_normals)
-    return _write(out, info, frame, failures, val_fraction=val_fraction, seed=seed, force=force)
+    return write_import(out, info, frame, failures, val_fraction=val_fraction, seed=seed, force=force)
 
 
 def import_tile_table(
@@ -189,7 +169,7 @@ def import_tile_table(
         InputError: a column or row of the table is unusable (the message names it), or no image is.
     """
     source = existing_folder(source)
-    _check_mpp(mpp)
+    check_mpp(mpp)
     listed = read_image_table(table, columns or TableColumns(), where or {}, classes, label_level)
     normals = tcga_normals or label_level == "slide"
     found = _find_listed(source, str(table), listed, normals=normals, progress=progress)
@@ -197,15 +177,15 @@ def import_tile_table(
         row["slide_id"] = row["slide_id"] or (row["patient_id"] if label_level == "patient" else row.pop("own"))
         row["mpp"] = mpp if row["mpp"] is None else row["mpp"]
     failures = found.failures + [(shard, f"no row of {Path(table).name} names it") for shard in found.unlisted]
-    frame = _frame(found.rows, failures, source)
+    frame = frame_of(found.rows, failures, source)
     resolutions = set(frame["mpp"].dropna())
     common = resolutions.pop() if len(resolutions) == 1 and frame["mpp"].notna().all() else None
     width, height = found.shapes.pop() if len(found.shapes) == 1 else (0, 1)
     options = {"layout": "csv", "table": Path(table).name, "table_sha256": content_hash(Path(table))}
     options["where"] = " and ".join(f"{name}={value}" for name, value in (where or {}).items())
-    info = _info(source, listed.classes, width if width == height else None, common, label_level, options)
+    info = describe_import(source, listed.classes, width if width == height else None, common, label_level, options)
     info.labels = describe_labels(listed.source, found.uses, frame, listed.classes, tcga_normals=tcga_normals)
-    result = _write(out, info, frame, failures, val_fraction=val_fraction, seed=seed, force=force)
+    result = write_import(out, info, frame, failures, val_fraction=val_fraction, seed=seed, force=force)
     result.unlisted, result.unused_split = len(found.unlisted), listed.unused_split
     return result
 
@@ -245,7 +225,7 @@ def _find_listed(source: Path, table: str, listed: ImageTable, *, normals: bool,
         if shard in first_row:
             raise InputError(f"{table}: rows {first_row[shard]} and {number} name the same image {shard}. Keep one.")
         first_row[shard] = number
-        shape, reason = None, name_problem(shard, sizes[shard]) or _contradiction(shard, row, normals=normals)
+        shape, reason = None, name_problem(shard, sizes[shard]) or contradiction(shard, row, normals=normals)
         if not reason:
             shape, reason = read_header(source / shard)
         if shape is None:
@@ -263,38 +243,12 @@ def _find_listed(source: Path, table: str, listed: ImageTable, *, normals: bool,
     return found
 
 
-def _check_mpp(mpp: float | None) -> None:
-    if mpp is not None and not FINEST_MPP <= mpp <= COARSEST_TILE_MPP:
-        raise InputError(
-            f"--mpp is {mpp}, expected micrometres per pixel of the tiles such as 0.5, from {FINEST_MPP} to "
-            f"{COARSEST_TILE_MPP:g}."
-        )
-
-
 def _not_one(shards: list[str], source: Path, name: str) -> str:
     """Why a name in the table is not exactly one image."""
     if shards:
         return f"its name fits {len(shards)} files, such as {shards[:2]}; name it by its path below {source}"
     path = " by that path" if "/" in name or "\\" in name else ""
     return f"not found in {source}{path}"
-
-
-def _contradiction(shard: str, row: dict[str, Any], *, normals: bool) -> str:
-    """Why an image cannot have the patient or the label of its row, as far as its TCGA barcode tells; "" otherwise."""
-    name = Path(shard).stem
-    for what, text in (("file name", name), ("slide", row["slide_id"] or "")):
-        other = other_barcode(text, row["patient_id"])
-        if other is not None:
-            return f"the table says patient {row['patient_id']}, the {what} {other}"
-    is_normal = row["label"] is not None and (is_tcga_normal(name) or is_tcga_normal(row["slide_id"] or ""))
-    return NORMAL_TISSUE if is_normal and not normals else ""
-
-
-def _frame(rows: list[dict[str, Any]], failures: list[tuple[str, str]], source: Path) -> pd.DataFrame:
-    if not rows:
-        reason = f"; the first of {len(failures)}, {failures[0][0]}: {failures[0][1]}" if failures else ""
-        raise InputError(f"no usable image in {source}{reason}.")
-    return pd.DataFrame(rows, dtype=object).sort_values("sample_id", kind="stable")
 
 
 def _check_folder_patients(frame: pd.DataFrame) -> None:
@@ -310,77 +264,3 @@ def _check_folder_patients(frame: pd.DataFrame) -> None:
                 f"patient {several.index[0]!r} {problem} {sorted(several.iloc[0])} ({len(several)} such patients): "
                 f"{' and '.join(shards)}. A patient needs one label and one side of the split."
             )
-
-
-def _info(
-    source: Path,
-    classes: list[str],
-    side: int | None,
-    mpp: float | None,
-    label_level: str,
-    options: dict[str, Any],
-) -> DatasetInfo:
-    return DatasetInfo(
-        classes=classes,
-        tile_size_px=side,
-        mpp=mpp,
-        image_root=str(source),
-        label_level=label_level,
-        options=options,
-        made_by=list_versions("preprocessing.import_tiles", ("kdml_med", "pillow")),
-    )
-
-
-def _write(
-    out: Path,
-    info: DatasetInfo,
-    frame: pd.DataFrame,
-    failures: list[tuple[str, str]],
-    *,
-    val_fraction: float,
-    seed: int,
-    force: bool,
-) -> ImportResult:
-    """Write the dataset folder, the manifest last, so that an interrupted import is not taken for a whole one.
-
-    Everything is made anew each time, so whatever changed in the source or the table is followed.
-    """
-    failures = [(storable(name), storable(reason)) for name, reason in failures]
-    splits = _official_splits(frame, info.classes, val_fraction, seed)
-    columns = [name for name in frame.columns if name not in ("split", "image", "own")]
-    names = [str(name) for name in columns]
-    rows = (dict(zip(names, values, strict=True)) for values in frame[columns].itertuples(index=False, name=None))
-    manifest = manifest_table(rows)
-    validate_manifest(manifest, "the import")
-    slides = frame.groupby("slide_id", sort=True).agg(
-        patient_id=("patient_id", "first"), label=("label", "first"), site=("site", "first"), tiles=("shard", "size")
-    )
-    with DatasetFolder(out, info, ShardRecord, compare=lambda described: {"source": described.image_root}) as folder:
-        if splits is not None:
-            check_replaceable(out, splits, force=force)
-        same = folder.holds(manifest)
-        if not same:
-            folder.withdraw_manifest()
-        write_info(out, folder.info)
-        if splits is not None:
-            freeze_splits(out, splits, mode="official", seed=seed, force=force, val_fraction=val_fraction)
-        folder.write_tables(manifest, sorted(failures), {SLIDES_FILE: slides.reset_index()})
-    return ImportResult(len(frame), frame["patient_id"].nunique(), failures=failures, same=same)
-
-
-def _official_splits(frame: pd.DataFrame, classes: list[str], val_fraction: float, seed: int) -> pd.DataFrame | None:
-    """The split that came with the images, with validation patients from train where it has none."""
-    if frame["split"].isna().all():
-        return None
-    splits = frame[["patient_id", "split"]].drop_duplicates().sort_values("patient_id")
-    twice = splits["patient_id"][splits["patient_id"].duplicated()]
-    if len(twice):
-        raise InputError(f"patient {twice.iloc[0]!r} is in two splits ({len(twice)} such patients): this would leak.")
-    if not 0 <= val_fraction < 1:
-        raise InputError(f"--val-fraction is {val_fraction}, expected at least 0 and below 1.")
-    train = splits["split"] == Split.TRAIN
-    if val_fraction == 0 or not train.any() or (splits["split"] == Split.VAL).any():
-        return splits
-    tiles = frame[frame["split"] == Split.TRAIN]
-    chosen = make_splits(tiles, classes=classes, fractions=(1 - val_fraction, val_fraction, 0.0), seed=seed)
-    return pd.concat([splits[~train], chosen]).sort_values("patient_id").reset_index(drop=True)

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from kdml_med.errors import InputError
 from kdml_med.program import progress_bar
-from kdml_med.storage.files import Rows
+from kdml_med.storage.files import Rows, not_alone
 from kdml_med.storage.folder import FULL_HASH, DatasetFolder, list_versions
 from kdml_med.storage.manifest import SLIDES_FILE, TILE_COLUMNS, DatasetInfo, read_info, write_info
 from kdml_med.storage.shards import find_origins, write_record
@@ -22,7 +22,7 @@ from kdml_med.tables.labels import LabelTable
 from kdml_med.tables.names import slide_name
 from kdml_med.tables.usage import describe_labels
 from kdml_med.words import counted, printable
-from kdml_med.workers import run_jobs
+from kdml_med.workers import Workers, reach_cluster, run_jobs
 from kdml_med.wsi.cutter import SlideJob
 from kdml_med.wsi.labelling import count_rows, find_absent, make_job, place_of
 from kdml_med.wsi.options import PIXEL_RULES, TilingOptions
@@ -88,6 +88,7 @@ def tile_slides(
     full_hash: bool = False,
     keep: bool = False,
     force: bool = False,
+    scheduler: str | None = None,
 ) -> TilingReport:
     """Tile slides into a dataset folder; slides that are finished there are left alone.
 
@@ -101,16 +102,19 @@ def tile_slides(
         options: settings; a folder made with others is refused.
         labels: patients and labels; None makes a dataset for inference.
         tcga_normals: normal tissue has the label of its patient's tumour, too, where labels belong to patients.
-        workers: cores to use, for slides side by side and for bands within a slide.
+        workers: cores to use, for slides side by side and for bands within a slide; with a scheduler, of each worker.
         progress: show a bar on standard error.
         synthetic: the slides are generated; recorded in dataset.json.
         full_hash: tell slides apart by all of their bytes; recorded in dataset.json.
         keep: slides in the folder that this run does not name stay, and none is replaced.
         force: slides in the folder that this run does not name are deleted.
+        scheduler: address of a Dask scheduler whose workers tile the slides instead, one each at a time; they have to
+            see slides and ``out_dir`` under the same names.
 
     Raises:
         InputError: inputs are missing or share a name, or the folder is in use, was made with other options, or holds
-            slides that this run does not name. Nothing was written then.
+            slides that this run does not name, or the workers cannot be used. Nothing was written then. Or the
+            scheduler is lost on the way.
     """
     if workers < 1:
         raise InputError(f"--workers is {workers}, expected at least 1.")
@@ -119,7 +123,11 @@ def tile_slides(
     found = find_slides(inputs, out_dir)
     info = _describe(options, labels, synthetic, full_hash)
     report = TilingReport(left_out=found.left_out)
-    with DatasetFolder(out_dir, info, SlideRecord, changeable=_unused_options, pictures=THUMBNAILS_DIR) as folder:
+    needed = [path if path.is_dir() else path.parent for path in inputs]
+    with (
+        reach_cluster(scheduler, folders=[*needed, out_dir], libraries=_LIBRARIES, crashed=_CRASHED) as cluster,
+        DatasetFolder(out_dir, info, SlideRecord, changeable=_unused_options, pictures=THUMBNAILS_DIR) as folder,
+    ):
         jobs: list[SlideJob] = []
         for path in found.slides:
             job = make_job(path, place_of(path, inputs), labels, tcga_normals=tcga_normals)
@@ -140,7 +148,7 @@ def tile_slides(
         _check_kept(folder, work.kept, labels)
         pending = [job for job in jobs if job.slide_id in work.pending]
         report.skipped, report.remade, report.kept = len(jobs) - len(pending), work.remade, len(work.kept)
-        _cut_all(pending, folder, options, workers, report, progress)
+        _cut_all(pending, folder, options, workers, report, progress, cluster)
         folder.remove_leftovers()
         there = [*(slide_name(path.name) for path in found.slides), *found.lost, *folder.finished()]
         if labels is not None:
@@ -156,21 +164,32 @@ def _cut_all(
     workers: int,
     report: TilingReport,
     progress: bool,
+    cluster: Workers | None,
 ) -> None:
+    done: list[str] = []
     with contextlib.closing(SlideProgress(len(jobs), report.skipped, progress)) as bar:
-        for job, failure in cut_slides(jobs, folder.path, options, workers, bar.add_tiles):
+        for job, failure in cut_slides(jobs, folder.path, options, workers, bar.add_tiles, cluster):
             bar.end_slide(job, failure)
             if failure is None:
                 folder.withdraw_manifest()
-                report.done += 1
+                done.append(job.slide_id)
+                if len(done) == 1:  # workers with another folder of that name are told before the rest is done in vain
+                    folder.await_finished(done)
             else:
                 report.failures.append((job.path.name, failure))
+    folder.await_finished(done)
+    report.done = len(done)
 
 
 def cut_slides(
-    jobs: Sequence[SlideJob], out_dir: Path, options: TilingOptions, workers: int, on_tiles: Callable[[int], None]
+    jobs: Sequence[SlideJob],
+    out_dir: Path,
+    options: TilingOptions,
+    workers: int,
+    on_tiles: Callable[[int], None],
+    cluster: Workers | None = None,
 ) -> Iterator[tuple[SlideJob, str | None]]:
-    """Tile slides on some cores.
+    """Tile slides on some cores, or on a cluster.
 
     As many slides as there are workers are tiled side by side; when there are fewer slides, each gets several threads.
 
@@ -180,6 +199,7 @@ def cut_slides(
         options: of the run.
         workers: cores to use.
         on_tiles: told from time to time how many more tiles were looked at.
+        cluster: workers elsewhere, each of which tiles one slide at a time on ``workers`` cores.
 
     Yields:
         Each slide as it ends, and why it could not be tiled; None when it is stored.
@@ -188,15 +208,17 @@ def cut_slides(
         InputError: the output cannot be written.
     """
     processes = max(1, min(workers, len(jobs)))
-    cut = partial(_cut, out_dir=out_dir, options=options, threads=max(1, workers // processes))
-    yield from run_jobs(jobs, cut, processes=processes, on_progress=on_tiles, crashed=_CRASHED)
+    threads = max(1, workers // processes) if cluster is None else workers
+    cut = partial(_cut, out_dir=out_dir, options=options, threads=threads)
+    yield from run_jobs(jobs, cut, processes=processes, on_progress=on_tiles, crashed=_CRASHED, cluster=cluster)
 
 
 def _cut(
     job: SlideJob, on_tiles: Callable[[int], None], *, out_dir: Path, options: TilingOptions, threads: int
 ) -> str | None:
     try:
-        cut_slide(job, out_dir, options, threads=threads, on_tiles=on_tiles)
+        with not_alone():
+            cut_slide(job, out_dir, options, threads=threads, on_tiles=on_tiles)
     except SlideError as error:
         return str(error)
     return None

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from kdml_med.errors import InputError
 from kdml_med.storage import files
 from kdml_med.storage.files import (
+    not_alone,
     source_fingerprint,
     take_fingerprints,
+    unfinished_path,
     write_atomically,
     write_if_changed,
     write_json,
@@ -58,6 +60,27 @@ def test_bytes_are_on_the_disk_before_the_name_and_the_name_before_the_work_goes
             shard.add("x.png", b"content")
     assert synced == [("file", ".a.part"), ("rename", "a"), ("folder", "deep")]
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a"]
+
+
+def test_two_writers_of_one_file_do_not_meet_in_its_unfinished_copy(tmp_path):
+    path = tmp_path / ("ü" * 120 + ".tar")  # as long as a name can be
+    with not_alone(), ShardWriter(path) as slow:
+        slow.add("x.png", b"content")
+        with ShardWriter(path) as quick:
+            quick.add("x.png", b"content")
+        once = path.read_bytes()
+        slow_copy = [other.name for other in tmp_path.iterdir() if other != path]
+        assert len(slow_copy) == 1
+        assert slow_copy[0].startswith(".ü")
+        assert slow_copy[0].endswith(".part")
+    assert path.read_bytes() == once
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_alone_again_the_next_writer_overwrites_what_a_killed_one_left(tmp_path):
+    with not_alone():
+        assert unfinished_path(tmp_path / "a") != unfinished_path(tmp_path / "a")
+    assert unfinished_path(tmp_path / "a") == tmp_path / ".a.part"
 
 
 def test_folder_that_cannot_be_synced_is_no_failure_but_a_full_disk_is(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from kdml_med.errors import InputError
+from kdml_med.storage import folder as storage_folder
 from kdml_med.storage.files import Fingerprint
 from kdml_med.storage.folder import FULL_HASH, DatasetFolder, describe_remade, keep_out_others, sole_user
 from kdml_med.storage.manifest import DatasetInfo, DatasetKind, manifest_table, read_info, read_manifest
@@ -155,6 +156,18 @@ def test_leftovers_of_killed_runs_are_deleted_and_nothing_else(folder):
     assert gone == {
         name for name in before if ".part" in name or name[7:] in ("c.tar", "d.parquet", "e.times.json")
     } | {"manifest.parquet"}
+
+
+def test_a_shard_that_is_seen_late_is_waited_for_and_one_that_never_comes_is_named(folder, monkeypatch):
+    monkeypatch.setattr(storage_folder, "_SEEN_WITHIN_S", 0.3)
+    with DatasetFolder(folder, describe(), Record) as opened:
+        seen = iter([["a"], ["a"], ["a", "b"]])
+        with monkeypatch.context() as late:
+            late.setattr(opened, "finished", lambda: next(seen))
+            late.setattr(storage_folder, "_SEEN_WITHIN_S", 30)
+            opened.await_finished(["b"])
+        with pytest.raises(InputError, match=r"a worker has stored c, but .* the same folder on all machines"):
+            opened.await_finished(["a", "c"])
 
 
 def test_pictures_go_with_their_shard(tmp_path):

@@ -103,6 +103,18 @@ def test_image_root_is_the_folder_itself_or_elsewhere(tmp_path: Path) -> None:
     assert image_root(tmp_path, DatasetInfo(image_root="/data/tiles")) == Path("/data/tiles")
 
 
+def test_an_imported_tar_of_another_size_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"0123")
+    info = DatasetInfo(image_root=str(tmp_path), shard_bytes={"a.tar": 4})
+    assert image_root(tmp_path, info) == tmp_path.resolve()
+    (tmp_path / "a.tar").write_bytes(b"01234")
+    with pytest.raises(InputError, match=r"a.tar was replaced: it has 5 bytes, 4 when it was imported. Run the import"):
+        image_root(tmp_path, info)
+    (tmp_path / "a.tar").unlink()
+    with pytest.raises(InputError, match=r"a.tar: No such file.*Run the import again"):
+        image_root(tmp_path, info)
+
+
 GOOD = DatasetInfo(classes=["MSS", "MSI"], tile_size_px=32, mpp=0.5, options={"stain": "none"}, made_by={"a": "b"})
 TEXT, WHOLE, LIST, OBJECT = "some words", 3, ["MSS", 3], {"a": 3}
 OTHERS: dict[str, list[Any]] = {
@@ -118,6 +130,7 @@ OTHERS: dict[str, list[Any]] = {
     "splits": [TEXT, LIST, True],
     "synthetic": ["no", 0, None],
     "labels": [TEXT, LIST, 3],
+    "shard_bytes": [TEXT, LIST, {"a.tar": "3"}],
     "schema_version": ["1", 2, None, 1.5],
 }
 

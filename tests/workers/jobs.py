@@ -95,10 +95,10 @@ def do(task: Task, count: Callable[[int], None], *, folder: Path) -> str | None:
                 thread.join()
         case "nap":
             time.sleep(2)
-        case "tell now and then":
+        case "tell now and then" | "count now and then" as how:
             for _ in range(8):
                 time.sleep(0.25)
-                count(0)
+                count(int(how == "count now and then"))
         case "hang" | "hang once" as how if how == "hang" or first:
             (folder / "hangs").touch()
             time.sleep(10 * _TIMEOUT_S)

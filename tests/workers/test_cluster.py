@@ -177,15 +177,66 @@ def test_without_dask_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch
         ClusterWorkers("tcp://127.0.0.1:1")
 
 
-class Cluster:
-    """A scheduler and two workers in processes of their own, started as the documentation says."""
+def test_progress_is_told_before_a_job_ends_and_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_TELL_EVERY_S", 0.1)
+    monkeypatch.setattr(cluster, "_LOOK_AGAIN_S", 0.1)
+    counts: list[tuple[int, list[str]]] = []
+    tasks = [Task("a", "count now and then"), Task("b", "count in threads"), Task("c", "count now and then")]
+    with threads_as_workers(2) as dask, ClusterWorkers(dask.scheduler_address, folders=[tmp_path]) as workers:
+        for _ in work_through(
+            tasks,
+            partial(do, folder=tmp_path),
+            workers,
+            on_progress=lambda more: counts.append((more, calls(tmp_path, "end"))),
+        ):
+            pass
+    assert sum(more for more, _ in counts) == 8 + 4_000 + 8
+    assert min(more for more, _ in counts) >= 0
+    assert any(more and "a" not in ended for more, ended in counts)
 
-    def __init__(self, folder: Path) -> None:
+
+def test_what_a_lost_worker_had_looked_at_counts_once() -> None:
+    progress = cluster._Progress()
+    told = []
+    for number, total in ((0, 5), (1, 2), (0, 3), (0, 8), (0, 7), (1, 4)):  # job 0 was begun twice
+        progress.hear((0.0, [progress.name, number, total]))
+        progress.hear((0.0, ["another run", number, 100]))
+        told.append(progress.take())
+    assert told == [5, 2, 0, 3, 0, 2]
+
+
+def test_workers_with_other_versions_are_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = iter([{"numpy": "1.0"}, {"numpy": "1.1"}])
+    monkeypatch.setattr(cluster, "_versions", lambda _: next(versions))
+    with (
+        threads_as_workers(1) as dask,
+        pytest.raises(InputError, match=r"worker tcp://\S+ has numpy 1.1, and 1.0 is here: give all machines"),
+    ):
+        ClusterWorkers(dask.scheduler_address, libraries=["numpy"])
+
+
+def test_workers_that_lack_a_package_or_a_folder_say_so(tmp_path: Path) -> None:
+    lacks = [cluster._Needs((), {"no-such-package": "1"}), cluster._Needs((tmp_path / "no",), {})]
+    assert [cluster._look_around(lack) for lack in lacks] == [
+        "has no no-such-package: give all machines the same environment",
+        f"has no folder {tmp_path / 'no'}: it has to see the same folders under the same names",
+    ]
+    assert cluster._look_around(lacks[1].here()) is None, "nobody can have what is not made yet"
+
+
+class Cluster:
+    """A scheduler and two workers in processes of their own, started as the documentation says.
+
+    Args:
+        folder: for their files.
+        patient: as Dask is unless told otherwise: a job counts as bad that takes four workers down; else one.
+    """
+
+    def __init__(self, folder: Path, *, patient: bool = False) -> None:
         self.folder = folder
-        # A job that takes its worker down counts at once, instead of after three more workers.
-        self.environment = os.environ | {
-            "PYTHONPATH": str(REPOSITORY), "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"
-        }  # fmt: skip
+        self.environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        if not patient:
+            self.environment["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = "0"
         self.scheduler = self.start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
         self.address = ""
         deadline = time.monotonic() + 300

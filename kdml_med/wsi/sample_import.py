@@ -1,0 +1,288 @@
+"""Datasets from WebDataset tars that exist already: nothing is copied, rows are byte ranges of the tars."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kdml_med.errors import InputError
+from kdml_med.storage.files import content_hash
+from kdml_med.tables.columns import find_column, is_blank
+from kdml_med.tables.images import TableColumns, check_image_table
+from kdml_med.tables.labels import LabelLevel, LabelTable, read_labels
+from kdml_med.tables.names import is_barcode, same_name_form, slide_name, tcga_patient
+from kdml_med.tables.usage import RowUse, describe_labels
+from kdml_med.wsi.imported import (
+    ImportResult,
+    Progress,
+    check_mpp,
+    contradiction,
+    describe_import,
+    frame_of,
+    write_import,
+)
+from kdml_med.wsi.labelling import count_rows
+from kdml_med.wsi.sample_tars import Sample, find_tars, image_shape, read_tar
+
+KEY = "__key__"  # as WebDataset calls it
+_GROUPS = ("patient", "slide", "site")
+
+
+@dataclass
+class _Found:
+    """Samples by their names in the dataset, with the tar that each is in, and what cannot be used."""
+
+    samples: dict[str, tuple[str, Sample]] = field(default_factory=dict)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    shard_bytes: dict[str, int] = field(default_factory=dict)
+
+
+def import_samples(
+    source: Path,
+    out: Path,
+    *,
+    labels: Path | None = None,
+    columns: TableColumns | None = None,
+    key_pattern: str | None = None,
+    where: Mapping[str, str] | None = None,
+    classes: Sequence[str] | None = None,
+    label_level: LabelLevel = "patient",
+    mpp: float | None = None,
+    val_fraction: float = 0.15,
+    seed: int = 0,
+    check_images: bool = False,
+    tcga_normals: bool = False,
+    force: bool = False,
+    progress: Progress = iter,
+) -> ImportResult:
+    """Import the samples of tars in the WebDataset convention (``kdml_med.wsi.sample_tars``).
+
+    What is known of a sample are the values of its .json, the text of its .cls and .txt, and what the pattern finds in
+    its key, which comes first. A number in .cls counts the classes from 0. With a label table the patient, label and
+    site are those of its slide or patient there. A sample is called by its tar and key.
+
+    Args:
+        source: folder with tars at any depth, or one tar.
+        out: dataset folder to write.
+        labels: table of slides or patients as for tiling; None where the samples have their labels themselves.
+        columns: names of values in .json, or of columns of ``labels``; ``image`` is what the image is called in the
+            samples, such as "tile.png"; None recognises them.
+        key_pattern: regular expression that is searched in keys, with groups named patient, slide or site.
+        where: value in .json → text; only samples that have all of them are taken.
+        classes: two class names, positive last, or the positive one alone; None for words of MSI.
+        label_level: what carries one label.
+        mpp: micrometres per pixel of the images, where samples do not say it.
+        val_fraction: share of the train patients that validate, where samples name a split without validation.
+        seed: of their choice.
+        check_images: parse the header of every image, not only of the first.
+        tcga_normals: at level "patient", normal tissue has the label of its patient's tumour, too.
+        force: replace other frozen splits.
+        progress: wraps the list of tars to show progress.
+
+    Raises:
+        InputError: there are no tars, nothing tells patients or labels, two samples contradict each other, or no sample
+            can be used.
+    """
+    check_mpp(mpp)
+    columns = columns or TableColumns()
+    pattern = _compile(key_pattern)
+    root, tars, problems = find_tars(Path(source))
+    found = _read_all(root, tars, columns.image, progress, check_images=check_images)
+    found.failures += problems
+    table = None if labels is None else _read_table(labels, columns, classes, label_level)
+    facts = _facts(found, pattern, table, columns)
+    if facts.empty:
+        frame_of([], found.failures, root)  # which says why
+    name = f"the samples of {source}"
+    own = columns if table is None else TableColumns(split=columns.split)
+    own = replace(own, image=KEY, label=own.label or _label_column(facts, table, name))
+    facts = _without_patient(facts, own, found, name)
+    named = classes if table is None else table.classes
+    if own.label == "cls":
+        facts["cls"] = _name_classes(facts["cls"], named)
+    listed = check_image_table(facts, name, "samples", own, where or {}, named, label_level)
+    normals = tcga_normals or label_level == "slide"
+    uses: Counter[RowUse] = Counter({RowUse.NOT_CHOSEN: len(listed.not_chosen)})
+    rows: list[dict[str, Any]] = []
+    for values in listed.rows.itertuples(index=False, name=None):
+        row: dict[str, Any] = dict(zip(listed.rows.columns, values, strict=True))
+        sample_id = row["image"]
+        shard, sample = found.samples[sample_id]
+        reason = contradiction(sample_id, row, normals=normals)
+        if reason:
+            found.failures.append((sample_id, reason))
+            uses[RowUse.UNUSABLE] += 1
+            continue
+        uses[RowUse.NO_CLASS if row["label"] is None else RowUse.USED] += 1
+        row["slide_id"] = row["slide_id"] or (row["patient_id"] if label_level == "patient" else sample_id)
+        row["mpp"] = mpp if row["mpp"] is None else row["mpp"]
+        place = {"sample_id": sample_id, "shard": shard, "offset": sample.offset, "size": sample.size}
+        rows.append(row | place)
+    frame = frame_of(rows, found.failures, root)
+    first = found.samples[frame["sample_id"].iloc[0]]
+    shape, reason = image_shape(root / first[0], first[1])
+    if shape is None:
+        raise InputError(f"{frame['sample_id'].iloc[0]}: {reason}. Find others like it with --check-images.")
+    resolutions = set(frame["mpp"].dropna())
+    common = resolutions.pop() if len(resolutions) == 1 and frame["mpp"].notna().all() else None
+    options = {"layout": "webdataset", "key_pattern": key_pattern, "image_field": columns.image}
+    options["where"] = " and ".join(f"{name}={value}" for name, value in (where or {}).items())
+    if labels is not None:
+        options |= {"table": Path(labels).name, "table_sha256": content_hash(Path(labels))}
+    side = shape[0] if shape[0] == shape[1] else None
+    info = describe_import(root, listed.classes, side, common, label_level, options)
+    used = set(frame["shard"])
+    info.shard_bytes = {name: size for name, size in sorted(found.shard_bytes.items()) if name in used}
+    word_source = listed.source
+    if table is not None:
+        word_source, slides = table.source, [str(slide) for slide in facts["slide"]]
+        uses = count_rows(table, slides, frame["slide_id"])
+    info.labels = describe_labels(word_source, uses, frame, listed.classes, tcga_normals=tcga_normals)
+    result = write_import(out, info, frame, found.failures, val_fraction=val_fraction, seed=seed, force=force)
+    result.unused_split = listed.unused_split
+    return result
+
+
+def _compile(pattern: str | None) -> re.Pattern[str] | None:
+    if pattern is None:
+        return None
+    try:
+        found = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"--key-pattern {pattern!r} is no regular expression: {error}.") from error
+    unknown = set(found.groupindex) - set(_GROUPS)
+    if unknown or not found.groupindex:
+        raise InputError(
+            f"--key-pattern {pattern!r} has the groups {sorted(found.groupindex)}, expected some of "
+            f"{', '.join(f'(?P<{name}>…)' for name in _GROUPS)}."
+        )
+    return found
+
+
+def _read_table(
+    path: Path, columns: TableColumns, classes: Sequence[str] | None, label_level: LabelLevel
+) -> LabelTable:
+    return read_labels(
+        path,
+        patient_column=columns.patient,
+        slide_column=columns.slide,
+        label_column=columns.label,
+        site_column=columns.site,
+        classes=classes,
+        label_level=label_level,
+    )
+
+
+def _read_all(root: Path, tars: Sequence[Path], image: str | None, progress: Progress, *, check_images: bool) -> _Found:
+    found = _Found()
+    first: dict[tuple[str, int], tuple[str, Sample]] = {}  # by key and size of the image
+    for path in progress(tars):
+        shard = path.relative_to(root).as_posix()
+        contents = read_tar(path, image=image, check_images=check_images)
+        stem = shard[: -len(".tar")]
+        found.failures += [
+            (name if name == path.name else f"{stem}/{name}", reason) for name, reason in contents.problems
+        ]
+        if contents.samples:
+            found.shard_bytes[shard] = path.stat().st_size
+        for sample in contents.samples:
+            sample_id = same_name_form(f"{stem}/{sample.key}")
+            if any("\ud800" <= letter <= "\udfff" for letter in sample_id):
+                found.failures.append((sample_id, "its name is not UTF-8: write the tar again"))
+                continue
+            other, twin = first.setdefault((sample.key, sample.size), (shard, sample))
+            if other != shard and _same_image(root / other, twin, path, sample):
+                found.failures.append((sample_id, f"the same key and image are in {other}: one of them is taken"))
+                continue
+            if sample_id in found.samples:
+                found.failures.append((sample_id, f"another sample has this name, in {found.samples[sample_id][0]}"))
+                continue
+            found.samples[sample_id] = (shard, sample)
+    return found
+
+
+def _same_image(one: Path, first: Sample, other: Path, second: Sample) -> bool:
+    data = []
+    for path, sample in ((one, first), (other, second)):
+        with path.open("rb") as stream:
+            stream.seek(sample.offset)
+            data.append(stream.read(sample.size))
+    return data[0] == data[1]
+
+
+def _facts(
+    found: _Found, pattern: re.Pattern[str] | None, table: LabelTable | None, columns: TableColumns
+) -> pd.DataFrame:
+    """One row per sample, all text; those that no pattern or row of the table fits go to the failures."""
+    rows: list[dict[str, str]] = []
+    for sample_id, (shard, sample) in found.samples.items():
+        facts = dict(sample.facts)
+        if pattern is not None:
+            match = pattern.search(sample.key)
+            if match is None:
+                found.failures.append((sample_id, f"its key does not fit --key-pattern {pattern.pattern}"))
+                continue
+            facts |= {name: text for name, text in match.groupdict().items() if text}
+        if table is not None:
+            entry = _ask_table(table, _slide_of(sample, facts), Path(shard).parent.name)
+            if isinstance(entry, str):
+                found.failures.append((sample_id, entry))
+                continue
+            split = {} if columns.split is None else {columns.split: facts.get(columns.split, "")}
+            facts = split | entry
+        elif "patient" not in facts and is_barcode(Path(sample.key).name):
+            facts.setdefault("patient", tcga_patient(Path(sample.key).name) or "")
+        rows.append(facts | {KEY: sample_id})
+    return pd.DataFrame(rows, index=range(1, len(rows) + 1), dtype=object).fillna("")
+
+
+def _slide_of(sample: Sample, facts: Mapping[str, str]) -> str:
+    """What a label table may call the slide of a sample: what it says itself, else its folder, else its key."""
+    said = next((facts[name] for name in facts if name.lower().startswith("slide") and facts[name]), None)
+    folder = sample.key.rpartition("/")[0]
+    return said or folder or sample.key
+
+
+def _ask_table(table: LabelTable, slide: str, inside: str) -> dict[str, str] | str:
+    match = table.match(slide, inside)
+    if match is None:
+        return table.explain(slide, inside)
+    found = {"patient": match.patient_id, "slide": slide_name(slide), "label": match.label or ""}
+    return found | ({} if match.site is None else {"site": match.site})
+
+
+def _label_column(facts: pd.DataFrame, table: LabelTable | None, name: str) -> str | None:
+    """What a label is called where nobody says it: as in tables, else .cls, else .txt."""
+    if table is not None:
+        return "label"
+    usual = find_column(facts.columns, "label", None, required=False, where=name)
+    return usual or next((column for column in ("cls", "txt") if column in facts), None)
+
+
+def _without_patient(facts: pd.DataFrame, columns: TableColumns, found: _Found, name: str) -> pd.DataFrame:
+    """The rows that name a patient; the others are failures."""
+    column = find_column(facts.columns, "patient", columns.patient, required=False, where=name)
+    if column is None:
+        raise InputError(
+            f"nothing tells whose {name} are: name a value of their .json with --patient-column, find the patient in "
+            "their keys with --key-pattern, such as '^(?P<patient>[^_]+)_', or give a table with --labels. "
+            f"A sample has {list(facts.columns)}."
+        )
+    blank = facts[column].map(is_blank)
+    found.failures += [(key, f"its {column} is blank, which would be its patient") for key in facts.loc[blank, KEY]]
+    if blank.all():
+        frame_of([], found.failures, Path(name))
+    return facts[~blank]
+
+
+def _name_classes(values: pd.Series[str], classes: Sequence[str] | None) -> pd.Series[str]:
+    """Numbers as the classes that they count, where two are named by other words."""
+    if classes is None or len(classes) != 2 or not set(values) <= {"0", "1", ""} or set(values) & set(classes):
+        return values
+    return values.map({"0": classes[0], "1": classes[1], "": ""}).astype(object)
