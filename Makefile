@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := demo
+PEERS := build/peers
 CLI := $(BIN)/python -m kdml_med.cli
 OUT ?= $(RUN)/bundle
 NETWORK ?= ensemble
@@ -58,8 +59,17 @@ lint: setup  ## format and style
 types: setup  ## mypy, strict
 	$(BIN)/mypy
 
-bench: setup  ## tiling speed against the decoding floor and an OpenSlide loop
-	$(BIN)/python -m tests.benchmarks.bench_tiling
+bench: setup  ## tiling speed against the codec's floor, an OpenSlide loop and other libraries (about 12 minutes)
+	-$(MAKE) --no-print-directory $(PEERS)/.installed # without them, their rows say so
+	$(BIN)/python -m tests.benchmarks.bench_tiling --peers $(PEERS)/bin/python
+
+# Other libraries, in an environment of their own: they ask for other releases than this project. Everything is pinned
+# and nothing else is resolved, so that no CUDA libraries come along.
+$(PEERS)/.installed: tests/benchmarks/peers.txt constraints.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet -c constraints.txt torch
+	$(PEERS)/bin/python -m pip install --quiet --no-deps -r tests/benchmarks/peers.txt
+	touch $@
 
 docs: setup  ## the documentation as a site in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # the notice is answered by docs/decisions/0027

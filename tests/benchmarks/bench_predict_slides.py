@@ -19,14 +19,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import tifffile
 import torch
-from PIL import Image
 
 from kdml_med.deploy.slides import one_slide, predicting
 from kdml_med.keys import Task
@@ -34,49 +31,9 @@ from kdml_med.networks.cohort import build_cohort
 from kdml_med.networks.registry import cohort_spec
 from kdml_med.runs import RunDescription, checkpoint_path
 from kdml_med.wsi import cutter
-from tests.synthetic_slides import GLASS, tissue_picture
+from tests.benchmarks.large_slides import write_large_slide
 
 WIDTH, HEIGHT, MPP = 15_000, 27_000, 0.5
-BLOCK_PX, NATIVE_PX = 2048, 256
-DOWNSAMPLES = (1, 4, 16)
-
-
-def write_large_slide(path: Path, width: int = WIDTH, height: int = HEIGHT) -> None:
-    """An ellipse of repeated tissue on glass, written tile by tile: the whole picture never is in memory."""
-    picture = tissue_picture(round(BLOCK_PX / 0.7) + 64, round(BLOCK_PX / 0.7) + 64)
-    low = round(0.15 * len(picture)) + 8
-    block = Image.fromarray(np.ascontiguousarray(picture[low : low + BLOCK_PX, low : low + BLOCK_PX]))
-
-    def tiles(downsample: int) -> Iterator[np.ndarray]:
-        pixels = np.asarray(block.reduce(downsample))
-        steps = np.arange(NATIVE_PX)
-        for top in range(0, height // downsample, NATIVE_PX):
-            y = top + steps
-            across = ((y * downsample / height - 0.5) / 0.42) ** 2
-            for left in range(0, width // downsample, NATIVE_PX):
-                x = left + steps
-                tissue = across[:, None] + (((x * downsample / width - 0.5) / 0.42) ** 2)[None] < 1
-                side = len(pixels)
-                yield np.where(tissue[..., None], pixels[np.ix_(y % side, x % side)], np.uint8(GLASS))
-
-    title = f"Aperio Synthetic v1.0\r\n{width}x{height} [0,0 {width}x{height}] (256x256) JPEG Q=80"
-    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
-        for downsample in DOWNSAMPLES:
-            tiff.write(
-                tiles(downsample),
-                shape=(height // downsample, width // downsample, 3),
-                dtype=np.uint8,
-                photometric="rgb",
-                tile=(NATIVE_PX, NATIVE_PX),
-                compression="jpeg",
-                compressionargs={"level": 80},
-                subsampling=(2, 1),
-                description=f"{title}|AppMag = 20|MPP = {MPP}",
-                metadata=None,
-            )
-            if downsample == 1:  # the stripped thumbnail that Aperio puts second
-                thumbnail = np.full((height // 64, width // 64, 3), GLASS, np.uint8)
-                tiff.write(thumbnail, photometric="rgb", description=title, metadata=None)
 
 
 def write_untrained_run(run_dir: Path, version: str = "v2", side_px: int = 224) -> None:
@@ -161,7 +118,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         slide, run_dir = arguments.slide or Path(folder, "generated.svs"), arguments.run or Path(folder, "run")
         if arguments.slide is None:
-            write_large_slide(slide)
+            write_large_slide(slide, WIDTH, HEIGHT, mpp=MPP, quality=80, radius=0.42)
         if arguments.run is None:
             write_untrained_run(run_dir)
         for runtime in arguments.runtime:
