@@ -70,15 +70,16 @@ def measure_glass(pixels: Pixels, usable: npt.NDArray[np.bool_] | None = None) -
     Returns:
         Brightest first; empty where too little glass is seen.
     """
-    area, chosen = 0, []
+    area = 0
+    chosen: list[Pixels] = []
     for top in range(0, len(pixels), _BLOCK_ROWS):
         # With a row above and below, which flatness looks at.
         start = max(0, top - 1)
         block = pixels[start : top + _BLOCK_ROWS + 1]
         counted, even = _judge(block, None if usable is None else usable[start : top + _BLOCK_ROWS + 1])
-        own = np.s_[top - start : top - start + _BLOCK_ROWS]
-        area += int(np.count_nonzero(counted[own]))
-        chosen.append(block[own][even[own]])
+        rows = slice(top - start, top - start + _BLOCK_ROWS)
+        area += int(np.count_nonzero(counted[rows]))
+        chosen.append(block[rows][even[rows]])
     least, colours = max(1.0, _LEAST_SHARE * area), np.concatenate(chosen)
     del chosen
     found: list[Glass] = []
@@ -150,17 +151,17 @@ def _is_flat(pixels: Pixels) -> npt.NDArray[np.bool_]:
 def _count_colours(colours: Pixels, first: Pixels) -> tuple[Pixels, Places]:
     """Different colours, uint8, [colours, 3], of those from the darkest on, and how often each is there."""
     side = 2 * _SAME + 1
-    counts = _count_boxes(colours - first, side)
+    counts = _count_boxes(colours, side, first=first)
     (there,) = np.nonzero(counts)
     own = np.stack([there // side**2, there // side % side, there % side], axis=1) + first
     return own.astype(np.uint8), counts[there]
 
 
-def _count_boxes(boxes: Pixels, side: int) -> Places:
-    """How many rows, [rows, 3], have each three numbers under ``side``; int64, [side³]."""
+def _count_boxes(colours: Pixels, side: int, *, first: Pixels | int = 0, bin_size: int = 1) -> Places:
+    """How many colours, [colours, 3], are in each of ``side``³ boxes from the darkest on; int64, [side³]."""
     counts = np.zeros(side**3, np.int64)
-    for start in range(0, len(boxes), _CHUNK):
-        red, green, blue = boxes[start : start + _CHUNK].T.astype(np.int32)
+    for start in range(0, len(colours), _CHUNK):
+        red, green, blue = ((colours[start : start + _CHUNK].astype(np.int32) - first) // bin_size).T
         counts += np.bincount((red * side + green) * side + blue, minlength=side**3)
     return counts
 
@@ -181,7 +182,7 @@ def _quantile(values: npt.NDArray[np.generic], counts: Places, share: float) -> 
 def _densest(colours: Pixels) -> Colour:
     """Middle of the fullest of equal boxes of colours."""
     side = 256 // _BIN
-    fullest = int(_count_boxes(colours // np.uint8(_BIN), side).argmax())
+    fullest = int(_count_boxes(colours, side, bin_size=_BIN).argmax())
     box = np.array([fullest // side**2, fullest // side % side, fullest % side], np.float32)
     return np.asarray((box + 0.5) * _BIN, np.float32)
 
