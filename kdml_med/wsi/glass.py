@@ -14,6 +14,8 @@ from kdml_med.wsi.slide import Pixels
 Colour = npt.NDArray[np.float32]
 """float, [3]; red, green, blue in grey levels."""
 
+Places = npt.NDArray[np.int64]
+
 Channel = npt.NDArray[np.float32]
 Channels = Sequence[Channel]
 """float, […] each; red, green, blue in grey levels."""
@@ -29,6 +31,8 @@ _DARKEST = 150.0  # mean over the channels; darker even areas are the scanner's 
 _FILL = 254  # what is at least so white in every channel was filled in by the scanner
 _SAME = 6  # grey levels in each channel around the middle of a colour
 _BIN = 4  # grey levels
+_BLOCK_ROWS = 512  # of the overview that are judged at a time
+_CHUNK = 1 << 18  # colours that are counted at a time
 _LEAST_SHARE = 0.05  # of the slide: less glass than that cannot add many tiles, and may be something else
 _MOST_COLOURS = 6
 # Stain leaves green the weakest channel. A pink cast up to the first is believed of the brightest even colour; beside
@@ -66,20 +70,29 @@ def measure_glass(pixels: Pixels, usable: npt.NDArray[np.bool_] | None = None) -
     Returns:
         Brightest first; empty where too little glass is seen.
     """
-    red, green, blue = cv2.split(pixels)
-    bright = np.minimum(np.minimum(red, green), blue) < _FILL
-    usable = bright if usable is None else bright & usable
-    least = max(1.0, _LEAST_SHARE * np.count_nonzero(usable))
-    light = np.add(red, green, dtype=np.uint16) + blue
-    even = usable & (light >= 3 * _DARKEST) & _is_flat(pixels)
-    colours = pixels[even]
+    area = 0
+    chosen: list[Pixels] = []
+    for top in range(0, len(pixels), _BLOCK_ROWS):
+        # With a row above and below, which flatness looks at.
+        start = max(0, top - 1)
+        block = pixels[start : top + _BLOCK_ROWS + 1]
+        counted, even = _judge(block, None if usable is None else usable[start : top + _BLOCK_ROWS + 1])
+        rows = slice(top - start, top - start + _BLOCK_ROWS)
+        area += int(np.count_nonzero(counted[rows]))
+        chosen.append(block[rows][even[rows]])
+    least, colours = max(1.0, _LEAST_SHARE * area), np.concatenate(chosen)
+    del chosen
     found: list[Glass] = []
     while len(colours) >= least and len(found) < _MOST_COLOURS:
         middle = _densest(colours)
-        near = np.logical_and.reduce([np.abs(colours[:, channel] - middle[channel]) <= _SAME for channel in range(3)])
+        first = np.clip(np.ceil(middle - _SAME), 0, 255).astype(np.uint8)
+        last = np.clip(np.floor(middle + _SAME), 0, 255).astype(np.uint8)
+        near = np.logical_and.reduce(
+            [(colours[:, i] >= first[i]) & (colours[:, i] <= last[i]) for i in range(colours.shape[1])]
+        )
         if np.count_nonzero(near) < least:
             break
-        own, counts = _count_colours(colours[near], middle)
+        own, counts = _count_colours(colours[near], first)
         colour: Colour = np.array([_quantile(own[:, channel], counts, 0.5) for channel in range(3)], np.float32)
         spread = chroma([own[:, channel].astype(np.float32) for channel in range(3)], colour)
         found.append(Glass(colour, _quantile(spread, counts, 0.995)))
@@ -87,6 +100,16 @@ def measure_glass(pixels: Pixels, usable: npt.NDArray[np.bool_] | None = None) -
     found.sort(key=lambda glass: -glass.brightness)
     casts = [_CAST_OF_BRIGHTEST] + [_CAST_OF_OTHERS] * len(found)
     return [glass for glass, cast in zip(found, casts, strict=False) if _pink_cast(glass.colour) <= cast]
+
+
+def _judge(pixels: Pixels, usable: npt.NDArray[np.bool_] | None) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which pixels count, and which of them are even and bright."""
+    red, green, blue = cv2.split(pixels)
+    counted = np.minimum(np.minimum(red, green), blue) < _FILL
+    if usable is not None:
+        counted &= usable
+    light = np.add(red, green, dtype=np.uint16) + blue
+    return counted, counted & (light >= 3 * _DARKEST) & _is_flat(pixels)
 
 
 def split(pixels: Pixels) -> Channels:
@@ -125,18 +148,25 @@ def _is_flat(pixels: Pixels) -> npt.NDArray[np.bool_]:
     return flat
 
 
-def _count_colours(colours: Pixels, middle: Colour) -> tuple[Pixels, npt.NDArray[np.int64]]:
-    """Different colours, uint8, [colours, 3], of those near a middle, and how often each is there."""
+def _count_colours(colours: Pixels, first: Pixels) -> tuple[Pixels, Places]:
+    """Different colours, uint8, [colours, 3], of those from the darkest on, and how often each is there."""
     side = 2 * _SAME + 1
-    first = np.ceil(middle - _SAME).astype(np.int64)
-    red, green, blue = (colours[:, channel] - first[channel] for channel in range(3))
-    counts = np.bincount((red * side + green) * side + blue, minlength=side**3)
+    counts = _count_boxes(colours, side, first=first)
     (there,) = np.nonzero(counts)
     own = np.stack([there // side**2, there // side % side, there % side], axis=1) + first
     return own.astype(np.uint8), counts[there]
 
 
-def _quantile(values: npt.NDArray[np.generic], counts: npt.NDArray[np.int64], share: float) -> float:
+def _count_boxes(colours: Pixels, side: int, *, first: Pixels | int = 0, bin_size: int = 1) -> Places:
+    """How many colours, [colours, 3], are in each of ``side``³ boxes from the darkest on; int64, [side³]."""
+    counts = np.zeros(side**3, np.int64)
+    for start in range(0, len(colours), _CHUNK):
+        red, green, blue = ((colours[start : start + _CHUNK].astype(np.int32) - first) // bin_size).T
+        counts += np.bincount((red * side + green) * side + blue, minlength=side**3)
+    return counts
+
+
+def _quantile(values: npt.NDArray[np.generic], counts: Places, share: float) -> float:
     """Quantile of values that are there several times, as ``numpy.quantile`` gives it for all of them in a row."""
     order = np.argsort(values, kind="stable")
     ends = np.cumsum(counts[order])
@@ -151,9 +181,8 @@ def _quantile(values: npt.NDArray[np.generic], counts: npt.NDArray[np.int64], sh
 
 def _densest(colours: Pixels) -> Colour:
     """Middle of the fullest of equal boxes of colours."""
-    boxes = (colours // _BIN).astype(np.int64)
     side = 256 // _BIN
-    fullest = int(np.bincount((boxes[:, 0] * side + boxes[:, 1]) * side + boxes[:, 2]).argmax())
+    fullest = int(_count_boxes(colours, side, bin_size=_BIN).argmax())
     box = np.array([fullest // side**2, fullest // side % side, fullest % side], np.float32)
     return np.asarray((box + 0.5) * _BIN, np.float32)
 

@@ -13,6 +13,8 @@ from kdml_med.wsi.slide import Pixels
 
 Plane = npt.NDArray[np.uint8]
 
+_LARGE_PX = 192
+
 
 @dataclass(frozen=True)
 class TileQuality:
@@ -74,7 +76,7 @@ def _sharpness(total: npt.NDArray[np.int16]) -> float:
 
     Not on every second or fourth: edges of the 8 × 8 blocks of a JPEG would always or never be looked at.
     """
-    step = min(3, max(1, total.shape[0] // 64))
+    step = 3 if total.shape[0] >= _LARGE_PX else 1
     centre = total[1:-1:step]
     rows = centre.shape[0]
     edges = total[0:-2:step][:rows, 1:-1] + total[2::step][:rows, 1:-1]

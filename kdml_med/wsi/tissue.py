@@ -23,6 +23,7 @@ OVERVIEW_MPP = 8.0
 """Micrometres per pixel of the overview: a nucleus is one pixel, a gland many."""
 
 _BLOCK_R = 2048  # pixels; the overview is read in squares of this side, so memory does not grow with the slide
+_BLOCK_ROWS = 512  # of the overview that are judged at a time, so that memory stays small beside the overview
 _SMALLEST_BLOCK_R = 16  # pixels; damage is fenced in down to squares of this side
 _MOST_FAILED_READS = 128  # a reader may open the file again after each: what is damaged all over is not fenced in
 _CHROMA_RANGE = (10.0, 24.0)  # grey levels
@@ -112,19 +113,29 @@ def tissue_mask(overview: Overview, glasses: Sequence[Glass]) -> Mask:
     Returns:
         bool, [height, width].
     """
-    # Channel by channel: arithmetic on interleaved channels is ten times slower.
-    sharp = split(overview.pixels)
-    smooth = [np.asarray(cv2.blur(channel, (3, 3), borderType=cv2.BORDER_REFLECT), np.float32) for channel in sharp]
-    mask: Mask = mean(smooth) > _DARK
-    for glass in glasses or [Glass(NEAR_WHITE)]:
-        low, high = _CHROMA_RANGE
-        mask &= chroma(smooth, glass.colour) > np.clip(glass.chroma_noise + 2, low, high)
-        for channels, most in ((smooth, AS_BRIGHT), (sharp, _SURELY_GLASS)):
-            mask &= mean([channel / full for channel, full in zip(channels, glass.colour, strict=True)]) < most
+    mask: Mask = np.empty(overview.unread.shape, np.bool_)
+    for top in range(0, len(mask), _BLOCK_ROWS):
+        # With a row above and below, which smoothing looks at.
+        rows = np.s_[max(0, top - 1) : top + _BLOCK_ROWS + 1]
+        found = _is_stained(overview.pixels[rows], glasses or [Glass(NEAR_WHITE)])
+        mask[top : top + _BLOCK_ROWS] = found[min(top, 1) :][:_BLOCK_ROWS]
     smallest = _MIN_PIECE_UM2 / overview.mpp**2
     mask = _drop_small(mask, smallest)
     filled: Mask = ~_drop_small(~mask, smallest)
     return filled | overview.unread
+
+
+def _is_stained(pixels: Pixels, glasses: Sequence[Glass]) -> Mask:
+    """Where pixels are coloured and darker than glass. Channel by channel: interleaved ones take ten times as long."""
+    sharp = split(pixels)
+    smooth = [np.asarray(cv2.blur(channel, (3, 3), borderType=cv2.BORDER_REFLECT), np.float32) for channel in sharp]
+    mask: Mask = mean(smooth) > _DARK
+    for glass in glasses:
+        low, high = _CHROMA_RANGE
+        mask &= chroma(smooth, glass.colour) > np.clip(glass.chroma_noise + 2, low, high)
+        for channels, most in ((smooth, AS_BRIGHT), (sharp, _SURELY_GLASS)):
+            mask &= mean([channel / full for channel, full in zip(channels, glass.colour, strict=True)]) < most
+    return mask
 
 
 def _drop_small(mask: Mask, smallest: float) -> Mask:
@@ -142,7 +153,7 @@ class MaskIntegral:
     """Tissue share of any rectangle of a mask in constant time."""
 
     def __init__(self, mask: Mask, downsample: float) -> None:
-        self._sums = np.pad(mask.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+        self._sums = cv2.integral(mask.view(np.uint8))
         self._downsample: float = downsample
 
     def fractions(self, x_l0: Places, y_l0: Places, size_l0: float) -> npt.NDArray[np.float64]:
