@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from monai.transforms import Randomizable
 from torch import Tensor
@@ -87,7 +88,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         self.info: DatasetInfo = read_info(self.dataset_dir)
         if self.info.kind != self.kind:
             raise InputError(f"{dataset_dir} is a dataset of {self.info.kind}, this task needs {self.kind}.")
-        self.rows = select_rows(self.dataset_dir, self.info, split, fold, self.columns)
+        self._rows = select_rows(self.dataset_dir, self.info, split, fold, self.columns)
         self.classes = list(self.info.classes)
         self.transform = transform
         self.seed = seed
@@ -103,10 +104,15 @@ class ManifestDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def rows(self) -> pd.DataFrame:
+        """The manifest rows; ``keep`` chooses among them, as pixels and labels have to follow."""
+        return self._rows
+
     def keep(self, positions: Positions) -> None:
         """Leave only the rows at these positions, in this order."""
         kept = np.asarray(positions, np.intp)
-        self.rows = self.rows.iloc[kept].reset_index(drop=True)
+        self._rows = self.rows.iloc[kept].reset_index(drop=True)
         self.labels = self.labels[kept]
         self.source = self.source.select(kept)
 
