@@ -5,6 +5,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from kdml_med.runs import (
     read_losses,
     read_run_json,
     read_thresholds,
+    write_predictions,
 )
 
 COMMON: dict[str, Any] = {
@@ -243,3 +245,22 @@ def test_a_checkpoint_cut_short_anywhere_empty_or_foreign_is_refused(tmp_path: P
     path.unlink()
     with pytest.raises(InputError, match=r"best\.pt does not exist\. Do this\.$"):
         read_checkpoint(path, kinds, remedy="Do this.")
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 0, 1, 2], [2, 0, 1], [0, 1], [0, 1, 2, 0, 2, 1], [3, 0]])
+def test_predictions_know_where_their_tiles_were_cut(tmp_path: Path, order: list[int]) -> None:
+    tiles = pd.DataFrame(
+        {"sample_id": ["a", "b", "c"], "x_l0": [1, 2, 3], "y_l0": [4, 5, 6], "size_l0": [7.0, 8.0, 9.0]}
+    )
+    names = [("a", "b", "c", "strange")[place] for place in order]
+    predictions = pd.DataFrame({"sample_id": names, "network": "n", "label": 0, "probability": 0.5})
+    predictions = predictions.assign(slide_id="s", patient_id="p")
+    write_predictions(tmp_path / "plain.parquet", predictions, tiles)
+    coded = predictions.astype({"slide_id": "category", "patient_id": "category"})
+    write_predictions(tmp_path / "coded.parquet", coded, tiles)
+    found = pd.read_parquet(tmp_path / "plain.parquet")
+    places = [None if place == 3 else tiles.loc[place, ["x_l0", "y_l0", "size_l0"]].tolist() for place in order]
+    read = found[["x_l0", "y_l0", "size_l0"]].astype(object).where(found["x_l0"].notna(), None).to_numpy().tolist()
+    assert [None if row[0] is None else row for row in read] == places
+    assert found["sample_id"].tolist() == names
+    assert (tmp_path / "plain.parquet").read_bytes() == (tmp_path / "coded.parquet").read_bytes()

@@ -21,6 +21,7 @@ from kdml_med.splits import (
     make_splits,
     read_splits,
 )
+from kdml_med.splits.frozen import _first_shared
 from kdml_med.storage.manifest import DatasetInfo, manifest_table, owner_word, read_info, write_info, write_manifest
 from tests.examples import examples
 
@@ -433,3 +434,17 @@ def test_splits_that_an_editor_touched_are_refused_in_one_line(dataset: Path, ed
     with pytest.raises(InputError, match=r"splits\.csv") as caught:
         read_splits(dataset, manifest, read_info(dataset))
     assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=examples(100), deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 2)), max_size=12), st.booleans())
+def test_an_image_in_two_parts_is_found_as_by_a_loop(rows: list[tuple[int, int, int]], ordered: bool) -> None:
+    shards, offsets, parts = np.array(sorted(rows) if ordered else rows, dtype=np.int64).reshape(-1, 3).T
+    held: dict[tuple[int, int], set[int]] = {}
+    for shard, offset, part in zip(shards, offsets, parts, strict=True):
+        held.setdefault((shard, offset), set()).add(part)
+    leaking = {place for place, own in held.items() if len(own) > 1}
+    found = _first_shared(shards, offsets, parts)
+    assert (found is not None) == bool(leaking)
+    if found is not None:
+        assert (shards[found], offsets[found]) == min(leaking)

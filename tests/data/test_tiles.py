@@ -176,11 +176,10 @@ def labelled(counts):
     """Stands in for a dataset: what a sampler asks of it, with this many samples in each class."""
 
     class Labelled(list):
-        class_weights = TileDataset.class_weights
+        pass
 
     dataset = Labelled(range(sum(counts)))
-    dataset.labels = [label for label, count in enumerate(counts) for _ in range(count)]
-    dataset.classes = CLASSES
+    dataset.labels = np.repeat(np.arange(len(counts)), counts)
     return dataset
 
 
@@ -237,6 +236,28 @@ def test_balancing_draws_every_class_equally_often():
     assert indices(sampler, 1) != indices(sampler, 2)
     unbalanced = EpochSampler(labelled([190, 10]), samples_per_epoch=4000)
     assert np.mean([index >= 190 for index in indices(unbalanced, 1)]) == 0.05
+
+
+def test_balancing_draws_the_samples_of_a_class_equally_often_and_none_without_a_class():
+    dataset = labelled([3, 0, 2, 4])
+    dataset.labels = np.array([2, 0, -1, 2, 0, -1, 0, 3, 3])  # class 1 has no sample, two samples have no class
+    counts = np.bincount(indices(EpochSampler(dataset, balance=True, samples_per_epoch=9000), 1), minlength=9)
+    # Each of three classes has 3000 draws; six standard deviations of a binomial with p = 1/6 are 212.
+    expected = [1500, 1000, 0, 1500, 1000, 0, 1000, 1500, 1500]
+    np.testing.assert_allclose(counts, expected, atol=212)
+    assert counts[[2, 5]].sum() == 0
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3), st.integers(1, 40), st.integers(0, 9))
+def test_processes_share_a_balanced_epoch(replicas, wanted, seed):
+    dataset = labelled([5, 2])
+    options = {"balance": True, "samples_per_epoch": wanted, "seed": seed}
+    alone = indices(EpochSampler(dataset, **options), 3)
+    parts = [indices(EpochSampler(dataset, **options, num_replicas=replicas, rank=rank), 3) for rank in range(replicas)]
+    assert len({len(part) for part in parts}) == 1
+    if wanted % replicas == 0:
+        assert [index for part in zip(*parts, strict=True) for index in part] == alone
 
 
 @pytest.mark.parametrize(

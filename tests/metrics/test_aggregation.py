@@ -117,3 +117,32 @@ def test_unusable_frames_raise() -> None:
         aggregate_predictions(predictions(), "site")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="via_slides"):
         aggregate_predictions(predictions(), "slide", via_slides=True)
+
+
+@settings(max_examples=examples(50), deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.sampled_from("ts"), st.floats(0, 1)), min_size=1, max_size=40),
+    st.sampled_from(["str", "category", "object"]),
+    st.sampled_from(["patient", "slide"]),
+)
+def test_grouping_by_codes_agrees_with_pandas(rows: list[tuple[int, str, float]], kind: str, level: str) -> None:
+    frame = pd.DataFrame(
+        {
+            "sample_id": [str(place) for place in range(len(rows))],
+            "slide_id": [f"s{slide}" for slide, _, _ in rows],
+            "patient_id": [f"p{slide // 2}" for slide, _, _ in rows],
+            "network": [network for _, network, _ in rows],
+            "label": [slide // 2 % 2 for slide, _, _ in rows],
+            "probability": [probability for _, _, probability in rows],
+        }
+    )
+    keys = ["network", f"{level}_id"]
+    expected = frame.groupby(keys).agg(
+        label=("label", "first"), probability=("probability", "mean"), tiles=("probability", "size")
+    )
+    given_frame = frame.astype({"slide_id": kind, "patient_id": kind, "network": kind})
+    found = aggregate_predictions(given_frame, level, "mean")  # type: ignore[arg-type]
+    owners = frame.drop_duplicates("slide_id").set_index("slide_id")["patient_id"]
+    if level == "slide":
+        assert found["patient_id"].tolist() == owners.loc[found["slide_id"]].tolist()
+    pd.testing.assert_frame_equal(found.set_index(keys)[list(expected)], expected, check_index_type=False)
