@@ -165,7 +165,7 @@ def _jpeg2000_tiles(picture: Pixels, side: int, *, ycbcr: bool) -> Iterator[byte
             tile = np.pad(part, ((0, side - part.shape[0]), (0, side - part.shape[1]), (0, 0)), mode="edge")
             if ycbcr:
                 tile = np.asarray(Image.fromarray(tile).convert("YCbCr"))
-            yield imagecodecs.jpeg2k_encode(tile, level=45, codecformat="j2k", mct=not ycbcr, reversible=False)
+            yield imagecodecs.jpeg2k_encode(tile, level=42, codecformat="j2k", mct=not ycbcr, reversible=False)
 
 
 def damage_native_tile(path: Path, number: int, level: int = 0) -> None:

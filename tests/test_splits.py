@@ -51,7 +51,7 @@ COHORTS = st.builds(cohort, st.integers(5, 60), st.integers(5, 60), st.integers(
 
 def counts(manifest: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
     """Patients by label (rows) and split or fold (columns)."""
-    labels = manifest.drop_duplicates("patient_id").set_index("patient_id")["label"].fillna("none")
+    labels = manifest.drop_duplicates("patient_id").set_index("patient_id")["label"].astype("str").fillna("none")
     parts = splits.set_index("patient_id").iloc[:, 0]
     return pd.crosstab(labels, parts)
 

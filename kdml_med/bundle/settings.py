@@ -178,6 +178,9 @@ KNOBS: list[Knob] = [
          help="mixed precision; needs a GPU. Losses are computed in float32 all the same"),
     Knob("num_workers", whole(0), default=0, group=PLACE, stages=ALL_STAGES, free=True,
          help="processes that read samples; 0 reads in the main process. Does not change results"),
+    Knob("cache", PATH, default="none", group=PLACE, recorded=False,
+         help="`disk` keeps decoded pixels in `cache/` below the dataset, a path in that folder, for [small sets "
+              "that are read many times](dataset_folder.md#decoded-pixels). Does not change results"),
     Knob("version", TEXT, default=_by_task("v1", "tiny"), **_BUILD,
          help="[named cohort](losses_and_networks.md#versions)"),
     Knob("teacher", optional(SPEC, "that of the version"), default=None, **_BUILD,

@@ -237,7 +237,7 @@ def _describe(
         fold=settings["fold"],
         synthetic=info.synthetic,
         seen_patients={
-            str(part.split): sorted({hashed_patient(patient) for patient in part.rows["patient_id"]})
+            str(part.split): sorted({hashed_patient(patient) for patient in part.rows["patient_id"].unique()})
             for part in (training, validation)
         },
         kdml_med=version("kdml_med"),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import simplejpeg
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from kdml_med.errors import InputError
 
@@ -52,7 +56,43 @@ def resize_square(image: Pixels, size_px: int | None) -> Pixels:
     """
     if size_px is None or image.shape[:2] == (size_px, size_px):
         return image
-    return np.asarray(Image.fromarray(image).resize((size_px, size_px), Image.Resampling.BICUBIC))
+    return _resample(image, mode="bicubic", size=(size_px, size_px))
+
+
+def scale_from_corner(image: Pixels, scales: Sequence[float], width: int, height: int) -> Pixels:
+    """Scale an image linearly from its upper left corner on, as far as is wanted. Reduction is anti-aliased.
+
+    Args:
+        image: uint8, [rows, columns, 3].
+        scales: along x and y, pixels of the result per pixel.
+        width: of the result, pixels; at most that of the scaled image, as rounding has it.
+        height: likewise.
+
+    Returns:
+        uint8, [height, width, 3].
+    """
+    # What lies farther away than the filter reaches, a pixel of the larger of the two, has no part in the result.
+    ends = [
+        math.ceil(size / scale + max(1, 1 / scale)) + 1 for size, scale in zip((width, height), scales, strict=True)
+    ]
+    image = image[: ends[1], : ends[0]]
+    rows, columns = image.shape[:2]
+    if min(scales) < 1:
+        # Rounding must not cost the last pixel. Only reduction is torch's: where it would enlarge by less than a pixel
+        # it does nothing.
+        down = max(scales[1], (height + 1e-6) / rows) if scales[1] < 1 else 1
+        across = max(scales[0], (width + 1e-6) / columns) if scales[0] < 1 else 1
+        image = _resample(image, mode="bilinear", scale_factor=(float(down), float(across)))
+    if max(scales) > 1:
+        along_x, along_y = (max(scale, 1) for scale in scales)
+        image = np.asarray(cv2.resize(image, None, fx=along_x, fy=along_y, interpolation=cv2.INTER_LINEAR), np.uint8)
+    return image[:height, :width]
+
+
+def _resample(image: Pixels, **how: Any) -> Pixels:
+    """By torch, whose filters are Pillow's to one grey level, several times as fast."""
+    planes = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
+    return np.asarray(cv2.merge(list(interpolate(planes, antialias=True, **how)[0].numpy())), np.uint8)
 
 
 def image_to_tensor(image: Pixels, size_px: int | None) -> Tensor:

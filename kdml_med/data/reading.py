@@ -54,33 +54,34 @@ class ShardReader:
 
     def __init__(self, root: Path, rows: pd.DataFrame, what: str, *, open_shards: int = OPEN_SHARDS) -> None:
         self._root, self._what, self._most = root, what, open_shards
-        self._names, self._shards = rows["sample_id"].array, rows["shard"].array
+        self._names = rows["sample_id"].array
+        self._shards, self._shard_names = pd.factorize(rows["shard"])
         self._offsets = rows["offset"].to_numpy(np.int64)
         self._sizes = rows["size"].to_numpy(np.int64)
-        self._open: OrderedDict[str, int] = OrderedDict()
+        self._open: OrderedDict[int, tuple[int, str]] = OrderedDict()  # handle and path by number of a shard
 
     def read(self, position: int) -> Pixels:
         """Pixels of a row, see ``ImageSource``."""
-        shard = self._shards[position]
+        place = int(self._shards[position]), int(self._offsets[position]), int(self._sizes[position])
         try:
-            data = self._read_range(shard, int(self._offsets[position]), int(self._sizes[position]))
+            data, path = self._read_range(*place)
+            return decode_image(data, where=path)
         except InputError as error:
             raise InputError(f"{self._what} {self._names[position]!r}: {error}") from error
-        return decode_image(data, where=f"{self._what} {self._names[position]!r} in {self._root}/{shard}")
 
     def select(self, positions: Positions) -> Self:
         """A reader of some of the rows, with handles of its own."""
         other = type(self).__new__(type(self))
         other.__dict__.update(self.__getstate__())
         keep = np.asarray(positions, np.intp)
-        other._names, other._shards = self._names.take(keep), self._shards.take(keep)
+        other._names, other._shards = self._names.take(keep), self._shards[keep]
         other._offsets, other._sizes = self._offsets[keep], self._sizes[keep]
         return other
 
     def close(self) -> None:
         """Close all shards; reading opens them again."""
         while self._open:
-            os.close(self._open.popitem()[1])
+            os.close(self._open.popitem()[1][0])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": OrderedDict()}  # handles belong to a process
@@ -88,23 +89,27 @@ class ShardReader:
     def __del__(self) -> None:
         self.close()
 
-    def _read_range(self, shard: str, offset: int, size: int) -> bytes:
-        if not shard.endswith(".tar"):
-            return read_member(self._root, shard, offset, size)  # imported: a file of its own, read once in an epoch
-        handle = self._open.get(shard)
-        if handle is None:
-            path = self._root / shard
+    def _read_range(self, number: int, offset: int, size: int) -> tuple[bytes, str]:
+        """Bytes of a shard, and its path."""
+        if number in self._open:
+            self._open.move_to_end(number)
+            handle, path = self._open[number]
+        else:
+            shard = self._shard_names[number]
+            path = str(self._root / shard)
+            if not shard.endswith(".tar"):  # imported: a file of its own, read once in an epoch
+                return read_member(self._root, shard, offset, size), path
             try:
                 handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
                 raise InputError(f"cannot read image data from {path}: {error.strerror}.") from error
-            self._open[shard] = handle
+            self._open[number] = handle, path
             if len(self._open) > self._most:
-                os.close(self._open.popitem(last=False)[1])
-        else:
-            self._open.move_to_end(shard)
+                os.close(self._open.popitem(last=False)[1][0])
         try:
             data = os.pread(handle, size, offset)
         except OSError as error:
-            raise InputError(f"cannot read image data from {self._root / shard}: {error.strerror}.") from error
-        return data if len(data) == size else read_member(self._root, shard, offset, size)  # which says what is wrong
+            raise InputError(f"cannot read image data from {path}: {error.strerror}.") from error
+        if len(data) != size:
+            raise InputError(f"{path} is cut short: {size} bytes expected at {offset}, {len(data)} found.")
+        return data, path

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from kdml_med.data.cache import NO_CACHE, with_cache
+from kdml_med.data.drafts import Drafts, apply_tables, random_numbers, split_chain
 from kdml_med.data.images import Pixels
 from kdml_med.data.reading import ImageSource, Positions, ShardReader
 from kdml_med.data.sampling import EpochSampler
@@ -29,7 +32,11 @@ from kdml_med.storage.manifest import DatasetInfo, DatasetKind, image_root, read
 
 logger = logging.getLogger(__name__)
 
+Index = int | tuple[int, int]
+"""Position of a sample, or (epoch, position)."""
+
 UNLABELLED = -1
+_TABLES = "tables"  # beside images that are not finished
 NO_EPOCH = 0
 
 
@@ -46,12 +53,14 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         fold: number of the test fold where splits.csv holds folds.
         transform: MONAI transform on a dictionary with ``BatchKey`` keys; None for none.
         seed: of the random transforms.
+        cache: keeps decoded pixels, see ``kdml_med.data.cache.with_cache``; samples are the same without.
 
     Attributes:
         rows: the manifest rows behind the samples, in sample order.
         classes: class names in index order, the last one positive.
         labels: int64, [samples], class index of each; -1 without a label.
         source: where their pixels are read from.
+        finished_later: whether ``SampleLoader`` finishes batches on another device.
 
     Raises:
         InputError: the folder breaks its contract or holds another kind of rows, its splits leak, or the split has no
@@ -61,6 +70,8 @@ class ManifestDataset(Dataset[dict[str, Any]]):
     kind: ClassVar[DatasetKind]
     columns: ClassVar[Collection[str]]
     """Of the manifest, that ``rows`` has."""
+    finishes: ClassVar[bool] = True
+    """Whether images become float without any transform."""
 
     def __init__(
         self,
@@ -70,6 +81,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         fold: int | None = None,
         transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         seed: int = 0,
+        cache: str = NO_CACHE,
     ) -> None:
         self.dataset_dir = Path(dataset_dir)
         self.info: DatasetInfo = read_info(self.dataset_dir)
@@ -80,8 +92,12 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         self.transform = transform
         self.seed = seed
         self.split = split
+        self.finished_later = False
         self.root = image_root(self.dataset_dir, self.info)
-        self.source: ImageSource = ShardReader(self.root, self.rows, self.kind.row)
+        reader = ShardReader(self.root, self.rows, self.kind.row)
+        self.source: ImageSource = with_cache(
+            reader, self.rows, self.root, where=cache, dataset_dir=self.dataset_dir, what=self.kind.row
+        )
         self.labels: npt.NDArray[np.int64] = code_of(self.rows["label"], self.classes, unknown=UNLABELLED)
 
     def __len__(self) -> int:
@@ -98,19 +114,70 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         """Stored pixels of a row: uint8, [height, width, 3]; not to be written to."""
         return self.source.read(index)
 
+    @property
+    def transform(self) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+        """What samples go through."""
+        return self._transform
+
+    @transform.setter
+    def transform(self, transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> None:
+        self._transform = transform
+        self._quick, self._rest = split_chain(transform)
+
     @abstractmethod
     def sample(self, position: int) -> dict[str, Any]:
-        """The sample of a row before the transform."""
+        """Image, uint8, [height, width, 3], and label of a row."""
 
-    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
-        epoch, position = index if isinstance(index, tuple) else (NO_EPOCH, index)
-        sample = self.sample(position)
-        if self.transform is None:
-            return sample
-        if isinstance(self.transform, Randomizable):
-            digest = hashlib.sha256(f"{self.seed}/{epoch}/{sample[BatchKey.SAMPLE_ID]}".encode()).digest()
-            self.transform.set_random_state(seed=int.from_bytes(digest[:4], "little"))
-        return self.transform(sample)
+    def __getitem__(self, index: Index) -> dict[str, Any]:
+        return self.make([index])[0]
+
+    def __getitems__(self, indices: Sequence[Index]) -> Samples:
+        """Samples of a batch, made together; torch's loaders ask for them like this."""
+        return self.make(indices, later=self.finished_later)
+
+    def make(self, indices: Sequence[Index], *, later: bool = False) -> Samples:
+        """Samples, made together; each is what it would be alone.
+
+        Args:
+            indices: positions, or (epoch, position).
+            later: leave pixels and tables of colours to ``apply_tables``, where nothing else is left to do.
+        """
+        pairs = [index if isinstance(index, tuple) else (NO_EPOCH, index) for index in indices]
+        drafts = Drafts(self._samples([position for _, position in pairs]))
+        keys = [
+            f"{self.seed}/{epoch}/{sample[BatchKey.SAMPLE_ID]}"
+            for (epoch, _), sample in zip(pairs, drafts.samples, strict=True)
+        ]
+        used = 0
+        numbers = random_numbers(keys, sum(step.draws for step in self._quick))
+        for step in self._quick:
+            step.quick(drafts, numbers[:, used : used + step.draws])
+            used += step.draws
+        images = None
+        if self.finishes or self._quick:
+            unfinished = drafts.stack() if later and self._rest is None else None
+            if unfinished is not None:
+                return Samples(drafts.samples, *unfinished)
+            images = drafts.finish()
+        if self._rest is None:
+            return Samples(drafts.samples, images)
+        return Samples([self._finish(sample, key) for sample, key in zip(drafts.samples, keys, strict=True)])
+
+    def _samples(self, positions: list[int]) -> list[dict[str, Any]]:
+        """Samples of rows before the transform, with the names of the rows and of what they belong to."""
+        names = (BatchKey.SAMPLE_ID.value, self.kind.group, BatchKey.PATIENT_ID.value)
+        columns = [self.rows[name].array.take(positions).tolist() for name in names]
+        found = zip(positions, zip(*columns, strict=True), strict=True)
+        return [self.sample(position) | dict(zip(names, own, strict=True)) for position, own in found]
+
+    def _finish(self, sample: dict[str, Any], key: str) -> dict[str, Any]:
+        """One sample through the transforms that work on one sample at a time."""
+        assert self._rest is not None
+        if isinstance(self._rest, Randomizable):
+            digest = hashlib.sha256(key.encode()).digest()
+            self._rest.set_random_state(seed=int.from_bytes(digest[:4], "little"))
+        finished: dict[str, Any] = self._rest(sample)
+        return finished
 
     def class_weights(self) -> list[float]:
         """Weight of each class, inverse to its number of rows, with mean 1 over the rows."""
@@ -118,16 +185,36 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         return [float(len(self.labels) / (len(self.classes) * count)) if count else 0.0 for count in counts]
 
 
+class Samples(list[dict[str, Any]]):
+    """Samples that were made together.
+
+    Args:
+        samples: each with its image.
+        images: all images in one memory, float32 [samples, 3, height, width]; None where they are apart.
+        tables: with them the images are not finished, see ``apply_tables``.
+    """
+
+    def __init__(
+        self, samples: Sequence[dict[str, Any]], images: Tensor | None = None, tables: Tensor | None = None
+    ) -> None:
+        super().__init__(samples)
+        self.images, self.tables = images, tables
+
+
 def collate_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Batch of samples; boxes, of which every image has its own number, stay a list."""
+    ready: dict[str, Any] = {}
+    if isinstance(samples, Samples) and samples.images is not None:
+        ready[BatchKey.IMAGE.value] = samples.images
+        if samples.tables is not None:
+            ready[_TABLES] = samples.tables
     boxes = [sample[BatchKey.LABEL] for sample in samples]
-    if not isinstance(boxes[0], Tensor):
-        batch: dict[str, Any] = default_collate(list(samples))
-        return batch
+    if isinstance(boxes[0], Tensor):
+        ready[BatchKey.LABEL.value] = boxes
     rest: dict[str, Any] = default_collate(
-        [{key: sample[key] for key in sample if key != BatchKey.LABEL} for sample in samples]
+        [{key: value for key, value in sample.items() if key not in ready} for sample in samples]
     )
-    return rest | {BatchKey.LABEL.value: boxes}
+    return ready | rest
 
 
 class SampleLoader(DataLoader[dict[str, Any]]):
@@ -143,6 +230,8 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         balance: likewise.
         samples_per_epoch: likewise.
         num_workers: reading processes.
+        device: where batches of tiles are finished: a GPU is sent bytes and looks their values up. None or "cpu": they
+            are finished where they are read. The values are the same.
     """
 
     def __init__(
@@ -156,7 +245,12 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         balance: bool = False,
         samples_per_epoch: int | None = None,
         num_workers: int = 0,
+        device: str | torch.device | None = None,
     ) -> None:
+        self.device = torch.device(device or "cpu")
+        if self.device.type != "cpu":
+            dataset = copy(dataset)
+            dataset.finished_later = True
         sampler = None
         drop_last = False
         if training:
@@ -177,16 +271,16 @@ class SampleLoader(DataLoader[dict[str, Any]]):
     def __iter__(self) -> _BaseDataLoaderIter:
         """Batches; what goes wrong in a reading process speaks to a person as it does in this one."""
         if not self.num_workers:
-            return super().__iter__()
+            return _Batches(super().__iter__(), self.device)  # type: ignore[return-value]
         with hold_interrupts():
-            return _Batches(super().__iter__())  # type: ignore[return-value]
+            return _Batches(super().__iter__(), self.device)  # type: ignore[return-value]
 
 
 class _Batches:
-    """Batches of an iterator over processes, whose errors torch hands on with the traceback in their text."""
+    """Batches of an iterator, finished; errors of processes, which torch hands on with the traceback in their text."""
 
-    def __init__(self, batches: _BaseDataLoaderIter) -> None:
-        self._batches = batches
+    def __init__(self, batches: _BaseDataLoaderIter, device: torch.device) -> None:
+        self._batches, self._device = batches, device
 
     def __iter__(self) -> _Batches:
         return self
@@ -196,7 +290,7 @@ class _Batches:
 
     def __next__(self) -> Any:
         try:
-            return next(self._batches)
+            return _finished(next(self._batches), self._device)
         except InputError as error:
             raise InputError(_last_message(str(error))) from error
         except RuntimeError as error:
@@ -206,6 +300,15 @@ class _Batches:
                 "a process that reads samples was ended from outside, probably for want of memory: use fewer "
                 "--num_workers or a smaller --batch_size; the same command goes on."
             ) from error
+
+
+def _finished(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with float images."""
+    tables = batch.pop(_TABLES, None)
+    if tables is not None:
+        sent = (part.to(device, non_blocking=True) for part in (batch[BatchKey.IMAGE], tables))
+        batch[BatchKey.IMAGE.value] = apply_tables(*sent)
+    return batch
 
 
 def _last_message(text: str) -> str:

@@ -21,7 +21,11 @@ logger = logging.getLogger(__name__)
 
 
 def select_rows(
-    dataset_dir: Path, info: DatasetInfo, split: str | None, fold: int | None, columns: Collection[str]
+    dataset_dir: Path,
+    info: DatasetInfo,
+    split: str | None,
+    fold: int | None = None,
+    columns: Collection[str] | None = None,
 ) -> pd.DataFrame:
     """Manifest rows of a split, or all of them; either way the splits, where there are any, must not leak.
 

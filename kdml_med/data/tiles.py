@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from kdml_med.data.images import image_to_tensor
+from kdml_med.data.images import Pixels, resize_square
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.errors import InputError
 from kdml_med.keys import BatchKey
@@ -59,11 +57,12 @@ class TileDataset(ManifestDataset):
         self.stain = "macenko" if "macenko" in (stain, stored) else "none"
         self._stain_fits = {} if self.stain == stored else self._read_stain_fits()
 
-    def read(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def read(self, index: int) -> Pixels:
         """Pixels of a tile, stains normalised if asked for: uint8, [height, width, 3]."""
-        fit = self._stain_fits.get(self.rows.iloc[index]["slide_id"])
         image = super().read(index)
-        return image if fit is None else normalise_stains(image, fit)
+        if not self._stain_fits:
+            return image
+        return normalise_stains(image, self._stain_fits[self.rows["slide_id"].array[index]])
 
     def _read_stain_fits(self) -> dict[str, StainFit]:
         path = self.dataset_dir / SLIDES_FILE
@@ -77,12 +76,6 @@ class TileDataset(ManifestDataset):
         return fits
 
     def sample(self, position: int) -> dict[str, Any]:
-        """Image, label and identifiers of a tile."""
-        row = self.rows.iloc[position]
-        return {
-            BatchKey.IMAGE.value: image_to_tensor(self.read(position), self.image_size),
-            BatchKey.LABEL.value: self.labels[position],
-            BatchKey.SAMPLE_ID.value: row["sample_id"],
-            BatchKey.SLIDE_ID.value: row["slide_id"],
-            BatchKey.PATIENT_ID.value: row["patient_id"],
-        }
+        """Image and label of a tile."""
+        image = resize_square(self.read(position), self.image_size)
+        return {BatchKey.IMAGE.value: image, BatchKey.LABEL.value: int(self.labels[position])}

@@ -6,17 +6,24 @@ from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform
 from torch import Tensor
 
+from kdml_med.data.drafts import ColourMaps, Drafts, Numbers, QuickTransform
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class _RandColourd(RandomizableTransform, MapTransform):
-    """Change the colours of some samples; subclasses say what is drawn and what it does.
+class _RandColourd(QuickTransform, RandomizableTransform, MapTransform):
+    """Change the colours of some samples; subclasses say by what.
+
+    The law of a change works on values of any shape, so that it is the same for the pixels of an image and for the
+    table of its grey levels.
 
     Args:
         keys: image entries, float [3, height, width] in 0..1.
@@ -29,26 +36,17 @@ class _RandColourd(RandomizableTransform, MapTransform):
         RandomizableTransform.__init__(self, prob)
 
     @abstractmethod
-    def draw(self) -> None:
-        """Draw what one sample is changed by."""
-
-    @abstractmethod
-    def change(self, image: Tensor) -> Tensor:
-        """One image, changed by what was drawn last."""
-
-    def randomize(self, data: Any = None) -> None:
-        """Draw whether one sample is changed, and by what."""
-        super().randomize(data)
-        # Drawn even when the sample stays as it is, so that later transforms do not depend on this decision.
-        self.draw()
+    def change(self, image: Tensor, numbers: Numbers) -> Tensor:
+        """One image, changed by numbers that were drawn, float64, [draws - 1]."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Change the images of one sample; the input is left as it was."""
         result = dict(data)
-        self.randomize()
-        if self._do_transform:
+        # All are drawn even when the sample stays as it is, so that later transforms do not depend on this decision.
+        chance, *numbers = self.R.uniform(size=self.draws)
+        if chance < self.prob:
             for key in self.key_iterator(result):
-                result[key] = self.change(result[key])
+                result[key] = self.change(result[key], np.array(numbers))
         return result
 
 
@@ -70,6 +68,9 @@ class RandStainJitterd(_RandColourd):
         separation into haematoxylin and eosin, here per colour channel).
     """
 
+    draws = 7
+    channelwise = True
+
     def __init__(
         self,
         keys: Sequence[Hashable] | Hashable,
@@ -81,18 +82,30 @@ class RandStainJitterd(_RandColourd):
     ) -> None:
         super().__init__(keys, prob, allow_missing_keys)
         self.strength, self.offset = strength, offset
-        self.factors, self.offsets = torch.ones(3), torch.zeros(3)
 
-    def draw(self) -> None:
-        """Draw the factors and offsets of one sample."""
-        self.factors = torch.from_numpy(self.R.uniform(1 - self.strength, 1 + self.strength, 3)).float()
-        self.offsets = torch.from_numpy(self.R.uniform(-self.offset, self.offset, 3)).float()
+    def factors(self, numbers: Numbers) -> tuple[Tensor, Tensor]:
+        """Factors and offsets of samples, float32, [samples, 3] each, from uniform numbers [samples, 6]."""
+        signed = torch.from_numpy(2 * numbers - 1)
+        return (1 + self.strength * signed[:, :3]).float(), (self.offset * signed[:, 3:]).float()
 
-    def change(self, image: Tensor) -> Tensor:
-        """The image with the factors and offsets drawn last."""
-        density = -torch.log(image.clamp(min=1 / 255))
-        changed = torch.exp(-(density * self.factors.view(3, 1, 1) + self.offsets.view(3, 1, 1)))
-        return changed.clamp(0.0, 1.0)
+    def change(self, image: Tensor, numbers: Numbers) -> Tensor:
+        """The image with the factors and offsets of these numbers."""
+        factors, offsets = self.factors(numbers[None])
+        return jitter_density(image, factors.view(3, 1, 1), offsets.view(3, 1, 1))
+
+    def quick(self, drafts: Drafts, numbers: Numbers) -> None:
+        """Change the tables of a batch."""
+        factors, offsets = self.factors(numbers[:, 1:])
+        tables = torch.from_numpy(drafts.tables)
+        changed = jitter_density(tables, factors[..., None], offsets[..., None])
+        chosen = torch.from_numpy(numbers[:, 0] < self.prob)
+        drafts.tables = torch.where(chosen[:, None, None], changed, tables).numpy()
+
+
+def jitter_density(values: Tensor, factors: Tensor, offsets: Tensor) -> Tensor:
+    """Values in 0..1 whose optical density, natural logarithm, was multiplied by factors and shifted by offsets."""
+    density = -torch.log(values.clamp(min=1 / 255))
+    return torch.exp(-(density * factors + offsets)).clamp(0.0, 1.0)
 
 
 class RandColourJitterd(_RandColourd):
@@ -110,6 +123,9 @@ class RandColourJitterd(_RandColourd):
         allow_missing_keys: skip absent keys.
     """
 
+    draws = 7
+    mixes_colours = True
+
     def __init__(
         self,
         keys: Sequence[Hashable] | Hashable,
@@ -122,26 +138,49 @@ class RandColourJitterd(_RandColourd):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, prob, allow_missing_keys)
-        self.ranges = torch.tensor([brightness, contrast, saturation, balance, balance, balance])
-        self.factors = torch.ones(6)
+        self.ranges = np.array([brightness, contrast, saturation, balance, balance, balance])
 
-    def draw(self) -> None:
-        """Draw the factors of one sample."""
-        self.factors = 1 + self.ranges * torch.from_numpy(self.R.uniform(-1, 1, 6)).float()
+    def factors(self, numbers: Numbers) -> Numbers:
+        """Factors of brightness, contrast, saturation, red, green, blue, from uniform numbers [..., 6]."""
+        return np.asarray(1 + self.ranges * (2 * numbers - 1))
 
-    def change(self, image: Tensor) -> Tensor:
-        """The image with the factors drawn last."""
-        brightness, contrast, saturation = self.factors[:3]
-        changed = image * (brightness * self.factors[3:].view(3, 1, 1))
-        changed = (changed - changed.mean()) * contrast + changed.mean()
-        grey = changed.mean(dim=0, keepdim=True)
-        changed = ((changed - grey) * saturation + grey).clamp(0.0, 1.0)
+    def change(self, image: Tensor, numbers: Numbers) -> Tensor:
+        """The image with the factors of these numbers."""
+        means = image.double().mean(dim=(1, 2)).numpy()
+        colours = torch.from_numpy(colour_map(self.factors(numbers), means)).float()
+        changed = torch.einsum("oi,ihw->ohw", colours[:, :3], image) + colours[:, 3, None, None]
         # What is black has no light that could vary: padding, and the surroundings of an endoscope's field.
-        shown: Tensor = changed * (image.amax(dim=0, keepdim=True) > 0)
+        shown: Tensor = changed.clamp(0.0, 1.0) * (image.amax(dim=0, keepdim=True) > 0)
         return shown
 
+    def quick(self, drafts: Drafts, numbers: Numbers) -> None:
+        """Give every sample of a batch its map of colours."""
+        chosen = numbers[:, :1] < self.prob
+        factors = np.where(chosen, self.factors(numbers[:, 1:]), 1.0)
+        means = [np.array(cv2.mean(pixels)[:3]) / 255 for pixels in drafts.pixels]
+        maps = np.stack([colour_map(*each) for each in zip(factors, means, strict=True)])
+        maps[:, :, :3] /= 255
+        drafts.maps = ColourMaps(maps.astype(np.float32), np.zeros(3, np.float32), np.ones(3, np.float32))
 
-class NormalizeColourd(MapTransform):
+
+def colour_map(factors: Numbers, means: Numbers) -> Numbers:
+    """Brightness and balance, contrast around the mean grey level and saturation around grey, as one affine map.
+
+    Args:
+        factors: float64, [6], of brightness, contrast, saturation, red, green, blue.
+        means: float64, [3], of the colours of the image.
+
+    Returns:
+        float64, [3, 4], from (red, green, blue, 1) to red, green, blue, in the scale of the means.
+    """
+    brightness, contrast, saturation = factors[:3]
+    gains = brightness * factors[3:]
+    grey = np.mean(gains * means)
+    linear = contrast * (saturation * np.eye(3) + (1 - saturation) / 3) * gains
+    return np.column_stack([linear, np.full(3, (1 - contrast) * grey)])
+
+
+class NormalizeColourd(QuickTransform, MapTransform):
     """Subtract a mean and divide by a standard deviation, colour by colour.
 
     Args:
@@ -150,6 +189,8 @@ class NormalizeColourd(MapTransform):
         std: likewise.
         allow_missing_keys: skip absent keys.
     """
+
+    channelwise = True
 
     def __init__(
         self,
@@ -172,3 +213,15 @@ class NormalizeColourd(MapTransform):
             plain = image.as_tensor() if isinstance(image, MetaTensor) else image
             result[key] = (plain - self.mean) / self.std
         return result
+
+    def quick(self, drafts: Drafts, numbers: Numbers) -> None:
+        """Normalise what the pixels of a batch will become."""
+        mean, std = self.mean.numpy()[:, :, 0], self.std.numpy()[:, :, 0]
+        if drafts.maps is None:
+            drafts.tables = (drafts.tables - mean) / std
+            return
+        maps = drafts.maps
+        matrices = maps.matrices.copy()
+        matrices[:, :, 3] -= mean[:, 0]
+        low, high = (maps.low - mean[:, 0]) / std[:, 0], (maps.high - mean[:, 0]) / std[:, 0]
+        drafts.maps = ColourMaps(matrices / std, low, high)

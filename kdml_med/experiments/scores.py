@@ -21,7 +21,7 @@ from kdml_med.metrics.box_matching import Group
 from kdml_med.metrics.paired_scores import ClassificationScores, DetectionMetric, DetectionScores, Scores
 from kdml_med.runs import DETECTIONS_FILE, PREDICTIONS_FILE, TRAIN_AGAIN, read_run_json
 from kdml_med.storage.files import content_hash
-from kdml_med.storage.manifest import FRAME_COLUMNS, MANIFEST_FILE, read_info
+from kdml_med.storage.manifest import MANIFEST_FILE, read_info
 from kdml_med.storage.reading import damaged, read_rows
 
 Role = Literal["teacher", "students", "ensemble"]
@@ -93,7 +93,7 @@ def _frames(folder: Path, sha256: str, split: str | None, fold: int | None) -> p
             f"{folder} has changed since detectors were evaluated on it; their boxes cannot be judged on other frames. "
             "Put the dataset back, or run the plan again with another --out."
         )
-    return select_rows(folder, info, split, fold, FRAME_COLUMNS.names)
+    return select_rows(folder, info, split, fold)
 
 
 def resampling_unit(results: Results, cell: Cell, evaluation: str) -> str:

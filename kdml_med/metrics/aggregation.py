@@ -141,9 +141,11 @@ def _aggregate_by(
     if (network_codes < 0).any() or (group_codes < 0).any():
         raise ValueError(f"the predictions have rows without a network or without a {group_column}.")
     keys = network_codes.astype(np.int64) * max(len(groups), 1) + group_codes
-    unique, values = aggregate_tiles(frame["probability"], keys, method, top_k=top_k, threshold=threshold)
+    positions, unique = pd.factorize(keys, sort=True)
+    _, values = aggregate_tiles(frame["probability"], positions, method, top_k=top_k, threshold=threshold)
     labels = frame["label"].fillna(-1).to_numpy(dtype=np.int64)
-    _, first, positions = np.unique(keys, return_index=True, return_inverse=True)
+    first = np.zeros(len(unique), dtype=np.int64)
+    first[positions[::-1]] = np.arange(len(frame))[::-1]  # the last assignment counts
     differing = np.flatnonzero(labels != labels[first][positions])
     if len(differing):
         row = int(differing[0])
@@ -153,7 +155,7 @@ def _aggregate_by(
         )
     columns: dict[str, Any] = {"network": np.asarray(networks, dtype=object)[unique // max(len(groups), 1)]}
     for name in ("patient_id", "slide_id"):
-        columns[name] = frame[name].to_numpy(dtype=object)[first] if name in frame else None
+        columns[name] = frame[name].iloc[first].to_numpy(dtype=object) if name in frame else None
     columns |= {"label": labels[first], "probability": values, "tiles": np.bincount(positions, minlength=len(unique))}
     return pd.DataFrame(columns)
 

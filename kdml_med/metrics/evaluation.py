@@ -65,7 +65,7 @@ def evaluate_predictions(
 def _figures(table: pd.DataFrame, threshold: float, *, resamples: int, seed: int) -> Figures:
     labels = table["label"].to_numpy(dtype="int64")
     probabilities = table["probability"].to_numpy(dtype="float64")
-    patients = table["patient_id"].to_numpy()
+    patients, _ = pd.factorize(table["patient_id"], sort=True)  # in the order of their names, as draws are
     figures: Figures = {
         name: _defined(value) for name, value in classification_summary(labels, probabilities, threshold).items()
     }

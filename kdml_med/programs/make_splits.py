@@ -14,6 +14,7 @@ import typer
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.splits import (
     DEFAULT_FRACTIONS,
+    SPLIT_COLUMNS,
     check_request,
     check_splits,
     describe_splits,
@@ -48,7 +49,7 @@ def command(
     """Split a dataset by patient, stratified by label, and freeze the result in splits.csv."""
     check_request(fractions, folds, seed)
     info = read_info(dataset)
-    manifest = read_manifest(dataset)
+    manifest = read_manifest(dataset, [*SPLIT_COLUMNS, "label"])
     details: dict[str, Any] = {"site_preserved": site_preserved}
     if from_table is not None:
         if fractions is not None or folds is not None or site_preserved:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from kdml_med.keys import DetectionColumn, HistoryColumn, LossColumn, PlaceColumn, PredictionColumn
 from kdml_med.runs.files import HISTORY_FILE, LOSSES_FILE, TRAIN_AGAIN
 from kdml_med.storage.files import write_parquet
@@ -53,9 +56,24 @@ def write_predictions(path: Path, predictions: pd.DataFrame, tiles: pd.DataFrame
 
     own = predictions[[str(column) for column in PredictionColumn]]
     known = pd.DataFrame(columns=["sample_id", *PlaceColumn]) if tiles is None else tiles
-    known = known.set_index("sample_id")[list(map(str, PlaceColumn))].reindex(own["sample_id"])
+    rows = _rows_of(own["sample_id"], known["sample_id"])
+    places = known[list(map(str, PlaceColumn))].reset_index(drop=True).reindex(rows)  # −1 is no row: unknown
     kinds = {PlaceColumn.X_L0.value: "Int64", PlaceColumn.Y_L0.value: "Int64", PlaceColumn.SIZE_L0.value: "float64"}
-    write_parquet(path, own.assign(**known.reset_index(drop=True).set_index(own.index).astype(kinds)))
+    write_parquet(path, own.assign(**places.set_index(own.index).astype(kinds)))
+
+
+def _rows_of(wanted: pd.Series, known: pd.Series) -> npt.NDArray[np.intp]:
+    """Row of each id, [wanted]; −1 for those that are not known.
+
+    An evaluation predicts all tiles in their order, network by network, which is told without a look-up of every id.
+    """
+    import pandas as pd
+
+    size = len(known)
+    parts = [wanted.iloc[start : start + size] for start in range(0, len(wanted), size)] if size else []
+    if parts and all(part.reset_index(drop=True).equals(known.reset_index(drop=True)) for part in parts):
+        return np.tile(np.arange(size), len(parts))
+    return np.asarray(pd.Index(known).get_indexer(pd.Index(wanted)), dtype=np.intp)
 
 
 def write_detections(path: Path, detections: pd.DataFrame) -> None:

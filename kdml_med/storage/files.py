@@ -154,10 +154,14 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_parquet(path: Path, frame: pd.DataFrame) -> None:
     """Write a table as parquet atomically, without its index; the same rows and dtypes give the same bytes."""
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd")
-    write_atomically(path, sink.getvalue().to_pybytes())
+    schema = pa.Schema.from_pandas(frame, preserve_index=False).remove_metadata()
+    for place, own in enumerate(schema):
+        if pa.types.is_dictionary(own.type):  # text that is held as categories is written as text
+            schema = schema.set(place, own.with_type(pa.large_string()))
+    with writing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for start in range(0, max(len(frame), 1), _ROWS):
+            piece = pa.Table.from_pandas(frame.iloc[start : start + _ROWS], preserve_index=False)
+            writer.write_table(piece.replace_schema_metadata(None).cast(schema), row_group_size=_ROWS)
 
 
 def content_hash(path: Path) -> str:
@@ -165,6 +169,9 @@ def content_hash(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
+
+_ROWS = 2**20
+"""Of a parquet file, that are written at a time, as a row group."""
 
 WHOLE_BYTES = 16 * 2**20
 """Files up to this size are always hashed wholly."""

@@ -162,20 +162,21 @@ def owner_word(rows: pd.DataFrame, info: DatasetInfo | None = None) -> str:
     """What people call a patient_id: "patient", or what stands for patients where they are not known.
 
     Args:
-        rows: of a manifest; a sequence, a frame or a slide is its own patient where nothing said whose it is.
+        rows: of a manifest; a sequence, a frame or a slide is its own patient where nothing said whose it is. Without
+            the column sample_id, frames that are sequences of their own are taken for those.
         info: of the dataset, which says whether a table named the patients of slides; None takes them as named.
     """
-    for name, word in (("sample_id", "frame"), ("sequence_id", "sequence")):
-        if "sequence_id" in rows and name in rows and _names_patients(rows, name):
-            return word
+    if "sequence_id" in rows:
+        own = rows["patient_id"].nunique() == len(rows)  # else no sample_id can be it
+        if own and _names_patients(rows, "sample_id" if "sample_id" in rows else "sequence_id"):
+            return "frame"
+        return "sequence" if _names_patients(rows, "sequence_id") else "patient"
     named = info is None or "patient" in (info.labels or {}).get("columns", {})
     return "slide" if not named and "slide_id" in rows and _names_patients(rows, "slide_id") else "patient"
 
 
 def _names_patients(rows: pd.DataFrame, name: str) -> bool:
     """Whether a column says the same as patient_id, row by row."""
-    if name == "sample_id" and rows["patient_id"].nunique() < len(rows):
-        return False
     pairs = rows[[name, "patient_id"]].drop_duplicates()
     return bool((pairs[name].astype("str") == pairs["patient_id"].astype("str")).all())
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import simplejpeg
 import tifffile
 
-from kdml_med.pixels import resize
+from kdml_med.pixels import reduce
 from kdml_med.wsi.jpeg2000 import centred, is_subsampled, without_details
 from kdml_med.wsi.slide import Pixels
 
@@ -25,7 +25,7 @@ uint8, [height / factor, width / factor, 3], RGB. Damaged data are an exception 
 FACTORS = (1, 2, 4, 8)
 JPEG = 7
 _JPEG2000_YCBCR = 33003  # as Aperio writes it
-_JPEG2000 = (_JPEG2000_YCBCR, 33004, 33005, 34712)
+_JPEG2000_RGB = (33004, 33005, 34712)
 _RGB, _YCBCR = 2, 6  # PhotometricInterpretation
 _PREMULTIPLIED = 1  # ExtraSamples: colours are multiplied by the transparency already
 _JPEG_START, _CODESTREAM = b"\xff\xd8", b"\xff\x4f\xff\x51"
@@ -37,7 +37,7 @@ def find_codec(page: tifffile.TiffPage) -> Codec:
     if plain and page.compression == JPEG and page.photometric in (_RGB, _YCBCR):
         tables = page.jpegtables or _JPEG_START + b"\xff\xd9"
         return JpegCodec(tables[:-2] + _adobe_marker(page.photometric), page.tilewidth, page.tilelength)
-    if plain and page.compression in _JPEG2000:
+    if plain and page.compression in (_JPEG2000_YCBCR, *_JPEG2000_RGB):
         return Jpeg2000Codec(ycbcr=page.compression == _JPEG2000_YCBCR)
     return TiffCodec.of(page)
 
@@ -94,7 +94,7 @@ class Jpeg2000Codec:
             # The library goes by Cr before Cb.
             swapped = np.ascontiguousarray(pixels[..., [0, 2, 1]])
             pixels = np.asarray(cv2.cvtColor(swapped, cv2.COLOR_YCrCb2RGB), np.uint8)
-        return averaged(pixels, factor >> halvings)
+        return reduce(pixels, factor >> halvings)
 
 
 @dataclass(frozen=True)
@@ -127,20 +127,14 @@ class TiffCodec:
             if found is None:
                 raise ValueError("holds no data")
             planes.append(found[0])
-        pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
-        if pixels.dtype == np.uint16:
+        pixels: npt.NDArray[Any] = planes[0] if len(planes) == 1 else np.asarray(cv2.merge(planes))
+        if pixels.dtype.itemsize == 2:
             pixels = (pixels >> 8).astype(np.uint8)
         if pixels.shape[2] == 4:
             pixels = _on_white(pixels, premultiplied=self.premultiplied)
         if len(pixels) < self.height:
             pixels = np.pad(pixels, ((0, self.height - len(pixels)), (0, 0), (0, 0)), constant_values=255)
-        return averaged(pixels, factor)
-
-
-def averaged(pixels: Pixels, factor: int) -> Pixels:
-    """Means over squares of ``factor`` pixels, which divides both sides."""
-    height, width = pixels.shape[:2]
-    return pixels if factor == 1 else resize(pixels, width // factor, height // factor)
+        return reduce(pixels, factor)
 
 
 def _adobe_marker(photometric: int) -> bytes:
@@ -151,6 +145,8 @@ def _adobe_marker(photometric: int) -> bytes:
 
 def _on_white(pixels: Pixels, *, premultiplied: bool) -> Pixels:
     """Colours of [height, width, 4] with what is transparent turned white."""
+    if pixels[..., 3].min() == 255:
+        return np.ascontiguousarray(pixels[..., :3])
     weight = pixels[..., 3:].astype(np.uint16)
     colours = pixels[..., :3].astype(np.uint16)
     if not premultiplied:

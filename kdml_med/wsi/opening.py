@@ -124,7 +124,8 @@ def _open_field(path: Path, fast: bool) -> Slide | None:
     if not path.stat().st_size:
         raise SlideError("is empty: copy it again")
     layout = without_strangers(path, inspect_tiff(path)) if is_tiff(path) else None
-    if layout is not None and (layout.main.path != (0,) or layout.direct):
+    if layout is not None and (layout.main.path != (0,) or layout.main.tiled or layout.direct or layout.deep):
+        # Pillow would read all of it at once, and 16-bit samples of some kinds wrongly.
         return _checked(open_pages(path, layout), layout)
     field = FieldSlide(path, layout)
     if field.is_deep:
@@ -173,7 +174,7 @@ def open_slide(path: Path, *, fast: bool = True) -> Slide:
 
     Args:
         path: of the file, or of the folder of a DICOM slide.
-        fast: allow the reader for tiled JPEG pyramids; False always reads slides through OpenSlide.
+        fast: allow the direct reader of tiles; False reads all that OpenSlide knows through it.
 
     Raises:
         SlideError: the file is missing, damaged, or not an image that can be read.

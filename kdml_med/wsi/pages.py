@@ -73,8 +73,13 @@ def open_pages(path: Path, layout: TiffLayout) -> NativeSlide:
 
 
 def _indices(path: Path, layout: TiffLayout) -> dict[int, TileIndex]:
-    with tifffile.TiffFile(path) as tiff:
-        return {level: index_page(ref.find(tiff)) for level, ref in enumerate((layout.main, *layout.smaller))}
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return {level: index_page(ref.find(tiff)) for level, ref in enumerate((layout.main, *layout.smaller))}
+    except (SlideError, MemoryError):
+        raise
+    except Exception as error:  # the tags of a damaged file can fail in any way
+        raise SlideError(f"cannot be read: the tags of the TIFF are damaged ({error})") from error
 
 
 def _check_colours(page: tifffile.TiffPage) -> None:

@@ -17,6 +17,7 @@ from kdml_med.program import progress_bar
 from kdml_med.storage.files import Rows, not_alone
 from kdml_med.storage.folder import FULL_HASH, DatasetFolder, list_versions
 from kdml_med.storage.manifest import SLIDES_FILE, TILE_COLUMNS, DatasetInfo, read_info, write_info
+from kdml_med.storage.rows import compact_rows
 from kdml_med.storage.shards import find_origins, write_record
 from kdml_med.tables.labels import LabelTable
 from kdml_med.tables.names import slide_name
@@ -322,7 +323,7 @@ def _write_tables(
         if partial_loss:
             problems[record.file_name] = partial_loss
         records.append(record)
-        tables.append(table)
+        tables.append(compact_rows(table, folder.kind.layout))
     manifest = pa.concat_tables(tables) if tables else TILE_COLUMNS.empty_table()
     report.tiles = manifest.num_rows
     report.rim = sum(record.rim for record in records)

@@ -138,7 +138,7 @@ def epoch(folder: Path) -> object:
 
 def splits(folder: Path) -> object:
     """Read the manifest and draw splits."""
-    return make_splits(read_manifest(folder), classes=CLASSES)
+    return make_splits(read_manifest(folder, ["patient_id", "label", "site"]), classes=CLASSES)
 
 
 def predictions_of(folder: Path) -> tuple[Any, pd.DataFrame]:

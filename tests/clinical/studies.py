@@ -56,7 +56,7 @@ def predictions_on(
         lean = generator.normal(0, noise, patients.max() + 1)[patients]
         probability = np.clip(0.3 + 0.4 * label + lean + generator.normal(0, 0.05, len(rows)), 0.01, 0.99)
         columns = ["sample_id", "slide_id", "patient_id"]
-        parts.append(rows[columns].assign(network=network, label=label, probability=probability))
+        parts.append(rows[columns].astype("str").assign(network=network, label=label, probability=probability))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -78,7 +78,7 @@ def test_every_format_gives_the_same_frames(images, tmp_path, kind):
     np.testing.assert_allclose(
         np.concatenate([b for b in boxes_of(manifest).values() if b]), [*TRUTH["p1"], *TRUTH["p2"]], atol=1e-6
     )
-    labels = manifest.set_index("sample_id")["label"].fillna("none").to_dict()
+    labels = manifest.set_index("sample_id")["label"].astype("str").fillna("none").to_dict()
     assert labels == {"n1.png": "negative", "p1.png": "polyp", "p2.png": "polyp", "u1.png": "none"}
     assert (report.frames, report.polyps, report.negatives, report.unlabelled) == (4, 2, 1, 1)
     assert (report.boxes, report.unlisted, report.failures) == (3, 1, [])
@@ -244,7 +244,7 @@ def test_video_frames_carry_their_numbers_and_boxes(tmp_path):
     report = prepare(tmp_path / "in", tmp_path / "out", PLAIN, table(tmp_path, rows))
     manifest = read_manifest(tmp_path / "out").set_index("frame_index")
     assert list(manifest.index) == list(range(0, 50, 5))
-    assert manifest["label"].fillna("none").loc[[5, 10, 15]].tolist() == ["none", "polyp", "negative"]
+    assert manifest["label"].astype("str").fillna("none").loc[[5, 10, 15]].tolist() == ["none", "polyp", "negative"]
     assert manifest.loc[10, "sample_id"] == "clip.avi/000010"
     assert set(manifest["sequence_id"]) == {"clip.avi"}
     assert (report.passed_over, report.unlisted) == (1, 8)

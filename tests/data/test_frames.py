@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.transforms import Compose
+from PIL import Image
 
 from kdml_med.data import FrameDataset, NormalizeColourd, PlaceFrame, RandPlaceFrame, SampleLoader, TileDataset
 from kdml_med.data.frames import move_boxes, move_pixels
@@ -99,7 +100,7 @@ def test_boxes_are_cut_at_the_border_and_go_where_too_little_is_left(stored, siz
     box = draw_box(seed, *stored)
     transform = RandPlaceFrame(size, min_visible=share, zoom=(1.0, 3.0), tries=1)
     transform.set_random_state(seed=seed)
-    matrix = transform._draw(*stored)
+    matrix = transform.matrix(transform.R.uniform(size=transform.draws), *stored)
     ends = np.array([matrix @ [*box[:2], 1], matrix @ [*box[2:], 1]])[:, :2]
     low, high = ends.min(axis=0), ends.max(axis=0)
     low_cut, high_cut = np.maximum(low, 0), np.minimum(high, [size[1], size[0]])
@@ -159,7 +160,7 @@ def test_zoom_and_stretch_stay_in_their_range(stored, seed):
     height, width = stored
     transform = RandPlaceFrame((64, 128), zoom=(0.8, 1.25), stretch=1.2)
     transform.set_random_state(seed=seed)
-    linear = np.abs(transform._draw(height, width)[:2, :2])
+    linear = np.abs(transform.matrix(np.random.default_rng(seed).uniform(size=6), height, width)[:2, :2])
     turned = linear[0, 1] > linear[0, 0]
     along_x, along_y = linear.max(axis=1)
     fit = min(64 / width, 128 / height) if turned else min(64 / height, 128 / width)
@@ -182,6 +183,33 @@ def test_pixels_under_a_plain_turn_are_numpys(seed):
     expected = np.zeros_like(image)
     expected[:-1, 2:] = image[1:, :-2]
     np.testing.assert_array_equal(move_pixels(image, shifted, 5, 8), expected)
+
+
+@settings(deadline=None, max_examples=examples(50))
+@given(SIZES, INPUTS, SEEDS)
+def test_pixels_that_are_moved_are_pillows_to_the_rounding_of_each_axis(stored, size, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (*stored, 3), dtype=np.uint8)
+    transform = RandPlaceFrame(size)
+    matrix = transform.matrix(np.random.default_rng(seed).uniform(size=6), *stored)
+    found = move_pixels(image, matrix, *size).astype(int)
+    # The same with views of NumPy and the resampling of a rectangle by Pillow.
+    linear, offset = matrix[:2, :2], matrix[:2, 2]
+    if linear[0, 0] == 0:
+        image, linear = image.transpose(1, 0, 2), linear[:, ::-1]
+    image = np.ascontiguousarray(image[:: 1 if linear[1, 1] > 0 else -1, :: 1 if linear[0, 0] > 0 else -1])
+    sides, scale = np.array(image.shape[1::-1]), np.abs(np.diag(linear))
+    low = offset + np.minimum(np.diag(linear) * sides, 0)
+    first = np.round(np.maximum(low, 0)).astype(int)
+    last = np.floor(np.minimum(low + scale * sides, size[::-1]) + 1e-6).astype(int)
+    box = np.clip([(first - low) / scale, (last - low) / scale], 0, sides).ravel().tolist()
+    shown = Image.fromarray(image).resize((last - first).tolist(), Image.Resampling.BILINEAR, box=box)
+    expected = np.zeros((*size, 3), int)
+    expected[first[1] : last[1], first[0] : last[0]] = shown
+    # As far as half a pixel of the image they are those of an image that begins there.
+    x, y = first + np.ceil(np.maximum(scale, 1) / 2).astype(int)
+    assert not found[: first[1]].any()
+    assert not found[:, : first[0]].any()
+    assert np.abs(found - expected)[y:, x:].max() <= 2
 
 
 def test_what_is_moved_out_of_the_input_leaves_it_black():
@@ -300,7 +328,7 @@ def test_a_folder_of_the_other_kind_is_refused(tmp_path, folder):
 def test_a_broken_frame_is_named(tmp_path):
     folder = write_frame_dataset(tmp_path)
     (folder / "shards" / "P0.bin").write_bytes(bytes(100_000))
-    with pytest.raises(InputError, match=r"frame 'P0/0' in .*P0\.bin cannot be decoded"):
+    with pytest.raises(InputError, match=r"frame 'P0/0': .*P0\.bin cannot be decoded"):
         FrameDataset(folder, "train")[0]
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import openslide
 import pytest
+from PIL import Image
 
 from kdml_med.storage.manifest import read_manifest
 from kdml_med.wsi.native import NativeSlide
@@ -38,6 +39,31 @@ def test_tiles_of_the_aperio_slide_are_what_the_manifest_points_at(folder, tmp_p
     report = run(folder / APERIO, tmp_path / "out", mpp=mpp)
     assert report.tiles > 5
     assert worst_difference(folder / APERIO, tmp_path / "out", 224) < 3
+
+
+@pytest.mark.parametrize("name", [APERIO, JPEG2000, NONSENSE_MPP])
+def test_pixels_of_real_slides_are_those_of_openslide(folder, name):
+    fast, slow = open_slide(folder / name), open_slide(folder / name, fast=False)
+    assert isinstance(fast, NativeSlide)
+    for number, level in enumerate(fast.levels):
+        box = (0, 0, min(level.width, 700), min(level.height, 700))
+        if level.downsample == round(level.downsample):  # elsewhere, OpenSlide interpolates
+            np.testing.assert_array_equal(fast.read(number, 1, *box), slow.read(number, 1, *box))
+    fast.close()
+    slow.close()
+
+
+@pytest.mark.parametrize(("name", "decibels"), [(APERIO, 38), (JPEG2000, 40), (NONSENSE_MPP, 36)])
+def test_pixels_decoded_at_half_the_size_are_close_to_those_of_a_good_filter(folder, name, decibels):
+    """Against Lanczos, in floating point, of the pixels in full."""
+    slide = open_slide(folder / name)
+    full = slide.read(0, 1, 0, 0, 1600, 1600).astype(np.float32)
+    half = slide.read(0, 2, 0, 0, 800, 800)
+    reference = np.dstack(
+        [np.asarray(Image.fromarray(full[..., i]).resize((800, 800), Image.Resampling.LANCZOS)) for i in range(3)]
+    )
+    assert 10 * np.log10(255**2 / np.mean((half - reference) ** 2)) > decibels
+    slide.close()
 
 
 @pytest.mark.parametrize(("preset", "side_um"), [("zenodo-112um", 112), ("kather-256um", 256)])

@@ -10,6 +10,7 @@ import pandas as pd
 
 from kdml_med.clinical.study import DatasetContent
 from kdml_med.keys import Split
+from kdml_med.storage.columns import distinct
 from kdml_med.storage.manifest import DatasetKind, owner_word
 from kdml_med.tables.usage import RowUse
 
@@ -109,7 +110,7 @@ def count_flow(data: DatasetContent) -> Flow:
 
 
 def _count_group(name: str, rows: pd.DataFrame, kind: DatasetKind, classes: Sequence[str]) -> Group:
-    labels = rows.groupby("patient_id")["label"].agg(["first", "nunique"])
+    labels = distinct(rows, ["patient_id", "label"]).groupby("patient_id")["label"].agg(["first", "nunique"])
     counts = labels["first"].fillna(_NO_CLASS).where(labels["nunique"] < 2, _BOTH).value_counts()
     by_class = {name: int(counts.get(name, 0)) for name in [*classes, _BOTH, _NO_CLASS]}
     return Group(

@@ -12,6 +12,7 @@ import pandas as pd
 
 from kdml_med.clinical.study import DatasetContent
 from kdml_med.errors import InputError
+from kdml_med.storage.columns import distinct
 from kdml_med.tables.columns import find_column, is_blank, read_text_table
 from kdml_med.tables.ids import check_ids
 from kdml_med.tables.names import same_name_form, slide_name
@@ -124,8 +125,7 @@ def sites(data: DatasetContent | None, answers: pd.DataFrame, level: str) -> pd.
     if data is None:
         return None
     key = f"{level}_id"
-    known = data.manifest[["patient_id", key, "site"]] if key != "patient_id" else data.manifest[["patient_id", "site"]]
-    known = known.dropna(subset="site").drop_duplicates()
+    known = distinct(data.manifest, list(dict.fromkeys(["patient_id", key, "site"]))).dropna(subset="site")
     repeated = known[key].duplicated(keep=False)
     by_name = known.assign(site=known["site"].where(~repeated, "several")).drop_duplicates(key).set_index(key)["site"]
     found: pd.Series[Any] = answers[key].map(by_name)

@@ -74,7 +74,7 @@ def write_dataset_maps(
     if dataset.rows[["x_l0", "y_l0", "size_l0"]].isna().any(axis=None):
         return "No maps: the tiles of this dataset were imported, and nothing says where in their slides they lie."
     slides = read_slide_sizes(dataset.dataset_dir / SLIDES_FILE)
-    missing = sorted(set(dataset.rows["slide_id"]) - set(slides))
+    missing = sorted(set(dataset.rows["slide_id"].unique()) - set(slides))
     if missing:
         raise InputError(f"{dataset.dataset_dir / SLIDES_FILE} has no slide {missing[0]!r}, which has tiles. {_REMEDY}")
     tiles = tile_table(dataset.rows, predictions)
@@ -116,7 +116,7 @@ def tile_table(rows: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
         predictions: columns of ``PredictionColumn``.
     """
     wide = predictions.pivot(index="sample_id", columns="network", values="probability").loc[rows["sample_id"]]
-    table: pd.DataFrame = rows[_PLACE].copy()
+    table: pd.DataFrame = rows[_PLACE].astype({"patient_id": "str", "slide_id": "str"})
     students = set(wide) - {NetworkName.TEACHER, NetworkName.ENSEMBLE}
     for name in sorted(map(str, wide), key=network_order):
         if name != NetworkName.ENSEMBLE or len(students) > 1:
