@@ -17,12 +17,13 @@ ALLOWED: dict[str, set[str]] = {
     "keys": set(),
     "errors": set(),
     "words": set(),
+    "pixels": set(),
     "program": {"errors", "words"},
     "workers": {"errors", "program"},
     "storage": {"errors", "keys", "words"},
     "tables": BASE,
     "splits": BASE | {"tables"},
-    "wsi": PREPARATION,
+    "wsi": PREPARATION | {"pixels"},
     "colonoscopy": PREPARATION,
     "demo": PREPARATION | {"colonoscopy", "wsi"},  # each cohort is prepared by the room that is to be tried
     "data": BASE | {"program", "splits", "wsi"},  # stain normalisation as a training transform
@@ -41,6 +42,7 @@ WITHOUT_FRAMEWORKS = [
     "errors",
     "keys",
     "words",
+    "pixels",
     "program",
     "storage",
     "tables",

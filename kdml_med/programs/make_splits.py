@@ -24,7 +24,7 @@ from kdml_med.splits import (
     required_classes,
 )
 from kdml_med.storage.cells import unguarded
-from kdml_med.storage.manifest import read_info, read_manifest
+from kdml_med.storage.manifest import DatasetKind, read_info, read_manifest
 from kdml_med.tables.columns import read_text_table
 
 
@@ -49,7 +49,8 @@ def command(
     """Split a dataset by patient, stratified by label, and freeze the result in splits.csv."""
     check_request(fractions, folds, seed)
     info = read_info(dataset)
-    manifest = read_manifest(dataset, [*SPLIT_COLUMNS, "label"])
+    names = ["sample_id"] if info.kind == DatasetKind.FRAMES else []  # a frame may be all that is known of a patient
+    manifest = read_manifest(dataset, [*SPLIT_COLUMNS, "label", *names])
     details: dict[str, Any] = {"site_preserved": site_preserved}
     if from_table is not None:
         if fractions is not None or folds is not None or site_preserved:

@@ -162,13 +162,13 @@ def owner_word(rows: pd.DataFrame, info: DatasetInfo | None = None) -> str:
     """What people call a patient_id: "patient", or what stands for patients where they are not known.
 
     Args:
-        rows: of a manifest; a sequence, a frame or a slide is its own patient where nothing said whose it is. Without
-            the column sample_id, frames that are sequences of their own are taken for those.
+        rows: of a manifest; a sequence, a frame or a slide is its own patient where nothing said whose it is. Frames
+            are told from sequences by the column sample_id.
         info: of the dataset, which says whether a table named the patients of slides; None takes them as named.
     """
     if "sequence_id" in rows:
-        own = rows["patient_id"].nunique() == len(rows)  # else no sample_id can be it
-        if own and _names_patients(rows, "sample_id" if "sample_id" in rows else "sequence_id"):
+        own = "sample_id" in rows and rows["patient_id"].nunique() == len(rows)  # else no sample_id can be it
+        if own and _names_patients(rows, "sample_id"):
             return "frame"
         return "sequence" if _names_patients(rows, "sequence_id") else "patient"
     named = info is None or "patient" in (info.labels or {}).get("columns", {})
