@@ -15,7 +15,18 @@ from kdml_med.runs import EVALUATION_FILE, RunDescription, hash_checkpoints
 from kdml_med.storage.files import write_json
 from kdml_med.storage.manifest import dataset_identity
 
-_LIBRARIES = ("kdml_med", "torch", "monai", "pytorch-ignite", "numpy", "scipy", "scikit-learn", "pandas")
+_LIBRARIES = (
+    "kdml_med",
+    "torch",
+    "monai",
+    "pytorch-ignite",
+    "simplejpeg",  # and OpenCV: pixels of batches
+    "opencv-python-headless",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pandas",
+)
 _OWN_COMMAND = "kdml-med"
 _CONTINUED = "continued"
 
