@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ def resample_auroc(
     bounds = np.unique([0, *cuts, len(truth)])
     pieces = [
         (truth[low:high], codes[low:high], starts[np.searchsorted(starts, low) : np.searchsorted(starts, high)] - low)
-        for low, high in zip(bounds, bounds[1:], strict=False)
+        for low, high in pairwise(bounds)
     ]
     start = 0
     for picks in _draws(count, resamples, seed, per_draw=max(int(np.diff(bounds).max()), count)):
