@@ -122,6 +122,7 @@ def read_rows(path: Path, layout: Layout, names: Collection[str], keep: Mask | N
         raise
     except (OSError, pa.ArrowException, ValueError) as error:
         raise unreadable(path, layout, error) from error
+    pa.default_memory_pool().release_unused()
     return pd.DataFrame(columns, copy=False)
 
 
