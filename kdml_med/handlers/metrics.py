@@ -60,12 +60,13 @@ class CohortPredictions:
 
     def table(self) -> pd.DataFrame:
         """One row per tile and network, columns of ``PredictionColumn``; network by network, tiles in loading order."""
-        identifiers = pd.DataFrame(self._identifiers)
-        facts = (PredictionColumn.NETWORK.value, PredictionColumn.PROBABILITY.value)
-        frames = [
-            identifiers.assign(**dict(zip(facts, (name, torch.cat(parts).numpy()), strict=True)))
-            for name, parts in self.probabilities.items()
-        ]
+        identifiers = pd.DataFrame(self._identifiers)  # made once: of millions of tiles it is large
+        frames = []
+        for name, parts in self.probabilities.items():
+            frame = identifiers.copy(deep=False)
+            frame[PredictionColumn.NETWORK.value] = name
+            frame[PredictionColumn.PROBABILITY.value] = torch.cat(parts).numpy()
+            frames.append(frame)
         columns = [str(column) for column in PredictionColumn]
         return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
