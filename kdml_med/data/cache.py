@@ -17,19 +17,21 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from kdml_med.data.images import Pixels
+from kdml_med.data.images import DECODERS, Pixels
 from kdml_med.data.reading import ImageSource, Positions
 from kdml_med.errors import InputError
 from kdml_med.program import progress_bar
 from kdml_med.storage.columns import hash_text
-from kdml_med.storage.files import naming, publish, unfinished_path, writing
+from kdml_med.storage.files import naming, writing
 
 logger = logging.getLogger(__name__)
 
 NO_CACHE, ON_DISK = "none", "disk"
 CACHE_DIR = "cache"
 """Below the dataset folder, where "disk" puts it."""
-_VERSION = 1
+_VERSION = 2
+_TRIED = 5
+"""Tiles that tell how large the others are."""
 _HELD_BACK = 64 * 2**20
 """Bytes that a cache leaves free on the disk."""
 
@@ -37,9 +39,9 @@ Sizes = npt.NDArray[np.int64]
 
 
 def with_cache(
-    source: ImageSource, rows: pd.DataFrame, root: Path, *, where: str, dataset_dir: Path, what: str
+    source: ImageSource, rows: pd.DataFrame, root: Path, *, where: str, dataset_dir: Path, part: str, what: str
 ) -> ImageSource:
-    """The source that a setting ``cache`` asks for.
+    """The source that a setting ``cache`` asks for; a cache that has to be made takes the place of that of before.
 
     Args:
         source: decodes the rows.
@@ -47,6 +49,7 @@ def with_cache(
         root: folder that the column ``shard`` starts from.
         where: "none"; "disk", below the dataset folder; or a folder.
         dataset_dir: dataset folder.
+        part: what of the dataset the rows are, such as "train"; begins the names of the files.
         what: word for a row.
 
     Raises:
@@ -54,13 +57,16 @@ def with_cache(
     """
     if where == NO_CACHE or rows.empty:
         return source
-    folder = dataset_dir / CACHE_DIR if where == ON_DISK else Path(where)
-    path = folder / f"{cache_key(rows, root)}.pixels"
+    folder, name = dataset_dir / CACHE_DIR, part
+    if where != ON_DISK:  # where other datasets may have theirs
+        folder, name = Path(where), f"{part}-{hashlib.sha256(bytes(dataset_dir.resolve())).hexdigest()[:8]}"
+    path = folder / f"{name}-{cache_key(rows, root)}.pixels"
     if _sizes_of(path, len(rows)) is None:
         with naming(path):
             folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder):
             if _sizes_of(path, len(rows)) is None:  # unless another process made it meanwhile
+                _discard_earlier(folder, name)
                 _build(path, source, rows, what)
     sizes = _sizes_of(path, len(rows))
     if sizes is None:
@@ -69,11 +75,12 @@ def with_cache(
 
 
 def cache_key(rows: pd.DataFrame, root: Path) -> str:
-    """What the pixels of rows depend on, as 32 hexadecimal digits: ids, byte ranges, and the shards as they are now.
+    """What the pixels of rows depend on, as 32 hexadecimal digits: ids, byte ranges, shards as they are now, decoders.
 
-    A shard is told from another by its size and the time of its last change.
+    A shard is told from another by its size and the times of its last change: that of its content, which can be set,
+    and that of its entry in the file system, which cannot.
     """
-    digest = hashlib.sha256(f"{_VERSION} {root}".encode())
+    digest = hashlib.sha256(f"{_VERSION} {root} {DECODERS}".encode())
     codes, shards = pd.factorize(rows["shard"])
     for numbers in (codes, rows["offset"], rows["size"]):
         digest.update(np.asarray(numbers, np.int64).tobytes())
@@ -81,7 +88,7 @@ def cache_key(rows: pd.DataFrame, root: Path) -> str:
     for shard in shards:
         try:
             state = (root / shard).stat()
-            digest.update(f"{shard} {state.st_size} {state.st_mtime_ns}\n".encode())
+            digest.update(f"{shard} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}\n".encode())
         except OSError:  # reading it will say so
             digest.update(f"{shard} absent\n".encode())
     return digest.hexdigest()[:32]
@@ -90,7 +97,8 @@ def cache_key(rows: pd.DataFrame, root: Path) -> str:
 class CachedImages:
     """Pixels from a cache; those that could not be decoded when it was made are left to the source, which says why.
 
-    Processes share the memory of the file, and it is the system's to keep or to read again.
+    Processes share the memory of the file, and it is the system's to keep or to read again. Where it is gone before a
+    process has mapped it, images are decoded as without.
 
     Args:
         path: of the pixels, one image after the other, uint8, [height, width, 3] each.
@@ -103,17 +111,19 @@ class CachedImages:
         ends = np.cumsum(3 * sizes.prod(axis=1))
         self._places = np.column_stack([ends - 3 * sizes.prod(axis=1), sizes])
         self._pixels: npt.NDArray[np.uint8] | None = None
+        self._gone = False
 
     def read(self, position: int) -> Pixels:
         """Pixels of a row, see ``ImageSource``."""
         start, height, width = self._places[position]
-        if not height:
-            return self._source.read(position)
-        if self._pixels is None:
+        if self._pixels is None and height and not self._gone:
             try:
                 self._pixels = np.memmap(self._path, np.uint8, "r").view(np.ndarray)
             except OSError as error:
-                raise InputError(f"cannot read {self._path}: {error.strerror}. Run the same command again.") from error
+                self._gone = True
+                logger.warning("cannot read %s any more (%s): images are decoded again", self._path, error.strerror)
+        if self._pixels is None or not height:
+            return self._source.read(position)
         return self._pixels[start : start + 3 * height * width].reshape(height, width, 3)
 
     def select(self, positions: Positions) -> Self:
@@ -143,11 +153,21 @@ def _sizes_of(path: Path, images: int) -> Sizes | None:
     return sizes if fits else None
 
 
+def _discard_earlier(folder: Path, name: str) -> None:
+    """Remove caches of the same part of a dataset as it was, and what a build of one that was killed has left.
+
+    A process that has mapped one keeps it, others decode.
+    """
+    key = "?" * 32
+    for pattern in (f"{name}-{key}.pixels", f"{name}-{key}.sizes.npy", f".{name}-{key}.*.part"):
+        for path in folder.glob(pattern):
+            with naming(path):
+                path.unlink(missing_ok=True)
+
+
 def _build(path: Path, source: ImageSource, rows: pd.DataFrame, what: str) -> None:
     _check_room(path, source, rows, what)
     sizes = np.zeros((len(rows), 2), np.int64)
-    with naming(path):
-        _sizes_path(path).unlink(missing_ok=True)
     lost = 0
     with (
         writing(path) as temporary,
@@ -165,22 +185,20 @@ def _build(path: Path, source: ImageSource, rows: pd.DataFrame, what: str) -> No
             bar.update()
     if lost:
         logger.warning("%d of %d %ss cannot be decoded and are not in %s", lost, len(rows), what, path)
-    with naming(_sizes_path(path)):
-        temporary = unfinished_path(_sizes_path(path))
-        with temporary.open("wb") as stream:
-            np.save(stream, sizes, allow_pickle=False)
-        publish(temporary, _sizes_path(path))
+    with writing(_sizes_path(path)) as temporary, temporary.open("wb") as stream:
+        np.save(stream, sizes, allow_pickle=False)
 
 
 def _check_room(path: Path, source: ImageSource, rows: pd.DataFrame, what: str) -> None:
     """Refuse a cache that will not fit, before it is begun."""
     if "width" in rows:
         needed = 3 * int((rows["width"] * rows["height"]).sum())
-    else:  # tiles have one size, or nothing is known before they are decoded
-        try:
-            needed = len(rows) * source.read(0).nbytes
-        except InputError:
-            return
+    else:  # tiles usually have one size, which nothing tells before they are decoded
+        found = []
+        for position in np.unique(np.linspace(0, len(rows) - 1, _TRIED).astype(np.intp)):
+            with contextlib.suppress(InputError):
+                found.append(source.read(int(position)).nbytes)
+        needed = len(rows) * sum(found) // max(len(found), 1)
     free = shutil.disk_usage(path.parent).free
     if needed + _HELD_BACK > free:
         raise InputError(
@@ -192,7 +210,8 @@ def _check_room(path: Path, source: ImageSource, rows: pd.DataFrame, what: str) 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Wait until no other process makes a cache in a folder, and keep others waiting; it leaves no file."""
-    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    with naming(folder):
+        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import cv2
@@ -18,6 +19,8 @@ from torch.nn.functional import interpolate
 from kdml_med.errors import InputError
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+DECODERS = f"simplejpeg {version('simplejpeg')}, Pillow {version('pillow')}"
+"""What ``decode_image`` decodes with; another version may give other pixels."""
 
 
 def decode_image(data: bytes, *, where: str) -> Pixels:

@@ -97,7 +97,13 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         self.root = image_root(self.dataset_dir, self.info)
         reader = ShardReader(self.root, self.rows, self.kind.row)
         self.source: ImageSource = with_cache(
-            reader, self.rows, self.root, where=cache, dataset_dir=self.dataset_dir, what=self.kind.row
+            reader,
+            self.rows,
+            self.root,
+            where=cache,
+            dataset_dir=self.dataset_dir,
+            part=(split or "all") + ("" if fold is None else f"-fold-{fold}"),
+            what=self.kind.row,
         )
         self.labels: npt.NDArray[np.int64] = code_of(self.rows["label"], self.classes, unknown=UNLABELLED)
 

@@ -60,9 +60,10 @@ class CohortPredictions:
 
     def table(self) -> pd.DataFrame:
         """One row per tile and network, columns of ``PredictionColumn``; network by network, tiles in loading order."""
+        identifiers = pd.DataFrame(self._identifiers)  # made once: of millions of tiles it is large
         frames = []
         for name, parts in self.probabilities.items():
-            frame = pd.DataFrame(self._identifiers)
+            frame = identifiers.copy(deep=False)
             frame[PredictionColumn.NETWORK.value] = name
             frame[PredictionColumn.PROBABILITY.value] = torch.cat(parts).numpy()
             frames.append(frame)

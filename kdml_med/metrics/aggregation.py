@@ -44,11 +44,8 @@ def aggregate_tiles(
     Raises:
         ValueError: unknown method, shapes differ, ``top_k`` below 1, or a missing group.
     """
+    _check_method(method, top_k)
     values = np.asarray(probabilities, dtype=np.float64)
-    if method not in get_args(AggregationMethod):
-        raise ValueError(f"aggregation {method!r}: expected one of {list(get_args(AggregationMethod))}.")
-    if top_k < 1:
-        raise ValueError(f"top_k is {top_k}, expected at least 1.")
     names = np.asarray(groups)
     if values.ndim != 1 or names.shape != values.shape:
         raise ValueError(f"expected two vectors of one length, got shapes {values.shape} and {names.shape}.")
@@ -56,6 +53,13 @@ def aggregate_tiles(
     if (codes < 0).any():
         raise ValueError(f"{int((codes < 0).sum())} tiles have no group.")
     return np.asarray(unique), _aggregate(values, codes, len(unique), method, top_k, threshold)
+
+
+def _check_method(method: str, top_k: int) -> None:
+    if method not in get_args(AggregationMethod):
+        raise ValueError(f"aggregation {method!r}: expected one of {list(get_args(AggregationMethod))}.")
+    if top_k < 1:
+        raise ValueError(f"top_k is {top_k}, expected at least 1.")
 
 
 def _aggregate(
@@ -136,17 +140,21 @@ def aggregate_predictions(
 def _aggregate_by(
     frame: pd.DataFrame, group_column: str, method: AggregationMethod, top_k: int, threshold: float
 ) -> pd.DataFrame:
-    network_codes, networks = pd.factorize(frame["network"], sort=True)
-    group_codes, groups = pd.factorize(frame[group_column], sort=True)
-    if (network_codes < 0).any() or (group_codes < 0).any():
+    _check_method(method, top_k)
+    found, group_codes = frame["network"].unique(), frame[group_column].astype("category").cat
+    if pd.isna(found).any() or (group_codes.codes < 0).any():
         raise ValueError(f"the predictions have rows without a network or without a {group_column}.")
-    keys = network_codes.astype(np.int64)
-    keys *= max(len(groups), 1)
-    keys += group_codes
-    del network_codes, group_codes  # of ten million tiles each of these takes 80 MB
-    positions, unique = pd.factorize(keys, sort=True)
-    del keys
-    _, values = aggregate_tiles(frame["probability"], positions, method, top_k=top_k, threshold=threshold)
+    networks, ranks = sorted(found), group_codes.categories.argsort().argsort()
+    # Of ten million tiles each vector takes 80 MB, so that codes stay narrow and few vectors are held at a time.
+    positions = ranks[group_codes.codes.to_numpy()]
+    for place, network in enumerate(networks):
+        positions[(frame["network"] == network).to_numpy()] += place * len(ranks)
+    unique = np.flatnonzero(np.bincount(positions))
+    places = np.zeros(len(networks) * len(ranks), dtype=np.intp)
+    places[unique] = np.arange(len(unique))
+    positions = places[positions]
+    probabilities = np.asarray(frame["probability"], dtype=np.float64)
+    values = _aggregate(probabilities, positions, len(unique), method, top_k, threshold)
     labels = frame["label"].fillna(-1).to_numpy(dtype=np.int64)
     first = np.zeros(len(unique), dtype=np.int64)
     first[positions[::-1]] = np.arange(len(frame))[::-1]  # the last assignment counts
@@ -157,7 +165,7 @@ def _aggregate_by(
             f"{group_column} {frame[group_column].iloc[row]!r} has the labels {labels[first][positions][row]} and "
             f"{labels[row]}; aggregate to a level at which labels agree."
         )
-    columns: dict[str, Any] = {"network": np.asarray(networks, dtype=object)[unique // max(len(groups), 1)]}
+    columns: dict[str, Any] = {"network": np.asarray(networks, dtype=object)[unique // max(len(ranks), 1)]}
     for name in ("patient_id", "slide_id"):
         columns[name] = frame[name].iloc[first].to_numpy(dtype=object) if name in frame else None
     columns |= {"label": labels[first], "probability": values, "tiles": np.bincount(positions, minlength=len(unique))}

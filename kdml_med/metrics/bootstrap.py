@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from kdml_med.metrics.classification import binary_auroc
 from kdml_med.metrics.inputs import as_binary, group_codes
 
 CHUNK_ELEMENTS = 1_000_000  # weights held at once: about 8 MB an array, which stays in cache
+_PIECE = 2**16  # samples of a resample that are looked at together
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,31 @@ def resample_auroc(
     """
     truth, scores = as_binary(labels, probabilities)
     result = np.full(resamples, np.nan)
+    codes, count = group_codes(groups, len(truth))
+    if count < 2 or np.isnan(scores).any():
+        return result
+    # Once for all resamples: in the order of probabilities, cut where they differ into pieces that stay in cache.
+    order = np.argsort(scores, kind="stable")
+    truth, codes, starts = truth[order], codes[order], _block_starts(scores[order])
+    cuts = starts[np.searchsorted(starts, np.arange(0, len(truth), _PIECE))[1:] - 1]
+    bounds = np.unique([0, *cuts, len(truth)])
+    pieces = [
+        (truth[low:high], codes[low:high], starts[np.searchsorted(starts, low) : np.searchsorted(starts, high)] - low)
+        for low, high in pairwise(bounds)
+    ]
     start = 0
-    for weights in resampled_weights(groups, len(truth), resamples=resamples, seed=seed):
-        if not np.isnan(scores).any():
-            result[start : start + len(weights)] = weighted_auroc(truth, scores, weights)
-        start += len(weights)
+    for picks in _draws(count, resamples, seed, per_draw=max(int(np.diff(bounds).max()), count)):
+        often = _multiplicities(picks, count).astype(np.float64)
+        won, positives, negatives = np.zeros((3, len(picks)))
+        for labelled, groups_of, blocks in pieces:
+            positive, negative = _block_sums(labelled, blocks, often[:, groups_of])
+            below = np.cumsum(negative, axis=1) - negative / 2 + negatives[:, None]
+            won += (positive * below).sum(axis=1)
+            positives += positive.sum(axis=1)
+            negatives += negative.sum(axis=1)
+        stop = start + len(picks)
+        np.divide(won, positives * negatives, out=result[start:stop], where=positives * negatives > 0)
+        start = stop
     return result
 
 
@@ -134,9 +156,13 @@ def resampled_weights(
     if count < 2:
         return
     for picks in _draws(count, resamples, seed, per_draw=max(length, count, per_draw)):
-        offsets = np.arange(len(picks))[:, None] * count
-        multiplicities = np.bincount((picks + offsets).ravel(), minlength=len(picks) * count)
-        yield multiplicities.reshape(len(picks), count)[:, codes]
+        yield _multiplicities(picks, count)[:, codes]
+
+
+def _multiplicities(picks: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """How often each group was drawn, [draws, count]."""
+    offsets = np.arange(len(picks))[:, None] * count
+    return np.bincount((picks + offsets).ravel(), minlength=len(picks) * count).reshape(len(picks), count)
 
 
 def weighted_auroc(
@@ -174,14 +200,26 @@ def weighted_pairs(
         Pairs in which the positive has the higher probability, ties as one half, [weightings]; all pairs, [weightings].
     """
     order = np.argsort(probabilities, kind="stable")
-    ordered = probabilities[order]
-    # Samples of one probability form a block; a positive beats all negatives of earlier blocks and half of its own.
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    by_rank = weights[:, order].astype(np.float64)
-    positive = np.add.reduceat(by_rank * labels[order], starts, axis=1)
-    negative = np.add.reduceat(by_rank, starts, axis=1) - positive
+    positive, negative = _block_sums(labels[order], _block_starts(probabilities[order]), weights[:, order])
     below = np.cumsum(negative, axis=1) - negative / 2
     return (positive * below).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1)
+
+
+def _block_starts(ordered: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+    """Where each block of equal values begins; a positive beats all negatives of earlier blocks and half of its own."""
+    return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+
+
+def _block_sums(
+    labels: npt.NDArray[np.bool_], starts: npt.NDArray[np.intp], weights: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Weights of the positives and of the negatives of each block, both [weightings, blocks]."""
+    by_rank = np.asarray(weights, np.float64)
+    of_positives = by_rank * labels
+    if len(starts) == by_rank.shape[1]:  # no ties
+        return of_positives, by_rank - of_positives
+    positive = np.add.reduceat(of_positives, starts, axis=1)
+    return positive, np.add.reduceat(by_rank, starts, axis=1) - positive
 
 
 def _resample(

@@ -158,10 +158,26 @@ def write_parquet(path: Path, frame: pd.DataFrame) -> None:
     for place, own in enumerate(schema):
         if pa.types.is_dictionary(own.type):  # text that is held as categories is written as text
             schema = schema.set(place, own.with_type(pa.large_string()))
-    with writing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with parquet_writer(path, schema) as writer:
         for start in range(0, max(len(frame), 1), _ROWS):
             piece = pa.Table.from_pandas(frame.iloc[start : start + _ROWS], preserve_index=False)
             writer.write_table(piece.replace_schema_metadata(None).cast(schema), row_group_size=_ROWS)
+
+
+@contextlib.contextmanager
+def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Write a parquet file atomically, table by table.
+
+    Raises:
+        InputError: it cannot be written; what is there stays.
+    """
+    # A stream of Python's has errors of the system as they are, Arrow's own words them at length.
+    with (
+        writing(path) as temporary,
+        temporary.open("wb") as stream,
+        pq.ParquetWriter(stream, schema, compression="zstd") as writer,
+    ):
+        yield writer
 
 
 def content_hash(path: Path) -> str:

@@ -21,7 +21,7 @@ from kdml_med.storage.columns import (
     first_repeated,
     to_series,
 )
-from kdml_med.storage.files import writing
+from kdml_med.storage.files import parquet_writer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,6 +122,7 @@ def read_rows(path: Path, layout: Layout, names: Collection[str], keep: Mask | N
         raise
     except (OSError, pa.ArrowException, ValueError) as error:
         raise unreadable(path, layout, error) from error
+    pa.default_memory_pool().release_unused()
     return pd.DataFrame(columns, copy=False)
 
 
@@ -168,7 +169,7 @@ def _read_column(
 def write_rows(path: Path, table: pa.Table, layout: Layout) -> None:
     """Write rows to a parquet file atomically, row group by row group; the same rows give the same bytes."""
     columns = layout.columns
-    with writing(path) as temporary, pq.ParquetWriter(temporary, columns, compression="zstd") as writer:
+    with parquet_writer(path, columns) as writer:
         for start in range(0, max(table.num_rows, 1), BATCH_ROWS):
             piece = table.slice(start, BATCH_ROWS).select(columns.names)
             writer.write_table(piece.cast(columns), row_group_size=BATCH_ROWS)

@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import os
 import pickle
@@ -52,7 +53,7 @@ def test_samples_are_the_same_with_a_cache_and_decoded_once(folder, decoded, num
         for one, other in zip(plain, epochs(folder, "disk", num_workers), strict=True):
             assert one[:2] == other[:2]
             assert torch.equal(one[2], other[2])
-    assert [place for place in sorted(decoded) if place] == list(range(1, 8))  # the first one tells the size, too
+    assert sorted(decoded) == sorted([*range(8), 0, 1, 3, 5, 7])  # five tell the size
 
 
 def test_frames_of_any_size_come_back(tmp_path):
@@ -80,10 +81,61 @@ def test_changed_images_are_not_read_stale(folder):
     state, size = path.stat(), path.stat().st_size
     data = encode(255 - tile_pixels(0, 16), "png")
     path.write_bytes(data[:size].ljust(size, b"\0"))  # the same number of bytes, so that the manifest stays true
-    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))  # as copying does that keeps the times
     after = TileDataset(folder, "train", cache="disk")
     np.testing.assert_array_equal(after.read(0), TileDataset(folder, "train").read(0))
     assert (after.read(0) != before).any()
+    assert sorted(file.suffix for file in (folder / "cache").iterdir()) == [".npy", ".pixels"]  # the old one is gone
+
+
+def test_only_the_earlier_cache_of_the_same_part_is_replaced(folder, tmp_path):
+    shared, other = tmp_path / "shared", write_dataset(tmp_path / "other", PATIENTS)
+    TileDataset(folder, "train", cache=str(shared))
+    before = {path.name for path in shared.iterdir()}
+    (left,) = (path.with_name(f".{path.name}.part") for path in shared.glob("*.pixels"))
+    left.write_bytes(b"of a build that was killed")
+    for place, split in ((other, "train"), (folder, "val"), (folder, None)):
+        TileDataset(place, split, cache=str(shared))
+    assert before <= {path.name for path in shared.iterdir()}
+    image = folder / TileDataset(folder, "train").rows["shard"][0]
+    os.utime(image, ns=(0, 0))
+    TileDataset(folder, "train", cache=str(shared))
+    names = {path.name for path in shared.iterdir()}
+    assert not before & names
+    assert not left.exists()
+    assert len(names) == 8
+
+
+def test_without_its_cache_a_training_goes_on(folder, caplog):
+    plain, cached = TileDataset(folder, "train"), TileDataset(folder, "train", cache="disk")
+    for path in (folder / "cache").iterdir():
+        path.unlink()
+    for position in range(len(plain)):
+        np.testing.assert_array_equal(cached.read(position), plain.read(position))
+    assert [record.getMessage().count("decoded again") for record in caplog.records] == [1]
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_does_not_take_it_is_named_and_nothing_stays(folder, monkeypatch, error):
+    def fail(descriptor):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(InputError, match=r"train-[0-9a-f]{32}\.pixels") as caught:
+        TileDataset(folder, "train", cache="disk")
+    assert os.strerror(error) in str(caught.value)
+    assert not list((folder / "cache").iterdir())
+
+
+def test_tiles_of_other_sizes_than_the_first_are_foreseen(folder, monkeypatch):
+    sizes = iter([1000, 10, 10, 10, 10])
+    source = type("Source", (), {"read": lambda self, place: np.zeros((1, next(sizes), 3), np.uint8)})()
+    rows = TileDataset(folder, "train").rows
+    seen = []
+    usage = type("Usage", (), {"free": 2**26 + 8 * 3 * 208})
+    monkeypatch.setattr(caching.shutil, "disk_usage", lambda path: seen.append(path) or usage)
+    caching._check_room(folder / "x.pixels", source, rows, "tile")
+    assert seen
 
 
 def test_another_split_and_another_dataset_have_caches_of_their_own(folder, tmp_path):

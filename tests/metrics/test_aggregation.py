@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdml_med.metrics import aggregate_predictions, aggregate_tiles
+from kdml_med.metrics.aggregation import Level
 from tests.examples import examples
 
 TILES = st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 1)), min_size=1, max_size=40)
@@ -146,3 +147,25 @@ def test_grouping_by_codes_agrees_with_pandas(rows: list[tuple[int, str, float]]
     if level == "slide":
         assert found["patient_id"].tolist() == owners.loc[found["slide_id"]].tolist()
     pd.testing.assert_frame_equal(found.set_index(keys)[list(expected)], expected, check_index_type=False)
+
+
+@pytest.mark.parametrize("level", ["patient", "slide"])
+def test_names_as_categories_group_as_text_does(level: Level) -> None:
+    patients = ["7", "007", "e\u0301", "7", "nan", "e\u0301"]
+    text = pd.DataFrame(
+        {
+            "sample_id": list("abcdef"),
+            "slide_id": [f"{name}-s" for name in patients],
+            "patient_id": patients,
+            "label": [1, 0, 0, 1, 1, 0],
+            "network": "student_1",
+            "probability": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6],
+        }
+    )
+    text = pd.concat([text, text.assign(network="ensemble", probability=0.5)], ignore_index=True)
+    codes = text.copy()
+    for name in ("slide_id", "patient_id", "network"):  # in no order, and with words that no row has
+        codes[name] = pd.Categorical(text[name], [*dict.fromkeys(text[name]), "0"])
+    expected = aggregate_predictions(text, level)
+    assert list(expected["patient_id"]) == ["007", "7", "e\u0301", "nan"] * 2
+    pd.testing.assert_frame_equal(aggregate_predictions(codes, level), expected)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from kdml_med.metrics import Interval, binary_auroc, bootstrap_interval, resample_auroc
+from kdml_med.metrics import Interval, binary_auroc, bootstrap, bootstrap_interval, resample_auroc
 from kdml_med.metrics.bootstrap import percentile_interval, weighted_auroc
 from tests.examples import examples
 
@@ -44,6 +44,18 @@ def test_fast_path_equals_resampling_rows(grouped: bool) -> None:
     slow = bootstrap_interval(lambda truth, scores: binary_auroc(truth, scores), labels, values, **options)
     assert fast.resamples_used == slow.resamples_used
     assert (fast.low, fast.high) == pytest.approx((slow.low, slow.high))
+
+
+@pytest.mark.parametrize("piece", [1, 2, 7, 60])
+@pytest.mark.parametrize("digits", [0, 1, 8])
+def test_a_resample_in_pieces_is_the_same(piece: int, digits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, values, groups = cohort(12, 5, seed=4)
+    values = np.round(values, digits)  # few values tie across the ends of pieces
+    weights = np.concatenate(list(bootstrap.resampled_weights(groups, len(labels), resamples=40, seed=2)))
+    expected = weighted_auroc(labels.astype(bool), values, weights)
+    monkeypatch.setattr(bootstrap, "_PIECE", piece)
+    found = resample_auroc(labels, values, groups=groups, resamples=40, seed=2)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_interval_depends_on_groups_not_on_rows() -> None:

@@ -25,6 +25,7 @@ from kdml_med.storage.files import (
     write_parquet,
     write_table,
 )
+from kdml_med.storage.manifest import manifest_table, write_manifest
 from kdml_med.storage.shards import ShardWriter
 
 LARGE = files.WHOLE_BYTES + 12_345
@@ -215,12 +216,14 @@ def room_for(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("kind", ["bytes", "table", "json", "parquet", "shard"])
+@pytest.mark.parametrize("kind", ["bytes", "table", "json", "parquet", "manifest", "shard"])
 def test_full_disk_is_one_line_leaves_what_was_there_and_nothing_torn(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
     large = "x" * 200_000
     table = pd.DataFrame({"a": [hashlib.sha256(str(number).encode()).hexdigest() for number in range(20_000)]})
+    ids = [dict.fromkeys(("sample_id", "patient_id", "slide_id", "shard"), value) for value in table["a"]]
+    manifest = manifest_table([row | {"offset": 0, "size": 1} for row in ids])
 
     def write() -> None:
         if kind == "shard":
@@ -233,6 +236,7 @@ def test_full_disk_is_one_line_leaves_what_was_there_and_nothing_torn(tmp_path: 
                 "table": lambda: write_table(path, table),
                 "json": lambda: write_json(path, large),
                 "parquet": lambda: write_parquet(path, table),
+                "manifest": lambda: write_manifest(path, manifest),
             }[kind]()
 
     with room_for(100_000), pytest.raises(InputError, match=r"^cannot write .*a: File too large\. Free some space"):
