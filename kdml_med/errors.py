@@ -64,9 +64,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _reason(error: OSError) -> str:
-    # Libraries put words of their own in place of the system's, and keep its number.
-    text = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-    return text or type(error).__name__
+    return error.strerror or type(error).__name__
 
 
 def _remedy(error: OSError) -> str:
