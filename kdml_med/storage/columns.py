@@ -50,6 +50,32 @@ def compact(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, names=schema.names).cast(schema)
 
 
+def to_column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Column of values of plain Python, None where there is none.
+
+    Text and numbers are laid out here: ``pyarrow.array`` imports pandas, which takes as long as tiling a small slide.
+
+    Raises:
+        ArrowException: a value is of another kind.
+    """
+    plain: dict[pa.DataType, tuple[type, ...]] = {pa.string(): (str,), pa.int64(): (int,), pa.float64(): (int, float)}
+    there = [value is not None for value in values]
+    if kind not in plain or not all(isinstance(value, plain[kind]) for value in values if value is not None):
+        return pa.array(values, kind)
+    valid = None if all(there) else pa.py_buffer(np.packbits(there, bitorder="little"))
+    if kind == pa.string():
+        words = [(value or "").encode() for value in values]
+        ends = np.zeros(len(words) + 1, np.int64)
+        np.cumsum([len(word) for word in words], out=ends[1:])
+        if ends[-1] > np.iinfo(np.int32).max:
+            return pa.array(values, kind)  # which says so
+        buffers = [valid, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(b"".join(words))]
+    else:
+        numbers = [0 if value is None else value for value in values]
+        buffers = [valid, pa.py_buffer(np.array(numbers, np.int64 if kind == pa.int64() else np.float64))]
+    return pa.Array.from_buffers(kind, len(values), buffers)
+
+
 def to_series(column: pa.ChunkedArray) -> pd.Series:
     """Series of a compact column; codes become categories in the order of their words, all of them in use.
 
@@ -172,12 +198,19 @@ def _offsets(array: pa.Array) -> Codes:
 
 
 def _valid(array: pa.Array) -> Mask:
-    return np.asarray(array.is_valid().to_numpy(zero_copy_only=False), dtype=bool)
+    if not array.null_count:
+        return np.ones(len(array), np.bool_)
+    bits = np.unpackbits(np.frombuffer(array.buffers()[0], np.uint8), bitorder="little")
+    return bits[array.offset : array.offset + len(array)].astype(np.bool_)
 
 
 def _codes(array: pa.DictionaryArray) -> npt.NDArray[Any]:
     """Codes of an array, −1 for null."""
-    return np.asarray(array.indices.fill_null(-1).to_numpy(zero_copy_only=False))
+    codes, kind = array.indices, array.indices.type.to_pandas_dtype()
+    if not len(codes):
+        return np.zeros(0, kind)
+    found = np.frombuffer(codes.buffers()[1], kind)[codes.offset : codes.offset + len(codes)]
+    return np.where(_valid(codes), found, kind(-1)) if codes.null_count else found
 
 
 def code_of(words: pd.Series, names: Sequence[str], *, unknown: int) -> npt.NDArray[np.int64]:

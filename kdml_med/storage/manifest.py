@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdml_med.errors import InputError
+from kdml_med.storage.columns import to_column
 from kdml_med.storage.files import content_hash, write_json
 from kdml_med.storage.reading import build, read_json
 from kdml_med.storage.rows import Layout, check_rows, read_rows, unreadable, write_rows
@@ -248,7 +249,9 @@ def dataset_identity(dataset_dir: Path) -> dict[str, Any]:
 
 def manifest_table(rows: Iterable[Mapping[str, Any]], kind: DatasetKind = DatasetKind.TILES) -> pa.Table:
     """Arrow table of rows with exactly the columns and types of the contract; absent keys become null."""
-    return pa.Table.from_pylist([dict(row) for row in rows], schema=kind.columns)
+    rows = list(rows)
+    columns = [to_column([row.get(field.name) for row in rows], field.type) for field in kind.columns]
+    return pa.Table.from_arrays(columns, schema=kind.columns)
 
 
 def kind_of(table: pa.Table) -> DatasetKind:

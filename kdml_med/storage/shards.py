@@ -270,7 +270,8 @@ def read_record(dataset_dir: Path, name: str, record: type[Record], kind: Datase
     """
     path = sidecar_path(dataset_dir, name)
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:  # the library's read_table imports pandas
+            table = file.read()
         content = json.loads(table.schema.metadata[_RECORD_KEY])
         if content.get("origin") is not None:
             content["origin"] = Origin.from_content(content["origin"], _read_times(dataset_dir, name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import queue
 from collections import deque
@@ -39,9 +40,6 @@ looked at."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-
-_BAND_ROWS = 8
-"""Rows of tiles that one thread takes at a time: neighbouring rows share native tiles, and those are decoded once."""
 
 _STAIN_SAMPLE = 24
 """Tiles that the stain fit looks at, evenly spread over the tissue."""
@@ -161,7 +159,7 @@ def open_cutter(
     Args:
         job: the slide.
         options: of the run.
-        threads: that read bands of the slide at the same time; the tiles do not depend on it.
+        threads: that read rows of the slide at the same time; the tiles do not depend on it.
         region: where tissue counts; None for the whole slide.
 
     Raises:
@@ -181,7 +179,7 @@ class SlideCutter:
         job: the slide.
         slide: opened; the caller closes it.
         options: of the run.
-        threads: that read bands of the slide at the same time.
+        threads: that read rows of the slide at the same time.
         region: where tissue counts; None for the whole slide.
 
     Attributes:
@@ -333,7 +331,7 @@ class SlideCutter:
     def _cut_all(self, on_tiles: Callable[[int], None]) -> Iterator[CutTile]:
         limit, candidates = self._options.limit_tiles, self.candidates
         if limit is None:
-            yield from self._cut_bands(candidates, on_tiles)
+            yield from self._cut_rows(candidates, on_tiles)
             return
         # The name is mixed in so that slides of one size do not all get the same places.
         seed = [self._options.seed, *self.job.slide_id.encode()]
@@ -343,23 +341,21 @@ class SlideCutter:
         while missing > 0 and start < len(order):
             chosen = [candidates[i] for i in sorted(order[start : start + missing])]
             start += missing
-            cut.extend(self._cut_bands(chosen, on_tiles))
+            cut.extend(self._cut_rows(chosen, on_tiles))
             missing = limit - sum(tile.data is not None for tile in cut)
         yield from sorted(cut, key=lambda tile: (tile.candidate.y_l0, tile.candidate.x_l0))
 
-    def _cut_bands(self, candidates: Sequence[Candidate], on_tiles: Callable[[int], None]) -> Iterator[CutTile]:
+    def _cut_rows(self, candidates: Sequence[Candidate], on_tiles: Callable[[int], None]) -> Iterator[CutTile]:
         stain = self.record.stain if self._options.stain == "macenko" else None
 
-        def cut_band(band: Sequence[Candidate]) -> list[CutTile]:
+        def cut_row(row: Sequence[Candidate]) -> list[CutTile]:
             reader = self._readers.get()
             try:
-                return [reader.cut(candidate, stain) for candidate in band]
+                return [reader.cut(candidate, stain) for candidate in row]
             finally:
                 self._readers.put(reader)
 
-        rows_per_band = max(1, min(_BAND_ROWS, self.grid.rows // (2 * self._threads)))
-        bands = split_bands(candidates, rows_per_band * self.grid.stride_l0)
-        for tiles in in_order(cut_band, bands, self._threads):
+        for tiles in in_order(cut_row, split_rows(candidates), self._threads):
             on_tiles(len(tiles))
             yield from tiles
 
@@ -376,12 +372,9 @@ def tile_name(candidate: Candidate) -> str:
     return f"x{candidate.x_l0:07d}_y{candidate.y_l0:07d}"
 
 
-def split_bands(candidates: Sequence[Candidate], height_l0: int) -> list[list[Candidate]]:
-    """Candidates grouped into horizontal bands of a height, in reading order; empty bands are left out."""
-    bands: dict[int, list[Candidate]] = {}
-    for candidate in candidates:
-        bands.setdefault(candidate.y_l0 // height_l0, []).append(candidate)
-    return [bands[index] for index in sorted(bands)]
+def split_rows(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+    """Candidates in reading order as rows of tiles side by side."""
+    return [list(row) for _, row in itertools.groupby(candidates, key=lambda candidate: candidate.y_l0)]
 
 
 def in_order(work: Callable[[_Item], _Result], items: Iterable[_Item], threads: int) -> Iterator[_Result]:

@@ -16,6 +16,8 @@ Colour = npt.NDArray[np.float32]
 
 Places = npt.NDArray[np.int64]
 
+Chosen = npt.NDArray[np.bool_]
+
 Channel = npt.NDArray[np.float32]
 Channels = Sequence[Channel]
 """float, […] each; red, green, blue in grey levels."""
@@ -31,8 +33,7 @@ _DARKEST = 150.0  # mean over the channels; darker even areas are the scanner's 
 _FILL = 254  # what is at least so white in every channel was filled in by the scanner
 _SAME = 6  # grey levels in each channel around the middle of a colour
 _BIN = 4  # grey levels
-_BLOCK_ROWS = 512  # of the overview that are judged at a time
-_CHUNK = 1 << 18  # colours that are counted at a time
+_BLOCK_ROWS = 64  # of the overview that are looked at a time, so that memory stays small beside it
 _LEAST_SHARE = 0.05  # of the slide: less glass than that cannot add many tiles, and may be something else
 _MOST_COLOURS = 6
 # Stain leaves green the weakest channel. A pink cast up to the first is believed of the brightest even colour; beside
@@ -58,7 +59,7 @@ class Glass:
         return float(self.colour.mean())
 
 
-def measure_glass(pixels: Pixels, usable: npt.NDArray[np.bool_] | None = None) -> list[Glass]:
+def measure_glass(pixels: Pixels, usable: Chosen | None = None) -> list[Glass]:
     """The colours of bare glass on an overview: even, bright areas that cover at least a twentieth of it.
 
     There can be several, where a slide was scanned in parts. Stain is told from a tint by green being the weakest.
@@ -70,39 +71,32 @@ def measure_glass(pixels: Pixels, usable: npt.NDArray[np.bool_] | None = None) -
     Returns:
         Brightest first; empty where too little glass is seen.
     """
-    area = 0
-    chosen: list[Pixels] = []
+    area, even = 0, np.empty(pixels.shape[:2], np.bool_)
     for top in range(0, len(pixels), _BLOCK_ROWS):
         # With a row above and below, which flatness looks at.
         start = max(0, top - 1)
-        block = pixels[start : top + _BLOCK_ROWS + 1]
-        counted, even = _judge(block, None if usable is None else usable[start : top + _BLOCK_ROWS + 1])
-        rows = slice(top - start, top - start + _BLOCK_ROWS)
-        area += int(np.count_nonzero(counted[rows]))
-        chosen.append(block[rows][even[rows]])
-    least, colours = max(1.0, _LEAST_SHARE * area), np.concatenate(chosen)
-    del chosen
+        block, own = slice(start, top + _BLOCK_ROWS + 1), slice(top - start, top - start + _BLOCK_ROWS)
+        counted, flat = _judge(pixels[block], None if usable is None else usable[block])
+        area += int(np.count_nonzero(counted[own]))
+        even[top : top + _BLOCK_ROWS] = flat[own]
+    least = max(1.0, _LEAST_SHARE * area)
     found: list[Glass] = []
-    while len(colours) >= least and len(found) < _MOST_COLOURS:
-        middle = _densest(colours)
+    while np.count_nonzero(even) >= least and len(found) < _MOST_COLOURS:
+        middle = _densest(pixels, even)
         first = np.clip(np.ceil(middle - _SAME), 0, 255).astype(np.uint8)
         last = np.clip(np.floor(middle + _SAME), 0, 255).astype(np.uint8)
-        near = np.logical_and.reduce(
-            [(colours[:, i] >= first[i]) & (colours[:, i] <= last[i]) for i in range(colours.shape[1])]
-        )
-        if np.count_nonzero(near) < least:
+        colours, counts = _count_colours(pixels, even, first, last)
+        if counts.sum() < least:
             break
-        own, counts = _count_colours(colours[near], first)
-        colour: Colour = np.array([_quantile(own[:, channel], counts, 0.5) for channel in range(3)], np.float32)
-        spread = chroma([own[:, channel].astype(np.float32) for channel in range(3)], colour)
+        colour: Colour = np.array([_quantile(colours[:, channel], counts, 0.5) for channel in range(3)], np.float32)
+        spread = chroma([colours[:, channel].astype(np.float32) for channel in range(3)], colour)
         found.append(Glass(colour, _quantile(spread, counts, 0.995)))
-        colours = colours[~near]
     found.sort(key=lambda glass: -glass.brightness)
     casts = [_CAST_OF_BRIGHTEST] + [_CAST_OF_OTHERS] * len(found)
     return [glass for glass, cast in zip(found, casts, strict=False) if _pink_cast(glass.colour) <= cast]
 
 
-def _judge(pixels: Pixels, usable: npt.NDArray[np.bool_] | None) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+def _judge(pixels: Pixels, usable: Chosen | None) -> tuple[Chosen, Chosen]:
     """Which pixels count, and which of them are even and bright."""
     red, green, blue = cv2.split(pixels)
     counted = np.minimum(np.minimum(red, green), blue) < _FILL
@@ -139,19 +133,27 @@ def chroma(channels: Channels, glass: Colour) -> Channel:
     return spread
 
 
-def _is_flat(pixels: Pixels) -> npt.NDArray[np.bool_]:
+def _is_flat(pixels: Pixels) -> Chosen:
     """Whether all nine pixels around a pixel are alike, channel by channel."""
     square = np.ones((3, 3), np.uint8)
     highest, lowest = (find(pixels, square, borderType=cv2.BORDER_REPLICATE) for find in (cv2.dilate, cv2.erode))
     red, green, blue = cv2.split(cv2.subtract(highest, lowest))
-    flat: npt.NDArray[np.bool_] = np.maximum(np.maximum(red, green), blue) <= _FLAT
+    flat: Chosen = np.maximum(np.maximum(red, green), blue) <= _FLAT
     return flat
 
 
-def _count_colours(colours: Pixels, first: Pixels) -> tuple[Pixels, Places]:
-    """Different colours, uint8, [colours, 3], of those from the darkest on, and how often each is there."""
+def _count_colours(pixels: Pixels, chosen: Chosen, first: Pixels, last: Pixels) -> tuple[Pixels, Places]:
+    """Different colours of chosen pixels, uint8, [colours, 3], between two, and how often each is there.
+
+    Those pixels are chosen no more.
+    """
     side = 2 * _SAME + 1
-    counts = _count_boxes(colours, side, first=first)
+    counts = np.zeros(side**3, np.int64)
+    for top in range(0, len(pixels), _BLOCK_ROWS):
+        rows = slice(top, top + _BLOCK_ROWS)
+        near = chosen[rows] & cv2.inRange(pixels[rows], tuple(first.tolist()), tuple(last.tolist())).view(np.bool_)
+        counts += _count_boxes(pixels[rows][near], side, first=first)
+        chosen[rows] &= ~near
     (there,) = np.nonzero(counts)
     own = np.stack([there // side**2, there // side % side, there % side], axis=1) + first
     return own.astype(np.uint8), counts[there]
@@ -159,11 +161,8 @@ def _count_colours(colours: Pixels, first: Pixels) -> tuple[Pixels, Places]:
 
 def _count_boxes(colours: Pixels, side: int, *, first: Pixels | int = 0, bin_size: int = 1) -> Places:
     """How many colours, [colours, 3], are in each of ``side``³ boxes from the darkest on; int64, [side³]."""
-    counts = np.zeros(side**3, np.int64)
-    for start in range(0, len(colours), _CHUNK):
-        red, green, blue = ((colours[start : start + _CHUNK].astype(np.int32) - first) // bin_size).T
-        counts += np.bincount((red * side + green) * side + blue, minlength=side**3)
-    return counts
+    red, green, blue = ((colours.astype(np.int32) - first) // bin_size).T
+    return np.bincount((red * side + green) * side + blue, minlength=side**3)
 
 
 def _quantile(values: npt.NDArray[np.generic], counts: Places, share: float) -> float:
@@ -179,10 +178,14 @@ def _quantile(values: npt.NDArray[np.generic], counts: Places, share: float) -> 
     return low + (high - low) * (place - below)
 
 
-def _densest(colours: Pixels) -> Colour:
-    """Middle of the fullest of equal boxes of colours."""
+def _densest(pixels: Pixels, chosen: Chosen) -> Colour:
+    """Middle of the fullest of equal boxes of the colours of chosen pixels."""
     side = 256 // _BIN
-    fullest = int(_count_boxes(colours, side, bin_size=_BIN).argmax())
+    counts = np.zeros(side**3, np.int64)
+    for top in range(0, len(pixels), _BLOCK_ROWS):
+        rows = slice(top, top + _BLOCK_ROWS)
+        counts += _count_boxes(pixels[rows][chosen[rows]], side, bin_size=_BIN)
+    fullest = int(counts.argmax())
     box = np.array([fullest // side**2, fullest // side % side, fullest % side], np.float32)
     return np.asarray((box + 0.5) * _BIN, np.float32)
 

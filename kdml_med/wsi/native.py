@@ -7,11 +7,56 @@ half-size picture from a part of the coefficients, for less than the price of th
 
 from __future__ import annotations
 
+import threading
+from dataclasses import dataclass, field
+
 import numpy as np
 
 from kdml_med.pixels import reduce
 from kdml_med.wsi.slide import Pixels, Slide, SlideError
 from kdml_med.wsi.tile_index import TileBytes, TileIndex, decode_tile
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Decoded tiles of a row by their column, None for damaged ones; who adds one holds the lock."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    tiles: dict[int, Pixels | None] = field(default_factory=dict)
+
+
+class _DecodedRows:
+    """Rows of one plane that may be asked for again by a slide or its clones, which go down it side by side.
+
+    Whoever asks for a row above its last one begins anew, and so do all.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._plane = (-1, -1)
+        self._rows: dict[int, _Row] = {}
+        self._places: dict[object, int] = {}  # the row that each of them is at
+
+    def find(self, reader: object, plane: tuple[int, int], first: int, last: int) -> list[_Row]:
+        """Some rows; those above the first row that anybody is at are forgotten."""
+        with self._lock:
+            if plane != self._plane or first < self._places.get(reader, 0):
+                self._plane = plane
+                self._rows.clear()
+                self._places.clear()
+            if first != self._places.get(reader):
+                self._places[reader] = first
+                needed = min(self._places.values())
+                for row in [row for row in self._rows if row < needed]:
+                    del self._rows[row]
+            return [self._rows.get(row) or self._rows.setdefault(row, _Row()) for row in range(first, last + 1)]
+
+    def leave(self, reader: object) -> None:
+        """It asks no more."""
+        with self._lock:
+            self._places.pop(reader, None)
+            if not self._places:
+                self._rows.clear()
 
 
 class NativeSlide:
@@ -21,17 +66,18 @@ class NativeSlide:
         base: reads levels without an index, and knows what to show where a tile was never written.
         indices: of the tiles of levels.
         file: that holds them.
+        decoded: tiles shared with the slide that this is a clone of.
     """
 
-    def __init__(self, base: Slide, indices: dict[int, TileIndex], file: TileBytes) -> None:
+    def __init__(
+        self, base: Slide, indices: dict[int, TileIndex], file: TileBytes, decoded: _DecodedRows | None = None
+    ) -> None:
         self._base, self._indices, self._file = base, indices, file
+        self._decoded = decoded or _DecodedRows()
         self.path = base.path
         self.levels = base.levels
         self.header_mpp, self.header_source = base.header_mpp, base.header_source
         self.header_problem, self.left_out = base.header_problem, base.left_out
-        # Decoded tiles by row and column, of one plane and of rows that may be asked for again.
-        self._plane = (-1, -1)
-        self._rows: dict[int, dict[int, Pixels | None]] = {}
         self._scratch: Pixels = np.empty((0, 0, 3), np.uint8)
 
     def factors(self, level: int) -> tuple[int, ...]:
@@ -62,16 +108,14 @@ class NativeSlide:
         tile_w, tile_h = index.width // factor, index.height // factor
         first_row, last_row = y_r // tile_h, (y_r + height_r - 1) // tile_h
         first_column, last_column = x_r // tile_w, (x_r + width_r - 1) // tile_w
-        self._forget((level, factor), first_row)
-        for row in range(first_row, last_row + 1):
-            tiles = self._rows.setdefault(row, {})
+        for row, held in enumerate(self._decoded.find(self, (level, factor), first_row, last_row), first_row):
             top = row * tile_h - y_r
             y, skip_y, end_y = max(0, top), max(0, -top), min(tile_h, height_r - top)
             strip = out[y : y + end_y - skip_y]
             for column in range(first_column, last_column + 1):
-                tile = tiles.get(column)
+                tile = held.tiles.get(column)
                 if tile is None:
-                    tile = self._decode(tiles, index, level, factor, row, column)
+                    tile = self._decode(held, index, level, factor, row, column)
                 left = column * tile_w - x_r
                 end_x = min(tile_w, width_r - left)
                 if left >= 0:
@@ -82,31 +126,23 @@ class NativeSlide:
 
     def clone(self) -> NativeSlide:
         """See ``Slide.clone``."""
-        return NativeSlide(self._base.clone(), self._indices, self._file)
+        return NativeSlide(self._base.clone(), self._indices, self._file, self._decoded)
 
     def close(self) -> None:
         """See ``Slide.close``. The file is closed with its last user."""
-        self._rows.clear()
+        self._decoded.leave(self)
         self._base.close()
 
-    def _forget(self, plane: tuple[int, int], first_row: int) -> None:
-        if plane != self._plane or (self._rows and first_row < min(self._rows)):
-            self._rows.clear()
-            self._plane = plane
-        for row in [row for row in self._rows if row < first_row]:
-            del self._rows[row]
-
-    def _decode(
-        self, tiles: dict[int, Pixels | None], index: TileIndex, level: int, factor: int, row: int, column: int
-    ) -> Pixels:
+    def _decode(self, held: _Row, index: TileIndex, level: int, factor: int, row: int, column: int) -> Pixels:
         """Decode a tile into its row; one that cannot be decoded is tried once."""
-        if column not in tiles:
-            number = row * index.columns + column
-            if index.counts[number] == 0:
-                tiles[column] = self._missing_tile(index, level, factor, row, column)
-            else:
-                tiles[column] = decode_tile(self._file, index, number, factor)
-        tile = tiles[column]
+        with held.lock:
+            if column not in held.tiles:
+                number = row * index.columns + column
+                if index.counts[number] == 0:
+                    held.tiles[column] = self._missing_tile(index, level, factor, row, column)
+                else:
+                    held.tiles[column] = decode_tile(self._file, index, number, factor)
+            tile = held.tiles[column]
         if tile is None:
             raise SlideError(f"tile {column}, {row} of level {level} cannot be decoded")
         return tile

@@ -29,7 +29,7 @@ def cut_slide(
         job: the slide.
         out_dir: dataset folder.
         options: of the run.
-        threads: that read bands of the slide at the same time; the result does not depend on it.
+        threads: that read rows of the slide at the same time; the result does not depend on it.
         on_tiles: called with a number of tiles whenever so many more were looked at.
 
     Raises:

@@ -103,7 +103,7 @@ def tile_slides(
         options: settings; a folder made with others is refused.
         labels: patients and labels; None makes a dataset for inference.
         tcga_normals: normal tissue has the label of its patient's tumour, too, where labels belong to patients.
-        workers: cores to use, for slides side by side and for bands within a slide; with a scheduler, of each worker.
+        workers: cores to use, for slides side by side and for rows within a slide; with a scheduler, of each worker.
         progress: show a bar on standard error.
         synthetic: the slides are generated; recorded in dataset.json.
         full_hash: tell slides apart by all of their bytes; recorded in dataset.json.

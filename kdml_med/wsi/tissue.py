@@ -23,7 +23,7 @@ OVERVIEW_MPP = 8.0
 """Micrometres per pixel of the overview: a nucleus is one pixel, a gland many."""
 
 _BLOCK_R = 2048  # pixels; the overview is read in squares of this side, so memory does not grow with the slide
-_BLOCK_ROWS = 512  # of the overview that are judged at a time, so that memory stays small beside the overview
+_BLOCK_ROWS = 64  # of the overview that are judged at a time, so that memory stays small beside the overview
 _SMALLEST_BLOCK_R = 16  # pixels; damage is fenced in down to squares of this side
 _MOST_FAILED_READS = 128  # a reader may open the file again after each: what is damaged all over is not fenced in
 _CHROMA_RANGE = (10.0, 24.0)  # grey levels

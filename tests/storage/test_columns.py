@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from kdml_med.errors import InputError
 from kdml_med.storage import rows as manifest_rows
-from kdml_med.storage.columns import code_of, compact, distinct, first_repeated, hash_text, to_series
+from kdml_med.storage.columns import code_of, compact, distinct, first_repeated, hash_text, to_column, to_series
 from kdml_med.storage.files import write_parquet
 from kdml_med.storage.manifest import (
     MANIFEST_FILE,
@@ -153,3 +155,43 @@ def test_categories_are_written_as_text(tmp_path: Path) -> None:
     write_parquet(tmp_path / "plain", plain)
     write_parquet(tmp_path / "categories", plain.astype({"a": "category"}))
     assert (tmp_path / "plain").read_bytes() == (tmp_path / "categories").read_bytes()
+
+
+@given(
+    st.sampled_from(
+        [
+            (pa.string(), st.text(max_size=5)),
+            (pa.int64(), st.integers(-(2**63), 2**63 - 1)),
+            (pa.float64(), st.floats() | st.integers(-9, 9)),
+            (pa.int64(), st.sampled_from([1.0, 2])),
+            (pa.list_(pa.string()), st.lists(st.text(max_size=2), max_size=3)),
+        ]
+    ).flatmap(lambda pair: st.tuples(st.just(pair[0]), st.lists(st.none() | pair[1], max_size=20)))
+)
+@settings(max_examples=examples(100))
+def test_columns_of_plain_values_are_those_of_the_library(pair: tuple[pa.DataType, list[Any]]) -> None:
+    kind, values = pair
+    found, wanted = to_column(values, kind), pa.array(values, kind)
+    found.validate(full=True)
+    assert (found.type, found.null_count) == (wanted.type, wanted.null_count)
+    assert repr(found.to_pylist()) == repr(wanted.to_pylist())
+
+
+def test_values_that_do_not_fit_a_column_are_refused() -> None:
+    for values, kind in ((["a"], pa.float64()), ([3], pa.string()), ([2**63], pa.int64())):
+        with pytest.raises((pa.ArrowException, TypeError, OverflowError)):
+            to_column(values, kind)
+
+
+def test_rows_are_checked_and_written_without_pandas() -> None:
+    code = """
+import io, sys
+import pyarrow.parquet as pq
+from kdml_med.storage.manifest import manifest_table, validate_manifest
+ids = dict.fromkeys(("sample_id", "patient_id", "slide_id", "shard"), "a")
+table = manifest_table([ids | {"offset": 0, "size": 1}, ids | {"offset": 0, "size": 1, "sample_id": "b"}])
+validate_manifest(table, "here")
+pq.write_table(table, io.BytesIO())
+sys.exit("pandas" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,7 +15,7 @@ from kdml_med.errors import InputError
 from kdml_med.storage.manifest import read_info, read_manifest, read_member
 from kdml_med.tables.labels import LabelMatch as Match
 from kdml_med.tables.labels import LabelTable
-from kdml_med.wsi.cutter import SlideJob, in_order, split_bands
+from kdml_med.wsi.cutter import SlideJob, in_order, split_rows
 from kdml_med.wsi.options import PRESETS, TilingOptions, geometry
 from kdml_med.wsi.tiler import cut_slides, tile_slides
 from tests.synthetic_slides import TISSUE_SHARE, damage_native_tile, tissue_picture, write_slide
@@ -333,7 +333,7 @@ def test_senseless_option_is_refused_by_name(wrong):
 
 def test_bands_keep_order_and_threads_do_too():
     assert list(in_order(lambda n: n * n, range(20), threads=4)) == [n * n for n in range(20)]
-    assert split_bands([], 10) == []
+    assert split_rows([]) == []
 
 
 def test_two_runs_in_one_folder_are_kept_apart(tmp_path, slide):
