@@ -10,7 +10,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -43,6 +43,11 @@ class ColourMaps:
     low: Floats
     high: Floats
 
+    def as_rows(self) -> Floats:
+        """float32, [samples, 3, 6]: for each colour its row of the matrix, ``low`` and ``high``."""
+        limits = np.column_stack([self.low, self.high])
+        return np.concatenate([self.matrices, np.tile(limits, (len(self.matrices), 1, 1))], axis=2, dtype=np.float32)
+
 
 class Drafts:
     """Samples of a batch while transforms work on them.
@@ -69,17 +74,14 @@ class Drafts:
         """Pixels of every sample, uint8, [height, width, 3]."""
         return [sample[BatchKey.IMAGE] for sample in self.samples]
 
-    def stack(self) -> tuple[Tensor, Tensor] | None:
-        """Pixels, uint8 [samples, height, width, 3], and tables, for ``apply_tables``; None where they do not suffice.
-
-        The samples are left without an image.
-        """
-        if self.maps is not None or len({image.shape for image in self.pixels}) != 1:
+    def stack(self) -> Unfinished | None:
+        """The batch as bytes with its colours; None where sizes differ. The samples are left without an image."""
+        if len({image.shape for image in self.pixels}) != 1:
             return None
         whole = torch.from_numpy(np.stack(self.pixels))
         for sample in self.samples:
             del sample[BatchKey.IMAGE]
-        return whole, torch.from_numpy(self.tables)
+        return Unfinished(whole, torch.from_numpy(self._colours()), self.maps is not None)
 
     def finish(self) -> Tensor | None:
         """Turn the image of each sample into float32, [3, height, width].
@@ -92,17 +94,47 @@ class Drafts:
         shapes = {image.shape[:2] for image in pixels}
         whole = torch.empty(len(self), 3, *shapes.pop()) if len(shapes) == 1 else None
         images = [torch.empty(3, *image.shape[:2]) for image in pixels] if whole is None else list(whole)
-        for position, (sample, image) in enumerate(zip(self.samples, images, strict=True)):
-            if self.maps is None:
-                apply_table(pixels[position], self.tables[position], image.numpy())
-            else:
-                apply_map(pixels[position], self.maps, position, image.numpy())
+        apply = apply_table if self.maps is None else apply_map
+        for sample, own, colours, image in zip(self.samples, pixels, self._colours(), images, strict=True):
+            apply(own, colours, image.numpy())
             sample[BatchKey.IMAGE.value] = image
+        return whole
+
+    def _colours(self) -> Floats:
+        return self.tables if self.maps is None else self.maps.as_rows()
+
+
+class Unfinished(NamedTuple):
+    """A batch as bytes, with what they will become: a quarter of the volume that a process or a device is sent.
+
+    Attributes:
+        pixels: uint8, [samples, height, width, 3].
+        colours: float32, tables [samples, 3, 256], or maps [samples, 3, 6] as ``ColourMaps.as_rows`` has them.
+        mixed: whether they are maps.
+    """
+
+    pixels: Tensor
+    colours: Tensor
+    mixed: bool
+
+    def finish(self, device: torch.device) -> Tensor:
+        """Values of the pixels on a device, float32, [samples, 3, height, width].
+
+        On the CPU they are those of ``Drafts.finish`` to the bit, elsewhere those of maps to the rounding of floats.
+        """
+        if device.type != "cpu":
+            pixels, colours = (part.to(device, non_blocking=True) for part in (self.pixels, self.colours))
+            return apply_maps(pixels, colours) if self.mixed else apply_tables(pixels, colours)
+        samples, height, width, _ = self.pixels.shape
+        whole = torch.empty(samples, 3, height, width)
+        apply = apply_map if self.mixed else apply_table
+        for parts in zip(self.pixels.numpy(), self.colours.numpy(), whole.numpy(), strict=True):
+            apply(*parts)
         return whole
 
 
 def apply_tables(pixels: Tensor, tables: Tensor) -> Tensor:
-    """Values of the pixels of a batch, as ``Drafts.finish`` has them, on the device where they are.
+    """Values of the pixels of a batch, as ``apply_table`` has them, on the device where they are.
 
     Args:
         pixels: uint8, [samples, height, width, 3].
@@ -113,6 +145,21 @@ def apply_tables(pixels: Tensor, tables: Tensor) -> Tensor:
     """
     planes = pixels.permute(0, 3, 1, 2)
     return tables.gather(2, planes.flatten(2).long()).view(planes.shape)
+
+
+def apply_maps(pixels: Tensor, rows: Tensor) -> Tensor:
+    """Values of the pixels of a batch, as ``apply_map`` has them to rounding; see ``apply_tables``.
+
+    Args:
+        pixels: uint8, [samples, height, width, 3].
+        rows: float32, [samples, 3, 6], see ``ColourMaps.as_rows``.
+    """
+    planes = pixels.permute(0, 3, 1, 2).float()
+    black = planes.amax(dim=1, keepdim=True) == 0
+    offsets, low, high = (rows[:, :, part, None, None] for part in (3, 4, 5))
+    # Colour by colour and not by a product of matrices, for which GPUs may round to ten bits (TF32).
+    mixed = offsets + sum(rows[:, :, colour, None, None] * planes[:, colour, None] for colour in range(3))
+    return torch.where(black, low, torch.minimum(torch.maximum(mixed, low), high))
 
 
 def apply_table(pixels: Pixels, table: Floats, out: Floats) -> None:
@@ -127,14 +174,14 @@ def apply_table(pixels: Pixels, table: Floats, out: Floats) -> None:
         cv2.LUT(plane, values, dst=target)
 
 
-def apply_map(pixels: Pixels, maps: ColourMaps, position: int, out: Floats) -> None:
-    """Write the values of pixels under the map of a sample; see ``apply_table``."""
-    mixed = cv2.transform(pixels.astype(np.float32), maps.matrices[position])
+def apply_map(pixels: Pixels, rows: Floats, out: Floats) -> None:
+    """Write the values of pixels under the map of a sample, [3, 6]; see ``apply_table``."""
+    mixed = cv2.transform(pixels.astype(np.float32), rows[:, :4])
     cv2.split(mixed, list(out))
     # What is black has no light that could vary: padding, and the surroundings of an endoscope's field.
     red, green, blue = _planes(pixels)
     black = (red | green | blue) == 0
-    for plane, low, high in zip(out, maps.low, maps.high, strict=True):
+    for plane, (low, high) in zip(out, rows[:, 4:], strict=True):
         np.clip(plane, low, high, out=plane)
         np.copyto(plane, low, where=black)
 

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from kdml_med.data.cache import NO_CACHE, with_cache
-from kdml_med.data.drafts import Drafts, apply_tables, random_numbers, split_chain
+from kdml_med.data.drafts import Drafts, Unfinished, random_numbers, split_chain
 from kdml_med.data.images import Pixels
 from kdml_med.data.reading import ImageSource, Positions, ShardReader
 from kdml_med.data.sampling import EpochSampler
@@ -37,7 +37,6 @@ Index = int | tuple[int, int]
 """Position of a sample, or (epoch, position)."""
 
 UNLABELLED = -1
-_TABLES = "tables"  # beside images that are not finished
 NO_EPOCH = 0
 
 
@@ -61,7 +60,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         classes: class names in index order, the last one positive.
         labels: int64, [samples], class index of each; -1 without a label.
         source: where their pixels are read from.
-        finished_later: whether ``SampleLoader`` finishes batches on another device.
+        finished_later: whether ``SampleLoader`` finishes batches, in another process or on another device.
 
     Raises:
         InputError: the folder breaks its contract or holds another kind of rows, its splits leak, or the split has no
@@ -152,7 +151,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
 
         Args:
             indices: positions, or (epoch, position).
-            later: leave pixels and tables of colours to ``apply_tables``, where nothing else is left to do.
+            later: leave pixels and colours as they are, see ``Unfinished``, where nothing else is left to do.
         """
         pairs = [index if isinstance(index, tuple) else (NO_EPOCH, index) for index in indices]
         drafts = Drafts(self._samples([position for _, position in pairs]))
@@ -169,7 +168,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         if self.finishes or self._quick:
             unfinished = drafts.stack() if later and self._rest is None else None
             if unfinished is not None:
-                return Samples(drafts.samples, *unfinished)
+                return Samples(drafts.samples, unfinished)
             images = drafts.finish()
         if self._rest is None:
             return Samples(drafts.samples, images)
@@ -202,27 +201,30 @@ class Samples(list[dict[str, Any]]):
 
     Args:
         samples: each with its image.
-        images: all images in one memory, float32 [samples, 3, height, width]; None where they are apart.
-        tables: with them the images are not finished, see ``apply_tables``.
+        images: all images in one memory, float32 [samples, 3, height, width], or what they will be made of; None where
+            they are apart.
     """
 
-    def __init__(
-        self, samples: Sequence[dict[str, Any]], images: Tensor | None = None, tables: Tensor | None = None
-    ) -> None:
+    def __init__(self, samples: Sequence[dict[str, Any]], images: Tensor | Unfinished | None = None) -> None:
         super().__init__(samples)
-        self.images, self.tables = images, tables
+        self.images = images
+
+
+class _Boxes(NamedTuple):
+    """Boxes of a batch in one memory, as every tensor that comes from another process costs a file handle."""
+
+    joined: Tensor
+    counts: list[int]
 
 
 def collate_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Batch of samples; boxes, of which every image has its own number, stay a list."""
+    """Batch of samples, for ``_finished``; boxes, of which every image has its own number, are joined."""
     ready: dict[str, Any] = {}
     if isinstance(samples, Samples) and samples.images is not None:
         ready[BatchKey.IMAGE.value] = samples.images
-        if samples.tables is not None:
-            ready[_TABLES] = samples.tables
     boxes = [sample[BatchKey.LABEL] for sample in samples]
     if isinstance(boxes[0], Tensor):
-        ready[BatchKey.LABEL.value] = boxes
+        ready[BatchKey.LABEL.value] = _Boxes(torch.cat(boxes), [len(own) for own in boxes])
     rest: dict[str, Any] = default_collate(
         [{key: value for key, value in sample.items() if key not in ready} for sample in samples]
     )
@@ -242,8 +244,9 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         balance: likewise.
         samples_per_epoch: likewise.
         num_workers: reading processes.
-        device: where batches of tiles are finished: a GPU is sent bytes and looks their values up. None or "cpu": they
-            are finished where they are read. The values are the same.
+        device: where batches are finished: a GPU is sent bytes and computes their values. None or "cpu": this process
+            does, to which reading processes send bytes, too. The values are the same, on a GPU colour jitter of frames
+            to the rounding of floats.
     """
 
     def __init__(
@@ -260,7 +263,7 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         device: str | torch.device | None = None,
     ) -> None:
         self.device = torch.device(device or "cpu")
-        if self.device.type != "cpu":
+        if num_workers or self.device.type != "cpu":
             dataset = copy(dataset)
             dataset.finished_later = True
         sampler = None
@@ -315,11 +318,12 @@ class _Batches:
 
 
 def _finished(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with float images."""
-    tables = batch.pop(_TABLES, None)
-    if tables is not None:
-        sent = (part.to(device, non_blocking=True) for part in (batch[BatchKey.IMAGE], tables))
-        batch[BatchKey.IMAGE.value] = apply_tables(*sent)
+    """The batch with float images, and a list of the boxes of each."""
+    image, label = batch[BatchKey.IMAGE], batch[BatchKey.LABEL]
+    if isinstance(image, Unfinished):
+        batch[BatchKey.IMAGE.value] = image.finish(device)
+    if isinstance(label, _Boxes):
+        batch[BatchKey.LABEL.value] = list(label.joined.split(label.counts))
     return batch
 
 

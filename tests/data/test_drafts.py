@@ -10,10 +10,19 @@ from hypothesis import strategies as st
 from monai.transforms import Compose, Flip, Identityd, RandFlipd, RandGaussianNoised, RandRotate90d, Rotate90
 from scipy.stats import chisquare, kstest
 
-from kdml_med.data import NormalizeColourd, RandColourJitterd, RandStainJitterd, SampleLoader, TileDataset
-from kdml_med.data.drafts import Drafts, random_numbers, split_chain
+from kdml_med.data import (
+    FrameDataset,
+    NormalizeColourd,
+    RandColourJitterd,
+    RandPlaceFrame,
+    RandStainJitterd,
+    SampleLoader,
+    TileDataset,
+)
+from kdml_med.data.drafts import Drafts, Unfinished, apply_maps, apply_tables, random_numbers, split_chain
 from tests.data.folders import write_dataset
 from tests.examples import examples
+from tests.synthetic_frames import write_frame_dataset
 
 SEEDS = st.integers(0, 2**31)
 FLIPS_AND_TURNS = [
@@ -173,19 +182,61 @@ def test_transforms_of_other_kinds_mix_with_quick_ones_in_order(tmp_path):
     assert not torch.equal(noisy[4, 0]["image"], first[0]["image"])
 
 
-def test_a_batch_that_is_finished_elsewhere_is_the_same(tmp_path):
-    folder = write_dataset(tmp_path, {"a": ("train", "MSS", 5)})
-    chain = Compose([*FLIPS_AND_TURNS, RandStainJitterd("image"), NormalizeColourd("image")])
-    at_once, later = (TileDataset(folder, transform=chain) for _ in range(2))
-    later.finished_later = True
-    assert later.__getitems__([0, 1]).images.dtype == torch.uint8
-    for num_workers in (0, 1):
-        loaders = (SampleLoader(part, batch_size=2, num_workers=num_workers) for part in (at_once, later))
-        for one, other in zip(*loaders, strict=True):
+def training_data(kind, folder):
+    """A dataset of five samples with the augmentation of its bundle."""
+    if kind == "tiles":
+        chain = Compose([*FLIPS_AND_TURNS, RandStainJitterd("image"), NormalizeColourd("image")])
+        return TileDataset(write_dataset(folder, {"a": ("train", "MSS", 5)}), transform=chain)
+    chain = Compose([RandPlaceFrame((24, 32)), RandColourJitterd("image"), NormalizeColourd("image")])
+    data = FrameDataset(write_frame_dataset(folder, frames=2), transform=chain)
+    data.keep(range(5))
+    return data
+
+
+@pytest.mark.parametrize("kind", ["tiles", "frames"])
+def test_a_batch_is_the_same_to_the_bit_wherever_it_is_finished(tmp_path, kind):
+    dataset = training_data(kind, tmp_path / "data")
+    expected = list(SampleLoader(dataset, batch_size=2))
+    for num_workers in (1, 2):
+        found = list(SampleLoader(dataset, batch_size=2, num_workers=num_workers))
+        assert len(found) == len(expected) == 3  # the last of one sample
+        for one, other in zip(found, expected, strict=True):
             assert one.keys() == other.keys()
             assert torch.equal(one["image"], other["image"])
+            assert all(torch.equal(*pair) for pair in zip(one["label"], other["label"], strict=True))
             assert one["sample_id"] == other["sample_id"]
-    assert torch.equal(later[3]["image"], at_once[3]["image"])
+    assert torch.equal(dataset[3]["image"], expected[1]["image"][1])
+
+
+@pytest.mark.parametrize("kind", ["tiles", "frames"])
+def test_processes_and_devices_are_sent_bytes(tmp_path, kind, monkeypatch):
+    dataset = training_data(kind, tmp_path / "data")
+    sent = []
+    finish = Unfinished.finish
+    monkeypatch.setattr(Unfinished, "finish", lambda batch, device: sent.append(batch) or finish(batch, device))
+    for choices in ({"num_workers": 1}, {"device": "meta"}):
+        sent.clear()
+        (batch,) = SampleLoader(dataset, batch_size=5, **choices)
+        assert [part.pixels.dtype for part in sent] == [torch.uint8]
+        assert batch["image"].device.type == choices.get("device", "cpu")
+        assert batch["image"].dtype == torch.float32
+        assert batch["image"].shape == (5, 3, *sent[0].pixels.shape[1:3])
+
+
+@settings(deadline=None, max_examples=examples(50))
+@given(SEEDS, st.booleans())
+def test_devices_compute_what_the_cpu_computes(seed, mixed):
+    # The arithmetic of a device on tensors of the CPU.
+    jitter = RandColourJitterd("image") if mixed else RandStainJitterd("image")
+    drafts, numbers = draft([picture(seed), picture(seed + 1)]), np.random.default_rng(seed).uniform(size=(2, 7))
+    jitter.quick(drafts, numbers)
+    NormalizeColourd("image").quick(drafts, np.empty((2, 0)))
+    batch = drafts.stack()
+    expected = batch.finish(torch.device("cpu"))
+    if mixed:
+        torch.testing.assert_close(apply_maps(batch.pixels, batch.colours), expected, rtol=1e-5, atol=1e-5)
+    else:
+        assert torch.equal(apply_tables(batch.pixels, batch.colours), expected)
 
 
 def test_random_numbers_are_those_of_the_hash_of_a_key():
