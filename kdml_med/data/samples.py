@@ -190,11 +190,6 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         finished: dict[str, Any] = self._rest(sample)
         return finished
 
-    def class_weights(self) -> list[float]:
-        """Weight of each class, inverse to its number of rows, with mean 1 over the rows."""
-        counts = np.bincount(self.labels, minlength=len(self.classes))
-        return [float(len(self.labels) / (len(self.classes) * count)) if count else 0.0 for count in counts]
-
 
 class Samples(list[dict[str, Any]]):
     """Samples that were made together.

@@ -113,11 +113,6 @@ def test_without_a_split_every_tile_is_there_labelled_or_not(tmp_path):
     assert [sample["label"] for sample in (TileDataset(folder)[index] for index in range(3))] == [1, 1, -1]
 
 
-def test_class_weights_are_inverse_to_the_number_of_tiles(folder):
-    # 7 MSS and 2 MSI tiles: 9 / (2 · 7) and 9 / (2 · 2).
-    assert TileDataset(folder, "train").class_weights() == pytest.approx([9 / 14, 9 / 4])
-
-
 def test_augmentation_depends_on_seed_epoch_and_sample_only(folder):
     dataset = augmented(folder)
     first = dataset[3, 4]["image"]
