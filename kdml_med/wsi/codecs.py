@@ -14,8 +14,9 @@ import simplejpeg
 import tifffile
 
 from kdml_med.pixels import reduce
-from kdml_med.wsi.jpeg2000 import centred, is_subsampled, without_details
+from kdml_med.wsi.jpeg2000 import centred, is_subsampled, jpeg2000_size, without_details
 from kdml_med.wsi.slide import Pixels
+from kdml_med.wsi.tiff import jpeg_frame
 
 Codec = Callable[[Sequence[bytes], int, int], Pixels]
 """Decodes a piece from its bytes, one string for each plane, its number and the factor of reduction.
@@ -26,20 +27,66 @@ FACTORS = (1, 2, 4, 8)
 JPEG = 7
 _JPEG2000_YCBCR = 33003  # as Aperio writes it
 _JPEG2000_RGB = (33004, 33005, 34712)
+_PICTURES: dict[int, Callable[..., Any]] = {
+    50001: imagecodecs.webp_decode,
+    50002: imagecodecs.jpegxl_decode,
+    52546: imagecodecs.jpegxl_decode,
+}
 _RGB, _YCBCR = 2, 6  # PhotometricInterpretation
 _PREMULTIPLIED = 1  # ExtraSamples: colours are multiplied by the transparency already
 _JPEG_START, _CODESTREAM = b"\xff\xd8", b"\xff\x4f\xff\x51"
 
+# Levels of wavelets that are left out, by factor: where it takes more than one halving, the last is an average, which
+# aliases less.
+_LEFT_OUT = {1: 0, 2: 1, 4: 1, 8: 2}
+
 
 def find_codec(page: tifffile.TiffPage) -> Codec:
     """What decodes the pieces of a page whose file is open; any that the library knows."""
+    width, height = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+    codec = _choose(page, width, height)
+    if page.compression == JPEG:
+        return SizedCodec(codec, jpeg_frame, width, height)
+    if page.compression in (_JPEG2000_YCBCR, *_JPEG2000_RGB):
+        return SizedCodec(codec, jpeg2000_size, width, height)
+    return codec
+
+
+def _choose(page: tifffile.TiffPage, width: int, height: int) -> Codec:
     plain = page.samplesperpixel == 3 and page.bitspersample == 8 and page.planarconfig == 1 and page.is_tiled
     if plain and page.compression == JPEG and page.photometric in (_RGB, _YCBCR):
         tables = page.jpegtables or _JPEG_START + b"\xff\xd9"
-        return JpegCodec(tables[:-2] + _adobe_marker(page.photometric), page.tilewidth, page.tilelength)
+        return JpegCodec(tables[:-2] + _adobe_marker(page.photometric), width, height)
     if plain and page.compression in (_JPEG2000_YCBCR, *_JPEG2000_RGB):
         return Jpeg2000Codec(ycbcr=page.compression == _JPEG2000_YCBCR)
+    if plain and page.compression in _PICTURES:
+        return PictureCodec(_PICTURES[page.compression], width, height)
     return TiffCodec.of(page)
+
+
+@dataclass(frozen=True)
+class SizedCodec:
+    """Refuses a piece that says it is larger than the page has them, for which the decoder would get memory.
+
+    Attributes:
+        codec: decodes the others.
+        find_size: of a piece by its own header, (width, height, …); None where it is not found.
+        width: of a piece, pixels.
+        height: of a piece, pixels.
+    """
+
+    codec: Codec
+    find_size: Callable[[bytes], tuple[int, ...] | None]
+    width: int
+    height: int
+
+    def __call__(self, pieces: Sequence[bytes], number: int, factor: int) -> Pixels:
+        """See ``Codec``."""
+        for data in pieces:
+            size = self.find_size(data)
+            if size is None or size[0] > self.width or size[1] > self.height:
+                raise ValueError(f"has the size {size}")
+        return self.codec(pieces, number, factor)
 
 
 @dataclass(frozen=True)
@@ -83,10 +130,10 @@ class Jpeg2000Codec:
     ycbcr: bool
 
     def __call__(self, pieces: Sequence[bytes], number: int, factor: int) -> Pixels:
-        """See ``Codec``. Where more than one halving is asked for, the last is an average, which aliases less."""
+        """See ``Codec``."""
         data = pieces[0]
         if data[:4] == _CODESTREAM:
-            data, halvings = without_details(data, max(factor.bit_length() - 2, min(factor - 1, 1)))
+            data, halvings = without_details(data, _LEFT_OUT[factor])
         else:
             halvings = 0  # inside a file format of its own
         pixels = centred(imagecodecs.jpeg2k_decode(data), halvings)
@@ -98,13 +145,34 @@ class Jpeg2000Codec:
 
 
 @dataclass(frozen=True)
+class PictureCodec:
+    """WebP and JPEG XL in three colours, decoded into memory of the right size: one pixel more is an error.
+
+    Attributes:
+        decode: of the library.
+        width: of a tile, pixels.
+        height: of a tile, pixels.
+    """
+
+    decode: Callable[..., Any]
+    width: int
+    height: int
+
+    def __call__(self, pieces: Sequence[bytes], number: int, factor: int) -> Pixels:
+        """See ``Codec``."""
+        pixels: Pixels = np.empty((self.height, self.width, 3), np.uint8)
+        self.decode(pieces[0], out=pixels)
+        return reduce(pixels, factor)
+
+
+@dataclass(frozen=True)
 class TiffCodec:
     """Whatever else the library reads: any compression with any predictor, planes, 8 and 16 bits, transparency.
 
     Attributes:
-        decode: of the library, for one page.
+        decode: of the library, for one page; works on its arguments alone, so that threads can share it.
         tables: shared ones of JPEG.
-            premultiplied: whether colours are multiplied by their transparency.
+        premultiplied: whether colours are multiplied by their transparency.
         height: of a piece, pixels; the last strip of a page can have less.
     """
 

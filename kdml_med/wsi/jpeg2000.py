@@ -81,6 +81,15 @@ def _segments(data: bytes, place: int) -> Iterator[tuple[int, bytes, int]]:
         place += 2 + length
 
 
+def jpeg2000_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of what a decoder gets memory for, by the first codestream; None when there is none."""
+    place = data.find(bytes([0xFF, _SOC, 0xFF, _SIZ]))
+    if place < 0 or len(data) < place + 24:
+        return None
+    width, height, x, y = struct.unpack_from(">4I", data, place + 8)
+    return width - x, height - y
+
+
 def is_subsampled(data: bytes) -> bool:
     """Whether a component of a codestream has fewer samples than the picture has pixels."""
     marker, content, _ = next(_segments(data, 2), (0, b"", 0))

@@ -144,6 +144,8 @@ def _members(stream: BinaryIO, name: str, problems: list[tuple[str, str]]) -> It
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # else all of them are kept
+                if member.size < 0:  # tarfile would go back by so much, and round and round
+                    break
                 if member.offset_data + (0 if member.issparse() else member.size) > size:
                     break
                 yield member
@@ -222,7 +224,7 @@ def _take_facts(name: str, member: tarfile.TarInfo, stream: BinaryIO, group: _Gr
     try:
         text = data.decode()
         found: Any = json.loads(text) if name == "json" else {name: text.strip()}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter for lists within lists without end
         group.reasons.append(f"its .{name} cannot be read: {one_line(error)}")
         return
     if not isinstance(found, dict):

@@ -351,6 +351,9 @@ def jpeg_frame(data: bytes) -> tuple[int, int, int] | None:
     place = 2
     while place + 9 < len(data) and data[place] == 0xFF:
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
+        if marker == 0xFF:  # bytes that fill up, of which there may be any number
+            place += 1
+            continue
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = (int.from_bytes(data[place + at : place + at + 2]) for at in (5, 7))
             return width, height, data[place + 9]

@@ -207,6 +207,7 @@ def test_what_cannot_be_used_is_named_and_the_others_go_on(tmp_path: Path) -> No
         "empty": [("empty.png", b""), ("empty.cls", b"0")],
         "json": [("json.png", picture()), ("json.json", b"{")],
         "list": [("list.png", picture()), ("list.json", b"[1]")],
+        "deep": [("deep.png", picture()), ("deep.json", b"[" * 100_000)],
         "blank": sample("blank", cls=0, json={"patient": None}),
         "long": [*sample("long"), ("long.txt", b"x" * 2**21)],
     }
@@ -235,6 +236,7 @@ def test_what_cannot_be_used_is_named_and_the_others_go_on(tmp_path: Path) -> No
         "a/empty": "its .png is empty",
         "a/json": "its .json cannot be read",
         "a/list": "its .json is no object",
+        "a/deep": "its .json cannot be read",
         "a/blank": "its patient is blank",
         "a/long": "its .txt has 2,097,152 bytes",
         "a/README": "belongs to no sample",
@@ -301,6 +303,22 @@ def test_a_damaged_header_ends_what_is_read_of_a_tar_and_is_told(tmp_path: Path)
     assert found.problems == [
         ("a.tar", f"damaged or cut off at byte {second.offset}: samples before that are taken, what follows is not")
     ]
+
+
+@pytest.mark.parametrize("size", [-512, -513, -1024])  # back to this header, and before it
+def test_a_size_below_zero_ends_what_is_read_of_a_tar(tmp_path: Path, size: int) -> None:
+    write_tar(tmp_path / "in" / "a.tar", patient_samples(range(2)))
+    header = bytearray(tarfile.TarInfo("n.png").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = size.to_bytes(12, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    with (tmp_path / "in" / "a.tar").open("r+b") as stream:
+        stream.seek(6 * 1024)  # behind two samples of three members each, of two blocks
+        stream.write(header)
+    assert bring_in(tmp_path / "in", tmp_path / "out").tiles == 2
+    assert failures(tmp_path / "out") == {
+        "a.tar": "damaged or cut off at byte 6144: samples before that are taken, what follows is not"
+    }
 
 
 def test_the_same_sample_in_two_tars_counts_once_and_another_of_its_key_too(tmp_path: Path) -> None:

@@ -1,7 +1,13 @@
 """Slides by how their tiles are stored: the fast reader against OpenSlide, or tifffile where that reads none."""
 
+import struct
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+
+import imagecodecs
 import numpy as np
 import pytest
+import simplejpeg
 import tifffile
 from PIL import Image
 
@@ -24,7 +30,7 @@ CHECKED = [name for name in LAYOUTS if name != "uncompressed"]  # damage can be 
 COUNTS = 325
 
 # Grey levels, mean and largest, that a reduced tile may lie from the mean over squares of its pixels.
-OF_COEFFICIENTS = {"JPEG RGB": (0.3, 4), "JPEG YCbCr": (2.5, 40), "SubIFDs, JPEG": (1, 25), "JPEG 2000": (1, 40)}
+OF_COEFFICIENTS = {"JPEG RGB": (0.1, 2), "JPEG YCbCr": (2.4, 30), "SubIFDs, JPEG": (0.5, 16), "JPEG 2000": (0.7, 33)}
 OF_PIXELS = (0.5, 1)
 
 
@@ -122,6 +128,77 @@ def test_damaged_tile_of_any_layout_spoils_only_its_own_region(tmp_path, picture
             slide.read(0, factor, 300 // factor, 150 // factor, 20, 20)
         np.testing.assert_array_equal(slide.read(0, factor, 0, 0, WIDTH // factor, TILE // factor), whole)
         assert slide.read(0, factor, 150 // factor, 150 // factor, 20, 20).shape == (20, 20, 3)
+    slide.close()
+
+
+def larger_jpeg(tile, side):
+    place = tile.index(b"\xff\xc0") + 5
+    return tile[:place] + struct.pack(">2H", side, side) + tile[place + 4 :]
+
+
+def larger_jpeg_2000(tile, side):
+    place = tile.index(b"\xff\x4f\xff\x51") + 8
+    return tile[:place] + struct.pack(">2I", side, side) + tile[place + 8 :]
+
+
+def wide_jpeg_xl(_, side):
+    return imagecodecs.jpegxl_encode(np.zeros((64, side, 3), np.uint8), lossless=False, effort=1)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize(
+    ("compression", "photometric", "enlarge"),
+    [
+        (7, "ycbcr", larger_jpeg),
+        (34712, "rgb", larger_jpeg_2000),
+        (33005, "rgb", larger_jpeg_2000),
+        (50002, "rgb", wide_jpeg_xl),
+    ],
+)
+def test_tile_that_says_it_is_huge_costs_no_memory(
+    tmp_path, picture, monkeypatch, compression, photometric, enlarge, factor
+):
+    encode = {7: imagecodecs.jpeg_encode, 50002: imagecodecs.jpegxl_encode}.get(compression, imagecodecs.jpeg2k_encode)
+    options = {"codecformat": "j2k", "level": 40} if encode is imagecodecs.jpeg2k_encode else {"level": 90}
+    sound = encode(np.ascontiguousarray(picture[:128, :128]), **options)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(
+            iter([sound, sound, sound, enlarge(sound, 20_000)]),
+            shape=(256, 256, 3),
+            dtype=np.uint8,
+            tile=(128, 128),
+            photometric=photometric,
+            compression=compression,
+            metadata=None,
+        )
+    slide = open_slide(tmp_path / "a.tif")
+    assert slide.read(0, factor, 0, 0, 60, 60).shape == (60, 60, 3)
+    decoded = []
+    for library, name in ((simplejpeg, "decode_jpeg"), (imagecodecs, "jpeg2k_decode")):
+        monkeypatch.setattr(library, name, lambda *args, **kwargs: decoded.append(args))
+    tracemalloc.start()
+    with pytest.raises(SlideError, match="cannot be decoded"):
+        slide.read(0, factor, 130 // factor, 130 // factor, 20, 20)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+    assert decoded == []
+    slide.close()
+
+
+@pytest.mark.parametrize("layout", ["JPEG RGB 4:4:4", "JPEG 2000 RGB", "LZW, predictor", "WebP", "Deflate, 16 bit"])
+def test_clones_in_threads_read_what_one_reads(files, layout):
+    slide = open_slide(files[layout])
+    whole = slide.read(0, 1, 0, 0, WIDTH, HEIGHT)
+
+    def read(_):
+        clone = slide.clone()
+        pixels = clone.read(0, 1, 0, 0, WIDTH, HEIGHT)
+        clone.close()
+        return pixels
+
+    with ThreadPoolExecutor(8) as pool:
+        for pixels in pool.map(read, range(24)):
+            np.testing.assert_array_equal(pixels, whole)
     slide.close()
 
 

@@ -423,5 +423,8 @@ def test_shape_of_a_copy():
 def test_size_that_a_jpeg_says_of_itself():
     assert jpeg_frame(jpeg(picture(64)[:40])) == (64, 40, 3)
     assert jpeg_frame(jpeg(picture(64), progressive=True)) == (64, 64, 3)
+    filled = jpeg(picture(64)).replace(b"\xff\xc0", b"\xff\xff\xff\xc0")
+    assert jpeg_frame(filled) == (64, 64, 3)
     assert jpeg_frame(b"\xff\xd8\xff") is None
+    assert jpeg_frame(b"\xff\xd8" + b"\xff" * 100) is None
     assert jpeg_frame(b"no picture at all") is None
