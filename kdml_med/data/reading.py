@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from kdml_med.storage.manifest import read_member
 Positions = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 OPEN_SHARDS = 256
-"""Shards that a process keeps open: systems usually allow 1,024 files, and validation has a source of its own."""
+"""Shards that a process keeps open at most."""
 
 
 class ImageSource(Protocol):
@@ -38,6 +39,12 @@ class ImageSource(Protocol):
         ...
 
 
+def open_shards_allowed() -> int:
+    """Shards to keep open: a quarter of the files that the system allows, as validation has a source of its own."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_SHARDS if limit == resource.RLIM_INFINITY else max(1, min(OPEN_SHARDS, limit // 4))
+
+
 class ShardReader:
     """Reads the byte ranges of rows from their shards and decodes them; the source that every dataset folder has.
 
@@ -49,11 +56,11 @@ class ShardReader:
         root: folder that the column ``shard`` starts from.
         rows: of a manifest.
         what: word for a row in errors.
-        open_shards: most shards that are kept open.
+        open_shards: most shards that are kept open; None for ``open_shards_allowed``.
     """
 
-    def __init__(self, root: Path, rows: pd.DataFrame, what: str, *, open_shards: int = OPEN_SHARDS) -> None:
-        self._root, self._what, self._most = root, what, open_shards
+    def __init__(self, root: Path, rows: pd.DataFrame, what: str, *, open_shards: int | None = None) -> None:
+        self._root, self._what, self._most = root, what, open_shards or open_shards_allowed()
         self._names = rows["sample_id"].array
         self._shards, self._shard_names = pd.factorize(rows["shard"])
         self._offsets = rows["offset"].to_numpy(np.int64)
@@ -91,25 +98,32 @@ class ShardReader:
 
     def _read_range(self, number: int, offset: int, size: int) -> tuple[bytes, str]:
         """Bytes of a shard, and its path."""
+        shard = self._shard_names[number]
+        if shard.endswith(".tar"):  # else imported: a file of its own, read once in an epoch
+            handle, path = self._handle(number)
+            data = _pread(handle, size, offset)
+            if len(data) == size:
+                return data, path
+        return read_member(self._root, shard, offset, size), str(self._root / shard)  # which says what is wrong
+
+    def _handle(self, number: int) -> tuple[int, str]:
+        """Handle, negative where it cannot be opened, and path of a shard, which stays open."""
         if number in self._open:
             self._open.move_to_end(number)
-            handle, path = self._open[number]
-        else:
-            shard = self._shard_names[number]
-            path = str(self._root / shard)
-            if not shard.endswith(".tar"):  # imported: a file of its own, read once in an epoch
-                return read_member(self._root, shard, offset, size), path
-            try:
-                handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise InputError(f"cannot read image data from {path}: {error.strerror}.") from error
-            self._open[number] = handle, path
-            if len(self._open) > self._most:
-                os.close(self._open.popitem(last=False)[1][0])
+            return self._open[number]
+        path = str(self._root / self._shard_names[number])
         try:
-            data = os.pread(handle, size, offset)
-        except OSError as error:
-            raise InputError(f"cannot read image data from {path}: {error.strerror}.") from error
-        if len(data) != size:
-            raise InputError(f"{path} is cut short: {size} bytes expected at {offset}, {len(data)} found.")
-        return data, path
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return -1, path
+        self._open[number] = handle, path
+        if len(self._open) > self._most:
+            os.close(self._open.popitem(last=False)[1][0])
+        return handle, path
+
+
+def _pread(handle: int, size: int, offset: int) -> bytes:
+    try:
+        return os.pread(handle, size, offset)
+    except OSError:
+        return b""

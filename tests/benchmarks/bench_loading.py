@@ -54,7 +54,7 @@ def _write(folder: Path, images: Iterator[tuple[bytes, dict[str, Any]]], info: D
     rows: list[dict[str, Any]] = []
     splits = {}
     for patient in range(PATIENTS):
-        name, shard = f"P{patient:02}", f"shards/S{patient:02}.bin"
+        name, shard = f"P{patient:02}", f"shards/S{patient:02}.tar"
         splits[name] = "train" if patient % 4 else "val" if patient % 8 else "test"
         path = folder / shard
         path.parent.mkdir(parents=True, exist_ok=True)

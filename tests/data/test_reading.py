@@ -1,5 +1,6 @@
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,30 @@ def test_few_shards_are_open_at_a_time_and_none_afterwards(tmp_path, rows):
     reader.close()
     assert open_files(tmp_path) == 0
     np.testing.assert_array_equal(reader.read(5), tile_pixels(5, 8))
+
+
+@pytest.mark.skipif(not HANDLES.is_dir(), reason="counts open files as Linux shows them")
+def test_many_shards_are_read_where_few_files_may_be_open(tmp_path):
+    data = encode(tile_pixels(0, 8), "png")
+    for number in range(60):
+        (tmp_path / f"{number}.tar").write_bytes(data)
+    rows = pd.DataFrame({"sample_id": "a", "shard": [f"{number}.tar" for number in range(60)]})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # As many more as training and validation need together, and not one for each shard.
+    few = len(list(HANDLES.iterdir())) + 40
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
+    try:
+        reader = ShardReader(tmp_path, rows.assign(offset=0, size=len(data)), "tile")
+        for position in range(60):
+            np.testing.assert_array_equal(reader.read(position), tile_pixels(0, 8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_shard_that_does_not_open_is_named(tmp_path, rows):
+    (tmp_path / "1.tar").unlink()
+    with pytest.raises(InputError, match=r"^tile 'tile 3': cannot read image data from .*1\.tar: No such file"):
+        ShardReader(tmp_path, rows, "tile").read(3)
 
 
 def test_a_shard_that_is_cut_short_while_it_is_open_is_named(tmp_path, rows):
