@@ -119,7 +119,6 @@ def _store_all(
 ) -> list[tuple[str, str]]:
     """Make shards side by side; gives the inputs of those that could not be made, and why."""
     failures: list[tuple[str, str]] = []
-    done: list[str] = []
     ended, total = report.finished, len(jobs) + report.finished
     with progress_bar(_count_expected(jobs, options), what="preparing", unit="frame", show=progress) as bar:
         bar.set_postfix_str(f"{ended} of {total} shards", refresh=False)
@@ -132,18 +131,14 @@ def _store_all(
             jobs, store, processes=workers, on_progress=count, crashed=_CRASHED, cluster=cluster
         ):
             if failure is None:
-                folder.withdraw_manifest()
-                done.append(job.name)
-                if len(done) == 1:  # workers with another folder of that name are told before the rest is in vain
-                    folder.await_finished(done)
+                folder.take_stored(job.name)
             else:
                 failures += [(item.source.name, f"{job.name}: {failure}") for item in job.items]
             ended += 1
             bar.set_postfix_str(f"{ended} of {total} shards", refresh=False)
         bar.total = bar.n  # headers of videos promise more or less than there is
         bar.refresh()
-    folder.await_finished(done)
-    report.done = len(done)
+    report.done = folder.await_stored()
     return failures
 
 

@@ -38,9 +38,13 @@ def select_rows(
     """
     what = DatasetKind(info.kind).row
     if split is None:
-        if info.splits is not None:
-            read_splits(dataset_dir, read_manifest(dataset_dir, SPLIT_COLUMNS), info)
-        return read_manifest(dataset_dir, columns)
+        if info.splits is None:
+            return read_manifest(dataset_dir, columns)
+        known = read_manifest(dataset_dir, SPLIT_COLUMNS)
+        read_splits(dataset_dir, known, info)
+        everything = np.ones(len(known), np.bool_)  # checked just now
+        del known
+        return read_manifest(dataset_dir, columns, keep=everything)
     known = read_manifest(dataset_dir, [*SPLIT_COLUMNS, "label"])
     assigned = assign_splits(dataset_dir, known, info, fold=fold)
     inside = (assigned == split).to_numpy()

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from kdml_med.errors import cannot_write
 from kdml_med.storage.cells import guard, guarded
+from kdml_med.storage.columns import BATCH_ROWS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,9 +160,9 @@ def write_parquet(path: Path, frame: pd.DataFrame) -> None:
         if pa.types.is_dictionary(own.type):  # text that is held as categories is written as text
             schema = schema.set(place, own.with_type(pa.large_string()))
     with parquet_writer(path, schema) as writer:
-        for start in range(0, max(len(frame), 1), _ROWS):
-            piece = pa.Table.from_pandas(frame.iloc[start : start + _ROWS], preserve_index=False)
-            writer.write_table(piece.replace_schema_metadata(None).cast(schema), row_group_size=_ROWS)
+        for start in range(0, max(len(frame), 1), BATCH_ROWS):
+            piece = pa.Table.from_pandas(frame.iloc[start : start + BATCH_ROWS], preserve_index=False)
+            writer.write_table(piece.replace_schema_metadata(None).cast(schema), row_group_size=BATCH_ROWS)
 
 
 @contextlib.contextmanager
@@ -185,9 +186,6 @@ def content_hash(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
-
-_ROWS = 2**20
-"""Of a parquet file, that are written at a time, as a row group."""
 
 WHOLE_BYTES = 16 * 2**20
 """Files up to this size are always hashed wholly."""

@@ -179,6 +179,7 @@ class DatasetFolder(Generic[Record]):
     ) -> None:
         self.path, self.info, self.kind = path, info, DatasetKind(info.kind)
         self._record, self._pictures = record, pictures
+        self._stored: list[str] = []
         self._compare, self._changeable = compare, changeable
         self._lock = contextlib.ExitStack()
 
@@ -223,6 +224,18 @@ class DatasetFolder(Generic[Record]):
         """Sorted names of the shards that are stored completely, from whatever inputs."""
         tables = (self.path / SHARDS_DIR).glob("*.parquet")
         return sorted(path.stem for path in tables if path.with_suffix(".tar").is_file())
+
+    def take_stored(self, name: str) -> None:
+        """A worker says that it has stored a shard; see ``await_stored``."""
+        self.withdraw_manifest()
+        self._stored.append(name)
+        if len(self._stored) == 1:  # workers with another folder of that name are told before the rest is in vain
+            self.await_finished(self._stored)
+
+    def await_stored(self) -> int:
+        """Wait until all shards that were said to be stored are seen here; gives their number."""
+        self.await_finished(self._stored)
+        return len(self._stored)
 
     def await_finished(self, names: Collection[str]) -> None:
         """Wait until shards that other machines have stored are seen here, which takes network file systems a while.

@@ -155,8 +155,8 @@ def _read_column(
     start = 0
     for group in range(file.num_row_groups):
         piece = file.read_row_group(group, columns=[own.name])
-        if keep is not None:
-            piece = piece.filter(pa.array(keep[start : start + len(piece)]))
+        if keep is not None and not (own_rows := keep[start : start + len(piece)]).all():
+            piece = piece.filter(pa.array(own_rows))
         start += file.metadata.row_group(group).num_rows
         try:
             pieces.append(compact(piece, schema))

@@ -41,9 +41,8 @@ _JPEG_START, _CODESTREAM = b"\xff\xd8", b"\xff\x4f\xff\x51"
 _LEFT_OUT = {1: 0, 2: 1, 4: 1, 8: 2}
 
 
-def find_codec(page: tifffile.TiffPage) -> Codec:
-    """What decodes the pieces of a page whose file is open; any that the library knows."""
-    width, height = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+def find_codec(page: tifffile.TiffPage, width: int, height: int) -> Codec:
+    """What decodes the pieces of a page whose file is open, of a size in pixels; any that the library knows."""
     codec = _choose(page, width, height)
     if page.compression == JPEG:
         return SizedCodec(codec, jpeg_frame, width, height)
@@ -61,7 +60,7 @@ def _choose(page: tifffile.TiffPage, width: int, height: int) -> Codec:
         return Jpeg2000Codec(ycbcr=page.compression == _JPEG2000_YCBCR)
     if plain and page.compression in _PICTURES:
         return PictureCodec(_PICTURES[page.compression], width, height)
-    return TiffCodec.of(page)
+    return TiffCodec(page.decode, page.jpegtables, _PREMULTIPLIED in page.extrasamples, height)
 
 
 @dataclass(frozen=True)
@@ -180,12 +179,6 @@ class TiffCodec:
     tables: bytes | None
     premultiplied: bool
     height: int
-
-    @staticmethod
-    def of(page: tifffile.TiffPage) -> TiffCodec:
-        """The decoder of a page."""
-        height = page.tilelength if page.is_tiled else page.rowsperstrip
-        return TiffCodec(page.decode, page.jpegtables, _PREMULTIPLIED in page.extrasamples, height)
 
     def __call__(self, pieces: Sequence[bytes], number: int, factor: int) -> Pixels:
         """See ``Codec``."""

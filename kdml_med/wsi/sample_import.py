@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import pandas as pd
 
 from kdml_med.errors import InputError
 from kdml_med.storage.files import content_hash
+from kdml_med.storage.manifest import read_member
 from kdml_med.tables.columns import find_column, is_blank
 from kdml_med.tables.images import TableColumns, check_image_table
 from kdml_med.tables.labels import LabelLevel, LabelTable, read_labels
 from kdml_med.tables.names import is_barcode, same_name_form, slide_name, tcga_patient
 from kdml_med.tables.usage import RowUse, describe_labels
+from kdml_med.wsi.image_folders import read_header
 from kdml_med.wsi.imported import (
     ImportResult,
     Progress,
@@ -28,7 +31,7 @@ from kdml_med.wsi.imported import (
     write_import,
 )
 from kdml_med.wsi.labelling import count_rows
-from kdml_med.wsi.sample_tars import Sample, find_tars, image_shape, read_tar
+from kdml_med.wsi.sample_tars import Sample, find_tars, read_tar
 
 KEY = "__key__"  # as WebDataset calls it
 _GROUPS = ("patient", "slide", "site")
@@ -125,8 +128,8 @@ def import_samples(
         place = {"sample_id": sample_id, "shard": shard, "offset": sample.offset, "size": sample.size}
         rows.append(row | place)
     frame = frame_of(rows, found.failures, root)
-    first = found.samples[frame["sample_id"].iloc[0]]
-    shape, reason = image_shape(root / first[0], first[1])
+    shard, sample = found.samples[frame["sample_id"].iloc[0]]
+    shape, reason = read_header(BytesIO(read_member(root, shard, sample.offset, sample.size)))
     if shape is None:
         raise InputError(f"{frame['sample_id'].iloc[0]}: {reason}. Find others like it with --check-images.")
     resolutions = set(frame["mpp"].dropna())
@@ -197,7 +200,7 @@ def _read_all(root: Path, tars: Sequence[Path], image: str | None, progress: Pro
                 found.failures.append((sample_id, "its name is not UTF-8: write the tar again"))
                 continue
             other, twin = first.setdefault((sample.key, sample.size), (shard, sample))
-            if other != shard and _same_image(root / other, twin, path, sample):
+            if other != shard and _same_image(root, (other, twin), (shard, sample)):
                 found.failures.append((sample_id, f"the same key and image are in {other}: one of them is taken"))
                 continue
             if sample_id in found.samples:
@@ -207,13 +210,9 @@ def _read_all(root: Path, tars: Sequence[Path], image: str | None, progress: Pro
     return found
 
 
-def _same_image(one: Path, first: Sample, other: Path, second: Sample) -> bool:
-    data = []
-    for path, sample in ((one, first), (other, second)):
-        with path.open("rb") as stream:
-            stream.seek(sample.offset)
-            data.append(stream.read(sample.size))
-    return data[0] == data[1]
+def _same_image(root: Path, *samples: tuple[str, Sample]) -> bool:
+    first, second = (read_member(root, shard, sample.offset, sample.size) for shard, sample in samples)
+    return first == second
 
 
 def _facts(

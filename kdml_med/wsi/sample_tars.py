@@ -121,12 +121,6 @@ def read_tar(path: Path, *, image: str | None = None, check_images: bool = False
     return contents
 
 
-def image_shape(path: Path, sample: Sample) -> tuple[tuple[int, int] | None, str]:
-    """Width and height of the image of a sample in pixels, or None and what is wrong."""
-    with path.open("rb") as stream:
-        return read_header(BytesIO(_pread(stream, sample.offset, sample.size)))
-
-
 def _image_problem(stream: BinaryIO, sample: Sample) -> str:
     return read_header(BytesIO(_pread(stream, sample.offset, sample.size)))[1]
 

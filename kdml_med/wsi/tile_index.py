@@ -93,6 +93,6 @@ def index_page(page: tifffile.TiffPage) -> TileIndex:
         width=width,
         height=height,
         factors=tuple(factor for factor in FACTORS if width % factor == 0 and height % factor == 0),
-        codec=find_codec(page),
+        codec=find_codec(page, width, height),
         planes=others,
     )

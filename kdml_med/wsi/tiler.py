@@ -167,19 +167,14 @@ def _cut_all(
     progress: bool,
     cluster: Workers | None,
 ) -> None:
-    done: list[str] = []
     with contextlib.closing(SlideProgress(len(jobs), report.skipped, progress)) as bar:
         for job, failure in cut_slides(jobs, folder.path, options, workers, bar.add_tiles, cluster):
             bar.end_slide(job, failure)
             if failure is None:
-                folder.withdraw_manifest()
-                done.append(job.slide_id)
-                if len(done) == 1:  # workers with another folder of that name are told before the rest is done in vain
-                    folder.await_finished(done)
+                folder.take_stored(job.slide_id)
             else:
                 report.failures.append((job.path.name, failure))
-    folder.await_finished(done)
-    report.done = len(done)
+    report.done = folder.await_stored()
 
 
 def cut_slides(
@@ -265,8 +260,8 @@ def _check_kept(folder: DatasetFolder[SlideRecord], kept: Sequence[str], labels:
     for slide_id in kept:
         record = folder.read(slide_id)[0]
         change = mpp_change(record, labels.mpp(slide_id) if labels else None)
-        if change is None and record.origin is not None and record.origin.rules != PIXEL_RULES:
-            change = "another version of this program made it, which read such files by other rules"
+        if change is None and record.origin is not None:
+            change = record.origin.tell_change(replace(record.origin, rules=PIXEL_RULES))
         if change is not None:
             raise InputError(f"slide {slide_id!r} is kept as it was tiled, but {change}: name it among the inputs too.")
 

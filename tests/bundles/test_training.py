@@ -189,6 +189,8 @@ def test_a_training_has_its_folder_alone_and_ctrl_c_ends_it_with_130(dataset: Pa
     deadline = time.monotonic() + 200
     while not (run_dir / "checkpoints/last.pt").is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert (run_dir / "checkpoints/last.pt").is_file()  # it was met at work, and lives
+    assert process.poll() is None
     with pytest.raises(InputError, match=r"another run is writing to .*choose another --run_dir"):
         prepare_and_record(dataset, run_dir)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to those who read samples as well
