@@ -165,25 +165,6 @@ def _multiplicities(picks: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.
     return np.bincount((picks + offsets).ravel(), minlength=len(picks) * count).reshape(len(picks), count)
 
 
-def weighted_auroc(
-    labels: npt.NDArray[np.bool_], probabilities: npt.NDArray[np.float64], weights: npt.NDArray[Any]
-) -> npt.NDArray[np.float64]:
-    """AUROC under many weightings of the same samples, in one pass over the sorted probabilities.
-
-    Args:
-        labels: bool, [n].
-        probabilities: [n], without NaN.
-        weights: [weightings, n], not negative.
-
-    Returns:
-        [weightings]; NaN where a class has no weight.
-    """
-    won, pairs = weighted_pairs(labels, probabilities, weights)
-    result = np.full(len(pairs), np.nan)
-    np.divide(won, pairs, out=result, where=pairs > 0)
-    return result
-
-
 def weighted_pairs(
     labels: npt.NDArray[np.bool_], probabilities: npt.NDArray[np.float64], weights: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
