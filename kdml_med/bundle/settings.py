@@ -122,11 +122,14 @@ def unknown_setting(
     owners = {owner for knob in KNOBS if knob.name == name for owner in knob.tasks}
     if task is not None and owners and task not in owners:
         return InputError(f"unknown option --{name}: it is for {_OF_THE_OTHER[Task(task)]}. Leave it out.")
+    if name in _GONE:
+        return InputError(f"unknown option --{name}: {_GONE[name]}.")
     near = get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean --{near[0]}?" if near else ""
     return InputError(f"unknown option --{name}.{hint} Known: {', '.join(sorted(known if shown is None else shown))}.")
 
 
+_GONE = {"amp": "say --precision fp16, or nothing for what suits the device"}
 _OF_THE_OTHER = {
     Task.CLASSIFICATION: "frames and detectors, and this is about tiles and classifiers",
     Task.DETECTION: "tiles and classifiers, and this is about frames and detectors",
