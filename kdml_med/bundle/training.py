@@ -188,7 +188,10 @@ def record_run(
         loss.check_students(len(cohort.student_names))
     run_dir = Path(settings["run_dir"])
     settings.holds = keep_out_others(run_dir, option="--run_dir")
-    recorded = _recorded(settings) | {ACCELERATION: acceleration.describe(), "made_by": made_by(_made_by_before(run_dir))}
+    recorded = _recorded(settings) | {
+        ACCELERATION: acceleration.describe(),
+        "made_by": made_by(_made_by_before(run_dir)),
+    }
     write_json(run_dir / SETTINGS_FILE, recorded)
     described = _describe(settings, training, validation, cohort, level)
     described.write(run_dir)

@@ -53,7 +53,7 @@ class Acceleration:
         precision: Precision = "fp32",
         in_float32: Collection[str] = (),
         memory_format: MemoryFormat = "contiguous",
-        compile: bool = False,  # noqa: A002 (MONAI's trainers call it so)
+        compile: bool = False,
         checkpoint_activations: Recomputing = "none",
     ) -> None:
         for name, value, known in (

@@ -68,9 +68,7 @@ def test_settings_say_how_is_computed_and_the_rule_says_the_rest(
     assert built.describe() == expected | {"compile": settings.get("compile", False)}
 
 
-def test_the_choice_is_said_on_screen(
-    tmp_path: Path, cohort: Cohort, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_choice_is_said_on_screen(tmp_path: Path, cohort: Cohort, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="kdml_med")
     build_acceleration(settings_of(tmp_path), cohort, image_size=96)
     build_acceleration(settings_of(tmp_path, precision="bf16", compile=True), cohort, image_size=96)
