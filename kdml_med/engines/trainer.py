@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from ignite.engine import Events
@@ -12,10 +11,8 @@ from monai.engines import IterationEvents, SupervisedTrainer, Workflow
 from monai.utils import CommonKeys
 from torch import Tensor, nn
 
+from kdml_med.engines.acceleration import Acceleration
 from kdml_med.keys import BatchKey, LossTerm, OutputKey
-
-if TYPE_CHECKING:
-    from kdml_med.engines.acceleration import Acceleration
 
 
 def prepare_cohort_batch(
@@ -44,7 +41,7 @@ class KDMLTrainer(SupervisedTrainer):
         network: the cohort.
         loss_function: called with (predictions by name, target), returns scalars by name; "loss" is back-propagated. If
             it has ``set_epoch``, it is called with the epoch (from 1) when an epoch starts.
-        acceleration: precision and memory format of the forward pass; None for float32 as it comes.
+        acceleration: precision and memory format of the forward pass; None for float32.
         accumulate: batches whose mean gradient makes one optimizer step. The last step of an epoch takes what is left.
         **kwargs: see ``monai.engines.SupervisedTrainer``. ``decollate`` is always off: it would take the predictions
             apart by sample and lose the names.
@@ -67,18 +64,18 @@ class KDMLTrainer(SupervisedTrainer):
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("prepare_batch", prepare_cohort_batch)
-        self.acceleration = acceleration
+        self.acceleration = acceleration or Acceleration(kwargs["device"])
         self.cohort_loss = loss_function
         self.updated = True
         super().__init__(
-            network=network if acceleration is None else acceleration.prepare(network),
+            network=self.acceleration.prepare(network),
             loss_function=loss_function,
             accumulation_steps=accumulate,
             decollate=False,
             **kwargs,
         )
         # Registered after super().__init__, which attaches handlers before fields of a subclass would exist.
-        self.scaler = None if acceleration is None else acceleration.scaler
+        self.scaler = self.acceleration.scaler
         if hasattr(loss_function, "set_epoch"):
             self.add_event_handler(Events.EPOCH_STARTED, lambda: loss_function.set_epoch(self.state.epoch))
 
@@ -93,13 +90,15 @@ class KDMLTrainer(SupervisedTrainer):
             The output: images and labels on the device, predictions and terms by name, and the loss.
         """
         image, target = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
-        if self.acceleration is not None:
-            image = self.acceleration.image(image)
+        image = self.acceleration.image(image)
         output: dict[str, Any] = {CommonKeys.IMAGE: image, CommonKeys.LABEL: target}
         self.state.output = output
+        place, batches = self._place()
+        if place == 1:
+            self.optimizer.zero_grad(set_to_none=True)
         if not self.network.training:  # after a validation; walking through all modules takes its time
             self.network.train()
-        with contextlib.nullcontext() if self.acceleration is None else self.acceleration.autocast():
+        with self.acceleration.autocast():
             output[CommonKeys.PRED] = self.inferer(image, self.network)
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         terms = self.cohort_loss(output[CommonKeys.PRED], target)
@@ -107,9 +106,6 @@ class KDMLTrainer(SupervisedTrainer):
         output[OutputKey.LOSS_TERMS] = {name: value.detach() for name, value in terms.items()}
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         self._check_finite(output[OutputKey.LOSS_TERMS])
-        place, batches = self._place()
-        if place == 1:
-            self.optimizer.zero_grad(set_to_none=True)
         loss = loss if batches == 1 else loss / batches
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
