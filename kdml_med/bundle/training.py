@@ -19,6 +19,7 @@ from kdml_med.data.frames import FrameDataset
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.data.tiles import TileDataset
 from kdml_med.deploy.model_metadata import write_network_metadata
+from kdml_med.engines import processes
 from kdml_med.engines.trainer import KDMLTrainer
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
@@ -48,6 +49,7 @@ from kdml_med.storage.reading import take
 logger = logging.getLogger(__name__)
 
 _DATASET_WORDS = {"classes": "the dataset's classes, the positive one last,"}
+_SEED_STEP = 1_000_003  # between the random numbers of two processes, for dropout
 
 
 def prepare_training(settings: Settings, *, demo_dir: str) -> None:
@@ -66,7 +68,8 @@ def prepare_training(settings: Settings, *, demo_dir: str) -> None:
     _check_together(settings)
     dataset_dir, run_dir = settings["dataset_dir"], settings["run_dir"]
     if Path(dataset_dir).resolve() == Path(demo_dir).resolve():
-        _make_demo(settings.task, Path(dataset_dir))
+        with processes.main_first():
+            _make_demo(settings.task, Path(dataset_dir))
     _check_run(Path(run_dir), _recorded(settings), settings)
     seed_everything(settings["seed"])
     logger.info("Dataset %s, run folder %s", dataset_dir, run_dir)
@@ -83,6 +86,11 @@ def _make_demo(task: Task, dataset_dir: Path) -> None:
 def _check_together(settings: Settings) -> None:
     """Settings that contradict each other."""
     check_device(settings["device"], amp=settings["amp"])
+    if processes.launched() > processes.world_size():
+        raise InputError(
+            f"{processes.launched()} processes were started, and each would train a run of its own: name "
+            "multi_gpu_train.json behind train.json as --config_file, or start one."
+        )
     if settings["beta"] > 0 and not settings["use_teacher"]:
         raise InputError("--beta is above 0, but --use_teacher is off: there is nobody to learn from. Set --beta 0.")
     spec = cohort_spec(settings["version"], task=settings.task, students=settings["students"])
@@ -103,8 +111,8 @@ def check_level(level: str, info: DatasetInfo, dataset_dir: str | Path) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch and ask for deterministic algorithms."""
-    set_determinism(seed=seed)
+    """Seed Python, NumPy and torch and ask for deterministic algorithms; each process draws numbers of its own."""
+    set_determinism(seed=(seed + _SEED_STEP * processes.rank()) % 2**32)
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
@@ -112,6 +120,7 @@ def run_training(trainer: KDMLTrainer) -> None:
     """Train; a loss that is not finite ends the run with one line, as a tile that cannot be read does."""
     with errors_for_people(FloatingPointError):
         trainer.run()
+    processes.wait()  # until the best weights are saved
 
 
 def build_training_cohort(settings: Settings, *, num_classes: int, features: bool = False) -> Cohort:
@@ -172,6 +181,8 @@ def record_run(
             _check_frames(part)
     with errors_for_people(ValueError):
         loss.check_students(len(cohort.student_names))
+    if not processes.is_main():
+        return
     run_dir = Path(settings["run_dir"])
     settings.holds = keep_out_others(run_dir, option="--run_dir")
     write_json(run_dir / SETTINGS_FILE, _recorded(settings) | {"made_by": made_by(_made_by_before(run_dir))})

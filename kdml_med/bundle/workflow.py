@@ -34,6 +34,7 @@ from kdml_med.bundle.settings import (
     refuse_flag_text,
     unknown_setting,
 )
+from kdml_med.engines.processes import end_together, is_main
 from kdml_med.errors import ExitCode, InputError, foreseen
 from kdml_med.keys import Task
 from kdml_med.program import tell_ending
@@ -64,7 +65,8 @@ def collect_settings(task: str) -> Settings:
     names = [name for name in resolver.items if name and "::" not in name and name != ConfigParser.meta_key]
     stage: Stage = "inference" if "train" not in names else "evaluate" if "split" in names else "train"
     if _HELP in names and is_command():
-        print(help_text(Task(task), stage))
+        if is_main():
+            print(help_text(Task(task), stage))
         raise SystemExit(int(ExitCode.OK))
     written = _written_names(resolver, names)
     check_names(names, written, task)
@@ -288,7 +290,8 @@ def _unwrapping(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return original(*args, **kwargs)
         except RuntimeError as error:
-            cause = error.__cause__
+            # Of several processes one says why.
+            cause = None if error.__cause__ is None else end_together(error.__cause__)
             known = None if cause is None else foreseen(cause)
             if known is None:
                 raise
@@ -298,6 +301,7 @@ def _unwrapping(original: Callable[..., Any]) -> Callable[..., Any]:
             # Python notes that one has left the eval of MONAI, and would end with a signal instead of the exit code,
             # unless another evaluation follows.
             eval("None")
+            end_together(error)
             _end_command(error)
             raise
 

@@ -26,7 +26,6 @@ from kdml_med.losses.cohort import CohortLoss
 Value = TypeVar("Value")
 MAIN = 0
 """Rank of the process that writes."""
-_RANDOM_STEP = 1_000_003  # between the seeds of two processes
 _ENDED = "ended"
 _LOST = (
     "another process of this training is gone, without a word: was it killed, perhaps for want of memory? The same "
@@ -134,13 +133,18 @@ def gather(value: Value) -> list[Value] | None:
     return values
 
 
-def from_main(make: Callable[[], Value]) -> Value:
-    """What the main process makes, for all of them; all call it, and the others make nothing."""
+def from_main(value: Value) -> Value:
+    """The value of the main process, for all of them; all call it. That of the others is not looked at."""
     if world_size() == 1:
-        return make()
-    values = [make() if is_main() else None]
+        return value
+    values = [value if is_main() else None]
     dist.broadcast_object_list(values, src=MAIN)
     return values[0]  # type: ignore[return-value]
+
+
+def made_by_main(make: Callable[[], Value]) -> Value:
+    """What the main process makes, for all of them; all call it, and the others make nothing."""
+    return from_main(make() if is_main() else None)  # type: ignore[return-value]
 
 
 def total(values: Mapping[str, float]) -> dict[str, float]:
@@ -148,7 +152,7 @@ def total(values: Mapping[str, float]) -> dict[str, float]:
     if world_size() == 1:
         return dict(values)
     parts = gather(dict(values))
-    return from_main(lambda: _added(parts or []))
+    return from_main(_added(parts or []))
 
 
 def _added(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -244,34 +248,6 @@ def _device_of(predictions: Any) -> torch.device:
     while not isinstance(predictions, Tensor):
         predictions = next(iter(predictions.values() if isinstance(predictions, Mapping) else predictions))
     return predictions.device
-
-
-def mean_terms(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scalars by name, each the mean over the processes, without gradient; one message for all, and all call it."""
-    if world_size() == 1:
-        return {name: value.detach() for name, value in terms.items()}
-    values = torch.stack([value.detach() for value in terms.values()])
-    dist.all_reduce(values)
-    return dict(zip(terms, (values / world_size()).unbind(), strict=True))
-
-
-def own_handlers(handlers: Sequence[Any]) -> list[Any]:
-    """Those handlers of a trainer that this process needs: the main one all, the others none that only writes.
-
-    Args:
-        handlers: such a one has an attribute ``only_main`` that is true.
-    """
-    return [handler for handler in handlers if is_main() or not getattr(handler, "only_main", False)]
-
-
-def part_random_streams() -> None:
-    """Let the random numbers of the processes go different ways, for dropout; the main one goes on as it is.
-
-    In a run that goes on, all of them have loaded the state of the main one.
-    """
-    if not is_main():
-        seed = int(torch.randint(2**31, ()).item())
-        torch.manual_seed(seed + _RANDOM_STEP * rank())
 
 
 def end_together(error: BaseException) -> BaseException:
