@@ -18,6 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
+from kdml_med.engines.processes import is_main
 from kdml_med.handlers.losses import EpochMeans
 from kdml_med.handlers.metrics import UNDEFINED
 from kdml_med.handlers.tensorboard_boxes import box_agreement
@@ -111,7 +112,10 @@ class CohortTensorBoard:
     def attach(self, engine: Trainer) -> None:
         """Register with the trainer, and with the evaluator where there is one."""
         _leave_errors_to_writers()
-        EpochMeans.of(engine).listen(self._losses)
+        means = EpochMeans.of(engine)
+        if not is_main():
+            return
+        means.listen(self._losses)
         engine.add_event_handler(Events.EPOCH_STARTED, self._named(self._epoch_started))
         engine.add_event_handler(Events.ITERATION_STARTED(every=self.interval), self._named(self._learning_rates))
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._named(self._epoch_completed))
