@@ -222,6 +222,9 @@ KNOBS: list[Knob] = [
     Knob("batch_size", whole(1), default=_by_task(16, 8), group=LEARNING,
          help="samples of a batch, also of the validation. An incomplete last batch is used unless it would hold "
               "one sample"),
+    Knob("accumulate", whole(1), default=1, group=LEARNING,
+         help="batches whose mean gradient makes one update of the weights: the gradient of a batch of `batch_size` × this "
+              "in the memory of one. Batch norm sees single batches"),
     Knob("learning_rate", number(0, above=True), default=0.001, group=LEARNING,
          help="highest, for every network; AdamW"),
     Knob("weight_decay", number(0), default=0.01, group=LEARNING,
@@ -271,6 +274,8 @@ KNOBS: list[Knob] = [
               " Thresholds stay those that the run chose"),
     Knob("log_interval", whole(1), default=1, group=RECORD, recorded=False,
          help="iterations between two points of a loss curve in TensorBoard"),
+    Knob("profile", optional(PATH), default=None, group=RECORD, recorded=False,
+         help="folder for a [trace of some training steps](../how_to/train_fast.md#where-the-time-goes)"),
     Knob("split", word(*Split), default="test", group=USE, stages=("evaluate",), recorded=False,
          help="what is evaluated"),
     Knob("output_dir", PATH, default=Shown("`<run_dir>/evaluation_<split>`, `<run_dir>/inference`"), group=USE,
