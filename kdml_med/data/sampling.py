@@ -51,6 +51,8 @@ class EpochSampler(DistributedSampler[Any]):
         share: samples of a whole batch that are this process's.
         idle: whether the last batch is too small for this process to have a share in. It is dealt a sample that another
             one has, so that all processes take as many steps; nobody must count what comes of it.
+        start: epoch, and how many of its samples are left out at its beginning, by all processes together: where a
+            training goes on in the middle of it.
 
     Raises:
         InputError: a batch is too small to be shared out.
@@ -79,6 +81,7 @@ class EpochSampler(DistributedSampler[Any]):
         self.share = self._share_of(batch_size)
         self.idle = 0 < rest <= self.rank
         self.num_samples = batches * self.share + max(self._share_of(rest), self.idle)
+        self.start = (0, 0)
         self._members: tuple[Tensor, Tensor] | None = None
         if balance:
             labels = np.asarray(dataset.labels)
@@ -86,8 +89,13 @@ class EpochSampler(DistributedSampler[Any]):
             by_class = np.argsort(labels, kind="stable")[len(labels) - counts.sum() :]
             self._members = torch.from_numpy(by_class), torch.from_numpy(counts[counts > 0])
 
+    @property
+    def epoch_seed(self) -> int:
+        """What everything random about the order of the running epoch follows from."""
+        return self.seed * 1_000_003 + self.epoch
+
     def __iter__(self) -> Iterator[Any]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(self.epoch_seed)
         wanted = self.total
         size = len(self.dataset)  # type: ignore[arg-type]
         if self._members is not None:
@@ -95,17 +103,19 @@ class EpochSampler(DistributedSampler[Any]):
         else:
             rounds = -(-wanted // size)
             order = torch.cat([torch.randperm(size, generator=generator) for _ in range(rounds)])[:wanted]
-        return _deal(self.epoch, order[: self.dealt] if self.num_replicas == 1 else order[self._own_places()])
+        epoch, seen = self.start
+        return _deal(self.epoch, order[self._own_places(seen if self.epoch == epoch else 0)])
 
     def __len__(self) -> int:
+        """Samples of a whole epoch in this process."""
         return self.num_samples
 
     def _share_of(self, samples: int) -> int:
         return len(range(self.rank, samples, self.num_replicas))
 
-    def _own_places(self) -> Tensor:
+    def _own_places(self, seen: int) -> Tensor:
         """Places in the common order that are this process's, int64 [samples]: of every batch each ``num_replicas``th."""
-        places = torch.arange(self.dealt)
+        places = torch.arange(seen, self.dealt)
         own = places[places % self.batch_size % self.num_replicas == self.rank]
         return torch.cat([own, places[-1:]]) if self.idle else own
 
