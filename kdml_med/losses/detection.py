@@ -6,6 +6,8 @@ Every function works on all anchors of a batch at once, takes images without box
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -22,12 +24,35 @@ FOCUS = 2.0
 _TINY_AREA = 1e-9
 
 
-class DetectionTarget(NamedTuple):
-    """Ground truth of a batch as all networks see it."""
+class PositiveAnchors(NamedTuple):
+    """The anchors of a batch that stand for boxes, image by image."""
+
+    place: Tensor
+    """int64, [positives]; among all anchors of all images, image by image."""
+    anchors: Tensor
+    """float32, [positives, 4]."""
+    boxes: Tensor
+    """float32, [positives, 4]; what they stand for."""
+
+
+@dataclass(frozen=True)
+class DetectionTarget:
+    """Ground truth of a batch as all networks see it.
+
+    Attributes:
+        matched: what it says about every anchor.
+        anchors: float32, [anchors, 4].
+    """
 
     matched: MatchedAnchors
     anchors: Tensor
-    """float32, [anchors, 4]."""
+
+    @cached_property
+    def positives(self) -> PositiveAnchors:
+        """Looked for once for all networks and terms, as a GPU has to be waited for to know how many there are."""
+        image, anchor = self.matched.positive.nonzero(as_tuple=True)
+        place = image * len(self.anchors) + anchor
+        return PositiveAnchors(place, self.anchors[anchor], self.matched.boxes.flatten(0, 1)[place])
 
 
 def pair_iou(boxes: Tensor, others: Tensor) -> Tensor:
@@ -51,8 +76,8 @@ def pair_giou(boxes: Tensor, others: Tensor) -> Tensor:
 
 def positive_boxes(prediction: AnchorPredictions, target: DetectionTarget) -> Tensor:
     """Decoded boxes of the positive anchors of a batch: [positives, 4]."""
-    image, anchor = target.matched.positive.nonzero(as_tuple=True)
-    return decode_boxes(prediction.deltas[image, anchor], target.anchors[anchor])
+    positives = target.positives
+    return decode_boxes(prediction.deltas.flatten(0, 1).index_select(0, positives.place), positives.anchors)
 
 
 def quality_focal_loss(prediction: AnchorPredictions, target: DetectionTarget) -> Tensor:
@@ -67,14 +92,14 @@ def quality_focal_loss(prediction: AnchorPredictions, target: DetectionTarget) -
     Source:
         Li et al. 2020, Generalized Focal Loss, arXiv:2006.04388, equation 1.
     """
-    positive = target.matched.positive
-    logits = prediction.logits.squeeze(-1).float()
-    quality = torch.zeros_like(logits)
+    positives = target.positives
+    logits = prediction.logits.float().flatten()
     with torch.no_grad():
-        quality[positive] = pair_iou(positive_boxes(prediction, target), target.matched.boxes[positive])
+        overlap = pair_iou(positive_boxes(prediction, target), positives.boxes)
+        quality = torch.zeros_like(logits).index_copy(0, positives.place, overlap)
     entropy = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
     distance = (torch.sigmoid(logits) - quality).abs().pow(FOCUS)
-    return (distance * entropy).sum() / positive.sum().clamp(min=1)
+    return (distance * entropy).sum() / max(len(overlap), 1)
 
 
 def box_loss(prediction: AnchorPredictions, target: DetectionTarget) -> Tensor:
@@ -196,8 +221,8 @@ class DetectionCohortLoss(CohortLoss):
                     "background: set num_classes to 1."
                 )
         boxes, (height, width) = target
-        anchors, _ = anchor_grid(height, width)
-        return DetectionTarget(match_anchors(boxes, height, width), anchors.to(boxes[0].device))
+        anchors, _ = anchor_grid(height, width, boxes[0].device)
+        return DetectionTarget(match_anchors(boxes, height, width), anchors)
 
     def task_loss(self, prediction: AnchorPredictions, target: DetectionTarget) -> Tensor:
         """Classification and boxes against the labels."""
@@ -228,7 +253,7 @@ class DetectionCohortLoss(CohortLoss):
 
 
 def _giou(boxes: Tensor, target: DetectionTarget) -> Tensor:
-    return pair_giou(boxes, target.matched.boxes[target.matched.positive])
+    return pair_giou(boxes, target.positives.boxes)
 
 
 def _shared_and_union(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
