@@ -15,6 +15,7 @@ from monai.utils import set_determinism
 from kdml_med.bundle.provenance import made_by
 from kdml_med.bundle.settings import Settings, free_settings, known_default
 from kdml_med.bundle.workflow import errors_for_people
+from kdml_med.data.cache import CACHE_DIR, NO_CACHE, ON_DISK
 from kdml_med.data.frames import FrameDataset
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.data.tiles import TileDataset
@@ -29,6 +30,7 @@ from kdml_med.metrics.aggregation import Level
 from kdml_med.networks.cohort import Cohort, build_cohort
 from kdml_med.networks.devices import check_device
 from kdml_med.networks.registry import cohort_spec
+from kdml_med.networks.remembered import RememberedTeacher
 from kdml_med.runs import (
     CHECKPOINTS_DIR,
     COHORT_FILE,
@@ -45,9 +47,12 @@ from kdml_med.storage.files import write_json
 from kdml_med.storage.folder import keep_out_others
 from kdml_med.storage.manifest import DatasetInfo, dataset_identity
 from kdml_med.storage.reading import take
+from kdml_med.storage.records import RecordStore
 
 logger = logging.getLogger(__name__)
 
+TEACHERS_DIR = "teachers"
+"""Below the folder of caches, where `cache_teacher` "disk" keeps answers."""
 _DATASET_WORDS = {"classes": "the dataset's classes, the positive one last,"}
 _SEED_STEP = 1_000_003  # between the random numbers of two processes, for dropout
 
@@ -93,6 +98,11 @@ def _check_together(settings: Settings) -> None:
         )
     if settings["beta"] > 0 and not settings["use_teacher"]:
         raise InputError("--beta is above 0, but --use_teacher is off: there is nobody to learn from. Set --beta 0.")
+    if settings["cache_teacher"] != NO_CACHE and not settings["teacher_checkpoint"]:
+        raise InputError(
+            "--cache_teacher keeps what a frozen teacher answers, and this one learns: name the weights of a trained one "
+            "by --teacher_checkpoint, or leave it out."
+        )
     spec = cohort_spec(settings["version"], task=settings.task, students=settings["students"])
     if settings["alpha"] == settings["beta"] == 0 and len(spec.students) == 1:
         raise InputError("a single student has no peers: --alpha or --beta must be above 0.")
@@ -121,6 +131,9 @@ def run_training(trainer: KDMLTrainer) -> None:
     with errors_for_people(FloatingPointError):
         trainer.run()
     processes.wait()  # until the best weights are saved
+    remembered = getattr(trainer.cohort, "remembered", None)
+    if isinstance(remembered, RememberedTeacher):
+        logger.info("The teacher was asked about %d images; to %d its answers were known.", remembered.asked, remembered.known)
 
 
 def build_training_cohort(settings: Settings, *, num_classes: int, features: bool = False) -> Cohort:
@@ -135,7 +148,21 @@ def build_training_cohort(settings: Settings, *, num_classes: int, features: boo
         InputError: what is wrong with the settings.
     """
     with errors_for_people(ValueError):
-        return build_cohort(num_classes=num_classes, task=settings.task, features=features, **settings.part("networks"))
+        cohort = build_cohort(
+            num_classes=num_classes, task=settings.task, features=features, **settings.part("networks")
+        )
+        if settings["cache_teacher"] != NO_CACHE:
+            _remember_teacher(cohort, settings)
+    return cohort
+
+
+def _remember_teacher(cohort: Cohort, settings: Settings) -> None:
+    where = settings["cache_teacher"]
+    folder = Path(settings["dataset_dir"]) / CACHE_DIR / TEACHERS_DIR if where == ON_DISK else Path(where)
+    remembered = RememberedTeacher(
+        lambda name, size: RecordStore(folder / name, size), features=build_loss(settings).needs_features
+    )
+    remembered.attach(cohort)
 
 
 def build_loss(settings: Settings) -> CohortLoss:

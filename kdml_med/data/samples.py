@@ -45,7 +45,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
 
     Random transforms are seeded for each sample from (seed, epoch, sample_id), so that a sample does not depend on the
     number of workers, on the order of reading, or on whether the run was interrupted before. The epoch comes with the
-    index, from ``EpochSampler``.
+    index, from ``EpochSampler``. With ``repeat_views`` the epochs begin again with the first after so many.
 
     Args:
         dataset_dir: dataset folder, see ``kdml_med.storage.manifest``.
@@ -53,6 +53,8 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         fold: number of the test fold where splits.csv holds folds.
         transform: MONAI transform on a dictionary with ``BatchKey`` keys; None for none.
         seed: of the random transforms.
+        repeat_views: epochs after which every sample comes again as it did in the first; None for new views in every
+            epoch.
         cache: keeps decoded pixels, see ``kdml_med.data.cache.with_cache``; samples are the same without.
 
     Attributes:
@@ -81,6 +83,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         fold: int | None = None,
         transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         seed: int = 0,
+        repeat_views: int | None = None,
         cache: str = NO_CACHE,
     ) -> None:
         self.dataset_dir = Path(dataset_dir)
@@ -90,7 +93,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         self._rows = select_rows(self.dataset_dir, self.info, split, fold, self.columns)
         self.classes = list(self.info.classes)
         self.transform = transform
-        self.seed = seed
+        self.seed, self.repeat_views = seed, repeat_views
         self.split = split
         self.finished_later = False
         self.root = image_root(self.dataset_dir, self.info)
@@ -156,7 +159,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         pairs = [index if isinstance(index, tuple) else (NO_EPOCH, index) for index in indices]
         drafts = Drafts(self._samples([position for _, position in pairs]))
         keys = [
-            f"{self.seed}/{epoch}/{sample[BatchKey.SAMPLE_ID]}"
+            f"{self.seed}/{self._view(epoch)}/{sample[BatchKey.SAMPLE_ID]}"
             for (epoch, _), sample in zip(pairs, drafts.samples, strict=True)
         ]
         used = 0
@@ -173,6 +176,12 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         if self._rest is None:
             return Samples(drafts.samples, images)
         return Samples([self._finish(sample, key) for sample, key in zip(drafts.samples, keys, strict=True)])
+
+    def _view(self, epoch: int) -> int:
+        """The epoch whose views are shown."""
+        if self.repeat_views is None or epoch == NO_EPOCH:
+            return epoch
+        return (epoch - 1) % self.repeat_views + 1
 
     def _samples(self, positions: list[int]) -> list[dict[str, Any]]:
         """Samples of rows before the transform, with the names of the rows and of what they belong to."""

@@ -68,12 +68,12 @@ class KDMLTrainer(SupervisedTrainer):
     ) -> None:
         kwargs.setdefault("prepare_batch", prepare_cohort_batch)
         self.acceleration = acceleration or Acceleration(kwargs["device"])
-        self._own_network = self.acceleration.prepare(network)
+        self.cohort = self.acceleration.prepare(network)
         self.cohort_loss = loss_function
         self.updated = True
         self.guard = LossGuard()
         super().__init__(
-            network=processes.share_network(self._own_network),
+            network=processes.share_network(self.cohort),
             loss_function=loss_function,
             accumulation_steps=accumulate,
             decollate=False,
@@ -101,7 +101,7 @@ class KDMLTrainer(SupervisedTrainer):
         place, batches = self._place()
         if place == 1:
             self.optimizer.zero_grad(set_to_none=True)
-        if not self._own_network.training:  # after a validation; walking through all modules takes its time
+        if not self.cohort.training:  # after a validation; walking through all modules takes its time
             self.network.train()
         with self.acceleration.autocast():
             output[CommonKeys.PRED] = self.inferer(image, self.network)

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,13 @@ from kdml_med.networks.stages import answer_with_features, shared_strides
 from kdml_med.networks.weights import load_initial_weights, read_state_dict
 
 
+class TeacherMemory(Protocol):
+    """Answers for a frozen teacher; ``kdml_med.networks.remembered.RememberedTeacher`` is one."""
+
+    def answer(self, teacher: nn.Module, image: Tensor, strides: Sequence[int]) -> Any:
+        """What the teacher answers to images, with its feature maps at these strides."""
+
+
 class Cohort(nn.Module):
     """A teacher (or none) and at least one student.
 
@@ -25,6 +32,9 @@ class Cohort(nn.Module):
         networks: networks by name, "teacher" and "student_0", "student_1", ... .
         frozen_teacher: the teacher only answers: no gradients, and its batch statistics stay as they are.
         features: classifiers answer with feature maps as well while the cohort is in training mode.
+
+    Attributes:
+        remembered: answers in place of a frozen teacher; None lets it answer itself.
 
     Raises:
         ValueError: there is no student, or a frozen teacher is asked for and there is none.
@@ -42,6 +52,7 @@ class Cohort(nn.Module):
         if frozen_teacher and not self.has_teacher:
             raise ValueError("frozen_teacher needs a teacher.")
         self.frozen_teacher = frozen_teacher
+        self.remembered: TeacherMemory | None = None
         if frozen_teacher:
             self.networks[NetworkName.TEACHER].requires_grad_(False).eval()
         self.feature_strides = shared_strides(networks) if features else ()
@@ -83,7 +94,10 @@ class Cohort(nn.Module):
         for name, network in self.networks.items():
             frozen = self.frozen_teacher and name == NetworkName.TEACHER
             with torch.no_grad() if frozen else contextlib.nullcontext():
-                answers[name] = answer_with_features(network, image, strides) if strides else network(image)
+                if frozen and self.remembered is not None:
+                    answers[name] = self.remembered.answer(network, image, strides)
+                else:
+                    answers[name] = answer_with_features(network, image, strides) if strides else network(image)
         return answers
 
     def parameter_groups(self) -> list[dict[str, Any]]:

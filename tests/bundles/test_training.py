@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kdml_med.errors import INTERRUPTED, InputError
 from kdml_med.runs import RunDescription, load_cohort, load_network
+from kdml_med.storage.manifest import read_manifest
 from tests.bundles.conftest import (
     CONFIGS,
     REPOSITORY,
@@ -154,6 +155,21 @@ def test_trained_teacher_is_frozen(dataset: Path, trained: Path, tmp_path: Path)
     before = torch.load(teacher, weights_only=True)
     after = torch.load(tmp_path / "run/checkpoints/teacher.pt", weights_only=True)
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_answers_that_are_kept_change_nothing_and_spare_the_teacher(
+    dataset: Path, trained: Path, tmp_path: Path
+) -> None:
+    more = ["--teacher_checkpoint", str(trained / "checkpoints/teacher.pt"), "--repeat_views", "1"]
+    run_bundle(*train_words(dataset, tmp_path / "plain", *more))
+    cached = [*more, "--cache_teacher", str(tmp_path / "answers")]
+    splits = read_manifest(dataset).merge(pd.read_csv(dataset / "splits.csv"), on="patient_id")["split"]
+    tiles = int((splits != "test").sum())  # of training and validation, each in two epochs
+    for name, asked, known in (("first", tiles, tiles), ("second", 0, 2 * tiles)):
+        result = run_bundle(*train_words(dataset, tmp_path / name, *cached))
+        said = f"The teacher was asked about {asked} images; to {known} its answers were known."
+        assert said in result.stdout + result.stderr
+        assert contents(tmp_path / name) == contents(tmp_path / "plain")
 
 
 def test_one_student_learns_from_predictions_and_the_other_from_features(dataset: Path, tmp_path: Path) -> None:
