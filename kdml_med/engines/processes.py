@@ -27,6 +27,7 @@ Value = TypeVar("Value")
 MAIN = 0
 """Rank of the process that writes."""
 _ENDED = "ended"
+_LAUNCHER = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # what torchrun tells every process
 _LOST = (
     "another process of this training is gone, without a word: was it killed, perhaps for want of memory? The same "
     "command goes on from the last checkpoint."
@@ -34,6 +35,8 @@ _LOST = (
 
 _store: dist.Store | None = None  # what all processes can read and write, whatever they wait for
 _ends_first: bool | None = None
+_left_as = MAIN  # rank that this process had
+_groups = 0  # that it has joined so far
 
 
 def world_size() -> int:
@@ -42,8 +45,8 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Number of this process among them, from 0."""
-    return dist.get_rank() if _joined() else MAIN
+    """Number of this process among them, from 0; also when it has left them, and 0 before it joins."""
+    return dist.get_rank() if _joined() else _left_as
 
 
 def is_main() -> bool:
@@ -75,7 +78,7 @@ def own_device() -> str:
 
 def launched() -> int:
     """Number of processes that a launcher says it has started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ["WORLD_SIZE"]) if os.environ.keys() >= _LAUNCHER else 1
 
 
 def join(device: str) -> None:
@@ -85,10 +88,10 @@ def join(device: str) -> None:
         device: on which this process computes.
 
     Raises:
-        InputError: no launcher started this process.
+        InputError: no launcher started this process, or several would have one GPU.
     """
-    global _store, _ends_first
-    if "WORLD_SIZE" not in os.environ or "MASTER_ADDR" not in os.environ:
+    global _groups
+    if not os.environ.keys() >= _LAUNCHER:
         raise InputError(
             "multi_gpu_train.json is for several processes: start with torchrun --nproc_per_node=2 -m monai.bundle run "
             "…, or leave it out."
@@ -96,13 +99,16 @@ def join(device: str) -> None:
     if _joined():
         return
     gpu = torch.device(device).type == "cuda"
+    if gpu and device != own_device():
+        raise InputError(f"--device {device} would be that of several processes: leave it out, each takes a GPU.")
     if gpu:
         torch.cuda.set_device(device)
-    store, number, count = next(dist.rendezvous("env://"))
-    _store, _ends_first = dist.PrefixStore("kdml_med", store), None
-    # Objects go by gloo, tensors of GPUs by NCCL.
+    _groups += 1
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if gpu else "gloo", store=dist.PrefixStore("group", store), rank=number, world_size=count
+        "cpu:gloo,cuda:nccl" if gpu else "gloo",  # objects go by gloo, tensors of GPUs by NCCL
+        store=dist.PrefixStore(f"group_{_groups}", _meet()),
+        rank=int(os.environ["RANK"]),
+        world_size=launched(),
     )
     if not is_main():
         logging.disable(logging.WARNING)  # what concerns all of them is said once
@@ -110,11 +116,11 @@ def join(device: str) -> None:
 
 def leave() -> None:
     """Leave them when everything is done; all call it."""
-    global _store
+    global _left_as
     if _joined():
+        _left_as = dist.get_rank()
         logging.disable(logging.NOTSET)
         dist.destroy_process_group()
-    _store = None
 
 
 def gather(value: Value) -> list[Value] | None:
@@ -152,10 +158,11 @@ def total(values: Mapping[str, float]) -> dict[str, float]:
     if world_size() == 1:
         return dict(values)
     parts = gather(dict(values))
-    return from_main(_added(parts or []))
+    return from_main(added(parts or []))
 
 
-def _added(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def added(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Sums by name."""
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: sum(part.get(name, 0) for part in parts) for name in names}
 
@@ -262,13 +269,34 @@ def end_together(error: BaseException) -> BaseException:
     Raises:
         SystemExit: another process has ended first, and said why.
     """
-    if _store is None:
+    if launched() == 1:
         return error
-    if not _is_first_to_end(_store):
+    if not _is_first_to_end(_meet()):
         raise SystemExit(int(ExitCode.BAD_INPUT)) from error
     said: BaseException = InputError(_LOST) if _is_lost(error) else foreseen(error) or error
     _tell_launcher(said)
     return said
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """An error that leaves the block is that of one process only, see ``end_together``."""
+    try:
+        yield
+    except BaseException as error:
+        said = end_together(error)
+        if said is error:
+            raise
+        raise said from error
+
+
+def _meet() -> dist.Store:
+    """Where the launcher lets its processes meet, before they join and after."""
+    global _store, _ends_first
+    if _store is None:
+        store, *_ = next(dist.rendezvous("env://"))
+        _store, _ends_first = dist.PrefixStore("kdml_med", store), None
+    return _store
 
 
 def _is_first_to_end(store: dist.Store) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from monai.bundle import ConfigWorkflow
 
 from kdml_med.bundle.running import run_config
 from kdml_med.errors import InputError
@@ -164,6 +165,10 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(dataset: Path, tmp
 def test_processes_that_would_not_train_together_are_refused(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    place = {"dataset_dir": str(dataset), "run_dir": str(tmp_path / "run"), "device": "cpu"}
+    workflow = ConfigWorkflow(config_file=str(CONFIGS / "train.json"), logging_file=False, **place)
+    monkeypatch.setattr("kdml_med.bundle.workflow.end_together", lambda error: error)
     with pytest.raises(InputError, match="2 processes were started, and each would train a run of its own"):
-        run_config("classification", "train", dataset_dir=dataset, run_dir=tmp_path / "run", **CLASSIFIERS)
+        workflow.initialize()

@@ -49,9 +49,12 @@ def test_each_process_has_the_gpu_of_its_number(monkeypatch, gpus, local_rank, d
 
 
 def test_joining_needs_a_launcher(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(InputError, match=r"is for several processes: start with torchrun .*, or leave it out"):
         processes.join("cpu")
+
+
+LAUNCHER = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
 
 class Group:
@@ -59,6 +62,8 @@ class Group:
 
     def __init__(self, monkeypatch):
         self.monkeypatch, self.store = monkeypatch, dist.HashStore()
+        for name, value in LAUNCHER.items():
+            monkeypatch.setenv(name, value)
 
     def end(self, error):
         """What one more process says that ends by an error; None where it says nothing."""
