@@ -275,7 +275,7 @@ KNOBS: list[Knob] = [
     Knob("log_interval", whole(1), default=1, group=RECORD, recorded=False,
          help="iterations between two points of a loss curve in TensorBoard"),
     Knob("profile", optional(PATH), default=None, group=RECORD, recorded=False,
-         help="folder for a [trace of some training steps](../how_to/train_fast.md#where-the-time-goes)"),
+         help="folder for a [trace of some training steps](../how_to/training_speed.md#trace)"),
     Knob("split", word(*Split), default="test", group=USE, stages=("evaluate",), recorded=False,
          help="what is evaluated"),
     Knob("output_dir", PATH, default=Shown("`<run_dir>/evaluation_<split>`, `<run_dir>/inference`"), group=USE,
