@@ -159,11 +159,11 @@ def test_settings_are_few_and_those_that_were_changed_come_first(tmp_path: Path)
     evaluator = validated(*cohort(networks=NETWORKS))
     students = [{"name": "resnet", "depth": 10}, "tiny"]
     settings = {
-        "beta": 0.5, "alpha": 1.0, "seed": 3, "amp": True, "fold": None, "image_size": [128, 192], "box_weight": 2.0,
+        "beta": 0.5, "alpha": 1.0, "seed": 3, "balance": True, "fold": None, "image_size": [128, 192], "box_weight": 2.0,
         "initial_weights": {"teacher": "/data/weights/teacher.pt"}, "students": students, "device": "cpu",
     }  # fmt: skip
     defaults = {
-        "beta": 1.0, "alpha": 1.0, "seed": 0, "amp": False, "fold": None, "image_size": [128, 128], "box_weight": 2.0,
+        "beta": 1.0, "alpha": 1.0, "seed": 0, "balance": False, "fold": None, "image_size": [128, 128], "box_weight": 2.0,
         "initial_weights": None, "students": None,
     }  # fmt: skip
     handler = CohortTensorBoard(tmp_path, optimizer(), evaluator, settings=settings, defaults=defaults)
@@ -173,7 +173,7 @@ def test_settings_are_few_and_those_that_were_changed_come_first(tmp_path: Path)
     start = metadata.parse_session_start_info_plugin_data(contents[metadata.SESSION_START_INFO_TAG])
     shown = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
     assert shown == {
-        "alpha": 1.0, "amp": True, "beta": 0.5, "image_size": "128, 192", "initial_weights": "teacher=teacher.pt",
+        "alpha": 1.0, "balance": True, "beta": 0.5, "image_size": "128, 192", "initial_weights": "teacher=teacher.pt",
         "seed": 3.0, "students": "resnet(depth=10), tiny",
     }  # fmt: skip
     experiment = metadata.parse_experiment_plugin_data(contents[metadata.EXPERIMENT_TAG])
