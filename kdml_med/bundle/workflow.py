@@ -43,7 +43,7 @@ Found = TypeVar("Found")
 
 _SCRIPTS = "monai.bundle.scripts"
 _FILE_VARIABLES = ("config_file", "config_file_")  # of MONAI's programs
-_HELP = "help"
+_HELP, _PROCESSES = "help", "processes"
 _TRACKING = {*DEFAULT_MLFLOW_SETTINGS["configs"], "output_dir"}
 
 
@@ -63,6 +63,8 @@ def collect_settings(task: str) -> Settings:
     if resolver is None:
         raise RuntimeError("collect_settings is for expressions of a MONAI config.")
     names = [name for name in resolver.items if name and "::" not in name and name != ConfigParser.meta_key]
+    if _PROCESSES in names:  # those of multi_gpu_train.json: from here on one of them speaks
+        resolver.get_resolved_content(_PROCESSES)
     stage: Stage = "inference" if "train" not in names else "evaluate" if "split" in names else "train"
     if _HELP in names and is_command():
         if is_main():

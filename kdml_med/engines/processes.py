@@ -54,11 +54,6 @@ def is_main() -> bool:
     return rank() == MAIN
 
 
-def own_share() -> tuple[int, int]:
-    """Number of this process and of all, as ``SampleLoader`` takes them."""
-    return rank(), world_size()
-
-
 def own_device() -> str:
     """The GPU of this process, by the number that the launcher gave it on its machine; "cpu" where there is none.
 
@@ -81,11 +76,14 @@ def launched() -> int:
     return int(os.environ["WORLD_SIZE"]) if os.environ.keys() >= _LAUNCHER else 1
 
 
-def join(device: str) -> None:
+def join(device: str) -> tuple[int, int]:
     """Join the processes that the launcher started; all call it, before anything else.
 
     Args:
         device: on which this process computes.
+
+    Returns:
+        Number of this process and of all, as ``SampleLoader`` takes them.
 
     Raises:
         InputError: no launcher started this process, or several would have one GPU.
@@ -97,7 +95,7 @@ def join(device: str) -> None:
             "…, or leave it out."
         )
     if _joined():
-        return
+        return rank(), world_size()
     gpu = torch.device(device).type == "cuda"
     if gpu and device != own_device():
         raise InputError(f"--device {device} would be that of several processes: leave it out, each takes a GPU.")
@@ -112,6 +110,7 @@ def join(device: str) -> None:
     )
     if not is_main():
         logging.disable(logging.WARNING)  # what concerns all of them is said once
+    return rank(), world_size()
 
 
 def leave() -> None:

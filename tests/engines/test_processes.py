@@ -14,7 +14,6 @@ def test_one_process_shares_with_nobody():
     value = torch.ones(2)
     network = torch.nn.Linear(2, 2)
     assert (processes.rank(), processes.world_size(), processes.is_main()) == (0, 1, True)
-    assert processes.own_share() == (0, 1)
     assert processes.gather("x") == ["x"]
     assert processes.from_main(value) is value
     assert processes.made_by_main(lambda: value) is value
