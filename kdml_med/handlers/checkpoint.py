@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator, Trainer
 from torch.optim import Optimizer
@@ -278,15 +277,15 @@ def _refuse_spoiled(cohorts: Sequence[Cohort], engine: Trainer) -> None:
         FloatingPointError: names the networks, and the checkpoint before.
     """
     networks = {id(network): (name, network) for cohort in cohorts for name, network in cohort.networks.items()}
-    flags = [
-        (name, torch.stack([value.isfinite().all() for value in network.state_dict().values()]).all())
+    spoiled = [
+        name
         for name, network in networks.values()
+        if not all(bool(value.isfinite().all()) for value in network.state_dict().values())
     ]
-    spoiled = dict.fromkeys(name for name, finite in flags if not finite)
     if spoiled:
         before = getattr(engine.state, "checkpoint", None)
         raise FloatingPointError(
-            f"weights of {' and '.join(spoiled)} are no numbers behind {_place(engine)}, and were not saved"
+            f"weights of {' and '.join(dict.fromkeys(spoiled))} are no numbers behind {_place(engine)}, and were not saved"
             + (f". The checkpoint before it is {before}" if before else "")
             + ". Start again in a new --run_dir with a lower --learning_rate."
         )
