@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import logging
 import os
 import signal
@@ -253,6 +254,48 @@ def test_processes_share_a_balanced_epoch(replicas, wanted, seed):
     assert len({len(part) for part in parts}) == 1
     if wanted % replicas == 0:
         assert [index for part in zip(*parts, strict=True) for index in part] == alone
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 40), st.integers(1, 60), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(0, 9)
+)
+def test_an_epoch_goes_on_behind_what_any_number_of_processes_have_seen(size, wanted, before, now, per_process, batches):
+    def parts(replicas, **start):
+        dataset = labelled([size])
+        samplers = [
+            EpochSampler(dataset, seed=1, samples_per_epoch=wanted, num_replicas=replicas, rank=rank)
+            for rank in range(replicas)
+        ]
+        for sampler in samplers:
+            sampler.set_epoch(7)
+            sampler.start = start.get("start", sampler.start)
+        return [list(sampler) for sampler in samplers]
+
+    seen = batches * per_process * before
+    if seen > wanted:
+        return
+    first = [part[: batches * per_process] for part in parts(before)]
+    assert sum(map(len, first)) == seen
+    rest = parts(now, start=(7, seen))
+    order = [pair for part in zip(*first, strict=True) for pair in part]
+    order += [pair for part in itertools.zip_longest(*rest) for pair in part if pair is not None]
+    assert order[:wanted] == parts(1)[0]
+    assert parts(now, start=(6, seen)) == parts(now)  # another epoch is whole
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_goes_on_behind_a_batch_and_starts_the_next_epoch_at_its_beginning(folder, num_workers):
+    def epoch(number, **start):
+        loader = SampleLoader(augmented(folder), batch_size=2, training=True, seed=4, num_workers=num_workers)
+        loader.sampler.set_epoch(number)
+        loader.sampler.start = start.get("start", loader.sampler.start)
+        return [(batch["sample_id"], batch["image"]) for batch in loader]
+
+    whole, rest = epoch(3), epoch(3, start=(3, 4))
+    assert [names for names, _ in rest] == [names for names, _ in whole[2:]]
+    assert all(torch.equal(image, other) for (_, image), (_, other) in zip(rest, whole[2:], strict=True))
+    assert [names for names, _ in epoch(4, start=(3, 4))] == [names for names, _ in epoch(4)]
 
 
 @pytest.mark.parametrize(
