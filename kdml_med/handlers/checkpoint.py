@@ -7,11 +7,10 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator, Trainer
 from torch.optim import Optimizer
@@ -77,6 +76,7 @@ class CohortCheckpoint:
         optimizer: the cohort's optimizer.
         scheduler: its learning-rate schedule.
         evaluator: validation engine, whose ``best_metric`` decides; None keeps the last epoch as the best.
+        kept: the cohort whose weights are kept as the best, such as an average of those of ``network``; None for that.
         resume: go on from ``last.pt`` where there is one.
         interval: minutes between checkpoints within an epoch; 0 for none.
         keep: how many states to keep; older ones are called ``step_<iteration>.pt``.
@@ -91,6 +91,7 @@ class CohortCheckpoint:
         scheduler: LRScheduler | None = None,
         evaluator: Evaluator | None = None,
         *,
+        kept: Cohort | None = None,
         resume: bool = True,
         interval: float = 0.0,
         keep: int = 1,
@@ -99,6 +100,7 @@ class CohortCheckpoint:
         self.run_dir = Path(run_dir)
         self.network, self.optimizer, self.scheduler = network, optimizer, scheduler
         self.evaluator, self.resume = evaluator, resume
+        self.kept = network if kept is None else kept
         self.interval, self.keep = interval, keep
         self.extras = dict(extras or {})
         self._saved_at = time.monotonic()
@@ -186,7 +188,7 @@ class CohortCheckpoint:
         engine.guard.settle(engine)
         means, states = self.means.state_dict(), gather(random_state())
         if states is not None:  # in the main process
-            _refuse_spoiled(self.network, engine)
+            _refuse_spoiled([self.network, self.kept], engine)
             if is_best:
                 self._save_best(engine.state.epoch)
             state = {
@@ -225,12 +227,12 @@ class CohortCheckpoint:
 
     def _save_best(self, epoch: int) -> None:
         metric = float(self.evaluator.state.best_metric) if self.evaluator else -1.0
-        for name, network in self.network.networks.items():
+        for name, network in self.kept.networks.items():
             path = checkpoint_path(self.run_dir, name)
             frozen = self.network.frozen_teacher and name == NetworkName.TEACHER
             if not (frozen and path.is_file()):
                 write_checkpoint(path, network.state_dict())
-        best = {"network": self.network.state_dict(), "epoch": int(epoch), "key_metric": metric}
+        best = {"network": self.kept.state_dict(), "epoch": int(epoch), "key_metric": metric}
         write_checkpoint(checkpoint_path(self.run_dir, "best"), best)
 
     def _schedule_state(self) -> dict[str, Any] | None:
@@ -263,19 +265,22 @@ def _put_aside(path: Path, name: Path) -> None:
             shutil.copyfile(path, temporary)
 
 
-def _refuse_spoiled(cohort: Cohort, engine: Trainer) -> None:
+def _refuse_spoiled(cohorts: Sequence[Cohort], engine: Trainer) -> None:
     """Keep weights that are no numbers out of files: gradients can overflow where the loss did not.
 
     Raises:
         FloatingPointError: names the networks, and the checkpoint before.
     """
-    networks = cohort.networks.items()
-    finite = {name: [value.isfinite().all() for value in network.state_dict().values()] for name, network in networks}
-    spoiled = [name for name, flags in finite.items() if not torch.stack(flags).all()]
+    networks = {id(network): (name, network) for cohort in cohorts for name, network in cohort.networks.items()}
+    spoiled = [
+        name
+        for name, network in networks.values()
+        if not all(bool(value.isfinite().all()) for value in network.state_dict().values())
+    ]
     if spoiled:
         before = getattr(engine.state, "checkpoint", None)
         raise FloatingPointError(
-            f"weights of {' and '.join(spoiled)} are no numbers behind {_place(engine)}, and were not saved"
+            f"weights of {' and '.join(dict.fromkeys(spoiled))} are no numbers behind {_place(engine)}, and were not saved"
             + (f". The checkpoint before it is {before}" if before else "")
             + ". Start again in a new --run_dir with a lower --learning_rate."
         )

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from monai.transforms import Compose, RandFlipd, RandRotate90d
 from PIL import Image
@@ -300,6 +300,37 @@ def test_balancing_draws_the_samples_of_a_class_equally_often_and_none_without_a
     expected = [1500, 1000, 0, 1500, 1000, 0, 1000, 1500, 1500]
     np.testing.assert_allclose(counts, expected, atol=212)
     assert counts[[2, 5]].sum() == 0
+
+
+@settings(deadline=None)
+@given(shared_epochs(), st.integers(0, 9))
+def test_an_epoch_goes_on_behind_what_any_number_of_processes_have_seen(epoch_of, seen):
+    dataset, options, replicas = epoch_of
+    alone = batches_of(EpochSampler(dataset, **options), 7)
+    assume(seen < len(alone))
+    samplers = [EpochSampler(dataset, **options, num_replicas=replicas, rank=rank) for rank in range(replicas)]
+    whole = [list(sampler) for sampler in samplers]
+    for rank, sampler in enumerate(samplers):
+        sampler.start = (7, seen * options["batch_size"])
+        assert list(sampler) == whole[rank], "another epoch is whole"
+        sampler.set_epoch(7)
+        rest = [index for _, index in sampler]
+        wanted = [index for batch in alone[seen:] for index in batch[rank::replicas]]
+        assert rest == wanted + alone[-1][-1:] * sampler.idle
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_goes_on_behind_a_batch_and_starts_the_next_epoch_at_its_beginning(folder, num_workers):
+    def epoch(number, **start):
+        loader = SampleLoader(augmented(folder), batch_size=2, training=True, seed=4, num_workers=num_workers)
+        loader.sampler.set_epoch(number)
+        loader.sampler.start = start.get("start", loader.sampler.start)
+        return [(batch["sample_id"], batch["image"]) for batch in loader]
+
+    whole, rest = epoch(3), epoch(3, start=(3, 4))
+    assert [names for names, _ in rest] == [names for names, _ in whole[2:]]
+    assert all(torch.equal(image, other) for (_, image), (_, other) in zip(rest, whole[2:], strict=True))
+    assert [names for names, _ in epoch(4, start=(3, 4))] == [names for names, _ in epoch(4)]
 
 
 @pytest.mark.parametrize(
