@@ -101,6 +101,8 @@ def _check_together(settings: Settings) -> None:
             f"{processes.launched()} processes were started, and each would train a run of its own: name "
             "multi_gpu_train.json behind train.json as --config_file, or start one."
         )
+    if processes.launched() > 1 and settings["precision"] == "measure":
+        raise InputError("--precision measure is for one process: several that measure at once disturb each other.")
     if settings["beta"] > 0 and not settings["use_teacher"]:
         raise InputError("--beta is above 0, but --use_teacher is off: there is nobody to learn from. Set --beta 0.")
     if settings["cache_teacher"] != NO_CACHE and not settings["teacher_checkpoint"]:
