@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ def _make_demo(task: Task, dataset_dir: Path) -> None:
 
 def _check_together(settings: Settings) -> None:
     """Settings that contradict each other."""
+    if settings["tracking"] == "mlflow" and find_spec("mlflow") is None:
+        raise InputError("--tracking mlflow needs MLflow: pip install 'kdml_med[tracking]'.")
     check_device(settings["device"], amp=settings["amp"])
     if settings["beta"] > 0 and not settings["use_teacher"]:
         raise InputError("--beta is above 0, but --use_teacher is off: there is nobody to learn from. Set --beta 0.")
@@ -248,7 +251,7 @@ def _describe(
 def _recorded(settings: Settings) -> dict[str, Any]:
     free = free_settings()
     content = {
-        "knobs": {name: value for name, value in settings.recorded.items() if name not in free},
+        "knobs": settings.fixed,
         "free": {name: value for name, value in settings.recorded.items() if name in free},
         "dataset": dataset_identity(Path(settings["dataset_dir"])),
         "dataset_dir": str(Path(settings["dataset_dir"]).resolve()),
