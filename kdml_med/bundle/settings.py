@@ -222,6 +222,9 @@ KNOBS: list[Knob] = [
     Knob("batch_size", whole(1), default=_by_task(16, 8), group=LEARNING,
          help="samples of a batch, also of the validation. An incomplete last batch is used unless it would hold "
               "one sample"),
+    Knob("accumulate", whole(1), default=1, group=LEARNING,
+         help="batches whose mean gradient makes one update of the weights: the gradient of a batch of `batch_size` × this "
+              "in the memory of one. Batch norm sees single batches"),
     Knob("learning_rate", number(0, above=True), default=0.001, group=LEARNING,
          help="highest, for every network; AdamW"),
     Knob("weight_decay", number(0), default=0.01, group=LEARNING,
@@ -280,6 +283,11 @@ KNOBS: list[Knob] = [
     Knob("fusion", word(*FUSIONS), default="anchors", group=RECORD, tasks=DETECTION, stages=ALL_STAGES,
          help="ensemble of detectors: mean of the students anchor by anchor, or weighted box fusion of their boxes."
               " Thresholds stay those that the run chose"),
+    Knob("checkpoint_interval", number(0), default=10, group=RECORD, recorded=False,
+         help="minutes between [checkpoints](../how_to/resume_and_reproduce.md) within an epoch, from which a killed run goes "
+              "on; 0 for after epochs only. Does not change results"),
+    Knob("keep_checkpoints", whole(1), default=1, group=RECORD, recorded=False,
+         help="how many checkpoints to keep: `last.pt`, and before it `step_<iteration>.pt`"),
     Knob("log_interval", whole(1), default=1, group=RECORD, recorded=False,
          help="iterations between two points of a loss curve in TensorBoard and MLflow"),
     Knob("tracking", word("none", "mlflow"), default="none", group=RECORD, recorded=False,
@@ -289,6 +297,8 @@ KNOBS: list[Knob] = [
          help="address of MLflow, such as `sqlite:///runs/mlruns.db` or that of a server"),
     Knob("experiment_name", TEXT, default="kdml_med", group=RECORD, recorded=False,
          help="heading under which MLflow lists the run"),
+    Knob("profile", optional(PATH), default=None, group=RECORD, recorded=False,
+         help="folder for a [trace of some training steps](../how_to/train_fast.md#where-the-time-goes)"),
     Knob("split", word(*Split), default="test", group=USE, stages=("evaluate",), recorded=False,
          help="what is evaluated"),
     Knob("output_dir", PATH, default=Shown("`<run_dir>/evaluation_<split>`, `<run_dir>/inference`"), group=USE,

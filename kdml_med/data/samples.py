@@ -280,6 +280,9 @@ class SampleLoader(DataLoader[dict[str, Any]]):
 
     def __iter__(self) -> _BaseDataLoaderIter:
         """Batches; what goes wrong in a reading process speaks to a person as it does in this one."""
+        if isinstance(self.sampler, EpochSampler):
+            # Seeds reading processes: what a transform draws beside its own numbers does not depend on earlier epochs.
+            self.generator.manual_seed(self.sampler.epoch_seed)
         if not self.num_workers:
             return _Batches(super().__iter__(), self.device)  # type: ignore[return-value]
         with hold_interrupts():

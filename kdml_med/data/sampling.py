@@ -41,6 +41,10 @@ class EpochSampler(DistributedSampler[Any]):
         samples_per_epoch: length of an epoch; None for the size of the dataset.
         num_replicas: processes that share the epoch; None asks torch.distributed, 1 where that is not in use.
         rank: number of this process.
+
+    Attributes:
+        start: epoch, and how many of its samples are left out at its beginning, by all processes together: where a
+            training goes on in the middle of it.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class EpochSampler(DistributedSampler[Any]):
         super().__init__(cast("Dataset[Any]", dataset), num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
         self.total = samples_per_epoch or len(dataset)
         self.num_samples = -(-self.total // num_replicas)
+        self.start = (0, 0)
         self._members: tuple[Tensor, Tensor] | None = None
         if balance:
             labels = np.asarray(dataset.labels)
@@ -67,8 +72,13 @@ class EpochSampler(DistributedSampler[Any]):
             by_class = np.argsort(labels, kind="stable")[len(labels) - counts.sum() :]
             self._members = torch.from_numpy(by_class), torch.from_numpy(counts[counts > 0])
 
+    @property
+    def epoch_seed(self) -> int:
+        """What everything random about the order of the running epoch follows from."""
+        return self.seed * 1_000_003 + self.epoch
+
     def __iter__(self) -> Iterator[Any]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(self.epoch_seed)
         wanted = self.num_samples * self.num_replicas
         size = len(self.dataset)  # type: ignore[arg-type]
         if self._members is not None:
@@ -76,9 +86,11 @@ class EpochSampler(DistributedSampler[Any]):
         else:
             rounds = -(-wanted // size)
             order = torch.cat([torch.randperm(size, generator=generator) for _ in range(rounds)])[:wanted]
-        return _deal(self.epoch, order[self.rank :: self.num_replicas])
+        epoch, seen = self.start
+        return _deal(self.epoch, order[seen if self.epoch == epoch else 0 :][self.rank :: self.num_replicas])
 
     def __len__(self) -> int:
+        """Samples of a whole epoch in this process."""
         return self.num_samples
 
 

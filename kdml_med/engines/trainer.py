@@ -12,6 +12,7 @@ from monai.utils import CommonKeys
 from torch import Tensor, nn
 
 from kdml_med.engines.acceleration import Acceleration
+from kdml_med.engines.guard import LossGuard
 from kdml_med.keys import BatchKey, LossTerm, OutputKey
 
 
@@ -48,9 +49,10 @@ class KDMLTrainer(SupervisedTrainer):
 
     Attributes:
         updated: whether the batch that was trained last ended with an optimizer step.
+        guard: stops where a loss is no number or has exploded.
 
     Raises:
-        FloatingPointError: a loss term is NaN or infinite; the message names the terms and the iteration.
+        FloatingPointError: see ``LossGuard.check``.
         ValueError: accumulate is not positive.
     """
 
@@ -67,6 +69,7 @@ class KDMLTrainer(SupervisedTrainer):
         self.acceleration = acceleration or Acceleration(kwargs["device"])
         self.cohort_loss = loss_function
         self.updated = True
+        self.guard = LossGuard()
         super().__init__(
             network=self.acceleration.prepare(network),
             loss_function=loss_function,
@@ -105,7 +108,7 @@ class KDMLTrainer(SupervisedTrainer):
         loss = output[CommonKeys.LOSS] = terms[LossTerm.LOSS]
         output[OutputKey.LOSS_TERMS] = {name: value.detach() for name, value in terms.items()}
         self.fire_event(IterationEvents.LOSS_COMPLETED)
-        self._check_finite(output[OutputKey.LOSS_TERMS])
+        self.guard.check(output[OutputKey.LOSS_TERMS], self)
         loss = loss if batches == 1 else loss / batches
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
@@ -128,11 +131,3 @@ class KDMLTrainer(SupervisedTrainer):
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
-
-    def _check_finite(self, terms: Mapping[str, Tensor]) -> None:
-        if not torch.isfinite(terms[LossTerm.LOSS]):
-            bad = [name for name, value in terms.items() if name != LossTerm.LOSS and not torch.isfinite(value)]
-            raise FloatingPointError(
-                f"loss terms {bad} are not finite in epoch {self.state.epoch}, iteration {self.state.iteration}: start "
-                "again in a new --run_dir with a lower --learning_rate, or look for broken images in this batch."
-            )

@@ -110,7 +110,7 @@ class WeightAverage:
         if self.averaged.n_averaged > 1:
             sampler = getattr(engine.data_loader, "sampler", None)
             if isinstance(sampler, EpochSampler):
-                sampler.start = (0, 0)  # where a continued training began this epoch, which is over
+                sampler.start = (0, 0)  # where a continued training began this epoch, which is over now
             batches = itertools.islice(engine.data_loader, STATISTICS_BATCHES)
             measure_statistics(self.averaged.module, _images(batches, engine.state.device))
             self._share_statistics(engine)

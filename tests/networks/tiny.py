@@ -5,6 +5,7 @@ from torch import Tensor, nn
 TINY = "tests.networks.tiny.TinyNet"
 PLAIN = "tests.networks.tiny.PlainNet"
 STAGED = "tests.networks.tiny.StagedNet"
+DROPPING = "tests.networks.tiny.DroppingNet"
 
 
 class TinyNet(nn.Module):
@@ -44,3 +45,10 @@ class StagedNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.fc(self.body(image).mean(dim=(2, 3)))
+
+
+class DroppingNet(TinyNet):
+    """A TinyNet that forgets half of what it sees: another half each time, drawn by torch."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.fc(nn.functional.dropout(self.body(image), 0.5, self.training).mean(dim=(2, 3)))
