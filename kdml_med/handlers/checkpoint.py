@@ -90,13 +90,13 @@ class CohortCheckpoint:
         network: Cohort,
         optimizer: Optimizer,
         scheduler: LRScheduler | None = None,
-        kept: Cohort | None = None,
         evaluator: Evaluator | None = None,
         *,
         resume: bool = True,
         interval: float = 0.0,
         keep: int = 1,
         extras: Mapping[str, Stateful] | None = None,
+        kept: Cohort | None = None,
     ) -> None:
         self.run_dir = Path(run_dir)
         self.network, self.optimizer, self.scheduler = network, optimizer, scheduler
