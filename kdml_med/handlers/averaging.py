@@ -66,10 +66,13 @@ class WeightAverage:
             self.averaged = AveragedModel(self.learning, multi_avg_fn=self._move, use_buffers=True)
             own = self.averaged.module.networks
             parts = {name: part if name in frozen else own[name] for name, part in network.networks.items()}
-            self.network = Cohort(parts, frozen_teacher=network.frozen_teacher)
+            self.network = Cohort(parts, frozen_teacher=network.frozen_teacher).eval()  # nobody trains it
 
     def attach(self, engine: Trainer) -> None:
         """Register with the trainer."""
+        if self.kind != "none" and engine.acceleration.memory_format == "channels_last":
+            # As the weights lie: for evaluation, and because two orders make every step of the average slow.
+            self.averaged.module.to(memory_format=torch.channels_last)
         if self.kind == "ema":
             engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._batch_trained)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._share_statistics)
@@ -130,9 +133,10 @@ def measure_statistics(network: nn.Module, images: Iterable[Tensor]) -> None:
     (frozen stages) keep theirs.
 
     Args:
-        network: is left in training mode.
+        network: is left in the mode it was in.
         images: batches, float [batch, channels, height, width], on the network's device.
     """
+    was_training = network.training
     network.train()
     layers = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
     momenta = [layer.momentum for layer in layers]
@@ -144,6 +148,7 @@ def measure_statistics(network: nn.Module, images: Iterable[Tensor]) -> None:
             network(batch)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
+    network.train(was_training)
 
 
 def _images(batches: Iterable[Mapping[str, Any]], device: torch.device) -> Iterator[Tensor]:

@@ -119,6 +119,14 @@ def test_nothing_is_averaged_before_two_ends_of_epochs() -> None:
     assert equal_states(average.network, average.trained)
 
 
+@pytest.mark.parametrize("kind", ["ema", "swa"])
+@pytest.mark.parametrize("teacher_frozen", [False, True])
+def test_the_average_is_always_ready_to_be_evaluated(kind: str, teacher_frozen: bool) -> None:
+    average, _, _ = train(kind, epochs=2, start=0.0, teacher_frozen=teacher_frozen)
+    assert not any(module.training for module in average.network.modules())
+    assert average.trained.networks["student_0"].training
+
+
 def test_a_frozen_teacher_is_shared_and_students_are_averaged() -> None:
     average, _, _ = train("ema", epochs=2, teacher_frozen=True)
     teacher = average.trained.networks["teacher"]
