@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,11 +14,15 @@ from ignite.engine import Events
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from kdml_med.handlers import WeightAverage
+from kdml_med.data import RandStainJitterd, SampleLoader, TileDataset
+from kdml_med.handlers import CohortCheckpoint, WeightAverage
 from kdml_med.handlers.averaging import measure_statistics
 from kdml_med.losses import ClassificationCohortLoss
 from kdml_med.networks import Cohort, build_cohort
+from kdml_med.runs import checkpoint_path
+from tests.data.folders import write_dataset
 from tests.engines.test_trainer import batches, equal_states, trainer_of
+from tests.handlers.test_exact_resume import Killed
 from tests.networks.tiny import PLAIN, TINY
 
 State = dict[str, Tensor]
@@ -188,3 +195,43 @@ def test_a_network_without_batch_norm_is_not_run() -> None:
             raise AssertionError
 
     measure_statistics(Fails(), [torch.ones(1)])
+
+
+def saved(folder: Path, run_dir: Path, kind: Any, *, stop: int | None = None, seed: int = 3) -> WeightAverage:
+    """Train four epochs of five batches, or go on; a checkpoint after every batch, killed behind iteration ``stop``."""
+    cohort = build_cohort(seed=seed, teacher=TINY, students=[TINY, TINY])
+    dataset = TileDataset(folder, "train", transform=RandStainJitterd("image"), seed=5)
+    loader = SampleLoader(dataset, batch_size=2, training=True, seed=5)
+    average = WeightAverage(cohort, kind, start=0.25)
+    trainer = trainer_of(cohort, loader, ClassificationCohortLoss(), epochs=4, train_handlers=[average])
+    CohortCheckpoint(
+        run_dir, cohort, trainer.optimizer, interval=1, extras={"average": average}, kept=average.network
+    ).attach(trainer)
+
+    def kill() -> None:
+        if trainer.state.iteration == stop:
+            raise Killed
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, kill)
+    clock = SimpleNamespace(monotonic=lambda: 60.0 * trainer.state.iteration)
+    with mock.patch("kdml_med.handlers.checkpoint.time", clock):
+        trainer.run()
+    return average
+
+
+@pytest.mark.parametrize("kind", ["ema", "swa"])
+def test_a_training_killed_within_an_epoch_goes_on_with_its_average_to_the_bit(kind: str, tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "tiles", {"a": ("train", "MSS", 6), "b": ("train", "MSI", 4)})
+    whole = saved(folder, tmp_path / "whole", kind)
+    for stop in (3, 12, 18):
+        with pytest.raises(Killed):
+            saved(folder, tmp_path / "killed", kind, stop=stop, seed=3 if stop == 3 else 4)
+    again = saved(folder, tmp_path / "killed", kind, seed=4)
+    assert equal_states(again.network, whole.network)
+    assert equal_states(again.trained, whole.trained)
+    for name in ("last", "best", "teacher", "student_0", "student_1"):
+        files = [checkpoint_path(tmp_path / run, name).read_bytes() for run in ("whole", "killed")]
+        assert files[0] == files[1], name
+    kept = torch.load(checkpoint_path(tmp_path / "whole", "student_0"), weights_only=True)
+    assert all(torch.equal(value, kept[name]) for name, value in whole.network.networks["student_0"].state_dict().items())
+    assert not all(torch.equal(value, kept[name]) for name, value in whole.trained.networks["student_0"].state_dict().items())
