@@ -115,7 +115,9 @@ class WeightAverage:
             if isinstance(sampler, EpochSampler):
                 sampler.start = (0, 0)  # where a continued training began this epoch, which is over now
             batches = itertools.islice(engine.data_loader, STATISTICS_BATCHES)
-            measure_statistics(self.averaged.module, _images(batches, engine.state.device))
+            device = engine.state.device
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout draws
+                measure_statistics(self.averaged.module, _images(batches, device))
             self._share_statistics(engine)
 
     def _share_statistics(self, _: Engine) -> None:
