@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from monai.engines import IterationEvents, Trainer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from kdml_med.data.sampling import EpochSampler
-from kdml_med.engines import processes
 from kdml_med.keys import BatchKey, NetworkName
 from kdml_med.networks.cohort import Cohort
 
@@ -36,7 +35,8 @@ class WeightAverage:
     that epoch and of every later one. Statistics of averaged weights are not averages of statistics: they are measured
     anew, with up to ``STATISTICS_BATCHES`` batches of the epoch that was trained.
 
-    Attach it before the handler that runs the validation. What it keeps is part of a checkpoint.
+    Attach it before the handler that runs the validation. What it keeps is part of a checkpoint. Several processes have
+    the same averages of weights; statistics are those of the main one, as evaluators use them.
 
     Args:
         network: the cohort that is trained. A frozen teacher is shared, not copied.
@@ -75,7 +75,6 @@ class WeightAverage:
             self.averaged.module.to(memory_format=torch.channels_last)
         if self.kind == "ema":
             engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._batch_trained)
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self._share_statistics)
         elif self.kind == "swa":
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_trained)
 
@@ -118,14 +117,6 @@ class WeightAverage:
             device = engine.state.device
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout draws
                 measure_statistics(self.averaged.module, _images(batches, device))
-            self._share_statistics(engine)
-
-    def _share_statistics(self, _: Engine) -> None:
-        """Every process has those of its own samples."""
-        with torch.no_grad():
-            for buffer in self.averaged.module.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(processes.mean(buffer))
 
 
 def measure_statistics(network: nn.Module, images: Iterable[Tensor]) -> None:
