@@ -204,6 +204,10 @@ KNOBS: list[Knob] = [
          help="first stages of every body that stay as in `initial_weights`, which then is needed for all networks"),
     Knob("teacher_checkpoint", optional(PATH), default=None, **_BUILD,
          help="state dict of a trained teacher, which is then frozen"),
+    Knob("cache_teacher", PATH, default="none", group=NETWORKS, recorded=False,
+         help="`disk` keeps the answers of a frozen teacher in `cache/teachers/` below the dataset, a path in that "
+              "folder, for [views that repeat and other runs](../how_to/own_networks.md#a-teacher-that-was-trained-before). "
+              "Does not change results"),
     Knob("use_teacher", FLAG, default=Shown("`beta > 0`"), **_BUILD,
          help="whether a teacher is built; `beta` above 0 and `teacher_checkpoint` need one"),
     Knob("alpha", number(0), default=1.0, **_LOSS,
@@ -230,8 +234,8 @@ KNOBS: list[Knob] = [
     Knob("max_epochs", whole(1), default=_by_task(5, 11), group=LEARNING, free=True,
          help="epochs of training"),
     Knob("batch_size", whole(1), default=_by_task(16, 8), group=LEARNING,
-         help="samples of a batch, also of the validation. An incomplete last batch is used unless it would hold "
-              "one sample"),
+         help="samples of a batch, also of the validation; of all [processes](../how_to/several_processes.md) together. An "
+              "incomplete last batch is used unless it would hold one sample"),
     Knob("accumulate", whole(1), default=1, group=LEARNING,
          help="batches whose mean gradient makes one update of the weights: the gradient of a batch of `batch_size` × this "
               "in the memory of one. Batch norm sees single batches"),
@@ -251,6 +255,9 @@ KNOBS: list[Knob] = [
          help="share of the epochs after which the mean of `swa` begins"),
     Knob("balance", FLAG, default=False, group=LEARNING,
          help="draw both classes (frames with and without polyps) equally often, with replacement"),
+    Knob("repeat_views", optional(whole(1), "new views in every epoch"), default=None, group=LEARNING,
+         help="epochs after which every sample comes augmented as it was in the first again, so that `cache_teacher` "
+              "knows the answers"),
     Knob("tiles_per_epoch", optional(whole(1), "each training tile once"), default=None, group=LEARNING,
          tasks=CLASSIFICATION,
          help="length of an epoch, tiles"),

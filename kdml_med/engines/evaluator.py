@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from ignite.engine import Events
 from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.utils import CommonKeys
 from torch import Tensor
 
-from kdml_med.engines.acceleration import Acceleration
+from kdml_med.engines import processes
 from kdml_med.engines.trainer import prepare_cohort_batch
 from kdml_med.keys import NetworkName, OutputKey
 
@@ -59,14 +60,13 @@ class CohortEvaluator(SupervisedEvaluator):
     It runs in inference mode: what it leaves in its output cannot be trained with.
 
     Args:
-        acceleration: memory format of the images, that of the trainer; answers are in float32. None for what it is.
         **kwargs: see ``monai.engines.SupervisedEvaluator``; ``decollate`` is always off, as in ``KDMLTrainer``.
     """
 
-    def __init__(self, *, acceleration: Acceleration | None = None, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("prepare_batch", prepare_cohort_batch)
-        self.acceleration = acceleration or Acceleration(kwargs["device"])
         super().__init__(decollate=False, **kwargs)
+        self.add_event_handler(Events.STARTED, lambda: processes.share_buffers(self.network))
 
     @abstractmethod
     def answer(self, predictions: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +79,6 @@ class CohortEvaluator(SupervisedEvaluator):
             The output: images and labels on the device, predictions by name, and what ``answer`` adds.
         """
         image, target = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
-        image = self.acceleration.image(image)
         output = self.state.output = {CommonKeys.IMAGE: image, CommonKeys.LABEL: target}
         with torch.inference_mode(), self.mode(self.network):
             output[CommonKeys.PRED] = self.inferer(image, self.network)

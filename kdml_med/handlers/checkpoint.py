@@ -7,11 +7,10 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator, Trainer
 from torch.optim import Optimizer
@@ -77,6 +76,7 @@ class CohortCheckpoint:
         optimizer: the cohort's optimizer.
         scheduler: its learning-rate schedule.
         evaluator: validation engine, whose ``best_metric`` decides; None keeps the last epoch as the best.
+        kept: the cohort whose weights are kept as the best, such as an average of those of ``network``; None for that.
         resume: go on from ``last.pt`` where there is one.
         interval: minutes between checkpoints within an epoch; 0 for none.
         keep: how many states to keep; older ones are called ``step_<iteration>.pt``.
@@ -92,6 +92,7 @@ class CohortCheckpoint:
         scheduler: LRScheduler | None = None,
         evaluator: Evaluator | None = None,
         *,
+        kept: Cohort | None = None,
         resume: bool = True,
         interval: float = 0.0,
         keep: int = 1,
@@ -101,6 +102,7 @@ class CohortCheckpoint:
         self.run_dir = Path(run_dir)
         self.network, self.optimizer, self.scheduler = network, optimizer, scheduler
         self.evaluator, self.resume = evaluator, resume
+        self.kept = network if kept is None else kept
         self.interval, self.keep = interval, keep
         self.extras = dict(extras or {})
         self.kept = network if kept is None else kept
@@ -154,7 +156,7 @@ class CohortCheckpoint:
         epoch, batches, samples = position["epoch"], position["batches"], position["samples"]
         if batches:
             sampler = _sampler(engine)
-            if sampler is None or batches * _samples_in_batch(engine, sampler) != samples:
+            if sampler is None or batches * sampler.batch_size != samples:
                 raise InputError(
                     f"{self.run_dir} was stopped in the middle of an epoch, behind {samples} samples in {batches} "
                     "batches, and its samples come in other batches now: go on with as many samples per batch of all "
@@ -171,7 +173,7 @@ class CohortCheckpoint:
         if not self.interval or sampler is None or not engine.updated or done == engine.state.epoch_length:
             return
         if self._is_due(engine):
-            samples = done * _samples_in_batch(engine, sampler)
+            samples = done * sampler.batch_size
             self._save(engine, {"epoch": engine.state.epoch - 1, "batches": done, "samples": samples})
 
     def _is_due(self, engine: Trainer) -> bool:
@@ -189,7 +191,7 @@ class CohortCheckpoint:
         engine.guard.settle(engine)
         means, states = self.means.state_dict(), gather(random_state())
         if states is not None:  # in the main process
-            _refuse_spoiled(self.network, engine)
+            _refuse_spoiled([self.network, self.kept], engine)
             if is_best:
                 self._save_best(engine.state.epoch)
             state = {
@@ -249,11 +251,6 @@ def _sampler(engine: Trainer) -> EpochSampler | None:
     return sampler if isinstance(sampler, EpochSampler) else None
 
 
-def _samples_in_batch(engine: Trainer, sampler: EpochSampler) -> int:
-    """Of all processes together."""
-    return int(engine.data_loader.batch_size) * sampler.num_replicas
-
-
 def _place(engine: Trainer) -> str:
     epochs, batches = divmod(engine.state.iteration, engine.state.epoch_length)
     return f"batch {batches} of {engine.state.epoch_length} in epoch {epochs + 1}" if batches else f"epoch {epochs}"
@@ -271,19 +268,22 @@ def _put_aside(path: Path, name: Path) -> None:
             shutil.copyfile(path, temporary)
 
 
-def _refuse_spoiled(cohort: Cohort, engine: Trainer) -> None:
+def _refuse_spoiled(cohorts: Sequence[Cohort], engine: Trainer) -> None:
     """Keep weights that are no numbers out of files: gradients can overflow where the loss did not.
 
     Raises:
         FloatingPointError: names the networks, and the checkpoint before.
     """
-    networks = cohort.networks.items()
-    finite = {name: [value.isfinite().all() for value in network.state_dict().values()] for name, network in networks}
-    spoiled = [name for name, flags in finite.items() if not torch.stack(flags).all()]
+    networks = {id(network): (name, network) for cohort in cohorts for name, network in cohort.networks.items()}
+    spoiled = [
+        name
+        for name, network in networks.values()
+        if not all(bool(value.isfinite().all()) for value in network.state_dict().values())
+    ]
     if spoiled:
         before = getattr(engine.state, "checkpoint", None)
         raise FloatingPointError(
-            f"weights of {' and '.join(spoiled)} are no numbers behind {_place(engine)}, and were not saved"
+            f"weights of {' and '.join(dict.fromkeys(spoiled))} are no numbers behind {_place(engine)}, and were not saved"
             + (f". The checkpoint before it is {before}" if before else "")
             + ". Start again in a new --run_dir with a lower --learning_rate."
         )

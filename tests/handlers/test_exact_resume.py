@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import shutil
 from collections.abc import Iterator
@@ -18,14 +19,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ignite.engine import Events
-from monai.handlers import LrScheduleHandler
 from monai.optimizers import WarmupCosineSchedule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kdml_med.data import RandStainJitterd, SampleLoader, TileDataset
 from kdml_med.engines import KDMLTrainer
 from kdml_med.errors import InputError
-from kdml_med.handlers import CohortCheckpoint, CohortTensorBoard, LossHistory
+from kdml_med.handlers import CohortCheckpoint, CohortTensorBoard, LossHistory, UpdateSchedule
 from kdml_med.losses import ClassificationCohortLoss
 from kdml_med.networks import build_cohort
 from kdml_med.runs import checkpoint_path
@@ -77,15 +77,15 @@ def run(
     interval: int = 1,
     epochs: int = EPOCHS,
     accumulate: int = 1,
-    keep: int = 1,
     batch_size: int = 2,
     num_workers: int = 0,
-    seed: int = 3,
+    **checkpoints: Any,
 ) -> KDMLTrainer:
     """Train, or go on: checkpoints every ``interval`` batches, killed behind iteration ``stop``.
 
     A run that goes on is given another seed, so that everything random has to come from the checkpoint.
     """
+    seed = 4 if checkpoint_path(run_dir, "last").is_file() else 3
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -101,10 +101,8 @@ def run(
     trainer.add_event_handler(Events.ITERATION_COMPLETED, trainer.countdown.step)
     board = CohortTensorBoard(run_dir / "tensorboard", optimizer)
     extras = {"countdown": trainer.countdown, "tensorboard": board}
-    checkpoint = CohortCheckpoint(
-        run_dir, cohort, optimizer, schedule, interval=interval, keep=keep, extras=extras
-    )
-    for handler in (LrScheduleHandler(schedule, print_lr=False, epoch_level=False), board, LossHistory(run_dir)):
+    checkpoint = CohortCheckpoint(run_dir, cohort, optimizer, schedule, interval=interval, extras=extras, **checkpoints)
+    for handler in (UpdateSchedule(schedule), board, LossHistory(run_dir)):
         handler.attach(trainer)
     checkpoint.attach(trainer)
 
@@ -154,13 +152,106 @@ def points(log_dir: Path) -> Iterator[tuple[str, str, list[tuple[int, float]]]]:
 def test_a_run_killed_anywhere_goes_on_to_the_same_bytes(
     folder: Path, stops: list[int], interval: int, accumulate: int
 ) -> None:
-    expected = uninterrupted(folder, accumulate=accumulate, interval=interval)
     with TemporaryDirectory() as name:
-        for number, stop in enumerate(stops):
-            killed(folder, Path(name), stop, interval=interval, accumulate=accumulate, seed=3 if number == 0 else 4)
-        # Nothing that a run from the beginning would draw by itself: it goes on, or was killed before any checkpoint.
-        begun = checkpoint_path(Path(name), "last").is_file()
-        run(folder, Path(name), interval=interval, accumulate=accumulate, seed=4 if begun else 3)
-        found = left(Path(name))
+        for stop in stops:
+            killed(folder, Path(name), stop, interval=interval, accumulate=accumulate)
+        run(folder, Path(name), interval=interval, accumulate=accumulate)
+        found, expected = left(Path(name)), uninterrupted(folder, accumulate=accumulate)
     assert [part for part in expected if found.get(part) != expected[part]] == []
     assert found.keys() == expected.keys()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_reading_processes_go_on_behind_the_last_checkpoint(
+    folder: Path, tmp_path: Path, num_workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed(folder, tmp_path, 8, interval=2, num_workers=2 - num_workers)
+    with caplog.at_level(logging.INFO):
+        trainer = run(folder, tmp_path, interval=2, num_workers=num_workers)
+    assert "Going on behind batch 2 of 5 in epoch 2 of " in caplog.text
+    assert trainer.countdown.left == 100 - EPOCHS * BATCHES
+    assert left(tmp_path) == uninterrupted(folder)
+
+
+def test_without_an_interval_an_epoch_is_repeated_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    killed(folder, tmp_path, 9, interval=0)
+    run(folder, tmp_path, interval=0)
+    assert left(tmp_path) == uninterrupted(folder)
+
+
+def test_gradients_that_wait_for_more_batches_are_no_place_to_stop_at(folder: Path, tmp_path: Path) -> None:
+    killed(folder, tmp_path, 2, accumulate=3)
+    assert not checkpoint_path(tmp_path, "last").exists()
+    killed(folder, tmp_path, 4, accumulate=3)
+    position = torch.load(checkpoint_path(tmp_path, "last"), weights_only=True)["position"]
+    assert position == {"epoch": 0, "batches": 3, "samples": 6}
+
+
+def test_older_checkpoints_stay_and_can_be_gone_back_to(folder: Path, tmp_path: Path) -> None:
+    killed(folder, tmp_path, 8, keep=3)
+    names = {path.name for path in (tmp_path / "checkpoints").glob("step_*.pt")}
+    assert names == {"step_00000006.pt", "step_00000007.pt"}
+    shutil.copy(tmp_path / "checkpoints/step_00000006.pt", checkpoint_path(tmp_path, "last"))
+    killed(folder, tmp_path, 7, keep=3)
+    names = {path.name for path in (tmp_path / "checkpoints").glob("step_*.pt")}
+    assert names == {"step_00000006.pt"}  # the future that was left is not kept as a past
+    run(folder, tmp_path)
+    assert left(tmp_path) == uninterrupted(folder)
+
+
+def test_a_file_system_without_second_names_keeps_copies(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    killed(folder, tmp_path, 4, keep=2)
+    assert not list(tmp_path.rglob("*.part"))
+    shutil.copy(tmp_path / "checkpoints/step_00000003.pt", checkpoint_path(tmp_path, "last"))
+    run(folder, tmp_path)
+    assert left(tmp_path) == uninterrupted(folder)
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on_behind_its_epoch(folder: Path, tmp_path: Path) -> None:
+    killed(folder, tmp_path, 7, interval=0)
+    path = checkpoint_path(tmp_path, "last")
+    state = torch.load(path, weights_only=True)
+    old = {name: state[name] for name in ("network", "optimizer", "scheduler", "best_metric", "best_metric_epoch")}
+    torch.save(old | {"epoch": 1, "scaler": {}, "random": {"cpu": state["random"]["cpu"], "cuda": []}}, path)
+    trainer = run(folder, tmp_path)
+    assert trainer.state.iteration == EPOCHS * BATCHES
+    expected = uninterrupted(folder)["points"]
+    assert [[step for step, _ in points] for *_, points in left(tmp_path)["points"]] == [
+        [step for step, _ in points] for *_, points in expected
+    ]
+
+
+def test_other_batches_in_the_middle_of_an_epoch_are_refused(folder: Path, tmp_path: Path) -> None:
+    killed(folder, tmp_path, 3)
+    with pytest.raises(InputError, match=r"in the middle of an epoch, behind 6 samples in 3 batches, and .* other"):
+        run(folder, tmp_path, batch_size=5)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(folder: Path, tmp_path: Path) -> None:
+    def spoil(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        (weight, *_) = (group for group in optimizer.param_groups if group["name"] == "student_1")
+        steps.append(1)
+        if len(steps) == 3:
+            weight["params"][0].grad.fill_(float("inf"))
+
+    steps: list[int] = []
+    handle = torch.optim.optimizer.register_optimizer_step_pre_hook(spoil)
+    try:
+        with pytest.raises(FloatingPointError) as caught:
+            run(folder, tmp_path)
+    finally:
+        handle.remove()
+    path = checkpoint_path(tmp_path, "last")
+    assert str(caught.value).startswith(
+        "weights of student_1 are no numbers behind batch 3 of 5 in epoch 1, and were not saved. The checkpoint before "
+        f"it is {path} (behind batch 2 of 5 in epoch 1). Start again"
+    )
+    state = torch.load(path, weights_only=True)
+    assert state["position"]["batches"] == 2
+    assert all(value.isfinite().all() for value in state["network"].values())
