@@ -67,6 +67,7 @@ class WeightAverage:
             own = self.averaged.module.networks
             parts = {name: part if name in frozen else own[name] for name, part in network.networks.items()}
             self.network = Cohort(parts, frozen_teacher=network.frozen_teacher).eval()  # nobody trains it
+            self.network.remembered = network.remembered
 
     def attach(self, engine: Trainer) -> None:
         """Register with the trainer."""
