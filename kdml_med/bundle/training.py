@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -94,6 +95,8 @@ def _make_demo(task: Task, dataset_dir: Path) -> None:
 
 def _check_together(settings: Settings) -> None:
     """Settings that contradict each other."""
+    if settings["tracking"] == "mlflow" and find_spec("mlflow") is None:
+        raise InputError("--tracking mlflow needs MLflow: pip install 'kdml_med[tracking]'.")
     check_device(settings["device"])
     _check_arithmetic(settings)
     if processes.launched() > processes.world_size():
@@ -303,7 +306,7 @@ def _describe(
 def _recorded(settings: Settings) -> dict[str, Any]:
     free = free_settings()
     content = {
-        "knobs": {name: value for name, value in settings.recorded.items() if name not in free},
+        "knobs": settings.fixed,
         "free": {name: value for name, value in settings.recorded.items() if name in free},
         "dataset": dataset_identity(Path(settings["dataset_dir"])),
         "dataset_dir": str(Path(settings["dataset_dir"]).resolve()),

@@ -81,6 +81,7 @@ class CohortCheckpoint:
         interval: minutes between checkpoints within an epoch; 0 for none.
         keep: how many states to keep; older ones are called ``step_<iteration>.pt``.
         extras: what else has a state, by a name of its own. Asked in the main process, told in all.
+        kept: the cohort with the weights that are validated and worth keeping; None for ``network``.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class CohortCheckpoint:
         interval: float = 0.0,
         keep: int = 1,
         extras: Mapping[str, Stateful] | None = None,
+        kept: Cohort | None = None,
     ) -> None:
         self.run_dir = Path(run_dir)
         self.network, self.optimizer, self.scheduler = network, optimizer, scheduler
@@ -103,6 +105,7 @@ class CohortCheckpoint:
         self.kept = network if kept is None else kept
         self.interval, self.keep = interval, keep
         self.extras = dict(extras or {})
+        self.kept = network if kept is None else kept
         self._saved_at = time.monotonic()
         self._iteration: int | None = None
 
@@ -229,7 +232,7 @@ class CohortCheckpoint:
         metric = float(self.evaluator.state.best_metric) if self.evaluator else -1.0
         for name, network in self.kept.networks.items():
             path = checkpoint_path(self.run_dir, name)
-            frozen = self.network.frozen_teacher and name == NetworkName.TEACHER
+            frozen = self.kept.frozen_teacher and name == NetworkName.TEACHER
             if not (frozen and path.is_file()):
                 write_checkpoint(path, network.state_dict())
         best = {"network": self.kept.state_dict(), "epoch": int(epoch), "key_metric": metric}
