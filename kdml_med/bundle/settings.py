@@ -208,6 +208,10 @@ KNOBS: list[Knob] = [
          help="first stages of every body that stay as in `initial_weights`, which then is needed for all networks"),
     Knob("teacher_checkpoint", optional(PATH), default=None, **_BUILD,
          help="state dict of a trained teacher, which is then frozen"),
+    Knob("cache_teacher", PATH, default="none", group=NETWORKS, recorded=False,
+         help="`disk` keeps the answers of a frozen teacher in `cache/teachers/` below the dataset, a path in that "
+              "folder, for [views that repeat and other runs](../how_to/own_networks.md#a-teacher-that-was-trained-before). "
+              "Does not change results"),
     Knob("use_teacher", FLAG, default=Shown("`beta > 0`"), **_BUILD,
          help="whether a teacher is built; `beta` above 0 and `teacher_checkpoint` need one"),
     Knob("alpha", number(0), default=1.0, **_LOSS,
@@ -234,16 +238,30 @@ KNOBS: list[Knob] = [
     Knob("max_epochs", whole(1), default=_by_task(5, 11), group=LEARNING, free=True,
          help="epochs of training"),
     Knob("batch_size", whole(1), default=_by_task(16, 8), group=LEARNING,
-         help="samples of a batch, also of the validation. An incomplete last batch is used unless it would hold "
-              "one sample"),
+         help="samples of a batch, also of the validation; of all [processes](../how_to/several_processes.md) together. An "
+              "incomplete last batch is used unless it would hold one sample"),
+    Knob("accumulate", whole(1), default=1, group=LEARNING,
+         help="batches whose mean gradient makes one update of the weights: the gradient of a batch of `batch_size` × this "
+              "in the memory of one. Batch norm sees single batches"),
     Knob("learning_rate", number(0, above=True), default=0.001, group=LEARNING,
          help="highest, for every network; AdamW"),
     Knob("weight_decay", number(0), default=0.01, group=LEARNING,
          help="of AdamW"),
     Knob("warmup_epochs", number(0), default=1, group=LEARNING,
          help="epochs of linear rise from a tenth of `learning_rate`; then a cosine to 0 at `max_epochs`"),
+    Knob("average", word("none", "ema", "swa"), default="none", group=LEARNING,
+         help="[mean of the weights](../how_to/stop_average_track.md#average-the-weights) that networks pass through, "
+              "judged and kept in place of the last ones: `ema`, exponential, after every step, or `swa`, plain, after "
+              "every epoch"),
+    Knob("ema_decay", number(0, high=1), default=0.999, group=LEARNING,
+         help="share of the mean that a step of `ema` keeps; less in the first steps"),
+    Knob("swa_start", number(0, high=1), default=0.75, group=LEARNING,
+         help="share of the epochs after which the mean of `swa` begins"),
     Knob("balance", FLAG, default=False, group=LEARNING,
          help="draw both classes (frames with and without polyps) equally often, with replacement"),
+    Knob("repeat_views", optional(whole(1), "new views in every epoch"), default=None, group=LEARNING,
+         help="epochs after which every sample comes augmented as it was in the first again, so that `cache_teacher` "
+              "knows the answers"),
     Knob("tiles_per_epoch", optional(whole(1), "each training tile once"), default=None, group=LEARNING,
          tasks=CLASSIFICATION,
          help="length of an epoch, tiles"),
@@ -268,6 +286,9 @@ KNOBS: list[Knob] = [
               " 0.05"),
     Knob("val_interval", whole(1), default=1, group=RECORD,
          help="epochs between validations"),
+    Knob("early_stopping", optional(whole(1), "all epochs"), default=None, group=RECORD, free=True,
+         help="[validations in a row](../how_to/stop_average_track.md#stop-early) without a higher key metric that end "
+              "the training"),
     Knob("fold", optional(whole(0)), default=None, group=RECORD,
          help="fold that tests, where `splits.csv` has folds; the next one validates. In evaluation that of the run"),
     Knob("level", optional(word(*get_args(Level)), "what carries the labels in the dataset"), default=None,
@@ -283,8 +304,22 @@ KNOBS: list[Knob] = [
     Knob("fusion", word(*FUSIONS), default="anchors", group=RECORD, tasks=DETECTION, stages=ALL_STAGES,
          help="ensemble of detectors: mean of the students anchor by anchor, or weighted box fusion of their boxes."
               " Thresholds stay those that the run chose"),
+    Knob("checkpoint_interval", number(0), default=10, group=RECORD, recorded=False,
+         help="minutes between [checkpoints](../how_to/resume_and_reproduce.md) within an epoch, from which a killed run goes "
+              "on; 0 for after epochs only. Does not change results"),
+    Knob("keep_checkpoints", whole(1), default=1, group=RECORD, recorded=False,
+         help="how many checkpoints to keep: `last.pt`, and before it `step_<iteration>.pt`"),
     Knob("log_interval", whole(1), default=1, group=RECORD, recorded=False,
-         help="iterations between two points of a loss curve in TensorBoard"),
+         help="iterations between two points of a loss curve in TensorBoard and MLflow"),
+    Knob("tracking", word("none", "mlflow"), default="none", group=RECORD, recorded=False,
+         help="hand settings and figures to [MLflow](../how_to/stop_average_track.md#track-with-mlflow), too; needs "
+              "`pip install 'kdml_med[tracking]'`"),
+    Knob("tracking_uri", optional(TEXT, "a database in `run_dir`"), default=None, group=RECORD, recorded=False,
+         help="address of MLflow, such as `sqlite:///runs/mlruns.db` or that of a server"),
+    Knob("experiment_name", TEXT, default="kdml_med", group=RECORD, recorded=False,
+         help="heading under which MLflow lists the run"),
+    Knob("profile", optional(PATH), default=None, group=RECORD, recorded=False,
+         help="folder for a [trace of some training steps](../how_to/training_speed.md#trace)"),
     Knob("split", word(*Split), default="test", group=USE, stages=("evaluate",), recorded=False,
          help="what is evaluated"),
     Knob("output_dir", PATH, default=Shown("`<run_dir>/evaluation_<split>`, `<run_dir>/inference`"), group=USE,
@@ -357,6 +392,11 @@ class Settings(dict[str, Any]):
     def recorded(self) -> dict[str, Any]:
         """What belongs to the run, see ``Knob.recorded``."""
         return {knob.name: self[knob.name] for knob in knobs_of(self.task, "train") if knob.recorded}
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What belongs to the run and stays the same when it is continued."""
+        return {name: value for name, value in self.recorded.items() if name not in free_settings()}
 
     @property
     def defaults(self) -> dict[str, Any]:

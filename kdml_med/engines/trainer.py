@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from ignite.engine import Events
@@ -12,10 +11,10 @@ from monai.engines import IterationEvents, SupervisedTrainer, Workflow
 from monai.utils import CommonKeys
 from torch import Tensor, nn
 
+from kdml_med.engines import processes
+from kdml_med.engines.acceleration import Acceleration
+from kdml_med.engines.guard import LossGuard
 from kdml_med.keys import BatchKey, LossTerm, OutputKey
-
-if TYPE_CHECKING:
-    from kdml_med.engines.acceleration import Acceleration
 
 
 def prepare_cohort_batch(
@@ -44,16 +43,17 @@ class KDMLTrainer(SupervisedTrainer):
         network: the cohort.
         loss_function: called with (predictions by name, target), returns scalars by name; "loss" is back-propagated. If
             it has ``set_epoch``, it is called with the epoch (from 1) when an epoch starts.
-        acceleration: precision and memory format of the forward pass; None for float32 as it comes.
+        acceleration: precision and memory format of the forward pass; None for float32.
         accumulate: batches whose mean gradient makes one optimizer step. The last step of an epoch takes what is left.
         **kwargs: see ``monai.engines.SupervisedTrainer``. ``decollate`` is always off: it would take the predictions
             apart by sample and lose the names.
 
     Attributes:
         updated: whether the batch that was trained last ended with an optimizer step.
+        guard: stops where a loss is no number or has exploded.
 
     Raises:
-        FloatingPointError: a loss term is NaN or infinite; the message names the terms and the iteration.
+        FloatingPointError: see ``LossGuard.check``.
         ValueError: accumulate is not positive.
     """
 
@@ -67,18 +67,20 @@ class KDMLTrainer(SupervisedTrainer):
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("prepare_batch", prepare_cohort_batch)
-        self.acceleration = acceleration
+        self.acceleration = acceleration or Acceleration(kwargs["device"])
+        self.cohort = self.acceleration.prepare(network)
         self.cohort_loss = loss_function
         self.updated = True
+        self.guard = LossGuard()
         super().__init__(
-            network=network if acceleration is None else acceleration.prepare(network),
+            network=processes.share_network(self.cohort),
             loss_function=loss_function,
             accumulation_steps=accumulate,
             decollate=False,
             **kwargs,
         )
         # Registered after super().__init__, which attaches handlers before fields of a subclass would exist.
-        self.scaler = None if acceleration is None else acceleration.scaler
+        self.scaler = self.acceleration.scaler
         if hasattr(loss_function, "set_epoch"):
             self.add_event_handler(Events.EPOCH_STARTED, lambda: loss_function.set_epoch(self.state.epoch))
 
@@ -93,23 +95,23 @@ class KDMLTrainer(SupervisedTrainer):
             The output: images and labels on the device, predictions and terms by name, and the loss.
         """
         image, target = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
-        if self.acceleration is not None:
-            image = self.acceleration.image(image)
+        image = self.acceleration.image(image)
         output: dict[str, Any] = {CommonKeys.IMAGE: image, CommonKeys.LABEL: target}
         self.state.output = output
-        if not self.network.training:  # after a validation; walking through all modules takes its time
-            self.network.train()
-        with contextlib.nullcontext() if self.acceleration is None else self.acceleration.autocast():
-            output[CommonKeys.PRED] = self.inferer(image, self.network)
-        self.fire_event(IterationEvents.FORWARD_COMPLETED)
-        terms = self.cohort_loss(output[CommonKeys.PRED], target)
-        loss = output[CommonKeys.LOSS] = terms[LossTerm.LOSS]
-        output[OutputKey.LOSS_TERMS] = {name: value.detach() for name, value in terms.items()}
-        self.fire_event(IterationEvents.LOSS_COMPLETED)
-        self._check_finite(output[OutputKey.LOSS_TERMS])
         place, batches = self._place()
         if place == 1:
             self.optimizer.zero_grad(set_to_none=True)
+        if not self.cohort.training:  # after a validation; walking through all modules takes its time
+            self.network.train()
+        with self.acceleration.autocast():
+            output[CommonKeys.PRED] = self.inferer(image, self.network)
+        self.fire_event(IterationEvents.FORWARD_COMPLETED)
+        samples = 0 if self._is_idle() else len(image)
+        terms = processes.joint_terms(self.cohort_loss, output[CommonKeys.PRED], target, samples=samples)
+        loss = output[CommonKeys.LOSS] = terms[LossTerm.LOSS]
+        output[OutputKey.LOSS_TERMS] = {name: value.detach() for name, value in terms.items()}
+        self.fire_event(IterationEvents.LOSS_COMPLETED)
+        self.guard.check(output[OutputKey.LOSS_TERMS], self)
         loss = loss if batches == 1 else loss / batches
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
@@ -118,6 +120,11 @@ class KDMLTrainer(SupervisedTrainer):
             self._update()
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return output
+
+    def _is_idle(self) -> bool:
+        """Whether this is a last batch in which this process has no sample of its own, see ``EpochSampler``."""
+        idle = getattr(getattr(self.data_loader, "sampler", None), "idle", False)
+        return bool(idle) and self.state.iteration % self.state.epoch_length == 0
 
     def _place(self) -> tuple[int, int]:
         """Of the batch among those of its optimizer step, from 1, and how many these are."""
@@ -132,11 +139,3 @@ class KDMLTrainer(SupervisedTrainer):
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
-
-    def _check_finite(self, terms: Mapping[str, Tensor]) -> None:
-        if not torch.isfinite(terms[LossTerm.LOSS]):
-            bad = [name for name, value in terms.items() if name != LossTerm.LOSS and not torch.isfinite(value)]
-            raise FloatingPointError(
-                f"loss terms {bad} are not finite in epoch {self.state.epoch}, iteration {self.state.iteration}: start "
-                "again in a new --run_dir with a lower --learning_rate, or look for broken images in this batch."
-            )
