@@ -150,7 +150,9 @@ def run_training(trainer: KDMLTrainer) -> None:
     processes.wait()  # until the best weights are saved
     remembered = getattr(trainer.cohort, "remembered", None)
     if isinstance(remembered, RememberedTeacher):
-        logger.info("The teacher was asked about %d images; to %d its answers were known.", remembered.asked, remembered.known)
+        logger.info(
+            "The teacher was asked about %d images; to %d its answers were known.", remembered.asked, remembered.known
+        )
 
 
 def build_training_cohort(settings: Settings, *, num_classes: int, features: bool = False) -> Cohort:
