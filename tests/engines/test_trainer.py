@@ -157,7 +157,7 @@ def test_accumulated_batches_make_the_step_of_one_bigger_batch(steps):
         trainer_of(cohort, data, ClassificationCohortLoss(), optimizer=optimizer, **kwargs).run()
         return cohort.state_dict()
 
-    accumulated, whole = trained(small, accumulation_steps=steps), trained(big)
+    accumulated, whole = trained(small, accumulate=steps), trained(big)
     start = build_cohort(seed=1, teacher=PLAIN, students=[PLAIN, PLAIN]).state_dict()
     for name, value in whole.items():
         torch.testing.assert_close(accumulated[name], value, rtol=1e-5, atol=1e-6)
