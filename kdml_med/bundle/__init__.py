@@ -1,5 +1,6 @@
 """What bundle configs call, so that they need no Python of their own."""
 
+from kdml_med.bundle.acceleration import build_acceleration
 from kdml_med.bundle.evaluation import save_detection_evaluation, save_evaluation, save_speed
 from kdml_med.bundle.evaluation_checks import fold_of, prepare_evaluation
 from kdml_med.bundle.exporting import network_to_export
@@ -13,6 +14,7 @@ from kdml_med.runs import RunDescription, load_cohort
 
 __all__ = [
     "RunDescription",
+    "build_acceleration",
     "build_loss",
     "build_training_cohort",
     "collect_settings",

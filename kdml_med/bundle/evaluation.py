@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from monai.engines import Evaluator
 
 from kdml_med.bundle.evaluation_checks import check_as_trained, check_split, check_validated
@@ -130,6 +131,8 @@ def load_best_weights(network: Cohort, run_dir: str) -> int:
     best = read_checkpoint(path, {"network": Mapping, "epoch": int}, remedy=TRAIN_AGAIN)
     with damaged(path, remedy=TRAIN_AGAIN):
         network.load_state_dict(best["network"])
+    # As networks come from their files later: another order of memory rounds differently.
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     check_finite(network.state_dict(), path)
     epoch: int = best["epoch"]
     return epoch
