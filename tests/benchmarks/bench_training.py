@@ -28,11 +28,13 @@ from typing import Any
 
 import torch
 
+from kdml_med.engines.precision import ways_to_compute
 from kdml_med.keys import Task
-from kdml_med.networks.registry import cohort_spec
+from kdml_med.networks.registry import NetworkSpec, cohort_spec
 from tests.benchmarks.racing import RaceError, describe_machine
 from tests.benchmarks.training_commands import print_commands
 from tests.benchmarks.training_course import Course
+from tests.benchmarks.training_methods import chosen_for, rule_of
 from tests.benchmarks.turns import Racer, Ratio, Stable, Turn, ratio, stable, take_turns
 
 VERSIONS = ("v1", "v2", "v3", "edge")
@@ -46,8 +48,7 @@ TURN_S = 0.5
 FLOAT32, CHOSEN, NAIVE = "cohort, float32", "cohort, chosen precision", "naive loop"
 PEERS = {"KD_Lib": ("kd_lib", "kd-lib"), "torchdistill": ("torchdistill", "torchdistill")}
 """Name in the table: what ``training_peers`` calls it, and its distribution."""
-PRECISIONS = [(precision, order) for precision in ("fp32", "bf16") for order in ("contiguous", "channels_last")]
-PLAIN = dict(zip(("precision", "memory_format"), PRECISIONS[0], strict=True))
+PLAIN = {"precision": "fp32", "memory_format": "contiguous"}
 AIMS = {"v1": 1.00, "v2": 1.00, "v3": 1.00, "edge": 1.03}
 """Step of the cohort by the sum of the steps of its networks, at most; on a CPU, in float32 both."""
 GPU_AIM = 0.7
@@ -130,16 +131,11 @@ def parts_of(course: Course) -> list[Part]:
     return list(named.values())
 
 
-def chosen_for(course: Course) -> dict[str, Any]:
-    """Precision and memory format that `auto` takes."""
-    raise NotImplementedError
-
-
 def requests_of(course: Course, parts: Sequence[Part], chosen: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What the project's own stable is asked for, by method."""
     requests = {part.name: course.request("part", network=part.name) for part in parts}
     requests[FLOAT32] = course.request("cohort", **PLAIN)
-    if chosen != PLAIN:
+    if not PLAIN.items() <= chosen.items():
         requests[CHOSEN] = course.request("cohort", **chosen)
     return requests | {NAIVE: course.request("naive")}
 
@@ -173,12 +169,18 @@ def describe(course: Course) -> str:
 HEAD = "| task | version | px | batch |"
 
 
+def in_words(chosen: Mapping[str, Any]) -> str:
+    """How is computed."""
+    plain = ", ".join(chosen.get("in_float32", ()))
+    return f"{chosen['precision']}{f' ({plain}: fp32)' if plain else ''}, {chosen['memory_format']}"
+
+
 def print_ratios(lanes: Sequence[Lane]) -> None:
     """Steps by the sum of the networks alone, a row for each course."""
     names = [FLOAT32, CHOSEN, NAIVE, *PEERS]
     print(f"{HEAD} networks alone, s | chosen | " + " | ".join(names) + " |\n" + "|---" * (6 + len(names)) + "|")
     for lane in lanes:
-        chosen = f"{lane.chosen['precision']}, {lane.chosen['memory_format']}"
+        chosen = in_words(lane.chosen)
         cells = [f"{statistics.median(lane.sum_seconds()):.3f}", chosen]
         for name in names:
             measured = FLOAT32 if name == CHOSEN and name not in lane.turns else name
@@ -216,23 +218,38 @@ def print_aims(lanes: Sequence[Lane]) -> None:
 
 
 def print_precisions(courses: Sequence[Course], own: Stable, rounds: int) -> None:
-    """How long the step of the cohort takes in each precision and memory format, by that in plain float32."""
-    names = [f"{precision}, {order}" for precision, order in PRECISIONS]
-    print(f"{HEAD} {names[0]}, s | " + " | ".join(names[1:]) + " | spread | auto |\n" + "|---" * (6 + len(names)) + "|")
+    """How long a step of each network takes in every way to compute it, by that in float32 as it comes."""
+    ways = ways_to_compute(courses[0].device)
+    plain, *others = map(str, ways)
+    print(f"| task | network | px | batch | {plain}, s | {' | '.join(others)} | spread | auto |\n" + "|---" * (7 + len(others)) + "|")
+    seen = set()
     for course in courses:
-        print(describe(course), file=sys.stderr)
-        with ExitStack() as stack:
-            racers = {}
-            for name, (precision, order) in zip(names, PRECISIONS, strict=True):
-                racers[name] = own.racer(course.request("cohort", precision=precision, memory_format=order))
-                stack.callback(racers[name].close)
-            turns = take_turns(racers, rounds, seconds=TURN_S)
-        seconds = {name: [turn.seconds / turn.steps for turn in turns[name]] for name in names}
-        ratios = [ratio(seconds[name], seconds[names[0]]) for name in names[1:]]
-        cells = [f"{statistics.median(seconds[names[0]]):.3f}", *(f"{each.median:.2f}" for each in ratios)]
-        chosen = chosen_for(course)
-        cells += [f"{max(each.spread for each in ratios):.0%}", f"{chosen['precision']}, {chosen['memory_format']}"]
-        print(f"| {describe(course)} | {' | '.join(cells)} |", flush=True)
+        specs = cohort_spec(course.version, task=Task(course.task)).networks()
+        for part in parts_of(course):
+            network = json.dumps(specs[part.name])
+            if (course.task, course.side_px, network) in seen:
+                continue
+            seen.add((course.task, course.side_px, network))
+            print(f"{describe(course)}: {part.name}", file=sys.stderr)
+            with ExitStack() as stack:
+                racers = {}
+                for way in ways:
+                    racers[str(way)] = own.racer(course.request("part", network=part.name, **way._asdict()))
+                    stack.callback(racers[str(way)].close)
+                turns = take_turns(racers, rounds, seconds=TURN_S)
+            seconds = {name: [turn.seconds / turn.steps for turn in each] for name, each in turns.items()}
+            ratios = [ratio(seconds[name], seconds[plain]) for name in others]
+            cells = [f"{statistics.median(seconds[plain]):.3f}", *(f"{each.median:.2f}" for each in ratios)]
+            cells += [f"{max(each.spread for each in ratios):.0%}", str(rule_of(course, part.name))]
+            where = f"{course.task} | {_shown(specs[part.name])} | {course.side_px} | {course.batch}"
+            print(f"| {where} | {' | '.join(cells)} |", flush=True)
+
+
+def _shown(spec: NetworkSpec) -> str:
+    """A network in words."""
+    words = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
+    name = words.pop("name")
+    return f"{name}, {', '.join(f'{key} {value}' for key, value in words.items())}" if words else str(name)
 
 
 def peer_version(python: Path, distribution: str) -> str:

@@ -89,7 +89,7 @@ def test_every_other_round_goes_backwards_and_short_steps_are_repeated() -> None
     seen: list[str] = []
     racers = {name: FakeRacer(name, seconds, seen) for name, seconds in {"a": 2.0, "b": 0.25, "c": 0.001}.items()}
     turns = take_turns(racers, 2, seconds=1.0, most_steps=20)
-    assert seen == ["a1", "a1", "b1", "b1", "c1", "c1", "a1", "b4", "c20", "c20", "b4", "a1"]
+    assert seen == ["a1", "b1", "b1", "c1", "c1", "a1", "b4", "c20", "c20", "b4", "a1"]
     assert {name: len(each) for name, each in turns.items()} == {"a": 2, "b": 2, "c": 2}
 
 

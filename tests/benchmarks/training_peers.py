@@ -144,7 +144,9 @@ def prepare(asked: dict[str, Any]) -> Work:
     """Get a method ready; ``Course.request`` says what is asked."""
     course = Course(**asked["course"])
     course.prepare()
-    return METHODS[asked["method"]](course)
+    work = METHODS[asked["method"]](course)
+    work(1)  # what does not work is told now
+    return work
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ def take_turns(
 
     Args:
         racers: by name.
-        rounds: that count, behind one step of each that warms up.
+        rounds: that count, behind a step or two of each that warm up.
         seconds: that a turn should last at least; slower steps are made one by one.
         most_steps: of a turn.
 
@@ -206,8 +206,10 @@ def take_turns(
     """
     steps = {}
     for name, racer in racers.items():
-        racer.take(1)
-        steps[name] = max(1, min(most_steps, round(seconds / racer.take(1).seconds)))
+        took = racer.take(1).seconds
+        if took < seconds:  # the first step is slower than others
+            took = racer.take(1).seconds
+        steps[name] = max(1, min(most_steps, round(seconds / took)))
     turns: dict[str, list[Turn]] = {name: [] for name in racers}
     for number in range(rounds):
         order = list(racers)
