@@ -58,6 +58,7 @@ def save_evaluation(
     best_of: str | None = None,
     run_dir: str | None = None,
     resamples: int = 2000,
+    speed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run an evaluator and write predictions.parquet, patients.csv, metrics.json and the curves in figures/.
 
@@ -71,6 +72,7 @@ def save_evaluation(
         best_of: run folder whose best weights are loaded first; None evaluates the network as it is.
         run_dir: training run that is evaluated; None while it is still training.
         resamples: of the bootstrap over patients.
+        speed: of the training, see ``kdml_med.handlers.StepTimes.summary``; the one part that is not the same twice.
 
     Returns:
         Content of metrics.json.
@@ -105,6 +107,8 @@ def save_evaluation(
     }
     if epoch is not None:
         metrics["best_epoch"] = epoch
+    if speed:
+        metrics["training_speed"] = dict(speed)
     target = Path(output_dir)
     _withdraw(target)
     table = write_tile_predictions(target, predictions, dataset, level, aggregation)
@@ -205,6 +209,7 @@ def save_detection_evaluation(
     split: str,
     load_best: bool = False,
     resamples: int = 1000,
+    speed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run an evaluator and write detections.parquet, sequences.csv, metrics.json and the curves in figures/.
 
@@ -219,6 +224,7 @@ def save_detection_evaluation(
         split: name of what is evaluated, for the record.
         load_best: load the best weights of the run first.
         resamples: of the bootstrap over sequences.
+        speed: see ``save_evaluation``.
 
     Returns:
         Content of metrics.json.
@@ -263,6 +269,8 @@ def save_detection_evaluation(
     }
     if epoch is not None:
         metrics["best_epoch"] = epoch
+    if speed:
+        metrics["training_speed"] = dict(speed)
     target = Path(output_dir)
     _withdraw(target)
     write_detections(target / DETECTIONS_FILE, detections)

@@ -122,11 +122,14 @@ def unknown_setting(
     owners = {owner for knob in KNOBS if knob.name == name for owner in knob.tasks}
     if task is not None and owners and task not in owners:
         return InputError(f"unknown option --{name}: it is for {_OF_THE_OTHER[Task(task)]}. Leave it out.")
+    if name in _GONE:
+        return InputError(f"unknown option --{name}: {_GONE[name]}.")
     near = get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean --{near[0]}?" if near else ""
     return InputError(f"unknown option --{name}.{hint} Known: {', '.join(sorted(known if shown is None else shown))}.")
 
 
+_GONE = {"amp": "say --precision fp16, or nothing for what suits the device"}
 _OF_THE_OTHER = {
     Task.CLASSIFICATION: "frames and detectors, and this is about tiles and classifiers",
     Task.DETECTION: "tiles and classifiers, and this is about frames and detectors",
@@ -229,6 +232,9 @@ KNOBS: list[Knob] = [
     Knob("batch_size", whole(1), default=_by_task(16, 8), group=LEARNING,
          help="samples of a batch, also of the validation. An incomplete last batch is used unless it would hold "
               "one sample"),
+    Knob("accumulate", whole(1), default=1, group=LEARNING,
+         help="batches whose mean gradient makes one update of the weights: the gradient of a batch of `batch_size` × this "
+              "in the memory of one. Batch norm sees single batches"),
     Knob("learning_rate", number(0, above=True), default=0.001, group=LEARNING,
          help="highest, for every network; AdamW"),
     Knob("weight_decay", number(0), default=0.01, group=LEARNING,
@@ -278,6 +284,8 @@ KNOBS: list[Knob] = [
               " Thresholds stay those that the run chose"),
     Knob("log_interval", whole(1), default=1, group=RECORD, recorded=False,
          help="iterations between two points of a loss curve in TensorBoard"),
+    Knob("profile", optional(PATH), default=None, group=RECORD, recorded=False,
+         help="folder for a [trace of some training steps](../how_to/training_speed.md#trace)"),
     Knob("split", word(*Split), default="test", group=USE, stages=("evaluate",), recorded=False,
          help="what is evaluated"),
     Knob("output_dir", PATH, default=Shown("`<run_dir>/evaluation_<split>`, `<run_dir>/inference`"), group=USE,

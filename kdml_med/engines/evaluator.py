@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from monai.engines import SupervisedEvaluator
+from monai.engines import IterationEvents, SupervisedEvaluator
+from monai.utils import CommonKeys
 from torch import Tensor
 
 from kdml_med.engines.trainer import prepare_cohort_batch
@@ -54,6 +55,8 @@ def ensemble_probabilities(logits: Mapping[str, Tensor], *, average: str = "prob
 class CohortEvaluator(SupervisedEvaluator):
     """Supervised evaluator that adds to its output what the networks, and the ensemble of the students, answer.
 
+    It runs in inference mode: what it leaves in its output cannot be trained with.
+
     Args:
         **kwargs: see ``monai.engines.SupervisedEvaluator``; ``decollate`` is always off, as in ``KDMLTrainer``.
     """
@@ -67,8 +70,19 @@ class CohortEvaluator(SupervisedEvaluator):
         """What goes to the output beside the raw predictions, by ``OutputKey``."""
 
     def _iteration(self, engine: CohortEvaluator, batchdata: dict[str, Any]) -> dict[str, Any]:
-        output: dict[str, Any] = super()._iteration(engine, batchdata)
-        return output | self.answer(output["pred"], batchdata)
+        """Evaluate one batch.
+
+        Returns:
+            The output: images and labels on the device, predictions by name, and what ``answer`` adds.
+        """
+        image, target = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
+        output = self.state.output = {CommonKeys.IMAGE: image, CommonKeys.LABEL: target}
+        with torch.inference_mode(), self.mode(self.network):
+            output[CommonKeys.PRED] = self.inferer(image, self.network)
+            self.fire_event(IterationEvents.FORWARD_COMPLETED)
+            output |= self.answer(output[CommonKeys.PRED], batchdata)
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
+        return output
 
 
 class ClassificationEvaluator(CohortEvaluator):

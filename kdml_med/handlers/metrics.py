@@ -42,7 +42,8 @@ class CohortPredictions:
 
     def reset(self) -> None:
         """Forget everything collected."""
-        self.probabilities: dict[str, list[Tensor]] = {}
+        self.networks: list[str] = []
+        self._batches: list[Tensor] = []
         keys = (BatchKey.SAMPLE_ID, BatchKey.SLIDE_ID, BatchKey.PATIENT_ID, BatchKey.LABEL)
         self._identifiers: dict[str, list[Any]] = {key.value: [] for key in keys}
 
@@ -51,8 +52,16 @@ class CohortPredictions:
         for key, values in self._identifiers.items():
             batch = engine.state.batch[key]
             values.extend(batch.tolist() if isinstance(batch, Tensor) else batch)
-        for name, probabilities in engine.state.output[OutputKey.PROBABILITIES].items():
-            self.probabilities.setdefault(name, []).append(probabilities[:, self.positive_class].double().cpu())
+        answers = engine.state.output[OutputKey.PROBABILITIES]
+        self.networks = list(answers)
+        self._batches.append(torch.stack([answer[:, self.positive_class] for answer in answers.values()]))
+
+    def probabilities(self) -> dict[str, Tensor]:
+        """Float64, [tiles], on the CPU, by network name; they stay on their device up to here."""
+        if not self._batches:
+            return {}
+        # Double precision comes last: not every device has it.
+        return dict(zip(self.networks, torch.cat(self._batches, dim=1).cpu().double(), strict=True))
 
     def publish(self, engine: Engine) -> None:
         """Leave the table in the engine's state."""
@@ -62,10 +71,10 @@ class CohortPredictions:
         """One row per tile and network, columns of ``PredictionColumn``; network by network, tiles in loading order."""
         identifiers = pd.DataFrame(self._identifiers)  # made once: of millions of tiles it is large
         frames = []
-        for name, parts in self.probabilities.items():
+        for name, values in self.probabilities().items():
             frame = identifiers.copy(deep=False)
             frame[PredictionColumn.NETWORK.value] = name
-            frame[PredictionColumn.PROBABILITY.value] = torch.cat(parts).numpy()
+            frame[PredictionColumn.PROBABILITY.value] = values.numpy()
             frames.append(frame)
         columns = [str(column) for column in PredictionColumn]
         return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
@@ -116,7 +125,16 @@ class CohortMetrics(Metric):
 
     def compute(self) -> dict[str, float]:
         """All metrics by name; NaN where one is not defined."""
-        predictions = self.collector.table()
+        return self._figures(self.collector.table())
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """Put everything into the engine's state; ``name`` is the key metric."""
+        self.collector.publish(engine)
+        lost = engine.state.predictions[PredictionColumn.PROBABILITY.value].isna().any()
+        why = "a network answers with NaN" if lost else f"the evaluated {self.level}s are all of one class"
+        publish_metrics(engine, self._figures(engine.state.predictions), key=self.key, name=name, why=why)
+
+    def _figures(self, predictions: pd.DataFrame) -> dict[str, float]:
         result: dict[str, float] = {}
         for name, levels in evaluate_predictions(
             predictions, level=self.level, method=self.aggregation, threshold=self.threshold, resamples=0
@@ -129,17 +147,10 @@ class CohortMetrics(Metric):
                         result[f"{name}_{level}_{figure}"] = math.nan
         return result | self._agreement()
 
-    def completed(self, engine: Engine, name: str) -> None:
-        """Put everything into the engine's state; ``name`` is the key metric."""
-        self.collector.publish(engine)
-        lost = engine.state.predictions[PredictionColumn.PROBABILITY.value].isna().any()
-        why = "a network answers with NaN" if lost else f"the evaluated {self.level}s are all of one class"
-        publish_metrics(engine, self.compute(), key=self.key, name=name, why=why)
-
     def _agreement(self) -> dict[str, float]:
         decisions = {
-            name: torch.cat(parts) >= self.threshold
-            for name, parts in self.collector.probabilities.items()
+            name: values >= self.threshold
+            for name, values in self.collector.probabilities().items()
             if name != NetworkName.ENSEMBLE
         }
         return {

@@ -41,8 +41,8 @@ class ValidationHistory:
         self.evaluator = evaluator
         self.loss: CohortLoss | None = None
         self.networks: list[str] = []
-        self.sums: dict[str, float] = {}
-        self.samples = 0
+        self._losses: dict[str, list[Tensor]] = {}
+        self._counts: list[int] = []
 
     def attach(self, engine: Trainer) -> None:
         """Register with the trainer, whose loss is asked, and with the evaluator."""
@@ -53,7 +53,7 @@ class ValidationHistory:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
 
     def _validation_started(self) -> None:
-        self.networks, self.sums, self.samples = [], {}, 0
+        self.networks, self._losses, self._counts = [], {}, []
 
     def _batch_validated(self, engine: Engine) -> None:
         predictions, target = engine.state.output[CommonKeys.PRED], engine.state.output[CommonKeys.LABEL]
@@ -62,20 +62,25 @@ class ValidationHistory:
             return
         count = len(engine.state.output[CommonKeys.IMAGE])
         if isinstance(target, Tensor):
-            known = target >= 0
-            count = int(known.sum())
-            predictions, target = {name: answer[known] for name, answer in predictions.items()}, target[known]
+            # Of the labels as they were loaded: to ask those on a GPU would be to wait for it.
+            known = (engine.state.batch[CommonKeys.LABEL] >= 0).nonzero().squeeze(1)
+            if len(known) < count:
+                count, places = len(known), known.to(target.device)
+                predictions = {name: answer[places] for name, answer in predictions.items()}
+                target = target[places]
         if count == 0:
             return
         with torch.no_grad():
             prepared = self.loss.prepare_target(predictions, target)
             for name, answer in predictions.items():
-                self.sums[name] = self.sums.get(name, 0.0) + count * float(self.loss.task_loss(answer, prepared))
-        self.samples += count
+                self._losses.setdefault(name, []).append(self.loss.task_loss(answer, prepared))
+        self._counts.append(count)
 
     def _validated(self, engine: Engine) -> None:
-        for name, total in self.sums.items():
-            engine.state.metrics[f"{name}_{LOSS_FIGURE}"] = total / self.samples
+        for name, losses in self._losses.items():
+            # Read once, and summed in double precision.
+            each = zip(self._counts, torch.stack(losses).tolist(), strict=True)
+            engine.state.metrics[f"{name}_{LOSS_FIGURE}"] = sum(count * value for count, value in each) / sum(self._counts)
 
     def _epoch_completed(self, engine: Engine) -> None:
         epoch = engine.state.epoch

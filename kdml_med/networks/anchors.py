@@ -49,6 +49,7 @@ class MatchedAnchors(NamedTuple):
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # else those that an evaluation asks for first could not be trained with
 def anchor_grid(height: int, width: int) -> tuple[Tensor, tuple[int, ...]]:
     """All anchors of an input size.
 

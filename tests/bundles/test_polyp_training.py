@@ -18,6 +18,7 @@ from kdml_med.runs import load_cohort
 from kdml_med.splits import freeze_splits
 from kdml_med.storage.manifest import read_manifest
 from tests.bundles.conftest import POLYP_CONFIGS, kill_after_an_epoch, polyp_words, read_json, refused, run_bundle
+from tests.results import lasting
 from tests.synthetic_frames import SPLITS, write_frame_dataset
 
 NETWORKS = ["ensemble", "student_0", "student_1", "teacher"]  # sorted
@@ -26,7 +27,7 @@ WEIGHTS = [f"checkpoints/{name}.pt" for name in ("last", "best", "teacher", "stu
 
 
 def contents(run_dir: Path) -> dict[str, bytes]:
-    return {name: (run_dir / name).read_bytes() for name in RESULTS + WEIGHTS}
+    return {name: lasting(run_dir / name) for name in RESULTS + WEIGHTS}
 
 
 def evaluate_words(dataset: Path, run_dir: Path, *more: str) -> list[str | Path]:

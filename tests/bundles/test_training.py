@@ -26,6 +26,7 @@ from tests.bundles.conftest import (
     run_bundle,
     train_words,
 )
+from tests.results import lasting
 
 NETWORKS = ["teacher", "student_0", "student_1", "ensemble"]
 RESULTS = ["metrics.json", "predictions.parquet", "patients.csv", "cohort.json", "losses.csv", "history.csv"]
@@ -34,7 +35,7 @@ WEIGHTS = [f"checkpoints/{name}.pt" for name in ("last", "best", "teacher", "stu
 
 
 def contents(run_dir: Path) -> dict[str, bytes]:
-    return {name: (run_dir / name).read_bytes() for name in RESULTS + FIGURES + WEIGHTS}
+    return {name: lasting(run_dir / name) for name in RESULTS + FIGURES + WEIGHTS}
 
 
 def test_training_leaves_the_promised_files_and_a_table(trained: Path) -> None:

@@ -333,3 +333,11 @@ def test_a_cohort_is_evaluated_on_frames_of_a_dataset(folder, fusion):
                 assert (one.boxes <= torch.tensor([64, 48, 64, 48]) + 1e-3).all()
                 assert not one.boxes.requires_grad
     assert all(torch.equal(value, before[name]) for name, value in cohort.state_dict().items())
+
+
+def test_detectors_are_trained_with_anchors_that_an_evaluation_asked_for_first(folder):
+    cohort, loader = tiny_cohort(), SampleLoader(FrameDataset(folder, "val", transform=PlaceFrame(64)), batch_size=2)
+    anchor_grid.cache_clear()
+    DetectionEvaluator(device="cpu", val_data_loader=loader, network=cohort).run()
+    (losses,) = train(cohort, training_batches(folder, PlaceFrame(64)))
+    assert losses["loss"].isfinite()
