@@ -10,6 +10,7 @@ from kdml_med.bundle.provenance import record_evaluation
 from kdml_med.bundle.slides import prepare_inference
 from kdml_med.bundle.training import build_loss, build_training_cohort, prepare_training, record_run, run_training
 from kdml_med.bundle.workflow import collect_settings, find_root
+from kdml_med.engines.processes import join, leave, own_device
 from kdml_med.runs import RunDescription, load_cohort
 
 __all__ = [
@@ -20,8 +21,11 @@ __all__ = [
     "collect_settings",
     "find_root",
     "fold_of",
+    "join",
+    "leave",
     "load_cohort",
     "network_to_export",
+    "own_device",
     "prepare_evaluation",
     "prepare_inference",
     "prepare_source",

@@ -17,6 +17,7 @@ from kdml_med.data.frames import FrameDataset
 from kdml_med.data.tiles import TileDataset
 from kdml_med.deploy.slides.prediction_tables import with_seen
 from kdml_med.deploy.speed import REPEATS, measure_speed
+from kdml_med.engines.processes import is_main
 from kdml_med.errors import InputError
 from kdml_med.keys import PredictionColumn, Split
 from kdml_med.metrics.aggregation import AggregationMethod, Level, group_table
@@ -75,7 +76,7 @@ def save_evaluation(
         speed: of the training, see ``kdml_med.handlers.StepTimes.summary``; the one part that is not the same twice.
 
     Returns:
-        Content of metrics.json.
+        Content of metrics.json; nothing in all but the main one of several processes.
 
     Raises:
         InputError: on another split than "val", something is done in another way than the run was trained to.
@@ -86,6 +87,8 @@ def save_evaluation(
     check_split(evaluator.data_loader.dataset, split)
     epoch = None if best_of is None else load_best_weights(network, best_of)
     predictions = run_evaluator(evaluator)
+    if not is_main():
+        return {}
     dataset: TileDataset = evaluator.data_loader.dataset
     networks = evaluate_predictions(predictions, level=level, method=aggregation, resamples=resamples)
     counts = network.parameter_counts()
@@ -227,7 +230,7 @@ def save_detection_evaluation(
         speed: see ``save_evaluation``.
 
     Returns:
-        Content of metrics.json.
+        Content of metrics.json; nothing in all but the main one of several processes.
 
     Raises:
         InputError: the frames of "val" are not those that the run validated on, or those of another split are fused in
@@ -241,6 +244,8 @@ def save_detection_evaluation(
         check_as_trained(RunDescription.read(run_dir), split, {"fusion": evaluator.fusion})
     epoch = load_best_weights(network, run_dir) if load_best else None
     detections = run_evaluator(evaluator)
+    if not is_main():
+        return {}
     names = evaluator.state.networks
     level = dataset.info.label_level
     if split == Split.VAL:

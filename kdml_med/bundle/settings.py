@@ -204,6 +204,10 @@ KNOBS: list[Knob] = [
          help="first stages of every body that stay as in `initial_weights`, which then is needed for all networks"),
     Knob("teacher_checkpoint", optional(PATH), default=None, **_BUILD,
          help="state dict of a trained teacher, which is then frozen"),
+    Knob("cache_teacher", PATH, default="none", group=NETWORKS, recorded=False,
+         help="`disk` keeps the answers of a frozen teacher in `cache/teachers/` below the dataset, a path in that "
+              "folder, for [views that repeat and other runs](../how_to/own_networks.md#a-teacher-that-was-trained-before). "
+              "Does not change results"),
     Knob("use_teacher", FLAG, default=Shown("`beta > 0`"), **_BUILD,
          help="whether a teacher is built; `beta` above 0 and `teacher_checkpoint` need one"),
     Knob("alpha", number(0), default=1.0, **_LOSS,
@@ -230,8 +234,8 @@ KNOBS: list[Knob] = [
     Knob("max_epochs", whole(1), default=_by_task(5, 11), group=LEARNING, free=True,
          help="epochs of training"),
     Knob("batch_size", whole(1), default=_by_task(16, 8), group=LEARNING,
-         help="samples of a batch, also of the validation. An incomplete last batch is used unless it would hold "
-              "one sample"),
+         help="samples of a batch, also of the validation; of all [processes](../how_to/several_processes.md) together. An "
+              "incomplete last batch is used unless it would hold one sample"),
     Knob("accumulate", whole(1), default=1, group=LEARNING,
          help="batches whose mean gradient makes one update of the weights: the gradient of a batch of `batch_size` × this "
               "in the memory of one. Batch norm sees single batches"),
@@ -243,6 +247,9 @@ KNOBS: list[Knob] = [
          help="epochs of linear rise from a tenth of `learning_rate`; then a cosine to 0 at `max_epochs`"),
     Knob("balance", FLAG, default=False, group=LEARNING,
          help="draw both classes (frames with and without polyps) equally often, with replacement"),
+    Knob("repeat_views", optional(whole(1), "new views in every epoch"), default=None, group=LEARNING,
+         help="epochs after which every sample comes augmented as it was in the first again, so that `cache_teacher` "
+              "knows the answers"),
     Knob("tiles_per_epoch", optional(whole(1), "each training tile once"), default=None, group=LEARNING,
          tasks=CLASSIFICATION,
          help="length of an epoch, tiles"),
@@ -282,6 +289,11 @@ KNOBS: list[Knob] = [
     Knob("fusion", word(*FUSIONS), default="anchors", group=RECORD, tasks=DETECTION, stages=ALL_STAGES,
          help="ensemble of detectors: mean of the students anchor by anchor, or weighted box fusion of their boxes."
               " Thresholds stay those that the run chose"),
+    Knob("checkpoint_interval", number(0), default=10, group=RECORD, recorded=False,
+         help="minutes between [checkpoints](../how_to/resume_and_reproduce.md) within an epoch, from which a killed run goes "
+              "on; 0 for after epochs only. Does not change results"),
+    Knob("keep_checkpoints", whole(1), default=1, group=RECORD, recorded=False,
+         help="how many checkpoints to keep: `last.pt`, and before it `step_<iteration>.pt`"),
     Knob("log_interval", whole(1), default=1, group=RECORD, recorded=False,
          help="iterations between two points of a loss curve in TensorBoard"),
     Knob("profile", optional(PATH), default=None, group=RECORD, recorded=False,

@@ -15,10 +15,12 @@ from monai.utils import set_determinism
 from kdml_med.bundle.provenance import made_by
 from kdml_med.bundle.settings import Settings, free_settings, known_default
 from kdml_med.bundle.workflow import errors_for_people
+from kdml_med.data.cache import CACHE_DIR, NO_CACHE, ON_DISK
 from kdml_med.data.frames import FrameDataset
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.data.tiles import TileDataset
 from kdml_med.deploy.model_metadata import write_network_metadata
+from kdml_med.engines import processes
 from kdml_med.engines.acceleration import Acceleration, Precision
 from kdml_med.engines.trainer import KDMLTrainer
 from kdml_med.errors import InputError
@@ -29,6 +31,7 @@ from kdml_med.metrics.aggregation import Level
 from kdml_med.networks.cohort import Cohort, build_cohort
 from kdml_med.networks.devices import check_device, check_precision
 from kdml_med.networks.registry import cohort_spec
+from kdml_med.networks.remembered import RememberedTeacher
 from kdml_med.runs import (
     CHECKPOINTS_DIR,
     COHORT_FILE,
@@ -45,12 +48,16 @@ from kdml_med.storage.files import write_json
 from kdml_med.storage.folder import keep_out_others
 from kdml_med.storage.manifest import DatasetInfo, dataset_identity
 from kdml_med.storage.reading import take
+from kdml_med.storage.records import RecordStore
 
 logger = logging.getLogger(__name__)
 
+TEACHERS_DIR = "teachers"
+"""Below the folder of caches, where `cache_teacher` "disk" keeps answers."""
 ACCELERATION = "acceleration"
 """Key in settings.json of how a run computes."""
 _DATASET_WORDS = {"classes": "the dataset's classes, the positive one last,"}
+_SEED_STEP = 1_000_003  # between the random numbers of two processes, for dropout
 
 
 def prepare_training(settings: Settings, *, demo_dir: str) -> None:
@@ -69,7 +76,8 @@ def prepare_training(settings: Settings, *, demo_dir: str) -> None:
     _check_together(settings)
     dataset_dir, run_dir = settings["dataset_dir"], settings["run_dir"]
     if Path(dataset_dir).resolve() == Path(demo_dir).resolve():
-        _make_demo(settings.task, Path(dataset_dir))
+        with processes.main_first():
+            _make_demo(settings.task, Path(dataset_dir))
     if settings["precision"] != "measure":  # which is no training
         _check_run(Path(run_dir), _recorded(settings), settings)
     seed_everything(settings["seed"])
@@ -88,8 +96,20 @@ def _check_together(settings: Settings) -> None:
     """Settings that contradict each other."""
     check_device(settings["device"])
     _check_arithmetic(settings)
+    if processes.launched() > processes.world_size():
+        raise InputError(
+            f"{processes.launched()} processes were started, and each would train a run of its own: name "
+            "multi_gpu_train.json behind train.json as --config_file, or start one."
+        )
+    if processes.launched() > 1 and settings["precision"] == "measure":
+        raise InputError("--precision measure is for one process: several that measure at once disturb each other.")
     if settings["beta"] > 0 and not settings["use_teacher"]:
         raise InputError("--beta is above 0, but --use_teacher is off: there is nobody to learn from. Set --beta 0.")
+    if settings["cache_teacher"] != NO_CACHE and not settings["teacher_checkpoint"]:
+        raise InputError(
+            "--cache_teacher keeps what a frozen teacher answers, and this one learns: name the weights of a trained one "
+            "by --teacher_checkpoint, or leave it out."
+        )
     spec = cohort_spec(settings["version"], task=settings.task, students=settings["students"])
     if settings["alpha"] == settings["beta"] == 0 and len(spec.students) == 1:
         raise InputError("a single student has no peers: --alpha or --beta must be above 0.")
@@ -115,8 +135,8 @@ def check_level(level: str, info: DatasetInfo, dataset_dir: str | Path) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch and ask for deterministic algorithms."""
-    set_determinism(seed=seed)
+    """Seed Python, NumPy and torch and ask for deterministic algorithms; each process draws numbers of its own."""
+    set_determinism(seed=(seed + _SEED_STEP * processes.rank()) % 2**32)
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
@@ -124,6 +144,10 @@ def run_training(trainer: KDMLTrainer) -> None:
     """Train; a loss that is not finite ends the run with one line, as a tile that cannot be read does."""
     with errors_for_people(FloatingPointError):
         trainer.run()
+    processes.wait()  # until the best weights are saved
+    remembered = getattr(trainer.cohort, "remembered", None)
+    if isinstance(remembered, RememberedTeacher):
+        logger.info("The teacher was asked about %d images; to %d its answers were known.", remembered.asked, remembered.known)
 
 
 def build_training_cohort(settings: Settings, *, num_classes: int, features: bool = False) -> Cohort:
@@ -138,7 +162,21 @@ def build_training_cohort(settings: Settings, *, num_classes: int, features: boo
         InputError: what is wrong with the settings.
     """
     with errors_for_people(ValueError):
-        return build_cohort(num_classes=num_classes, task=settings.task, features=features, **settings.part("networks"))
+        cohort = build_cohort(
+            num_classes=num_classes, task=settings.task, features=features, **settings.part("networks")
+        )
+        if settings["cache_teacher"] != NO_CACHE:
+            _remember_teacher(cohort, settings)
+    return cohort
+
+
+def _remember_teacher(cohort: Cohort, settings: Settings) -> None:
+    where = settings["cache_teacher"]
+    folder = Path(settings["dataset_dir"]) / CACHE_DIR / TEACHERS_DIR if where == ON_DISK else Path(where)
+    remembered = RememberedTeacher(
+        lambda name, size: RecordStore(folder / name, size), features=build_loss(settings).needs_features
+    )
+    remembered.attach(cohort)
 
 
 def build_loss(settings: Settings) -> CohortLoss:
@@ -186,6 +224,8 @@ def record_run(
             _check_frames(part)
     with errors_for_people(ValueError):
         loss.check_students(len(cohort.student_names))
+    if not processes.is_main():
+        return
     run_dir = Path(settings["run_dir"])
     settings.holds = keep_out_others(run_dir, option="--run_dir")
     recorded = _recorded(settings) | {ACCELERATION: acceleration.describe(), "made_by": made_by(_made_by_before(run_dir))}

@@ -3,6 +3,7 @@
 from kdml_med.engines.acceleration import Acceleration
 from kdml_med.engines.detection import DetectionEvaluator
 from kdml_med.engines.evaluator import ClassificationEvaluator, CohortEvaluator, ensemble_probabilities
+from kdml_med.engines.guard import LossGuard
 from kdml_med.engines.trainer import KDMLTrainer, prepare_cohort_batch
 from kdml_med.networks.boxes import Detections
 
@@ -13,6 +14,7 @@ __all__ = [
     "DetectionEvaluator",
     "Detections",
     "KDMLTrainer",
+    "LossGuard",
     "ensemble_probabilities",
     "prepare_cohort_batch",
 ]

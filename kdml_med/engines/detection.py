@@ -69,12 +69,7 @@ class DetectionEvaluator(CohortEvaluator):
         """
         height, width = batch[BatchKey.IMAGE].shape[-2:]
         candidates = {name: decode_anchors(value, height, width) for name, value in predictions.items()}
-        for name, one in candidates.items():
-            if one.scores.isnan().any() or one.boxes.isnan().any():
-                raise FloatingPointError(
-                    f"{name} gives boxes or scores that are no numbers: its weights are too large. Train again with a "
-                    "lower --learning_rate."
-                )
+        _refuse_nan(candidates)
         students = [name for name in predictions if name != NetworkName.TEACHER]
         device = candidates[students[0]].boxes.device
         images = len(batch[BatchKey.IMAGE])
@@ -83,27 +78,39 @@ class DetectionEvaluator(CohortEvaluator):
         limits = torch.as_tensor(sizes, device=device) * scales[:, None]
         if self.fusion == "anchors":
             candidates[NetworkName.ENSEMBLE] = average_anchors([candidates[name] for name in students])
-        found = {name: self._suppress(one, limits, self.iou_threshold) for name, one in candidates.items()}
+        found = self._suppress(candidates, limits, scales, self.iou_threshold)
         if self.fusion == "boxes":
             # Fusion averages the scores of all boxes that overlap: of each student only its best may be among them.
             alone = min(self.iou_threshold, FUSION_OVERLAP)
-            members = [self._suppress(candidates[name], limits, alone) for name in students]
+            members = self._suppress({name: candidates[name] for name in students}, limits, scales, alone)
             found[NetworkName.ENSEMBLE] = [
-                fuse(list(each), max_detections=self.max_detections) for each in zip(*members, strict=True)
+                fuse(list(each), max_detections=self.max_detections) for each in zip(*members.values(), strict=True)
             ]
-        back = [1 / float(scale) for scale in scales]
-        return {
-            OutputKey.DETECTIONS: {
-                name: [Detections(one.boxes * factor, one.scores) for one, factor in zip(each, back, strict=True)]
-                for name, each in found.items()
-            }
-        }
+        return {OutputKey.DETECTIONS: found}
 
-    def _suppress(self, candidates: Candidates, limits: Tensor, iou_threshold: float) -> list[Detections]:
-        return suppress(
-            candidates,
-            limits=limits,
+    def _suppress(
+        self, candidates: Mapping[str, Candidates], limits: Tensor, scales: Tensor, iou_threshold: float
+    ) -> dict[str, list[Detections]]:
+        """Detections of the images of every network, in pixels of the stored frames."""
+        together = Candidates(*(torch.cat(parts) for parts in zip(*candidates.values(), strict=True)))
+        found = suppress(
+            together,
+            limits=limits.repeat(len(candidates), 1),
+            scales=scales.repeat(len(candidates)),
             score_threshold=self.score_threshold,
             iou_threshold=iou_threshold,
             max_detections=self.max_detections,
         )
+        images = len(scales)
+        return {name: found[place * images : (place + 1) * images] for place, name in enumerate(candidates)}
+
+
+def _refuse_nan(candidates: Mapping[str, Candidates]) -> None:
+    # One answer for all networks, as a GPU has to be waited for.
+    broken = [one.scores.isnan().any() | one.boxes.isnan().any() for one in candidates.values()]
+    for name, found in zip(candidates, torch.stack(broken).tolist(), strict=True):
+        if found:
+            raise FloatingPointError(
+                f"{name} gives boxes or scores that are no numbers: its weights are too large. Train again with a "
+                "lower --learning_rate."
+            )

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from ignite.engine import Events
 from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.utils import CommonKeys
 from torch import Tensor
 
+from kdml_med.engines import processes
 from kdml_med.engines.trainer import prepare_cohort_batch
 from kdml_med.keys import NetworkName, OutputKey
 
@@ -64,6 +66,7 @@ class CohortEvaluator(SupervisedEvaluator):
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("prepare_batch", prepare_cohort_batch)
         super().__init__(decollate=False, **kwargs)
+        self.add_event_handler(Events.STARTED, lambda: processes.share_buffers(self.network))
 
     @abstractmethod
     def answer(self, predictions: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from monai.engines import IterationEvents, SupervisedTrainer, Workflow
 from monai.utils import CommonKeys
 from torch import Tensor, nn
 
+from kdml_med.engines import processes
 from kdml_med.engines.acceleration import Acceleration
+from kdml_med.engines.guard import LossGuard
 from kdml_med.keys import BatchKey, LossTerm, OutputKey
 
 
@@ -48,9 +50,10 @@ class KDMLTrainer(SupervisedTrainer):
 
     Attributes:
         updated: whether the batch that was trained last ended with an optimizer step.
+        guard: stops where a loss is no number or has exploded.
 
     Raises:
-        FloatingPointError: a loss term is NaN or infinite; the message names the terms and the iteration.
+        FloatingPointError: see ``LossGuard.check``.
         ValueError: accumulate is not positive.
     """
 
@@ -65,10 +68,12 @@ class KDMLTrainer(SupervisedTrainer):
     ) -> None:
         kwargs.setdefault("prepare_batch", prepare_cohort_batch)
         self.acceleration = acceleration or Acceleration(kwargs["device"])
+        self.cohort = self.acceleration.prepare(network)
         self.cohort_loss = loss_function
         self.updated = True
+        self.guard = LossGuard()
         super().__init__(
-            network=self.acceleration.prepare(network),
+            network=processes.share_network(self.cohort),
             loss_function=loss_function,
             accumulation_steps=accumulate,
             decollate=False,
@@ -96,16 +101,17 @@ class KDMLTrainer(SupervisedTrainer):
         place, batches = self._place()
         if place == 1:
             self.optimizer.zero_grad(set_to_none=True)
-        if not self.network.training:  # after a validation; walking through all modules takes its time
+        if not self.cohort.training:  # after a validation; walking through all modules takes its time
             self.network.train()
         with self.acceleration.autocast():
             output[CommonKeys.PRED] = self.inferer(image, self.network)
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
-        terms = self.cohort_loss(output[CommonKeys.PRED], target)
+        samples = 0 if self._is_idle() else len(image)
+        terms = processes.joint_terms(self.cohort_loss, output[CommonKeys.PRED], target, samples=samples)
         loss = output[CommonKeys.LOSS] = terms[LossTerm.LOSS]
         output[OutputKey.LOSS_TERMS] = {name: value.detach() for name, value in terms.items()}
         self.fire_event(IterationEvents.LOSS_COMPLETED)
-        self._check_finite(output[OutputKey.LOSS_TERMS])
+        self.guard.check(output[OutputKey.LOSS_TERMS], self)
         loss = loss if batches == 1 else loss / batches
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
@@ -114,6 +120,11 @@ class KDMLTrainer(SupervisedTrainer):
             self._update()
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return output
+
+    def _is_idle(self) -> bool:
+        """Whether this is a last batch in which this process has no sample of its own, see ``EpochSampler``."""
+        idle = getattr(getattr(self.data_loader, "sampler", None), "idle", False)
+        return bool(idle) and self.state.iteration % self.state.epoch_length == 0
 
     def _place(self) -> tuple[int, int]:
         """Of the batch among those of its optimizer step, from 1, and how many these are."""
@@ -128,11 +139,3 @@ class KDMLTrainer(SupervisedTrainer):
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
-
-    def _check_finite(self, terms: Mapping[str, Tensor]) -> None:
-        if not torch.isfinite(terms[LossTerm.LOSS]):
-            bad = [name for name, value in terms.items() if name != LossTerm.LOSS and not torch.isfinite(value)]
-            raise FloatingPointError(
-                f"loss terms {bad} are not finite in epoch {self.state.epoch}, iteration {self.state.iteration}: start "
-                "again in a new --run_dir with a lower --learning_rate, or look for broken images in this batch."
-            )

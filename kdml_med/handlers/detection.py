@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
+import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 
+from kdml_med.engines.processes import gather, made_by_main
 from kdml_med.handlers.metrics import publish_metrics
 from kdml_med.keys import BatchKey, DetectionColumn, NetworkName, OutputKey
 from kdml_med.metrics.detection import choose_thresholds
@@ -39,36 +44,55 @@ class CohortDetections:
 
     def reset(self) -> None:
         """Forget everything collected."""
-        self.networks: list[str] = []
-        self._frames: list[tuple[str, tuple[str, ...], Detections]] = []
+        self._found: dict[str, list[_Batch]] = {}
+
+    @property
+    def networks(self) -> list[str]:
+        """Names of all networks that were asked."""
+        return list(self._found)
 
     def collect(self, engine: Engine) -> None:
         """Take one batch; identifiers come from the batch, detections from the output."""
         batch = engine.state.batch
         keys = (BatchKey.SAMPLE_ID, BatchKey.SEQUENCE_ID, BatchKey.PATIENT_ID)
-        identifiers = list(zip(*(batch[key] for key in keys), strict=True))
+        identifiers = np.array([batch[key] for key in keys], dtype=object)
         for name, images in engine.state.output[OutputKey.DETECTIONS].items():
-            if name not in self.networks:
-                self.networks.append(str(name))
-            self._frames += [(str(name), of, found) for of, found in zip(identifiers, images, strict=True)]
+            self._found.setdefault(str(name), []).append(_Batch.of(identifiers, images))
 
     def publish(self, engine: Engine) -> None:
-        """Leave the table and the names in the engine's state."""
+        """Leave the table and the names in the engine's state; of several processes the main one has those of all."""
+        parts = gather(self._found)
+        if parts is not None:
+            self._found = {name: [batch for part in parts for batch in part[name]] for name in self._found}
         engine.state.predictions = self.table()
         engine.state.networks = list(self.networks)
 
     def table(self) -> pd.DataFrame:
         """One row per detection, columns of ``DetectionColumn``; network by network, frames in loading order."""
-        rows: list[tuple[Any, ...]] = []
-        for network in self.networks:
-            for name, identifiers, found in self._frames:
-                if name == network:
-                    values = zip(found.scores.tolist(), found.boxes.tolist(), strict=True)
-                    rows += [(*identifiers, network, score, *box) for score, box in values]
-        columns = [*_IDENTIFIERS, DetectionColumn.NETWORK, DetectionColumn.SCORE, *_SIDES]
-        table = pd.DataFrame(rows, columns=[str(column) for column in columns])
-        numbers = [str(column) for column in (DetectionColumn.SCORE, *_SIDES)]
-        return table.astype(dict.fromkeys(numbers, "float64"))
+        batches = [one for found in self._found.values() for one in found]
+        identifiers = np.concatenate([np.empty((3, 0), object), *(one.identifiers for one in batches)], axis=1)
+        names = [name for name, found in self._found.items() for one in found for _ in range(len(one.numbers))]
+        numbers = np.concatenate([np.empty((0, 1 + len(_SIDES))), *(one.numbers for one in batches)])
+        columns = {str(column): own.tolist() for column, own in zip(_IDENTIFIERS, identifiers, strict=True)}
+        columns |= {DetectionColumn.NETWORK.value: names}
+        columns |= {str(column): own for column, own in zip((DetectionColumn.SCORE, *_SIDES), numbers.T, strict=True)}
+        return pd.DataFrame(columns)
+
+
+class _Batch(NamedTuple):
+    """What one network found in the images of a batch, image by image."""
+
+    identifiers: npt.NDArray[np.object_]
+    """[3, detections]; of sample, sequence and patient."""
+    numbers: npt.NDArray[np.float64]
+    """[detections, 5]; score and sides."""
+
+    @classmethod
+    def of(cls, identifiers: npt.NDArray[np.object_], images: Sequence[Detections]) -> _Batch:
+        """Join the detections of images with these identifiers, [3, images]; a GPU is waited for once."""
+        scores, boxes = (torch.cat(parts) for parts in zip(*((one.scores, one.boxes) for one in images), strict=True))
+        counts = [len(one.scores) for one in images]
+        return cls(identifiers.repeat(counts, axis=1), torch.column_stack([scores, boxes]).double().cpu().numpy())
 
 
 class DetectionMetrics(Metric):
@@ -104,14 +128,16 @@ class DetectionMetrics(Metric):
     def completed(self, engine: Engine, name: str) -> None:
         """Put everything into the engine's state; ``name`` is the key metric."""
         self.collector.publish(engine)
-        frames, detections = engine.data_loader.dataset.rows, engine.state.predictions
-        thresholds = choose_thresholds(frames, detections, networks=self.collector.networks)
-        metrics = {
+        metrics = made_by_main(lambda: self._figures(engine.data_loader.dataset.rows, engine.state.predictions))
+        publish_metrics(engine, metrics, key=self.key, name=name, why="the evaluated frames have no box")
+
+    def _figures(self, frames: pd.DataFrame, detections: pd.DataFrame) -> dict[str, float]:
+        networks = self.collector.networks
+        thresholds = choose_thresholds(frames, detections, networks=networks)
+        found = evaluate_detections(frames, detections, threshold=thresholds, networks=networks, resamples=0)
+        return {
             f"{network}_{figure}": math.nan if value is None else float(value)
-            for network, figures in evaluate_detections(
-                frames, detections, threshold=thresholds, networks=self.collector.networks, resamples=0
-            ).items()
+            for network, figures in found.items()
             for figure, value in figures.items()
             if not isinstance(value, list)
         }
-        publish_metrics(engine, metrics, key=self.key, name=name, why="the evaluated frames have no box")

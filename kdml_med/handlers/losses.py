@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from monai.engines import Trainer
 from torch import Tensor
 
-from kdml_med.engines.processes import mean
+from kdml_med.engines.processes import is_main, mean
 from kdml_med.keys import LossColumn, LossTerm, OutputKey, split_loss_name
 from kdml_med.runs import LOSSES_FILE
 from kdml_med.storage.files import write_table
@@ -133,7 +133,8 @@ class LossHistory:
             network, term = split_loss_name(name)
             weight = weights_of(network).get(term, 1.0)
             rows.append((engine.state.epoch, means.iterations, network, term, weight, value))
-        write_epoch(self.path, list(LossColumn), rows, engine.state.epoch)
+        if is_main():
+            write_epoch(self.path, list(LossColumn), rows, engine.state.epoch)
 
 
 def write_epoch(path: Path, columns: Sequence[str], rows: Sequence[tuple[Any, ...]], epoch: int) -> None:

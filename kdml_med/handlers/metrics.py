@@ -13,6 +13,7 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from torch import Tensor
 
+from kdml_med.engines.processes import gather, made_by_main, world_size
 from kdml_med.keys import BatchKey, NetworkName, OutputKey, PredictionColumn
 from kdml_med.metrics.aggregation import AggregationMethod, Level
 from kdml_med.metrics.evaluation import evaluate_predictions
@@ -64,8 +65,19 @@ class CohortPredictions:
         return dict(zip(self.networks, torch.cat(self._batches, dim=1).cpu().double(), strict=True))
 
     def publish(self, engine: Engine) -> None:
-        """Leave the table in the engine's state."""
+        """Leave the table in the engine's state; of several processes the main one has that of all."""
+        self._gather()
         engine.state.predictions = self.table()
+
+    def _gather(self) -> None:
+        """Bring together what the processes have, each of which evaluated a block of the samples."""
+        if world_size() == 1:
+            return
+        parts = gather((self._identifiers, [batch.cpu() for batch in self._batches]))
+        if parts is not None:
+            self._batches = [batch for _, batches in parts for batch in batches]
+            for key in self._identifiers:
+                self._identifiers[key] = [value for identifiers, _ in parts for value in identifiers[key]]
 
     def table(self) -> pd.DataFrame:
         """One row per tile and network, columns of ``PredictionColumn``; network by network, tiles in loading order."""
@@ -132,7 +144,8 @@ class CohortMetrics(Metric):
         self.collector.publish(engine)
         lost = engine.state.predictions[PredictionColumn.PROBABILITY.value].isna().any()
         why = "a network answers with NaN" if lost else f"the evaluated {self.level}s are all of one class"
-        publish_metrics(engine, self._figures(engine.state.predictions), key=self.key, name=name, why=why)
+        figures = made_by_main(lambda: self._figures(engine.state.predictions))
+        publish_metrics(engine, figures, key=self.key, name=name, why=why)
 
     def _figures(self, predictions: pd.DataFrame) -> dict[str, float]:
         result: dict[str, float] = {}

@@ -18,11 +18,12 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
+from kdml_med.engines.processes import is_main
 from kdml_med.handlers.losses import EpochMeans
 from kdml_med.handlers.metrics import UNDEFINED
 from kdml_med.handlers.tensorboard_boxes import box_agreement
 from kdml_med.handlers.tensorboard_curves import calibration_figure, froc_figure, roc_figure
-from kdml_med.handlers.tensorboard_events import take_back
+from kdml_med.handlers.tensorboard_events import has_tag, take_back
 from kdml_med.handlers.tensorboard_frames import frame_figures
 from kdml_med.handlers.tensorboard_settings import settings_summaries
 from kdml_med.handlers.tensorboard_tiles import tile_figures
@@ -99,6 +100,7 @@ class CohortTensorBoard:
         self.settings, self.defaults = dict(settings or {}), dict(defaults or {})
         self.interval, self.times = interval, times
         self.writers: dict[str, SummaryWriter] = {}
+        self.restored = False
 
     @abstractmethod
     def show_validation(self, engine: Engine) -> None:
@@ -111,7 +113,10 @@ class CohortTensorBoard:
     def attach(self, engine: Trainer) -> None:
         """Register with the trainer, and with the evaluator where there is one."""
         _leave_errors_to_writers()
-        EpochMeans.of(engine).listen(self._losses)
+        means = EpochMeans.of(engine)
+        if not is_main():
+            return
+        means.listen(self._losses)
         engine.add_event_handler(Events.EPOCH_STARTED, self._named(self._epoch_started))
         engine.add_event_handler(Events.ITERATION_STARTED(every=self.interval), self._named(self._learning_rates))
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._named(self._epoch_completed))
@@ -173,7 +178,8 @@ class CohortTensorBoard:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing; what was said later is taken back when training goes on."""
+        """What was said later is taken back when training goes on."""
+        self.restored = True
 
     def _epoch_started(self, engine: Engine) -> None:
         if self.writers:
@@ -220,16 +226,18 @@ class CohortTensorBoard:
             writer.flush()
 
     def _finish(self, engine: Engine) -> None:
-        if not self.writers:
+        state = None if self.evaluator is None else self.evaluator.state
+        if state is None or not self.settings or state.best_metric_epoch < 1:
+            self._close()
             return
-        if self.settings and self.evaluator is not None and self.evaluator.state.best_metric_epoch > 0:
+        metric = f"val/best_{state.key_metric_name}"
+        # A run that was killed behind its last checkpoint has nothing left to train, and lacks these.
+        if self.writers or (self.restored and not has_tag(self.log_dir / COHORT_RUN, metric)):
             writer = self.writer(COHORT_RUN)
             # Written here and not by add_hparams, which would open one more run folder.
-            metric = f"val/best_{self.evaluator.state.key_metric_name}"
-            best = float(self.evaluator.state.best_metric)
             for summary in settings_summaries(self.settings, self.defaults, metric=metric):
                 writer._get_file_writer().add_summary(summary)
-            writer.add_scalar(metric, best, self.evaluator.state.best_metric_epoch)
+            writer.add_scalar(metric, float(state.best_metric), state.best_metric_epoch)
         self._close()
 
     def _close_and_raise(self, engine: Engine, error: Exception) -> None:

@@ -38,6 +38,12 @@ def take_back(log_dir: Path, keep: Callable[[str, int], bool]) -> None:
             write_atomically(path, kept)
 
 
+def has_tag(folder: Path, tag: str) -> bool:
+    """Whether an event file below a folder has a point with a tag."""
+    files = (path.read_bytes() for path in folder.rglob(EVENT_FILES))
+    return any(value.tag == tag for content in files for _, event in _records(content) for value in event.summary.value)
+
+
 def _records(content: bytes) -> Iterator[tuple[bytes, Event]]:
     """Whole records and their events; a process that is killed can leave a part of one at the end."""
     start = 0

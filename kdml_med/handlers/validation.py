@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import mul
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from monai.engines import Evaluator, Trainer
 from monai.utils import CommonKeys
 from torch import Tensor
 
+from kdml_med.engines.processes import is_main, total
 from kdml_med.handlers.losses import write_epoch
 from kdml_med.handlers.metrics import UNDEFINED
 from kdml_med.keys import HistoryColumn, NetworkName, network_order
@@ -19,6 +21,7 @@ from kdml_med.runs import HISTORY_FILE
 
 LOSS_FIGURE = "loss"
 """Name of the validation loss beside the other figures."""
+_SAMPLES = "samples"
 
 
 class ValidationHistory:
@@ -77,15 +80,18 @@ class ValidationHistory:
         self._counts.append(count)
 
     def _validated(self, engine: Engine) -> None:
-        for name, losses in self._losses.items():
-            # Read once, and summed in double precision.
-            each = zip(self._counts, torch.stack(losses).tolist(), strict=True)
-            engine.state.metrics[f"{name}_{LOSS_FIGURE}"] = sum(count * value for count, value in each) / sum(self._counts)
+        # Read once, and summed in double precision.
+        losses = {name: torch.stack(values).tolist() for name, values in self._losses.items()}
+        sums = {name: sum(map(mul, self._counts, values)) for name, values in losses.items()}
+        whole = total({**sums, _SAMPLES: sum(self._counts)})
+        samples = whole.pop(_SAMPLES)
+        for name, value in whole.items():
+            engine.state.metrics[f"{name}_{LOSS_FIGURE}"] = value / samples
 
     def _epoch_completed(self, engine: Engine) -> None:
         epoch = engine.state.epoch
-        if self.evaluator.state.epoch != epoch:
-            return  # it was not validated
+        if self.evaluator.state.epoch != epoch or not is_main():
+            return  # it was not validated, or another process tells
         rows = [
             (epoch, name, figure, value)
             for name in sorted([*self.networks, NetworkName.ENSEMBLE.value], key=network_order)

@@ -6,13 +6,15 @@ Every function works on all anchors of a batch at once, takes images without box
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdml_med.losses.cohort import CohortLoss
+from kdml_med.losses.cohort import CohortLoss, Joint
 from kdml_med.networks.anchors import AnchorPredictions, MatchedAnchors, anchor_grid, decode_boxes, match_anchors
 
 FOCUS = 2.0
@@ -20,14 +22,48 @@ FOCUS = 2.0
 
 
 _TINY_AREA = 1e-9
+_TINY_WEIGHT = 1e-6
 
 
-class DetectionTarget(NamedTuple):
-    """Ground truth of a batch as all networks see it."""
+class PositiveAnchors(NamedTuple):
+    """The anchors of a batch that stand for boxes, image by image."""
+
+    place: Tensor
+    """int64, [positives]; among all anchors of all images, image by image."""
+    anchors: Tensor
+    """float32, [positives, 4]."""
+    boxes: Tensor
+    """float32, [positives, 4]; what they stand for."""
+
+
+@dataclass(frozen=True)
+class DetectionTarget:
+    """Ground truth of a batch as all networks see it.
+
+    Attributes:
+        matched: what it says about every anchor.
+        anchors: float32, [anchors, 4].
+        joint: of processes that share the batch, see ``CohortLoss``.
+    """
 
     matched: MatchedAnchors
     anchors: Tensor
-    """float32, [anchors, 4]."""
+    joint: Joint | None = None
+
+    @cached_property
+    def positives(self) -> PositiveAnchors:
+        """Looked for once for all networks and terms, as a GPU has to be waited for to know how many there are."""
+        image, anchor = self.matched.positive.nonzero(as_tuple=True)
+        place = image * len(self.anchors) + anchor
+        return PositiveAnchors(place, self.anchors[anchor], self.matched.boxes.flatten(0, 1)[place])
+
+    @cached_property
+    def divisor(self) -> Tensor | int:
+        """Of means over the positive anchors of the batch, at least 1."""
+        count = len(self.positives.place)
+        if self.joint is None:
+            return max(count, 1)
+        return self.joint.divisor(self.anchors.new_tensor(float(count)), 1.0)
 
 
 def pair_iou(boxes: Tensor, others: Tensor) -> Tensor:
@@ -51,8 +87,8 @@ def pair_giou(boxes: Tensor, others: Tensor) -> Tensor:
 
 def positive_boxes(prediction: AnchorPredictions, target: DetectionTarget) -> Tensor:
     """Decoded boxes of the positive anchors of a batch: [positives, 4]."""
-    image, anchor = target.matched.positive.nonzero(as_tuple=True)
-    return decode_boxes(prediction.deltas[image, anchor], target.anchors[anchor])
+    positives = target.positives
+    return decode_boxes(prediction.deltas.flatten(0, 1).index_select(0, positives.place), positives.anchors)
 
 
 def quality_focal_loss(prediction: AnchorPredictions, target: DetectionTarget) -> Tensor:
@@ -67,14 +103,14 @@ def quality_focal_loss(prediction: AnchorPredictions, target: DetectionTarget) -
     Source:
         Li et al. 2020, Generalized Focal Loss, arXiv:2006.04388, equation 1.
     """
-    positive = target.matched.positive
-    logits = prediction.logits.squeeze(-1).float()
-    quality = torch.zeros_like(logits)
+    positives = target.positives
+    logits = prediction.logits.float().flatten()
     with torch.no_grad():
-        quality[positive] = pair_iou(positive_boxes(prediction, target), target.matched.boxes[positive])
+        overlap = pair_iou(positive_boxes(prediction, target), positives.boxes)
+        quality = torch.zeros_like(logits).index_copy(0, positives.place, overlap)
     entropy = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
     distance = (torch.sigmoid(logits) - quality).abs().pow(FOCUS)
-    return (distance * entropy).sum() / positive.sum().clamp(min=1)
+    return (distance * entropy).sum() / target.divisor
 
 
 def box_loss(prediction: AnchorPredictions, target: DetectionTarget) -> Tensor:
@@ -83,7 +119,7 @@ def box_loss(prediction: AnchorPredictions, target: DetectionTarget) -> Tensor:
     Source:
         Rezatofighi et al. 2019, arXiv:1902.09630.
     """
-    return _mean(1 - _giou(positive_boxes(prediction, target), target), prediction)
+    return _mean(1 - _giou(positive_boxes(prediction, target), target), target)
 
 
 def anchor_divergence(
@@ -123,7 +159,9 @@ def anchor_divergence(
     )
     weight = torch.maximum(torch.sigmoid(wanted), torch.sigmoid(logits.detach()))
     weight = torch.where(target.matched.positive.unsqueeze(-1), torch.ones_like(weight), weight)
-    return (weight * divergence).sum() / weight.sum().clamp(min=1e-6) * temperature**2
+    whole = weight.sum()
+    divisor = whole.clamp(min=_TINY_WEIGHT) if target.joint is None else target.joint.divisor(whole, _TINY_WEIGHT)
+    return (weight * divergence).sum() / divisor * temperature**2
 
 
 def bounded_box_loss(
@@ -144,7 +182,7 @@ def bounded_box_loss(
     error = 1 - _giou(positive_boxes(student, target), target)
     with torch.no_grad():
         bound = 1 - _giou(positive_boxes(source, target), target)
-    return _mean(torch.where(error.detach() + margin > bound, error, torch.zeros_like(error)), student)
+    return _mean(torch.where(error.detach() + margin > bound, error, torch.zeros_like(error)), target)
 
 
 class DetectionCohortLoss(CohortLoss):
@@ -196,8 +234,8 @@ class DetectionCohortLoss(CohortLoss):
                     "background: set num_classes to 1."
                 )
         boxes, (height, width) = target
-        anchors, _ = anchor_grid(height, width)
-        return DetectionTarget(match_anchors(boxes, height, width), anchors.to(boxes[0].device))
+        anchors, _ = anchor_grid(height, width, boxes[0].device)
+        return DetectionTarget(match_anchors(boxes, height, width), anchors, self.joint)
 
     def task_loss(self, prediction: AnchorPredictions, target: DetectionTarget) -> Tensor:
         """Classification and boxes against the labels."""
@@ -228,7 +266,7 @@ class DetectionCohortLoss(CohortLoss):
 
 
 def _giou(boxes: Tensor, target: DetectionTarget) -> Tensor:
-    return pair_giou(boxes, target.matched.boxes[target.matched.positive])
+    return pair_giou(boxes, target.positives.boxes)
 
 
 def _shared_and_union(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,6 +276,6 @@ def _shared_and_union(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     return shared, areas[0] + areas[1] - shared
 
 
-def _mean(values: Tensor, prediction: AnchorPredictions) -> Tensor:
-    # Without positive anchors the graph must still reach the network: DDP waits for every gradient.
-    return values.mean() if len(values) else prediction.deltas.float().sum() * 0.0
+def _mean(values: Tensor, target: DetectionTarget) -> Tensor:
+    """Mean over the positive anchors of the batch; 0 without any, with a gradient, for which DDP waits."""
+    return values.sum() / target.divisor

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from monai.apps.detection.utils.anchor_utils import AnchorGenerator
-from monai.apps.detection.utils.ATSS_matcher import ATSSMatcher
 from torch import Tensor
 
 STRIDES = (8, 16, 32, 64)
@@ -26,6 +26,7 @@ CANDIDATES_PER_LEVEL = 9
 CENTRE_WEIGHT, SIDE_WEIGHT = 10.0, 5.0
 # No box grows further than this from its anchor: exponentials of an untrained network would overflow.
 MAX_LOG_GROWTH = math.log(1000 / 16)
+_INSIDE = 0.01  # pixels that the centre of an anchor lies within its box at least
 
 
 class AnchorPredictions(NamedTuple):
@@ -49,13 +50,14 @@ class MatchedAnchors(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-@torch.inference_mode(False)  # else those that an evaluation asks for first could not be trained with
-def anchor_grid(height: int, width: int) -> tuple[Tensor, tuple[int, ...]]:
-    """All anchors of an input size.
+@torch.inference_mode(mode=False)
+def anchor_grid(height: int, width: int, device: torch.device | str = "cpu") -> tuple[Tensor, tuple[int, ...]]:
+    """All anchors of an input size; made once, and not to be written to.
 
     Args:
         height: of the input, pixels.
         width: likewise.
+        device: where they are kept.
 
     Returns:
         float32, [anchors, 4], level by level and row by row, and the number of anchors of each level.
@@ -69,7 +71,7 @@ def anchor_grid(height: int, width: int) -> tuple[Tensor, tuple[int, ...]]:
     generator = AnchorGenerator(sizes=sizes, aspect_ratios=((1.0,),) * len(STRIDES), indexing="xy")
     grids = [[height // stride, width // stride] for stride in STRIDES]
     levels = generator.grid_anchors(grids, [[torch.tensor(stride)] * 2 for stride in STRIDES])
-    return torch.cat(levels).float(), tuple(len(level) for level in levels)
+    return torch.cat(levels).float().to(device), tuple(len(level) for level in levels)
 
 
 def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
@@ -93,14 +95,33 @@ def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
-@lru_cache(maxsize=1)
-def _matcher() -> ATSSMatcher:
-    # Made once: it writes a line to the log each time.
-    return ATSSMatcher(num_candidates=CANDIDATES_PER_LEVEL, center_in_gt=True)
+def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union of boxes with their partners, as MONAI's ``box_iou`` has it to the bit.
+
+    That function takes each box of one image with each other and waits for a GPU to look for NaN.
+
+    Args:
+        boxes: float32, [..., 4].
+        others: likewise; the leading dimensions of both are broadcast.
+
+    Returns:
+        float32, [...]; 0 for boxes without an area.
+    """
+    xmin, ymin, xmax, ymax = boxes.unbind(-1)
+    other_xmin, other_ymin, other_xmax, other_ymax = others.unbind(-1)
+    shared = (torch.minimum(xmax, other_xmax) - torch.maximum(xmin, other_xmin)).clamp(min=0)
+    shared = shared * (torch.minimum(ymax, other_ymax) - torch.maximum(ymin, other_ymin)).clamp(min=0)
+    areas = (xmax - xmin) * (ymax - ymin) + (other_xmax - other_xmin) * (other_ymax - other_ymin)
+    return shared / (areas - shared + torch.finfo(torch.float32).eps)
 
 
+@torch.no_grad()
 def match_anchors(boxes: Sequence[Tensor], height: int, width: int) -> MatchedAnchors:
-    """Decide which anchors stand for which boxes.
+    """Decide which anchors stand for which boxes; the boxes of all images at once.
+
+    On each level the anchors whose centres are nearest to that of a box are its candidates. Those become positive that
+    lie in the box and overlap it by at least the mean and standard deviation of its candidates; an anchor of several
+    boxes is for the one that it overlaps most.
 
     Args:
         boxes: one float tensor [boxes, 4] for each image; may be empty.
@@ -111,15 +132,49 @@ def match_anchors(boxes: Sequence[Tensor], height: int, width: int) -> MatchedAn
         On the device of the boxes. An image without boxes has no positive anchor.
 
     Source:
-        ATSS: Zhang et al. 2020, arXiv:1912.02424, algorithm 1, in MONAI's version.
+        ATSS: Zhang et al. 2020, arXiv:1912.02424, algorithm 1. It equals MONAI's ``ATSSMatcher``, which takes one image
+        at a time and works out the overlaps with all anchors.
     """
-    grid, per_level = anchor_grid(height, width)
-    anchors = grid.to(boxes[0].device)
-    positive = torch.zeros(len(boxes), len(anchors), dtype=torch.bool, device=anchors.device)
-    matched = torch.zeros(len(boxes), len(anchors), 4, device=anchors.device)
-    for index, truth in enumerate(boxes):
-        if len(truth):
-            _, matches = _matcher().compute_matches(truth.float(), anchors, per_level, 1)
-            positive[index] = matches >= 0
-            matched[index][matches >= 0] = truth.float()[matches[matches >= 0]]
-    return MatchedAnchors(positive, matched)
+    truth = torch.cat(list(boxes)).float()
+    anchors, per_level = anchor_grid(height, width, truth.device)
+    everything = len(boxes) * len(anchors)
+    # One more row: no box.
+    known = torch.cat([truth, truth.new_zeros(1, 4)])
+    owner = torch.full((everything,), len(truth), device=truth.device)
+    if len(truth):
+        candidate = _nearest(truth, anchors, per_level)
+        overlap = overlaps(truth[:, None], anchors[candidate])
+        least = overlap.mean(dim=1) + overlap.std(dim=1)
+        positive = (overlap >= least[:, None]) & _contains(truth[:, None], _centres(anchors)[candidate])
+        image = torch.arange(len(boxes)).repeat_interleave(torch.tensor([len(own) for own in boxes]))
+        place = (image.to(truth.device)[:, None] * len(anchors) + candidate).flatten()
+        # What is not positive takes part with less than any overlap, so that no step waits to count what is.
+        strength = torch.where(positive, overlap, -1.0).flatten()
+        best = strength.new_zeros(everything).scatter_reduce(0, place, strength, "amax")
+        number = torch.arange(len(truth), device=truth.device).repeat_interleave(candidate.shape[1])
+        number = torch.where(strength == best[place], number, len(truth))
+        owner = owner.scatter_reduce(0, place, number, "amin")
+    owner = owner.view(len(boxes), len(anchors))
+    return MatchedAnchors(owner < len(truth), known[owner])
+
+
+def _nearest(boxes: Tensor, anchors: Tensor, per_level: tuple[int, ...]) -> Tensor:
+    """The anchors of each level whose centres are nearest to those of boxes [n, 4]: int64, [n, candidates]."""
+    across, down = (_centres(boxes)[:, None] - _centres(anchors)).unbind(-1)
+    distance = (across.pow(2) + down.pow(2)).sqrt()
+    starts = accumulate(per_level[:-1], initial=0)
+    levels = zip(distance.split(per_level, dim=1), per_level, starts, strict=True)
+    chosen = [
+        level.topk(min(CANDIDATES_PER_LEVEL, count), dim=1, largest=False).indices + start
+        for level, count, start in levels
+    ]
+    return torch.cat(chosen, dim=1)
+
+
+def _contains(boxes: Tensor, points: Tensor) -> Tensor:
+    """Whether points lie in their boxes and not on the border; both with the same leading dimensions."""
+    return (torch.minimum(points - boxes[..., :2], boxes[..., 2:] - points) > _INSIDE).all(dim=-1)
+
+
+def _centres(boxes: Tensor) -> Tensor:
+    return (boxes[..., :2] + boxes[..., 2:]) / 2

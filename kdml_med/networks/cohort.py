@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,13 @@ from kdml_med.networks.stages import answer_with_features, shared_strides
 from kdml_med.networks.weights import load_initial_weights, read_state_dict
 
 
+class TeacherMemory(Protocol):
+    """Answers for a frozen teacher; ``kdml_med.networks.remembered.RememberedTeacher`` is one."""
+
+    def answer(self, teacher: nn.Module, image: Tensor, strides: Sequence[int]) -> Any:
+        """What the teacher answers to images, with its feature maps at these strides."""
+
+
 class Cohort(nn.Module):
     """A teacher (or none) and at least one student.
 
@@ -28,6 +35,7 @@ class Cohort(nn.Module):
         features: classifiers answer with feature maps as well while the cohort is in training mode.
 
     Attributes:
+        remembered: answers in place of a frozen teacher; None lets it answer itself.
         in_float32: names of networks that are computed in float32 where the others are under autocast.
         compiled: what is called in training mode instead of a network, by its name; the network itself, compiled.
 
@@ -47,6 +55,7 @@ class Cohort(nn.Module):
         if frozen_teacher and not self.has_teacher:
             raise ValueError("frozen_teacher needs a teacher.")
         self.frozen_teacher = frozen_teacher
+        self.remembered: TeacherMemory | None = None
         if frozen_teacher:
             self.networks[NetworkName.TEACHER].requires_grad_(False).eval()
         self.feature_strides = shared_strides(networks) if features else ()
@@ -91,7 +100,10 @@ class Cohort(nn.Module):
             frozen = self.frozen_teacher and name == NetworkName.TEACHER
             with self._precision(name, image), torch.no_grad() if frozen else contextlib.nullcontext():
                 called = self.compiled.get(name, network) if self.training else network
-                answers[name] = answer_with_features(network, image, strides) if strides else called(image)
+                if frozen and self.remembered is not None:
+                    answers[name] = self.remembered.answer(network, image, strides)
+                else:
+                    answers[name] = answer_with_features(network, image, strides) if strides else called(image)
         return answers
 
     def _precision(self, name: str, image: Tensor) -> AbstractContextManager[Any]:

@@ -160,6 +160,14 @@ def test_one_class_is_nothing_to_learn_from(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_answers_of_a_teacher_that_learns_are_not_kept(copy: Path, tmp_path: Path) -> None:
+    settings = training(copy, tmp_path, cache_teacher="disk")
+    with pytest.raises(InputError, match=r"--cache_teacher keeps what a frozen teacher answers.*--teacher_checkpoint"):
+        prepare_training(settings, demo_dir="demo")
+    with pytest.raises(InputError, match="only the answers of a frozen teacher"):
+        build_training_cohort(settings, num_classes=2)
+
+
 def test_wrong_networks_and_losses_are_said_in_one_line(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown version 'v9'"):
         build_training_cohort(training(copy, tmp_path, version="v9"), num_classes=2)

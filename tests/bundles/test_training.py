@@ -17,11 +17,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kdml_med.errors import INTERRUPTED, InputError
 from kdml_med.runs import RunDescription, load_cohort, load_network
+from kdml_med.storage.manifest import read_manifest
 from tests.bundles.conftest import (
     CONFIGS,
     REPOSITORY,
     bundle_command,
-    kill_after_an_epoch,
+    kill_at_a_checkpoint,
+    points_without_speed,
     read_json,
     run_bundle,
     train_words,
@@ -103,11 +105,12 @@ def test_same_command_gives_the_same_bytes(dataset: Path, trained: Path, tmp_pat
 
 def test_killed_training_goes_on_to_the_same_bytes(dataset: Path, trained: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "killed"
-    kill_after_an_epoch(train_words(dataset, run_dir), run_dir)
+    kill_at_a_checkpoint(train_words(dataset, run_dir), run_dir)
     result = run_bundle(*train_words(dataset, run_dir))
-    assert "Going on behind epoch" in result.stdout
+    assert "Going on behind " in result.stdout
     resumed, uninterrupted = contents(run_dir), contents(trained)
     assert [name for name in resumed if resumed[name] != uninterrupted[name]] == []
+    assert points_without_speed(run_dir) == points_without_speed(trained)
 
 
 def test_finished_run_is_left_as_it_is(dataset: Path, trained: Path, tmp_path: Path) -> None:
@@ -155,6 +158,21 @@ def test_trained_teacher_is_frozen(dataset: Path, trained: Path, tmp_path: Path)
     before = torch.load(teacher, weights_only=True)
     after = torch.load(tmp_path / "run/checkpoints/teacher.pt", weights_only=True)
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_answers_that_are_kept_change_nothing_and_spare_the_teacher(
+    dataset: Path, trained: Path, tmp_path: Path
+) -> None:
+    more = ["--teacher_checkpoint", str(trained / "checkpoints/teacher.pt"), "--repeat_views", "1"]
+    run_bundle(*train_words(dataset, tmp_path / "plain", *more))
+    cached = [*more, "--cache_teacher", str(tmp_path / "answers")]
+    splits = read_manifest(dataset).merge(pd.read_csv(dataset / "splits.csv"), on="patient_id")["split"]
+    tiles = int((splits != "test").sum())  # of training and validation, each in two epochs
+    for name, asked, known in (("first", tiles, tiles), ("second", 0, 2 * tiles)):
+        result = run_bundle(*train_words(dataset, tmp_path / name, *cached))
+        said = f"The teacher was asked about {asked} images; to {known} its answers were known."
+        assert said in result.stdout + result.stderr
+        assert contents(tmp_path / name) == contents(tmp_path / "plain")
 
 
 def test_one_student_learns_from_predictions_and_the_other_from_features(dataset: Path, tmp_path: Path) -> None:

@@ -221,6 +221,30 @@ def test_only_points_that_are_kept_stay_in_event_files(tmp_path: Path) -> None:
     take_back(tmp_path / "absent", lambda tag, step: False)
 
 
+def test_a_run_killed_behind_its_last_checkpoint_gets_its_settings_and_a_finished_one_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    def go_on() -> None:
+        handler = CohortTensorBoard(tmp_path, optimizer(), evaluator, settings={"beta": 1.0})
+        handler.show_validation = lambda engine: None
+        handler.load_state_dict({})
+        train(handler, evaluator, epochs=2, done=2)
+
+    evaluator = validated(*cohort(networks=NETWORKS))
+    handler = CohortTensorBoard(tmp_path, optimizer(), evaluator)
+    handler.show_validation = lambda engine: None
+    train(handler, evaluator, epochs=2)
+    assert "_hparams_/session_start_info" not in events_of(tmp_path, "cohort").summary_metadata
+    before = sorted(tmp_path.rglob("events*"))
+    go_on()
+    assert [point.value for point in events_of(tmp_path, "cohort").Scalars("val/best_ensemble_ap")] == [0.5]
+    assert "_hparams_/session_start_info" in events_of(tmp_path, "cohort").summary_metadata
+    after = sorted(tmp_path.rglob("events*"))
+    assert len(after) == len(before) + 1
+    go_on()
+    assert sorted(tmp_path.rglob("events*")) == after
+
+
 def test_an_evaluation_outside_of_training_writes_nothing(tmp_path: Path) -> None:
     evaluator = validated(*cohort(networks=NETWORKS))
     handler = DetectionTensorBoard(tmp_path / "events", optimizer(), evaluator, frames=1, worst_frames=0)

@@ -1,0 +1,196 @@
+"""What a frozen teacher has answered before, so that it need not answer to the same image again.
+
+An answer depends on nothing but the weights, the image and the arithmetic. Its key is a hash of the image as the teacher
+sees it, after every transform: what another seed, another setting or an edited config changes is another image, and an
+image that comes again, in another epoch or in another run, is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from kdml_med.keys import NetworkName
+from kdml_med.networks.cohort import Cohort
+from kdml_med.networks.stages import answer_with_features
+
+Bytes = npt.NDArray[np.uint8]
+
+_KEY_BYTES = 16
+
+
+class Records(Protocol):
+    """Where answers are kept; ``kdml_med.storage.records.RecordStore`` is one."""
+
+    def read(self, keys: Sequence[bytes]) -> tuple[npt.NDArray[np.bool_], Bytes]:
+        """Which keys there are, bool [keys], and their records, uint8 [keys, size]."""
+
+    def write(self, keys: Sequence[bytes], records: Bytes) -> None:
+        """Keep records, uint8 [keys, size]."""
+
+
+class RememberedTeacher:
+    """Asks a frozen teacher only about images that it has not seen, in training and in evaluation.
+
+    Args:
+        open_records: called with a name, for what is answered under the same circumstances, and the bytes of a record.
+        features: keep feature maps, too, which losses with links by features read; without, answers of detectors come
+            without their pyramid.
+
+    Attributes:
+        asked: images that the teacher answered to.
+        known: images whose answers were there.
+    """
+
+    def __init__(self, open_records: Callable[[str, int], Records], *, features: bool = False) -> None:
+        self._open, self._features = open_records, features
+        self._weights: str | None = None
+        self._opened: dict[str, tuple[_Layout, Records]] = {}
+        self.asked = self.known = 0
+
+    def attach(self, cohort: Cohort) -> None:
+        """Answer for the teacher of a cohort from now on.
+
+        Raises:
+            ValueError: its teacher is not frozen.
+        """
+        if not cohort.frozen_teacher:
+            raise ValueError("only the answers of a frozen teacher stay the same: name it by teacher_checkpoint.")
+        cohort.remembered = self
+        cohort.networks[NetworkName.TEACHER].register_load_state_dict_post_hook(lambda *_: self._forget_weights())
+
+    def answer(self, teacher: nn.Module, image: Tensor, strides: Sequence[int]) -> Any:
+        """What the teacher answers.
+
+        Args:
+            teacher: in evaluation mode.
+            image: float, [batch, channels, height, width].
+            strides: of the feature maps that are asked for.
+        """
+        circumstances = self._circumstances(teacher, image, strides)
+        keys = _hash_images(image)
+        if circumstances not in self._opened:  # nobody but the teacher knows what its answers look like
+            layout = _Layout.of(self._ask(teacher, image[:1], strides))
+            name = hashlib.sha256(f"{circumstances} {layout}".encode()).hexdigest()[:32]
+            self._opened[circumstances] = layout, self._open(name, layout.size)
+        layout, records = self._opened[circumstances]
+        there, found = records.read(keys)
+        missing = np.flatnonzero(~there)
+        if len(missing):
+            rest = image if len(missing) == len(keys) else image[torch.from_numpy(missing).to(image.device)]
+            found[missing] = layout.pack(self._ask(teacher, rest, strides))
+            records.write([keys[place] for place in missing], found[missing])
+        self.asked += len(missing)
+        self.known += len(keys) - len(missing)
+        return layout.unpack(found, image.device)
+
+    def _ask(self, teacher: nn.Module, image: Tensor, strides: Sequence[int]) -> Any:
+        answer = answer_with_features(teacher, image, strides) if strides else teacher(image)
+        return answer if self._features or isinstance(answer, Tensor) else answer._replace(features=())
+
+    def _circumstances(self, teacher: nn.Module, image: Tensor, strides: Sequence[int]) -> str:
+        """All that an answer depends on but the image itself."""
+        if self._weights is None:
+            self._weights = _hash_network(teacher)
+        kind = image.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        machine = torch.backends.cpu.get_cpu_capability() if kind == "cpu" else torch.cuda.get_device_name(image.device)
+        shape = tuple(image.shape[1:])
+        facts = [self._weights, torch.__version__, kind, machine, autocast, shape, image.dtype, _is_channels_last(image)]
+        return " ".join(map(str, [*facts, tuple(strides)]))
+
+    def _forget_weights(self) -> None:
+        self._weights = None
+
+
+class _Part(NamedTuple):
+    """One tensor of an answer, without the images of the batch."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    channels_last: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes for an image."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How answers are laid out in bytes.
+
+    Attributes:
+        kind: a tensor, or a named tuple of tensors whose last field are feature maps.
+        parts: all tensors in order.
+    """
+
+    kind: type
+    parts: tuple[_Part, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the answer to one image."""
+        return sum(part.size for part in self.parts)
+
+    @classmethod
+    def of(cls, answer: Any) -> _Layout:
+        """The layout of answers like this one."""
+        parts = [_Part(tuple(part.shape[1:]), part.dtype, _is_channels_last(part)) for part in _tensors(answer)]
+        return cls(Tensor if isinstance(answer, Tensor) else type(answer), tuple(parts))
+
+    def pack(self, answer: Any) -> Bytes:
+        """uint8, [batch, size]."""
+        rows = []
+        for tensor, part in zip(_tensors(answer), self.parts, strict=True):
+            ordered = tensor.permute(0, 2, 3, 1) if part.channels_last else tensor
+            rows.append(ordered.detach().contiguous().flatten(1).view(torch.uint8))
+        packed: Bytes = torch.cat(rows, dim=1).cpu().numpy()
+        return packed
+
+    def unpack(self, rows: Bytes, device: torch.device) -> Any:
+        """The answer of these bytes."""
+        tensors = []
+        for part, own in zip(self.parts, torch.from_numpy(rows).split([part.size for part in self.parts], 1), strict=True):
+            flat = own.contiguous().view(part.dtype).to(device)
+            if part.channels_last:
+                channels, height, width = part.shape
+                tensors.append(flat.view(-1, height, width, channels).permute(0, 3, 1, 2))
+            else:
+                tensors.append(flat.view(-1, *part.shape))
+        if self.kind is Tensor:
+            return tensors[0]
+        plain = len(self.kind._fields) - 1  # type: ignore[attr-defined]
+        return self.kind(*tensors[:plain], tuple(tensors[plain:]))
+
+
+def _tensors(answer: Any) -> list[Tensor]:
+    return [answer] if isinstance(answer, Tensor) else [*answer[:-1], *answer[-1]]
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _hash_images(image: Tensor) -> list[bytes]:
+    """A key for each image of a batch, of its bytes as they lie in memory."""
+    ordered = image.permute(0, 2, 3, 1) if _is_channels_last(image) else image
+    pixels = ordered.detach().contiguous().flatten(1).view(torch.uint8).cpu().numpy()
+    return [hashlib.blake2b(own.data, digest_size=_KEY_BYTES).digest() for own in pixels]
+
+
+def _hash_network(network: nn.Module) -> str:
+    """SHA-256 of what a network is made of and of its weights."""
+    digest = hashlib.sha256(str(network).encode())
+    for name, value in network.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()

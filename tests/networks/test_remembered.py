@@ -1,0 +1,194 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kdml_med.losses import ClassificationCohortLoss, DetectionCohortLoss
+from kdml_med.networks import Cohort, build_cohort
+from kdml_med.networks.answers import ClassifierAnswer
+from kdml_med.networks.remembered import RememberedTeacher
+from tests.networks.tiny import STAGED, TINY, TinyNet
+
+DETECTOR = {"name": "retinanet", "width": 16, "head_convs": 1, "last_block": 13}
+
+
+class Kept:
+    """Records in memory, by name."""
+
+    def __init__(self):
+        self.stores = {}
+        self.name = None
+
+    def open(self, name, size):
+        return Shelf(self.stores.setdefault(name, {}), size)
+
+
+class Shelf:
+    def __init__(self, records, size):
+        self.records, self.size = records, size
+
+    def read(self, keys):
+        empty = bytes(self.size)
+        rows = [np.frombuffer(self.records.get(key, empty), np.uint8) for key in keys]
+        return np.array([key in self.records for key in keys]), np.stack(rows)
+
+    def write(self, keys, records):
+        assert records.shape == (len(keys), self.size)
+        self.records |= {key: bytes(record) for key, record in zip(keys, records, strict=True)}
+
+
+def freeze(cohort):
+    return Cohort(dict(cohort.networks.items()), frozen_teacher=True, features=bool(cohort.feature_strides))
+
+
+def classifiers(**settings):
+    return freeze(build_cohort(**({"teacher": TINY, "students": [TINY, TINY]} | settings)))
+
+
+def detectors():
+    return freeze(build_cohort(task="detection", num_classes=1, teacher=DETECTOR, students=[DETECTOR]))
+
+
+def images(*seeds, side=64):
+    return torch.stack([torch.randn(3, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def remembering(cohort, kept=None, **settings):
+    memory = RememberedTeacher((kept or Kept()).open, **settings)
+    memory.attach(cohort)
+    return memory
+
+
+class Spy(nn.Module):
+    """Counts what a teacher is asked."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.calls = network, []
+
+    def forward(self, image):
+        self.calls.append(len(image))
+        return self.network(image)
+
+
+def test_images_that_come_again_are_not_shown_to_the_teacher():
+    cohort = Cohort({"teacher": Spy(TinyNet(2)), "student_0": TinyNet(2)}, frozen_teacher=True)
+    memory, asked = remembering(cohort), cohort.networks["teacher"].calls
+    expected = cohort.networks["teacher"].network(images(1, 2, 3, 4))
+    assert torch.equal(cohort(images(1, 2, 3))["teacher"], expected[:3])
+    assert asked == [1, 3]  # one to see what its answers look like
+    assert torch.equal(cohort(images(3, 1))["teacher"], expected[[2, 0]])
+    assert asked == [1, 3]
+    torch.testing.assert_close(cohort(images(2, 4))["teacher"], expected[[1, 3]])
+    assert asked == [1, 3, 1]
+    assert (memory.known, memory.asked) == (3, 4)
+    # The students answer every time.
+    assert torch.equal(cohort(images(2, 4))["student_0"], cohort.networks["student_0"](images(2, 4)))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", ["plain", "staged", "detectors"])
+def test_remembered_answers_are_to_the_bit_what_the_teacher_says(kind, layout, autocast):
+    if kind == "detectors":
+        cohort = detectors()
+    else:
+        network = {"plain": TINY, "staged": STAGED}[kind]
+        cohort = classifiers(teacher=network, students=[network], features=kind == "staged")
+    cohort = cohort.to(memory_format=layout).train()
+    plain, image = copy.deepcopy(cohort), images(1, 2, 3, 4).contiguous(memory_format=layout)
+    memory = remembering(cohort, features=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        expected = plain(image)["teacher"]
+        answers = [cohort(image)["teacher"] for _ in range(2)]
+    assert (memory.asked, memory.known) == (4, 4)
+    for answer in answers:
+        assert type(answer) is type(expected)
+        for one, other in zip(flat(answer), flat(expected), strict=True):
+            assert one.dtype == other.dtype
+            assert one.stride() == other.stride() or one.ndim < 4
+            assert torch.equal(one, other)
+            assert not one.requires_grad
+
+
+def flat(answer):
+    return [answer] if isinstance(answer, torch.Tensor) else [*answer[:-1], *answer[-1]]
+
+
+def test_what_makes_the_answer_another_one_is_another_question():
+    kept, image = Kept(), images(1, 2)
+    remembered_before(kept, classifiers(), image)
+
+    def known(cohort, image):
+        memory = remembered_before(kept, cohort, image)
+        return memory.known
+
+    assert known(classifiers(), image) == 2
+    assert known(classifiers(seed=1), image) == 0
+    assert known(classifiers(teacher={"name": TINY, "width": 5}), image) == 0
+    assert known(classifiers(), image + 1e-6) == 0
+    assert known(classifiers(), images(1, 2, side=32)) == 0
+    assert known(classifiers(), image.contiguous(memory_format=torch.channels_last)) == 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert known(classifiers(), image) == 0
+    assert known(classifiers(), image[1:]) == 1
+
+
+def remembered_before(kept, cohort, image):
+    """The memory of a cohort, after it has answered as its teacher does."""
+    memory = remembering(cohort, kept)
+    assert torch.equal(cohort(image)["teacher"], cohort.networks["teacher"](image))
+    return memory
+
+
+def test_weights_that_are_loaded_later_are_asked_anew():
+    cohort, other = classifiers(), classifiers(seed=1)
+    remembering(cohort)
+    image = images(1, 2)
+    first = cohort(image)["teacher"]
+    cohort.load_state_dict(other.state_dict())
+    assert torch.equal(cohort(image)["teacher"], other.networks["teacher"](image))
+    assert not torch.equal(cohort(image)["teacher"], first)
+
+
+def test_feature_maps_are_kept_where_they_are_learned_from_and_only_there():
+    cohort, staged = detectors(), classifiers(teacher=STAGED, students=[STAGED], features=True).train()
+    remembering(cohort)
+    remembering(staged, features=True)
+    for _ in range(2):
+        assert cohort(images(1))["teacher"].features == ()
+        assert len(cohort(images(1))["student_0"].features) == 4
+        answer = staged(images(1))["teacher"]
+        assert isinstance(answer, ClassifierAnswer)
+        assert [tuple(part.shape) for part in answer.features] == [(1, 5, 8, 8)]
+    # Nobody asks for feature maps in evaluation.
+    assert isinstance(staged.eval()(images(1))["teacher"], torch.Tensor)
+
+
+def test_students_get_the_same_gradients():
+    target = [torch.tensor([[4.0, 6, 36, 40]]), torch.zeros(0, 4)], (64, 64)
+    label = torch.tensor([0, 1])
+    for make, loss, truth in (
+        (detectors, DetectionCohortLoss(gamma=0, train_teacher=False), target),
+        (classifiers, ClassificationCohortLoss(train_teacher=False), label),
+    ):
+        plain = make().train()
+        cohort = copy.deepcopy(plain)
+        remembering(cohort)
+        with torch.no_grad():
+            copy.deepcopy(plain)(images(1, 2))
+            cohort.eval()(images(1, 2))  # so that what follows is known
+        cohort.load_state_dict(plain.state_dict())
+        cohort.train()
+        for one in (plain, cohort):
+            loss(one(images(1, 2)), truth)["loss"].backward()
+        for (name, one), other in zip(plain.named_parameters(), cohort.parameters(), strict=True):
+            assert (one.grad is None) == (other.grad is None), name
+            assert one.grad is None or torch.equal(one.grad, other.grad), name
+
+
+def test_only_a_frozen_teacher_is_remembered():
+    with pytest.raises(ValueError, match="only the answers of a frozen teacher stay the same"):
+        remembering(build_cohort(teacher=TINY, students=[TINY]))
