@@ -1,16 +1,14 @@
 """How fast a cohort is trained: beside its networks alone, a naive loop, and other libraries on the same networks.
 
     python -m tests.benchmarks.bench_training [--tasks …] [--versions …] [--sizes …] [--rounds 3] [--peers PYTHON]
-    python -m tests.benchmarks.bench_training --precisions
     python -m tests.benchmarks.bench_training --before CHECKOUT
     python -m tests.benchmarks.bench_training --cuda
 
 A step is forward, losses, backward and update on one batch of noise that lies in memory. All methods stay ready in
 processes of their own and take turns of half a second or one step; see ``training_methods`` and ``training_peers`` for
-what they do. Printed are the tables of docs/performance.md, medians over the rounds: step by the sum of the steps of the
-networks alone, and each method's time, CPU time and memory. --precisions prints how long the step takes in each
-precision and memory format, from which the rule of `--precision auto` is made; --before compares whole commands with
-those of another checkout.
+what they do. Printed are the tables of docs/performance.md, medians over the rounds: the step by the sum of the steps
+of the networks alone, and each method's time, CPU time and memory. --before compares whole commands with those of an
+earlier checkout. Which precision pays for which network is the question of ``bench_precision``.
 """
 
 from __future__ import annotations
@@ -28,13 +26,12 @@ from typing import Any
 
 import torch
 
-from kdml_med.engines.precision import ways_to_compute
 from kdml_med.keys import Task
-from kdml_med.networks.registry import NetworkSpec, cohort_spec
+from kdml_med.networks.registry import cohort_spec
 from tests.benchmarks.racing import RaceError, describe_machine
 from tests.benchmarks.training_commands import print_commands
 from tests.benchmarks.training_course import Course
-from tests.benchmarks.training_methods import chosen_for, rule_of
+from tests.benchmarks.training_methods import chosen_for
 from tests.benchmarks.turns import Racer, Ratio, Stable, Turn, ratio, stable, take_turns
 
 VERSIONS = ("v1", "v2", "v3", "edge")
@@ -217,41 +214,6 @@ def print_aims(lanes: Sequence[Lane]) -> None:
         print(f"| {describe(lane.course)} | {measured:.2f} | ≤ {wanted:.2f} | {reached} | {memory:.2f} | {small} |")
 
 
-def print_precisions(courses: Sequence[Course], own: Stable, rounds: int) -> None:
-    """How long a step of each network takes in every way to compute it, by that in float32 as it comes."""
-    ways = ways_to_compute(courses[0].device)
-    plain, *others = map(str, ways)
-    print(f"| task | network | px | batch | {plain}, s | {' | '.join(others)} | spread | auto |\n" + "|---" * (7 + len(others)) + "|")
-    seen = set()
-    for course in courses:
-        specs = cohort_spec(course.version, task=Task(course.task)).networks()
-        for part in parts_of(course):
-            network = json.dumps(specs[part.name])
-            if (course.task, course.side_px, network) in seen:
-                continue
-            seen.add((course.task, course.side_px, network))
-            print(f"{describe(course)}: {part.name}", file=sys.stderr)
-            with ExitStack() as stack:
-                racers = {}
-                for way in ways:
-                    racers[str(way)] = own.racer(course.request("part", network=part.name, **way._asdict()))
-                    stack.callback(racers[str(way)].close)
-                turns = take_turns(racers, rounds, seconds=TURN_S)
-            seconds = {name: [turn.seconds / turn.steps for turn in each] for name, each in turns.items()}
-            ratios = [ratio(seconds[name], seconds[plain]) for name in others]
-            cells = [f"{statistics.median(seconds[plain]):.3f}", *(f"{each.median:.2f}" for each in ratios)]
-            cells += [f"{max(each.spread for each in ratios):.0%}", str(rule_of(course, part.name))]
-            where = f"{course.task} | {_shown(specs[part.name])} | {course.side_px} | {course.batch}"
-            print(f"| {where} | {' | '.join(cells)} |", flush=True)
-
-
-def _shown(spec: NetworkSpec) -> str:
-    """A network in words."""
-    words = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
-    name = words.pop("name")
-    return f"{name}, {', '.join(f'{key} {value}' for key, value in words.items())}" if words else str(name)
-
-
 def peer_version(python: Path, distribution: str) -> str:
     """Installed version of another library; "" when it is not there."""
     if not python.exists():
@@ -267,9 +229,7 @@ def _courses(arguments: argparse.Namespace) -> list[Course]:
         for size in arguments.sizes:
             side, batch = SIZES[Task(task)][size]
             batch = arguments.batch or batch
-            courses += [
-                Course(task, version, side, batch, device, arguments.threads) for version in arguments.versions
-            ]
+            courses += [Course(task, version, side, batch, device, arguments.threads) for version in arguments.versions]
     return courses
 
 
@@ -278,9 +238,6 @@ def _print_steps(arguments: argparse.Namespace) -> None:
     why_not: dict[str, str] = {}
     with ExitStack() as stack:
         own = stack.enter_context(stable([sys.executable, "-m", "tests.benchmarks.training_methods"]))
-        if arguments.precisions:
-            print_precisions(courses, own, arguments.rounds)
-            return
         peers = None
         if arguments.peers:
             versions = {name: peer_version(arguments.peers, distribution) for name, (_, distribution) in PEERS.items()}
@@ -309,14 +266,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="of torch; as many as it takes by default")
     parser.add_argument("--peers", type=Path, help="Python of an environment with tests/benchmarks/peers_training.txt")
-    parser.add_argument("--precisions", action="store_true", help="compare precisions and memory formats instead")
     parser.add_argument("--before", type=Path, help="compare whole commands with those of this checkout instead")
     parser.add_argument("--cuda", action="store_true", help="measure on a GPU")
     arguments = parser.parse_args()
     if arguments.cuda and not torch.cuda.is_available():
         print("There is no CUDA GPU here: nothing was measured. Run this where there is one.")
         return
-    where = torch.cuda.get_device_name() if arguments.cuda else f"{arguments.threads or torch.get_num_threads()} threads"
+    where = (
+        torch.cuda.get_device_name() if arguments.cuda else f"{arguments.threads or torch.get_num_threads()} threads"
+    )
     print(f"{describe_machine()}\n\ntorch {torch.__version__}, {where}; {arguments.rounds} rounds\n")
     if arguments.before:
         print_commands({"before": arguments.before.resolve(), "after": Path(__file__).parents[2]}, arguments.rounds)

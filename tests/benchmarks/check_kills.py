@@ -3,9 +3,9 @@
     python -m tests.benchmarks.check_kills [--kills 10] [--seed 0] [--data DIR]
 
 For each bundle one training runs undisturbed. Others are killed with SIGKILL, each once, at random moments spread over
-the whole command, from the first import to the last figure, and then started again as they were; their reading processes
-differ in number. Weights, optimizer, schedules and random states of the last checkpoint, the best weights, tables of
-losses, validations and predictions, figures and TensorBoard's points have to be the same. Exits with 1 where one is not.
+the whole command, from the first import to the last figure, and then started again as they were, with other numbers of
+reading processes. Weights, optimizer, schedules and random states of the last checkpoint, the best weights, tables of
+losses, validations and predictions, figures and TensorBoard's points have to be the same. Exits with 1 where one isn't.
 Takes about a quarter of an hour.
 """
 
@@ -147,7 +147,9 @@ def check(task: str, dataset: Path, out: Path, kills: int, generator: np.random.
         shutil.rmtree(run)
         what = f"{moment:.1f} of {seconds:.1f} s" + ("" if killed else ", it had ended")
         verdict = "yes" if not found else f"**no**: {', '.join(found[:5])}"
-        print(f"| {task} | {number + 1} | {what} | {options[-1]} | {', '.join(left) or 'none'} | {verdict} |", flush=True)
+        print(
+            f"| {task} | {number + 1} | {what} | {options[-1]} | {', '.join(left) or 'none'} | {verdict} |", flush=True
+        )
     return wrong
 
 
@@ -161,7 +163,9 @@ def main() -> None:
     generator = np.random.default_rng(arguments.seed)
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:
-        print(f"{describe_machine()}\n\n| bundle | kill | at | reading processes | left | the same |\n" + "|---" * 6 + "|")
+        print(
+            f"{describe_machine()}\n\n| bundle | kill | at | reading processes | left | the same |\n" + "|---" * 6 + "|"
+        )
         for task in arguments.tasks:
             data = (arguments.data or Path(folder)) / task
             demo = [*PROGRAM, "demo", "--task", task, "--data-only", "--out", str(data)]

@@ -3,7 +3,7 @@
     KDML_MED_DATA=FOLDER python -m tests.benchmarks.check_precision --out DIR [--data glas kvasir] [--seeds 0 1 2]
 
 The cohorts of docs/plans are trained with KD + ML in both precisions, with the same seeds and on the same folds, and
-compared pair by pair. What is done already in DIR is not done again. Both sets together take about an hour on two cores.
+compared pair by pair. What is done already in DIR is not done again. Both take about an hour on two cores.
 """
 
 from __future__ import annotations
@@ -83,9 +83,7 @@ def write_plan(name: str, source: Source, data: Path, out: Path, seeds: Sequence
     """The plan of both arms, beside the results."""
     content = json.loads((PLANS / source.plan).read_text())
     settings = content["settings"] | {"initial_weights": str(data / WEIGHTS)}
-    arms = [
-        {"name": arm, "like": "kdml", "settings": {"precision": precision}} for arm, precision in ARMS.items()
-    ]
+    arms = [{"name": arm, "like": "kdml", "settings": {"precision": precision}} for arm, precision in ARMS.items()]
     content |= {"name": f"{content['name']}: precision", "dataset_dir": str(out / name), "settings": settings}
     content |= {"arms": arms, "reference": "bfloat16", "seeds": list(seeds)}
     if source.evaluations is not None:

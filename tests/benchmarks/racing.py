@@ -140,9 +140,7 @@ def timed(command: Sequence[str], checkout: Path) -> tuple[float, float]:
     """
     environment = {**os.environ, "PYTHONPATH": str(checkout.resolve())}
     before, start = cpu_seconds(), time.perf_counter()
-    done = subprocess.run(
-        list(command), capture_output=True, text=True, cwd=checkout, env=environment, check=False
-    )
+    done = subprocess.run(list(command), capture_output=True, text=True, cwd=checkout, env=environment, check=False)
     seconds, cpu = time.perf_counter() - start, cpu_seconds() - before
     if done.returncode:
         raise RaceError(next((line for line in reversed((done.stdout + done.stderr).splitlines()) if line), command[0]))

@@ -43,9 +43,7 @@ def test_methods_update_every_network_in_every_step(task: str, cohorts: list[Coh
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_teacher_is_trained_alike_alone_in_the_cohort_and_in_the_naive_loop(
-    task: str, cohorts: list[Cohort]
-) -> None:
+def test_a_teacher_is_trained_alike_alone_in_the_cohort_and_in_the_naive_loop(task: str, cohorts: list[Cohort]) -> None:
     course = course_of(task)
     for method in (
         training_methods.part(course, "teacher"),

@@ -107,7 +107,9 @@ def _datasets(folder: Path, checkout: Path) -> dict[str, Path]:
     return {"msi": folder / "msi" / "tiles", "polyp": folder / "polyp" / "frames"}
 
 
-def _print_times(checkouts: Mapping[str, Path], seconds: Mapping[tuple[str, str], Sequence[tuple[float, float]]]) -> None:
+def _print_times(
+    checkouts: Mapping[str, Path], seconds: Mapping[tuple[str, str], Sequence[tuple[float, float]]]
+) -> None:
     print("| command | s | × | spread | CPU s | × |\n|---|---|---|---|---|---|")
     for command in COMMANDS:
         before, after = (seconds[command.name, name] for name in checkouts)
@@ -122,7 +124,9 @@ def _print_times(checkouts: Mapping[str, Path], seconds: Mapping[tuple[str, str]
 
 
 def _print_figures(checkouts: Mapping[str, Path], figures: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
-    print("| command | network | figure of the test | before, 95 % interval | after | within |\n|---|---|---|---|---|---|")
+    print(
+        "| command | network | figure of the test | before, 95 % interval | after | within |\n|---|---|---|---|---|---|"
+    )
     for command in COMMANDS:
         before, after = (figures[command.name, name] for name in checkouts)
         for network in before:

@@ -20,7 +20,6 @@ from kdml_med.bundle.settings import check_settings
 from kdml_med.bundle.training import seed_everything
 from kdml_med.engines import KDMLTrainer, prepare_cohort_batch
 from kdml_med.engines.acceleration import Acceleration
-from kdml_med.engines.precision import Arithmetic, choose_arithmetic
 from kdml_med.keys import NetworkName
 from tests.benchmarks.training_course import Batches, Course, adamw, device_mib, warm_up
 from tests.benchmarks.turns import Work, serve
@@ -28,24 +27,15 @@ from tests.benchmarks.turns import Work, serve
 NO_RUN = "/no run yet"
 
 
-def part(course: Course, network: str, **acceleration: Any) -> Work:
-    """One network of the cohort, trained alone on the labels by a plain loop.
-
-    Args:
-        course: what is trained.
-        network: name in the cohort.
-        **acceleration: see ``Acceleration``; nothing is float32 as it comes.
-    """
-    fast = Acceleration(course.device, **acceleration)
-    alone, loss = fast.prepare(course.cohort().networks[network]), course.loss()
+def part(course: Course, network: str) -> Work:
+    """One network of the cohort, trained alone on the labels by a plain loop, in float32 as it comes."""
+    alone, loss = course.cohort().networks[network], course.loss()
     optimizer = adamw(alone.parameters())
     image, target = prepare_cohort_batch(course.batch_of_noise())
-    image = fast.image(image)
 
     def step() -> None:
         optimizer.zero_grad()
-        with fast.autocast():
-            answer = alone(image)
+        answer = alone(image)
         loss.task_loss(answer, loss.prepare_target({network: answer}, target)).backward()
         optimizer.step()
 
@@ -110,12 +100,6 @@ def chosen_for(course: Course) -> dict[str, Any]:
     """How the rule of `--precision auto` computes a course, by argument of ``Acceleration``."""
     settings = check_settings(course.task, "train", {"device": course.device, "run_dir": NO_RUN})
     return build_acceleration(settings, course.cohort(), image_size=course.side_px).describe()
-
-
-def rule_of(course: Course, network: str) -> Arithmetic:
-    """How it computes one network of a course."""
-    built = course.cohort().networks[network]
-    return choose_arithmetic(built, device=course.device, side_px=course.side_px)
 
 
 METHODS: dict[str, Callable[..., Work]] = {"part": part, "cohort": cohort, "naive": naive}

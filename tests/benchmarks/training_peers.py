@@ -60,7 +60,7 @@ def _divergence(student: Tensor, peer: Tensor) -> Tensor:
 
 
 def _mutual_learning() -> ModuleType:
-    """The module of mutual learning, by its file: the package around it asks for releases of 2021 that it does not use."""
+    """The module of mutual learning, by its file: the package around it imports what is not needed."""
     files = importlib.metadata.files(DISTRIBUTIONS["kd_lib"]) or []
     path = next(path.locate() for path in files if path.parts[-2:] == ("DML", "dml.py"))
     specification = importlib.util.spec_from_file_location("kd_lib_dml", os.fspath(path))
@@ -98,11 +98,6 @@ def torchdistill(course: Course) -> Work:
 
 def _box(course: Course) -> Any:
     _declare_operators()
-    import torchdistill.core.interfaces.forward_proc
-    import torchdistill.core.interfaces.post_epoch_proc
-    import torchdistill.core.interfaces.post_forward_proc
-    import torchdistill.core.interfaces.pre_epoch_proc
-    import torchdistill.core.interfaces.pre_forward_proc
     from torchdistill.core.distillation import get_distillation_box
     from torchdistill.losses.registry import register_high_level_loss
 
@@ -129,10 +124,11 @@ def _box(course: Course) -> Any:
 
 
 def _declare_operators() -> None:
-    """Let torchvision's Python be imported beside a torch that its compiled operators do not fit; none of them is used."""
+    """Let torchvision be imported beside a torch that its compiled operators do not fit; none of them is used."""
     with contextlib.suppress(RuntimeError):  # declared already
         library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _KEPT.append(library)
 
 
