@@ -97,7 +97,6 @@ class CohortCheckpoint:
         interval: float = 0.0,
         keep: int = 1,
         extras: Mapping[str, Stateful] | None = None,
-        kept: Cohort | None = None,
     ) -> None:
         self.run_dir = Path(run_dir)
         self.network, self.optimizer, self.scheduler = network, optimizer, scheduler
@@ -105,7 +104,6 @@ class CohortCheckpoint:
         self.kept = network if kept is None else kept
         self.interval, self.keep = interval, keep
         self.extras = dict(extras or {})
-        self.kept = network if kept is None else kept
         self._saved_at = time.monotonic()
         self._iteration: int | None = None
 
