@@ -81,7 +81,6 @@ class CohortCheckpoint:
         interval: minutes between checkpoints within an epoch; 0 for none.
         keep: how many states to keep; older ones are called ``step_<iteration>.pt``.
         extras: what else has a state, by a name of its own. Asked in the main process, told in all.
-        kept: the cohort with the weights that are validated and worth keeping; None for ``network``.
     """
 
     def __init__(
