@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from monai.networks.nets.resnet import ResNet
 from torch import Tensor, is_grad_enabled, nn
@@ -38,7 +38,7 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
         heads = network.detector.classification_head, network.detector.regression_head
         return [*_blocks(network.body), *(head.conv for head in heads)]
     if hasattr(network, "feature_stages"):
-        return list(network.feature_stages().values())
+        return list(cast(Any, network).feature_stages().values())
     if isinstance(network, MobileNetV2):
         return list(network.features)
     if isinstance(network, ResNet):
