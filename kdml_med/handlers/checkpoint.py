@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from monai.engines import Evaluator, Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -81,7 +81,6 @@ class CohortCheckpoint:
         interval: minutes between checkpoints within an epoch; 0 for none.
         keep: how many states to keep; older ones are called ``step_<iteration>.pt``.
         extras: what else has a state, by a name of its own. Asked in the main process, told in all.
-        kept: the cohort with the weights that are validated and worth keeping; None for ``network``.
     """
 
     def __init__(
@@ -97,7 +96,6 @@ class CohortCheckpoint:
         interval: float = 0.0,
         keep: int = 1,
         extras: Mapping[str, Stateful] | None = None,
-        kept: Cohort | None = None,
     ) -> None:
         self.run_dir = Path(run_dir)
         self.network, self.optimizer, self.scheduler = network, optimizer, scheduler
@@ -105,7 +103,6 @@ class CohortCheckpoint:
         self.kept = network if kept is None else kept
         self.interval, self.keep = interval, keep
         self.extras = dict(extras or {})
-        self.kept = network if kept is None else kept
         self._saved_at = time.monotonic()
         self._iteration: int | None = None
 
