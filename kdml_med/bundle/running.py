@@ -78,7 +78,9 @@ def _run(files: list[Path], settings: Mapping[str, Any]) -> Any:
     tracked = {"save_execute_config": False} if settings.get("tracking", "none") != "none" else {"tracking": None}
     try:
         # Not monai.bundle.run: it warns, four lines each time, that a config is code. Ours is this package's.
-        workflow = ConfigWorkflow(config_file=[str(file) for file in files], logging_file=False, **{**settings, **tracked})
+        workflow = ConfigWorkflow(
+            config_file=[str(file) for file in files], logging_file=False, **{**settings, **tracked}
+        )
         workflow.initialize()
         answers = workflow.run()
         workflow.finalize()

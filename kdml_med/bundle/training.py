@@ -150,7 +150,9 @@ def run_training(trainer: KDMLTrainer) -> None:
     processes.wait()  # until the best weights are saved
     remembered = getattr(trainer.cohort, "remembered", None)
     if isinstance(remembered, RememberedTeacher):
-        logger.info("The teacher was asked about %d images; to %d its answers were known.", remembered.asked, remembered.known)
+        logger.info(
+            "The teacher was asked about %d images; to %d its answers were known.", remembered.asked, remembered.known
+        )
 
 
 def build_training_cohort(settings: Settings, *, num_classes: int, features: bool = False) -> Cohort:
@@ -231,7 +233,10 @@ def record_run(
         return
     run_dir = Path(settings["run_dir"])
     settings.holds = keep_out_others(run_dir, option="--run_dir")
-    recorded = _recorded(settings) | {ACCELERATION: acceleration.describe(), "made_by": made_by(_made_by_before(run_dir))}
+    recorded = _recorded(settings) | {
+        ACCELERATION: acceleration.describe(),
+        "made_by": made_by(_made_by_before(run_dir)),
+    }
     write_json(run_dir / SETTINGS_FILE, recorded)
     described = _describe(settings, training, validation, cohort, level)
     described.write(run_dir)
