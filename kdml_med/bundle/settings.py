@@ -196,8 +196,8 @@ KNOBS: list[Knob] = [
          help="state dict of a trained teacher, which is then frozen"),
     Knob("cache_teacher", PATH, default="none", group=NETWORKS, recorded=False,
          help="`disk` keeps the answers of a frozen teacher in `cache/teachers/` below the dataset, a path in that "
-              "folder, for [views that repeat and other runs](../how_to/own_networks.md#a-teacher-that-was-trained-before). "
-              "Does not change results"),
+              "folder, for [views that repeat and other "
+              "runs](../how_to/own_networks.md#a-teacher-that-was-trained-before). Does not change results"),
     Knob("use_teacher", FLAG, default=Shown("`beta > 0`"), **_BUILD,
          help="whether a teacher is built; `beta` above 0 and `teacher_checkpoint` need one"),
     Knob("alpha", number(0), default=1.0, **_LOSS,

@@ -1,8 +1,8 @@
 """What a frozen teacher has answered before, so that it need not answer to the same image again.
 
-An answer depends on nothing but the weights, the image and the arithmetic. Its key is a hash of the image as the teacher
-sees it, after every transform: what another seed, another setting or an edited config changes is another image, and an
-image that comes again, in another epoch or in another run, is known.
+An answer depends on nothing but the weights, the image and the arithmetic. Its key is a hash of the image as the
+teacher sees it, after every transform: what another seed, another setting or an edited config changes is another image,
+and an image that comes again, in another epoch or in another run, is known.
 """
 
 from __future__ import annotations
@@ -104,7 +104,16 @@ class RememberedTeacher:
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         machine = torch.backends.cpu.get_cpu_capability() if kind == "cpu" else torch.cuda.get_device_name(image.device)
         shape = tuple(image.shape[1:])
-        facts = [self._weights, torch.__version__, kind, machine, autocast, shape, image.dtype, _is_channels_last(image)]
+        facts = [
+            self._weights,
+            torch.__version__,
+            kind,
+            machine,
+            autocast,
+            shape,
+            image.dtype,
+            _is_channels_last(image),
+        ]
         return " ".join(map(str, [*facts, tuple(strides)]))
 
     def _forget_weights(self) -> None:
@@ -159,7 +168,9 @@ class _Layout:
     def unpack(self, rows: Bytes, device: torch.device) -> Any:
         """The answer of these bytes."""
         tensors = []
-        for part, own in zip(self.parts, torch.from_numpy(rows).split([part.size for part in self.parts], 1), strict=True):
+        for part, own in zip(
+            self.parts, torch.from_numpy(rows).split([part.size for part in self.parts], 1), strict=True
+        ):
             flat = own.contiguous().view(part.dtype).to(device)
             if part.channels_last:
                 channels, height, width = part.shape

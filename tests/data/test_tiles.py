@@ -131,7 +131,11 @@ def test_views_repeat_after_so_many_epochs_and_are_those_of_a_training_that_does
         loader = SampleLoader(dataset, batch_size=3, training=True, num_workers=num_workers)
         for epoch in range(1, 6):
             loader.sampler.set_epoch(epoch)
-            found = [(name, image) for batch in loader for name, image in zip(batch["sample_id"], batch["image"])]
+            found = [
+                (name, image)
+                for batch in loader
+                for name, image in zip(batch["sample_id"], batch["image"], strict=True)
+            ]
             views[repeat, epoch] = found
     names = [[name for name, _ in views[2, epoch]] for epoch in range(1, 6)]
     assert names == [[name for name, _ in views[None, epoch]] for epoch in range(1, 6)]
