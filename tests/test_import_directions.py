@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": {"errors", "keys"},
     "networks": {"errors", "keys"},
     "losses": {"errors", "keys", "networks"},
-    "engines": {"errors", "keys", "losses", "networks"},
+    "engines": {"errors", "keys", "losses", "networks", "words"},
     "runs": BASE | {"metrics", "networks"},
     "handlers": BASE | {"program", "data", "engines", "losses", "metrics", "networks", "report", "runs"},
     "deploy": PREPARATION

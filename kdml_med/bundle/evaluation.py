@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from monai.engines import Evaluator
 
 from kdml_med.bundle.evaluation_checks import check_as_trained, check_split, check_validated
@@ -16,6 +17,7 @@ from kdml_med.data.frames import FrameDataset
 from kdml_med.data.tiles import TileDataset
 from kdml_med.deploy.slides.prediction_tables import with_seen
 from kdml_med.deploy.speed import REPEATS, measure_speed
+from kdml_med.engines.processes import is_main
 from kdml_med.errors import InputError
 from kdml_med.keys import PredictionColumn, Split
 from kdml_med.metrics.aggregation import AggregationMethod, Level, group_table
@@ -57,6 +59,7 @@ def save_evaluation(
     best_of: str | None = None,
     run_dir: str | None = None,
     resamples: int = 2000,
+    speed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run an evaluator and write predictions.parquet, patients.csv, metrics.json and the curves in figures/.
 
@@ -70,9 +73,10 @@ def save_evaluation(
         best_of: run folder whose best weights are loaded first; None evaluates the network as it is.
         run_dir: training run that is evaluated; None while it is still training.
         resamples: of the bootstrap over patients.
+        speed: of the training, see ``kdml_med.handlers.StepTimes.summary``; the one part that is not the same twice.
 
     Returns:
-        Content of metrics.json.
+        Content of metrics.json; nothing in all but the main one of several processes.
 
     Raises:
         InputError: on another split than "val", something is done in another way than the run was trained to.
@@ -83,6 +87,8 @@ def save_evaluation(
     check_split(evaluator.data_loader.dataset, split)
     epoch = None if best_of is None else load_best_weights(network, best_of)
     predictions = run_evaluator(evaluator)
+    if not is_main():
+        return {}
     dataset: TileDataset = evaluator.data_loader.dataset
     networks = evaluate_predictions(predictions, level=level, method=aggregation, resamples=resamples)
     counts = network.parameter_counts()
@@ -104,6 +110,8 @@ def save_evaluation(
     }
     if epoch is not None:
         metrics["best_epoch"] = epoch
+    if speed:
+        metrics["training_speed"] = dict(speed)
     target = Path(output_dir)
     _withdraw(target)
     table = write_tile_predictions(target, predictions, dataset, level, aggregation)
@@ -130,6 +138,8 @@ def load_best_weights(network: Cohort, run_dir: str) -> int:
     best = read_checkpoint(path, {"network": Mapping, "epoch": int}, remedy=TRAIN_AGAIN)
     with damaged(path, remedy=TRAIN_AGAIN):
         network.load_state_dict(best["network"])
+    # As networks come from their files later: another order of memory rounds differently.
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     check_finite(network.state_dict(), path)
     epoch: int = best["epoch"]
     return epoch
@@ -202,6 +212,7 @@ def save_detection_evaluation(
     split: str,
     load_best: bool = False,
     resamples: int = 1000,
+    speed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run an evaluator and write detections.parquet, sequences.csv, metrics.json and the curves in figures/.
 
@@ -216,9 +227,10 @@ def save_detection_evaluation(
         split: name of what is evaluated, for the record.
         load_best: load the best weights of the run first.
         resamples: of the bootstrap over sequences.
+        speed: see ``save_evaluation``.
 
     Returns:
-        Content of metrics.json.
+        Content of metrics.json; nothing in all but the main one of several processes.
 
     Raises:
         InputError: the frames of "val" are not those that the run validated on, or those of another split are fused in
@@ -232,6 +244,8 @@ def save_detection_evaluation(
         check_as_trained(RunDescription.read(run_dir), split, {"fusion": evaluator.fusion})
     epoch = load_best_weights(network, run_dir) if load_best else None
     detections = run_evaluator(evaluator)
+    if not is_main():
+        return {}
     names = evaluator.state.networks
     level = dataset.info.label_level
     if split == Split.VAL:
@@ -260,6 +274,8 @@ def save_detection_evaluation(
     }
     if epoch is not None:
         metrics["best_epoch"] = epoch
+    if speed:
+        metrics["training_speed"] = dict(speed)
     target = Path(output_dir)
     _withdraw(target)
     write_detections(target / DETECTIONS_FILE, detections)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from kdml_med.engines.processes import is_main
 from kdml_med.keys import HistoryColumn, network_order
 from kdml_med.metrics.calibration import bins_for, reliability
 from kdml_med.metrics.classification import METRICS
@@ -118,6 +119,8 @@ def write_training_figures(run_dir: str | Path) -> None:
     Raises:
         InputError: one of the two is damaged.
     """
+    if not is_main():
+        return
     run_dir = Path(run_dir)
     losses, history = run_dir / LOSSES_FILE, run_dir / HISTORY_FILE
     if not losses.is_file() and not history.is_file():

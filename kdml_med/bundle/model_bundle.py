@@ -184,6 +184,8 @@ def _train(run: RunDescription, run_dir: Path) -> dict[str, Any]:
     settings = read_run_json(run_dir, SETTINGS_FILE)
     knobs = take(settings, "knobs", dict[str, Any], run_dir / SETTINGS_FILE, remedy=TRAIN_AGAIN)
     for name, value in knobs.items():
+        if name not in config:  # of an earlier version
+            continue
         config[name] = known_default(run.task, name) if name in _PLACES else value
     config |= {"dataset_dir": "$@bundle_root + '/data'", "max_epochs": settings["free"].get("max_epochs", 1)}
     source = "frames" if run.task is Task.DETECTION else "tiles"

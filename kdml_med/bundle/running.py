@@ -16,6 +16,7 @@ from monai.bundle import ConfigWorkflow
 from kdml_med.bundle.folders import bundle_dir
 from kdml_med.bundle.settings import Stage, check_settings, knobs_of
 from kdml_med.bundle.workflow import check_names, read_configs
+from kdml_med.engines.processes import ending_together, launched
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
 
@@ -40,7 +41,8 @@ def run_config(task: Task | str, stage: Stage, **settings: Any) -> Any:
     """Run one of our bundle's configs in this process, as ``python -m monai.bundle run`` does.
 
     Settings are checked by name and value before anything else. The seeds and deterministic algorithms of the run stay
-    within it, the state of the random generators does not.
+    within it, the state of the random generators does not. Processes that a launcher such as torchrun started train
+    together.
 
     Args:
         task: "classification" or "detection".
@@ -61,17 +63,24 @@ def run_config(task: Task | str, stage: Stage, **settings: Any) -> Any:
         raise InputError(f"{missing[0]} is not given: defaults of a config are for the config in its own folder.")
     configs = bundle_dir(task) / "configs"
     files = [configs / name for name in _FILES[stage]]
-    check_names(settings, read_configs(files), task)
-    knobs = {knob.name for knob in knobs_of(task, stage)}
-    checked = check_settings(task, stage, {name: value for name, value in settings.items() if name in knobs})
-    with _said_as_programs_do(), _own_determinism():
-        return _run(files, settings | {name: checked[name] for name in knobs.intersection(settings)})
+    if stage == "train" and launched() > 1:
+        files.append(configs / "multi_gpu_train.json")
+    with ending_together():
+        check_names(settings, read_configs(files), task)
+        knobs = {knob.name for knob in knobs_of(task, stage)}
+        checked = check_settings(task, stage, {name: value for name, value in settings.items() if name in knobs})
+        with _said_as_programs_do(), _own_determinism():
+            return _run(files, settings | {name: checked[name] for name in knobs.intersection(settings)})
 
 
 def _run(files: list[Path], settings: Mapping[str, Any]) -> Any:
+    # An argument of MONAI, which puts its parts into the config; it need not write the config into a folder of its own.
+    tracked = {"save_execute_config": False} if settings.get("tracking", "none") != "none" else {"tracking": None}
     try:
         # Not monai.bundle.run: it warns, four lines each time, that a config is code. Ours is this package's.
-        workflow = ConfigWorkflow(config_file=[str(file) for file in files], logging_file=False, **settings)
+        workflow = ConfigWorkflow(
+            config_file=[str(file) for file in files], logging_file=False, **{**settings, **tracked}
+        )
         workflow.initialize()
         answers = workflow.run()
         workflow.finalize()

@@ -35,6 +35,7 @@ from kdml_med.bundle.kinds import (
 )
 from kdml_med.deploy.polyps.correction_files import CORRECTION_FORMATS
 from kdml_med.deploy.slides.classifier import Runtime
+from kdml_med.engines.acceleration import MemoryFormat, Precision, Recomputing
 from kdml_med.engines.detection import FUSIONS
 from kdml_med.engines.evaluator import AVERAGES
 from kdml_med.errors import InputError
@@ -121,11 +122,14 @@ def unknown_setting(
     owners = {owner for knob in KNOBS if knob.name == name for owner in knob.tasks}
     if task is not None and owners and task not in owners:
         return InputError(f"unknown option --{name}: it is for {_OF_THE_OTHER[Task(task)]}. Leave it out.")
+    if name in _GONE:
+        return InputError(f"unknown option --{name}: {_GONE[name]}.")
     near = get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean --{near[0]}?" if near else ""
     return InputError(f"unknown option --{name}.{hint} Known: {', '.join(sorted(known if shown is None else shown))}.")
 
 
+_GONE = {"amp": "say --precision fp16, or nothing for what suits the device"}
 _OF_THE_OTHER = {
     Task.CLASSIFICATION: "frames and detectors, and this is about tiles and classifiers",
     Task.DETECTION: "tiles and classifiers, and this is about frames and detectors",
@@ -174,8 +178,14 @@ KNOBS: list[Knob] = [
          help="of initial weights, order of samples and augmentation; not of the splits"),
     Knob("device", DEVICE, default=Shown("`cuda`, or `cpu` without a GPU"), group=PLACE, stages=ALL_STAGES, free=True,
          help="where the networks run"),
-    Knob("amp", FLAG, default=False, group=PLACE,
-         help="mixed precision; needs a GPU. Losses are computed in float32 all the same"),
+    Knob("precision", word("auto", *get_args(Precision), "measure"), default="auto", group=PLACE,
+         help="of the arithmetic in training; weights, losses and all evaluation are float32. `auto` is [a rule](../how_to/precision.md) by device, network and size of the images; `measure` prints what this machine gains and ends"),
+    Knob("memory_format", word("auto", *get_args(MemoryFormat)), default="auto", group=PLACE,
+         help="order of images and weights in memory while training"),
+    Knob("compile", FLAG, default=False, group=PLACE,
+         help="let torch.compile [fuse operations](../how_to/precision.md#compilation); needs a C++ compiler, and minutes at the start"),
+    Knob("checkpoint_activations", word(*get_args(Recomputing)), default="none", group=PLACE, free=True,
+         help="networks that compute activations again in the backward pass instead of [keeping them](../how_to/precision.md#memory). Does not change results"),
     Knob("num_workers", whole(0), default=0, group=PLACE, stages=ALL_STAGES, free=True,
          help="processes that read samples; 0 reads in the main process. Does not change results"),
     Knob("cache", PATH, default="none", group=PLACE, recorded=False,
@@ -224,14 +234,25 @@ KNOBS: list[Knob] = [
     Knob("max_epochs", whole(1), default=_by_task(5, 11), group=LEARNING, free=True,
          help="epochs of training"),
     Knob("batch_size", whole(1), default=_by_task(16, 8), group=LEARNING,
-         help="samples of a batch, also of the validation. An incomplete last batch is used unless it would hold "
-              "one sample"),
+         help="samples of a batch, also of the validation; of all [processes](../how_to/several_processes.md) together. An "
+              "incomplete last batch is used unless it would hold one sample"),
+    Knob("accumulate", whole(1), default=1, group=LEARNING,
+         help="batches whose mean gradient makes one update of the weights: the gradient of a batch of `batch_size` × this "
+              "in the memory of one. Batch norm sees single batches"),
     Knob("learning_rate", number(0, above=True), default=0.001, group=LEARNING,
          help="highest, for every network; AdamW"),
     Knob("weight_decay", number(0), default=0.01, group=LEARNING,
          help="of AdamW"),
     Knob("warmup_epochs", number(0), default=1, group=LEARNING,
          help="epochs of linear rise from a tenth of `learning_rate`; then a cosine to 0 at `max_epochs`"),
+    Knob("average", word("none", "ema", "swa"), default="none", group=LEARNING,
+         help="[mean of the weights](../how_to/stop_average_track.md#average-the-weights) that networks pass through, "
+              "judged and kept in place of the last ones: `ema`, exponential, after every step, or `swa`, plain, after "
+              "every epoch"),
+    Knob("ema_decay", number(0, high=1), default=0.999, group=LEARNING,
+         help="share of the mean that a step of `ema` keeps; less in the first steps"),
+    Knob("swa_start", number(0, high=1), default=0.75, group=LEARNING,
+         help="share of the epochs after which the mean of `swa` begins"),
     Knob("balance", FLAG, default=False, group=LEARNING,
          help="draw both classes (frames with and without polyps) equally often, with replacement"),
     Knob("repeat_views", optional(whole(1), "new views in every epoch"), default=None, group=LEARNING,
@@ -261,6 +282,9 @@ KNOBS: list[Knob] = [
               " 0.05"),
     Knob("val_interval", whole(1), default=1, group=RECORD,
          help="epochs between validations"),
+    Knob("early_stopping", optional(whole(1), "all epochs"), default=None, group=RECORD, free=True,
+         help="[validations in a row](../how_to/stop_average_track.md#stop-early) without a higher key metric that end "
+              "the training"),
     Knob("fold", optional(whole(0)), default=None, group=RECORD,
          help="fold that tests, where `splits.csv` has folds; the next one validates. In evaluation that of the run"),
     Knob("level", optional(word(*get_args(Level)), "what carries the labels in the dataset"), default=None,
@@ -276,8 +300,22 @@ KNOBS: list[Knob] = [
     Knob("fusion", word(*FUSIONS), default="anchors", group=RECORD, tasks=DETECTION, stages=ALL_STAGES,
          help="ensemble of detectors: mean of the students anchor by anchor, or weighted box fusion of their boxes."
               " Thresholds stay those that the run chose"),
+    Knob("checkpoint_interval", number(0), default=10, group=RECORD, recorded=False,
+         help="minutes between [checkpoints](../how_to/resume_and_reproduce.md) within an epoch, from which a killed run goes "
+              "on; 0 for after epochs only. Does not change results"),
+    Knob("keep_checkpoints", whole(1), default=1, group=RECORD, recorded=False,
+         help="how many checkpoints to keep: `last.pt`, and before it `step_<iteration>.pt`"),
     Knob("log_interval", whole(1), default=1, group=RECORD, recorded=False,
-         help="iterations between two points of a loss curve in TensorBoard"),
+         help="iterations between two points of a loss curve in TensorBoard and MLflow"),
+    Knob("tracking", word("none", "mlflow"), default="none", group=RECORD, recorded=False,
+         help="hand settings and figures to [MLflow](../how_to/stop_average_track.md#track-with-mlflow), too; needs "
+              "`pip install 'kdml_med[tracking]'`"),
+    Knob("tracking_uri", optional(TEXT, "a database in `run_dir`"), default=None, group=RECORD, recorded=False,
+         help="address of MLflow, such as `sqlite:///runs/mlruns.db` or that of a server"),
+    Knob("experiment_name", TEXT, default="kdml_med", group=RECORD, recorded=False,
+         help="heading under which MLflow lists the run"),
+    Knob("profile", optional(PATH), default=None, group=RECORD, recorded=False,
+         help="folder for a [trace of some training steps](../how_to/training_speed.md#trace)"),
     Knob("split", word(*Split), default="test", group=USE, stages=("evaluate",), recorded=False,
          help="what is evaluated"),
     Knob("output_dir", PATH, default=Shown("`<run_dir>/evaluation_<split>`, `<run_dir>/inference`"), group=USE,
@@ -350,6 +388,11 @@ class Settings(dict[str, Any]):
     def recorded(self) -> dict[str, Any]:
         """What belongs to the run, see ``Knob.recorded``."""
         return {knob.name: self[knob.name] for knob in knobs_of(self.task, "train") if knob.recorded}
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What belongs to the run and stays the same when it is continued."""
+        return {name: value for name, value in self.recorded.items() if name not in free_settings()}
 
     @property
     def defaults(self) -> dict[str, Any]:

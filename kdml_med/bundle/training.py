@@ -6,8 +6,9 @@ import json
 import logging
 from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from monai.utils import set_determinism
@@ -20,6 +21,8 @@ from kdml_med.data.frames import FrameDataset
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.data.tiles import TileDataset
 from kdml_med.deploy.model_metadata import write_network_metadata
+from kdml_med.engines import processes
+from kdml_med.engines.acceleration import Acceleration, Precision
 from kdml_med.engines.trainer import KDMLTrainer
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
@@ -27,7 +30,7 @@ from kdml_med.losses.cohort import ClassificationCohortLoss, CohortLoss
 from kdml_med.losses.detection import DetectionCohortLoss
 from kdml_med.metrics.aggregation import Level
 from kdml_med.networks.cohort import Cohort, build_cohort
-from kdml_med.networks.devices import check_device
+from kdml_med.networks.devices import check_device, check_precision
 from kdml_med.networks.registry import cohort_spec
 from kdml_med.networks.remembered import RememberedTeacher
 from kdml_med.runs import (
@@ -52,7 +55,10 @@ logger = logging.getLogger(__name__)
 
 TEACHERS_DIR = "teachers"
 """Below the folder of caches, where `cache_teacher` "disk" keeps answers."""
+ACCELERATION = "acceleration"
+"""Key in settings.json of how a run computes."""
 _DATASET_WORDS = {"classes": "the dataset's classes, the positive one last,"}
+_SEED_STEP = 1_000_003  # between the random numbers of two processes, for dropout
 
 
 def prepare_training(settings: Settings, *, demo_dir: str) -> None:
@@ -71,8 +77,10 @@ def prepare_training(settings: Settings, *, demo_dir: str) -> None:
     _check_together(settings)
     dataset_dir, run_dir = settings["dataset_dir"], settings["run_dir"]
     if Path(dataset_dir).resolve() == Path(demo_dir).resolve():
-        _make_demo(settings.task, Path(dataset_dir))
-    _check_run(Path(run_dir), _recorded(settings), settings)
+        with processes.main_first():
+            _make_demo(settings.task, Path(dataset_dir))
+    if settings["precision"] != "measure":  # which is no training
+        _check_run(Path(run_dir), _recorded(settings), settings)
     seed_everything(settings["seed"])
     logger.info("Dataset %s, run folder %s", dataset_dir, run_dir)
 
@@ -87,7 +95,17 @@ def _make_demo(task: Task, dataset_dir: Path) -> None:
 
 def _check_together(settings: Settings) -> None:
     """Settings that contradict each other."""
-    check_device(settings["device"], amp=settings["amp"])
+    if settings["tracking"] == "mlflow" and find_spec("mlflow") is None:
+        raise InputError("--tracking mlflow needs MLflow: pip install 'kdml_med[tracking]'.")
+    check_device(settings["device"])
+    _check_arithmetic(settings)
+    if processes.launched() > processes.world_size():
+        raise InputError(
+            f"{processes.launched()} processes were started, and each would train a run of its own: name "
+            "multi_gpu_train.json behind train.json as --config_file, or start one."
+        )
+    if processes.launched() > 1 and settings["precision"] == "measure":
+        raise InputError("--precision measure is for one process: several that measure at once disturb each other.")
     if settings["beta"] > 0 and not settings["use_teacher"]:
         raise InputError("--beta is above 0, but --use_teacher is off: there is nobody to learn from. Set --beta 0.")
     if settings["cache_teacher"] != NO_CACHE and not settings["teacher_checkpoint"]:
@@ -98,6 +116,13 @@ def _check_together(settings: Settings) -> None:
     spec = cohort_spec(settings["version"], task=settings.task, students=settings["students"])
     if settings["alpha"] == settings["beta"] == 0 and len(spec.students) == 1:
         raise InputError("a single student has no peers: --alpha or --beta must be above 0.")
+
+
+def _check_arithmetic(settings: Settings) -> None:
+    if settings["precision"] in get_args(Precision):
+        check_precision(settings["precision"], settings["device"])
+    if settings["compile"] and settings["checkpoint_activations"] != "none":
+        raise InputError("--compile decides by itself what is computed again: leave --checkpoint_activations out.")
 
 
 def check_level(level: str, info: DatasetInfo, dataset_dir: str | Path) -> None:
@@ -113,8 +138,8 @@ def check_level(level: str, info: DatasetInfo, dataset_dir: str | Path) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch and ask for deterministic algorithms."""
-    set_determinism(seed=seed)
+    """Seed Python, NumPy and torch and ask for deterministic algorithms; each process draws numbers of its own."""
+    set_determinism(seed=(seed + _SEED_STEP * processes.rank()) % 2**32)
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
@@ -122,7 +147,8 @@ def run_training(trainer: KDMLTrainer) -> None:
     """Train; a loss that is not finite ends the run with one line, as a tile that cannot be read does."""
     with errors_for_people(FloatingPointError):
         trainer.run()
-    remembered = getattr(trainer.network, "remembered", None)
+    processes.wait()  # until the best weights are saved
+    remembered = getattr(trainer.cohort, "remembered", None)
     if isinstance(remembered, RememberedTeacher):
         logger.info(
             "The teacher was asked about %d images; to %d its answers were known.", remembered.asked, remembered.known
@@ -175,6 +201,7 @@ def record_run(
     validation: ManifestDataset,
     *,
     built: tuple[Cohort, CohortLoss],
+    acceleration: Acceleration,
     level: Level | None = None,
 ) -> None:
     """Write settings.json, metadata.json, and cohort.json: what is needed to build, feed and judge the networks again.
@@ -188,6 +215,7 @@ def record_run(
         validation: what the best epoch is chosen by.
         built: networks and loss; having them, and that they fit, means that the settings work, and only then are files
             written.
+        acceleration: how is computed; a run goes on in the same way.
         level: "patient" or "slide", what tiles are aggregated to.
 
     Raises:
@@ -201,9 +229,15 @@ def record_run(
             _check_frames(part)
     with errors_for_people(ValueError):
         loss.check_students(len(cohort.student_names))
+    if not processes.is_main():
+        return
     run_dir = Path(settings["run_dir"])
     settings.holds = keep_out_others(run_dir, option="--run_dir")
-    write_json(run_dir / SETTINGS_FILE, _recorded(settings) | {"made_by": made_by(_made_by_before(run_dir))})
+    recorded = _recorded(settings) | {
+        ACCELERATION: acceleration.describe(),
+        "made_by": made_by(_made_by_before(run_dir)),
+    }
+    write_json(run_dir / SETTINGS_FILE, recorded)
     described = _describe(settings, training, validation, cohort, level)
     described.write(run_dir)
     write_network_metadata(run_dir, described)
@@ -277,7 +311,7 @@ def _describe(
 def _recorded(settings: Settings) -> dict[str, Any]:
     free = free_settings()
     content = {
-        "knobs": {name: value for name, value in settings.recorded.items() if name not in free},
+        "knobs": settings.fixed,
         "free": {name: value for name, value in settings.recorded.items() if name in free},
         "dataset": dataset_identity(Path(settings["dataset_dir"])),
         "dataset_dir": str(Path(settings["dataset_dir"]).resolve()),
@@ -286,9 +320,14 @@ def _recorded(settings: Settings) -> dict[str, Any]:
     return plain
 
 
-def _check_run(run_dir: Path, recorded: Mapping[str, Any], settings: Settings) -> None:
+def holds_run(run_dir: Path) -> bool:
+    """Whether a training in this folder has begun to learn."""
     # Any of them: a run whose last.pt was deleted is begun anew over the weights that it has, with the same settings.
-    if not any((run_dir / CHECKPOINTS_DIR).glob("*.pt")):
+    return any((run_dir / CHECKPOINTS_DIR).glob("*.pt"))
+
+
+def _check_run(run_dir: Path, recorded: Mapping[str, Any], settings: Settings) -> None:
+    if not holds_run(run_dir):
         return
     if not settings["resume"]:
         raise InputError(f"{run_dir} already holds a run: name another --run_dir, or leave --resume on to go on.")
@@ -304,6 +343,7 @@ def _check_run(run_dir: Path, recorded: Mapping[str, Any], settings: Settings) -
         old_part = take(before, part, dict[str, Any], run_dir / SETTINGS_FILE, remedy=TRAIN_AGAIN)
         if part == "dataset" and "classes" not in old_part:  # earlier versions have them in cohort.json alone
             old_part = {"classes": RunDescription.read(run_dir).classes, **old_part}
+        old_part.pop("amp", None)  # of earlier versions; how they computed is kept, see build_acceleration
         for name in sorted({*old_part, *recorded[part]}):
             # A setting that is newer than the run had its default.
             old = old_part.get(name, known_default(settings.task, name) if part == "knobs" else None)

@@ -34,6 +34,7 @@ from kdml_med.bundle.settings import (
     refuse_flag_text,
     unknown_setting,
 )
+from kdml_med.engines.processes import end_together, is_main
 from kdml_med.errors import ExitCode, InputError, foreseen
 from kdml_med.keys import Task
 from kdml_med.program import tell_ending
@@ -42,8 +43,10 @@ Found = TypeVar("Found")
 
 _SCRIPTS = "monai.bundle.scripts"
 _FILE_VARIABLES = ("config_file", "config_file_")  # of MONAI's programs
-_HELP = "help"
+_HELP, _PROCESSES = "help", "processes"
 _TRACKING = {*DEFAULT_MLFLOW_SETTINGS["configs"], "output_dir"}
+_TRACKED = "is_not_rank0"
+"""Name in a config to which MONAI has added its handlers for MLflow; they are off where it is true."""
 
 
 def collect_settings(task: str) -> Settings:
@@ -62,9 +65,12 @@ def collect_settings(task: str) -> Settings:
     if resolver is None:
         raise RuntimeError("collect_settings is for expressions of a MONAI config.")
     names = [name for name in resolver.items if name and "::" not in name and name != ConfigParser.meta_key]
+    if _PROCESSES in names:  # those of multi_gpu_train.json: from here on one of them speaks
+        resolver.get_resolved_content(_PROCESSES)
     stage: Stage = "inference" if "train" not in names else "evaluate" if "split" in names else "train"
     if _HELP in names and is_command():
-        print(help_text(Task(task), stage))
+        if is_main():
+            print(help_text(Task(task), stage))
         raise SystemExit(int(ExitCode.OK))
     written = _written_names(resolver, names)
     check_names(names, written, task)
@@ -72,6 +78,9 @@ def collect_settings(task: str) -> Settings:
     if written.get("task", task) != task:
         raise InputError(f"--task is {task!r}, but this config is for {written['task']}: take the other bundle.")
     _check_texts(resolver)
+    if _TRACKED in names:
+        # Ours takes the place of MONAI's handlers, which cannot read a loss of several terms.
+        resolver.resolved_content |= {_TRACKED: True, "tracking": "mlflow"}
     knobs = [knob for knob in knobs_of(Task(task), stage) if knob.name in names]
     # Plain values first: what is worked out from them, such as what a run says, would fail with words of its own.
     knobs.sort(key=lambda knob: _is_expression(resolver.items[knob.name].get_config()))
@@ -288,7 +297,8 @@ def _unwrapping(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return original(*args, **kwargs)
         except RuntimeError as error:
-            cause = error.__cause__
+            # Of several processes one says why.
+            cause = None if error.__cause__ is None else end_together(error.__cause__)
             known = None if cause is None else foreseen(cause)
             if known is None:
                 raise
@@ -298,6 +308,7 @@ def _unwrapping(original: Callable[..., Any]) -> Callable[..., Any]:
             # Python notes that one has left the eval of MONAI, and would end with a signal instead of the exit code,
             # unless another evaluation follows.
             eval("None")
+            end_together(error)
             _end_command(error)
             raise
 

@@ -240,17 +240,21 @@ class SampleLoader(DataLoader[dict[str, Any]]):
 
     Args:
         dataset: samples to load.
-        batch_size: samples in a batch.
+        batch_size: samples in a batch, of all processes together.
         batches: positions of the samples of each batch, where these are not to follow each other by ``batch_size``.
-        training: shuffle by ``EpochSampler``; the last incomplete batch is left out if it would hold a single sample,
-            which batch norm cannot take.
+        training: shuffle by ``EpochSampler``; the last incomplete batch is left out if it would hold a single sample.
         seed: see ``EpochSampler``.
         balance: likewise.
         samples_per_epoch: likewise.
         num_workers: reading processes.
+        processes: number of this process, from 0, and of all that share the samples. In training they share every
+            batch, otherwise each has batches of its own, one after the other and those of the next process behind them.
         device: where batches are finished: a GPU is sent bytes and computes their values. None or "cpu": this process
             does, to which reading processes send bytes, too. The values are the same, on a GPU colour jitter of frames
             to the rounding of floats.
+
+    Raises:
+        InputError: there are fewer samples than processes, in a batch or in all.
     """
 
     def __init__(
@@ -264,6 +268,7 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         balance: bool = False,
         samples_per_epoch: int | None = None,
         num_workers: int = 0,
+        processes: tuple[int, int] = (0, 1),
         device: str | torch.device | None = None,
     ) -> None:
         self.device = torch.device(device or "cpu")
@@ -271,17 +276,26 @@ class SampleLoader(DataLoader[dict[str, Any]]):
             dataset = copy(dataset)
             dataset.finished_later = True
         sampler = None
-        drop_last = False
+        rank, count = processes
         if training:
-            sampler = EpochSampler(dataset, seed=seed, balance=balance, samples_per_epoch=samples_per_epoch)
-            drop_last = len(sampler) % batch_size == 1 and len(sampler) > 1
+            sampler = EpochSampler(
+                dataset,
+                seed=seed,
+                balance=balance,
+                samples_per_epoch=samples_per_epoch,
+                batch_size=batch_size,
+                num_replicas=count,
+                rank=rank,
+            )
+            batch_size = sampler.share
+        elif count > 1:
+            batches = _own_batches(len(dataset), batch_size, rank, count)
         super().__init__(
             dataset,
-            batch_size=batch_size,
+            batch_size=1 if batches is not None else batch_size,
             sampler=sampler,
             batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=num_workers,
-            drop_last=drop_last,
             collate_fn=collate_samples,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(seed),
@@ -289,10 +303,22 @@ class SampleLoader(DataLoader[dict[str, Any]]):
 
     def __iter__(self) -> _BaseDataLoaderIter:
         """Batches; what goes wrong in a reading process speaks to a person as it does in this one."""
+        if isinstance(self.sampler, EpochSampler):
+            # Seeds reading processes: what a transform draws beside its own numbers does not depend on earlier epochs.
+            self.generator.manual_seed(self.sampler.epoch_seed)
         if not self.num_workers:
             return _Batches(super().__iter__(), self.device)  # type: ignore[return-value]
         with hold_interrupts():
             return _Batches(super().__iter__(), self.device)  # type: ignore[return-value]
+
+
+def _own_batches(samples: int, batch_size: int, rank: int, count: int) -> list[range]:
+    """Positions of the batches of one process among several, each of which has at least one."""
+    if samples < count:
+        raise InputError(f"{samples} samples cannot be shared by {count} processes: start fewer.")
+    size = batch_size if -(-samples // batch_size) >= count else samples // count
+    batches = [range(start, min(start + size, samples)) for start in range(0, samples, size)]
+    return batches[rank * len(batches) // count : (rank + 1) * len(batches) // count]
 
 
 class _Batches:

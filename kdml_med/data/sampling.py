@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from kdml_med.errors import InputError
+
 _CHUNK = 2**16
 """Samples that are dealt out as Python objects at a time: an epoch of millions never is a list of so many pairs."""
 
@@ -32,15 +34,28 @@ class EpochSampler(DistributedSampler[Any]):
     """Shuffled (epoch, index) pairs, drawn from (seed, epoch) alone.
 
     It is a ``DistributedSampler`` because MONAI's engines tell those the epoch, and so that several processes share an
-    epoch. With one process it deals out everything.
+    epoch: every batch is cut into as equal shares as it can, and the shares of all processes together are the batch
+    that one process alone would have. So an epoch has the same batches, and as many, with any number of processes.
 
     Args:
         dataset: gives the length and, for balancing, ``labels``.
         seed: of the order.
         balance: draw every class that occurs equally often, with replacement: first the class, then one of its samples.
         samples_per_epoch: length of an epoch; None for the size of the dataset.
-        num_replicas: processes that share the epoch; None asks torch.distributed, 1 where that is not in use.
+        batch_size: samples of a batch, of all processes together. A last batch that would be a single sample, which
+            batch norm cannot take, is left out.
+        num_replicas: processes that share the epoch.
         rank: number of this process.
+
+    Attributes:
+        share: samples of a whole batch that are this process's.
+        idle: whether the last batch is too small for this process to have a share in. It is dealt a sample that another
+            one has, so that all processes take as many steps; nobody must count what comes of it.
+        start: epoch, and how many of its samples are left out at its beginning, by all processes together: where a
+            training goes on in the middle of it.
+
+    Raises:
+        InputError: a batch is too small to be shared out.
     """
 
     def __init__(
@@ -50,16 +65,23 @@ class EpochSampler(DistributedSampler[Any]):
         seed: int = 0,
         balance: bool = False,
         samples_per_epoch: int | None = None,
-        num_replicas: int | None = None,
-        rank: int | None = None,
+        batch_size: int = 1,
+        num_replicas: int = 1,
+        rank: int = 0,
     ) -> None:
-        if num_replicas is None:
-            distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-            num_replicas = torch.distributed.get_world_size() if distributed else 1
-            rank = torch.distributed.get_rank() if distributed else 0
+        if batch_size < num_replicas:
+            raise InputError(
+                f"--batch_size {batch_size} cannot be shared by {num_replicas} processes: it is that of all together."
+            )
         super().__init__(cast("Dataset[Any]", dataset), num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
         self.total = samples_per_epoch or len(dataset)
-        self.num_samples = -(-self.total // num_replicas)
+        self.batch_size = batch_size
+        self.dealt = self.total - (self.total % batch_size == 1 and self.total > 1)
+        batches, rest = divmod(self.dealt, batch_size)
+        self.share = self._share_of(batch_size)
+        self.idle = 0 < rest <= self.rank
+        self.num_samples = batches * self.share + max(self._share_of(rest), self.idle)
+        self.start = (0, 0)
         self._members: tuple[Tensor, Tensor] | None = None
         if balance:
             labels = np.asarray(dataset.labels)
@@ -67,19 +89,35 @@ class EpochSampler(DistributedSampler[Any]):
             by_class = np.argsort(labels, kind="stable")[len(labels) - counts.sum() :]
             self._members = torch.from_numpy(by_class), torch.from_numpy(counts[counts > 0])
 
+    @property
+    def epoch_seed(self) -> int:
+        """What everything random about the order of the running epoch follows from."""
+        return self.seed * 1_000_003 + self.epoch
+
     def __iter__(self) -> Iterator[Any]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        wanted = self.num_samples * self.num_replicas
+        generator = torch.Generator().manual_seed(self.epoch_seed)
+        wanted = self.total
         size = len(self.dataset)  # type: ignore[arg-type]
         if self._members is not None:
             order = _draw_balanced(*self._members, wanted, generator)
         else:
             rounds = -(-wanted // size)
             order = torch.cat([torch.randperm(size, generator=generator) for _ in range(rounds)])[:wanted]
-        return _deal(self.epoch, order[self.rank :: self.num_replicas])
+        epoch, seen = self.start
+        return _deal(self.epoch, order[self._own_places(seen if self.epoch == epoch else 0)])
 
     def __len__(self) -> int:
+        """Samples of a whole epoch in this process."""
         return self.num_samples
+
+    def _share_of(self, samples: int) -> int:
+        return len(range(self.rank, samples, self.num_replicas))
+
+    def _own_places(self, seen: int) -> Tensor:
+        """Places in the common order that are this process's, int64 [samples]: every ``num_replicas``th of a batch."""
+        places = torch.arange(seen, self.dealt)
+        own = places[places % self.batch_size % self.num_replicas == self.rank]
+        return torch.cat([own, places[-1:]]) if self.idle else own
 
 
 def _draw_balanced(by_class: Tensor, counts: Tensor, wanted: int, generator: torch.Generator) -> Tensor:

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from monai.engines import SupervisedEvaluator
+from ignite.engine import Events
+from monai.engines import IterationEvents, SupervisedEvaluator
+from monai.utils import CommonKeys
 from torch import Tensor
 
+from kdml_med.engines import processes
 from kdml_med.engines.trainer import prepare_cohort_batch
 from kdml_med.keys import NetworkName, OutputKey
 
@@ -54,6 +57,8 @@ def ensemble_probabilities(logits: Mapping[str, Tensor], *, average: str = "prob
 class CohortEvaluator(SupervisedEvaluator):
     """Supervised evaluator that adds to its output what the networks, and the ensemble of the students, answer.
 
+    It runs in inference mode: what it leaves in its output cannot be trained with.
+
     Args:
         **kwargs: see ``monai.engines.SupervisedEvaluator``; ``decollate`` is always off, as in ``KDMLTrainer``.
     """
@@ -61,14 +66,26 @@ class CohortEvaluator(SupervisedEvaluator):
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("prepare_batch", prepare_cohort_batch)
         super().__init__(decollate=False, **kwargs)
+        self.add_event_handler(Events.STARTED, lambda: processes.share_buffers(self.network))
 
     @abstractmethod
     def answer(self, predictions: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
         """What goes to the output beside the raw predictions, by ``OutputKey``."""
 
     def _iteration(self, engine: CohortEvaluator, batchdata: dict[str, Any]) -> dict[str, Any]:
-        output: dict[str, Any] = super()._iteration(engine, batchdata)
-        return output | self.answer(output["pred"], batchdata)
+        """Evaluate one batch.
+
+        Returns:
+            The output: images and labels on the device, predictions by name, and what ``answer`` adds.
+        """
+        image, target = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
+        output = self.state.output = {CommonKeys.IMAGE: image, CommonKeys.LABEL: target}
+        with torch.inference_mode(), self.mode(self.network):
+            output[CommonKeys.PRED] = self.inferer(image, self.network)
+            self.fire_event(IterationEvents.FORWARD_COMPLETED)
+            output |= self.answer(output[CommonKeys.PRED], batchdata)
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
+        return output
 
 
 class ClassificationEvaluator(CohortEvaluator):

@@ -1,4 +1,4 @@
-"""Training of a whole cohort in MONAI's supervised loop."""
+"""Training of a whole cohort: one forward pass, one backward pass and one optimizer step for all networks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from typing import Any
 
 import torch
 from ignite.engine import Events
-from monai.engines import SupervisedTrainer
-from torch import Tensor
+from monai.engines import IterationEvents, SupervisedTrainer, Workflow
+from monai.utils import CommonKeys
+from torch import Tensor, nn
 
+from kdml_med.engines import processes
+from kdml_med.engines.acceleration import Acceleration
+from kdml_med.engines.guard import LossGuard
 from kdml_med.keys import BatchKey, LossTerm, OutputKey
 
 
@@ -31,36 +35,107 @@ def prepare_cohort_batch(
 class KDMLTrainer(SupervisedTrainer):
     """Supervised trainer whose network answers with named logits and whose loss answers with named terms.
 
-    One forward pass, one backward pass and one optimizer step serve all networks. The loop itself is MONAI's; this
-    class only keeps the loss terms for handlers, tells the loss which epoch is running, and stops when the loss is not
-    finite. Events, mixed precision and gradient accumulation are those of ``SupervisedTrainer``.
+    One forward pass, one backward pass and one optimizer step serve all networks. Constructor, state, events and
+    handlers are MONAI's. The step is its own: the loss is computed outside autocast, its terms stay on the device for
+    handlers to read when they need them (``LOSS_TERMS``), and a loss that is not finite stops before it spoils weights.
 
     Args:
+        network: the cohort.
         loss_function: called with (predictions by name, target), returns scalars by name; "loss" is back-propagated. If
             it has ``set_epoch``, it is called with the epoch (from 1) when an epoch starts.
+        acceleration: precision and memory format of the forward pass; None for float32.
+        accumulate: batches whose mean gradient makes one optimizer step. The last step of an epoch takes what is left.
         **kwargs: see ``monai.engines.SupervisedTrainer``. ``decollate`` is always off: it would take the predictions
             apart by sample and lose the names.
 
+    Attributes:
+        updated: whether the batch that was trained last ended with an optimizer step.
+        guard: stops where a loss is no number or has exploded.
+
     Raises:
-        FloatingPointError: a loss term is NaN or infinite; the message names the terms and the iteration.
+        FloatingPointError: see ``LossGuard.check``.
+        ValueError: accumulate is not positive.
     """
 
-    def __init__(self, *, loss_function: Callable[..., dict[str, Tensor]], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        loss_function: Callable[..., dict[str, Tensor]],
+        acceleration: Acceleration | None = None,
+        accumulate: int = 1,
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("prepare_batch", prepare_cohort_batch)
+        self.acceleration = acceleration or Acceleration(kwargs["device"])
+        self.cohort = self.acceleration.prepare(network)
         self.cohort_loss = loss_function
-        super().__init__(loss_function=self._total_loss, decollate=False, **kwargs)
+        self.updated = True
+        self.guard = LossGuard()
+        super().__init__(
+            network=processes.share_network(self.cohort),
+            loss_function=loss_function,
+            accumulation_steps=accumulate,
+            decollate=False,
+            **kwargs,
+        )
         # Registered after super().__init__, which attaches handlers before fields of a subclass would exist.
+        self.scaler = self.acceleration.scaler
         if hasattr(loss_function, "set_epoch"):
             self.add_event_handler(Events.EPOCH_STARTED, lambda: loss_function.set_epoch(self.state.epoch))
 
-    def _total_loss(self, predictions: dict[str, Any], target: Any) -> Tensor:
-        terms = self.cohort_loss(predictions, target)
-        self.state.output[OutputKey.LOSS_TERMS] = {name: value.detach() for name, value in terms.items()}
-        total = terms[LossTerm.LOSS]
-        if not torch.isfinite(total):
-            bad = [name for name, value in terms.items() if name != LossTerm.LOSS and not torch.isfinite(value)]
-            raise FloatingPointError(
-                f"loss terms {bad} are not finite in epoch {self.state.epoch}, iteration {self.state.iteration}: start "
-                "again in a new --run_dir with a lower --learning_rate, or look for broken images in this batch."
-            )
-        return total
+    def run(self) -> None:
+        """Train up to ``max_epochs``."""
+        Workflow.run(self)  # MONAI's trainer would make a new scaler, and lose what the old one has learned
+
+    def _iteration(self, engine: KDMLTrainer, batchdata: Mapping[str, Any]) -> dict[str, Any]:
+        """Train one batch.
+
+        Returns:
+            The output: images and labels on the device, predictions and terms by name, and the loss.
+        """
+        image, target = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
+        image = self.acceleration.image(image)
+        output: dict[str, Any] = {CommonKeys.IMAGE: image, CommonKeys.LABEL: target}
+        self.state.output = output
+        place, batches = self._place()
+        if place == 1:
+            self.optimizer.zero_grad(set_to_none=True)
+        if not self.cohort.training:  # after a validation; walking through all modules takes its time
+            self.network.train()
+        with self.acceleration.autocast():
+            output[CommonKeys.PRED] = self.inferer(image, self.network)
+        self.fire_event(IterationEvents.FORWARD_COMPLETED)
+        samples = 0 if self._is_idle() else len(image)
+        terms = processes.joint_terms(self.cohort_loss, output[CommonKeys.PRED], target, samples=samples)
+        loss = output[CommonKeys.LOSS] = terms[LossTerm.LOSS]
+        output[OutputKey.LOSS_TERMS] = {name: value.detach() for name, value in terms.items()}
+        self.fire_event(IterationEvents.LOSS_COMPLETED)
+        self.guard.check(output[OutputKey.LOSS_TERMS], self)
+        loss = loss if batches == 1 else loss / batches
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        self.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        self.updated = place == batches
+        if self.updated:
+            self._update()
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
+        return output
+
+    def _is_idle(self) -> bool:
+        """Whether this is a last batch in which this process has no sample of its own, see ``EpochSampler``."""
+        idle = getattr(getattr(self.data_loader, "sampler", None), "idle", False)
+        return bool(idle) and self.state.iteration % self.state.epoch_length == 0
+
+    def _place(self) -> tuple[int, int]:
+        """Of the batch among those of its optimizer step, from 1, and how many these are."""
+        steps, length = self.accumulation_steps, self.state.epoch_length
+        done = (self.state.iteration - 1) % length if length else self.state.iteration - 1
+        first = done - done % steps
+        return done - first + 1, min(steps, length - first) if length else steps
+
+    def _update(self) -> None:
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()

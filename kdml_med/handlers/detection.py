@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 
+from kdml_med.engines.processes import gather, made_by_main
 from kdml_med.handlers.metrics import publish_metrics
 from kdml_med.keys import BatchKey, DetectionColumn, NetworkName, OutputKey
 from kdml_med.metrics.detection import choose_thresholds
@@ -59,7 +60,10 @@ class CohortDetections:
             self._found.setdefault(str(name), []).append(_Batch.of(identifiers, images))
 
     def publish(self, engine: Engine) -> None:
-        """Leave the table and the names in the engine's state."""
+        """Leave the table and the names in the engine's state; of several processes the main one has those of all."""
+        parts = gather(self._found)
+        if parts is not None:
+            self._found = {name: [batch for part in parts for batch in part[name]] for name in self._found}
         engine.state.predictions = self.table()
         engine.state.networks = list(self.networks)
 
@@ -124,14 +128,16 @@ class DetectionMetrics(Metric):
     def completed(self, engine: Engine, name: str) -> None:
         """Put everything into the engine's state; ``name`` is the key metric."""
         self.collector.publish(engine)
-        frames, detections = engine.data_loader.dataset.rows, engine.state.predictions
-        thresholds = choose_thresholds(frames, detections, networks=self.collector.networks)
-        metrics = {
+        metrics = made_by_main(lambda: self._figures(engine.data_loader.dataset.rows, engine.state.predictions))
+        publish_metrics(engine, metrics, key=self.key, name=name, why="the evaluated frames have no box")
+
+    def _figures(self, frames: pd.DataFrame, detections: pd.DataFrame) -> dict[str, float]:
+        networks = self.collector.networks
+        thresholds = choose_thresholds(frames, detections, networks=networks)
+        found = evaluate_detections(frames, detections, threshold=thresholds, networks=networks, resamples=0)
+        return {
             f"{network}_{figure}": math.nan if value is None else float(value)
-            for network, figures in evaluate_detections(
-                frames, detections, threshold=thresholds, networks=self.collector.networks, resamples=0
-            ).items()
+            for network, figures in found.items()
             for figure, value in figures.items()
             if not isinstance(value, list)
         }
-        publish_metrics(engine, metrics, key=self.key, name=name, why="the evaluated frames have no box")

@@ -13,6 +13,7 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from torch import Tensor
 
+from kdml_med.engines.processes import gather, made_by_main, world_size
 from kdml_med.keys import BatchKey, NetworkName, OutputKey, PredictionColumn
 from kdml_med.metrics.aggregation import AggregationMethod, Level
 from kdml_med.metrics.evaluation import evaluate_predictions
@@ -42,7 +43,8 @@ class CohortPredictions:
 
     def reset(self) -> None:
         """Forget everything collected."""
-        self.probabilities: dict[str, list[Tensor]] = {}
+        self.networks: list[str] = []
+        self._batches: list[Tensor] = []
         keys = (BatchKey.SAMPLE_ID, BatchKey.SLIDE_ID, BatchKey.PATIENT_ID, BatchKey.LABEL)
         self._identifiers: dict[str, list[Any]] = {key.value: [] for key in keys}
 
@@ -51,21 +53,40 @@ class CohortPredictions:
         for key, values in self._identifiers.items():
             batch = engine.state.batch[key]
             values.extend(batch.tolist() if isinstance(batch, Tensor) else batch)
-        for name, probabilities in engine.state.output[OutputKey.PROBABILITIES].items():
-            self.probabilities.setdefault(name, []).append(probabilities[:, self.positive_class].double().cpu())
+        answers = engine.state.output[OutputKey.PROBABILITIES]
+        self.networks = list(answers)
+        self._batches.append(torch.stack([answer[:, self.positive_class] for answer in answers.values()]))
+
+    def probabilities(self) -> dict[str, Tensor]:
+        """Float64, [tiles], on the CPU, by network name; they stay on their device up to here."""
+        if not self._batches:
+            return {}
+        # Double precision comes last: not every device has it.
+        return dict(zip(self.networks, torch.cat(self._batches, dim=1).cpu().double(), strict=True))
 
     def publish(self, engine: Engine) -> None:
-        """Leave the table in the engine's state."""
+        """Leave the table in the engine's state; of several processes the main one has that of all."""
+        self._gather()
         engine.state.predictions = self.table()
+
+    def _gather(self) -> None:
+        """Bring together what the processes have, each of which evaluated a block of the samples."""
+        if world_size() == 1:
+            return
+        parts = gather((self._identifiers, [batch.cpu() for batch in self._batches]))
+        if parts is not None:
+            self._batches = [batch for _, batches in parts for batch in batches]
+            for key in self._identifiers:
+                self._identifiers[key] = [value for identifiers, _ in parts for value in identifiers[key]]
 
     def table(self) -> pd.DataFrame:
         """One row per tile and network, columns of ``PredictionColumn``; network by network, tiles in loading order."""
         identifiers = pd.DataFrame(self._identifiers)  # made once: of millions of tiles it is large
         frames = []
-        for name, parts in self.probabilities.items():
+        for name, values in self.probabilities().items():
             frame = identifiers.copy(deep=False)
             frame[PredictionColumn.NETWORK.value] = name
-            frame[PredictionColumn.PROBABILITY.value] = torch.cat(parts).numpy()
+            frame[PredictionColumn.PROBABILITY.value] = values.numpy()
             frames.append(frame)
         columns = [str(column) for column in PredictionColumn]
         return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
@@ -116,7 +137,17 @@ class CohortMetrics(Metric):
 
     def compute(self) -> dict[str, float]:
         """All metrics by name; NaN where one is not defined."""
-        predictions = self.collector.table()
+        return self._figures(self.collector.table())
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """Put everything into the engine's state; ``name`` is the key metric."""
+        self.collector.publish(engine)
+        lost = engine.state.predictions[PredictionColumn.PROBABILITY.value].isna().any()
+        why = "a network answers with NaN" if lost else f"the evaluated {self.level}s are all of one class"
+        figures = made_by_main(lambda: self._figures(engine.state.predictions))
+        publish_metrics(engine, figures, key=self.key, name=name, why=why)
+
+    def _figures(self, predictions: pd.DataFrame) -> dict[str, float]:
         result: dict[str, float] = {}
         for name, levels in evaluate_predictions(
             predictions, level=self.level, method=self.aggregation, threshold=self.threshold, resamples=0
@@ -129,17 +160,10 @@ class CohortMetrics(Metric):
                         result[f"{name}_{level}_{figure}"] = math.nan
         return result | self._agreement()
 
-    def completed(self, engine: Engine, name: str) -> None:
-        """Put everything into the engine's state; ``name`` is the key metric."""
-        self.collector.publish(engine)
-        lost = engine.state.predictions[PredictionColumn.PROBABILITY.value].isna().any()
-        why = "a network answers with NaN" if lost else f"the evaluated {self.level}s are all of one class"
-        publish_metrics(engine, self.compute(), key=self.key, name=name, why=why)
-
     def _agreement(self) -> dict[str, float]:
         decisions = {
-            name: torch.cat(parts) >= self.threshold
-            for name, parts in self.collector.probabilities.items()
+            name: values >= self.threshold
+            for name, values in self.collector.probabilities().items()
             if name != NetworkName.ENSEMBLE
         }
         return {

@@ -11,8 +11,9 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator, Trainer
 from tqdm import tqdm
 
+from kdml_med.engines.processes import is_main
 from kdml_med.handlers.losses import EpochMeans
-from kdml_med.keys import LossTerm, NetworkName, OutputKey
+from kdml_med.keys import LossTerm, NetworkName
 from kdml_med.metrics.classification import METRICS
 from kdml_med.program import progress_bar
 
@@ -38,7 +39,7 @@ class CohortProgress:
 
     def attach(self, engine: Trainer) -> None:
         """Register with the trainer; behind the validation handler, so that the line has this epoch's metric."""
-        self.means.attach(engine)
+        self.means = EpochMeans.of(engine)
         engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
@@ -46,12 +47,14 @@ class CohortProgress:
     def _epoch_started(self, engine: Engine) -> None:
         self.started = time.monotonic()
         what = f"epoch {engine.state.epoch}/{engine.state.max_epochs}"
-        self.bar = progress_bar(engine.state.epoch_length, what=what, unit="batch")
+        done = engine.state.iteration % engine.state.epoch_length
+        self.bar = progress_bar(engine.state.epoch_length, what=what, unit="batch", done=done, show=is_main())
 
-    def _iteration_completed(self, engine: Engine) -> None:
+    def _iteration_completed(self) -> None:
         if self.bar is not None:
-            loss = float(engine.state.output[OutputKey.LOSS_TERMS][LossTerm.LOSS])
-            self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            loss = self.means.latest.get(LossTerm.LOSS)
+            if loss is not None:
+                self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             self.bar.update()
 
     def _epoch_completed(self, engine: Engine) -> None:

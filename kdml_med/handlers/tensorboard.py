@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,22 @@ import numpy as np
 import pandas as pd
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator, Trainer
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
+from kdml_med.engines.processes import is_main
 from kdml_med.handlers.losses import EpochMeans
 from kdml_med.handlers.metrics import UNDEFINED
 from kdml_med.handlers.tensorboard_boxes import box_agreement
 from kdml_med.handlers.tensorboard_curves import calibration_figure, froc_figure, roc_figure
+from kdml_med.handlers.tensorboard_events import has_tag, take_back
 from kdml_med.handlers.tensorboard_frames import frame_figures
 from kdml_med.handlers.tensorboard_settings import settings_summaries
 from kdml_med.handlers.tensorboard_tiles import tile_figures
+from kdml_med.handlers.timing import StepTimes
 from kdml_med.handlers.validation import LOSS_FIGURE
-from kdml_med.keys import LossTerm, OutputKey, network_order, split_loss_name
+from kdml_med.keys import LossTerm, network_order, split_loss_name
 from kdml_med.metrics.aggregation import AggregationMethod, Level, aggregate_predictions
 from kdml_med.metrics.box_matching import finite
 from kdml_med.metrics.classification import METRICS
@@ -34,6 +38,7 @@ from kdml_med.metrics.detection_evaluation import CHARTS
 from kdml_med.storage.files import naming
 
 COHORT_RUN = "cohort"
+_LEARNING_RATE, _LOSS, _LOSS_EPOCH = "train/learning_rate", "loss", "loss_epoch"
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -51,6 +56,14 @@ def _leave_errors_to_writers() -> None:
     threading.excepthook = quiet
 
 
+def _stays(tag: str, step: int, *, iteration: int, epochs: int) -> bool:
+    """Whether a point stays in a run that goes on behind an iteration and so many whole epochs."""
+    if tag.startswith(("_hparams_/", "val/best_")):
+        return False  # of the end of the run
+    by_iteration = tag == _LEARNING_RATE or (tag.startswith("train/") and tag.endswith(f"_{_LOSS}"))
+    return step <= (iteration if by_iteration else epochs)
+
+
 class CohortTensorBoard:
     """Writes losses, learning rates, weights of the losses and settings as TensorBoard events; a task adds its own.
 
@@ -58,7 +71,8 @@ class CohortTensorBoard:
     its colour: ``train/task_loss``, ``train/kd_loss``, ``train/ml_loss``, ``train/learning_rate`` (per iteration), the
     means of the losses over each epoch (``train/task_loss_epoch``), and the validation loss (``val/loss``) where
     ``ValidationHistory`` works it out. What belongs to no single network is in run "cohort": ``train/total_loss``, the
-    weights of the terms (``weights/beta``) and the settings (HPARAMS).
+    weights of the terms (``weights/beta``), how fast it goes (``speed/steps_per_second`` and the like, per epoch) and the
+    settings (HPARAMS).
 
     Args:
         log_dir: folder of the runs.
@@ -67,6 +81,7 @@ class CohortTensorBoard:
         settings: knobs of the run, for the HPARAMS page, see ``settings_summaries``.
         defaults: what they are where nobody sets them.
         interval: iterations between two points of a loss curve.
+        times: how long the parts of a step take; None shows nothing of it. Attach it before this handler.
     """
 
     def __init__(
@@ -78,14 +93,14 @@ class CohortTensorBoard:
         settings: Mapping[str, Any] | None = None,
         defaults: Mapping[str, Any] | None = None,
         interval: int = 1,
+        times: StepTimes | None = None,
     ) -> None:
         self.log_dir = Path(log_dir)
         self.optimizer, self.evaluator = optimizer, evaluator
         self.settings, self.defaults = dict(settings or {}), dict(defaults or {})
-        self.interval = interval
-        self.means = EpochMeans()
+        self.interval, self.times = interval, times
         self.writers: dict[str, SummaryWriter] = {}
-        self.first_iteration = 1
+        self.restored = False
 
     @abstractmethod
     def show_validation(self, engine: Engine) -> None:
@@ -98,13 +113,13 @@ class CohortTensorBoard:
     def attach(self, engine: Trainer) -> None:
         """Register with the trainer, and with the evaluator where there is one."""
         _leave_errors_to_writers()
-        self.means.attach(engine)
+        means = EpochMeans.of(engine)
+        if not is_main():
+            return
+        means.listen(self._losses)
         engine.add_event_handler(Events.EPOCH_STARTED, self._named(self._epoch_started))
         engine.add_event_handler(Events.ITERATION_STARTED(every=self.interval), self._named(self._learning_rates))
-        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self._named(self._losses))
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._named(self._means))
-        # At the end of the epoch: the loss hears of a new epoch only after the handlers attached to its start.
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._named(self._weights))
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._named(self._epoch_completed))
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self._named(self._validation))
         engine.add_event_handler(Events.COMPLETED, self._named(self._finish))
@@ -120,9 +135,9 @@ class CohortTensorBoard:
         return named
 
     def writer(self, run: str) -> SummaryWriter:
-        """Writer of a run, opened on first use; points of an interrupted epoch, which is repeated, are taken back."""
+        """Writer of a run, opened on first use."""
         if run not in self.writers:
-            self.writers[run] = SummaryWriter(str(self.log_dir / run), purge_step=self.first_iteration)
+            self.writers[run] = SummaryWriter(str(self.log_dir / run))
         return self.writers[run]
 
     def write_metrics(self, engine: Engine, networks: Iterable[str], figures: Iterable[str]) -> None:
@@ -135,49 +150,73 @@ class CohortTensorBoard:
         """
         figures = list(figures)
         for name in networks:
-            for figure in figures:
-                value = engine.state.metrics.get(f"{name}_{figure}", math.nan)
-                if not math.isnan(value) and value != UNDEFINED:
-                    self.writer(name).add_scalar(f"val/{figure}", value, engine.state.epoch)
+            values = {figure: engine.state.metrics.get(f"{name}_{figure}", nan) for figure in figures}
+            defined = {f"val/{key}": value for key, value in values.items() if value != UNDEFINED and not isnan(value)}
+            self.write_scalars(name, defined, engine.state.epoch)
+
+    def write_scalars(self, run: str, values: Mapping[str, float], step: int) -> None:
+        """Write points by tag as one event: a step of training has a dozen, and each event takes its time."""
+        if values:
+            points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+            self.writer(run)._get_file_writer().add_summary(Summary(value=points), step)
 
     def write_agreement(self, engine: Engine, values: Mapping[str, float]) -> None:
         """Write those of the values whose names are "agreement_{a}_{b}", for networks a and b, below ``val/``."""
-        for name, value in values.items():
-            if name.startswith("agreement_"):
-                self.writer(COHORT_RUN).add_scalar(f"val/{name}", value, engine.state.epoch)
+        agreement = {f"val/{name}": value for name, value in values.items() if name.startswith("agreement_")}
+        self.write_scalars(COHORT_RUN, agreement, engine.state.epoch)
 
     def write_images(self, engine: Engine, images: Mapping[str, Pixels], *, run: str = COHORT_RUN) -> None:
         """Write images (uint8, [height, width, 3]) by tag."""
         for tag, image in images.items():
             self.writer(run).add_image(tag, image, engine.state.epoch, dataformats="HWC")
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing; but all that was said so far is on disk, so that a run that goes on from here has no gap."""
+        for writer in self.writers.values():
+            with naming(self.log_dir):
+                writer.flush()
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What was said later is taken back when training goes on."""
+        self.restored = True
+
     def _epoch_started(self, engine: Engine) -> None:
-        if not self.writers:
-            self.first_iteration = engine.state.iteration + 1
-            self.writer(COHORT_RUN)
+        if self.writers:
+            return
+        # Points behind the checkpoint that training goes on from will be written again.
+        iteration, epochs = engine.state.iteration, engine.state.epoch - 1
+        take_back(self.log_dir, lambda tag, step: _stays(tag, step, iteration=iteration, epochs=epochs))
+        self.writer(COHORT_RUN)
 
     def _learning_rates(self, engine: Engine) -> None:
         for group in self.optimizer.param_groups:
-            writer = self.writer(group.get("name", COHORT_RUN))
-            writer.add_scalar("train/learning_rate", group["lr"], engine.state.iteration)
+            self.write_scalars(group.get("name", COHORT_RUN), {_LEARNING_RATE: group["lr"]}, engine.state.iteration)
 
-    def _losses(self, engine: Engine) -> None:
-        self._write_losses(engine.state.output[OutputKey.LOSS_TERMS], "loss", engine.state.iteration)
+    def _losses(self, iteration: int, terms: Mapping[str, float]) -> None:
+        if iteration % self.interval == 0:
+            with naming(self.log_dir):
+                self._write_losses(terms, _LOSS, iteration)
 
-    def _means(self, engine: Engine) -> None:
-        self._write_losses(self.means.values(), "loss_epoch", engine.state.epoch)
+    def _epoch_completed(self, engine: Trainer) -> None:
+        epoch = engine.state.epoch
+        self._write_losses(EpochMeans.of(engine).values(), _LOSS_EPOCH, epoch)
+        # At the end of the epoch: the loss hears of a new epoch only after the handlers attached to its start.
+        weights: Mapping[str, float] = getattr(engine.cohort_loss, "weights", dict)()
+        self.write_scalars(COHORT_RUN, {f"weights/{name}": value for name, value in weights.items()}, epoch)
+        if self.times is not None:
+            speed = self.times.last_epoch()
+            self.write_scalars(COHORT_RUN, {f"speed/{name}": value for name, value in speed.items()}, epoch)
+        self.state_dict()
 
-    def _write_losses(self, losses: Mapping[str, Any], ending: str, step: int) -> None:
+    def _write_losses(self, losses: Mapping[str, float], ending: str, step: int) -> None:
+        points: dict[str, dict[str, float]] = {}
         for name, value in losses.items():
             network, term = split_loss_name(name)
             tag = "total" if name == LossTerm.LOSS else term
-            self.writer(network or COHORT_RUN).add_scalar(f"train/{tag}_{ending}", float(value), step)
-
-    def _weights(self, engine: Engine) -> None:
-        weights = getattr(engine.cohort_loss, "weights", None)
-        if weights is not None:
-            for name, value in weights().items():
-                self.writer(COHORT_RUN).add_scalar(f"weights/{name}", value, engine.state.epoch)
+            points.setdefault(network or COHORT_RUN, {})[f"train/{tag}_{ending}"] = value
+        for run, values in points.items():
+            self.write_scalars(run, values, step)
 
     def _validation(self, engine: Engine) -> None:
         if not self.writers:
@@ -187,16 +226,18 @@ class CohortTensorBoard:
             writer.flush()
 
     def _finish(self, engine: Engine) -> None:
-        if not self.writers:
+        state = None if self.evaluator is None else self.evaluator.state
+        if state is None or not self.settings or state.best_metric_epoch < 1:
+            self._close()
             return
-        if self.settings and self.evaluator is not None and self.evaluator.state.best_metric_epoch > 0:
+        metric = f"val/best_{state.key_metric_name}"
+        # A run that was killed behind its last checkpoint has nothing left to train, and lacks these.
+        if self.writers or (self.restored and not has_tag(self.log_dir / COHORT_RUN, metric)):
             writer = self.writer(COHORT_RUN)
             # Written here and not by add_hparams, which would open one more run folder.
-            metric = f"val/best_{self.evaluator.state.key_metric_name}"
-            best = float(self.evaluator.state.best_metric)
             for summary in settings_summaries(self.settings, self.defaults, metric=metric):
                 writer._get_file_writer().add_summary(summary)
-            writer.add_scalar(metric, best, self.evaluator.state.best_metric_epoch)
+            writer.add_scalar(metric, float(state.best_metric), state.best_metric_epoch)
         self._close()
 
     def _close_and_raise(self, engine: Engine, error: Exception) -> None:

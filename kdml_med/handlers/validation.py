@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import mul
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from monai.engines import Evaluator, Trainer
 from monai.utils import CommonKeys
 from torch import Tensor
 
+from kdml_med.engines.processes import is_main, total
 from kdml_med.handlers.losses import write_epoch
 from kdml_med.handlers.metrics import UNDEFINED
 from kdml_med.keys import HistoryColumn, NetworkName, network_order
@@ -19,6 +21,7 @@ from kdml_med.runs import HISTORY_FILE
 
 LOSS_FIGURE = "loss"
 """Name of the validation loss beside the other figures."""
+_SAMPLES = "samples"
 
 
 class ValidationHistory:
@@ -41,8 +44,8 @@ class ValidationHistory:
         self.evaluator = evaluator
         self.loss: CohortLoss | None = None
         self.networks: list[str] = []
-        self.sums: dict[str, float] = {}
-        self.samples = 0
+        self._losses: dict[str, list[Tensor]] = {}
+        self._counts: list[int] = []
 
     def attach(self, engine: Trainer) -> None:
         """Register with the trainer, whose loss is asked, and with the evaluator."""
@@ -53,7 +56,7 @@ class ValidationHistory:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
 
     def _validation_started(self) -> None:
-        self.networks, self.sums, self.samples = [], {}, 0
+        self.networks, self._losses, self._counts = [], {}, []
 
     def _batch_validated(self, engine: Engine) -> None:
         predictions, target = engine.state.output[CommonKeys.PRED], engine.state.output[CommonKeys.LABEL]
@@ -62,25 +65,33 @@ class ValidationHistory:
             return
         count = len(engine.state.output[CommonKeys.IMAGE])
         if isinstance(target, Tensor):
-            known = target >= 0
-            count = int(known.sum())
-            predictions, target = {name: answer[known] for name, answer in predictions.items()}, target[known]
+            # Of the labels as they were loaded: to ask those on a GPU would be to wait for it.
+            known = (engine.state.batch[CommonKeys.LABEL] >= 0).nonzero().squeeze(1)
+            if len(known) < count:
+                count, places = len(known), known.to(target.device)
+                predictions = {name: answer[places] for name, answer in predictions.items()}
+                target = target[places]
         if count == 0:
             return
         with torch.no_grad():
             prepared = self.loss.prepare_target(predictions, target)
             for name, answer in predictions.items():
-                self.sums[name] = self.sums.get(name, 0.0) + count * float(self.loss.task_loss(answer, prepared))
-        self.samples += count
+                self._losses.setdefault(name, []).append(self.loss.task_loss(answer, prepared))
+        self._counts.append(count)
 
     def _validated(self, engine: Engine) -> None:
-        for name, total in self.sums.items():
-            engine.state.metrics[f"{name}_{LOSS_FIGURE}"] = total / self.samples
+        # Read once, and summed in double precision.
+        losses = {name: torch.stack(values).tolist() for name, values in self._losses.items()}
+        sums = {name: sum(map(mul, self._counts, values)) for name, values in losses.items()}
+        whole = total({**sums, _SAMPLES: sum(self._counts)})
+        samples = whole.pop(_SAMPLES)
+        for name, value in whole.items():
+            engine.state.metrics[f"{name}_{LOSS_FIGURE}"] = value / samples
 
     def _epoch_completed(self, engine: Engine) -> None:
         epoch = engine.state.epoch
-        if self.evaluator.state.epoch != epoch:
-            return  # it was not validated
+        if self.evaluator.state.epoch != epoch or not is_main():
+            return  # it was not validated, or another process tells
         rows = [
             (epoch, name, figure, value)
             for name in sorted([*self.networks, NetworkName.ENSEMBLE.value], key=network_order)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,25 @@ from kdml_med.networks.answers import ClassifierAnswer
 
 LINKS = ("predictions", "features", "both")
 """What a student can learn from its teacher or its peers."""
+
+
+class Joint(Protocol):
+    """What a loss asks where several processes have a share each of a batch, so that their mean is that of the batch.
+
+    Attributes:
+        share: samples of this process over those of the mean process, a scalar. A mean over the samples of this process
+            is multiplied by it.
+    """
+
+    share: Tensor
+
+    def divisor(self, own: Tensor, least: float) -> Tensor:
+        """What a sum over this process is divided by: the total of all processes, over their number.
+
+        Args:
+            own: scalar of this process, such as the number of its positive anchors; without gradient.
+            least: the total is at least this.
+        """
 
 
 class CohortLoss(nn.Module):
@@ -55,6 +74,9 @@ class CohortLoss(nn.Module):
     Source:
         Niyaz and Bathula 2022, arXiv:2110.11023; links that differ between students: Niyaz, Sambyal and Bathula 2022,
         arXiv:2212.02931 (abstracts). The composition is recorded in docs/decisions.
+
+    Attributes:
+        joint: set while processes that share a batch work out its loss; None where this one has all of it.
     """
 
     def __init__(
@@ -89,6 +111,7 @@ class CohortLoss(nn.Module):
         self.teacher_link = _checked_link("teacher_link", teacher_link, feature_weight)
         self.peer_link = _checked_link("peer_link", peer_link, feature_weight)
         self.epoch = ramp_up_epochs + 1
+        self.joint: Joint | None = None
 
     @abstractmethod
     def task_loss(self, prediction: Any, target: Any) -> Tensor:
@@ -109,6 +132,10 @@ class CohortLoss(nn.Module):
     def prepare_target(self, predictions: Mapping[str, Any], target: Any) -> Any:
         """What all networks need to know of the target, worked out once per batch."""
         return target
+
+    def of_batch(self, value: Tensor) -> Tensor:
+        """A mean over the samples of this process as what it adds to the mean over the batch."""
+        return value if self.joint is None else value * self.joint.share
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the ramp which epoch is running, counted from 1."""
@@ -212,7 +239,7 @@ class CohortLoss(nn.Module):
         if link != "predictions" and self.feature_weight > 0:
             maps = [self._maps(source) for source in sources]
             terms = [attention_loss(self._maps(student), source) for source in maps]
-            parts.append(self.feature_weight * torch.stack(terms).mean())
+            parts.append(self.feature_weight * self.of_batch(torch.stack(terms).mean()))
         return torch.stack(parts).sum()
 
     def _maps(self, prediction: Any) -> Sequence[Tensor]:
@@ -280,19 +307,25 @@ class ClassificationCohortLoss(CohortLoss):
         """Cross-entropy, mean over the batch."""
         logits = _logits(prediction)
         with torch.autocast(logits.device.type, enabled=False):
-            return F.cross_entropy(logits.float(), target, weight=self.class_weights)
+            loss = F.cross_entropy(logits.float(), target, weight=self.class_weights)
+            if self.joint is None or self.class_weights is None:
+                return self.of_batch(loss)
+            weight = self.class_weights[target].sum()
+            return loss * weight / self.joint.divisor(weight, torch.finfo(torch.float32).tiny)
 
     def teacher_loss(
         self, student: Tensor | ClassifierAnswer, teacher: Tensor | ClassifierAnswer, target: Tensor
     ) -> Tensor:
         """See ``distillation_loss``."""
-        return distillation_loss(_logits(student), _logits(teacher), temperature=self.temperature)
+        loss = distillation_loss(_logits(student), _logits(teacher), temperature=self.temperature)
+        return self.of_batch(loss)
 
     def peer_loss(
         self, student: Tensor | ClassifierAnswer, peers: Sequence[Tensor | ClassifierAnswer], target: Tensor
     ) -> Tensor:
         """See ``mutual_loss``."""
-        return mutual_loss(_logits(student), [_logits(peer) for peer in peers], temperature=self.peer_temperature)
+        loss = mutual_loss(_logits(student), [_logits(peer) for peer in peers], temperature=self.peer_temperature)
+        return self.of_batch(loss)
 
     def feature_maps(self, prediction: Tensor | ClassifierAnswer) -> Sequence[Tensor]:
         """Those of the strides that all networks of the cohort have."""

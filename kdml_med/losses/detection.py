@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdml_med.losses.cohort import CohortLoss
+from kdml_med.losses.cohort import CohortLoss, Joint
 from kdml_med.networks.anchors import AnchorPredictions, MatchedAnchors, anchor_grid, decode_boxes, match_anchors
 
 FOCUS = 2.0
@@ -22,6 +22,7 @@ FOCUS = 2.0
 
 
 _TINY_AREA = 1e-9
+_TINY_WEIGHT = 1e-6
 
 
 class PositiveAnchors(NamedTuple):
@@ -42,10 +43,14 @@ class DetectionTarget:
     Attributes:
         matched: what it says about every anchor.
         anchors: float32, [anchors, 4].
+        joint: of processes that share the batch, see ``CohortLoss``.
+        shared_positives: what they divide a sum over positive anchors by, a scalar; with ``joint`` only.
     """
 
     matched: MatchedAnchors
     anchors: Tensor
+    joint: Joint | None = None
+    shared_positives: Tensor | None = None
 
     @cached_property
     def positives(self) -> PositiveAnchors:
@@ -53,6 +58,11 @@ class DetectionTarget:
         image, anchor = self.matched.positive.nonzero(as_tuple=True)
         place = image * len(self.anchors) + anchor
         return PositiveAnchors(place, self.anchors[anchor], self.matched.boxes.flatten(0, 1)[place])
+
+    @property
+    def divisor(self) -> Tensor | int:
+        """Of means over the positive anchors of the batch, at least 1."""
+        return max(len(self.positives.place), 1) if self.shared_positives is None else self.shared_positives
 
 
 def pair_iou(boxes: Tensor, others: Tensor) -> Tensor:
@@ -99,7 +109,7 @@ def quality_focal_loss(prediction: AnchorPredictions, target: DetectionTarget) -
         quality = torch.zeros_like(logits).index_copy(0, positives.place, overlap)
     entropy = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
     distance = (torch.sigmoid(logits) - quality).abs().pow(FOCUS)
-    return (distance * entropy).sum() / max(len(overlap), 1)
+    return (distance * entropy).sum() / target.divisor
 
 
 def box_loss(prediction: AnchorPredictions, target: DetectionTarget) -> Tensor:
@@ -108,7 +118,7 @@ def box_loss(prediction: AnchorPredictions, target: DetectionTarget) -> Tensor:
     Source:
         Rezatofighi et al. 2019, arXiv:1902.09630.
     """
-    return _mean(1 - _giou(positive_boxes(prediction, target), target), prediction)
+    return _mean(1 - _giou(positive_boxes(prediction, target), target), target)
 
 
 def anchor_divergence(
@@ -148,7 +158,9 @@ def anchor_divergence(
     )
     weight = torch.maximum(torch.sigmoid(wanted), torch.sigmoid(logits.detach()))
     weight = torch.where(target.matched.positive.unsqueeze(-1), torch.ones_like(weight), weight)
-    return (weight * divergence).sum() / weight.sum().clamp(min=1e-6) * temperature**2
+    whole = weight.sum()
+    divisor = whole.clamp(min=_TINY_WEIGHT) if target.joint is None else target.joint.divisor(whole, _TINY_WEIGHT)
+    return (weight * divergence).sum() / divisor * temperature**2
 
 
 def bounded_box_loss(
@@ -169,7 +181,7 @@ def bounded_box_loss(
     error = 1 - _giou(positive_boxes(student, target), target)
     with torch.no_grad():
         bound = 1 - _giou(positive_boxes(source, target), target)
-    return _mean(torch.where(error.detach() + margin > bound, error, torch.zeros_like(error)), student)
+    return _mean(torch.where(error.detach() + margin > bound, error, torch.zeros_like(error)), target)
 
 
 class DetectionCohortLoss(CohortLoss):
@@ -222,7 +234,9 @@ class DetectionCohortLoss(CohortLoss):
                 )
         boxes, (height, width) = target
         anchors, _ = anchor_grid(height, width, boxes[0].device)
-        return DetectionTarget(match_anchors(boxes, height, width), anchors)
+        matched = match_anchors(boxes, height, width)
+        shared = None if self.joint is None else self.joint.divisor(matched.positive.sum().float(), 1.0)
+        return DetectionTarget(matched, anchors, self.joint, shared)
 
     def task_loss(self, prediction: AnchorPredictions, target: DetectionTarget) -> Tensor:
         """Classification and boxes against the labels."""
@@ -263,6 +277,6 @@ def _shared_and_union(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     return shared, areas[0] + areas[1] - shared
 
 
-def _mean(values: Tensor, prediction: AnchorPredictions) -> Tensor:
-    # Without positive anchors the graph must still reach the network: DDP waits for every gradient.
-    return values.mean() if len(values) else prediction.deltas.float().sum() * 0.0
+def _mean(values: Tensor, target: DetectionTarget) -> Tensor:
+    """Mean over the positive anchors of the batch; 0 without any, with a gradient, for which DDP waits."""
+    return values.sum() / target.divisor

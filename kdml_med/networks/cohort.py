@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -35,6 +36,8 @@ class Cohort(nn.Module):
 
     Attributes:
         remembered: answers in place of a frozen teacher; None lets it answer itself.
+        in_float32: names of networks that are computed in float32 where the others are under autocast.
+        compiled: what is called in training mode instead of a network, by its name; the network itself, compiled.
 
     Raises:
         ValueError: there is no student, or a frozen teacher is asked for and there is none.
@@ -56,6 +59,8 @@ class Cohort(nn.Module):
         if frozen_teacher:
             self.networks[NetworkName.TEACHER].requires_grad_(False).eval()
         self.feature_strides = shared_strides(networks) if features else ()
+        self.in_float32: frozenset[str] = frozenset()
+        self.compiled: dict[str, nn.Module] = {}
 
     @property
     def names(self) -> list[str]:
@@ -93,12 +98,18 @@ class Cohort(nn.Module):
         answers = {}
         for name, network in self.networks.items():
             frozen = self.frozen_teacher and name == NetworkName.TEACHER
-            with torch.no_grad() if frozen else contextlib.nullcontext():
+            with self._precision(name, image), torch.no_grad() if frozen else contextlib.nullcontext():
+                called = self.compiled.get(name, network) if self.training else network
                 if frozen and self.remembered is not None:
                     answers[name] = self.remembered.answer(network, image, strides)
                 else:
-                    answers[name] = answer_with_features(network, image, strides) if strides else network(image)
+                    answers[name] = answer_with_features(network, image, strides) if strides else called(image)
         return answers
+
+    def _precision(self, name: str, image: Tensor) -> AbstractContextManager[Any]:
+        if name in self.in_float32:
+            return torch.autocast(image.device.type, enabled=False)
+        return contextlib.nullcontext()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One optimizer group for each network that learns, named after it."""

@@ -1,4 +1,4 @@
-"""What networks are computed on."""
+"""What networks are computed on, and in which types it computes by itself."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from kdml_med.errors import InputError
 
 
-def check_device(device: str, *, amp: bool = False) -> None:
+def check_device(device: str) -> None:
     """Check that a device is there.
 
     Raises:
-        InputError: it is not, it is no name of one, or it cannot do mixed precision.
+        InputError: it is not, or it is no name of one.
     """
     try:
         kind, index = torch.device(device).type, torch.device(device).index or 0
@@ -25,8 +25,40 @@ def check_device(device: str, *, amp: bool = False) -> None:
         raise InputError(f"device {device!r} is asked for, but this torch sees no GPU: use --device cpu.")
     if index >= there:
         raise InputError(f"device {device!r} is asked for, but there are {there}, counted from 0: name one of them.")
-    if amp and kind != "cuda":
-        raise InputError(f"amp (mixed precision) needs a GPU, the device is {device!r}: leave --amp out.")
+
+
+def native_types(device: str | torch.device) -> frozenset[str]:
+    """Which of "bf16" and "fp16" a device multiplies by itself, without going through float32.
+
+    Processors do so in bfloat16 with AVX-512 BF16 or AMX, of CUDA devices those of capability 8 and later; float16 is
+    for CUDA devices alone.
+    """
+    kind = torch.device(device).type
+    if kind == "cuda":
+        major, _ = torch.cuda.get_device_capability(device)
+        return frozenset({"bf16", "fp16"} if major >= 8 else {"fp16"})
+    # Not torch.cpu.get_capabilities, which the oldest torch in range lacks.
+    if kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return frozenset({"bf16"})
+    return frozenset()
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Check that a device can compute in a precision; a processor computes bfloat16 in any case, by itself or not.
+
+    Args:
+        precision: "fp32", "bf16" or "fp16".
+        device: that is there, see ``check_device``.
+
+    Raises:
+        InputError: it cannot.
+    """
+    kind = torch.device(device).type
+    if precision == "fp16" and kind != "cuda":
+        raise InputError(f"precision fp16 needs a CUDA GPU, the device is {device!r}: use --precision auto.")
+    if precision == "bf16" and (kind == "mps" or (kind == "cuda" and "bf16" not in native_types(device))):
+        other = "fp32" if kind == "mps" else "fp16"
+        raise InputError(f"precision bf16 is not for device {device!r}: use --precision {other}, or auto.")
 
 
 @contextlib.contextmanager

@@ -2,30 +2,72 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from typer import Argument, Option
 
 from kdml_med import api
 from kdml_med.bundle.settings import KNOBS
-from kdml_med.errors import ExitCode
+from kdml_med.engines.processes import is_main, launched
+from kdml_med.errors import ExitCode, InputError
 from kdml_med.programs.knobs import with_knobs
 
 
 def _train(
     data: Annotated[Path, Argument(help="Dataset folder with splits.", show_default=False)],
     run: Annotated[Path, Option(help="Folder of the run; the same one again goes on.", show_default=False)],
+    processes: Annotated[
+        int, Option(min=1, help="Processes that train together: one for each GPU, or parts of a CPU.")
+    ] = 1,
     *,
     settings: dict[str, Any],
-) -> ExitCode:
+) -> int:
     """Train a teacher and its students at the same time; a training that was cut off goes on.
 
     Tiles give classifiers, frames give detectors. The same as the training command of the bundles, with the same
     settings.
     """
+    if processes > 1 and launched() == 1:
+        return _launch(processes)
     api.train(data, run, **settings)
-    print(f"Next: kdml-med evaluate {run}")
+    if is_main():
+        print(f"Next: kdml-med evaluate {run}")
+    return ExitCode.OK
+
+
+def _launch(count: int) -> int:
+    """This command once more in each of several processes, by the launcher of torchrun.
+
+    Returns:
+        The exit code of the process that ended first, if one did not end well; it has said why.
+
+    Raises:
+        InputError: it was ended from outside.
+    """
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    where = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=count, max_restarts=0, rdzv_backend="c10d", rdzv_endpoint="localhost:0"
+    )
+    try:
+        elastic_launch(where, sys.executable)("-m", "kdml_med.cli", *sys.argv[1:])
+    except SignalException:  # which all of them got
+        return ExitCode.INTERRUPTED
+    except ChildFailedError as error:
+        number, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            raise InputError(
+                f"process {number} was ended from outside ({failure.signal_name()}), perhaps for want of memory: the "
+                "same command goes on from the last checkpoint."
+            ) from error
+        return failure.exitcode
     return ExitCode.OK
 
 

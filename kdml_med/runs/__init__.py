@@ -4,7 +4,8 @@ cohort.json             networks, classes, image size, patients seen: what the n
                         (``RunDescription``)
 metadata.json           the same in the words of a MONAI bundle, for MONAI's own exports
 settings.json           the knobs that training started with; a resumed run must have the same
-checkpoints/last.pt     everything needed to go on; best.pt, student_0.pt, teacher.pt, ...: the best weights
+checkpoints/last.pt     everything needed to go on; step_00000120.pt, ...: the same, older;
+                        best.pt, student_0.pt, teacher.pt, ...: the best weights
 losses.csv              mean loss terms of every epoch
 history.csv             loss and figures of every validation
 tensorboard/            event files
@@ -56,6 +57,7 @@ from kdml_med.runs.weights import (
     load_cohort,
     load_network,
     read_checkpoint,
+    write_checkpoint,
 )
 
 __all__ = [
@@ -88,6 +90,7 @@ __all__ = [
     "read_run_json",
     "read_thresholds",
     "trained_on",
+    "write_checkpoint",
     "write_detections",
     "write_predictions",
 ]

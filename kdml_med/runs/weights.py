@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from kdml_med.networks.cohort import Cohort, load_trained
 from kdml_med.networks.registry import build_network
 from kdml_med.runs.description import RunDescription
 from kdml_med.runs.files import CHECKPOINTS_DIR
-from kdml_med.storage.files import content_hash
+from kdml_med.storage.files import content_hash, write_atomically
 
 
 def read_checkpoint(path: Path, kinds: Mapping[str, type | tuple[type, ...]], *, remedy: str) -> dict[str, Any]:
@@ -41,6 +42,32 @@ def read_checkpoint(path: Path, kinds: Mapping[str, type | tuple[type, ...]], *,
         if not isinstance(state, Mapping) or name not in state or not isinstance(state[name], kind):
             raise InputError(f"{path} is no checkpoint of training: it has no usable {name!r}. {remedy}")
     return dict(state)
+
+
+def write_checkpoint(path: Path, content: Any) -> None:
+    """Write a checkpoint atomically: the file is whole, or what it was before.
+
+    Args:
+        path: of the file.
+        content: tensors and plain values in mappings and lists; tensors are stored on the CPU.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(_plain(content), buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def _plain(content: Any) -> Any:
+    """What loads with ``weights_only`` and without a GPU."""
+    if isinstance(content, torch.Tensor):
+        return content.detach().cpu()
+    if isinstance(content, Mapping):
+        return {_plain(key): _plain(value) for key, value in content.items()}
+    if isinstance(content, str):
+        return str(content)  # of a StrEnum its text
+    return [_plain(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def checkpoint_path(run_dir: Path, name: str) -> Path:

@@ -17,7 +17,16 @@ from pycocotools.cocoeval import COCOeval
 from kdml_med.runs import load_cohort
 from kdml_med.splits import freeze_splits
 from kdml_med.storage.manifest import read_manifest
-from tests.bundles.conftest import POLYP_CONFIGS, kill_after_an_epoch, polyp_words, read_json, refused, run_bundle
+from tests.bundles.conftest import (
+    POLYP_CONFIGS,
+    kill_at_a_checkpoint,
+    points_without_speed,
+    polyp_words,
+    read_json,
+    refused,
+    run_bundle,
+)
+from tests.results import lasting
 from tests.synthetic_frames import SPLITS, write_frame_dataset
 
 NETWORKS = ["ensemble", "student_0", "student_1", "teacher"]  # sorted
@@ -26,7 +35,7 @@ WEIGHTS = [f"checkpoints/{name}.pt" for name in ("last", "best", "teacher", "stu
 
 
 def contents(run_dir: Path) -> dict[str, bytes]:
-    return {name: (run_dir / name).read_bytes() for name in RESULTS + WEIGHTS}
+    return {name: lasting(run_dir / name) for name in RESULTS + WEIGHTS}
 
 
 def evaluate_words(dataset: Path, run_dir: Path, *more: str) -> list[str | Path]:
@@ -158,9 +167,9 @@ def test_speed_is_measured_for_every_network(evaluated: Path) -> None:
 
 def test_killed_training_goes_on_to_the_same_bytes(frames: Path, trained_detectors: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "killed"
-    kill_after_an_epoch(polyp_words(frames, run_dir), run_dir)
+    kill_at_a_checkpoint(polyp_words(frames, run_dir), run_dir)
     result = run_bundle(*polyp_words(frames, run_dir))
-    assert "Going on behind epoch" in result.stdout
+    assert "Going on behind " in result.stdout
     resumed, uninterrupted = contents(run_dir), contents(trained_detectors)
     assert [name for name in resumed if resumed[name] != uninterrupted[name]] == []
     resumed, uninterrupted = (
@@ -169,6 +178,7 @@ def test_killed_training_goes_on_to_the_same_bytes(frames: Path, trained_detecto
     )
     assert resumed.keys() == uninterrupted.keys()
     assert [name for name in resumed if resumed[name] != uninterrupted[name]] == []
+    assert points_without_speed(run_dir) == points_without_speed(trained_detectors)
 
 
 def test_a_sequence_in_two_splits_is_refused(frames: Path, tmp_path: Path) -> None:

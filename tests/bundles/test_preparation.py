@@ -87,7 +87,7 @@ def change_info(folder: Path, **changes: Any) -> Path:
         ({}, {"use_teacher": False}, "Set --beta 0"),
         ({}, {"students": ["resnet18"], "alpha": 0, "beta": 0}, "has no peers"),
         ({}, {"device": "cuda"}, "use --device cpu"),
-        ({}, {"amp": True}, "leave --amp out"),
+        ({}, {"precision": "fp16"}, "use --precision auto"),
         ({}, {"fold": 1}, "has splits, not folds"),
         ({}, {"stain": "macenko"}, "no stain matrix"),
     ],

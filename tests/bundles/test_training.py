@@ -22,11 +22,13 @@ from tests.bundles.conftest import (
     CONFIGS,
     REPOSITORY,
     bundle_command,
-    kill_after_an_epoch,
+    kill_at_a_checkpoint,
+    points_without_speed,
     read_json,
     run_bundle,
     train_words,
 )
+from tests.results import lasting
 
 NETWORKS = ["teacher", "student_0", "student_1", "ensemble"]
 RESULTS = ["metrics.json", "predictions.parquet", "patients.csv", "cohort.json", "losses.csv", "history.csv"]
@@ -35,7 +37,7 @@ WEIGHTS = [f"checkpoints/{name}.pt" for name in ("last", "best", "teacher", "stu
 
 
 def contents(run_dir: Path) -> dict[str, bytes]:
-    return {name: (run_dir / name).read_bytes() for name in RESULTS + FIGURES + WEIGHTS}
+    return {name: lasting(run_dir / name) for name in RESULTS + FIGURES + WEIGHTS}
 
 
 def test_training_leaves_the_promised_files_and_a_table(trained: Path) -> None:
@@ -103,11 +105,12 @@ def test_same_command_gives_the_same_bytes(dataset: Path, trained: Path, tmp_pat
 
 def test_killed_training_goes_on_to_the_same_bytes(dataset: Path, trained: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "killed"
-    kill_after_an_epoch(train_words(dataset, run_dir), run_dir)
+    kill_at_a_checkpoint(train_words(dataset, run_dir), run_dir)
     result = run_bundle(*train_words(dataset, run_dir))
-    assert "Going on behind epoch" in result.stdout
+    assert "Going on behind " in result.stdout
     resumed, uninterrupted = contents(run_dir), contents(trained)
     assert [name for name in resumed if resumed[name] != uninterrupted[name]] == []
+    assert points_without_speed(run_dir) == points_without_speed(trained)
 
 
 def test_finished_run_is_left_as_it_is(dataset: Path, trained: Path, tmp_path: Path) -> None:

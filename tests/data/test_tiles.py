@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from monai.transforms import Compose, RandFlipd, RandRotate90d
 from PIL import Image
+from torch.utils.data import BatchSampler
 
 from kdml_med.data import EpochSampler, NormalizeColourd, RandStainJitterd, SampleLoader, TileDataset
 from kdml_med.data.images import decode_image, image_to_tensor
@@ -210,18 +211,69 @@ def indices(sampler, epoch):
     return [index for _, index in pairs]
 
 
+@st.composite
+def shared_epochs(draw):
+    """Options of a sampler, and the number of processes that share its batches."""
+    replicas = draw(st.integers(1, 4))
+    options = {
+        "batch_size": draw(st.integers(replicas, 9)),
+        "samples_per_epoch": draw(st.none() | st.integers(1, 70)),
+        "balance": draw(st.booleans()),
+        "seed": draw(st.integers(0, 1000)),
+    }
+    return labelled(draw(st.sampled_from([[1], [7], [5, 2], [20, 9]]))), options, replicas
+
+
+def batches_of(sampler, epoch):
+    return list(BatchSampler(indices(sampler, epoch), sampler.share, drop_last=False))
+
+
 @settings(deadline=None)
-@given(st.integers(1, 60), st.integers(1, 4), st.integers(0, 1000), st.integers(1, 50))
-def test_processes_share_every_index_once_per_epoch(size, replicas, seed, epoch):
-    dataset = labelled([size])
+@given(shared_epochs(), st.integers(1, 50))
+def test_processes_share_every_batch_of_one_process_alone(epoch_of, epoch):
+    dataset, options, replicas = epoch_of
+    alone = batches_of(EpochSampler(dataset, **options), epoch)
+    samplers = [EpochSampler(dataset, **options, num_replicas=replicas, rank=rank) for rank in range(replicas)]
+    shares = [batches_of(sampler, epoch) for sampler in samplers]
+    assert {len(share) for share in shares} == {len(alone)}
+    for number, batch in enumerate(alone):
+        last = number == len(alone) - 1
+        own = [[] if last and one.idle else share[number] for share, one in zip(shares, samplers, strict=True)]
+        assert all(share[number] for share in shares)  # whoever has nothing of it keeps the others company
+        assert [batch[rank::replicas] for rank in range(replicas)] == own
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(1, 50))
+def test_an_epoch_has_every_sample_once_or_as_often_as_it_goes(size, wanted):
+    counts = np.bincount(indices(EpochSampler(labelled([size]), samples_per_epoch=wanted), 1), minlength=size)
+    assert counts.sum() == wanted
+    assert counts.max() - counts.min() <= 1
+
+
+def test_a_batch_that_is_too_small_for_all_processes_is_refused():
+    with pytest.raises(InputError, match="--batch_size 3 cannot be shared by 4 processes"):
+        EpochSampler(labelled([30]), batch_size=3, num_replicas=4, rank=1)
+
+
+@pytest.mark.parametrize(("tiles", "batch_size", "count"), [(9, 2, 2), (9, 4, 3), (9, 100, 4), (4, 2, 4), (7, 3, 1)])
+def test_processes_evaluate_blocks_of_batches_one_behind_the_other(tmp_path, tiles, batch_size, count):
+    dataset = TileDataset(write_dataset(tmp_path, {"a": ("val", "MSS", tiles)}, size_px=8), "val")
     parts = [
-        indices(EpochSampler(dataset, seed=seed, num_replicas=replicas, rank=rank), epoch) for rank in range(replicas)
+        [list(batch["sample_id"]) for batch in SampleLoader(dataset, batch_size=batch_size, processes=(rank, count))]
+        for rank in range(count)
     ]
-    assert len({len(part) for part in parts}) == 1
-    # Dealt out in turn, so the common order is the parts interleaved; the end is topped up where it does not divide.
-    order = [part[position] for position in range(len(parts[0])) for part in parts]
-    assert sorted(order[:size]) == list(range(size))
-    assert len(order) - size < replicas
+    assert all(parts)
+    together = [batch for part in parts for batch in part]
+    assert [name for batch in together for name in batch] == list(dataset.rows["sample_id"])
+    if -(-tiles // batch_size) >= count:  # enough batches for all: the same as of one process
+        assert together == [list(batch["sample_id"]) for batch in SampleLoader(dataset, batch_size=batch_size)]
+
+
+def test_fewer_samples_than_processes_are_refused(tmp_path):
+    dataset = TileDataset(write_dataset(tmp_path, {"a": ("val", "MSS", 2)}, size_px=8), "val")
+    with pytest.raises(InputError, match="2 samples cannot be shared by 3 processes"):
+        SampleLoader(dataset, processes=(0, 3))
 
 
 def test_one_process_sees_every_index_exactly_once_and_in_another_order_each_epoch():
@@ -232,19 +284,6 @@ def test_one_process_sees_every_index_exactly_once_and_in_another_order_each_epo
     assert first == indices(EpochSampler(labelled([30]), seed=3), 1)
     assert first != indices(EpochSampler(labelled([30]), seed=4), 1)
     assert first != list(range(30))
-
-
-@settings(deadline=None)
-@given(st.integers(1, 20), st.integers(1, 70), st.integers(1, 3))
-def test_an_epoch_can_have_any_number_of_samples(size, wanted, replicas):
-    samplers = [
-        EpochSampler(labelled([size]), samples_per_epoch=wanted, num_replicas=replicas, rank=rank)
-        for rank in range(replicas)
-    ]
-    order = [index for part in zip(*(indices(sampler, 1) for sampler in samplers), strict=True) for index in part]
-    assert wanted <= len(order) < wanted + replicas
-    counts = np.bincount(order, minlength=size)
-    assert counts.max() - counts.min() <= 1
 
 
 def test_balancing_draws_every_class_equally_often():
@@ -268,15 +307,34 @@ def test_balancing_draws_the_samples_of_a_class_equally_often_and_none_without_a
 
 
 @settings(deadline=None)
-@given(st.integers(1, 3), st.integers(1, 40), st.integers(0, 9))
-def test_processes_share_a_balanced_epoch(replicas, wanted, seed):
-    dataset = labelled([5, 2])
-    options = {"balance": True, "samples_per_epoch": wanted, "seed": seed}
-    alone = indices(EpochSampler(dataset, **options), 3)
-    parts = [indices(EpochSampler(dataset, **options, num_replicas=replicas, rank=rank), 3) for rank in range(replicas)]
-    assert len({len(part) for part in parts}) == 1
-    if wanted % replicas == 0:
-        assert [index for part in zip(*parts, strict=True) for index in part] == alone
+@given(shared_epochs(), st.integers(0, 9))
+def test_an_epoch_goes_on_behind_what_any_number_of_processes_have_seen(epoch_of, seen):
+    dataset, options, replicas = epoch_of
+    alone = batches_of(EpochSampler(dataset, **options), 7)
+    assume(seen < len(alone))
+    samplers = [EpochSampler(dataset, **options, num_replicas=replicas, rank=rank) for rank in range(replicas)]
+    whole = [list(sampler) for sampler in samplers]
+    for rank, sampler in enumerate(samplers):
+        sampler.start = (7, seen * options["batch_size"])
+        assert list(sampler) == whole[rank], "another epoch is whole"
+        sampler.set_epoch(7)
+        rest = [index for _, index in sampler]
+        wanted = [index for batch in alone[seen:] for index in batch[rank::replicas]]
+        assert rest == wanted + alone[-1][-1:] * sampler.idle
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_goes_on_behind_a_batch_and_starts_the_next_epoch_at_its_beginning(folder, num_workers):
+    def epoch(number, **start):
+        loader = SampleLoader(augmented(folder), batch_size=2, training=True, seed=4, num_workers=num_workers)
+        loader.sampler.set_epoch(number)
+        loader.sampler.start = start.get("start", loader.sampler.start)
+        return [(batch["sample_id"], batch["image"]) for batch in loader]
+
+    whole, rest = epoch(3), epoch(3, start=(3, 4))
+    assert [names for names, _ in rest] == [names for names, _ in whole[2:]]
+    assert all(torch.equal(image, other) for (_, image), (_, other) in zip(rest, whole[2:], strict=True))
+    assert [names for names, _ in epoch(4, start=(3, 4))] == [names for names, _ in epoch(4)]
 
 
 @pytest.mark.parametrize(

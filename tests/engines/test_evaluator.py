@@ -79,3 +79,4 @@ def test_evaluation_leaves_the_cohort_as_it_was():
     output = evaluate(cohort.train())
     assert all(torch.equal(value, before[name]) for name, value in cohort.state_dict().items())
     assert not output["pred"]["student_0"].requires_grad
+    assert output["pred"]["student_0"].is_inference()

@@ -7,6 +7,7 @@ from ignite.engine import Events
 
 from kdml_med.data import RandStainJitterd, SampleLoader, TileDataset
 from kdml_med.engines import KDMLTrainer
+from kdml_med.handlers import UpdateSchedule
 from kdml_med.losses import ClassificationCohortLoss
 from kdml_med.networks import Cohort, build_cohort
 from tests.data.folders import write_dataset
@@ -127,7 +128,7 @@ def test_any_callable_that_gives_named_terms_can_be_the_loss():
     assert set(trainer.state.output["loss_terms"]) == {"student_0", "loss"}
 
 
-def test_training_stops_at_the_first_term_that_is_not_finite_and_names_it():
+def test_training_stops_at_the_first_term_that_is_no_number_and_names_the_network():
     cohort, data = build_cohort(teacher=TINY, students=[TINY, TINY]), batches(3)
     broken = cohort.networks["student_1"]
 
@@ -138,7 +139,9 @@ def test_training_stops_at_the_first_term_that_is_not_finite_and_names_it():
     trainer = trainer_of(cohort, data, ClassificationCohortLoss(gamma=0.0))
     weights = []
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: weights.append(copy.deepcopy(cohort.state_dict())))
-    expected = r"loss terms \['student_1_task', 'student_1_kd'\] are not finite in epoch 1, iteration 2"
+    expected = (
+        r"^the loss of student_1 is no number in epoch 1, batch 2 of 3 \(student_1_task nan, student_1_kd nan\)\. Start"
+    )
     with pytest.raises(FloatingPointError, match=expected):
         trainer.run()
     assert len(weights) == 1
@@ -157,11 +160,45 @@ def test_accumulated_batches_make_the_step_of_one_bigger_batch(steps):
         trainer_of(cohort, data, ClassificationCohortLoss(), optimizer=optimizer, **kwargs).run()
         return cohort.state_dict()
 
-    accumulated, whole = trained(small, accumulation_steps=steps), trained(big)
+    accumulated, whole = trained(small, accumulate=steps), trained(big)
     start = build_cohort(seed=1, teacher=PLAIN, students=[PLAIN, PLAIN]).state_dict()
     for name, value in whole.items():
         torch.testing.assert_close(accumulated[name], value, rtol=1e-5, atol=1e-6)
         assert (value - start[name]).abs().max() > 1e-4, name
+
+
+def test_the_last_update_of_an_epoch_is_the_mean_of_the_batches_that_are_left():
+    small = batches(5, size=4)
+    joined = [
+        {key: torch.cat([batch[key] for batch in part]) for key in ("image", "label")}
+        for part in (small[:2], small[2:4], small[4:])
+    ]
+
+    def trained(data, **kwargs):
+        cohort = build_cohort(seed=1, teacher=PLAIN, students=[PLAIN, PLAIN])
+        optimizer = torch.optim.SGD(cohort.parameter_groups(), lr=0.5)
+        trainer_of(cohort, data, ClassificationCohortLoss(), optimizer=optimizer, epochs=2, **kwargs).run()
+        return cohort.state_dict()
+
+    accumulated, whole = trained(small, accumulate=2), trained(joined)
+    for name, value in whole.items():
+        torch.testing.assert_close(accumulated[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_the_schedule_counts_updates():
+    cohort = build_cohort(students=[TINY], use_teacher=False)
+    optimizer = torch.optim.SGD(cohort.parameter_groups(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    rates, updated = [], []
+    trainer = trainer_of(
+        cohort, batches(5), ClassificationCohortLoss(beta=0.0), optimizer=optimizer, epochs=2, accumulate=2,
+        train_handlers=[UpdateSchedule(schedule)],
+    )  # fmt: skip
+    trainer.add_event_handler(Events.ITERATION_STARTED, lambda: rates.append(optimizer.param_groups[0]["lr"]))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: updated.append(trainer.updated))
+    trainer.run()
+    assert rates == [1.0, 1.0, 0.5, 0.5, 0.25, 0.125, 0.125, 0.0625, 0.0625, 0.03125]
+    assert updated == [False, True, False, True, True] * 2
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -93,7 +93,7 @@ REFUSALS: list[tuple[dict[str, Any], list[str]]] = [
     ({"settings": {"fold": 1}}, ["'fold' is no setting of a plan; it is set for each training"]),
     ({"settings": {"seed": 1}}, ["'seed' is no setting of a plan"]),
     ({"settings": {"config_file": "x"}}, ["'config_file' is no setting of a plan"]),
-    ({"settings": {"amp": "false"}}, ["setting 'amp' is the text 'false': write false without quotes"]),
+    ({"settings": {"balance": "false"}}, ["setting 'balance' is the text 'false': write false without quotes"]),
     ({"settings": {"number_of_students": 0}}, ["the plan: number_of_students is 0, expected a whole number from 1"]),
     ({"settings": {"number_of_students": True}}, ["number_of_students is True"]),
     ({"settings": {"number_of_students": 1.5}}, ["number_of_students is 1.5"]),

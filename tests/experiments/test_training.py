@@ -26,6 +26,7 @@ from kdml_med.program import run_commands
 from kdml_med.storage.files import write_json
 from tests.experiments.conftest import EPOCHS, Study, run_experiments, run_words, write_plan
 from tests.experiments.fakes import REPOSITORY, small_plan
+from tests.results import lasting
 from tests.synthetic_tiles import write_tile_dataset
 
 ARMS = ["teacher_only", "kd_offline", "kd_online"]
@@ -48,7 +49,7 @@ def losses(folder: Path, network: str, term: str = "task") -> list[float]:
 
 
 def results(study: Study) -> dict[str, bytes]:
-    return {f"{arm}/{name}": (study.cell(arm) / name).read_bytes() for arm in ARMS for name in RESULTS}
+    return {f"{arm}/{name}": lasting(study.cell(arm) / name) for arm in ARMS for name in RESULTS}
 
 
 def test_every_cell_leaves_results_and_a_log(study: Study) -> None:

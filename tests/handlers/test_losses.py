@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
-from kdml_med.handlers import CohortProgress, LossHistory
+from kdml_med.handlers import CohortProgress, EpochMeans, LossHistory, losses
 from kdml_med.keys import OutputKey
 from kdml_med.losses import ClassificationCohortLoss
 from kdml_med.networks import build_cohort
@@ -36,9 +36,13 @@ class WithNorm(ClassificationCohortLoss):
         return super().term_weights(network) | {"answer_norm": 0.25}
 
 
+def as_tensors(terms: Mapping[str, float]) -> dict[str, Tensor]:
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in terms.items()}
+
+
 def train(run_dir: Path, terms: list[dict[str, float]], *, epochs: int = 1, behind: int = 0, **loss: float) -> None:
     """Run an engine whose iterations give these loss terms, going on behind an epoch."""
-    engine = Engine(lambda _, batch: {OutputKey.LOSS_TERMS: batch})
+    engine = Engine(lambda _, batch: {OutputKey.LOSS_TERMS: as_tensors(batch)})
     engine.cohort_loss = ClassificationCohortLoss(**loss)
     engine.add_event_handler(Events.EPOCH_STARTED, lambda: engine.cohort_loss.set_epoch(engine.state.epoch))
     LossHistory(run_dir).attach(engine)
@@ -119,3 +123,60 @@ def test_a_term_that_the_library_does_not_know_is_kept_and_shown(
 def test_a_term_counts_as_it_is_when_the_loss_tells_no_weight(tmp_path: Path) -> None:
     train(tmp_path, [{"student_0_extra": 2.0, "student_0_kd": 1.0}], beta=3.0)
     assert [row[3:] for row in rows(tmp_path)] == [("extra", 1.0, 2.0), ("kd", 3.0, 1.0)]
+
+
+def test_terms_that_wait_on_a_device_are_read_together_and_tell_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = [{"teacher_task": 1 / 3 + step, "student_0_kd": 2 / 7 * step, "loss": 9.0} for step in range(7)]
+    train(tmp_path / "at_once", terms, epochs=2)
+
+    readings: list[int] = []
+    heard: list[tuple[int, Mapping[str, float]]] = []
+    monkeypatch.setattr(losses, "read_interval", lambda _: 3)
+    monkeypatch.setattr(losses, "mean", lambda values: readings.append(len(values) // 3) or values)
+    of = EpochMeans.of
+
+    def listening(engine: Engine) -> EpochMeans:
+        fresh = not hasattr(engine, "epoch_means")
+        means = of(engine)
+        if fresh:
+            means.listen(lambda *said: heard.append(said))
+        return means
+
+    monkeypatch.setattr(EpochMeans, "of", listening)
+    train(tmp_path / "together", terms, epochs=2)
+    assert readings == [3, 3, 1] * 2
+    assert heard == list(enumerate([*terms, *terms], start=1))
+    assert (tmp_path / "together/losses.csv").read_bytes() == (tmp_path / "at_once/losses.csv").read_bytes()
+
+
+def test_terms_may_change_from_one_iteration_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "read_interval", lambda _: 10)
+    train(tmp_path, [{"student_0_task": 1.0}, {"student_0_extra": 8.0, "student_0_task": 3.0}])
+    assert [(term, value) for *_, term, _, value in rows(tmp_path)] == [("task", 2.0), ("extra", 4.0)]
+
+
+def test_an_epoch_goes_on_with_the_sums_of_its_first_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "read_interval", lambda _: 10)
+    terms = [{"teacher_task": value} for value in (1 / 3, 1e-17, 0.1, 7.0, 2 / 7)]
+
+    def engine_of() -> tuple[Engine, EpochMeans]:
+        engine = Engine(lambda _, batch: {OutputKey.LOSS_TERMS: as_tensors(batch)})
+        return engine, EpochMeans.of(engine)
+
+    whole, means = engine_of()
+    whole.run(terms)
+    halted, first = engine_of()
+    states: list[dict[str, object]] = []
+    halted.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda: states.append(first.state_dict()))
+    halted.run(terms)
+    resumed, second = engine_of()
+    resumed.load_state_dict({"iteration": 3, "epoch_length": 5, "max_epochs": 1})
+    second.load_state_dict(states[0])
+    resumed.run(terms[3:])
+    assert second.values() == means.values()
+    # An epoch that begins anew takes nothing from before.
+    first.load_state_dict({"iterations": 100, "sums": {"teacher_task": 1e9}})
+    halted.run(terms, max_epochs=1)
+    assert first.values() == means.values()

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import resource
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +14,11 @@ from ignite.engine import Engine, Events
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
-from tensorboard.summary.writer import event_file_writer
+from torch.utils.tensorboard import SummaryWriter
 
 from kdml_med.errors import InputError
 from kdml_med.handlers import ClassificationTensorBoard, CohortTensorBoard, DetectionTensorBoard
+from kdml_med.handlers.tensorboard_events import take_back
 from kdml_med.keys import LossTerm, OutputKey
 from kdml_med.metrics import choose_thresholds, evaluate_detections
 from tests.handlers.test_metrics import evaluate
@@ -55,7 +55,8 @@ def validated(frames: pd.DataFrame, detections: pd.DataFrame, epoch: int = 1) ->
 def train(handler: CohortTensorBoard, evaluator: Engine | None, *, epochs: int = 1, done: int = 0) -> None:
     """Train for epochs of three iterations, the first ``done`` of which were trained before."""
     losses = OWN_TERMS | LOSSES
-    trainer = Engine(lambda *_: {OutputKey.LOSS_TERMS: {name: value + done for name, value in losses.items()}})
+    terms = {name: torch.tensor(value + done) for name, value in losses.items()}
+    trainer = Engine(lambda *_: {OutputKey.LOSS_TERMS: terms})
     trainer.cohort_loss = SimpleNamespace(weights=lambda: {"beta": 0.25})
     if evaluator is not None:  # first, as in the bundle
         trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.fire_event(Events.COMPLETED))
@@ -137,7 +138,7 @@ def test_losses_rates_weights_and_settings_are_there_for_every_task(tmp_path: Pa
 
 
 def test_means_of_an_epoch_count_every_iteration_whatever_the_interval(tmp_path: Path) -> None:
-    trainer = Engine(lambda _, value: {OutputKey.LOSS_TERMS: {"student_0_kd": value}})
+    trainer = Engine(lambda _, value: {OutputKey.LOSS_TERMS: {"student_0_kd": torch.tensor(value)}})
     trainer.cohort_loss = None
     CohortTensorBoard(tmp_path, optimizer(), interval=3).attach(trainer)
     trainer.run([1.0, 2.0, 6.0, 7.0], max_epochs=2)
@@ -158,11 +159,11 @@ def test_settings_are_few_and_those_that_were_changed_come_first(tmp_path: Path)
     evaluator = validated(*cohort(networks=NETWORKS))
     students = [{"name": "resnet", "depth": 10}, "tiny"]
     settings = {
-        "beta": 0.5, "alpha": 1.0, "seed": 3, "amp": True, "fold": None, "image_size": [128, 192], "box_weight": 2.0,
+        "beta": 0.5, "alpha": 1.0, "seed": 3, "balance": True, "fold": None, "image_size": [128, 192], "box_weight": 2.0,
         "initial_weights": {"teacher": "/data/weights/teacher.pt"}, "students": students, "device": "cpu",
     }  # fmt: skip
     defaults = {
-        "beta": 1.0, "alpha": 1.0, "seed": 0, "amp": False, "fold": None, "image_size": [128, 128], "box_weight": 2.0,
+        "beta": 1.0, "alpha": 1.0, "seed": 0, "balance": False, "fold": None, "image_size": [128, 128], "box_weight": 2.0,
         "initial_weights": None, "students": None,
     }  # fmt: skip
     handler = CohortTensorBoard(tmp_path, optimizer(), evaluator, settings=settings, defaults=defaults)
@@ -172,7 +173,7 @@ def test_settings_are_few_and_those_that_were_changed_come_first(tmp_path: Path)
     start = metadata.parse_session_start_info_plugin_data(contents[metadata.SESSION_START_INFO_TAG])
     shown = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
     assert shown == {
-        "alpha": 1.0, "amp": True, "beta": 0.5, "image_size": "128, 192", "initial_weights": "teacher=teacher.pt",
+        "alpha": 1.0, "balance": True, "beta": 0.5, "image_size": "128, 192", "initial_weights": "teacher=teacher.pt",
         "seed": 3.0, "students": "resnet(depth=10), tiny",
     }  # fmt: skip
     experiment = metadata.parse_experiment_plugin_data(contents[metadata.EXPERIMENT_TAG])
@@ -180,17 +181,68 @@ def test_settings_are_few_and_those_that_were_changed_come_first(tmp_path: Path)
     assert [info.name.tag for info in experiment.metric_infos] == ["val/best_ensemble_ap"]
 
 
-def test_a_resumed_run_takes_back_points_of_the_interrupted_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_resumed_run_takes_back_what_was_written_after_its_checkpoint(tmp_path: Path) -> None:
+    def trained(*, epochs: int, done: int = 0) -> None:
+        evaluator = validated(*cohort(networks=NETWORKS))
+        handler = DetectionTensorBoard(
+            tmp_path, optimizer(), evaluator, settings={"beta": 1.0}, frames=0, worst_frames=0
+        )
+        train(handler, evaluator, epochs=epochs, done=done)
+
+    trained(epochs=3)
+    trained(epochs=4, done=2)
+    teacher, shared = events_of(tmp_path, "teacher"), events_of(tmp_path, "cohort")
+    losses = [(point.step, point.value) for point in teacher.Scalars("train/task_loss")]
+    assert losses == [(step, 1.0 if step <= 6 else 3.0) for step in range(1, 13)]
+    assert [point.step for point in teacher.Scalars("train/learning_rate")] == list(range(1, 13))
+    # Those that count epochs, of which a file has had more.
+    means = [(point.step, point.value) for point in teacher.Scalars("train/task_loss_epoch")]
+    assert means == [(1, 1.0), (2, 1.0), (3, 3.0), (4, 3.0)]
+    assert [point.step for point in shared.Scalars("weights/beta")] == [1, 2, 3, 4]
+    assert len(shared.Scalars("val/best_ensemble_ap")) == 1
+
+
+def test_only_points_that_are_kept_stay_in_event_files(tmp_path: Path) -> None:
+    writer = SummaryWriter(str(tmp_path / "teacher"))
+    for step in range(1, 6):
+        writer.add_scalar("a", 10.0 * step, step)
+        writer.add_scalar("b", -1.0 * step, step)
+    writer.close()
+    (path,) = (tmp_path / "teacher").iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[-20:-3])  # killed while it wrote
+    take_back(tmp_path, lambda tag, step: step <= (3 if tag == "a" else 5))
+    events = events_of(tmp_path, "teacher")
+    assert [(point.step, point.value) for point in events.Scalars("a")] == [(1, 10), (2, 20), (3, 30)]
+    assert [point.step for point in events.Scalars("b")] == [1, 2, 3, 4, 5]
+    kept = path.read_bytes()
+    take_back(tmp_path, lambda tag, step: True)
+    assert path.read_bytes() == kept
+    take_back(tmp_path / "absent", lambda tag, step: False)
+
+
+def test_a_run_killed_behind_its_last_checkpoint_gets_its_settings_and_a_finished_one_is_left_alone(
+    tmp_path: Path,
 ) -> None:
-    train(DetectionTensorBoard(tmp_path, optimizer()), None, epochs=2)
-    # Event files are told apart, and put in order, by the second.
-    later = time.time() + 2
-    monkeypatch.setattr(event_file_writer, "time", SimpleNamespace(time=lambda: later))
-    train(DetectionTensorBoard(tmp_path, optimizer()), None, epochs=3, done=1)
-    points = events_of(tmp_path, "teacher").Scalars("train/task_loss")
-    assert [point.step for point in points] == list(range(1, 10))
-    assert [point.value for point in points] == [1.0] * 3 + [2.0] * 6
+    def go_on() -> None:
+        handler = CohortTensorBoard(tmp_path, optimizer(), evaluator, settings={"beta": 1.0})
+        handler.show_validation = lambda engine: None
+        handler.load_state_dict({})
+        train(handler, evaluator, epochs=2, done=2)
+
+    evaluator = validated(*cohort(networks=NETWORKS))
+    handler = CohortTensorBoard(tmp_path, optimizer(), evaluator)
+    handler.show_validation = lambda engine: None
+    train(handler, evaluator, epochs=2)
+    assert "_hparams_/session_start_info" not in events_of(tmp_path, "cohort").summary_metadata
+    before = sorted(tmp_path.rglob("events*"))
+    go_on()
+    assert [point.value for point in events_of(tmp_path, "cohort").Scalars("val/best_ensemble_ap")] == [0.5]
+    assert "_hparams_/session_start_info" in events_of(tmp_path, "cohort").summary_metadata
+    after = sorted(tmp_path.rglob("events*"))
+    assert len(after) == len(before) + 1
+    go_on()
+    assert sorted(tmp_path.rglob("events*")) == after
 
 
 def test_an_evaluation_outside_of_training_writes_nothing(tmp_path: Path) -> None:

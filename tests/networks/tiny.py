@@ -2,9 +2,13 @@
 
 from torch import Tensor, nn
 
+from kdml_med.networks.retinanet import RetinaNet
+
 TINY = "tests.networks.tiny.TinyNet"
 PLAIN = "tests.networks.tiny.PlainNet"
 STAGED = "tests.networks.tiny.StagedNet"
+STEADY_DETECTOR = "tests.networks.tiny.steady_detector"
+DROPPING = "tests.networks.tiny.DroppingNet"
 
 
 class TinyNet(nn.Module):
@@ -44,3 +48,20 @@ class StagedNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.fc(self.body(image).mean(dim=(2, 3)))
+
+
+class DroppingNet(TinyNet):
+    """A TinyNet that forgets half of what it sees: another half each time, drawn by torch."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.fc(nn.functional.dropout(self.body(image), 0.5, self.training).mean(dim=(2, 3)))
+
+
+def steady_detector(num_classes: int, *, width: int = 16) -> nn.Module:
+    """A small detector without batch norm: samples of a batch do not see each other."""
+    network = RetinaNet(num_classes, width=width, head_convs=1, last_block=13)
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, nn.GroupNorm(1, child.num_features))
+    return network

@@ -1,0 +1,344 @@
+"""The processes that train one cohort together: what is whose, what they tell each other, and how they end.
+
+A launcher (``torchrun``) starts them, each joins, and together they do what one would do: they share every batch, each
+has the gradient of the whole batch, and one of them, the main one, writes and speaks. With one process everything here
+does nothing, so that nobody has to ask how many there are. Of a function that says "all call it", each process that
+does not call it keeps the others waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from torch.nn.parallel import DistributedDataParallel
+
+from kdml_med.errors import ExitCode, InputError, foreseen
+from kdml_med.losses.cohort import CohortLoss
+
+Value = TypeVar("Value")
+MAIN = 0
+"""Rank of the process that writes."""
+_ENDED = "ended"
+_LAUNCHER = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # what torchrun tells every process
+_LOST = (
+    "another process of this training is gone, without a word: was it killed, perhaps for want of memory? The same "
+    "command goes on from the last checkpoint."
+)
+
+_store: dist.Store | None = None  # what all processes can read and write, whatever they wait for
+_ends_first: bool | None = None
+_left_as = MAIN  # rank that this process had
+_groups = 0  # that it has joined so far
+
+
+def world_size() -> int:
+    """Number of processes that train together; 1 where nobody has joined any."""
+    return dist.get_world_size() if _joined() else 1
+
+
+def rank() -> int:
+    """Number of this process among them, from 0; also when it has left them, and 0 before it joins."""
+    return dist.get_rank() if _joined() else _left_as
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and speaks."""
+    return rank() == MAIN
+
+
+def own_device() -> str:
+    """The GPU of this process, by the number that the launcher gave it on its machine; "cpu" where there is none.
+
+    Raises:
+        InputError: there are more processes than GPUs.
+    """
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if count == 0:
+        return "cpu"
+    if number >= count:
+        raise InputError(
+            f"process {number} of this machine has no GPU, there are {count}: start with --nproc_per_node {count}, or "
+            "add --device cpu."
+        )
+    return f"cuda:{number}"
+
+
+def launched() -> int:
+    """Number of processes that a launcher says it has started; 1 without a launcher."""
+    return int(os.environ["WORLD_SIZE"]) if os.environ.keys() >= _LAUNCHER else 1
+
+
+def join(device: str) -> tuple[int, int]:
+    """Join the processes that the launcher started; all call it, before anything else.
+
+    Args:
+        device: on which this process computes.
+
+    Returns:
+        Number of this process and of all, as ``SampleLoader`` takes them.
+
+    Raises:
+        InputError: no launcher started this process, or several would have one GPU.
+    """
+    global _groups
+    if not os.environ.keys() >= _LAUNCHER:
+        raise InputError(
+            "multi_gpu_train.json is for several processes: start with torchrun --nproc_per_node=2 -m monai.bundle run "
+            "…, or leave it out."
+        )
+    if _joined():
+        return rank(), world_size()
+    gpu = torch.device(device).type == "cuda"
+    if gpu and device != own_device():
+        raise InputError(f"--device {device} would be that of several processes: leave it out, each takes a GPU.")
+    if gpu:
+        torch.cuda.set_device(device)
+    _groups += 1
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if gpu else "gloo",  # objects go by gloo, tensors of GPUs by NCCL
+        store=dist.PrefixStore(f"group_{_groups}", _meet()),
+        rank=int(os.environ["RANK"]),
+        world_size=launched(),
+    )
+    if not is_main():
+        logging.disable(logging.WARNING)  # what concerns all of them is said once
+    return rank(), world_size()
+
+
+def leave() -> None:
+    """Leave them when everything is done; all call it."""
+    global _left_as
+    if _joined():
+        _left_as = dist.get_rank()
+        logging.disable(logging.NOTSET)
+        dist.destroy_process_group()
+
+
+def gather(value: Value) -> list[Value] | None:
+    """What every process hands in, in the order of their ranks, for the main one; all call it.
+
+    Args:
+        value: anything that can be pickled, tensors on the CPU.
+
+    Returns:
+        One value for each process; None in all but the main one.
+    """
+    if world_size() == 1:
+        return [value]
+    values: list[Any] | None = [None] * world_size() if is_main() else None
+    dist.gather_object(value, values, dst=MAIN)
+    return values
+
+
+def from_main(value: Value) -> Value:
+    """The value of the main process, for all of them; all call it. That of the others is not looked at."""
+    if world_size() == 1:
+        return value
+    values = [value if is_main() else None]
+    dist.broadcast_object_list(values, src=MAIN)
+    return values[0]  # type: ignore[return-value]
+
+
+def made_by_main(make: Callable[[], Value]) -> Value:
+    """What the main process makes, for all of them; all call it, and the others make nothing."""
+    return from_main(make() if is_main() else None)  # type: ignore[return-value]
+
+
+def total(values: Mapping[str, float]) -> dict[str, float]:
+    """Sums over the processes by name; all call it. A process need not have all of the names."""
+    if world_size() == 1:
+        return dict(values)
+    parts = gather(dict(values))
+    return from_main(added(parts or []))
+
+
+def mean(value: Tensor) -> Tensor:
+    """Mean over the processes, without gradient; all call it. The very same tensor where there is one process."""
+    if world_size() == 1:
+        return value
+    whole = value.detach().clone()
+    dist.all_reduce(whole)
+    return whole / world_size()
+
+
+def added(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Sums by name."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: sum(part.get(name, 0) for part in parts) for name in names}
+
+
+def mean(value: Tensor) -> Tensor:
+    """Mean over the processes, without gradient; all call it. The very same tensor where there is one process."""
+    if world_size() == 1:
+        return value
+    whole = value.detach().clone()
+    dist.all_reduce(whole)
+    return whole / world_size()
+
+
+def wait() -> None:
+    """Wait for the others; all call it."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """The block runs in the main process, and then in the others, who find what it has made; all enter it."""
+    if not is_main():
+        wait()
+    yield
+    if is_main():
+        wait()
+
+
+def share_network(network: nn.Module) -> nn.Module:
+    """The network as every process calls it in training: backward gives the mean gradient of all of them.
+
+    Batch norm of a GPU is over the samples of all processes; on a CPU, where torch has no such layer, it is over those
+    of each, and the running statistics are those of the main one, as torch does it.
+
+    Args:
+        network: the cohort; its batch norm is changed in place, and its parameters stay the same objects.
+    """
+    if world_size() == 1:
+        return network
+    device = next(network.parameters()).device
+    if device.type != "cuda":
+        return DistributedDataParallel(network)
+    return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(network), device_ids=[device])
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give all processes the buffers of the main one, batch statistics above all; all call it.
+
+    In training that happens before every forward pass; whoever evaluates has to do it once.
+    """
+    if world_size() > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, src=MAIN)
+
+
+def joint_terms(
+    loss: Callable[..., dict[str, Tensor]], predictions: Mapping[str, Any], target: Any, *, samples: int
+) -> dict[str, Tensor]:
+    """Loss terms of this process, whose mean over the processes is that of the joined batch; all call it.
+
+    Args:
+        loss: the cohort loss. Of one that is no ``CohortLoss``, terms are taken for means over the batch.
+        predictions: of the samples of this process.
+        target: likewise.
+        samples: how many of them count; 0 for a process that only keeps the others company.
+
+    Returns:
+        Scalars by name; the gradient of "loss" is such that its mean over the processes is that of the joined batch.
+    """
+    if world_size() == 1:
+        return loss(predictions, target)
+    joint = _Share(samples, _device_of(predictions))
+    if not isinstance(loss, CohortLoss):
+        return {name: value * joint.share for name, value in loss(predictions, target).items()}
+    loss.joint = joint
+    try:
+        terms = loss(predictions, target)
+    finally:
+        loss.joint = None
+    return terms if samples else {name: value * 0.0 for name, value in terms.items()}
+
+
+class _Share:
+    """What a loss asks, see ``kdml_med.losses.cohort.Joint``."""
+
+    def __init__(self, samples: int, device: torch.device) -> None:
+        self._counts = samples > 0
+        own = torch.full((), float(samples), device=device)
+        self.share = own / self.divisor(own, 1.0)
+
+    def divisor(self, own: Tensor, least: float) -> Tensor:
+        whole = own.detach().float() * float(self._counts)
+        dist.all_reduce(whole)
+        return whole.clamp(min=least) / world_size()
+
+
+def _device_of(predictions: Any) -> torch.device:
+    while not isinstance(predictions, Tensor):
+        predictions = next(iter(predictions.values() if isinstance(predictions, Mapping) else predictions))
+    return predictions.device
+
+
+def end_together(error: BaseException) -> BaseException:
+    """What a process that has to end by an error says; called where the error would leave the work.
+
+    The first to end says why, and so does the launcher, which then ends the others: what these meet, and the same error
+    met by several, is not said again.
+
+    Returns:
+        The error; or, where it is only that another process was lost, what to say of that.
+
+    Raises:
+        SystemExit: another process has ended first, and said why.
+    """
+    if launched() == 1:
+        return error
+    if not _is_first_to_end(_meet()):
+        raise SystemExit(int(ExitCode.BAD_INPUT)) from error
+    said: BaseException = InputError(_LOST) if _is_lost(error) else foreseen(error) or error
+    _tell_launcher(said)
+    return said
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """An error that leaves the block is that of one process only, see ``end_together``."""
+    try:
+        yield
+    except BaseException as error:
+        said = end_together(error)
+        if said is error:
+            raise
+        raise said from error
+
+
+def _meet() -> dist.Store:
+    """Where the launcher lets its processes meet, before they join and after."""
+    global _store, _ends_first
+    if _store is None:
+        store, *_ = next(dist.rendezvous("env://"))
+        _store, _ends_first = dist.PrefixStore("kdml_med", store), None
+    return _store
+
+
+def _is_first_to_end(store: dist.Store) -> bool:
+    global _ends_first
+    if _ends_first is None:
+        try:
+            _ends_first = store.add(_ENDED, 1) == 1
+        except RuntimeError:  # the machine that kept the store is gone
+            _ends_first = False
+    return _ends_first
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether an error only says that another process has left; gloo has no class of its own for it."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in text)
+
+
+def _tell_launcher(error: BaseException) -> None:
+    """Leave the reason where torchrun shows it at its end."""
+    try:
+        raise error.with_traceback(None) if isinstance(error, InputError) else error
+    except BaseException as shown:
+        get_error_handler().record_exception(shown)
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -1,0 +1,174 @@
+"""Both bundles trained by several processes with torchrun, on the CPU: the same as one process, and how they end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from kdml_med.bundle.running import run_config
+from kdml_med.errors import InputError
+from kdml_med.runs import read_losses
+from tests.bundles.conftest import CONFIGS, POLYP_CONFIGS, REPOSITORY, read_json
+from tests.networks.tiny import PLAIN, STEADY_DETECTOR
+
+# Without batch norm, which sees only the samples of its own process on a CPU.
+CLASSIFIERS: dict[str, Any] = {"teacher": PLAIN, "students": [PLAIN, PLAIN], "batch_size": 8, "device": "cpu"}
+DETECTORS: dict[str, Any] = {
+    "teacher": STEADY_DETECTOR,
+    "students": [STEADY_DETECTOR, STEADY_DETECTOR],
+    "image_size": 64,
+    "batch_size": 4,
+    "ramp_up_epochs": 0,
+    "device": "cpu",
+}
+
+
+def torchrun(configs: Path, count: int, **settings: Any) -> list[str]:
+    """The command of several processes on this machine, at a port of their own."""
+    files = [f"{configs}/train.json", f"{configs}/multi_gpu_train.json"]
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    return [*launcher, "-m", "monai.bundle", "run", "--config_file", str(files), *words]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def train_together(configs: Path, count: int, **settings: Any) -> str:
+    """Train; returns what was on the screen."""
+    command = torchrun(configs, count, **settings)
+    result = subprocess.run(
+        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False, timeout=300
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return result.stdout + result.stderr
+
+
+def weights_of(run_dir: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    content = torch.load(run_dir / f"checkpoints/{name}.pt", weights_only=True)
+    return content["network"] if name in ("last", "best") else content
+
+
+def assert_same_training(run_dir: Path, other: Path) -> None:
+    """Losses, weights and validation are the same but for the rounding of floats."""
+    losses, others = read_losses(run_dir), read_losses(other)
+    pd.testing.assert_frame_equal(losses, others, rtol=1e-4, atol=1e-6)
+    found, wanted = weights_of(run_dir), weights_of(other)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    assert read_json(run_dir / "settings.json")["knobs"] == read_json(other / "settings.json")["knobs"]
+
+
+def test_three_processes_train_classifiers_as_one_does(dataset: Path, tmp_path: Path) -> None:
+    """The last batch of an epoch has two tiles: the third process has none of it."""
+    settings = CLASSIFIERS | {"dataset_dir": dataset, "max_epochs": 2, "tiles_per_epoch": 18}
+    run_config("classification", "train", run_dir=tmp_path / "one", **settings)
+    screen = train_together(CONFIGS, 3, run_dir=tmp_path / "three", **settings)
+    assert_same_training(tmp_path / "three", tmp_path / "one")
+    found, wanted = (pd.read_parquet(tmp_path / run / "predictions.parquet") for run in ("three", "one"))
+    pd.testing.assert_frame_equal(found, wanted, rtol=1e-3, atol=1e-5)
+    for table in ("patients.csv", "history.csv"):
+        found, wanted = (pd.read_csv(tmp_path / run / table) for run in ("three", "one"))
+        pd.testing.assert_frame_equal(found, wanted, rtol=1e-3, atol=1e-4)
+    assert screen.count("epoch 2/2  ") == 1, "one of them speaks"
+    assert screen.count("Written to") == 1
+    command = read_json(tmp_path / "three/settings.json")["made_by"]["command"]
+    assert command.startswith("torchrun --nproc_per_node=3 -m monai.bundle run --config_file")
+    assert len(list((tmp_path / "three/tensorboard/cohort").iterdir())) == 1
+
+
+def test_detectors_go_on_with_another_number_of_processes(frames: Path, tmp_path: Path) -> None:
+    settings = DETECTORS | {"dataset_dir": frames}
+    for epochs in (1, 2):
+        run_config("detection", "train", run_dir=tmp_path / "one", max_epochs=epochs, **settings)
+    train_together(POLYP_CONFIGS, 2, run_dir=tmp_path / "two", max_epochs=1, **settings)
+    run_config("detection", "train", run_dir=tmp_path / "two", max_epochs=2, **settings)
+    assert_same_training(tmp_path / "two", tmp_path / "one")
+    found, wanted = (pd.read_parquet(tmp_path / run / "detections.parquet") for run in ("two", "one"))
+    assert list(found["sample_id"].unique()) == list(wanted["sample_id"].unique())
+    np.testing.assert_allclose(found["score"].max(), wanted["score"].max(), rtol=1e-3)
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """Errors of a command that has to end by itself, and not well."""
+    try:
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    return errors
+
+
+def start(*command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def said(errors: str) -> list[str]:
+    return [line for line in errors.splitlines() if line.startswith("error: ")]
+
+
+@pytest.mark.slow
+def test_a_tile_that_one_process_cannot_read_ends_all_and_is_said_once(dataset: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(dataset, tmp_path / "tiles")
+    rows = pd.read_parquet(broken / "manifest.parquet")
+    splits = pd.read_csv(broken / "splits.csv").set_index("patient_id")["split"]
+    row = rows[rows["patient_id"].map(splits) == "train"].iloc[0]
+    with (broken / row["shard"]).open("r+b") as stream:
+        stream.seek(int(row["offset"]))
+        stream.write(bytes(int(row["size"])))
+    settings = CLASSIFIERS | {"dataset_dir": broken, "run_dir": tmp_path / "run", "max_epochs": 50}
+    errors = ended(start(*torchrun(CONFIGS, 2, **settings)))
+    lines = said(errors)
+    assert len(lines) == 1, errors
+    assert f"tile '{row['sample_id']}'" in lines[0]
+    assert "InputError: tile" in errors.rpartition("FAILED")[2], "the launcher ends with the reason"
+
+
+def children_of(process: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_others_and_the_run_goes_on(dataset: Path, tmp_path: Path, rank: int) -> None:
+    settings = CLASSIFIERS | {"dataset_dir": dataset, "run_dir": tmp_path / "run"}
+    process = start(*torchrun(CONFIGS, 2, **settings, max_epochs=1000))
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "run/checkpoints/last.pt").is_file() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(sorted(children_of(process.pid))[rank], signal.SIGKILL)
+    errors = ended(process)
+    assert len(said(errors)) <= 1, "the launcher may end the other one before it has noticed"
+    assert all("another process of this training is gone" in line for line in said(errors)), errors
+    assert "SIGKILL" in errors
+    epochs = read_losses(tmp_path / "run")["epoch"].max()
+    run_config("classification", "train", **settings, max_epochs=int(epochs) + 1)
+    assert read_losses(tmp_path / "run")["epoch"].max() == epochs + 1
+
+
+def test_processes_that_would_not_train_together_are_refused(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    place = {"dataset_dir": str(dataset), "run_dir": str(tmp_path / "run"), "device": "cpu"}
+    workflow = ConfigWorkflow(config_file=str(CONFIGS / "train.json"), logging_file=False, **place)
+    monkeypatch.setattr("kdml_med.bundle.workflow.end_together", lambda error: error)
+    with pytest.raises(InputError, match="2 processes were started, and each would train a run of its own"):
+        workflow.initialize()

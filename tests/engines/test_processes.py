@@ -1,0 +1,101 @@
+"""What processes that train together do in each of them; that they do it together is tested with the bundles."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import distributed as dist
+
+from kdml_med.engines import processes
+from kdml_med.errors import ExitCode, InputError
+
+
+def test_one_process_shares_with_nobody():
+    value = torch.ones(2)
+    network = torch.nn.Linear(2, 2)
+    assert (processes.rank(), processes.world_size(), processes.is_main()) == (0, 1, True)
+    assert processes.gather("x") == ["x"]
+    assert processes.from_main(value) is value
+    assert processes.made_by_main(lambda: value) is value
+    assert processes.mean(value) is value
+    assert processes.total({"a": 0.1}) == {"a": 0.1}
+    assert processes.share_network(network) is network
+    terms = {"loss": value.sum()}
+    assert processes.joint_terms(lambda *_: terms, {}, None, samples=2) is terms
+    processes.share_buffers(network)
+    processes.wait()
+    with processes.main_first():
+        pass
+    error = ValueError("x")
+    assert processes.end_together(error) is error
+
+
+def test_sums_take_names_that_some_processes_lack():
+    assert processes.added([{"a": 1.0, "n": 2}, {}, {"a": 0.5, "b": 3.0, "n": 1}]) == {"a": 1.5, "b": 3.0, "n": 3}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "local_rank", "device"), [(0, "1", "cpu"), (2, "1", "cuda:1"), (1, None, "cuda:0"), (2, "2", None)]
+)
+def test_each_process_has_the_gpu_of_its_number(monkeypatch, gpus, local_rank, device):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    refused = pytest.raises(InputError, match="process 2 of this machine has no GPU, there are 2: start with")
+    with refused if device is None else nullcontext():
+        assert processes.own_device() == device
+
+
+def test_joining_needs_a_launcher(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(InputError, match=r"is for several processes: start with torchrun .*, or leave it out"):
+        processes.join("cpu")
+
+
+LAUNCHER = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+class Group:
+    """Processes that share a store, one after the other in this one."""
+
+    def __init__(self, monkeypatch):
+        self.monkeypatch, self.store = monkeypatch, dist.HashStore()
+        for name, value in LAUNCHER.items():
+            monkeypatch.setenv(name, value)
+
+    def end(self, error):
+        """What one more process says that ends by an error; None where it says nothing."""
+        self.monkeypatch.setattr(processes, "_store", self.store)
+        self.monkeypatch.setattr(processes, "_ends_first", None)
+        try:
+            said = processes.end_together(error)
+        except SystemExit as end:
+            assert end.code == ExitCode.BAD_INPUT
+            return None
+        assert processes.end_together(error) is not None, "asked again on its way out, it is still the first"
+        return said
+
+
+LOST = RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:30432")
+
+
+def test_the_first_that_ends_says_why_and_the_others_nothing(monkeypatch):
+    group = Group(monkeypatch)
+    error = InputError("tile 'a' is cut short")
+    assert group.end(error) is error
+    assert group.end(LOST) is None
+    assert group.end(InputError("tile 'a' is cut short")) is None
+
+
+def test_who_only_loses_another_says_so_once(monkeypatch):
+    group = Group(monkeypatch)
+    said = group.end(LOST)
+    assert isinstance(said, InputError)
+    assert "another process of this training is gone" in str(said)
+    assert group.end(LOST) is None
+
+
+def test_an_error_that_nobody_foresaw_keeps_its_traceback(monkeypatch):
+    error = ZeroDivisionError("x")
+    assert Group(monkeypatch).end(error) is error
