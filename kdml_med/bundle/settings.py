@@ -255,9 +255,9 @@ KNOBS: list[Knob] = [
          help="share of the epochs after which the mean of `swa` begins"),
     Knob("balance", FLAG, default=False, group=LEARNING,
          help="draw both classes (frames with and without polyps) equally often, with replacement"),
-    Knob("repeat_views", optional(whole(1), "new views in every epoch"), default=None, group=LEARNING,
-         help="epochs after which every sample comes augmented as it was in the first again, so that `cache_teacher` "
-              "knows the answers"),
+    Knob("repeat_views", optional(whole(1), "new ones in every epoch"), default=None, group=LEARNING,
+         help="epochs after which the batches of the first one come again, augmented as they were, so that "
+              "`cache_teacher` knows the answers"),
     Knob("tiles_per_epoch", optional(whole(1), "each training tile once"), default=None, group=LEARNING,
          tasks=CLASSIFICATION,
          help="length of an epoch, tiles"),
