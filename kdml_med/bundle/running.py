@@ -74,9 +74,13 @@ def run_config(task: Task | str, stage: Stage, **settings: Any) -> Any:
 
 
 def _run(files: list[Path], settings: Mapping[str, Any]) -> Any:
+    # An argument of MONAI, which puts its parts into the config; it need not write the config into a folder of its own.
+    tracked = {"save_execute_config": False} if settings.get("tracking", "none") != "none" else {"tracking": None}
     try:
         # Not monai.bundle.run: it warns, four lines each time, that a config is code. Ours is this package's.
-        workflow = ConfigWorkflow(config_file=[str(file) for file in files], logging_file=False, **settings)
+        workflow = ConfigWorkflow(
+            config_file=[str(file) for file in files], logging_file=False, **{**settings, **tracked}
+        )
         workflow.initialize()
         answers = workflow.run()
         workflow.finalize()

@@ -245,6 +245,14 @@ KNOBS: list[Knob] = [
          help="of AdamW"),
     Knob("warmup_epochs", number(0), default=1, group=LEARNING,
          help="epochs of linear rise from a tenth of `learning_rate`; then a cosine to 0 at `max_epochs`"),
+    Knob("average", word("none", "ema", "swa"), default="none", group=LEARNING,
+         help="[mean of the weights](../how_to/stop_average_track.md#average-the-weights) that networks pass through, "
+              "judged and kept in place of the last ones: `ema`, exponential, after every step, or `swa`, plain, after "
+              "every epoch"),
+    Knob("ema_decay", number(0, high=1), default=0.999, group=LEARNING,
+         help="share of the mean that a step of `ema` keeps; less in the first steps"),
+    Knob("swa_start", number(0, high=1), default=0.75, group=LEARNING,
+         help="share of the epochs after which the mean of `swa` begins"),
     Knob("balance", FLAG, default=False, group=LEARNING,
          help="draw both classes (frames with and without polyps) equally often, with replacement"),
     Knob("repeat_views", optional(whole(1), "new views in every epoch"), default=None, group=LEARNING,
@@ -274,6 +282,9 @@ KNOBS: list[Knob] = [
               " 0.05"),
     Knob("val_interval", whole(1), default=1, group=RECORD,
          help="epochs between validations"),
+    Knob("early_stopping", optional(whole(1), "all epochs"), default=None, group=RECORD, free=True,
+         help="[validations in a row](../how_to/stop_average_track.md#stop-early) without a higher key metric that end "
+              "the training"),
     Knob("fold", optional(whole(0)), default=None, group=RECORD,
          help="fold that tests, where `splits.csv` has folds; the next one validates. In evaluation that of the run"),
     Knob("level", optional(word(*get_args(Level)), "what carries the labels in the dataset"), default=None,
@@ -295,7 +306,14 @@ KNOBS: list[Knob] = [
     Knob("keep_checkpoints", whole(1), default=1, group=RECORD, recorded=False,
          help="how many checkpoints to keep: `last.pt`, and before it `step_<iteration>.pt`"),
     Knob("log_interval", whole(1), default=1, group=RECORD, recorded=False,
-         help="iterations between two points of a loss curve in TensorBoard"),
+         help="iterations between two points of a loss curve in TensorBoard and MLflow"),
+    Knob("tracking", word("none", "mlflow"), default="none", group=RECORD, recorded=False,
+         help="hand settings and figures to [MLflow](../how_to/stop_average_track.md#track-with-mlflow), too; needs "
+              "`pip install 'kdml_med[tracking]'`"),
+    Knob("tracking_uri", optional(TEXT, "a database in `run_dir`"), default=None, group=RECORD, recorded=False,
+         help="address of MLflow, such as `sqlite:///runs/mlruns.db` or that of a server"),
+    Knob("experiment_name", TEXT, default="kdml_med", group=RECORD, recorded=False,
+         help="heading under which MLflow lists the run"),
     Knob("profile", optional(PATH), default=None, group=RECORD, recorded=False,
          help="folder for a [trace of some training steps](../how_to/training_speed.md#trace)"),
     Knob("split", word(*Split), default="test", group=USE, stages=("evaluate",), recorded=False,
@@ -370,6 +388,11 @@ class Settings(dict[str, Any]):
     def recorded(self) -> dict[str, Any]:
         """What belongs to the run, see ``Knob.recorded``."""
         return {knob.name: self[knob.name] for knob in knobs_of(self.task, "train") if knob.recorded}
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What belongs to the run and stays the same when it is continued."""
+        return {name: value for name, value in self.recorded.items() if name not in free_settings()}
 
     @property
     def defaults(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -94,6 +95,8 @@ def _make_demo(task: Task, dataset_dir: Path) -> None:
 
 def _check_together(settings: Settings) -> None:
     """Settings that contradict each other."""
+    if settings["tracking"] == "mlflow" and find_spec("mlflow") is None:
+        raise InputError("--tracking mlflow needs MLflow: pip install 'kdml_med[tracking]'.")
     check_device(settings["device"])
     _check_arithmetic(settings)
     if processes.launched() > processes.world_size():
@@ -150,7 +153,9 @@ def run_training(trainer: KDMLTrainer) -> None:
     processes.wait()  # until the best weights are saved
     remembered = getattr(trainer.cohort, "remembered", None)
     if isinstance(remembered, RememberedTeacher):
-        logger.info("The teacher was asked about %d images; to %d its answers were known.", remembered.asked, remembered.known)
+        logger.info(
+            "The teacher was asked about %d images; to %d its answers were known.", remembered.asked, remembered.known
+        )
 
 
 def build_training_cohort(settings: Settings, *, num_classes: int, features: bool = False) -> Cohort:
@@ -231,7 +236,10 @@ def record_run(
         return
     run_dir = Path(settings["run_dir"])
     settings.holds = keep_out_others(run_dir, option="--run_dir")
-    recorded = _recorded(settings) | {ACCELERATION: acceleration.describe(), "made_by": made_by(_made_by_before(run_dir))}
+    recorded = _recorded(settings) | {
+        ACCELERATION: acceleration.describe(),
+        "made_by": made_by(_made_by_before(run_dir)),
+    }
     write_json(run_dir / SETTINGS_FILE, recorded)
     described = _describe(settings, training, validation, cohort, level)
     described.write(run_dir)
@@ -306,7 +314,7 @@ def _describe(
 def _recorded(settings: Settings) -> dict[str, Any]:
     free = free_settings()
     content = {
-        "knobs": {name: value for name, value in settings.recorded.items() if name not in free},
+        "knobs": settings.fixed,
         "free": {name: value for name, value in settings.recorded.items() if name in free},
         "dataset": dataset_identity(Path(settings["dataset_dir"])),
         "dataset_dir": str(Path(settings["dataset_dir"]).resolve()),

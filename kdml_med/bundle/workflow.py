@@ -45,6 +45,8 @@ _SCRIPTS = "monai.bundle.scripts"
 _FILE_VARIABLES = ("config_file", "config_file_")  # of MONAI's programs
 _HELP, _PROCESSES = "help", "processes"
 _TRACKING = {*DEFAULT_MLFLOW_SETTINGS["configs"], "output_dir"}
+_TRACKED = "is_not_rank0"
+"""Name in a config to which MONAI has added its handlers for MLflow; they are off where it is true."""
 
 
 def collect_settings(task: str) -> Settings:
@@ -76,6 +78,9 @@ def collect_settings(task: str) -> Settings:
     if written.get("task", task) != task:
         raise InputError(f"--task is {task!r}, but this config is for {written['task']}: take the other bundle.")
     _check_texts(resolver)
+    if _TRACKED in names:
+        # Ours takes the place of MONAI's handlers, which cannot read a loss of several terms.
+        resolver.resolved_content |= {_TRACKED: True, "tracking": "mlflow"}
     knobs = [knob for knob in knobs_of(Task(task), stage) if knob.name in names]
     # Plain values first: what is worked out from them, such as what a run says, would fail with words of its own.
     knobs.sort(key=lambda knob: _is_expression(resolver.items[knob.name].get_config()))

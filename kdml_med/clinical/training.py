@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from kdml_med.clinical.study import Study
-from kdml_med.keys import HistoryColumn, Task, network_order
+from kdml_med.keys import HistoryColumn, LossColumn, Task, network_order
 from kdml_med.report.curves import draw_history, draw_losses
 from kdml_med.report.document import Paragraph, Picture, Section
 from kdml_med.report.wording import capital, metric_words
@@ -27,14 +27,35 @@ def training_sections(study: Study) -> list[Section]:
 
 
 def _summary(study: Study) -> str:
-    best, epochs = study.validation.metrics.get("best_epoch"), study.knobs.get("max_epochs")
-    trained = "" if epochs is None else f"{epochs} epochs. "
+    best = study.validation.metrics.get("best_epoch")
     chosen = (
-        f"The weights of epoch {best} are used everywhere on this page: they were best on the validation split."
+        f"The weights of epoch {best} are used everywhere on this page: they were best on the validation split. "
         if best is not None
         else ""
     )
-    return f"{trained}{chosen} Figures on the validation split are too good, because it chose the epoch.".strip()
+    biased = "Figures on the validation split are too good, because it chose the epoch."
+    return f"{_trained(study)}{chosen}{_averaged(study, best)}{biased}"
+
+
+def _trained(study: Study) -> str:
+    """How many epochs there were."""
+    epochs = study.knobs.get("max_epochs")
+    if epochs is None:
+        return ""
+    last = epochs if study.losses is None or study.losses.empty else int(study.losses[LossColumn.EPOCH].max())
+    if study.knobs.get("early_stopping") is not None and last < epochs:
+        return f"Stopped early after {last} of up to {epochs} epochs. "
+    return f"{epochs} epochs. "
+
+
+def _averaged(study: Study, best: int | None) -> str:
+    """What the weights are an average of, where they are one."""
+    knobs = study.knobs
+    if knobs.get("average") == "ema":
+        return "They are exponential averages over the optimizer steps up to there. "
+    if knobs.get("average") == "swa" and best is not None and best > knobs["swa_start"] * knobs["max_epochs"]:
+        return "They are averages over the ends of the last epochs up to there. "
+    return ""
 
 
 def _losses(study: Study) -> list[Picture]:

@@ -247,8 +247,8 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         balance: likewise.
         samples_per_epoch: likewise.
         num_workers: reading processes.
-        processes: number of this process, from 0, and of all that share the samples. In training they share every batch,
-            otherwise each has batches of its own, one after the other and those of the next process behind them.
+        processes: number of this process, from 0, and of all that share the samples. In training they share every
+            batch, otherwise each has batches of its own, one after the other and those of the next process behind them.
         device: where batches are finished: a GPU is sent bytes and computes their values. None or "cpu": this process
             does, to which reading processes send bytes, too. The values are the same, on a GPU colour jitter of frames
             to the rounding of floats.
@@ -316,7 +316,7 @@ def _own_batches(samples: int, batch_size: int, rank: int, count: int) -> list[r
     """Positions of the batches of one process among several, each of which has at least one."""
     if samples < count:
         raise InputError(f"{samples} samples cannot be shared by {count} processes: start fewer.")
-    size = min(batch_size, samples // count)
+    size = batch_size if -(-samples // batch_size) >= count else samples // count
     batches = [range(start, min(start + size, samples)) for start in range(0, samples, size)]
     return batches[rank * len(batches) // count : (rank + 1) * len(batches) // count]
 

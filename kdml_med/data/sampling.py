@@ -34,16 +34,16 @@ class EpochSampler(DistributedSampler[Any]):
     """Shuffled (epoch, index) pairs, drawn from (seed, epoch) alone.
 
     It is a ``DistributedSampler`` because MONAI's engines tell those the epoch, and so that several processes share an
-    epoch: every batch is cut into as equal shares as it can, and the shares of all processes together are the batch that
-    one process alone would have. So an epoch has the same batches, and as many, with any number of processes.
+    epoch: every batch is cut into as equal shares as it can, and the shares of all processes together are the batch
+    that one process alone would have. So an epoch has the same batches, and as many, with any number of processes.
 
     Args:
         dataset: gives the length and, for balancing, ``labels``.
         seed: of the order.
         balance: draw every class that occurs equally often, with replacement: first the class, then one of its samples.
         samples_per_epoch: length of an epoch; None for the size of the dataset.
-        batch_size: samples of a batch, of all processes together. A last batch that would be a single sample, which batch
-            norm cannot take, is left out.
+        batch_size: samples of a batch, of all processes together. A last batch that would be a single sample, which
+            batch norm cannot take, is left out.
         num_replicas: processes that share the epoch.
         rank: number of this process.
 
@@ -114,7 +114,7 @@ class EpochSampler(DistributedSampler[Any]):
         return len(range(self.rank, samples, self.num_replicas))
 
     def _own_places(self, seen: int) -> Tensor:
-        """Places in the common order that are this process's, int64 [samples]: of every batch each ``num_replicas``th."""
+        """Places in the common order that are this process's, int64 [samples]: every ``num_replicas``th of a batch."""
         places = torch.arange(seen, self.dealt)
         own = places[places % self.batch_size % self.num_replicas == self.rank]
         return torch.cat([own, places[-1:]]) if self.idle else own

@@ -175,6 +175,15 @@ def added(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(part.get(name, 0) for part in parts) for name in names}
 
 
+def mean(value: Tensor) -> Tensor:
+    """Mean over the processes, without gradient; all call it. The very same tensor where there is one process."""
+    if world_size() == 1:
+        return value
+    whole = value.detach().clone()
+    dist.all_reduce(whole)
+    return whole / world_size()
+
+
 def wait() -> None:
     """Wait for the others; all call it."""
     if world_size() > 1:
@@ -194,8 +203,8 @@ def main_first() -> Iterator[None]:
 def share_network(network: nn.Module) -> nn.Module:
     """The network as every process calls it in training: backward gives the mean gradient of all of them.
 
-    Batch norm of a GPU is over the samples of all processes; on a CPU, where torch has no such layer, it is over those of
-    each, and the running statistics are those of the main one, as torch does it.
+    Batch norm of a GPU is over the samples of all processes; on a CPU, where torch has no such layer, it is over those
+    of each, and the running statistics are those of the main one, as torch does it.
 
     Args:
         network: the cohort; its batch norm is changed in place, and its parameters stay the same objects.
@@ -327,7 +336,7 @@ def _tell_launcher(error: BaseException) -> None:
     """Leave the reason where torchrun shows it at its end."""
     try:
         raise error.with_traceback(None) if isinstance(error, InputError) else error
-    except BaseException as shown:  # noqa: BLE001 (whatever it is, it goes on where it came from)
+    except BaseException as shown:
         get_error_handler().record_exception(shown)
 
 

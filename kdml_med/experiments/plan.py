@@ -30,7 +30,7 @@ METRICS: dict[Task, tuple[str, ...]] = {
 # Set for each training or evaluation, or arguments of the command that runs a bundle.
 _RUN_SETTINGS = {
     "run_dir", "bundle_root", "config_file", "meta_file", "logging_file", "args_file", "run_id", "init_id", "final_id",
-    "tracking", "workflow_type", "properties_path",
+    "tracking", "tracking_uri", "experiment_name", "workflow_type", "properties_path",
 }  # fmt: skip
 _TRAINING_SETTINGS = _RUN_SETTINGS | {"seed", "fold", "version", "dataset_dir", "teacher_checkpoint", "resume"}
 _EVALUATION_SETTINGS = _RUN_SETTINGS | {"output_dir"}

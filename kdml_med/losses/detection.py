@@ -44,11 +44,13 @@ class DetectionTarget:
         matched: what it says about every anchor.
         anchors: float32, [anchors, 4].
         joint: of processes that share the batch, see ``CohortLoss``.
+        shared_positives: what they divide a sum over positive anchors by, a scalar; with ``joint`` only.
     """
 
     matched: MatchedAnchors
     anchors: Tensor
     joint: Joint | None = None
+    shared_positives: Tensor | None = None
 
     @cached_property
     def positives(self) -> PositiveAnchors:
@@ -57,13 +59,10 @@ class DetectionTarget:
         place = image * len(self.anchors) + anchor
         return PositiveAnchors(place, self.anchors[anchor], self.matched.boxes.flatten(0, 1)[place])
 
-    @cached_property
+    @property
     def divisor(self) -> Tensor | int:
         """Of means over the positive anchors of the batch, at least 1."""
-        count = len(self.positives.place)
-        if self.joint is None:
-            return max(count, 1)
-        return self.joint.divisor(self.anchors.new_tensor(float(count)), 1.0)
+        return max(len(self.positives.place), 1) if self.shared_positives is None else self.shared_positives
 
 
 def pair_iou(boxes: Tensor, others: Tensor) -> Tensor:
@@ -235,7 +234,9 @@ class DetectionCohortLoss(CohortLoss):
                 )
         boxes, (height, width) = target
         anchors, _ = anchor_grid(height, width, boxes[0].device)
-        return DetectionTarget(match_anchors(boxes, height, width), anchors, self.joint)
+        matched = match_anchors(boxes, height, width)
+        shared = None if self.joint is None else self.joint.divisor(matched.positive.sum().float(), 1.0)
+        return DetectionTarget(matched, anchors, self.joint, shared)
 
     def task_loss(self, prediction: AnchorPredictions, target: DetectionTarget) -> Tensor:
         """Classification and boxes against the labels."""

@@ -64,8 +64,8 @@ def _launch(count: int) -> int:
         number, failure = error.get_first_failure()
         if failure.exitcode < 0:
             raise InputError(
-                f"process {number} was ended from outside ({failure.signal_name()}), perhaps for want of memory: the same "
-                "command goes on from the last checkpoint."
+                f"process {number} was ended from outside ({failure.signal_name()}), perhaps for want of memory: the "
+                "same command goes on from the last checkpoint."
             ) from error
         return failure.exitcode
     return ExitCode.OK

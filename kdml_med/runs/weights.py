@@ -56,7 +56,7 @@ def write_checkpoint(path: Path, content: Any) -> None:
     """
     buffer = io.BytesIO()
     torch.save(_plain(content), buffer)
-    write_atomically(path, buffer.getbuffer())
+    write_atomically(path, buffer.getvalue())
 
 
 def _plain(content: Any) -> Any:

@@ -83,11 +83,11 @@ def test_a_wrong_setting_is_said_before_a_missing_run(elsewhere: Path) -> None:
 
 @pytest.mark.parametrize("how", ["run", "create_workflow", "ConfigWorkflow"])
 def test_tracking_may_add_names_of_its_own(elsewhere: Path, how: str) -> None:
-    tracking = {"tracking": "mlflow", "save_execute_config": False, "output_dir": "out", "experiment_name": "mine"}
-    with pytest.raises(InputError, match="nowhere is not a dataset folder"):
-        start(how, run_dir="run", dataset_dir="nowhere", **tracking)
-    with pytest.raises(InputError, match="unknown option --experiment_name"):
-        start(how, run_dir="run", dataset_dir="nowhere", experiment_name="mine")
+    tracking = {"tracking": "mlflow", "save_execute_config": False, "output_dir": "out", "run_name": "mine"}
+    with pytest.raises(InputError, match="--batch_size is 0"):
+        start(how, run_dir="run", dataset_dir="nowhere", batch_size=0, **tracking)
+    with pytest.raises(InputError, match="unknown option --run_name"):
+        start(how, run_dir="run", dataset_dir="nowhere", run_name="mine")
 
 
 def test_files_beside_the_configs_that_are_none_do_no_harm(elsewhere: Path) -> None:

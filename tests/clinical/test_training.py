@@ -74,3 +74,18 @@ def test_a_damaged_history_is_said_in_one_line(run):
     (run / HISTORY_FILE).write_text("epoch,network\n1,teacher\n")
     with pytest.raises(InputError, match="lacks the columns"):
         training_sections(read_study(run))
+
+
+def test_a_training_that_stopped_early_and_averaged_weights_are_said(tmp_path):
+    knobs = {"max_epochs": 4, "early_stopping": 1, "average": "swa", "swa_start": 0.4}
+    words = {}
+    for name, changed in (("swa", {}), ("before", {"swa_start": 0.5}), ("ema", {"average": "ema"})):
+        run = write_study(tmp_path / name, knobs=knobs | changed)
+        (run / LOSSES_FILE).write_text(LOSSES)
+        (section,) = training_sections(read_study(run))
+        assert isinstance(section.parts[0], Paragraph)
+        words[name] = section.parts[0].text
+    assert all(text.startswith("Stopped early after 2 of up to 4 epochs. The weights of epoch 2") for text in words.values())
+    assert "They are averages over the ends of the last epochs" in words["swa"]
+    assert "averages" not in words["before"]
+    assert "They are exponential averages" in words["ema"]

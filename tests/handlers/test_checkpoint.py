@@ -38,8 +38,9 @@ def test_a_damaged_last_checkpoint_is_refused_with_what_to_do(tmp_path: Path) ->
     damages: list[Any] = [whole[:size] for size in (0, 100, len(whole) // 2, len(whole) - 1)]
     damages += [pickle.dumps(Path("an object")), b"<html>"]
     damages += [{key: value for key, value in state.items() if key != name} for name in state]
-    damages += [state | {"epoch": "1"}, state | {"network": [1]}, state["network"], [1]]
-    damages += [state | {name: {}} for name in ("network", "optimizer", "random")]
+    damages += [state | {"position": state["position"] | {name: "1"}} for name in state["position"]]
+    damages += [state | {"network": [1]}, state["network"], [1]]
+    damages += [state | {name: {}} for name in ("network", "optimizer", "random", "position", "means")]
     damages += [state | {"network": {name: value[:1] for name, value in state["network"].items() if value.ndim}}]
     damages += [state | {"random": {"cpu": torch.ones(3), "cuda": []}}]
     for damage in damages:

@@ -27,9 +27,9 @@ class Together:
 
     def total(self, rank, value):
         self.values[rank] = value
-        self.barrier.wait(20)
+        self.barrier.wait(5)
         total = sum(self.values)
-        self.barrier.wait(20)
+        self.barrier.wait(5)
         return total
 
 

@@ -1,0 +1,150 @@
+"""Averages of the weights that networks pass through while they learn; they are judged and kept in place of the last."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from ignite.engine import Events
+from monai.engines import IterationEvents, Trainer
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+
+from kdml_med.data.sampling import EpochSampler
+from kdml_med.keys import BatchKey, NetworkName
+from kdml_med.networks.cohort import Cohort
+
+Average = Literal["none", "ema", "swa"]
+STATISTICS_BATCHES = 100
+"""From at most so many batches the batch statistics of averaged weights are measured."""
+
+
+class WeightAverage:
+    """Averages the weights of every network that learns; ``network`` is the cohort that is validated and kept.
+
+    Training goes on from the weights as they are, and nothing of it changes.
+
+    "ema": after every optimizer step the average moves towards the weights, d · average + (1 − d) · weights with
+    d = min(decay, (1 + n) / (10 + n)) in step n, so that a short training is not held back by its random start. Batch
+    statistics (running means and variances) are averaged in the same way.
+
+    "swa": up to the share ``start`` of all epochs the weights as they are, then the plain mean of those at the end of
+    that epoch and of every later one. Statistics of averaged weights are not averages of statistics: they are measured
+    anew, with up to ``STATISTICS_BATCHES`` batches of the epoch that was trained.
+
+    Attach it before the handler that runs the validation. What it keeps is part of a checkpoint. Several processes have
+    the same averages of weights; statistics are those of the main one, as evaluators use them.
+
+    Args:
+        network: the cohort that is trained. A frozen teacher is shared, not copied.
+        kind: "none", "ema" or "swa".
+        decay: largest d of "ema", 0 to 1.
+        start: of "swa", 0 to 1.
+
+    Attributes:
+        network: the cohort with averaged weights; with "none" the one that is trained.
+
+    Raises:
+        ValueError: kind is none of the three.
+
+    Source:
+        Izmailov et al. 2018, arXiv:1803.05407, algorithm 1, and torch.optim.swa_utils. The growing d is that of
+        TensorFlow's ExponentialMovingAverage with ``num_updates``.
+    """
+
+    def __init__(self, network: Cohort, kind: Average = "none", *, decay: float = 0.999, start: float = 0.75) -> None:
+        if kind not in get_args(Average):
+            raise ValueError(f"kind must be one of {', '.join(get_args(Average))}, got {kind!r}.")
+        self.trained, self.kind, self.decay, self.start = network, kind, decay, start
+        self.network = network
+        if kind != "none":
+            frozen = {NetworkName.TEACHER.value} if network.frozen_teacher else set()
+            self.learning = Cohort({name: part for name, part in network.networks.items() if name not in frozen})
+            self.averaged = AveragedModel(self.learning, multi_avg_fn=self._move, use_buffers=True)
+            own = self.averaged.module.networks
+            parts = {name: part if name in frozen else own[name] for name, part in network.networks.items()}
+            self.network = Cohort(parts, frozen_teacher=network.frozen_teacher).eval()  # nobody trains it
+            self.network.remembered = network.remembered
+
+    def attach(self, engine: Trainer) -> None:
+        """Register with the trainer."""
+        if self.kind != "none" and engine.acceleration.memory_format == "channels_last":
+            # As the weights lie: for evaluation, and because two orders make every step of the average slow.
+            self.averaged.module.to(memory_format=torch.channels_last)
+        if self.kind == "ema":
+            engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._batch_trained)
+        elif self.kind == "swa":
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_trained)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a training goes on from; empty without an average."""
+        return {} if self.kind == "none" else dict(self.averaged.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state_dict`` gave.
+
+        Raises:
+            RuntimeError: it is of other networks.
+        """
+        if self.kind != "none":
+            self.averaged.load_state_dict(state)
+
+    def _move(self, averages: list[Tensor], values: list[Tensor], _: Tensor) -> None:
+        """Move averages of one type towards new values."""
+        taken = int(self.averaged.n_averaged)  # stays on the CPU, whatever device the weights are on
+        if not averages[0].is_floating_point():  # numbers of batches
+            torch._foreach_copy_(averages, values)
+        elif self.kind == "ema":
+            get_ema_multi_avg_fn(min(self.decay, (1 + taken) / (10 + taken)))(averages, values, taken)
+        else:
+            get_swa_multi_avg_fn()(averages, values, taken)
+
+    def _batch_trained(self, engine: Trainer) -> None:
+        if engine.updated:
+            self.averaged.update_parameters(self.learning)
+
+    def _epoch_trained(self, engine: Trainer) -> None:
+        if engine.state.epoch <= self.start * engine.state.max_epochs:
+            self.averaged.n_averaged.zero_()  # the next update copies
+        self.averaged.update_parameters(self.learning)
+        if self.averaged.n_averaged > 1:
+            sampler = getattr(engine.data_loader, "sampler", None)
+            if isinstance(sampler, EpochSampler):
+                sampler.start = (0, 0)  # where a continued training began this epoch, which is over now
+            batches = itertools.islice(engine.data_loader, STATISTICS_BATCHES)
+            device = engine.state.device
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout draws
+                measure_statistics(self.averaged.module, _images(batches, device))
+
+
+def measure_statistics(network: nn.Module, images: Iterable[Tensor]) -> None:
+    """Replace the batch statistics of a network by their plain means over batches; weights stay.
+
+    The same as ``torch.optim.swa_utils.update_bn``, but layers that stay in evaluation mode while the network trains
+    (frozen stages) keep theirs.
+
+    Args:
+        network: is left in the mode it was in.
+        images: batches, float [batch, channels, height, width], on the network's device.
+    """
+    was_training = network.training
+    network.train()
+    layers = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the plain mean
+    with torch.no_grad():
+        for batch in images if layers else ():
+            network(batch)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    network.train(was_training)
+
+
+def _images(batches: Iterable[Mapping[str, Any]], device: torch.device) -> Iterator[Tensor]:
+    for batch in batches:
+        yield batch[BatchKey.IMAGE].to(device)

@@ -1,0 +1,139 @@
+"""Figures of a training in MLflow, beside those of other trainings."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Events
+from monai.engines import Evaluator, Trainer
+from monai.handlers import MLFlowHandler
+from monai.utils import path_to_sqlite_uri
+from torch.optim import Optimizer
+
+from kdml_med.engines import processes
+from kdml_med.errors import InputError, one_line
+from kdml_med.handlers.losses import EpochMeans
+from kdml_med.handlers.metrics import UNDEFINED
+from kdml_med.runs import HISTORY_FILE, LOSSES_FILE, SETTINGS_FILE
+
+logger = logging.getLogger(__name__)
+
+DATABASE = "mlruns.db"
+"""File in the run folder with what is tracked, where no other place is named."""
+
+
+class MLflowTracking:
+    """Hands settings, losses, learning rates and validation figures to MLflow, through MONAI's handler.
+
+    Of samples and patients nothing goes there: names of figures, numbers, settings, and at the end settings.json,
+    losses.csv and history.csv. A continued training goes on in its MLflow run unless that one is finished. Once it has
+    started, an MLflow that fails ends the tracking, not the training.
+
+    Attach it last: it looks at what the validation found, and at where a continued training starts.
+
+    Args:
+        run_dir: folder of the run.
+        optimizer: its learning rates are tracked.
+        evaluator: validation engine; None tracks training only.
+        uri: of MLflow; None for a database in the run folder. MLFLOW_TRACKING_URI of the environment goes before both.
+        experiment: heading under which MLflow lists runs.
+        settings: by name, those that stay the same when the run is continued.
+        interval: iterations between two points of a loss curve.
+
+    Raises:
+        InputError: MLflow cannot use the address.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        optimizer: Optimizer,
+        evaluator: Evaluator | None = None,
+        *,
+        uri: str | None = None,
+        experiment: str = "kdml_med",
+        settings: Mapping[str, Any] | None = None,
+        interval: int = 1,
+    ) -> None:
+        self.run_dir, self.optimizer, self.evaluator, self.interval = Path(run_dir), optimizer, evaluator, interval
+        self.uri = uri or path_to_sqlite_uri(self.run_dir / DATABASE)
+        try:
+            self.handler = MLFlowHandler(
+                tracking_uri=self.uri,
+                experiment_name=experiment,
+                run_name=run_name(self.run_dir),
+                experiment_param=dict(settings or {}),
+                artifacts=[self.run_dir / name for name in (SETTINGS_FILE, LOSSES_FILE, HISTORY_FILE)],
+            )
+        except Exception as error:  # MLflow and the drivers of databases raise all kinds
+            raise self._refused(error) from error
+
+    def attach(self, engine: Trainer) -> None:
+        """Register with the trainer; only one of several processes tracks."""
+        self.means = EpochMeans.of(engine)
+        if processes.is_main():
+            self.means.listen(self._terms_read)
+            engine.add_event_handler(Events.STARTED, self._started)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+            engine.add_event_handler(Events.COMPLETED, self._completed)
+
+    def _started(self, engine: Trainer) -> None:
+        if engine.should_terminate or engine.state.epoch >= engine.state.max_epochs:
+            return  # nothing is left to do
+        try:
+            self.handler.start(engine)
+        except Exception as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: Exception) -> InputError:
+        return InputError(f"--tracking mlflow cannot use {self.uri}: {one_line(error)}")
+
+    def _terms_read(self, iteration: int, terms: Mapping[str, float]) -> None:
+        if iteration % self.interval == 0:
+            self._log({f"train/{name}": value for name, value in terms.items()}, iteration)
+
+    def _epoch_completed(self, engine: Trainer) -> None:
+        figures = {f"train/{name}_epoch": value for name, value in self.means.values().items()}
+        figures |= {f"train/{group['name']}_learning_rate": group["lr"] for group in self.optimizer.param_groups}
+        if self.evaluator is not None and self.evaluator.state.epoch == engine.state.epoch:
+            figures |= {f"val/{name}": value for name, value in self.evaluator.state.metrics.items()}
+        self._log(figures, engine.state.epoch)
+
+    def _log(self, figures: Mapping[str, float], step: int) -> None:
+        run = self.handler.cur_run
+        if run is None:
+            return
+        from mlflow.entities import Metric  # whoever comes as far as this has it
+
+        now = int(time.time() * 1000)
+        known = {name: float(value) for name, value in figures.items() if math.isfinite(value) and value != UNDEFINED}
+        try:
+            self.handler.client.log_batch(
+                run.info.run_id, metrics=[Metric(name, value, now, step) for name, value in known.items()]
+            )
+        except Exception as error:
+            self._give_up(error)
+
+    def _completed(self) -> None:
+        if self.handler.cur_run is not None:
+            try:
+                self.handler.complete()
+                self.handler.close()
+            except Exception as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        logger.warning("MLflow failed, and tracking ends; the training goes on: %s", one_line(error))
+        self.handler.cur_run = None
+
+
+def run_name(run_dir: Path) -> str:
+    """What MLflow calls a run: the folder's name, and a hash of its path, by which a continued training finds it."""
+    path = run_dir.resolve()
+    return f"{path.name} {hashlib.sha256(str(path).encode()).hexdigest()[:8]}"

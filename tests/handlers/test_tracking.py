@@ -1,0 +1,150 @@
+"""What goes to MLflow, with a stand-in for MONAI's handler; that one itself is tried in tests/bundles."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+from ignite.engine import Events
+
+from kdml_med.errors import InputError
+from kdml_med.handlers import MLflowTracking, tracking
+from kdml_med.losses import ClassificationCohortLoss
+from kdml_med.networks import build_cohort
+from tests.engines.test_trainer import batches, trainer_of
+from tests.networks.tiny import TINY
+
+
+class Metric(NamedTuple):
+    key: str
+    value: float
+    timestamp: int
+    step: int
+
+
+class StandIn:
+    """Notes what it is told; fails at the call whose number is ``fails_at``."""
+
+    fails_at = math.inf
+    made: list[StandIn]
+
+    def __init__(self, **arguments: Any) -> None:
+        if "refused" in arguments["tracking_uri"]:
+            raise ValueError("no such place.\nAnd more.")
+        self.arguments = arguments
+        self.cur_run: Any = None
+        self.ended: list[str] = []
+        self.points: list[Metric] = []
+        self.calls = 0
+        self.client = SimpleNamespace(log_batch=self._log)
+        type(self).made.append(self)
+
+    def start(self, _: Any) -> None:
+        self.cur_run = SimpleNamespace(info=SimpleNamespace(run_id="one"))
+
+    def complete(self) -> None:
+        self.ended.append("complete")
+
+    def close(self) -> None:
+        self.ended.append("close")
+
+    def _log(self, run_id: str, *, metrics: list[Metric]) -> None:
+        self.calls += 1
+        if self.calls >= self.fails_at:
+            raise ConnectionError("the server is away.\nTraceback")
+        assert run_id == "one"
+        self.points += metrics
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+    class Own(StandIn):
+        made: list[StandIn] = []
+
+    entities = ModuleType("mlflow.entities")
+    entities.Metric = Metric  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mlflow", ModuleType("mlflow"))
+    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
+    monkeypatch.setattr(tracking, "MLFlowHandler", Own)
+    return Own
+
+
+def train(run_dir: Path, *, epochs: int = 2, begin: int = 0, **kwargs: Any) -> Any:
+    """Train three batches an epoch and note a validation of every second epoch."""
+    evaluator: Any = SimpleNamespace(state=SimpleNamespace(epoch=0, metrics={}))
+    cohort = build_cohort(students=[TINY, TINY], use_teacher=False)
+    trainer = trainer_of(cohort, batches(3), ClassificationCohortLoss(beta=0.0), epochs=epochs)
+
+    def validate() -> None:
+        if trainer.state.epoch % 2 == 0:
+            evaluator.state.epoch = trainer.state.epoch
+            metrics = {"ensemble_ap": 0.5, "student_0_ap": math.nan, "student_1_ap": tracking.UNDEFINED}
+            evaluator.state.metrics = metrics
+
+    def start() -> None:
+        trainer.state.epoch, trainer.state.iteration = begin, 3 * begin
+
+    trainer.add_event_handler(Events.STARTED, start)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
+    MLflowTracking(run_dir, trainer.optimizer, evaluator, **kwargs).attach(trainer)
+    trainer.run()
+    return trainer
+
+
+def steps(handler: StandIn, name: str) -> list[int]:
+    return [point.step for point in handler.points if point.key == name]
+
+
+def test_losses_rates_and_defined_figures_go_there(tmp_path: Path, stand_in: type[StandIn]) -> None:
+    train(tmp_path / "crc", settings={"beta": 0.0}, experiment="mine")
+    (handler,) = stand_in.made
+    assert handler.arguments["experiment_param"] == {"beta": 0.0}
+    assert handler.arguments["experiment_name"] == "mine"
+    assert handler.arguments["tracking_uri"] == f"sqlite:///{tmp_path}/crc/mlruns.db"
+    assert steps(handler, "train/student_0_task") == steps(handler, "train/loss") == [1, 2, 3, 4, 5, 6]
+    assert steps(handler, "train/student_1_learning_rate") == steps(handler, "train/loss_epoch") == [1, 2]
+    assert steps(handler, "val/ensemble_ap") == [2]
+    assert {point.key for point in handler.points if point.key.startswith("val/")} == {"val/ensemble_ap"}
+    means = [point.value for point in handler.points if point.key == "train/loss_epoch"]
+    losses = [point.value for point in handler.points if point.key == "train/loss"]
+    assert means == pytest.approx([sum(losses[:3]) / 3, sum(losses[3:]) / 3])
+    assert handler.ended == ["complete", "close"]
+
+
+def test_curves_have_a_point_every_interval(tmp_path: Path, stand_in: type[StandIn]) -> None:
+    train(tmp_path, interval=2)
+    assert steps(stand_in.made[0], "train/loss") == [2, 4, 6]
+
+
+def test_nothing_is_begun_for_a_training_that_is_finished(tmp_path: Path, stand_in: type[StandIn]) -> None:
+    train(tmp_path, begin=2)
+    (handler,) = stand_in.made
+    assert handler.cur_run is None
+    assert handler.points == handler.ended == []
+
+
+def test_mlflow_that_fails_later_does_not_end_the_training(
+    tmp_path: Path, stand_in: type[StandIn], caplog: pytest.LogCaptureFixture
+) -> None:
+    stand_in.fails_at = 3
+    caplog.set_level(logging.WARNING, "kdml_med")
+    trainer = train(tmp_path)
+    assert trainer.state.iteration == 6
+    assert caplog.messages == ["MLflow failed, and tracking ends; the training goes on: the server is away."]
+    assert stand_in.made[0].ended == []
+
+
+def test_an_address_that_does_not_work_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^--tracking mlflow cannot use refused: no such place\.$"):
+        train(tmp_path, uri="refused")
+
+
+def test_runs_of_the_same_name_in_other_folders_are_others(tmp_path: Path) -> None:
+    names = [tracking.run_name(tmp_path / place / "crc") for place in ("a", "b", "a/../a")]
+    assert names[0] == names[2] != names[1]
+    assert all(name.startswith("crc ") for name in names)
