@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.bench_precision
 
-prints one row for each network and size of images: forward and backward pass in float32 as it comes, and the time of the
-other ways as a share of that. Processor time of one thread; the ways take turns, and of each the shortest of the rounds
-counts, so that it can run on a machine that does something else, too. ``--isa avx2`` keeps torch from newer
+prints one row for each network and size of images: forward and backward pass in float32 as it comes, and the time of
+the other ways as a share of that. Processor time of one thread; the ways take turns, and of each the shortest of the
+rounds counts, so that it can run on a machine that does something else, too. ``--isa avx2`` keeps torch from newer
 instructions, as on an older processor.
 """
 

@@ -20,7 +20,7 @@ from kdml_med.networks import Cohort, build_cohort
 from kdml_med.storage.manifest import dataset_identity
 from tests.bundles.conftest import read_json
 
-MOBILE = {"name": "mobilenet_v2", "last_block": 3}
+MOBILE = {"name": "mobilenet_v2", "last_block": 6}
 SETTINGS: dict[str, Any] = {"device": "cpu", "use_teacher": True, "dataset_dir": "data"}
 
 
@@ -68,9 +68,7 @@ def test_settings_say_how_is_computed_and_the_rule_says_the_rest(
     assert built.describe() == expected | {"compile": settings.get("compile", False)}
 
 
-def test_the_choice_is_said_on_screen(
-    tmp_path: Path, cohort: Cohort, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_choice_is_said_on_screen(tmp_path: Path, cohort: Cohort, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="kdml_med")
     build_acceleration(settings_of(tmp_path), cohort, image_size=96)
     build_acceleration(settings_of(tmp_path, precision="bf16", compile=True), cohort, image_size=96)
@@ -171,7 +169,8 @@ def test_measuring_prints_the_table_of_this_machine_and_trains_nothing(
 
 def test_a_training_records_how_it_computes_and_repeats_it(tmp_path: Path, dataset: Path) -> None:
     words: dict[str, Any] = {
-        "dataset_dir": str(dataset), "device": "cpu", "teacher": "resnet10", "students": [MOBILE], "image_size": 64,
+        "dataset_dir": str(dataset), "device": "cpu", "teacher": {"name": "resnet10", "widen_factor": 0.1},
+        "students": [MOBILE], "image_size": 64,
         "tiles_per_epoch": 8, "batch_size": 4, "max_epochs": 1,
     }  # fmt: skip
     results = []

@@ -49,7 +49,10 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"batch_sise": 8}, r"unknown option --batch_sise\. Did you mean --batch_size\?"),
         ({"split": "test"}, "unknown option --split"),
         ({"task": "detection"}, "this config is for classification"),
-        ({"train#trainer#non_blocking": "false"}, "--train#trainer#non_blocking false: write False, with a capital letter"),
+        (
+            {"train#trainer#non_blocking": "false"},
+            "--train#trainer#non_blocking false: write False, with a capital letter",
+        ),
         ({"version": "v9"}, "unknown version 'v9'"),
         ({"seed": "$1/0"}, r"--seed is '\$1/0', which gives ZeroDivisionError: division by zero"),
         ({"alpha": "$["}, r"--alpha is '\$\[', which gives SyntaxError"),
