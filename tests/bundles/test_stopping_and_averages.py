@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from kdml_med.bundle import training
 from kdml_med.bundle.running import run_config
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
-from kdml_med.runs import load_cohort, read_losses
+from kdml_med.runs import load_cohort, read_history, read_losses
 from tests.bundles.conftest import (
     REPOSITORY,
     kill_at_a_checkpoint,
@@ -82,16 +83,21 @@ def test_a_killed_training_with_an_average_goes_on_to_the_same_bytes(dataset: Pa
 
 
 def test_a_training_that_stopped_is_finished_and_goes_on_with_more_patience(dataset: Path, tmp_path: Path) -> None:
-    # A rate so low that the validation never gets better than after the first epoch.
-    slow = {"learning_rate": 1e-12, "weight_decay": 0.0, "max_epochs": 6}
-    run_dir = train(dataset, tmp_path / "run", early_stopping=2, **slow)
-    assert list(read_losses(run_dir)["epoch"].unique()) == [1, 2, 3]
-    assert read_json(run_dir / "settings.json")["free"]["early_stopping"] == 2
+    # At a rate of next to nothing the validation soon stays as it is.
+    slow = {"learning_rate": 1e-12, "weight_decay": 0.0, "max_epochs": 8}
+    run_dir = train(dataset, tmp_path / "run", early_stopping=1, **slow)
+    history = read_history(run_dir)
+    own = history[(history["network"] == "ensemble") & (history["figure"] == "patient_auroc")]
+    values = own["value"].to_list()
+    assert len(values) < 8
+    assert values[-1] <= max(values[:-1])
+    assert all(after > before for before, after in pairwise(values[:-1]))
+    assert read_json(run_dir / "settings.json")["free"]["early_stopping"] == 1
     before = {path: lasting(path) for path in run_dir.glob("*.*") if path.name != "settings.json"}
-    train(dataset, run_dir, early_stopping=2, **slow)
+    train(dataset, run_dir, early_stopping=1, **slow)
     assert {path: lasting(path) for path in before} == before
-    train(dataset, run_dir, early_stopping=3, **slow)
-    assert list(read_losses(run_dir)["epoch"].unique()) == [1, 2, 3, 4]
+    train(dataset, run_dir, early_stopping=2, **slow)
+    assert read_losses(run_dir)["epoch"].max() > len(values)
 
 
 def test_without_mlflow_tracking_is_refused_with_what_to_do(
