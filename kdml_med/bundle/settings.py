@@ -210,8 +210,8 @@ KNOBS: list[Knob] = [
          help="state dict of a trained teacher, which is then frozen"),
     Knob("cache_teacher", PATH, default="none", group=NETWORKS, recorded=False,
          help="`disk` keeps the answers of a frozen teacher in `cache/teachers/` below the dataset, a path in that "
-              "folder, for [views that repeat and other runs](../how_to/own_networks.md#a-teacher-that-was-trained-before). "
-              "Does not change results"),
+              "folder, for [views that repeat and other "
+              "runs](../how_to/own_networks.md#a-teacher-that-was-trained-before). Does not change results"),
     Knob("use_teacher", FLAG, default=Shown("`beta > 0`"), **_BUILD,
          help="whether a teacher is built; `beta` above 0 and `teacher_checkpoint` need one"),
     Knob("alpha", number(0), default=1.0, **_LOSS,
@@ -259,9 +259,9 @@ KNOBS: list[Knob] = [
          help="share of the epochs after which the mean of `swa` begins"),
     Knob("balance", FLAG, default=False, group=LEARNING,
          help="draw both classes (frames with and without polyps) equally often, with replacement"),
-    Knob("repeat_views", optional(whole(1), "new views in every epoch"), default=None, group=LEARNING,
-         help="epochs after which every sample comes augmented as it was in the first again, so that `cache_teacher` "
-              "knows the answers"),
+    Knob("repeat_views", optional(whole(1), "new ones in every epoch"), default=None, group=LEARNING,
+         help="epochs after which the batches of the first one come again, augmented as they were, so that "
+              "`cache_teacher` knows the answers"),
     Knob("tiles_per_epoch", optional(whole(1), "each training tile once"), default=None, group=LEARNING,
          tasks=CLASSIFICATION,
          help="length of an epoch, tiles"),
