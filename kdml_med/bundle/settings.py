@@ -305,8 +305,8 @@ KNOBS: list[Knob] = [
          help="ensemble of detectors: mean of the students anchor by anchor, or weighted box fusion of their boxes."
               " Thresholds stay those that the run chose"),
     Knob("checkpoint_interval", number(0), default=10, group=RECORD, recorded=False,
-         help="minutes between [checkpoints](../how_to/resume_and_reproduce.md) within an epoch, from which a killed run goes "
-              "on; 0 for after epochs only. Does not change results"),
+         help="minutes between [checkpoints](../how_to/resume_and_reproduce.md) within an epoch, from which a killed "
+              "run goes on; 0 for after epochs only. Does not change results"),
     Knob("keep_checkpoints", whole(1), default=1, group=RECORD, recorded=False,
          help="how many checkpoints to keep: `last.pt`, and before it `step_<iteration>.pt`"),
     Knob("log_interval", whole(1), default=1, group=RECORD, recorded=False,
