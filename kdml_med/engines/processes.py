@@ -210,6 +210,17 @@ def share_network(network: nn.Module) -> nn.Module:
     return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(network), device_ids=[device])
 
 
+def exchange_gradients(network: nn.Module, *, wanted: bool) -> None:
+    """Say before a forward pass whether its backward pass exchanges gradients, or leaves them to a later one.
+
+    Args:
+        network: from ``share_network``.
+        wanted: False for batches behind which no weights are updated.
+    """
+    if isinstance(network, DistributedDataParallel):
+        network.require_backward_grad_sync = wanted  # as its ``no_sync`` does
+
+
 def share_buffers(network: nn.Module) -> None:
     """Give all processes the buffers of the main one, batch statistics above all; all call it.
 

@@ -18,6 +18,7 @@ from kdml_med.bundle.settings import KNOBS
 from kdml_med.engines.processes import is_main, launched
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.programs.knobs import with_knobs
+from kdml_med.storage.manifest import read_info
 
 
 def _train(
@@ -35,6 +36,7 @@ def _train(
     settings.
     """
     if processes > 1 and launched() == 1:
+        read_info(data)  # what is wrong with it is said before anything is started
         return _launch(processes)
     api.train(data, run, **settings)
     if is_main():
@@ -52,7 +54,13 @@ def _launch(count: int) -> ExitCode:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     where = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, max_restarts=0, rdzv_backend="c10d", rdzv_endpoint="localhost:0"
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        max_restarts=0,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=f"kdml_med_{os.getpid()}",
     )
     try:
         elastic_launch(where, sys.executable)("-m", "kdml_med.cli", *sys.argv[1:])
