@@ -78,6 +78,13 @@ def launched() -> int:
     return int(os.environ["WORLD_SIZE"]) if os.environ.keys() >= _LAUNCHER else 1
 
 
+def launcher() -> str:
+    """The command of the launcher, as a person would type it on each machine."""
+    own = int(os.environ.get("LOCAL_WORLD_SIZE", launched()))
+    machines = f"--nnodes={launched() // own} " if launched() > own else ""
+    return f"torchrun {machines}--nproc_per_node={own}"
+
+
 def join(device: str) -> tuple[int, int]:
     """Join the processes that the launcher started; all call it, before anything else.
 

@@ -99,3 +99,13 @@ def test_who_only_loses_another_says_so_once(monkeypatch):
 def test_an_error_that_nobody_foresaw_keeps_its_traceback(monkeypatch):
     error = ZeroDivisionError("x")
     assert Group(monkeypatch).end(error) is error
+
+
+@pytest.mark.parametrize(
+    ("own", "command"), [("2", "torchrun --nproc_per_node=2"), ("1", "torchrun --nnodes=2 --nproc_per_node=1")]
+)
+def test_the_command_of_the_launcher_can_be_typed_again(monkeypatch, own, command):
+    for name, value in LAUNCHER.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", own)
+    assert processes.launcher() == command
