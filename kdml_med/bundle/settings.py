@@ -179,13 +179,17 @@ KNOBS: list[Knob] = [
     Knob("device", DEVICE, default=Shown("`cuda`, or `cpu` without a GPU"), group=PLACE, stages=ALL_STAGES, free=True,
          help="where the networks run"),
     Knob("precision", word("auto", *get_args(Precision), "measure"), default="auto", group=PLACE,
-         help="of the arithmetic in training; weights, losses and all evaluation are float32. `auto` is [a rule](../how_to/precision.md) by device, network and size of the images; `measure` prints what this machine gains and ends"),
+         help="of the arithmetic in training; weights, losses and all evaluation are float32. `auto` is [a rule]("
+              "../how_to/precision.md) by device, network and size of the images; `measure` prints what this machine "
+              "gains, and ends"),
     Knob("memory_format", word("auto", *get_args(MemoryFormat)), default="auto", group=PLACE,
          help="order of images and weights in memory while training"),
     Knob("compile", FLAG, default=False, group=PLACE,
-         help="let torch.compile [fuse operations](../how_to/precision.md#compilation); needs a C++ compiler, and minutes at the start"),
+         help="let torch.compile [fuse operations](../how_to/precision.md#compilation); needs a C++ compiler, and "
+              "minutes at the start"),
     Knob("checkpoint_activations", word(*get_args(Recomputing)), default="none", group=PLACE, free=True,
-         help="networks that compute activations again in the backward pass instead of [keeping them](../how_to/precision.md#memory). Does not change results"),
+         help="networks that compute activations again in the backward pass instead of [keeping them]("
+              "../how_to/precision.md#memory). Does not change results"),
     Knob("num_workers", whole(0), default=0, group=PLACE, stages=ALL_STAGES, free=True,
          help="processes that read samples; 0 reads in the main process. Does not change results"),
     Knob("cache", PATH, default="none", group=PLACE, recorded=False,

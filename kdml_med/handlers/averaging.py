@@ -64,9 +64,10 @@ class WeightAverage:
             frozen = {NetworkName.TEACHER.value} if network.frozen_teacher else set()
             self.learning = Cohort({name: part for name, part in network.networks.items() if name not in frozen})
             self.averaged = AveragedModel(self.learning, multi_avg_fn=self._move, use_buffers=True)
+            self.averaged.eval()  # nobody trains it
             own = self.averaged.module.networks
             parts = {name: part if name in frozen else own[name] for name, part in network.networks.items()}
-            self.network = Cohort(parts, frozen_teacher=network.frozen_teacher).eval()  # nobody trains it
+            self.network = Cohort(parts, frozen_teacher=network.frozen_teacher).eval()
             self.network.remembered = network.remembered
 
     def attach(self, engine: Trainer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,6 +64,7 @@ class MLflowTracking:
     ) -> None:
         self.run_dir, self.optimizer, self.evaluator, self.interval = Path(run_dir), optimizer, evaluator, interval
         self.uri = uri or path_to_sqlite_uri(self.run_dir / DATABASE)
+        _send_no_statistics()
         try:
             self.handler = MLFlowHandler(
                 tracking_uri=self.uri,
@@ -131,6 +133,14 @@ class MLflowTracking:
     def _give_up(self, error: Exception) -> None:
         logger.warning("MLflow failed, and tracking ends; the training goes on: %s", one_line(error))
         self.handler.cur_run = None
+
+
+def _send_no_statistics() -> None:
+    """Keep MLflow from telling its makers how it is used, unless the environment wants that."""
+    from mlflow.telemetry import set_telemetry_client
+
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    set_telemetry_client()  # looks at the environment anew; it was imported before
 
 
 def run_name(run_dir: Path) -> str:

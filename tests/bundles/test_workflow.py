@@ -12,7 +12,7 @@ import pytest
 from monai.bundle import ConfigWorkflow, create_workflow
 from monai.bundle import run as monai_run
 
-from kdml_med.bundle import find_root
+from kdml_med.bundle import find_root, training
 from kdml_med.bundle.workflow import check_names
 from kdml_med.errors import InputError
 from tests.bundles.conftest import CONFIGS, POLYP_CONFIGS, REPOSITORY, run_bundle
@@ -49,7 +49,10 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"batch_sise": 8}, r"unknown option --batch_sise\. Did you mean --batch_size\?"),
         ({"split": "test"}, "unknown option --split"),
         ({"task": "detection"}, "this config is for classification"),
-        ({"train#trainer#non_blocking": "false"}, "--train#trainer#non_blocking false: write False, with a capital letter"),
+        (
+            {"train#trainer#non_blocking": "false"},
+            "--train#trainer#non_blocking false: write False, with a capital letter",
+        ),
         ({"version": "v9"}, "unknown version 'v9'"),
         ({"seed": "$1/0"}, r"--seed is '\$1/0', which gives ZeroDivisionError: division by zero"),
         ({"alpha": "$["}, r"--alpha is '\$\[', which gives SyntaxError"),
@@ -88,6 +91,16 @@ def test_tracking_may_add_names_of_its_own(elsewhere: Path, how: str) -> None:
         start(how, run_dir="run", dataset_dir="nowhere", batch_size=0, **tracking)
     with pytest.raises(InputError, match="unknown option --run_name"):
         start(how, run_dir="run", dataset_dir="nowhere", run_name="mine")
+
+
+@pytest.mark.parametrize("how", ["run", "create_workflow", "ConfigWorkflow"])
+def test_tracking_is_an_option_of_monai_and_a_setting(
+    elsewhere: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="--tracking mlflow needs MLflow: pip install"):
+        start(how, run_dir="run", dataset_dir="nowhere", tracking="mlflow", save_execute_config=False)
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_files_beside_the_configs_that_are_none_do_no_harm(elsewhere: Path) -> None:

@@ -85,7 +85,9 @@ def test_a_training_that_stopped_early_and_averaged_weights_are_said(tmp_path):
         (section,) = training_sections(read_study(run))
         assert isinstance(section.parts[0], Paragraph)
         words[name] = section.parts[0].text
-    assert all(text.startswith("Stopped early after 2 of up to 4 epochs. The weights of epoch 2") for text in words.values())
+    assert all(
+        text.startswith("Stopped early after 2 of up to 4 epochs. The weights of epoch 2") for text in words.values()
+    )
     assert "They are averages over the ends of the last epochs" in words["swa"]
     assert "averages" not in words["before"]
     assert "They are exponential averages" in words["ema"]

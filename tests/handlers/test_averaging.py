@@ -124,7 +124,8 @@ def test_plain_average_begins_at_its_share_of_the_epochs_and_takes_ends_of_epoch
     update_bn([batch["image"] for batch in data], judge)
     assert_close(average.network.state_dict(), judge.state_dict(), floats(judge.state_dict()))
     assert any(
-        not torch.allclose(average.network.state_dict()[name], finished[-1][name]) for name in filter(is_statistic, passed[0])
+        not torch.allclose(average.network.state_dict()[name], finished[-1][name])
+        for name in filter(is_statistic, passed[0])
     )
 
 
@@ -240,5 +241,9 @@ def test_a_training_killed_within_an_epoch_goes_on_with_its_average_to_the_bit(k
         files = [checkpoint_path(tmp_path / run, name).read_bytes() for run in ("whole", "killed")]
         assert files[0] == files[1], name
     kept = torch.load(checkpoint_path(tmp_path / "whole", "student_0"), weights_only=True)
-    assert all(torch.equal(value, kept[name]) for name, value in whole.network.networks["student_0"].state_dict().items())
-    assert not all(torch.equal(value, kept[name]) for name, value in whole.trained.networks["student_0"].state_dict().items())
+    assert all(
+        torch.equal(value, kept[name]) for name, value in whole.network.networks["student_0"].state_dict().items()
+    )
+    assert not all(
+        torch.equal(value, kept[name]) for name, value in whole.trained.networks["student_0"].state_dict().items()
+    )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 from ignite.engine import Events
@@ -31,7 +32,7 @@ class StandIn:
     """Notes what it is told; fails at the call whose number is ``fails_at``."""
 
     fails_at = math.inf
-    made: list[StandIn]
+    made: ClassVar[list[StandIn]]
 
     def __init__(self, **arguments: Any) -> None:
         if "refused" in arguments["tracking_uri"]:
@@ -61,15 +62,26 @@ class StandIn:
         self.points += metrics
 
 
+seen: list[str] = []
+"""What MLflow saw of its switch for statistics when it was asked to look."""
+
+
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
     class Own(StandIn):
-        made: list[StandIn] = []
+        made: ClassVar[list[StandIn]] = []
 
-    entities = ModuleType("mlflow.entities")
+    entities, telemetry = ModuleType("mlflow.entities"), ModuleType("mlflow.telemetry")
     entities.Metric = Metric  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "mlflow", ModuleType("mlflow"))
-    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
+    telemetry.set_telemetry_client = lambda: seen.append(os.environ["MLFLOW_DISABLE_TELEMETRY"])  # type: ignore[attr-defined]
+    for name, module in (
+        ("mlflow", ModuleType("mlflow")),
+        (entities.__name__, entities),
+        (telemetry.__name__, telemetry),
+    ):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    seen.clear()
     monkeypatch.setattr(tracking, "MLFlowHandler", Own)
     return Own
 
@@ -114,6 +126,17 @@ def test_losses_rates_and_defined_figures_go_there(tmp_path: Path, stand_in: typ
     losses = [point.value for point in handler.points if point.key == "train/loss"]
     assert means == pytest.approx([sum(losses[:3]) / 3, sum(losses[3:]) / 3])
     assert handler.ended == ["complete", "close"]
+
+
+@pytest.mark.parametrize(("set_to", "expected"), [(None, "true"), ("false", "false")])
+def test_mlflow_tells_its_makers_nothing_unless_it_is_allowed_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, set_to: str | None, expected: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+    if set_to is not None:
+        monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", set_to)
+    train(tmp_path)
+    assert seen == [expected]
 
 
 def test_curves_have_a_point_every_interval(tmp_path: Path, stand_in: type[StandIn]) -> None:
