@@ -9,6 +9,7 @@ from kdml_med.losses import ClassificationCohortLoss, DetectionCohortLoss
 from kdml_med.networks import Cohort, build_cohort
 from kdml_med.networks.answers import ClassifierAnswer
 from kdml_med.networks.remembered import RememberedTeacher
+from kdml_med.storage.records import RecordStore
 from tests.networks.tiny import STAGED, TINY, TinyNet
 
 DETECTOR = {"name": "retinanet", "width": 16, "head_convs": 1, "last_block": 13}
@@ -197,3 +198,17 @@ def test_students_get_the_same_gradients():
 def test_only_a_frozen_teacher_is_remembered():
     with pytest.raises(ValueError, match="only the answers of a frozen teacher stay the same"):
         remembering(build_cohort(teacher=TINY, students=[TINY]))
+
+
+def test_runs_that_share_a_folder_find_each_others_answers(tmp_path):
+    def opened(name, size):
+        return RecordStore(tmp_path / name, size)
+
+    image = images(1, 2, 3)
+    for number, make in enumerate((classifiers, detectors, lambda: classifiers(students=[STAGED] * 3), detectors)):
+        cohort = make()
+        memory = RememberedTeacher(opened)
+        memory.attach(cohort)
+        for one, other in zip(flat(cohort(image)["teacher"]), flat(cohort.networks["teacher"](image)), strict=False):
+            assert torch.equal(one, other)
+        assert (memory.asked, memory.known) == ((3, 0) if number < 2 else (0, 3))
