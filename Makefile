@@ -1,6 +1,6 @@
 # One command surface for people and for CI. `make setup` is enough for everything else.
 .DEFAULT_GOAL := help
-.PHONY: help setup bundle demo demo-polyp experiment-demo test test-all wheel-test lint types bench docs settings-page check clean
+.PHONY: help setup bundle demo demo-polyp experiment-demo test test-all wheel-test lint types bench bench-training docs settings-page check clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := demo
 PEERS := build/peers
+TRAINING_PEERS := build/peers-training
 CLI := $(BIN)/python -m kdml_med.cli
 OUT ?= $(RUN)/bundle
 NETWORK ?= ensemble
@@ -69,6 +70,16 @@ $(PEERS)/.installed: tests/benchmarks/peers.txt constraints.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet -c constraints.txt torch
 	$(PEERS)/bin/python -m pip install --quiet --no-deps -r tests/benchmarks/peers.txt
+	touch $@
+
+bench-training: setup  ## training speed against the networks alone, a naive loop and other libraries (about 15 minutes)
+	-$(MAKE) --no-print-directory $(TRAINING_PEERS)/.installed # without them, their columns say so
+	$(BIN)/python -m tests.benchmarks.bench_training --peers $(TRAINING_PEERS)/bin/python
+
+$(TRAINING_PEERS)/.installed: tests/benchmarks/peers_training.txt constraints.txt
+	test -x $(TRAINING_PEERS)/bin/python || $(PYTHON) -m venv $(TRAINING_PEERS)
+	$(TRAINING_PEERS)/bin/python -m pip install --quiet -c constraints.txt torch
+	$(TRAINING_PEERS)/bin/python -m pip install --quiet --no-deps -c constraints.txt -r tests/benchmarks/peers_training.txt
 	touch $@
 
 docs: setup  ## the documentation as a site in site/

@@ -100,7 +100,17 @@ def test_train_evaluate_and_report(call: Call, tmp_path: Path) -> None:
     tiles, run = write_tile_dataset(tmp_path / "tiles"), tmp_path / "run"
     tiny = ["--teacher", "tests.networks.tiny.TinyNet", "--students", "['tests.networks.tiny.TinyNet']", "--gamma", "0"]
     code, out, err = call(
-        "train", tiles, "--run", run, *tiny, "--max_epochs=1", "--learning-rate", "0.002", "--no-balance", "--device", "cpu"
+        "train",
+        tiles,
+        "--run",
+        run,
+        *tiny,
+        "--max_epochs=1",
+        "--learning-rate",
+        "0.002",
+        "--no-balance",
+        "--device",
+        "cpu",
     )
     assert (code, "parsing config_file" in err) == (0, False)
     assert f"kdml-med evaluate {run}" in out

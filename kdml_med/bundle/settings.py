@@ -179,13 +179,17 @@ KNOBS: list[Knob] = [
     Knob("device", DEVICE, default=Shown("`cuda`, or `cpu` without a GPU"), group=PLACE, stages=ALL_STAGES, free=True,
          help="where the networks run"),
     Knob("precision", word("auto", *get_args(Precision), "measure"), default="auto", group=PLACE,
-         help="of the arithmetic in training; weights, losses and all evaluation are float32. `auto` is [a rule](../how_to/precision.md) by device, network and size of the images; `measure` prints what this machine gains and ends"),
+         help="of the arithmetic in training; weights, losses and all evaluation are float32. `auto` is [a rule]("
+              "../how_to/precision.md) by device, network and size of the images; `measure` prints what this machine "
+              "gains, and ends"),
     Knob("memory_format", word("auto", *get_args(MemoryFormat)), default="auto", group=PLACE,
          help="order of images and weights in memory while training"),
     Knob("compile", FLAG, default=False, group=PLACE,
-         help="let torch.compile [fuse operations](../how_to/precision.md#compilation); needs a C++ compiler, and minutes at the start"),
+         help="let torch.compile [fuse operations](../how_to/precision.md#compilation); needs a C++ compiler, and "
+              "minutes at the start"),
     Knob("checkpoint_activations", word(*get_args(Recomputing)), default="none", group=PLACE, free=True,
-         help="networks that compute activations again in the backward pass instead of [keeping them](../how_to/precision.md#memory). Does not change results"),
+         help="networks that compute activations again in the backward pass instead of [keeping them]("
+              "../how_to/precision.md#memory). Does not change results"),
     Knob("num_workers", whole(0), default=0, group=PLACE, stages=ALL_STAGES, free=True,
          help="processes that read samples; 0 reads in the main process. Does not change results"),
     Knob("cache", PATH, default="none", group=PLACE, recorded=False,
@@ -206,8 +210,8 @@ KNOBS: list[Knob] = [
          help="state dict of a trained teacher, which is then frozen"),
     Knob("cache_teacher", PATH, default="none", group=NETWORKS, recorded=False,
          help="`disk` keeps the answers of a frozen teacher in `cache/teachers/` below the dataset, a path in that "
-              "folder, for [views that repeat and other runs](../how_to/own_networks.md#a-teacher-that-was-trained-before). "
-              "Does not change results"),
+              "folder, for [views that repeat and other "
+              "runs](../how_to/own_networks.md#a-teacher-that-was-trained-before). Does not change results"),
     Knob("use_teacher", FLAG, default=Shown("`beta > 0`"), **_BUILD,
          help="whether a teacher is built; `beta` above 0 and `teacher_checkpoint` need one"),
     Knob("alpha", number(0), default=1.0, **_LOSS,
@@ -255,9 +259,9 @@ KNOBS: list[Knob] = [
          help="share of the epochs after which the mean of `swa` begins"),
     Knob("balance", FLAG, default=False, group=LEARNING,
          help="draw both classes (frames with and without polyps) equally often, with replacement"),
-    Knob("repeat_views", optional(whole(1), "new views in every epoch"), default=None, group=LEARNING,
-         help="epochs after which every sample comes augmented as it was in the first again, so that `cache_teacher` "
-              "knows the answers"),
+    Knob("repeat_views", optional(whole(1), "new ones in every epoch"), default=None, group=LEARNING,
+         help="epochs after which the batches of the first one come again, augmented as they were, so that "
+              "`cache_teacher` knows the answers"),
     Knob("tiles_per_epoch", optional(whole(1), "each training tile once"), default=None, group=LEARNING,
          tasks=CLASSIFICATION,
          help="length of an epoch, tiles"),

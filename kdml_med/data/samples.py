@@ -45,7 +45,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
 
     Random transforms are seeded for each sample from (seed, epoch, sample_id), so that a sample does not depend on the
     number of workers, on the order of reading, or on whether the run was interrupted before. The epoch comes with the
-    index, from ``EpochSampler``. With ``repeat_views`` the epochs begin again with the first after so many.
+    index, from ``EpochSampler``.
 
     Args:
         dataset_dir: dataset folder, see ``kdml_med.storage.manifest``.
@@ -53,8 +53,6 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         fold: number of the test fold where splits.csv holds folds.
         transform: MONAI transform on a dictionary with ``BatchKey`` keys; None for none.
         seed: of the random transforms.
-        repeat_views: epochs after which every sample comes again as it did in the first; None for new views in every
-            epoch.
         cache: keeps decoded pixels, see ``kdml_med.data.cache.with_cache``; samples are the same without.
 
     Attributes:
@@ -83,7 +81,6 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         fold: int | None = None,
         transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         seed: int = 0,
-        repeat_views: int | None = None,
         cache: str = NO_CACHE,
     ) -> None:
         self.dataset_dir = Path(dataset_dir)
@@ -93,7 +90,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         self._rows = select_rows(self.dataset_dir, self.info, split, fold, self.columns)
         self.classes = list(self.info.classes)
         self.transform = transform
-        self.seed, self.repeat_views = seed, repeat_views
+        self.seed = seed
         self.split = split
         self.finished_later = False
         self.root = image_root(self.dataset_dir, self.info)
@@ -159,7 +156,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         pairs = [index if isinstance(index, tuple) else (NO_EPOCH, index) for index in indices]
         drafts = Drafts(self._samples([position for _, position in pairs]))
         keys = [
-            f"{self.seed}/{self._view(epoch)}/{sample[BatchKey.SAMPLE_ID]}"
+            f"{self.seed}/{epoch}/{sample[BatchKey.SAMPLE_ID]}"
             for (epoch, _), sample in zip(pairs, drafts.samples, strict=True)
         ]
         used = 0
@@ -176,12 +173,6 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         if self._rest is None:
             return Samples(drafts.samples, images)
         return Samples([self._finish(sample, key) for sample, key in zip(drafts.samples, keys, strict=True)])
-
-    def _view(self, epoch: int) -> int:
-        """The epoch whose views are shown."""
-        if self.repeat_views is None or epoch == NO_EPOCH:
-            return epoch
-        return (epoch - 1) % self.repeat_views + 1
 
     def _samples(self, positions: list[int]) -> list[dict[str, Any]]:
         """Samples of rows before the transform, with the names of the rows and of what they belong to."""
@@ -246,6 +237,7 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         seed: see ``EpochSampler``.
         balance: likewise.
         samples_per_epoch: likewise.
+        repeat_views: likewise.
         num_workers: reading processes.
         processes: number of this process, from 0, and of all that share the samples. In training they share every
             batch, otherwise each has batches of its own, one after the other and those of the next process behind them.
@@ -267,6 +259,7 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         seed: int = 0,
         balance: bool = False,
         samples_per_epoch: int | None = None,
+        repeat_views: int | None = None,
         num_workers: int = 0,
         processes: tuple[int, int] = (0, 1),
         device: str | torch.device | None = None,
@@ -283,6 +276,7 @@ class SampleLoader(DataLoader[dict[str, Any]]):
                 seed=seed,
                 balance=balance,
                 samples_per_epoch=samples_per_epoch,
+                repeat_views=repeat_views,
                 batch_size=batch_size,
                 num_replicas=count,
                 rank=rank,

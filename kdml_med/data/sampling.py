@@ -42,6 +42,8 @@ class EpochSampler(DistributedSampler[Any]):
         seed: of the order.
         balance: draw every class that occurs equally often, with replacement: first the class, then one of its samples.
         samples_per_epoch: length of an epoch; None for the size of the dataset.
+        repeat_views: epochs after which the same batches of the same views come again, from the first epoch on; None
+            for new ones in every epoch.
         batch_size: samples of a batch, of all processes together. A last batch that would be a single sample, which
             batch norm cannot take, is left out.
         num_replicas: processes that share the epoch.
@@ -65,6 +67,7 @@ class EpochSampler(DistributedSampler[Any]):
         seed: int = 0,
         balance: bool = False,
         samples_per_epoch: int | None = None,
+        repeat_views: int | None = None,
         batch_size: int = 1,
         num_replicas: int = 1,
         rank: int = 0,
@@ -76,6 +79,7 @@ class EpochSampler(DistributedSampler[Any]):
         super().__init__(cast("Dataset[Any]", dataset), num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
         self.total = samples_per_epoch or len(dataset)
         self.batch_size = batch_size
+        self.repeat_views = repeat_views
         self.dealt = self.total - (self.total % batch_size == 1 and self.total > 1)
         batches, rest = divmod(self.dealt, batch_size)
         self.share = self._share_of(batch_size)
@@ -90,9 +94,14 @@ class EpochSampler(DistributedSampler[Any]):
             self._members = torch.from_numpy(by_class), torch.from_numpy(counts[counts > 0])
 
     @property
+    def shown_epoch(self) -> int:
+        """The epoch whose batches and views come in the running one, both from 1."""
+        return self.epoch if self.repeat_views is None else (self.epoch - 1) % self.repeat_views + 1
+
+    @property
     def epoch_seed(self) -> int:
         """What everything random about the order of the running epoch follows from."""
-        return self.seed * 1_000_003 + self.epoch
+        return self.seed * 1_000_003 + self.shown_epoch
 
     def __iter__(self) -> Iterator[Any]:
         generator = torch.Generator().manual_seed(self.epoch_seed)
@@ -104,7 +113,7 @@ class EpochSampler(DistributedSampler[Any]):
             rounds = -(-wanted // size)
             order = torch.cat([torch.randperm(size, generator=generator) for _ in range(rounds)])[:wanted]
         epoch, seen = self.start
-        return _deal(self.epoch, order[self._own_places(seen if self.epoch == epoch else 0)])
+        return _deal(self.shown_epoch, order[self._own_places(seen if self.epoch == epoch else 0)])
 
     def __len__(self) -> int:
         """Samples of a whole epoch in this process."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection
 from contextlib import AbstractContextManager
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ class Acceleration:
         precision: Precision = "fp32",
         in_float32: Collection[str] = (),
         memory_format: MemoryFormat = "contiguous",
-        compile: bool = False,  # noqa: A002 (MONAI's trainers call it so)
+        compile: bool = False,
         checkpoint_activations: Recomputing = "none",
     ) -> None:
         for name, value, known in (
@@ -94,10 +94,10 @@ class Acceleration:
         # Each size of a batch by itself: a graph for all of them would depend on which one came first, and a training
         # that goes on in the middle of an epoch meets another one first.
         compiled = {name: torch.compile(part, dynamic=False) for name, part in cohort.items() if self.compile}
-        if not isinstance(network, Cohort):
-            return next(iter(compiled.values()), network)
-        network.in_float32, network.compiled = frozenset(self.in_float32), compiled
-        return network
+        if isinstance(network, Cohort):
+            network.in_float32, network.compiled = frozenset(self.in_float32), compiled
+            return network
+        return cast(nn.Module, next(iter(compiled.values()), network))
 
     def image(self, image: Tensor) -> Tensor:
         """A batch of images [batch, channels, height, width] in the memory format of the networks."""

@@ -35,8 +35,8 @@ class LossGuard:
     On a CPU the first bad term stops the training at once. On a GPU every look would make the CPU wait for the step, so
     that the terms of ``interval`` batches, or of what is left of the epoch, are looked at together. Until then a fused
     optimizer is told to leave weights and its own state alone from the first bad batch on (``found_inf``, by which a
-    gradient scaler skips steps), without anybody waiting: the weights are those before that batch, whenever it is found.
-    An optimizer that is not fused goes on, and so does one with a scaler, which has its own ``found_inf``.
+    gradient scaler skips steps), without anybody waiting: the weights are those before that batch, whenever it
+    is found. An optimizer that is not fused goes on, and so does one with a scaler, which has its own ``found_inf``.
 
     Args:
         interval: batches between two looks where a look means waiting.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdml_med.engines import processes
 from kdml_med.engines.acceleration import Acceleration
 from kdml_med.engines.guard import LossGuard
+from kdml_med.engines.memory import keep_freed_memory
 from kdml_med.keys import BatchKey, LossTerm, OutputKey
 
 
@@ -86,6 +87,8 @@ class KDMLTrainer(SupervisedTrainer):
 
     def run(self) -> None:
         """Train up to ``max_epochs``."""
+        if self.state.device.type == "cpu":
+            keep_freed_memory()
         Workflow.run(self)  # MONAI's trainer would make a new scaler, and lose what the old one has learned
 
     def _iteration(self, engine: KDMLTrainer, batchdata: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,9 @@ from kdml_med.workers import ClusterWorkers, Count, LocalWorkers, Order, Workers
 
 logger = logging.getLogger(__name__)
 
+# What figures depend on: cells of one plan are compared to the third digit.
+_LIBRARIES = ("kdml_med", "torch", "monai", "numpy")
+
 Train = Callable[[Cell, Plan, Path], str | None]
 """Does one cell and returns None, or why it could not. Has to be picklable: a function at module level."""
 
@@ -65,14 +68,16 @@ def run_plan(
 
     Raises:
         InputError: a dataset is broken, a finished cell has other settings, another run has the folder, or the
-            scheduler cannot be reached; nothing is written then. Or the scheduler is lost on the way.
+            scheduler or its workers cannot be used; nothing is written then. Or the scheduler is lost on the way.
     """
     check_data(plan)
     outcome = Outcome()
     left = [cell for cell in cells if not is_done(cell, plan, out)]
     outcome.skipped = len(cells) - len(left)
     progress = _Progress(plan, cells, left)
-    workers: Workers = LocalWorkers(jobs) if scheduler is None else ClusterWorkers(scheduler, folders=[out])
+    workers: Workers = (
+        LocalWorkers(jobs) if scheduler is None else ClusterWorkers(scheduler, folders=[out], libraries=_LIBRARIES)
+    )
     with sole_user(out), workers:
         write_json(out / PLAN_FILE, plan_content(plan))
         _write_failures(out, outcome)

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from operator import index
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,7 +65,7 @@ class CohortCheckpoint:
 
     After every epoch, and every ``interval`` minutes in between: ``last.pt``, with everything that the next batch
     depends on, so that a run that is killed at any moment and started again comes to the same bytes as one that was
-    not. Whenever the evaluator's key metric is at least as good as before: ``best.pt`` (networks, epoch, metric) and one
+    not. Whenever the evaluator's key metric is at least as good as before: ``best.pt`` (networks, epoch, metric) and a
     plain state dict for each network, ``student_0.pt`` and so on. Weights that are no numbers are never saved.
 
     Attach it behind all handlers that change what it saves, and behind the one that runs the validation. In the middle
@@ -137,20 +138,21 @@ class CohortCheckpoint:
             self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
         if engine.scaler is not None and state["scaler"]:
             engine.scaler.load_state_dict(state["scaler"])
+        states = [state["random"]]
         if "position" in state:
+            states += state["random_of_others"]
             self._go_behind(engine, state["position"])
             self.means.load_state_dict(state["means"])
             for name in self.extras.keys() & state["extras"].keys():
                 self.extras[name].load_state_dict(state["extras"][name])
         else:  # of an earlier version, which saved after whole epochs only
             self._go_behind(engine, {"epoch": state["epoch"], "batches": 0, "samples": 0})
-        states = [state["random"], *state.get("random_of_others", [])]
         if rank() < len(states):
             restore_random_state(states[rank()])
 
     def _go_behind(self, engine: Trainer, position: Mapping[str, int]) -> None:
         """Set the trainer, and the order that samples come in, behind a batch."""
-        epoch, batches, samples = position["epoch"], position["batches"], position["samples"]
+        epoch, batches, samples = (index(position[name]) for name in ("epoch", "batches", "samples"))
         if batches:
             sampler = _sampler(engine)
             if sampler is None or batches * sampler.batch_size != samples:
@@ -280,7 +282,7 @@ def _refuse_spoiled(cohorts: Sequence[Cohort], engine: Trainer) -> None:
     if spoiled:
         before = getattr(engine.state, "checkpoint", None)
         raise FloatingPointError(
-            f"weights of {' and '.join(dict.fromkeys(spoiled))} are no numbers behind {_place(engine)}, and were not saved"
+            f"weights of {' and '.join(dict.fromkeys(spoiled))} are no numbers behind {_place(engine)}, and not saved"
             + (f". The checkpoint before it is {before}" if before else "")
             + ". Start again in a new --run_dir with a lower --learning_rate."
         )

@@ -23,9 +23,7 @@ _TILE_PX, _MARGIN_PX, _TITLE_PX, _TEXT_PX = 240, 10, 18, 15
 _WRONG = "firebrick"
 
 
-def tile_figures(
-    dataset: Any, predictions: pd.DataFrame, *, count: int = 8
-) -> dict[str, Pixels]:
+def tile_figures(dataset: Any, predictions: pd.DataFrame, *, count: int = 8) -> dict[str, Pixels]:
     """Example tiles with their label and every network's probability of the positive class.
 
     Half are spread evenly over the split and stay the same from epoch to epoch; the others are the tiles on which the

@@ -19,6 +19,8 @@ Floats = npt.NDArray[np.float64]
 
 SCORE_THRESHOLD, IOU_THRESHOLD, MAX_CANDIDATES, MAX_DETECTIONS = 0.02, 0.6, 200, 50
 """How detections are chosen among candidates in evaluation, inference and exported files, see ``suppress``."""
+_IMAGES = 32
+"""Images whose boxes are compared together: pairs of more do not fit into the cache of a CPU."""
 
 
 class Detections(NamedTuple):
@@ -85,7 +87,8 @@ def suppress(
     usable = (scores >= score_threshold) & ((boxes[:, :, 2:] - boxes[:, :, :2]) > 1).all(dim=2)
     most = int((usable * torch.arange(1, 1 + usable.shape[1], device=usable.device)).amax())
     scores, boxes = scores[:, :most], boxes[:, :most]
-    kept = _unsuppressed(boxes, usable[:, :most], iou_threshold)
+    parts = zip(boxes.split(_IMAGES), usable[:, :most].split(_IMAGES), strict=True)
+    kept = torch.cat([_unsuppressed(*part, iou_threshold) for part in parts])
     kept &= kept.cumsum(dim=1) <= max_detections
     if scales is not None:
         boxes = boxes * (1 / scales)[:, None, None]
@@ -108,10 +111,11 @@ def _unsuppressed(boxes: Tensor, usable: Tensor, iou_threshold: float) -> Tensor
     Source:
         Cluster-NMS: Zheng et al. 2022, IEEE Transactions on Cybernetics 52(8), arXiv:2005.03572, algorithm 2.
     """
-    better = (overlaps(boxes[:, :, None], boxes[:, None]) > iou_threshold).triu(diagonal=1)
+    better = (overlaps(boxes[:, :, None], boxes[:, None]) > iou_threshold).triu(diagonal=1).float()
     kept = usable
     while True:
-        following = usable & ~(better & kept[:, :, None]).any(dim=1)
+        # A product of matrices counts much faster than a logical one looks.
+        following = usable & (torch.bmm(kept[:, None].float(), better)[:, 0] == 0)
         if torch.equal(following, kept):
             return kept
         kept = following

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -60,7 +60,7 @@ class Cohort(nn.Module):
             self.networks[NetworkName.TEACHER].requires_grad_(False).eval()
         self.feature_strides = shared_strides(networks) if features else ()
         self.in_float32: frozenset[str] = frozenset()
-        self.compiled: dict[str, nn.Module] = {}
+        self.compiled: dict[str, Callable[..., Any]] = {}
 
     @property
     def names(self) -> list[str]:

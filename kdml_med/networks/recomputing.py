@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from monai.networks.nets.resnet import ResNet
 from torch import Tensor, is_grad_enabled, nn
@@ -38,7 +38,7 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
         heads = network.detector.classification_head, network.detector.regression_head
         return [*_blocks(network.body), *(head.conv for head in heads)]
     if hasattr(network, "feature_stages"):
-        return list(network.feature_stages().values())
+        return list(cast(Any, network).feature_stages().values())
     if isinstance(network, MobileNetV2):
         return list(network.features)
     if isinstance(network, ResNet):
@@ -55,7 +55,9 @@ def _run(part: nn.Module, forward: Callable[[Tensor], Any], features: Tensor) ->
     return checkpoint(forward, features, use_reentrant=False, context_fn=partial(_contexts, part))
 
 
-def _contexts(part: nn.Module) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+def _contexts(
+    part: nn.Module,
+) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
     return contextlib.nullcontext(), _counted_once(part)
 
 
@@ -63,14 +65,14 @@ def _contexts(part: nn.Module) -> tuple[contextlib.AbstractContextManager[None],
 def _counted_once(part: nn.Module) -> Iterator[None]:
     """Batch norms compute with the batch as before, and do not count it a second time."""
     norms = [
-        module
+        (module, module.momentum, module.num_batches_tracked)
         for module in part.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats
     ]
-    for norm in norms:
-        norm.track_running_stats = False
+    for norm, _, _ in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None  # statistics stay exactly as they are
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum, count in norms:
+            norm.momentum, norm.num_batches_tracked = momentum, count

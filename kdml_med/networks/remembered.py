@@ -1,8 +1,9 @@
 """What a frozen teacher has answered before, so that it need not answer to the same image again.
 
-An answer depends on nothing but the weights, the image and the arithmetic. Its key is a hash of the image as the teacher
-sees it, after every transform: what another seed, another setting or an edited config changes is another image, and an
-image that comes again, in another epoch or in another run, is known.
+An answer depends on nothing but the weights, the image and the arithmetic. Its key is a hash of the image as the
+teacher sees it, after every transform: what another seed, another setting or an edited config changes is another image,
+and an image that comes again, in another epoch or in another run, is known. The size of the batch is part of the
+arithmetic: libraries add up in another order for another one, and round differently. The other images are not.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Records(Protocol):
 
 
 class RememberedTeacher:
-    """Asks a frozen teacher only about images that it has not seen, in training and in evaluation.
+    """Asks a frozen teacher only about batches with an image that it has not seen, in training and in evaluation.
 
     Args:
         open_records: called with a name, for what is answered under the same circumstances, and the bytes of a record.
@@ -47,7 +48,7 @@ class RememberedTeacher:
 
     Attributes:
         asked: images that the teacher answered to.
-        known: images whose answers were there.
+        known: images of batches whose answers were all there.
     """
 
     def __init__(self, open_records: Callable[[str, int], Records], *, features: bool = False) -> None:
@@ -83,13 +84,13 @@ class RememberedTeacher:
             self._opened[circumstances] = layout, self._open(name, layout.size)
         layout, records = self._opened[circumstances]
         there, found = records.read(keys)
-        missing = np.flatnonzero(~there)
-        if len(missing):
-            rest = image if len(missing) == len(keys) else image[torch.from_numpy(missing).to(image.device)]
-            found[missing] = layout.pack(self._ask(teacher, rest, strides))
-            records.write([keys[place] for place in missing], found[missing])
-        self.asked += len(missing)
-        self.known += len(keys) - len(missing)
+        if not there.all():
+            # All of them: fewer would be a batch of another size.
+            found = layout.pack(self._ask(teacher, image, strides))
+            records.write([key for key, is_there in zip(keys, there, strict=True) if not is_there], found[~there])
+            self.asked += len(keys)
+        else:
+            self.known += len(keys)
         return layout.unpack(found, image.device)
 
     def _ask(self, teacher: nn.Module, image: Tensor, strides: Sequence[int]) -> Any:
@@ -102,10 +103,12 @@ class RememberedTeacher:
             self._weights = _hash_network(teacher)
         kind = image.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        machine = torch.backends.cpu.get_cpu_capability() if kind == "cpu" else torch.cuda.get_device_name(image.device)
-        shape = tuple(image.shape[1:])
-        facts = [self._weights, torch.__version__, kind, machine, autocast, shape, image.dtype, _is_channels_last(image)]
-        return " ".join(map(str, [*facts, tuple(strides)]))
+        if kind == "cpu":
+            machine = f"{torch.backends.cpu.get_cpu_capability()} x {torch.get_num_threads()}"
+        else:
+            machine = torch.cuda.get_device_name(image.device)
+        arithmetic = [torch.__version__, kind, machine, autocast, image.dtype, _is_channels_last(image)]
+        return " ".join(map(str, [self._weights, *arithmetic, tuple(image.shape), tuple(strides)]))
 
     def _forget_weights(self) -> None:
         self._weights = None
@@ -159,7 +162,9 @@ class _Layout:
     def unpack(self, rows: Bytes, device: torch.device) -> Any:
         """The answer of these bytes."""
         tensors = []
-        for part, own in zip(self.parts, torch.from_numpy(rows).split([part.size for part in self.parts], 1), strict=True):
+        for part, own in zip(
+            self.parts, torch.from_numpy(rows).split([part.size for part in self.parts], 1), strict=True
+        ):
             flat = own.contiguous().view(part.dtype).to(device)
             if part.channels_last:
                 channels, height, width = part.shape

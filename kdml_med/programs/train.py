@@ -28,7 +28,7 @@ def _train(
     ] = 1,
     *,
     settings: dict[str, Any],
-) -> int:
+) -> ExitCode:
     """Train a teacher and its students at the same time; a training that was cut off goes on.
 
     Tiles give classifiers, frames give detectors. The same as the training command of the bundles, with the same
@@ -42,14 +42,12 @@ def _train(
     return ExitCode.OK
 
 
-def _launch(count: int) -> int:
+def _launch(count: int) -> ExitCode:
     """This command once more in each of several processes, by the launcher of torchrun.
 
-    Returns:
-        The exit code of the process that ended first, if one did not end well; it has said why.
-
     Raises:
-        InputError: it was ended from outside.
+        SystemExit: a process did not end well, with its exit code; it has said why.
+        InputError: one was ended from outside.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
@@ -67,7 +65,7 @@ def _launch(count: int) -> int:
                 f"process {number} was ended from outside ({failure.signal_name()}), perhaps for want of memory: the "
                 "same command goes on from the last checkpoint."
             ) from error
-        return failure.exitcode
+        raise SystemExit(failure.exitcode) from error
     return ExitCode.OK
 
 

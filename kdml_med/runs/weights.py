@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import nn
@@ -16,7 +15,7 @@ from kdml_med.networks.cohort import Cohort, load_trained
 from kdml_med.networks.registry import build_network
 from kdml_med.runs.description import RunDescription
 from kdml_med.runs.files import CHECKPOINTS_DIR
-from kdml_med.storage.files import content_hash, write_atomically
+from kdml_med.storage.files import content_hash, writing
 
 
 def read_checkpoint(path: Path, kinds: Mapping[str, type | tuple[type, ...]], *, remedy: str) -> dict[str, Any]:
@@ -54,9 +53,33 @@ def write_checkpoint(path: Path, content: Any) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    buffer = io.BytesIO()
-    torch.save(_plain(content), buffer)
-    write_atomically(path, buffer.getbuffer())
+    # Not through memory, where it would lie once more; and not by its path, which would be part of the bytes.
+    with writing(path) as temporary, temporary.open("wb") as stream:
+        told = _Told(stream)
+        try:
+            torch.save(_plain(content), cast("IO[bytes]", told))
+        except RuntimeError as error:
+            if told.error is None:
+                raise
+            raise told.error from error
+
+
+class _Told:
+    """Hands what torch writes on to a file, and keeps the error of the system, in whose place torch raises its own."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.stream.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.stream.flush()
 
 
 def _plain(content: Any) -> Any:

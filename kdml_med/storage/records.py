@@ -1,8 +1,8 @@
 """Records of one size, kept by keys that say all about them, which many processes read and add to at the same time.
 
-Every process appends to files of its own, ``<name>.values`` and ``<name>.keys``, and reads those that others had when it
-began. A key is written behind its record, which ends with a checksum: what a process that was killed has begun, or a
-power failure has left half written, is no record.
+Every process appends to files of its own, ``<name>.values`` and ``<name>.keys``, and reads those that others had when
+it began. A key is written behind its record, which ends with a checksum: what a process that was killed has begun, or
+a power failure has left half written, is no record.
 """
 
 from __future__ import annotations

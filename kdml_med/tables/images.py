@@ -116,15 +116,13 @@ def check_image_table(
     frame = _choose_rows(whole, where, name)
     header = list(frame.columns)
 
-    def column_of(role: str, named: str | None, *, required: bool, among: Sequence[str] = header) -> str | None:
-        return find_column(among if named is None else header, role, named, required=required, where=name)
+    def column_of(role: str, named: str | None, *, required: bool) -> str | None:
+        return find_column(header, role, named, required=required, where=name)
 
     image = column_of("image", columns.image, required=True)
     patient = column_of("patient", columns.patient, required=True)
     label = column_of("label", columns.label, required=True)
-    # Not "image" or "file", which name slides in tables of slides.
-    slides = [column for column in header if column.lower().startswith("slide")]
-    slide = column_of("slide", columns.slide, required=False, among=slides)
+    slide = slide_column(header, columns.slide, name)
     site = column_of("site", columns.site, required=False)
     mpp = column_of("mpp", columns.mpp, required=False)
     split = None if columns.split is None else _read_split_column(frame, columns.split, name)
@@ -150,6 +148,17 @@ def check_image_table(
     result["split"] = None if split is None else split
     unused = next((column for column in header if column.lower() in _SPLIT_COLUMNS and columns.split is None), None)
     return ImageTable(result, names, source, whole[image].drop(frame.index).tolist(), unused)
+
+
+def slide_column(header: Sequence[str], named: str | None, where: str) -> str | None:
+    """The column that names slides in a table of images; None without one.
+
+    Raises:
+        InputError: the named one is not there, or it is ambiguous.
+    """
+    # Not "image" or "file", which name slides in tables of slides.
+    slides = [column for column in header if column.lower().startswith("slide")]
+    return find_column(slides if named is None else header, "slide", named, required=False, where=where)
 
 
 def _choose_rows(frame: pd.DataFrame, where: Mapping[str, str], name: str) -> pd.DataFrame:

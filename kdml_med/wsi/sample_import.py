@@ -16,7 +16,7 @@ from kdml_med.errors import InputError
 from kdml_med.storage.files import content_hash
 from kdml_med.storage.manifest import read_member
 from kdml_med.tables.columns import find_column, is_blank
-from kdml_med.tables.images import TableColumns, check_image_table
+from kdml_med.tables.images import TableColumns, check_image_table, slide_column
 from kdml_med.tables.labels import LabelLevel, LabelTable, read_labels
 from kdml_med.tables.names import is_barcode, same_name_form, slide_name, tcga_patient
 from kdml_med.tables.usage import RowUse, describe_labels
@@ -105,7 +105,7 @@ def import_samples(
     name = f"the samples of {source}"
     own = columns if table is None else TableColumns(split=columns.split)
     own = replace(own, image=KEY, label=own.label or _label_column(facts, table, name))
-    facts = _without_patient(facts, own, found, name)
+    facts = _with_names(facts, own, found, name)
     named = classes if table is None else table.classes
     if own.label == "cls":
         facts["cls"] = _name_classes(facts["cls"], named)
@@ -264,20 +264,25 @@ def _label_column(facts: pd.DataFrame, table: LabelTable | None, name: str) -> s
     return usual or next((column for column in ("cls", "txt") if column in facts), None)
 
 
-def _without_patient(facts: pd.DataFrame, columns: TableColumns, found: _Found, name: str) -> pd.DataFrame:
-    """The rows that name a patient; the others are failures."""
-    column = find_column(facts.columns, "patient", columns.patient, required=False, where=name)
-    if column is None:
+def _with_names(facts: pd.DataFrame, columns: TableColumns, found: _Found, name: str) -> pd.DataFrame:
+    """The rows that name a patient, and a slide where samples do; the others are failures."""
+    patient = find_column(facts.columns, "patient", columns.patient, required=False, where=name)
+    if patient is None:
         raise InputError(
             f"nothing tells whose {name} are: name a value of their .json with --patient-column, find the patient in "
             "their keys with --key-pattern, such as '^(?P<patient>[^_]+)_', or give a table with --labels. "
             f"A sample has {list(facts.columns)}."
         )
-    blank = facts[column].map(is_blank)
-    found.failures += [(key, f"its {column} is blank, which would be its patient") for key in facts.loc[blank, KEY]]
-    if blank.all():
+    named = {"patient": patient, "slide": slide_column(list(facts.columns), columns.slide, name)}
+    for role, column in named.items():
+        if column is not None:
+            blank = facts[column].map(is_blank)
+            keys = facts.loc[blank, KEY]
+            found.failures += [(key, f"its {column} is blank, which would be its {role}") for key in keys]
+            facts = facts[~blank]
+    if facts.empty:
         frame_of([], found.failures, Path(name))
-    return facts[~blank]
+    return facts
 
 
 def _name_classes(values: pd.Series[str], classes: Sequence[str] | None) -> pd.Series[str]:

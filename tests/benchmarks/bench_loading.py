@@ -11,11 +11,8 @@ the second batch on. --epoch trains the version v1 on a dataset folder for one e
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +33,7 @@ from kdml_med.storage.manifest import (
     write_info,
     write_manifest,
 )
-from tests.benchmarks.racing import Lap, Standing, describe_machine, race, standing
+from tests.benchmarks.racing import Lap, Standing, describe_machine, race, standing, timed
 from tests.synthetic_frames import frame_pixels, random_boxes
 from tests.synthetic_slides import tissue_picture
 
@@ -167,12 +164,7 @@ def _train(checkout: Path, dataset: Path, items: int | None) -> tuple[float, flo
         command = [sys.executable, "-m", "kdml_med.cli", "train", str(dataset.resolve()), "--run", f"{folder}/run"]
         command += ["--version", "v1", "--max-epochs", "1", "--device", "cpu"]
         command += ["--tiles-per-epoch", str(items)] if items else []
-        environment = {**os.environ, "PYTHONPATH": str(checkout.resolve())}
-        before, start = os.times(), time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True, text=True, cwd=checkout, env=environment)
-        after = os.times()
-        cpu = after.children_user + after.children_system - before.children_user - before.children_system
-        return time.perf_counter() - start, cpu
+        return timed(command, checkout)
 
 
 def main() -> None:

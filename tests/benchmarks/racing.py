@@ -7,6 +7,7 @@ nothing of the project and nothing outside the standard library: peers use it in
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -19,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_MARK = "@@ "
+MARK = "@@ "
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class RaceError(Exception):
     """A process ended without a result; the message is the end of what it said."""
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
     """Of this process and its children, those that have ended and those that live."""
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     ended = sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, kinds))
@@ -63,7 +64,7 @@ def _living_seconds(child: str) -> float:
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
     """Most resident memory of this process since it began, or of the largest child."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     status = Path("/proc/self/status")
@@ -74,15 +75,21 @@ def _peak_mib() -> float:
     return max(children, int(line.split()[1]) / 1024)
 
 
+def reset_peak() -> None:
+    """Forget the most memory of this process so far, where the system can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def take_part(work: Callable[[], float]) -> None:
     """Say that this process is ready, wait for the word, work, and report; ``work`` returns the items it made."""
-    print(_MARK + "ready", flush=True)
+    print(MARK + "ready", flush=True)
     if not sys.stdin.readline():
         return
-    cpu, start = _cpu_seconds(), time.monotonic()
+    cpu, start = cpu_seconds(), time.monotonic()
     items = work()
-    result = {"items": items, "start": start, "end": time.monotonic(), "cpu": _cpu_seconds() - cpu}
-    print(_MARK + json.dumps(result | {"peak": _peak_mib()}), flush=True)
+    result = {"items": items, "start": start, "end": time.monotonic(), "cpu": cpu_seconds() - cpu}
+    print(MARK + json.dumps(result | {"peak": peak_mib()}), flush=True)
 
 
 def race(commands: Sequence[Sequence[str]], environment: Mapping[str, str] | None = None) -> Lap:
@@ -108,12 +115,12 @@ def race(commands: Sequence[Sequence[str]], environment: Mapping[str, str] | Non
     ]
     try:
         for racer in racers:
-            _heard(racer)
+            heard(racer)
         for racer in racers:
             assert racer.stdin is not None
             racer.stdin.write("go\n")
             racer.stdin.flush()
-        results = [json.loads(_heard(racer)) for racer in racers]
+        results = [json.loads(heard(racer)) for racer in racers]
     finally:
         for racer in racers:
             racer.communicate()
@@ -125,12 +132,27 @@ def race(commands: Sequence[Sequence[str]], environment: Mapping[str, str] | Non
     )
 
 
-def _heard(racer: subprocess.Popen[str]) -> str:
+def timed(command: Sequence[str], checkout: Path) -> tuple[float, float]:
+    """Run a whole command of a checkout; returns its seconds and CPU seconds, those of its children included.
+
+    Raises:
+        RaceError: the command failed; the message is the end of what it said.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(checkout.resolve())}
+    before, start = cpu_seconds(), time.perf_counter()
+    done = subprocess.run(list(command), capture_output=True, text=True, cwd=checkout, env=environment, check=False)
+    seconds, cpu = time.perf_counter() - start, cpu_seconds() - before
+    if done.returncode:
+        raise RaceError(next((line for line in reversed((done.stdout + done.stderr).splitlines()) if line), command[0]))
+    return seconds, cpu
+
+
+def heard(racer: subprocess.Popen[str]) -> str:
     assert racer.stdout is not None
     said: list[str] = []
     for line in racer.stdout:
-        if line.startswith(_MARK):
-            return line.removeprefix(_MARK).strip()
+        if line.startswith(MARK):
+            return line.removeprefix(MARK).strip()
         said.append(line.strip())
     raise RaceError(next((line for line in reversed(said) if line), "it said nothing"))
 

@@ -12,14 +12,15 @@ import torch
 
 from kdml_med.bundle import build_acceleration, prepare_training
 from kdml_med.bundle.running import run_config
-from kdml_med.bundle.settings import Settings, check_settings
+from kdml_med.bundle.settings import Settings, check_settings, free_settings
 from kdml_med.engines import precision as rule
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
 from kdml_med.networks import Cohort, build_cohort
+from kdml_med.storage.manifest import dataset_identity
 from tests.bundles.conftest import read_json
 
-MOBILE = {"name": "mobilenet_v2", "last_block": 3}
+MOBILE = {"name": "mobilenet_v2", "last_block": 6}
 SETTINGS: dict[str, Any] = {"device": "cpu", "use_teacher": True, "dataset_dir": "data"}
 
 
@@ -43,7 +44,7 @@ def write_run(run_dir: Path, **content: Any) -> None:
     """A run that has begun to learn, with what settings.json says of it."""
     (run_dir / "checkpoints").mkdir(parents=True)
     (run_dir / "checkpoints/last.pt").touch()
-    (run_dir / "settings.json").write_text(json.dumps({"knobs": {}, "dataset": {}} | content))
+    (run_dir / "settings.json").write_text(json.dumps({"knobs": {}, "dataset": {}} | content, default=str))
 
 
 @pytest.mark.parametrize(
@@ -67,9 +68,7 @@ def test_settings_say_how_is_computed_and_the_rule_says_the_rest(
     assert built.describe() == expected | {"compile": settings.get("compile", False)}
 
 
-def test_the_choice_is_said_on_screen(
-    tmp_path: Path, cohort: Cohort, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_choice_is_said_on_screen(tmp_path: Path, cohort: Cohort, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="kdml_med")
     build_acceleration(settings_of(tmp_path), cohort, image_size=96)
     build_acceleration(settings_of(tmp_path, precision="bf16", compile=True), cohort, image_size=96)
@@ -111,11 +110,10 @@ def test_a_run_in_mixed_precision_of_an_earlier_version_needs_its_gpu(tmp_path: 
 @pytest.mark.parametrize("amp", [True, False])
 def test_the_setting_of_earlier_versions_is_none_that_differs(tmp_path: Path, dataset: Path, amp: bool) -> None:
     settings = settings_of(tmp_path, dataset_dir=dataset)
-    recorded = json.loads(json.dumps({name: settings[name] for name in settings.recorded}, default=str))
-    free = {"device", "num_workers", "max_epochs", "checkpoint_activations"}
+    recorded = settings.recorded
     own = {"precision", "memory_format", "compile"}
-    knobs = {name: value for name, value in recorded.items() if name not in free | own} | {"amp": amp}
-    write_run(tmp_path, knobs=knobs)
+    knobs = {name: value for name, value in recorded.items() if name not in free_settings() | own} | {"amp": amp}
+    write_run(tmp_path, knobs=knobs, dataset=dataset_identity(dataset))
     prepare_training(settings, demo_dir="demo")
     with pytest.raises(InputError, match="--precision was 'auto', now 'bf16'"):
         prepare_training(settings_of(tmp_path, dataset_dir=dataset, precision="bf16"), demo_dir="demo")
@@ -171,7 +169,8 @@ def test_measuring_prints_the_table_of_this_machine_and_trains_nothing(
 
 def test_a_training_records_how_it_computes_and_repeats_it(tmp_path: Path, dataset: Path) -> None:
     words: dict[str, Any] = {
-        "dataset_dir": str(dataset), "device": "cpu", "teacher": "resnet10", "students": [MOBILE], "image_size": 64,
+        "dataset_dir": str(dataset), "device": "cpu", "teacher": {"name": "resnet10", "widen_factor": 0.1},
+        "students": [MOBILE], "image_size": 64,
         "tiles_per_epoch": 8, "batch_size": 4, "max_epochs": 1,
     }  # fmt: skip
     results = []

@@ -21,6 +21,7 @@ from kdml_med.bundle.running import run_config
 from kdml_med.errors import InputError
 from kdml_med.runs import read_losses
 from tests.bundles.conftest import CONFIGS, POLYP_CONFIGS, REPOSITORY, read_json
+from tests.bundles.together import train_in_processes
 from tests.networks.tiny import PLAIN, STEADY_DETECTOR
 
 # Without batch norm, which sees only the samples of its own process on a CPU.
@@ -67,8 +68,13 @@ def assert_same_training(run_dir: Path, other: Path) -> None:
     losses, others = read_losses(run_dir), read_losses(other)
     pd.testing.assert_frame_equal(losses, others, rtol=1e-4, atol=1e-6)
     found, wanted = weights_of(run_dir), weights_of(other)
-    for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    assert found.keys() == wanted.keys()
+    # All together: AdamW takes a step of full size where a gradient is nothing but rounding.
+    difference, size = (
+        torch.cat([value.float().flatten() for value in one]).norm().item()
+        for one in ([found[name] - value for name, value in wanted.items()], list(wanted.values()))
+    )
+    assert difference < 2e-4 * size
     assert read_json(run_dir / "settings.json")["knobs"] == read_json(other / "settings.json")["knobs"]
 
 
@@ -76,30 +82,53 @@ def test_three_processes_train_classifiers_as_one_does(dataset: Path, tmp_path: 
     """The last batch of an epoch has two tiles: the third process has none of it."""
     settings = CLASSIFIERS | {"dataset_dir": dataset, "max_epochs": 2, "tiles_per_epoch": 18}
     run_config("classification", "train", run_dir=tmp_path / "one", **settings)
-    screen = train_together(CONFIGS, 3, run_dir=tmp_path / "three", **settings)
+    screens = train_in_processes(3, "classification", tmp_path / "screens", run_dir=tmp_path / "three", **settings)
     assert_same_training(tmp_path / "three", tmp_path / "one")
     found, wanted = (pd.read_parquet(tmp_path / run / "predictions.parquet") for run in ("three", "one"))
     pd.testing.assert_frame_equal(found, wanted, rtol=1e-3, atol=1e-5)
     for table in ("patients.csv", "history.csv"):
         found, wanted = (pd.read_csv(tmp_path / run / table) for run in ("three", "one"))
         pd.testing.assert_frame_equal(found, wanted, rtol=1e-3, atol=1e-4)
-    assert screen.count("epoch 2/2  ") == 1, "one of them speaks"
-    assert screen.count("Written to") == 1
-    command = read_json(tmp_path / "three/settings.json")["made_by"]["command"]
-    assert command.startswith("torchrun --nproc_per_node=3 -m monai.bundle run --config_file")
+    assert screens[0].count("epoch 2/2  ") == screens[0].count("Written to") == 1
+    assert screens[1:] == ["", ""], "one of them speaks"
     assert len(list((tmp_path / "three/tensorboard/cohort").iterdir())) == 1
 
 
-def test_detectors_go_on_with_another_number_of_processes(frames: Path, tmp_path: Path) -> None:
-    settings = DETECTORS | {"dataset_dir": frames}
-    for epochs in (1, 2):
-        run_config("detection", "train", run_dir=tmp_path / "one", max_epochs=epochs, **settings)
-    train_together(POLYP_CONFIGS, 2, run_dir=tmp_path / "two", max_epochs=1, **settings)
-    run_config("detection", "train", run_dir=tmp_path / "two", max_epochs=2, **settings)
+def test_two_processes_train_detectors_as_one_does(frames: Path, tmp_path: Path) -> None:
+    settings = DETECTORS | {"dataset_dir": frames, "max_epochs": 1}
+    run_config("detection", "train", run_dir=tmp_path / "one", **settings)
+    screens = train_in_processes(2, "detection", tmp_path / "screens", run_dir=tmp_path / "two", **settings)
     assert_same_training(tmp_path / "two", tmp_path / "one")
     found, wanted = (pd.read_parquet(tmp_path / run / "detections.parquet") for run in ("two", "one"))
     assert list(found["sample_id"].unique()) == list(wanted["sample_id"].unique())
     np.testing.assert_allclose(found["score"].max(), wanted["score"].max(), rtol=1e-3)
+    assert screens[1] == ""
+
+
+@pytest.mark.slow
+def test_torchrun_trains_and_a_run_goes_on_with_another_number_of_processes(dataset: Path, tmp_path: Path) -> None:
+    settings = CLASSIFIERS | {"dataset_dir": dataset}
+    for epochs in (1, 2):
+        run_config("classification", "train", run_dir=tmp_path / "one", max_epochs=epochs, **settings)
+    screen = train_together(CONFIGS, 2, run_dir=tmp_path / "two", max_epochs=1, **settings)
+    assert screen.count("epoch 1/1  ") == screen.count("Written to") == 1
+    command = read_json(tmp_path / "two/settings.json")["made_by"]["command"]
+    assert command.startswith("torchrun --nproc_per_node=2 -m monai.bundle run --config_file")
+    run_config("classification", "train", run_dir=tmp_path / "two", max_epochs=2, **settings)
+    assert_same_training(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_torchrun_trains_detectors_with_batch_norm(frames: Path, tmp_path: Path) -> None:
+    """Here a process normalises by its own frames: another training, whose parts all have to be there."""
+    detector = {"name": "retinanet", "body": "mobilenet_v2", "last_block": 13, "width": 16, "head_convs": 1}
+    settings = DETECTORS | {"teacher": detector, "students": [detector, detector], "dataset_dir": frames}
+    screen = train_together(POLYP_CONFIGS, 2, run_dir=tmp_path / "two", max_epochs=2, **settings)
+    assert screen.count("epoch 2/2  ") == 1
+    assert read_json(tmp_path / "two/metrics.json")["split"] == "val"
+    run_config("detection", "evaluate", run_dir=tmp_path / "two", dataset_dir=frames, split="val", device="cpu")
+    found, wanted = (pd.read_parquet(tmp_path / "two" / run / "detections.parquet") for run in ("", "evaluation_val"))
+    pd.testing.assert_frame_equal(found, wanted)
 
 
 def ended(process: subprocess.Popen[str]) -> str:

@@ -78,10 +78,12 @@ def test_switches_and_loggers_of_the_program_around_are_as_before(ran: Any, data
     ignite.setLevel(logging.DEBUG)
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
     try:
         run_config("classification", "evaluate", dataset_dir=dataset, run_dir=ran[0], output_dir=tmp_path / "out")
         assert ignite.level == logging.DEBUG
         assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.utils.deterministic.fill_uninitialized_memory
     finally:
         ignite.setLevel(logging.NOTSET)
         torch.use_deterministic_algorithms(before, warn_only=True)

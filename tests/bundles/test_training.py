@@ -165,14 +165,12 @@ def test_answers_that_are_kept_change_nothing_and_spare_the_teacher(
 ) -> None:
     more = ["--teacher_checkpoint", str(trained / "checkpoints/teacher.pt"), "--repeat_views", "1"]
     run_bundle(*train_words(dataset, tmp_path / "plain", *more))
-    cached = [*more, "--cache_teacher", str(tmp_path / "answers")]
+    result = run_bundle(*train_words(dataset, tmp_path / "cached", *more, "--cache_teacher", str(tmp_path / "answers")))
+    assert contents(tmp_path / "cached") == contents(tmp_path / "plain")
     splits = read_manifest(dataset).merge(pd.read_csv(dataset / "splits.csv"), on="patient_id")["split"]
-    tiles = int((splits != "test").sum())  # of training and validation, each in two epochs
-    for name, asked, known in (("first", tiles, tiles), ("second", 0, 2 * tiles)):
-        result = run_bundle(*train_words(dataset, tmp_path / name, *cached))
-        said = f"The teacher was asked about {asked} images; to {known} its answers were known."
-        assert said in result.stdout + result.stderr
-        assert contents(tmp_path / name) == contents(tmp_path / "plain")
+    tiles = int((splits != "test").sum())  # of training and validation, asked about in the first of two epochs
+    said = f"The teacher was asked about {tiles} images; to {tiles} its answers were known."
+    assert said in result.stdout + result.stderr
 
 
 def test_one_student_learns_from_predictions_and_the_other_from_features(dataset: Path, tmp_path: Path) -> None:

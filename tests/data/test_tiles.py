@@ -125,23 +125,26 @@ def test_augmentation_depends_on_seed_epoch_and_sample_only(folder):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_views_repeat_after_so_many_epochs_and_are_those_of_a_training_that_does_not_repeat_them(folder, num_workers):
-    views = {}
+@pytest.mark.parametrize("balance", [False, True])
+def test_epochs_repeat_after_so_many_and_until_then_are_those_of_a_training_without(folder, num_workers, balance):
+    shown = {}
     for repeat in (None, 2):
-        dataset = TileDataset(folder, "train", transform=augmentation(), repeat_views=repeat)
-        loader = SampleLoader(dataset, batch_size=3, training=True, num_workers=num_workers)
+        loader = SampleLoader(
+            augmented(folder),
+            batch_size=3,
+            training=True,
+            num_workers=num_workers,
+            balance=balance,
+            repeat_views=repeat,
+        )
         for epoch in range(1, 6):
             loader.sampler.set_epoch(epoch)
-            found = [(name, image) for batch in loader for name, image in zip(batch["sample_id"], batch["image"])]
-            views[repeat, epoch] = found
-    names = [[name for name, _ in views[2, epoch]] for epoch in range(1, 6)]
-    assert names == [[name for name, _ in views[None, epoch]] for epoch in range(1, 6)]
-    assert names[0] != names[2]  # the order is a new one all the same
+            shown[repeat, epoch] = [(batch["sample_id"], batch["image"]) for batch in loader]
     for epoch, like in ((1, 1), (2, 2), (3, 1), (4, 2), (5, 1)):
-        expected = dict(views[None, like])
-        for name, image in views[2, epoch]:
-            assert torch.equal(image, expected[name])
-    assert any(not torch.equal(image, dict(views[None, 3])[name]) for name, image in views[2, 3])
+        for (names, images), (others, expected) in zip(shown[2, epoch], shown[None, like], strict=True):
+            assert names == others
+            assert torch.equal(images, expected)
+    assert shown[None, 3][0][0] != shown[None, 1][0][0]
 
 
 def test_epochs_and_samples_do_not_share_their_augmentation(folder):

@@ -322,7 +322,9 @@ def test_independent_students_train_bit_for_bit_as_if_alone(folder):
 def test_training_stops_at_the_first_network_that_is_not_finite_and_names_it(folder):
     cohort = tiny_cohort()
     nn.init.constant_(cohort.networks["student_1"].detector.classification_head.cls_logits.bias, float("nan"))
-    with pytest.raises(FloatingPointError, match=r"^the loss of student_1 is no number in epoch 1, batch 1 of 1 .*samples "):
+    with pytest.raises(
+        FloatingPointError, match=r"^the loss of student_1 is no number in epoch 1, batch 1 of 1 .*samples "
+    ):
         train(cohort, training_batches(folder, PlaceFrame(64)), gamma=0.0)
 
 

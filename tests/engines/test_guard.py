@@ -46,7 +46,8 @@ def said(engine: Any, **values: float) -> str:
 def test_network_batch_and_samples_are_named() -> None:
     text = said(engine_at(4), teacher_task=0.5, student_0_task=NAN, student_1_task=1.0, loss=NAN)
     assert text.startswith(
-        "the loss of student_0 is no number in epoch 2, batch 4 of 5 (student_0_task nan), samples s4_0, s4_1, s4_2. Start"
+        "the loss of student_0 is no number in epoch 2, batch 4 of 5 (student_0_task nan), samples s4_0, "
+        "s4_1, s4_2. Start"
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,9 @@ def test_a_damaged_last_checkpoint_is_refused_with_what_to_do(tmp_path: Path) ->
     damages: list[Any] = [whole[:size] for size in (0, 100, len(whole) // 2, len(whole) - 1)]
     damages += [pickle.dumps(Path("an object")), b"<html>"]
     damages += [{key: value for key, value in state.items() if key != name} for name in state]
-    damages += [state | {"epoch": "1"}, state | {"network": [1]}, state["network"], [1]]
-    damages += [state | {name: {}} for name in ("network", "optimizer", "random")]
+    damages += [state | {"position": state["position"] | {name: "1"}} for name in state["position"]]
+    damages += [state | {"network": [1]}, state["network"], [1]]
+    damages += [state | {name: {}} for name in ("network", "optimizer", "random", "position", "means")]
     damages += [state | {"network": {name: value[:1] for name, value in state["network"].items() if value.ndim}}]
     damages += [state | {"random": {"cpu": torch.ones(3), "cuda": []}}]
     for damage in damages:
@@ -64,20 +65,16 @@ def test_a_checkpoint_of_other_networks_is_refused(tmp_path: Path) -> None:
         load_best_weights(cohort, str(tmp_path))
 
 
-def test_a_full_disk_costs_the_epoch_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_costs_the_epoch_and_no_more(tmp_path: Path) -> None:
     train(tmp_path / "full")
-    write, before = Path.write_bytes, checkpoint_path(tmp_path / "full", "last").read_bytes()
-
-    def no_room(path: Path, data: bytes) -> int:
-        if "last.pt" in path.name:
-            write(path, data[:100])
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(path, data)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", no_room)
-        with pytest.raises(InputError, match=r"^cannot write .*last\.pt: No space left on device\. Free some space"):
+    before = checkpoint_path(tmp_path / "full", "last").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) - 100, limits[1]))  # the others are smaller
+    try:
+        with pytest.raises(InputError, match=r"^cannot write .*last\.pt: File too large\. Free some space"):
             train(tmp_path / "full", epochs=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert checkpoint_path(tmp_path / "full", "last").read_bytes() == before
     assert not list(tmp_path.rglob("*.part"))
     assert equal_states(train(tmp_path / "full", epochs=2), train(tmp_path / "room", epochs=2))

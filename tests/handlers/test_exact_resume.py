@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from ignite.engine import Events
 from monai.optimizers import WarmupCosineSchedule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from kdml_med.data import RandStainJitterd, SampleLoader, TileDataset
 from kdml_med.engines import KDMLTrainer
@@ -241,7 +242,7 @@ def test_weights_that_are_no_numbers_are_not_saved(folder: Path, tmp_path: Path)
             weight["params"][0].grad.fill_(float("inf"))
 
     steps: list[int] = []
-    handle = torch.optim.optimizer.register_optimizer_step_pre_hook(spoil)
+    handle = register_optimizer_step_pre_hook(spoil)
     try:
         with pytest.raises(FloatingPointError) as caught:
             run(folder, tmp_path)
@@ -249,7 +250,7 @@ def test_weights_that_are_no_numbers_are_not_saved(folder: Path, tmp_path: Path)
         handle.remove()
     path = checkpoint_path(tmp_path, "last")
     assert str(caught.value).startswith(
-        "weights of student_1 are no numbers behind batch 3 of 5 in epoch 1, and were not saved. The checkpoint before "
+        "weights of student_1 are no numbers behind batch 3 of 5 in epoch 1, and not saved. The checkpoint before "
         f"it is {path} (behind batch 2 of 5 in epoch 1). Start again"
     )
     state = torch.load(path, weights_only=True)

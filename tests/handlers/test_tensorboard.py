@@ -159,12 +159,13 @@ def test_settings_are_few_and_those_that_were_changed_come_first(tmp_path: Path)
     evaluator = validated(*cohort(networks=NETWORKS))
     students = [{"name": "resnet", "depth": 10}, "tiny"]
     settings = {
-        "beta": 0.5, "alpha": 1.0, "seed": 3, "balance": True, "fold": None, "image_size": [128, 192], "box_weight": 2.0,
-        "initial_weights": {"teacher": "/data/weights/teacher.pt"}, "students": students, "device": "cpu",
+        "beta": 0.5, "alpha": 1.0, "seed": 3, "balance": True, "fold": None, "image_size": [128, 192],
+        "box_weight": 2.0, "initial_weights": {"teacher": "/data/weights/teacher.pt"}, "students": students,
+        "device": "cpu",
     }  # fmt: skip
     defaults = {
-        "beta": 1.0, "alpha": 1.0, "seed": 0, "balance": False, "fold": None, "image_size": [128, 128], "box_weight": 2.0,
-        "initial_weights": None, "students": None,
+        "beta": 1.0, "alpha": 1.0, "seed": 0, "balance": False, "fold": None, "image_size": [128, 128],
+        "box_weight": 2.0, "initial_weights": None, "students": None,
     }  # fmt: skip
     handler = CohortTensorBoard(tmp_path, optimizer(), evaluator, settings=settings, defaults=defaults)
     handler.show_validation = lambda engine: None

@@ -116,13 +116,13 @@ def test_long_epochs_are_read_before_their_end(clock: Clock, monkeypatch: pytest
     whole, _ = timed(clock, epochs=2)
     monkeypatch.setattr(timing, "_READ_AFTER", 4)
     often, _ = timed(clock, epochs=2)
-    assert often.summary() == pytest.approx(whole.summary())
+    assert often.summary() == whole.summary()
 
 
-def profiled(folder: Path | None, steps: int, **how: int) -> nn.Module:
+def profiled(folder: Path | None, count: int, **how: int) -> nn.Module:
     cohort = build_cohort(seed=3, students=[TINY], use_teacher=False)
     handlers = [StepProfile(folder, **how)]
-    trainer_of(cohort, batches(steps), ClassificationCohortLoss(beta=0.0), train_handlers=handlers).run()
+    trainer_of(cohort, batches(count), ClassificationCohortLoss(beta=0.0), train_handlers=handlers).run()
     return cohort
 
 

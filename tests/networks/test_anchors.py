@@ -3,10 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from monai.apps.detection.utils.ATSS_matcher import ATSSMatcher
-from monai.data.box_utils import box_iou
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.apps.detection.utils.ATSS_matcher import ATSSMatcher
+from monai.data.box_utils import box_iou
 
 from kdml_med.networks.anchors import CANDIDATES_PER_LEVEL, STRIDES, anchor_grid, decode_boxes, match_anchors, overlaps
 from tests.examples import examples
@@ -197,4 +197,3 @@ def test_the_order_of_boxes_does_not_matter(seed, order):
     matched, shuffled = match_anchors([boxes], 128, 128), match_anchors([boxes[list(order)]], 128, 128)
     assert torch.equal(matched.positive, shuffled.positive)
     assert torch.equal(matched.boxes, shuffled.boxes)
-

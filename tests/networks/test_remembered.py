@@ -76,14 +76,18 @@ class Spy(nn.Module):
 def test_images_that_come_again_are_not_shown_to_the_teacher():
     cohort = Cohort({"teacher": Spy(TinyNet(2)), "student_0": TinyNet(2)}, frozen_teacher=True)
     memory, asked = remembering(cohort), cohort.networks["teacher"].calls
-    expected = cohort.networks["teacher"].network(images(1, 2, 3, 4))
-    assert torch.equal(cohort(images(1, 2, 3))["teacher"], expected[:3])
+    teacher = cohort.networks["teacher"].network
+    assert torch.equal(cohort(images(1, 2, 3))["teacher"], teacher(images(1, 2, 3)))
     assert asked == [1, 3]  # one to see what its answers look like
-    assert torch.equal(cohort(images(3, 1))["teacher"], expected[[2, 0]])
+    assert torch.equal(cohort(images(3, 1, 2))["teacher"], teacher(images(3, 1, 2)))
+    assert torch.equal(cohort(images(1, 3, 3))["teacher"], teacher(images(1, 3, 3)))
     assert asked == [1, 3]
-    torch.testing.assert_close(cohort(images(2, 4))["teacher"], expected[[1, 3]])
-    assert asked == [1, 3, 1]
-    assert (memory.known, memory.asked) == (3, 4)
+    # One that is new, and the whole batch is asked about: alone it would be rounded in another way.
+    assert torch.equal(cohort(images(2, 4, 1))["teacher"], teacher(images(2, 4, 1)))
+    assert asked == [1, 3, 3]
+    assert torch.equal(cohort(images(4, 4, 2))["teacher"], teacher(images(4, 4, 2)))
+    assert asked == [1, 3, 3]
+    assert (memory.known, memory.asked) == (9, 6)
     # The students answer every time.
     assert torch.equal(cohort(images(2, 4))["student_0"], cohort.networks["student_0"](images(2, 4)))
 
@@ -108,7 +112,7 @@ def test_remembered_answers_are_to_the_bit_what_the_teacher_says(kind, layout, a
         assert type(answer) is type(expected)
         for one, other in zip(flat(answer), flat(expected), strict=True):
             assert one.dtype == other.dtype
-            assert one.stride() == other.stride() or one.ndim < 4
+            assert one.stride() == other.stride() or other.shape[2:] in ((), (1, 1))
             assert torch.equal(one, other)
             assert not one.requires_grad
 
@@ -133,7 +137,8 @@ def test_what_makes_the_answer_another_one_is_another_question():
     assert known(classifiers(), image.contiguous(memory_format=torch.channels_last)) == 0
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert known(classifiers(), image) == 0
-    assert known(classifiers(), image[1:]) == 1
+    assert known(classifiers(), image[1:]) == 0
+    assert known(classifiers(), image.flip(0)) == 2
 
 
 def remembered_before(kept, cohort, image):

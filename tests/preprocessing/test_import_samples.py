@@ -252,6 +252,20 @@ def test_what_cannot_be_used_is_named_and_the_others_go_on(tmp_path: Path) -> No
     assert found == {}
 
 
+def test_sample_without_its_slide_is_named_where_others_have_one(tmp_path: Path) -> None:
+    slides = {"0": "S1", "1": None, "2": " ", "3": "S2"}
+    members = [
+        member
+        for key, slide in slides.items()
+        for member in sample(key, int(key), cls=0, json={"patient": f"P{key}", "slide_id": slide})
+    ]
+    write_tar(tmp_path / "in" / "a.tar", members)
+    bring_in(tmp_path / "in", tmp_path / "out")
+    assert shades(tmp_path / "out") == {"a/0": 0, "a/3": 3}
+    reason = "its slide_id is blank, which would be its slide"
+    assert failures(tmp_path / "out") == {"a/1": reason, "a/2": reason}
+
+
 @pytest.mark.parametrize("format", FORMATS[1:])
 def test_members_with_holes_are_refused(tmp_path: Path, format: int) -> None:
     """As GNU tar writes them, with and without --format=posix."""

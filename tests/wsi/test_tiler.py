@@ -2,6 +2,7 @@ import io
 import multiprocessing
 import os
 import tarfile
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from kdml_med.errors import InputError
 from kdml_med.storage.manifest import read_info, read_manifest, read_member
 from kdml_med.tables.labels import LabelMatch as Match
 from kdml_med.tables.labels import LabelTable
-from kdml_med.wsi.cutter import SlideJob, in_order, split_rows
+from kdml_med.wsi import native
+from kdml_med.wsi.cutter import SlideJob, in_order, open_cutter, split_rows
 from kdml_med.wsi.options import PRESETS, TilingOptions, geometry
+from kdml_med.wsi.tile_index import decode_tile
 from kdml_med.wsi.tiler import cut_slides, tile_slides
 from tests.synthetic_slides import TISSUE_SHARE, damage_native_tile, tissue_picture, write_slide
 
@@ -334,6 +337,31 @@ def test_senseless_option_is_refused_by_name(wrong):
 def test_bands_keep_order_and_threads_do_too():
     assert list(in_order(lambda n: n * n, range(20), threads=4)) == [n * n for n in range(20)]
     assert split_rows([]) == []
+
+
+@pytest.mark.parametrize("image_format", ["jpeg", "png"])
+def test_threads_within_a_slide_change_no_byte(tmp_path, slide, image_format):
+    options = replace(SMALL, tile_size_px=64, image_format=image_format)
+    for threads in (1, 2, 3):  # one slide: all of them work on it
+        run([slide], tmp_path / str(threads), options, workers=threads)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "3")
+
+
+def test_native_tile_is_decoded_once_for_all_tiles_that_touch_it(monkeypatch, slide):
+    decoded = Counter()
+
+    def decode(file, index, number, factor):
+        decoded[index.width, number, factor] += 1
+        return decode_tile(file, index, number, factor)
+
+    monkeypatch.setattr(native, "decode_tile", decode)
+    options = TilingOptions(tile_size_px=64, min_tissue=0, max_background=1)
+    with open_cutter(SlideJob(slide, "a", "a"), options) as cutter:
+        decoded.clear()  # of overview and stain fit
+        tiles = list(cutter.tiles())
+    assert len(tiles) == 15 * 12  # of 127 px at level 0
+    assert set(decoded.values()) == {1}
+    assert len(decoded) == 8 * 6  # 1905 × 1524 px in native tiles of 256 px
 
 
 def test_two_runs_in_one_folder_are_kept_apart(tmp_path, slide):

@@ -1,0 +1,76 @@
+"""The bench of training trains what it says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kdml_med.networks import Cohort
+from tests.benchmarks import training_methods
+from tests.benchmarks.bench_training import FLOAT32, Lane, Part, parts_of
+from tests.benchmarks.training_course import Course
+from tests.benchmarks.turns import Turn
+
+TASKS = ("classification", "detection")
+
+
+def course_of(task: str, version: str = "tiny") -> Course:
+    return Course(task, version, 64, 4)
+
+
+@pytest.fixture
+def cohorts(monkeypatch: pytest.MonkeyPatch) -> list[Cohort]:
+    """Every cohort that a method has built, in order."""
+    built: list[Cohort] = []
+    build = Course.cohort
+    monkeypatch.setattr(Course, "cohort", lambda course: built.append(build(course)) or built[-1])
+    return built
+
+
+def weights(network: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_methods_update_every_network_in_every_step(task: str, cohorts: list[Cohort]) -> None:
+    course = course_of(task)
+    for method in ("cohort", "naive"):
+        work = training_methods.METHODS[method](course)
+        start = {name: weights(network) for name, network in cohorts[-1].networks.items()}
+        work(2)
+        for name, network in cohorts[-1].networks.items():
+            assert not torch.equal(start[name], weights(network)), (method, name)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_teacher_is_trained_alike_alone_in_the_cohort_and_in_the_naive_loop(task: str, cohorts: list[Cohort]) -> None:
+    course = course_of(task)
+    for method in (
+        training_methods.part(course, "teacher"),
+        training_methods.cohort(course),
+        training_methods.naive(course),
+    ):
+        method(1)
+    alone, together, naive = (weights(cohort.networks["teacher"]) for cohort in cohorts)
+    assert torch.equal(alone, together)
+    assert torch.equal(alone, naive)
+
+
+def test_networks_of_one_kind_are_measured_once_and_counted() -> None:
+    assert parts_of(course_of("classification", "v1")) == [Part("teacher", 1), Part("student_0", 2)]
+    names = [part.name for part in parts_of(course_of("detection", "v3"))]
+    assert names == ["teacher", "student_0", "student_1"]
+
+
+def test_steps_are_compared_with_the_sum_of_the_networks_round_by_round() -> None:
+    turns = {
+        "teacher": [Turn(2, 4.0, 8.0, 100.0, 0.0), Turn(2, 2.0, 4.0, 120.0, 0.0)],
+        "student_0": [Turn(4, 2.0, 4.0, 40.0, 0.0), Turn(4, 1.0, 2.0, 40.0, 0.0)],
+        FLOAT32: [Turn(1, 3.0, 3.0, 100.0, 0.0), Turn(1, 3.0, 3.0, 100.0, 0.0)],
+    }
+    lane = Lane(course_of("classification"), [Part("teacher", 1), Part("student_0", 2)], turns, {}, {})
+    assert lane.methods == [FLOAT32]
+    assert lane.sum_seconds() == [3.0, 1.5]  # 2 + 2 · 0.5, then 1 + 2 · 0.25
+    assert lane.by_sum(FLOAT32).median == 1.5
+    assert lane.by_sum_cpu(FLOAT32).median == pytest.approx((3 / 6 + 3 / 3) / 2)
+    assert lane.sum_mib() == 200.0

@@ -1,0 +1,81 @@
+"""The check of killed trainings sees every difference that it looks for."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from tests.benchmarks.check_kills import differences, tensorboard_points, unequal
+
+STATE = {"network": {"w": torch.tensor([0.0, 1.0])}, "epoch": 3, "groups": [{"lr": 0.1}], "best": math.nan}
+
+
+def run_folder(path: Path, *, last: int = 3) -> Path:
+    (path / "checkpoints").mkdir(parents=True)
+    torch.save(STATE, path / "checkpoints" / "last.pt")
+    torch.save({"w": torch.ones(2)}, path / "checkpoints" / "best.pt")
+    torch.save({"w": torch.ones(2)}, path / "checkpoints" / "student_0.pt")
+    (path / "losses.csv").write_text("epoch,value\n1,0.5\n")
+    (path / "metrics.json").write_text(json.dumps({"auroc": 0.5, "speed": {"seconds": os.getpid()}}))
+    pd.DataFrame({"probability": [0.25, 0.5]}).to_parquet(path / "predictions.parquet")
+    with SummaryWriter(str(path / "tensorboard" / "cohort")) as writer:
+        for step in range(last):
+            writer.add_scalar("loss", 1.0 / (step + 1), step)
+            writer.add_scalar("speed/steps_per_second", float(np.random.default_rng().random()), step)
+    return path
+
+
+def test_equal_runs_have_no_differences(tmp_path: Path) -> None:
+    assert differences(run_folder(tmp_path / "a"), run_folder(tmp_path / "b")) == []
+
+
+def test_every_difference_is_named(tmp_path: Path) -> None:
+    reference, other = run_folder(tmp_path / "a"), run_folder(tmp_path / "b", last=2)
+    torch.save(STATE | {"network": {"w": torch.tensor([-0.0, 1.0])}}, other / "checkpoints" / "last.pt")
+    (other / "checkpoints" / "student_0.pt").unlink()
+    (other / "losses.csv").write_text("epoch,value\n1,0.5\n1,0.5\n")
+    (other / "metrics.json").write_text(json.dumps({"auroc": 0.75}))
+    pd.DataFrame({"probability": [0.25, 0.75]}).to_parquet(other / "predictions.parquet")
+    assert differences(reference, other) == [
+        "losses.csv",
+        "predictions.parquet",
+        "metrics.json: /auroc",
+        "last.pt: /network/w",
+        "student_0.pt is not there",
+        "TensorBoard: /cohort/loss",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (lambda state: state["groups"][0].update(lr=0.1), []),
+        (lambda state: state["groups"][0].update(lr=0.2), ["/groups/0/lr"]),
+        (lambda state: state["groups"].append({}), ["/groups"]),
+        (lambda state: state.update(epoch=3.0), ["/epoch"]),
+        (lambda state: state.update(best=1.0), ["/best"]),
+        (lambda state: state["network"].update(w=state["network"]["w"].double()), ["/network/w"]),
+        (lambda state: state["network"].pop("w"), ["/network/w"]),
+    ],
+)
+def test_states_are_compared_bit_by_bit(change, place: list[str]) -> None:
+    other = copy.deepcopy(STATE)
+    change(other)
+    assert unequal(STATE, other) == place
+
+
+def test_points_of_a_training_that_goes_on_are_read_as_one_curve(tmp_path: Path) -> None:
+    for start, purge in ((0, None), (2, 2)):
+        with SummaryWriter(str(tmp_path / "cohort"), purge_step=purge, filename_suffix=str(start)) as writer:
+            for step in range(start, start + 3):
+                writer.add_scalar("loss", step / 2, step)
+    assert tensorboard_points(tmp_path) == {"cohort/loss": [(step, step / 2) for step in range(5)]}
