@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from kdml_med.engines.acceleration import Acceleration, MemoryFormat, Precision
 from kdml_med.networks.anchors import AnchorPredictions
 from kdml_med.networks.devices import native_types
-from kdml_med.networks.retinanet import RetinaNet
 
 ROUNDS = 5
 
@@ -43,7 +42,7 @@ class Kind(StrEnum):
 
 # Sides of the input from which a processor that multiplies bfloat16 by itself trains faster in it, in pixels; see
 # docs/decisions/0033-precision.md for the measurements.
-_BFLOAT16_FROM_PX: dict[tuple[Kind, bool], int] = {}
+_BFLOAT16_FROM_PX = {Kind.DENSE: 32, Kind.SEPARABLE: 192}
 
 
 def kind_of(network: nn.Module) -> Kind:
@@ -67,7 +66,7 @@ def choose_arithmetic(network: nn.Module, *, device: str, side_px: int) -> Arith
     native, kind = native_types(device), torch.device(device).type
     if kind == "cuda":
         return Arithmetic("bf16" if "bf16" in native else "fp16", "channels_last")
-    limit = _BFLOAT16_FROM_PX.get((kind_of(network), isinstance(network, RetinaNet)))
+    limit = _BFLOAT16_FROM_PX.get(kind_of(network))
     if "bf16" in native and limit is not None and side_px >= limit:
         return Arithmetic("bf16", "channels_last")
     return Arithmetic("fp32", "channels_last" if kind == "cpu" else "contiguous")

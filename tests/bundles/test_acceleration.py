@@ -37,7 +37,7 @@ def cohort() -> Cohort:
 def new_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the tests run on: dense networks from 64 px are faster in bfloat16, separable ones never."""
     monkeypatch.setattr(rule, "native_types", lambda _device: frozenset({"bf16"}))
-    monkeypatch.setattr(rule, "_BFLOAT16_FROM_PX", {(rule.Kind.DENSE, False): 64})
+    monkeypatch.setattr(rule, "_BFLOAT16_FROM_PX", {rule.Kind.DENSE: 64})
 
 
 def write_run(run_dir: Path, **content: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -264,3 +265,26 @@ def test_what_is_described_makes_the_same_again() -> None:
         "compile": False,
     }  # fmt: skip
     assert Acceleration(**first.describe()).describe() == first.describe()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_networks_train_alike_whatever_size_of_batch_they_meet_first() -> None:
+    def run(sizes: list[int], **settings: Any) -> tuple[Cohort, Tensor]:
+        cohort = build_cohort(seed=1, teacher=TINY, students=[TINY, {"name": TINY, "width": 6}])
+        data = [{name: value[:size] for name, value in batches(1)[0].items()} for size in sizes]
+        trainer = KDMLTrainer(
+            device="cpu", max_epochs=1, train_data_loader=data, network=cohort,
+            loss_function=ClassificationCohortLoss(), optimizer=torch.optim.SGD(cohort.parameter_groups(), lr=0.0),
+            acceleration=Acceleration(**settings),
+        )  # fmt: skip
+        trainer.run()
+        return cohort, trainer.state.output["loss_terms"]["loss"]
+
+    plain, expected = run([6, 5])
+    compiled, loss = run([6, 5], compile=True)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    torch.testing.assert_close(loss, expected)
+    torch._dynamo.reset()
+    # As a training that goes on with the last, smaller batch of an epoch.
+    assert torch.equal(run([5], compile=True)[1], run([6, 5], compile=True)[1])

@@ -50,21 +50,21 @@ def test_without_types_of_its_own_a_processor_stays_in_float32(spec: Any, monkey
 
 def test_the_rule_turns_at_the_size_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     let_compute(monkeypatch, "bf16")
-    monkeypatch.setattr(module, "_BFLOAT16_FROM_PX", {(Kind.DENSE, False): 96, (Kind.DENSE, True): 64})
+    monkeypatch.setattr(module, "_BFLOAT16_FROM_PX", {Kind.DENSE: 96})
     resnet, mobilenet = (build_network(name, num_classes=2) for name in ("resnet10", "mobilenet_v2"))
     detector = build_network({"name": "retinanet", "body": "resnet10"}, num_classes=1)
     chosen = [choose_arithmetic(resnet, device="cpu", side_px=size) for size in (0, 95, 96, 500)]
     assert chosen == [SAFE, SAFE, SHORT, SHORT]
-    assert choose_arithmetic(detector, device="cpu", side_px=64) == SHORT
+    assert choose_arithmetic(detector, device="cpu", side_px=96) == SHORT
     assert choose_arithmetic(mobilenet, device="cpu", side_px=500) == SAFE, "nothing was measured"
     assert choose_arithmetic(nn.Linear(2, 2), device="cpu", side_px=500) == SAFE
 
 
-def test_what_was_measured_is_said_for_kinds_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     let_compute(monkeypatch, "bf16")
-    resnet = build_network("resnet10", num_classes=2)
-    assert choose_arithmetic(resnet, device="cpu", side_px=224) == SHORT
-    assert choose_arithmetic(TinyNet(2), device="cpu", side_px=0) == SAFE
+    resnet, mobilenet = (build_network(name, num_classes=2) for name in ("resnet10", "mobilenet_v2"))
+    assert [choose_arithmetic(resnet, device="cpu", side_px=size) for size in (31, 32, 224)] == [SAFE, SHORT, SHORT]
+    assert [choose_arithmetic(mobilenet, device="cpu", side_px=size) for size in (96, 191, 192)] == [SAFE, SAFE, SHORT]
 
 
 @pytest.mark.parametrize(("types", "precision"), [(("fp16",), "fp16"), (("fp16", "bf16"), "bf16")])
