@@ -162,15 +162,6 @@ def total(values: Mapping[str, float]) -> dict[str, float]:
     return from_main(added(parts or []))
 
 
-def mean(value: Tensor) -> Tensor:
-    """Mean over the processes, without gradient; all call it. The very same tensor where there is one process."""
-    if world_size() == 1:
-        return value
-    whole = value.detach().clone()
-    dist.all_reduce(whole)
-    return whole / world_size()
-
-
 def added(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Sums by name."""
     names = dict.fromkeys(name for part in parts for name in part)
