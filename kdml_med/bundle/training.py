@@ -110,8 +110,8 @@ def _check_together(settings: Settings) -> None:
         raise InputError("--beta is above 0, but --use_teacher is off: there is nobody to learn from. Set --beta 0.")
     if settings["cache_teacher"] != NO_CACHE and not settings["teacher_checkpoint"]:
         raise InputError(
-            "--cache_teacher keeps what a frozen teacher answers, and this one learns: name the weights of a trained one "
-            "by --teacher_checkpoint, or leave it out."
+            "--cache_teacher keeps what a frozen teacher answers, and this one learns: name the weights of a trained "
+            "one by --teacher_checkpoint, or leave it out."
         )
     spec = cohort_spec(settings["version"], task=settings.task, students=settings["students"])
     if settings["alpha"] == settings["beta"] == 0 and len(spec.students) == 1:
@@ -141,9 +141,9 @@ def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch and ask for deterministic algorithms; each process draws numbers of its own."""
     set_determinism(seed=(seed + _SEED_STEP * processes.rank()) % 2**32)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Else every new tensor is filled with NaN first, a fifth of a step: for kernels that read what nobody wrote, of which
-    # there are none here.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    # Else every new tensor is filled with NaN first, a fifth of a step: for kernels that read what nobody wrote, of
+    # which there are none here.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def run_training(trainer: KDMLTrainer) -> None:

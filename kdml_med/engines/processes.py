@@ -175,6 +175,15 @@ def added(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(part.get(name, 0) for part in parts) for name in names}
 
 
+def mean(value: Tensor) -> Tensor:
+    """Mean over the processes, without gradient; all call it. The very same tensor where there is one process."""
+    if world_size() == 1:
+        return value
+    whole = value.detach().clone()
+    dist.all_reduce(whole)
+    return whole / world_size()
+
+
 def wait() -> None:
     """Wait for the others; all call it."""
     if world_size() > 1:
