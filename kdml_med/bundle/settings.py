@@ -238,8 +238,8 @@ KNOBS: list[Knob] = [
     Knob("max_epochs", whole(1), default=_by_task(5, 11), group=LEARNING, free=True,
          help="epochs of training"),
     Knob("batch_size", whole(1), default=_by_task(16, 8), group=LEARNING,
-         help="samples of a batch, also of the validation; of all [processes](../how_to/several_processes.md) together. "
-              "An incomplete last batch is used unless it would hold one sample"),
+         help="samples of a batch, also of the validation; of all [processes](../how_to/several_processes.md) "
+              "together. An incomplete last batch is used unless it would hold one sample"),
     Knob("accumulate", whole(1), default=1, group=LEARNING,
          help="batches whose mean gradient makes one update of the weights: the gradient of a batch of `batch_size` × "
               "this in the memory of one. Batch norm sees single batches"),
