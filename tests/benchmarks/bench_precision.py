@@ -70,7 +70,7 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, "-m", __spec__.name, *sys.argv[1:]], os.environ | ISA)
     torch.set_num_threads(options.threads)
     print("| network | side, px | batch | float32, ms | " + " | ".join(map(str, WAYS[1:])) + " | `auto` |")
-    print("|---|---|---|---|" + "---|" * len(WAYS))
+    print("|---|---|---|---|" + "---|" * len(WAYS), flush=True)
     for name, spec, classes, side in cases(options.only):
         network, batch = build_network(spec, num_classes=classes), BATCH.get(side, 8)
         batch = batch if classes == 2 else min(batch, 8)
