@@ -237,8 +237,8 @@ KNOBS: list[Knob] = [
          help="samples of a batch, also of the validation; of all [processes](../how_to/several_processes.md) together. An "
               "incomplete last batch is used unless it would hold one sample"),
     Knob("accumulate", whole(1), default=1, group=LEARNING,
-         help="batches whose mean gradient makes one update of the weights: the gradient of a batch of `batch_size` × this "
-              "in the memory of one. Batch norm sees single batches"),
+         help="batches whose mean gradient makes one update of the weights: as one batch of `batch_size` × this in the "
+              "memory of one. Batch norm sees single batches"),
     Knob("learning_rate", number(0, above=True), default=0.001, group=LEARNING,
          help="highest, for every network; AdamW"),
     Knob("weight_decay", number(0), default=0.01, group=LEARNING,

@@ -141,8 +141,8 @@ def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch and ask for deterministic algorithms; each process draws numbers of its own."""
     set_determinism(seed=(seed + _SEED_STEP * processes.rank()) % 2**32)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Else every new tensor is filled with NaN first, a fifth of a step: for kernels that read what nobody wrote, of which
-    # there are none here.
+    # Else every new tensor is filled with NaN first, for kernels that read what nobody wrote, which takes a fifth of a
+    # step; there are none here.
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
