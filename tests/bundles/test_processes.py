@@ -25,15 +25,15 @@ from tests.bundles.conftest import CONFIGS, POLYP_CONFIGS, REPOSITORY, read_json
 from tests.bundles.together import train_in_processes
 from tests.networks.tiny import PLAIN, STEADY_DETECTOR
 
+FLOAT: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
 # Without batch norm, which sees only the samples of its own process on a CPU.
-CLASSIFIERS: dict[str, Any] = {"teacher": PLAIN, "students": [PLAIN, PLAIN], "batch_size": 8, "device": "cpu"}
-DETECTORS: dict[str, Any] = {
+CLASSIFIERS: dict[str, Any] = FLOAT | {"teacher": PLAIN, "students": [PLAIN, PLAIN], "batch_size": 8}
+DETECTORS: dict[str, Any] = FLOAT | {
     "teacher": STEADY_DETECTOR,
     "students": [STEADY_DETECTOR, STEADY_DETECTOR],
     "image_size": 64,
     "batch_size": 4,
     "ramp_up_epochs": 0,
-    "device": "cpu",
 }
 
 
