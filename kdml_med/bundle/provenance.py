@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdml_med.bundle.settings import Settings
-from kdml_med.engines.processes import launched
+from kdml_med.engines.processes import launched, launcher
 from kdml_med.runs import EVALUATION_FILE, RunDescription, hash_checkpoints
 from kdml_med.storage.files import write_json
 from kdml_med.storage.manifest import dataset_identity
@@ -61,8 +61,7 @@ def command_line() -> str:
     """The command of this process as a person can type it again, from the same folder."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     words = words_to_type(sys.argv, sys.orig_argv, None if spec is None else spec.name)
-    count = launched()
-    return words if count == 1 else f"torchrun --nproc_per_node={count} {words.removeprefix('python ')}"
+    return words if launched() == 1 else f"{launcher()} {words.removeprefix('python ')}"
 
 
 def words_to_type(arguments: Sequence[str], original: Sequence[str], module: str | None) -> str:

@@ -238,11 +238,11 @@ KNOBS: list[Knob] = [
     Knob("max_epochs", whole(1), default=_by_task(5, 11), group=LEARNING, free=True,
          help="epochs of training"),
     Knob("batch_size", whole(1), default=_by_task(16, 8), group=LEARNING,
-         help="samples of a batch, also of the validation; of all [processes](../how_to/several_processes.md) together. An "
-              "incomplete last batch is used unless it would hold one sample"),
+         help="samples of a batch, also of the validation; of all [processes](../how_to/several_processes.md) "
+              "together. An incomplete last batch is used unless it would hold one sample"),
     Knob("accumulate", whole(1), default=1, group=LEARNING,
-         help="batches whose mean gradient makes one update of the weights: the gradient of a batch of `batch_size` × this "
-              "in the memory of one. Batch norm sees single batches"),
+         help="batches whose mean gradient makes one update of the weights: the gradient of a batch of `batch_size` × "
+              "this in the memory of one. Batch norm sees single batches"),
     Knob("learning_rate", number(0, above=True), default=0.001, group=LEARNING,
          help="highest, for every network; AdamW"),
     Knob("weight_decay", number(0), default=0.01, group=LEARNING,
@@ -305,8 +305,8 @@ KNOBS: list[Knob] = [
          help="ensemble of detectors: mean of the students anchor by anchor, or weighted box fusion of their boxes."
               " Thresholds stay those that the run chose"),
     Knob("checkpoint_interval", number(0), default=10, group=RECORD, recorded=False,
-         help="minutes between [checkpoints](../how_to/resume_and_reproduce.md) within an epoch, from which a killed run goes "
-              "on; 0 for after epochs only. Does not change results"),
+         help="minutes between [checkpoints](../how_to/resume_and_reproduce.md) within an epoch, from which a killed "
+              "run goes on; 0 for after epochs only. Does not change results"),
     Knob("keep_checkpoints", whole(1), default=1, group=RECORD, recorded=False,
          help="how many checkpoints to keep: `last.pt`, and before it `step_<iteration>.pt`"),
     Knob("log_interval", whole(1), default=1, group=RECORD, recorded=False,

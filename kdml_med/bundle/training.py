@@ -141,9 +141,9 @@ def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch and ask for deterministic algorithms; each process draws numbers of its own."""
     set_determinism(seed=(seed + _SEED_STEP * processes.rank()) % 2**32)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Else every new tensor is filled before it is written to, in case it were read first, which nothing here does: that
-    # takes up to a seventh of a step of small networks on a CPU.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    # Else every new tensor is filled with NaN first, a fifth of a step: for kernels that read what nobody wrote, of
+    # which there are none here.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def run_training(trainer: KDMLTrainer) -> None:

@@ -72,6 +72,15 @@ class CohortEvaluator(SupervisedEvaluator):
     def answer(self, predictions: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
         """What goes to the output beside the raw predictions, by ``OutputKey``."""
 
+    def run(self, global_epoch: int = 1) -> None:
+        """Evaluate, in evaluation mode throughout: to switch all modules for every batch takes its time.
+
+        Args:
+            global_epoch: of the training, from 1.
+        """
+        with self.mode(self.network):
+            super().run(global_epoch=global_epoch)
+
     def _iteration(self, engine: CohortEvaluator, batchdata: dict[str, Any]) -> dict[str, Any]:
         """Evaluate one batch.
 
@@ -80,7 +89,7 @@ class CohortEvaluator(SupervisedEvaluator):
         """
         image, target = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
         output = self.state.output = {CommonKeys.IMAGE: image, CommonKeys.LABEL: target}
-        with torch.inference_mode(), self.mode(self.network):
+        with torch.inference_mode():
             output[CommonKeys.PRED] = self.inferer(image, self.network)
             self.fire_event(IterationEvents.FORWARD_COMPLETED)
             output |= self.answer(output[CommonKeys.PRED], batchdata)

@@ -119,7 +119,7 @@ def _words(batch: _Batch, bad: Mapping[str, float], checkpoint: str | None) -> s
     shown = ", ".join(map(printable, batch.samples[:_SHOWN_SAMPLES]))
     more = f" and {len(batch.samples) - _SHOWN_SAMPLES} more" if len(batch.samples) > _SHOWN_SAMPLES else ""
     return (
-        f"the loss of {' and '.join(networks)} {'has exploded' if finite else 'is no number'} in epoch {batch.epoch}, "
+        f"the loss of {', '.join(networks)} {'has exploded' if finite else 'is no number'} in epoch {batch.epoch}, "
         f"batch {batch.place} ({found})"
         + (f", samples {shown}{more}" if shown else "")
         + (f". The checkpoint before it is {checkpoint}" if checkpoint else "")

@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from kdml_med.errors import ExitCode, InputError, foreseen
@@ -33,7 +35,7 @@ _LOST = (
     "command goes on from the last checkpoint."
 )
 
-_store: dist.Store | None = None  # what all processes can read and write, whatever they wait for
+_store: Store | None = None  # what all processes can read and write, whatever they wait for
 _ends_first: bool | None = None
 _left_as = MAIN  # rank that this process had
 _groups = 0  # that it has joined so far
@@ -76,6 +78,13 @@ def launched() -> int:
     return int(os.environ["WORLD_SIZE"]) if os.environ.keys() >= _LAUNCHER else 1
 
 
+def launcher() -> str:
+    """The command of the launcher, as a person would type it on each machine."""
+    own = int(os.environ.get("LOCAL_WORLD_SIZE", launched()))
+    machines = f"--nnodes={launched() // own} " if launched() > own else ""
+    return f"torchrun {machines}--nproc_per_node={own}"
+
+
 def join(device: str) -> tuple[int, int]:
     """Join the processes that the launcher started; all call it, before anything else.
 
@@ -104,7 +113,7 @@ def join(device: str) -> tuple[int, int]:
     _groups += 1
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if gpu else "gloo",  # objects go by gloo, tensors of GPUs by NCCL
-        store=dist.PrefixStore(f"group_{_groups}", _meet()),
+        store=PrefixStore(f"group_{_groups}", _meet()),
         rank=int(os.environ["RANK"]),
         world_size=launched(),
     )
@@ -160,15 +169,6 @@ def total(values: Mapping[str, float]) -> dict[str, float]:
     return from_main(added(parts or []))
 
 
-def mean(value: Tensor) -> Tensor:
-    """Mean over the processes, without gradient; all call it. The very same tensor where there is one process."""
-    if world_size() == 1:
-        return value
-    whole = value.detach().clone()
-    dist.all_reduce(whole)
-    return whole / world_size()
-
-
 def added(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Sums by name."""
     names = dict.fromkeys(name for part in parts for name in part)
@@ -215,6 +215,17 @@ def share_network(network: nn.Module) -> nn.Module:
     if device.type != "cuda":
         return DistributedDataParallel(network)
     return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(network), device_ids=[device])
+
+
+def exchange_gradients(network: nn.Module, *, wanted: bool) -> None:
+    """Say before a forward pass whether its backward pass exchanges gradients, or leaves them to a later one.
+
+    Args:
+        network: from ``share_network``.
+        wanted: False for batches behind which no weights are updated.
+    """
+    if isinstance(network, DistributedDataParallel):
+        network.require_backward_grad_sync = wanted  # as its ``no_sync`` does
 
 
 def share_buffers(network: nn.Module) -> None:
@@ -307,16 +318,16 @@ def ending_together() -> Iterator[None]:
         raise said from error
 
 
-def _meet() -> dist.Store:
+def _meet() -> Store:
     """Where the launcher lets its processes meet, before they join and after."""
     global _store, _ends_first
     if _store is None:
-        store, *_ = next(dist.rendezvous("env://"))
-        _store, _ends_first = dist.PrefixStore("kdml_med", store), None
+        store, *_ = next(rendezvous("env://"))
+        _store, _ends_first = PrefixStore("kdml_med", store), None
     return _store
 
 
-def _is_first_to_end(store: dist.Store) -> bool:
+def _is_first_to_end(store: Store) -> bool:
     global _ends_first
     if _ends_first is None:
         try:

@@ -106,6 +106,7 @@ class KDMLTrainer(SupervisedTrainer):
             self.optimizer.zero_grad(set_to_none=True)
         if not self.cohort.training:  # after a validation; walking through all modules takes its time
             self.network.train()
+        processes.exchange_gradients(self.network, wanted=place == batches)
         with self.acceleration.autocast():
             output[CommonKeys.PRED] = self.inferer(image, self.network)
         self.fire_event(IterationEvents.FORWARD_COMPLETED)

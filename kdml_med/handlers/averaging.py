@@ -1,17 +1,17 @@
-"""Averages of the weights that networks pass through while they learn; they are judged and kept in place of the last."""
+"""Averages of the weights that networks pass through while they learn, judged and kept in place of the last ones."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from ignite.engine import Events
 from monai.engines import IterationEvents, Trainer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from kdml_med.data.sampling import EpochSampler
 from kdml_med.keys import BatchKey, NetworkName
@@ -65,7 +65,7 @@ class WeightAverage:
             self.learning = Cohort({name: part for name, part in network.networks.items() if name not in frozen})
             self.averaged = AveragedModel(self.learning, multi_avg_fn=self._move, use_buffers=True)
             self.averaged.eval()  # nobody trains it
-            own = self.averaged.module.networks
+            own = self._cohort.networks
             parts = {name: part if name in frozen else own[name] for name, part in network.networks.items()}
             self.network = Cohort(parts, frozen_teacher=network.frozen_teacher).eval()
             self.network.remembered = network.remembered
@@ -74,7 +74,7 @@ class WeightAverage:
         """Register with the trainer."""
         if self.kind != "none" and engine.acceleration.memory_format == "channels_last":
             # As the weights lie: for evaluation, and because two orders make every step of the average slow.
-            self.averaged.module.to(memory_format=torch.channels_last)
+            self._cohort.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.kind == "ema":
             engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._batch_trained)
         elif self.kind == "swa":
@@ -93,7 +93,12 @@ class WeightAverage:
         if self.kind != "none":
             self.averaged.load_state_dict(state)
 
-    def _move(self, averages: list[Tensor], values: list[Tensor], _: Tensor) -> None:
+    @property
+    def _cohort(self) -> Cohort:
+        """With the averages of what learns."""
+        return cast(Cohort, self.averaged.module)
+
+    def _move(self, averages: PARAM_LIST, values: PARAM_LIST, _: Tensor | int) -> None:
         """Move averages of one type towards new values."""
         taken = int(self.averaged.n_averaged)  # stays on the CPU, whatever device the weights are on
         if not averages[0].is_floating_point():  # numbers of batches
@@ -118,7 +123,7 @@ class WeightAverage:
             batches = itertools.islice(engine.data_loader, STATISTICS_BATCHES)
             device = engine.state.device
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout draws
-                measure_statistics(self.averaged.module, _images(batches, device))
+                measure_statistics(self._cohort, _images(batches, device))
 
 
 def measure_statistics(network: nn.Module, images: Iterable[Tensor]) -> None:

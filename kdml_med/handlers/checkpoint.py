@@ -282,7 +282,7 @@ def _refuse_spoiled(cohorts: Sequence[Cohort], engine: Trainer) -> None:
     if spoiled:
         before = getattr(engine.state, "checkpoint", None)
         raise FloatingPointError(
-            f"weights of {' and '.join(dict.fromkeys(spoiled))} are no numbers behind {_place(engine)}, and not saved"
+            f"weights of {', '.join(dict.fromkeys(spoiled))} are no numbers behind {_place(engine)}, and not saved"
             + (f". The checkpoint before it is {before}" if before else "")
             + ". Start again in a new --run_dir with a lower --learning_rate."
         )

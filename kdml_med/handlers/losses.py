@@ -18,7 +18,6 @@ from kdml_med.runs import LOSSES_FILE
 from kdml_med.storage.files import write_table
 from kdml_med.storage.reading import damaged, read_table
 
-
 _REMEDY = "Delete it to go on without the rows of earlier epochs."
 Listener = Callable[[int, Mapping[str, float]], None]
 

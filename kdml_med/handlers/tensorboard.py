@@ -71,8 +71,8 @@ class CohortTensorBoard:
     its colour: ``train/task_loss``, ``train/kd_loss``, ``train/ml_loss``, ``train/learning_rate`` (per iteration), the
     means of the losses over each epoch (``train/task_loss_epoch``), and the validation loss (``val/loss``) where
     ``ValidationHistory`` works it out. What belongs to no single network is in run "cohort": ``train/total_loss``, the
-    weights of the terms (``weights/beta``), how fast it goes (``speed/steps_per_second`` and the like, per epoch) and the
-    settings (HPARAMS).
+    weights of the terms (``weights/beta``), how fast it goes per epoch (``speed/steps_per_second`` and the like) and
+    the settings (HPARAMS).
 
     Args:
         log_dir: folder of the runs.

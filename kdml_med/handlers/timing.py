@@ -143,8 +143,10 @@ class StepTimes:
 
 def _between(start: Moment, end: Moment) -> float:
     if isinstance(start, torch.cuda.Event):
+        assert isinstance(end, torch.cuda.Event)
         return float(start.elapsed_time(end)) / 1000
-    return float(end) - float(start)  # type: ignore[arg-type]
+    assert isinstance(end, float)
+    return end - start
 
 
 class _Spent:

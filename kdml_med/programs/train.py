@@ -18,6 +18,7 @@ from kdml_med.bundle.settings import KNOBS
 from kdml_med.engines.processes import is_main, launched
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.programs.knobs import with_knobs
+from kdml_med.storage.manifest import read_info
 
 
 def _train(
@@ -28,13 +29,14 @@ def _train(
     ] = 1,
     *,
     settings: dict[str, Any],
-) -> int:
+) -> ExitCode:
     """Train a teacher and its students at the same time; a training that was cut off goes on.
 
     Tiles give classifiers, frames give detectors. The same as the training command of the bundles, with the same
     settings.
     """
     if processes > 1 and launched() == 1:
+        read_info(data)  # what is wrong with it is said before anything is started
         return _launch(processes)
     api.train(data, run, **settings)
     if is_main():
@@ -42,19 +44,23 @@ def _train(
     return ExitCode.OK
 
 
-def _launch(count: int) -> int:
+def _launch(count: int) -> ExitCode:
     """This command once more in each of several processes, by the launcher of torchrun.
 
-    Returns:
-        The exit code of the process that ended first, if one did not end well; it has said why.
-
     Raises:
-        InputError: it was ended from outside.
+        SystemExit: a process did not end well, with its exit code; it has said why.
+        InputError: one was ended from outside.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     where = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, max_restarts=0, rdzv_backend="c10d", rdzv_endpoint="localhost:0"
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        max_restarts=0,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=f"kdml_med_{os.getpid()}",
     )
     try:
         elastic_launch(where, sys.executable)("-m", "kdml_med.cli", *sys.argv[1:])
@@ -67,7 +73,7 @@ def _launch(count: int) -> int:
                 f"process {number} was ended from outside ({failure.signal_name()}), perhaps for want of memory: the "
                 "same command goes on from the last checkpoint."
             ) from error
-        return failure.exitcode
+        raise SystemExit(failure.exitcode) from error
     return ExitCode.OK
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -95,7 +96,8 @@ def test_three_processes_train_classifiers_as_one_does(dataset: Path, tmp_path: 
 
 
 def test_two_processes_train_detectors_as_one_does(frames: Path, tmp_path: Path) -> None:
-    settings = DETECTORS | {"dataset_dir": frames, "max_epochs": 1}
+    """Two batches make an update, the last one alone makes one."""
+    settings = DETECTORS | {"dataset_dir": frames, "max_epochs": 1, "accumulate": 2}
     run_config("detection", "train", run_dir=tmp_path / "one", **settings)
     screens = train_in_processes(2, "detection", tmp_path / "screens", run_dir=tmp_path / "two", **settings)
     assert_same_training(tmp_path / "two", tmp_path / "one")
@@ -116,6 +118,23 @@ def test_torchrun_trains_and_a_run_goes_on_with_another_number_of_processes(data
     assert command.startswith("torchrun --nproc_per_node=2 -m monai.bundle run --config_file")
     run_config("classification", "train", run_dir=tmp_path / "two", max_epochs=2, **settings)
     assert_same_training(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_the_console_command_starts_processes_and_ends_as_they_do(dataset: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "kdml_med.cli", "train", str(dataset), "--run", str(tmp_path / "run")]
+    words += ["--processes", "2", "--students", f"['{PLAIN}']", "--teacher", PLAIN, "--max-epochs", "1"]
+    for more, code, line in (
+        (["--device", "cpu"], 0, "Next: kdml-med evaluate"),
+        (["--device", "cpu", "--seed", "3"], 2, "error: .*--seed was 0, now 3"),
+    ):
+        found = subprocess.run(
+            [*words, *more], cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False, timeout=300
+        )
+        screen = found.stdout + found.stderr
+        assert found.returncode == code, screen
+        assert len(re.findall(line, screen)) == 1, screen
+        assert "Traceback" not in screen
 
 
 @pytest.mark.slow

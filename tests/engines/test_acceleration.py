@@ -194,8 +194,11 @@ INNER: dict[str, Callable[[Any], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("spec", [RESNET, MOBILE, DETECTOR, STAGED], ids=str)
+@pytest.mark.parametrize(
+    ("spec", "precision"),
+    [(RESNET, "fp32"), (RESNET, "bf16"), (MOBILE, "bf16"), (DETECTOR, "fp32"), (STAGED, "fp32")],
+    ids=str,
+)
 def test_activations_that_are_computed_again_give_the_same_bits(spec: Any, precision: Any) -> None:
     name = spec if isinstance(spec, str) else spec["name"]
     detection = name == "retinanet"
@@ -271,12 +274,12 @@ def test_what_is_described_makes_the_same_again() -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_networks_train_alike_whatever_size_of_batch_they_meet_first() -> None:
     def run(sizes: list[int], **settings: Any) -> tuple[Cohort, Tensor]:
-        cohort = build_cohort(seed=1, teacher=TINY, students=[TINY, {"name": TINY, "width": 6}])
+        cohort = build_cohort(seed=1, students=[TINY], use_teacher=False)
         data = [{name: value[:size] for name, value in batches(1)[0].items()} for size in sizes]
         trainer = KDMLTrainer(
             device="cpu", max_epochs=1, train_data_loader=data, network=cohort,
-            loss_function=ClassificationCohortLoss(), optimizer=torch.optim.SGD(cohort.parameter_groups(), lr=0.0),
-            acceleration=Acceleration(**settings),
+            loss_function=ClassificationCohortLoss(beta=0.0, gamma=0.0),
+            optimizer=torch.optim.SGD(cohort.parameter_groups(), lr=0.0), acceleration=Acceleration(**settings),
         )  # fmt: skip
         trainer.run()
         return cohort, trainer.state.output["loss_terms"]["loss"]

@@ -65,16 +65,15 @@ class Group:
             monkeypatch.setenv(name, value)
 
     def end(self, error):
-        """What one more process says that ends by an error; None where it says nothing."""
+        """What one more process says that ends by an error."""
         self.monkeypatch.setattr(processes, "_store", self.store)
         self.monkeypatch.setattr(processes, "_ends_first", None)
-        try:
-            said = processes.end_together(error)
-        except SystemExit as end:
-            assert end.code == ExitCode.BAD_INPUT
-            return None
-        assert processes.end_together(error) is not None, "asked again on its way out, it is still the first"
-        return said
+        return processes.end_together(error)
+
+    def end_silently(self, error):
+        with pytest.raises(SystemExit) as end:
+            self.end(error)
+        assert end.value.code == ExitCode.BAD_INPUT
 
 
 LOST = RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:30432")
@@ -84,8 +83,9 @@ def test_the_first_that_ends_says_why_and_the_others_nothing(monkeypatch):
     group = Group(monkeypatch)
     error = InputError("tile 'a' is cut short")
     assert group.end(error) is error
-    assert group.end(LOST) is None
-    assert group.end(InputError("tile 'a' is cut short")) is None
+    assert processes.end_together(error) is error, "asked again on its way out, it is still the first"
+    group.end_silently(LOST)
+    group.end_silently(InputError("tile 'a' is cut short"))
 
 
 def test_who_only_loses_another_says_so_once(monkeypatch):
@@ -93,9 +93,19 @@ def test_who_only_loses_another_says_so_once(monkeypatch):
     said = group.end(LOST)
     assert isinstance(said, InputError)
     assert "another process of this training is gone" in str(said)
-    assert group.end(LOST) is None
+    group.end_silently(LOST)
 
 
 def test_an_error_that_nobody_foresaw_keeps_its_traceback(monkeypatch):
     error = ZeroDivisionError("x")
     assert Group(monkeypatch).end(error) is error
+
+
+@pytest.mark.parametrize(
+    ("own", "command"), [("2", "torchrun --nproc_per_node=2"), ("1", "torchrun --nnodes=2 --nproc_per_node=1")]
+)
+def test_the_command_of_the_launcher_can_be_typed_again(monkeypatch, own, command):
+    for name, value in LAUNCHER.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", own)
+    assert processes.launcher() == command

@@ -58,6 +58,7 @@ REFUSALS: list[tuple[dict[str, Any], list[str]]] = [
     ({"versions": "edge"}, ["versions is 'edge', expected a list"]),
     ({"versions": []}, ["versions is [], expected a list that is not empty"]),
     ({"versions": ["edge", "edge"]}, ["expected names that are all different"]),
+    ({"settings": {"experiment_name": "mine"}}, ["'experiment_name' is no setting of a plan"]),
     ({"versions": [["edge"]]}, ["expected names that are all different"]),
     ({"versions": ["egde"]}, ["the plan: unknown version 'egde'", "Did you mean 'edge'?"]),
     ({"arms": {}}, ["arms is {}, expected a list"]),
@@ -279,6 +280,13 @@ def test_switches_nothing_and_lists_of_words_can_be_swept() -> None:
         "kdml_level=None",
         "kdml_teacher_link=predictions+features",
     ]
+
+
+def test_averages_and_stopping_are_settings_of_arms() -> None:
+    sweeps = [{"arm": "kdml", "average": ["none", "ema", "swa"]}]
+    cells = cells_of(arms=["kdml", TEACHER_ONLY], sweeps=sweeps, settings={"early_stopping": 3})
+    assert cells["kdml_average=ema"].settings == {"early_stopping": 3, "average": "ema"}
+    assert cells[TEACHER_ONLY].settings["early_stopping"] == 3
 
 
 def test_a_sweep_of_the_teacher_alone_trains_teachers_alone() -> None:
