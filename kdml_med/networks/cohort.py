@@ -22,8 +22,8 @@ from kdml_med.networks.weights import load_initial_weights, read_state_dict
 class TeacherMemory(Protocol):
     """Answers for a frozen teacher; ``kdml_med.networks.remembered.RememberedTeacher`` is one."""
 
-    def answer(self, teacher: nn.Module, image: Tensor, strides: Sequence[int]) -> Any:
-        """What the teacher answers to images, with its feature maps at these strides."""
+    def answer(self, teacher: nn.Module, called: Callable[[Tensor], Any], image: Tensor, strides: Sequence[int]) -> Any:
+        """What the teacher, or what is called in its place, answers to images, with feature maps at these strides."""
 
 
 class Cohort(nn.Module):
@@ -101,7 +101,7 @@ class Cohort(nn.Module):
             with self._precision(name, image), torch.no_grad() if frozen else contextlib.nullcontext():
                 called = self.compiled.get(name, network) if self.training else network
                 if frozen and self.remembered is not None:
-                    answers[name] = self.remembered.answer(network, image, strides)
+                    answers[name] = self.remembered.answer(network, called, image, strides)
                 else:
                     answers[name] = answer_with_features(network, image, strides) if strides else called(image)
         return answers

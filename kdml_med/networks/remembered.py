@@ -12,7 +12,8 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -53,9 +54,13 @@ class RememberedTeacher:
 
     def __init__(self, open_records: Callable[[str, int], Records], *, features: bool = False) -> None:
         self._open, self._features = open_records, features
-        self._weights: str | None = None
+        self._weights: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
         self._opened: dict[str, tuple[_Layout, Records]] = {}
         self.asked = self.known = 0
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
+        """Copies of a cohort have one memory."""
+        return self
 
     def attach(self, cohort: Cohort) -> None:
         """Answer for the teacher of a cohort from now on.
@@ -66,41 +71,42 @@ class RememberedTeacher:
         if not cohort.frozen_teacher:
             raise ValueError("only the answers of a frozen teacher stay the same: name it by teacher_checkpoint.")
         cohort.remembered = self
-        cohort.networks[NetworkName.TEACHER].register_load_state_dict_post_hook(lambda *_: self._forget_weights())
+        cohort.networks[NetworkName.TEACHER].register_load_state_dict_post_hook(self._forget_weights)
 
-    def answer(self, teacher: nn.Module, image: Tensor, strides: Sequence[int]) -> Any:
+    def answer(self, teacher: nn.Module, called: Callable[[Tensor], Any], image: Tensor, strides: Sequence[int]) -> Any:
         """What the teacher answers.
 
         Args:
             teacher: in evaluation mode.
+            called: what answers in its place; the teacher itself, or what it was compiled to.
             image: float, [batch, channels, height, width].
             strides: of the feature maps that are asked for.
         """
-        circumstances = self._circumstances(teacher, image, strides)
+        circumstances = f"{self._circumstances(teacher, image, strides)} {called is teacher}"
         keys = _hash_images(image)
         if circumstances not in self._opened:  # nobody but the teacher knows what its answers look like
-            layout = _Layout.of(self._ask(teacher, image[:1], strides))
+            layout = _Layout.of(self._ask(teacher, teacher, image[:1], strides))
             name = hashlib.sha256(f"{circumstances} {layout}".encode()).hexdigest()[:32]
             self._opened[circumstances] = layout, self._open(name, layout.size)
         layout, records = self._opened[circumstances]
         there, found = records.read(keys)
         if not there.all():
             # All of them: fewer would be a batch of another size.
-            found = layout.pack(self._ask(teacher, image, strides))
+            found = layout.pack(self._ask(teacher, called, image, strides))
             records.write([key for key, is_there in zip(keys, there, strict=True) if not is_there], found[~there])
             self.asked += len(keys)
         else:
             self.known += len(keys)
         return layout.unpack(found, image.device)
 
-    def _ask(self, teacher: nn.Module, image: Tensor, strides: Sequence[int]) -> Any:
-        answer = answer_with_features(teacher, image, strides) if strides else teacher(image)
+    def _ask(self, teacher: nn.Module, called: Callable[[Tensor], Any], image: Tensor, strides: Sequence[int]) -> Any:
+        answer = answer_with_features(teacher, image, strides) if strides else called(image)
         return answer if self._features or isinstance(answer, Tensor) else answer._replace(features=())
 
     def _circumstances(self, teacher: nn.Module, image: Tensor, strides: Sequence[int]) -> str:
         """All that an answer depends on but the image itself."""
-        if self._weights is None:
-            self._weights = _hash_network(teacher)
+        if teacher not in self._weights:
+            self._weights[teacher] = _hash_network(teacher)
         kind = image.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         if kind == "cpu":
@@ -108,10 +114,10 @@ class RememberedTeacher:
         else:
             machine = torch.cuda.get_device_name(image.device)
         arithmetic = [torch.__version__, kind, machine, autocast, image.dtype, _is_channels_last(image)]
-        return " ".join(map(str, [self._weights, *arithmetic, tuple(image.shape), tuple(strides)]))
+        return " ".join(map(str, [self._weights[teacher], *arithmetic, tuple(image.shape), tuple(strides)]))
 
-    def _forget_weights(self) -> None:
-        self._weights = None
+    def _forget_weights(self, teacher: nn.Module, _keys: Any) -> None:
+        self._weights.pop(teacher, None)
 
 
 class _Part(NamedTuple):

@@ -159,6 +159,33 @@ def test_weights_that_are_loaded_later_are_asked_anew():
     assert not torch.equal(cohort(image)["teacher"], first)
 
 
+def test_what_is_called_in_place_of_the_teacher_answers_for_itself():
+    cohort = classifiers().train()
+    memory = remembering(cohort)
+    image = images(1, 2)
+    first = cohort(image)["teacher"]
+    spy = Spy(cohort.networks["teacher"])
+    cohort.compiled = {"teacher": spy}
+    for _ in range(2):
+        assert torch.equal(cohort(image)["teacher"], first)
+    assert spy.calls == [2]
+    assert (memory.asked, memory.known) == (4, 2)
+
+
+def test_a_copy_of_a_cohort_has_the_same_memory_and_its_own_teacher():
+    cohort = classifiers()
+    memory = remembering(cohort)
+    image = images(1, 2)
+    first = cohort(image)["teacher"]
+    other = copy.deepcopy(cohort)
+    assert torch.equal(other(image)["teacher"], first)
+    assert (memory.asked, memory.known) == (2, 2)
+    other.load_state_dict(classifiers(seed=1).state_dict())
+    assert torch.equal(other(image)["teacher"], other.networks["teacher"](image))
+    assert torch.equal(cohort(image)["teacher"], first)
+    assert (memory.asked, memory.known) == (4, 4)
+
+
 def test_feature_maps_are_kept_where_they_are_learned_from_and_only_there():
     cohort, staged = detectors(), classifiers(teacher=STAGED, students=[STAGED], features=True).train()
     remembering(cohort)
