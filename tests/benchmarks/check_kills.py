@@ -38,8 +38,8 @@ TRAININGS = {"msi": ("tiles", "--tiles-per-epoch", "320"), "polyp": ("frames", "
 COMMON = ("--version", "tiny", "--max-epochs", "3", "--checkpoint-interval", "0.02")
 PROGRAM = (sys.executable, "-m", "kdml_med.cli")
 WORKERS = (0, 1, 2)
-TIMES = ("speed",)
-"""What tells how long something took, and so is never the same; names of figures or of what holds them."""
+TIMES = ("speed/", "training_speed")
+"""How the names begin of what tells how long something took, which is never the same twice."""
 _TABLES = (LOSSES_FILE, HISTORY_FILE, "patients.csv", "sequences.csv")
 _PARQUETS = ("predictions.parquet", "detections.parquet")
 
