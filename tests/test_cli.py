@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from kdml_med import __version__, cli
-from kdml_med.bundle.settings import KNOBS
+from kdml_med.bundle.knobs import KNOBS
 from kdml_med.errors import ExitCode
 from kdml_med.storage.manifest import read_info
 from tests.synthetic_frames import frame_pixels, write_frame_dataset

@@ -21,7 +21,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kdml_med.bundle import training
 from kdml_med.bundle.kinds import number
-from kdml_med.bundle.settings import KNOBS, LOSSES, Knob, Settings
+from kdml_med.bundle.knobs import KNOBS, LOSSES, Knob
+from kdml_med.bundle.settings import Settings
 from kdml_med.colonoscopy import readers
 from kdml_med.colonoscopy.boxes import BoxTable, FrameBoxes
 from kdml_med.colonoscopy.options import FrameOptions

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from kdml_med.bundle.settings import ALL_STAGES, CLASSIFICATION, KNOBS, TRAIN, Knob, Shown, Stage, knobs_of
+from kdml_med.bundle.knobs import ALL_STAGES, CLASSIFICATION, KNOBS, TRAIN, Knob, Shown, Stage
+from kdml_med.bundle.settings import knobs_of
 from kdml_med.keys import Task
 from kdml_med.storage.files import write_atomically
 

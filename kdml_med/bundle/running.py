@@ -14,7 +14,8 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from kdml_med.bundle.folders import bundle_dir
-from kdml_med.bundle.settings import Stage, check_settings, knobs_of
+from kdml_med.bundle.knobs import Stage
+from kdml_med.bundle.settings import check_settings, knobs_of
 from kdml_med.bundle.workflow import check_names, read_configs
 from kdml_med.engines.processes import ending_together, launched
 from kdml_med.errors import InputError
@@ -47,7 +48,7 @@ def run_config(task: Task | str, stage: Stage, **settings: Any) -> Any:
     Args:
         task: "classification" or "detection".
         stage: "train", "evaluate" or "inference".
-        **settings: of the config, see ``kdml_med.bundle.settings``; ``run_dir`` always, ``dataset_dir`` for
+        **settings: of the config, see ``kdml_med.bundle.knobs``; ``run_dir`` always, ``dataset_dir`` for
             training and evaluation. A part below them goes by its path, such as ``**{"optimizer#betas": [0.9, 0.99]}``.
 
     Returns:

@@ -25,15 +25,8 @@ from monai.utils import ensure_tuple
 
 from kdml_med.bundle.folders import INSTALLED
 from kdml_med.bundle.help import help_text
-from kdml_med.bundle.settings import (
-    KNOBS,
-    Settings,
-    Stage,
-    default_settings,
-    knobs_of,
-    refuse_flag_text,
-    unknown_setting,
-)
+from kdml_med.bundle.knobs import KNOBS, Stage, refuse_flag_text
+from kdml_med.bundle.settings import Settings, default_settings, knobs_of, unknown_setting
 from kdml_med.engines.processes import end_together, is_main
 from kdml_med.errors import ExitCode, InputError, foreseen
 from kdml_med.keys import Task

@@ -12,7 +12,7 @@ from fire.parser import DefaultParseValue
 
 from kdml_med.bundle.help import defaults_words, plain
 from kdml_med.bundle.kinds import FLAG, PATH, TEXT
-from kdml_med.bundle.settings import KNOBS, Knob, Stage
+from kdml_med.bundle.knobs import KNOBS, Knob, Stage
 from kdml_med.errors import ExitCode
 from kdml_med.keys import Task
 from kdml_med.program import escaped

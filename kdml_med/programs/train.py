@@ -14,7 +14,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from typer import Argument, Option
 
 from kdml_med import api
-from kdml_med.bundle.settings import KNOBS
+from kdml_med.bundle.knobs import KNOBS
 from kdml_med.engines.processes import is_main, launched
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.programs.knobs import with_knobs

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from fire.parser import DefaultParseValue
 
+from kdml_med.bundle.knobs import Stage
 from kdml_med.bundle.running import run_config
-from kdml_med.bundle.settings import Stage
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
 from tests.handlers.test_exact_resume import points

@@ -17,7 +17,8 @@ from monai.bundle import ConfigWorkflow
 from kdml_med.bundle import settings as module
 from kdml_med.bundle.help import help_text, page_with_tables, settings_tables, write_pages
 from kdml_med.bundle.kinds import number
-from kdml_med.bundle.settings import KNOBS, LOSSES, Knob, Shown, check_settings, free_settings, knobs_of
+from kdml_med.bundle.knobs import KNOBS, LOSSES, Knob, Shown
+from kdml_med.bundle.settings import check_settings, free_settings, knobs_of
 from kdml_med.bundle.training import prepare_training
 from kdml_med.errors import InputError
 from kdml_med.keys import Task

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kdml_med.bundle.settings import KNOBS, known_default
+from kdml_med.bundle.knobs import KNOBS
+from kdml_med.bundle.settings import known_default
 from kdml_med.clinical.provenance import SETTINGS_TITLE, _plain, provenance_sections
 from kdml_med.clinical.study import read_study
 from kdml_med.errors import InputError
