@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from kdml_med.data.frames import input_size
@@ -25,7 +26,15 @@ from kdml_med.experiments.training import CELL_FILE, evaluation_dir
 from kdml_med.keys import LossColumn, NetworkName, Task, network_order
 from kdml_med.metrics.aggregation import AggregationMethod, Level
 from kdml_med.networks.registry import build_network
-from kdml_med.runs import METRICS_FILE, TRAIN_AGAIN, RunDescription, checkpoint_path, read_losses, read_run_json
+from kdml_med.runs import (
+    METRICS_FILE,
+    SETTINGS_FILE,
+    TRAIN_AGAIN,
+    RunDescription,
+    checkpoint_path,
+    read_losses,
+    read_run_json,
+)
 from kdml_med.storage.files import write_parquet
 from kdml_med.storage.manifest import FAILURES_FILE
 from kdml_med.storage.reading import damaged, read_table, take
@@ -263,7 +272,8 @@ def _costs(results: Results, cell: Cell) -> dict[str, dict[str, float]]:
         own = losses[losses[LossColumn.NETWORK] == stored]
         if len(own):  # a frozen teacher was not trained here
             epochs = own.drop_duplicates(str(LossColumn.EPOCH))
-            costs[name]["steps"] = int(epochs[LossColumn.ITERATIONS].sum())
+            batches = cell.settings.get("accumulate", 1)  # of a step; an epoch's last one takes what is left
+            costs[name]["steps"] = int(np.ceil(epochs[LossColumn.ITERATIONS] / batches).sum())
             costs[name]["best_epoch"] = metrics.get("best_epoch", math.nan)
     if NetworkName.ENSEMBLE in results.networks(cell):
         costs[NetworkName.ENSEMBLE.value] = _together([costs[name] for name in costs if name != NetworkName.TEACHER])

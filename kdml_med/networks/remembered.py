@@ -113,7 +113,8 @@ class RememberedTeacher:
             machine = f"{torch.backends.cpu.get_cpu_capability()} x {torch.get_num_threads()}"
         else:
             machine = torch.cuda.get_device_name(image.device)
-        arithmetic = [torch.__version__, kind, machine, autocast, image.dtype, _is_channels_last(image)]
+        layouts = _is_channels_last(image), any(map(_is_channels_last, teacher.parameters()))
+        arithmetic = [torch.__version__, kind, machine, autocast, image.dtype, *layouts]
         return " ".join(map(str, [self._weights[teacher], *arithmetic, tuple(image.shape), tuple(strides)]))
 
     def _forget_weights(self, teacher: nn.Module, _keys: Any) -> None:

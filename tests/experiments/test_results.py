@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -90,6 +91,15 @@ def test_networks_cost_what_they_cost_and_the_ensemble_what_its_students_cost(tm
     # Frozen, so not trained there.
     assert math.isnan(wide.loc[("kd_offline", "teacher"), "steps"])
     assert wide.loc[("kd_offline", "teacher"), "parameters"] == 50
+
+
+def test_steps_are_updates_where_several_batches_make_one(tmp_path):
+    plan = small_plan(tmp_path)
+    plan = replace(plan, settings={**plan.settings, "accumulate": 2})
+    folders.write_results(plan, tmp_path)
+    table = results_table(collect(plan, tmp_path))
+    steps = table[(table["metric"] == "steps") & (table["arm"] == "kdml")]
+    assert set(steps["value"]) == {6}  # two epochs of five batches: two and two, and the last one alone
 
 
 def test_missing_cells_are_named_with_the_reason_where_it_is_known(tmp_path):
