@@ -28,7 +28,6 @@ from kdml_med.metrics.aggregation import AggregationMethod, Level
 from kdml_med.networks.registry import build_network
 from kdml_med.runs import (
     METRICS_FILE,
-    SETTINGS_FILE,
     TRAIN_AGAIN,
     RunDescription,
     checkpoint_path,
