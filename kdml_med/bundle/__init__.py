@@ -9,7 +9,7 @@ from kdml_med.bundle.inference import prepare_source, save_detections, save_infe
 from kdml_med.bundle.provenance import record_evaluation
 from kdml_med.bundle.slides import prepare_inference
 from kdml_med.bundle.training import build_loss, build_training_cohort, prepare_training, record_run, run_training
-from kdml_med.bundle.workflow import collect_settings, find_root
+from kdml_med.bundle.workflow import collect_settings, find_root, named_handler
 from kdml_med.engines.processes import join, leave, own_device
 from kdml_med.runs import RunDescription, load_cohort
 
@@ -24,6 +24,7 @@ __all__ = [
     "join",
     "leave",
     "load_cohort",
+    "named_handler",
     "network_to_export",
     "own_device",
     "prepare_evaluation",

@@ -33,6 +33,7 @@ from kdml_med.keys import Task
 from kdml_med.program import tell_ending
 
 Found = TypeVar("Found")
+Handler = TypeVar("Handler")
 
 _SCRIPTS = "monai.bundle.scripts"
 _FILE_VARIABLES = ("config_file", "config_file_")  # of MONAI's programs
@@ -161,6 +162,20 @@ def _knows(written: Mapping[str, Any], name: str) -> bool:
         return last.isdigit()
     # The last part may be new: an argument of a component that the config leaves at its default.
     return bool(path) and isinstance(content, Mapping) and (last in content or "_target_" in content)
+
+
+def named_handler(handler: Handler) -> Handler:
+    """A handler that other parts of a config refer to, as a component of an engine's list.
+
+    MONAI's check of a bundle's properties wants components there, and stops at a reference.
+
+    Args:
+        handler: the part of the config.
+
+    Returns:
+        The same.
+    """
+    return handler
 
 
 def find_root(name: str) -> str:

@@ -19,6 +19,7 @@ from kdml_med.keys import Task
 from kdml_med.networks import Cohort, build_cohort
 from kdml_med.storage.manifest import dataset_identity
 from tests.bundles.conftest import read_json
+from tests.results import lasting
 
 MOBILE = {"name": "mobilenet_v2", "last_block": 6}
 SETTINGS: dict[str, Any] = {"device": "cpu", "use_teacher": True, "dataset_dir": "data"}
@@ -176,7 +177,7 @@ def test_a_training_records_how_it_computes_and_repeats_it(tmp_path: Path, datas
     results = []
     for name in ("one", "two"):
         run_config(Task.CLASSIFICATION, "train", run_dir=str(tmp_path / name), **words)
-        results.append([(tmp_path / name / file).read_bytes() for file in ("checkpoints/best.pt", "metrics.json")])
+        results.append([lasting(tmp_path / name / file) for file in ("checkpoints/best.pt", "metrics.json")])
     assert results[0] == results[1]
     settings = read_json(tmp_path / "one/settings.json")
     assert settings["knobs"]["precision"] == "auto"

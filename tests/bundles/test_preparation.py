@@ -20,6 +20,7 @@ from kdml_med.bundle import (
 )
 from kdml_med.bundle.settings import Settings, check_settings
 from kdml_med.data.tiles import TileDataset
+from kdml_med.engines import Acceleration
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
 from kdml_med.runs import RunDescription, hashed_patient
@@ -46,7 +47,7 @@ def prepare(settings: Settings) -> None:
     cohort = build_training_cohort(
         Settings(Task.CLASSIFICATION, settings | {"students": networks, "teacher": networks[0]}), num_classes=2
     )
-    record_run(settings, *tiles, level=level, built=(cohort, build_loss(settings)))
+    record_run(settings, *tiles, level=level, built=(cohort, build_loss(settings)), acceleration=Acceleration())
 
 
 def evaluation(dataset: Path, run_dir: Path, **values: Any) -> Settings:
