@@ -20,6 +20,7 @@ from kdml_med.bundle.settings import check_settings
 from kdml_med.bundle.training import seed_everything
 from kdml_med.engines import KDMLTrainer, prepare_cohort_batch
 from kdml_med.engines.acceleration import Acceleration
+from kdml_med.engines.memory import keep_freed_memory
 from kdml_med.keys import NetworkName
 from tests.benchmarks.training_course import Batches, Course, adamw, device_mib, warm_up
 from tests.benchmarks.turns import Work, serve
@@ -110,7 +111,10 @@ def prepare(asked: dict[str, Any]) -> Work:
     settings = dict(asked)
     course, method = Course(**settings.pop("course")), settings.pop("method")
     course.prepare()
-    seed_everything(0)  # as every training does
+    # As every training does: what the trainer has alone is to be seen, not what a process is told.
+    seed_everything(0)
+    if course.device == "cpu":
+        keep_freed_memory()
     return METHODS[method](course, **settings)
 
 
