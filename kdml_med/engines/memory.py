@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # names of the settings, from malloc.h
+# Names of the settings, from malloc.h, and where glibc itself comes to in a process with large tensors.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_USUAL = {_MMAP_MAX: 65_536, _MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 64 * 2**20}
 
 
-def keep_freed_memory() -> bool:
-    """Let the C library keep memory that this process frees, for the next step, rather than give it back to the system.
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[bool]:
+    """Let the C library keep memory that this process frees for the next step, and give it back at the end.
 
-    Large tensors are otherwise given back as soon as they are freed, and the system has to clear every page of the next
-    ones again. The activations of a cohort live together, more than the library keeps by itself, so that a step of
-    small networks took a tenth longer than those of its networks one after the other. The process stays as large as its
-    largest step.
+    Large tensors are otherwise given back as soon as they are freed, and the system has to clear every page of the
+    next ones again. The activations of a cohort live together, more than the library keeps by itself, so that a step
+    of small networks took a tenth longer than those of its networks one after the other. In the block the process
+    stays as large as its largest step.
 
-    Returns:
+    Yields:
         Whether the library can be told so: glibc can, other libraries do as they do.
 
     Source:
-        mallopt(3): M_MMAP_MAX 0 takes large requests from the heap, M_TRIM_THRESHOLD -1 never shrinks it.
+        mallopt(3): M_MMAP_MAX 0 takes large requests from the heap, M_TRIM_THRESHOLD -1 never shrinks it. A threshold
+        that was set is not adapted any more, hence the values that it would be adapted to.
     """
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        library = ctypes.CDLL(None)
+        mallopt, trim = library.mallopt, library.malloc_trim
     except (AttributeError, OSError, TypeError):  # TypeError: on Windows no library has no name
-        return False
-    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))
+        yield False
+        return
+    try:
+        yield bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))
+    finally:
+        for name, value in _USUAL.items():
+            mallopt(name, value)
+        trim(0)

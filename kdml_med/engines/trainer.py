@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from kdml_med.engines import processes
 from kdml_med.engines.acceleration import Acceleration
 from kdml_med.engines.guard import LossGuard
-from kdml_med.engines.memory import keep_freed_memory
+from kdml_med.engines.memory import freed_memory_kept
 from kdml_med.keys import BatchKey, LossTerm, OutputKey
 
 
@@ -87,9 +88,8 @@ class KDMLTrainer(SupervisedTrainer):
 
     def run(self) -> None:
         """Train up to ``max_epochs``."""
-        if self.state.device.type == "cpu":
-            keep_freed_memory()
-        Workflow.run(self)  # MONAI's trainer would make a new scaler, and lose what the old one has learned
+        with freed_memory_kept() if self.state.device.type == "cpu" else contextlib.nullcontext():
+            Workflow.run(self)  # MONAI's trainer would make a new scaler, and lose what the old one has learned
 
     def _iteration(self, engine: KDMLTrainer, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         """Train one batch.

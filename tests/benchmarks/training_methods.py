@@ -9,6 +9,7 @@ backward pass and an optimizer of its own.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +21,14 @@ from kdml_med.bundle.settings import check_settings
 from kdml_med.bundle.training import seed_everything
 from kdml_med.engines import KDMLTrainer, prepare_cohort_batch
 from kdml_med.engines.acceleration import Acceleration
-from kdml_med.engines.memory import keep_freed_memory
+from kdml_med.engines.memory import freed_memory_kept
 from kdml_med.keys import NetworkName
 from tests.benchmarks.training_course import Batches, Course, adamw, device_mib, warm_up
 from tests.benchmarks.turns import Work, serve
 
 NO_RUN = "/no run yet"
+_TO_THE_END = contextlib.ExitStack()
+"""Of the process."""
 
 
 def part(course: Course, network: str) -> Work:
@@ -114,7 +117,7 @@ def prepare(asked: dict[str, Any]) -> Work:
     # As every training does: what the trainer has alone is to be seen, not what a process is told.
     seed_everything(0)
     if course.device == "cpu":
-        keep_freed_memory()
+        _TO_THE_END.enter_context(freed_memory_kept())
     return METHODS[method](course, **settings)
 
 
