@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -17,6 +19,22 @@ logger = logging.getLogger(__name__)
 
 CLASSIFIER_PREFIXES = ("fc.", "classifier.")
 SHORTENED_PREFIX = "features."
+
+_FOLDER = 0x10  # attribute of an entry of a zip archive, as MS-DOS has it
+
+
+def load_on_cpu(path: Path) -> Any:
+    """What ``torch.save`` wrote, without running any code of the file.
+
+    Raises:
+        Exception: nearly any; the file is damaged or another one.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            # torch reads nothing of what is called a folder there, and takes for its numbers what lies in memory.
+            if any(entry.external_attr & _FOLDER and entry.file_size for entry in archive.infolist()):
+                raise ValueError(f"{path} holds tensors as folders")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -32,7 +50,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"weights file {path} does not exist.")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else load_on_cpu(path)
     except Exception as error:  # a damaged file raises nearly anything, at length and with advice to run its code
         raise InputError(f"{path} cannot be read as weights: it was cut short, or is another file.") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

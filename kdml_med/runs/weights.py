@@ -13,6 +13,7 @@ from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName
 from kdml_med.networks.cohort import Cohort, load_trained
 from kdml_med.networks.registry import build_network
+from kdml_med.networks.weights import load_on_cpu
 from kdml_med.runs.description import RunDescription
 from kdml_med.runs.files import CHECKPOINTS_DIR
 from kdml_med.storage.files import content_hash, writing
@@ -32,7 +33,7 @@ def read_checkpoint(path: Path, kinds: Mapping[str, type | tuple[type, ...]], *,
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist. {remedy}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_on_cpu(path)
     except Exception as error:  # a damaged file raises nearly anything, at length and with advice to run its code
         raise InputError(
             f"{path} cannot be read as a checkpoint: it was cut short, or is another file. {remedy}"

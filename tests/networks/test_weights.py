@@ -123,6 +123,19 @@ def test_a_missing_file_is_named(tmp_path):
         read_state_dict(tmp_path / "none.pth")
 
 
+def test_numbers_are_never_what_lies_in_memory(tmp_path):
+    """An entry that is called a folder, by one byte, is not read by torch, which says nothing."""
+    buffer = io.BytesIO()
+    torch.save({"a": torch.arange(3.0)}, buffer)
+    whole = bytearray(buffer.getvalue())
+    entry = whole.rindex(b"archive/data/0") - 46
+    assert whole[entry : entry + 4] == b"PK\x01\x02"
+    whole[entry + 38] |= 0x10
+    (tmp_path / "damaged.pth").write_bytes(whole)
+    with pytest.raises(InputError, match=r"damaged\.pth cannot be read as weights"):
+        read_state_dict(tmp_path / "damaged.pth")
+
+
 @pytest.mark.parametrize(("zipped", "step"), [(True, 30), (False, 3)])
 def test_damaged_weights_raise_nothing_but_input_errors(tmp_path, zipped, step):
     buffer = io.BytesIO()
