@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import library as torch_operators
 from torch.nn import functional as F
 
 from kdml_med.keys import LossTerm, NetworkName
@@ -126,10 +127,10 @@ def _box(course: Course) -> Any:
 def _declare_operators() -> None:
     """Let torchvision be imported beside a torch that its compiled operators do not fit; none of them is used."""
     with contextlib.suppress(RuntimeError):  # declared already
-        library = torch.library.Library("torchvision", "DEF")
+        operators = torch_operators.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEPT.append(library)
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEPT.append(operators)
 
 
 _KEPT: list[Any] = []

@@ -200,6 +200,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(dataset: Path, tmp
     while not (tmp_path / "run/checkpoints/last.pt").is_file() and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.05)
+    assert (tmp_path / "run/checkpoints/last.pt").is_file()
     os.kill(sorted(children_of(process.pid))[rank], signal.SIGKILL)
     errors = ended(process)
     assert len(said(errors)) <= 1, "the launcher may end the other one before it has noticed"
