@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any
@@ -14,8 +14,9 @@ import typer
 
 from kdml_med import __version__
 from kdml_med.errors import ExitCode, InputError
-from kdml_med.program import Command, checked, new_app, start, tell_ending
+from kdml_med.program import Command, checked, new_app, start, tell_ending, unhindered_imports
 
+_NAME = "kdml-med"
 # What messages of the bundles and programs call options that have another name here.
 _OPTIONS = {"--run_dir": "--run", "--dataset_dir": "--data", "--output_dir": "--out"}
 _OPTIONS_OF = {"predict": {"--num_workers": "--workers", "--source": "INPUT", "--slides": "INPUT"}}
@@ -54,7 +55,30 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command that the command line names."""
-    words = [_dashed(word) for word in sys.argv[1:]] or ["--help"]
+    with unhindered_imports():
+        app, words = _app(sys.argv[1:])
+    start(app, args=words, prog_name=_NAME)
+
+
+def run_command(words: Sequence[str]) -> int:
+    """Run one command in this process as if it had been typed, without loading libraries again.
+
+    Args:
+        words: of the command line after ``kdml-med``.
+
+    Returns:
+        Its exit code; what went wrong has been said.
+    """
+    app, words = _app(words)
+    try:
+        start(app, args=words, prog_name=_NAME)
+    except SystemExit as ending:
+        return int(ending.code or ExitCode.OK)
+
+
+def _app(words: Sequence[str]) -> tuple[typer.Typer, list[str]]:
+    """The application with the command that the words name, and the words as it knows them."""
+    words = [_dashed(word) for word in words] or ["--help"]
     asked = next((word for word in words if not word.startswith("-")), None)
     app = new_app(help="Small medical image models by distillation and mutual learning.")
     app.callback()(_options)
@@ -64,7 +88,7 @@ def main() -> None:
         )
         about = None if name == asked else entry.help
         app.command(name, help=about, rich_help_panel=entry.panel)(command)
-    start(app, args=words, prog_name="kdml-med")
+    return app, words
 
 
 def _load(entry: Entry) -> Command:

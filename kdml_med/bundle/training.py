@@ -33,6 +33,7 @@ from kdml_med.networks.cohort import Cohort, build_cohort
 from kdml_med.networks.devices import check_device, check_precision
 from kdml_med.networks.registry import cohort_spec
 from kdml_med.networks.remembered import RememberedTeacher
+from kdml_med.program import leave_quickly
 from kdml_med.runs import (
     CHECKPOINTS_DIR,
     COHORT_FILE,
@@ -74,6 +75,7 @@ def prepare_training(settings: Settings, *, demo_dir: str) -> None:
     Raises:
         InputError: with a message for a person.
     """
+    leave_quickly()
     _check_together(settings)
     dataset_dir, run_dir = settings["dataset_dir"], settings["run_dir"]
     if Path(dataset_dir).resolve() == Path(demo_dir).resolve():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer import Option
 
+from kdml_med.cli import run_command
 from kdml_med.demo.clips import ANNOTATIONS_FILE, VIDEO
 from kdml_med.demo.dataset import FRACTIONS, FRAME_SIZE_PX, LEAST_BOX_PX, MPP, TILE_SIZE_PX, TILES_PER_SLIDE
 from kdml_med.demo.slides import LABELS_FILE
@@ -50,11 +51,11 @@ def demo(
     make_demo(raw, task, **(settings if tiny else {}))
     prepare, learn = (_tiles, _learn_slides) if task is DemoTask.MSI else (_frames, _learn_clips)
     for words in prepare(out, raw, tiny=tiny):
-        _step(words)
+        _step(words, _in_own_process)
     if data_only:
         return ExitCode.OK
     for words in learn(out, raw, tiny=tiny):
-        _step(words)
+        _step(words, run_command)  # one process for all, which loads the libraries once
     print("\nNext:\n")
     for words in _next(out, task):
         print(f"  kdml-med {shlex.join(words)}")
@@ -63,12 +64,16 @@ def demo(
     return ExitCode.OK
 
 
-def _step(words: Words) -> None:
-    """Run one command in a process of its own, and say which."""
+def _step(words: Words, run: Callable[[Words], int]) -> None:
+    """Run one command, and say which."""
     print(f"\n$ kdml-med {shlex.join(words)}", flush=True)
-    code = subprocess.run([sys.executable, "-m", "kdml_med.cli", *words], check=False).returncode
-    if code:
+    if code := run(words):
         raise typer.Exit(code)  # it has said why
+
+
+def _in_own_process(words: Words) -> int:
+    """Run a command that sets up its process for many small ones, with a thread each."""
+    return subprocess.run([sys.executable, "-m", "kdml_med.cli", *words], check=False).returncode
 
 
 def _tiles(out: Path, raw: Path, *, tiny: bool) -> Iterator[Words]:
