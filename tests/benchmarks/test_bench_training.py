@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -54,6 +58,34 @@ def test_a_teacher_is_trained_alike_alone_in_the_cohort_and_in_the_naive_loop(ta
     alone, together, naive = (weights(cohort.networks["teacher"]) for cohort in cohorts)
     assert torch.equal(alone, together)
     assert torch.equal(alone, naive)
+
+
+CONDITIONS = """
+import json, sys, torch
+from tests.benchmarks import {module} as own
+from tests.benchmarks.training_course import Course
+from kdml_med.networks import memory
+
+def method(course):
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    told = [torch.are_deterministic_algorithms_enabled(), filled, memory._blocks, torch.get_num_threads()]
+    print(json.dumps(told))
+    return lambda steps: None
+
+own.METHODS["none"] = method
+own.prepare(Course("classification", "tiny", 64, 4, threads=3).request("none"))
+print(json.dumps("kdml_med.engines" in sys.modules))
+"""
+
+
+@pytest.mark.parametrize("module", ["training_methods", "training_peers"])
+def test_every_library_trains_under_the_conditions_of_a_training_here(module: str) -> None:
+    """In a process of its own, which they are for."""
+    words = [sys.executable, "-c", CONDITIONS.format(module=module)]
+    said = subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()
+    kept = 1 if sys.platform == "linux" else 0
+    assert json.loads(said[0]) == [True, False, kept, 3]
+    assert json.loads(said[1]) == (module == "training_methods")  # engines need ignite
 
 
 def test_networks_of_one_kind_are_measured_once_and_counted() -> None:

@@ -5,6 +5,7 @@ Beside torch and MONAI's networks this imports nothing that peers would not have
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,11 +17,15 @@ from torch import Tensor
 from kdml_med.keys import Task
 from kdml_med.losses import ClassificationCohortLoss, CohortLoss, DetectionCohortLoss
 from kdml_med.networks import Cohort, build_cohort
+from kdml_med.networks.devices import compute_repeatably
+from kdml_med.networks.memory import freed_memory_kept
 from tests.benchmarks.turns import Work
 
 # A small rate: a batch of noise is learned by heart, step after step.
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
 MOST_BOXES = 3
+_TO_THE_END = contextlib.ExitStack()
+"""Of the process."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,12 @@ class Course:
         return {"course": asdict(self), "method": method, **arguments}
 
     def prepare(self) -> None:
-        """Set threads and the seed of this process."""
+        """Tell this process what every training is told, whichever library trains: only the step is to differ."""
         if self.threads:
             torch.set_num_threads(self.threads)
-        torch.manual_seed(0)
+        compute_repeatably(0)
+        if self.device == "cpu":
+            _TO_THE_END.enter_context(freed_memory_kept())
 
     def cohort(self) -> Cohort:
         """The networks, always with the same weights, on the device and in training mode."""
