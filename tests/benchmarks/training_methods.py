@@ -61,7 +61,7 @@ def cohort(course: Course, **acceleration: Any) -> Work:
     )
 
     def work(steps: int) -> None:
-        batches.steps = steps
+        batches.steps = trainer.state.epoch_length = steps  # the first run would keep what the constructor saw
         trainer.run()
         course.wait()
 
