@@ -12,6 +12,7 @@ from ignite.engine import Engine, EventEnum, Events
 from monai.engines import Evaluator, IterationEvents, Trainer
 from monai.utils import CommonKeys
 
+from kdml_med.data.sampling import EpochSampler
 from kdml_med.engines.processes import world_size
 
 Moment = float | torch.cuda.Event
@@ -130,8 +131,8 @@ class StepTimes:
         if self._moments:  # else it is an evaluation outside of the training
             self._mark(engine, part)
 
-    def _iteration_completed(self, engine: Engine) -> None:
-        samples = len(engine.state.output[CommonKeys.IMAGE]) * world_size()
+    def _iteration_completed(self, engine: Trainer) -> None:
+        samples = _samples(engine)
         for spent in (self._epoch, self._total):
             spent.steps += 1
             spent.samples += samples
@@ -149,6 +150,15 @@ class StepTimes:
                 for spent in (self._epoch, self._total):
                     spent.seconds[part] += _between(start, end)
         self._moments = [(None, last)]
+
+
+def _samples(engine: Trainer) -> int:
+    """Of the batch that was trained, in all processes together."""
+    sampler = getattr(engine.data_loader, "sampler", None)
+    if isinstance(sampler, EpochSampler):
+        before = (engine.state.iteration - 1) % engine.state.epoch_length * sampler.batch_size
+        return min(sampler.batch_size, sampler.dealt - before)
+    return len(engine.state.output[CommonKeys.IMAGE]) * world_size()
 
 
 def _between(start: Moment, end: Moment) -> float:

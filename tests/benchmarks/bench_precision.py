@@ -51,7 +51,10 @@ ISA = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
 def cases(only: str | None) -> Iterator[tuple[str, Any, int, int]]:
     """Name, spec, classes and side of what is measured."""
-    for group, classes, sides in ((CLASSIFIERS, 2, (32, 64, 96, 128, 160, 192, 224)), (DETECTORS, 1, (64, 128, 192, 256))):
+    for group, classes, sides in (
+        (CLASSIFIERS, 2, (32, 64, 96, 128, 160, 192, 224)),
+        (DETECTORS, 1, (64, 128, 192, 256)),
+    ):
         for name, spec in group.items():
             if only is None or only in name:
                 yield from ((name, spec, classes, side) for side in sides)
