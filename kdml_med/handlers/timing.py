@@ -157,7 +157,8 @@ def _samples(engine: Trainer) -> int:
     sampler = getattr(engine.data_loader, "sampler", None)
     if isinstance(sampler, EpochSampler):
         before = (engine.state.iteration - 1) % engine.state.epoch_length * sampler.batch_size
-        return min(sampler.batch_size, sampler.dealt - before)
+        left: int = sampler.dealt - before
+        return min(sampler.batch_size, left)
     return len(engine.state.output[CommonKeys.IMAGE]) * world_size()
 
 
