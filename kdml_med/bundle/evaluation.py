@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,10 @@ from kdml_med.runs import (
     write_predictions,
 )
 from kdml_med.storage.files import naming, write_json, write_table
-from kdml_med.storage.reading import damaged
+from kdml_med.storage.reading import damaged, read_json
 from kdml_med.words import GENERATED_FIGURES, counted, printable
+
+_SPEED = "training_speed"
 
 
 def save_evaluation(
@@ -73,7 +76,8 @@ def save_evaluation(
         best_of: run folder whose best weights are loaded first; None evaluates the network as it is.
         run_dir: training run that is evaluated; None while it is still training.
         resamples: of the bootstrap over patients.
-        speed: of the training, see ``kdml_med.handlers.StepTimes.summary``; the one part that is not the same twice.
+        speed: of the training, see ``kdml_med.handlers.StepTimes.summary``; the one part of metrics.json that is not
+            the same twice. Where it is empty, because nothing was left to train, that of an earlier evaluation stays.
 
     Returns:
         Content of metrics.json; nothing in all but the main one of several processes.
@@ -110,15 +114,23 @@ def save_evaluation(
     }
     if epoch is not None:
         metrics["best_epoch"] = epoch
-    if speed:
-        metrics["training_speed"] = dict(speed)
     target = Path(output_dir)
+    metrics |= _speed_of_training(speed, target)
     _withdraw(target)
     table = write_tile_predictions(target, predictions, dataset, level, aggregation)
     write_classification_figures(target, table, metrics)
     write_json(target / METRICS_FILE, metrics)
     print(f"\n{_heading(metrics)}\n\n{results_table(metrics)}\n\nWritten to {target}\n")
     return metrics
+
+
+def _speed_of_training(speed: Mapping[str, Any] | None, folder: Path) -> dict[str, Any]:
+    """What metrics.json says of how fast the training was; nothing where no training is evaluated."""
+    path = folder / METRICS_FILE
+    if speed is not None and not speed and path.is_file():
+        with contextlib.suppress(InputError):  # damaged: it will be written anew
+            speed = read_json(path, remedy=TRAIN_AGAIN).get(_SPEED)
+    return {_SPEED: dict(speed)} if isinstance(speed, Mapping) and speed else {}
 
 
 def _withdraw(folder: Path) -> None:
@@ -274,9 +286,8 @@ def save_detection_evaluation(
     }
     if epoch is not None:
         metrics["best_epoch"] = epoch
-    if speed:
-        metrics["training_speed"] = dict(speed)
     target = Path(output_dir)
+    metrics |= _speed_of_training(speed, target)
     _withdraw(target)
     write_detections(target / DETECTIONS_FILE, detections)
     write_table(target / SEQUENCES_FILE, sequence_table(dataset.rows, detections, threshold=thresholds))
@@ -311,7 +322,8 @@ def save_speed(
 ) -> dict[str, Any]:
     """Time every network, one frame after the other, and write speed.json.
 
-    A file of its own, because it is the one result that is not the same twice. See ``kdml_med.deploy.speed``.
+    A file of its own: beside the speed of the training in metrics.json it is what is not the same twice. See
+    ``kdml_med.deploy.speed``.
     """
     speed = measure_speed(network, image_size=image_size, device=device, repeats=repeats)
     write_json(Path(output_dir) / SPEED_FILE, speed)

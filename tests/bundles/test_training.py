@@ -118,6 +118,10 @@ def test_finished_run_is_left_as_it_is(dataset: Path, trained: Path, tmp_path: P
     result = run_bundle(*train_words(dataset, copy))
     assert "nothing to do" in result.stdout
     assert contents(copy) == contents(trained)
+    assert (copy / "metrics.json").read_bytes() == (trained / "metrics.json").read_bytes()
+    (copy / "metrics.json").write_text("{")
+    run_bundle(*train_words(dataset, copy))
+    assert lasting(copy / "metrics.json") == lasting(trained / "metrics.json")
 
 
 def test_other_settings_for_the_same_run_are_refused(dataset: Path, trained: Path) -> None:
