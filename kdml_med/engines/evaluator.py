@@ -60,11 +60,13 @@ class CohortEvaluator(SupervisedEvaluator):
     It runs in inference mode: what it leaves in its output cannot be trained with.
 
     Args:
-        **kwargs: see ``monai.engines.SupervisedEvaluator``; ``decollate`` is always off, as in ``KDMLTrainer``.
+        **kwargs: see ``monai.engines.SupervisedEvaluator``; ``decollate`` is always off, and ``non_blocking`` on unless
+            it is given, as in ``KDMLTrainer``.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("prepare_batch", prepare_cohort_batch)
+        kwargs.setdefault("non_blocking", True)
         super().__init__(decollate=False, **kwargs)
         self.add_event_handler(Events.STARTED, lambda: processes.share_buffers(self.network))
 

@@ -24,7 +24,8 @@ def prepare_cohort_batch(
 ) -> tuple[Tensor, Any]:
     """Images and labels of a batch on the device; identifiers stay in ``engine.state.batch``.
 
-    Boxes come as the list of boxes of each image and the images' (height, width), which anchors are made for.
+    Boxes come as the list of boxes of each image and the images' (height, width), which anchors are made for. They go
+    one by one, as the loader has pinned them: joined here they would be in memory that a copy to a GPU waits for.
     """
     image = batch[BatchKey.IMAGE].to(device=device, non_blocking=non_blocking)
     label = batch[BatchKey.LABEL]
@@ -48,7 +49,8 @@ class KDMLTrainer(SupervisedTrainer):
         acceleration: precision and memory format of the forward pass; None for float32.
         accumulate: batches whose mean gradient makes one optimizer step. The last step of an epoch takes what is left.
         **kwargs: see ``monai.engines.SupervisedTrainer``. ``decollate`` is always off: it would take the predictions
-            apart by sample and lose the names.
+            apart by sample and lose the names. ``non_blocking`` is on unless it is given: a batch is on its way to a
+            GPU while the step before is still at work there.
 
     Attributes:
         updated: whether the batch that was trained last ended with an optimizer step.
@@ -69,6 +71,7 @@ class KDMLTrainer(SupervisedTrainer):
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("prepare_batch", prepare_cohort_batch)
+        kwargs.setdefault("non_blocking", True)
         self.acceleration = acceleration or Acceleration(kwargs["device"])
         self.cohort = self.acceleration.prepare(network)
         self.cohort_loss = loss_function

@@ -147,8 +147,9 @@ def match_anchors(boxes: Sequence[Tensor], height: int, width: int) -> MatchedAn
         overlap = overlaps(truth[:, None], anchors[candidate])
         least = overlap.mean(dim=1) + overlap.std(dim=1)
         positive = (overlap >= least[:, None]) & _contains(truth[:, None], _centres(anchors)[candidate])
-        image = torch.arange(len(boxes)).repeat_interleave(torch.tensor([len(own) for own in boxes]))
-        place = (image.to(truth.device)[:, None] * len(anchors) + candidate).flatten()
+        # Made where the boxes are: a copy from the CPU would wait for the forward pass.
+        image = torch.cat([own.new_full((len(own),), number, dtype=torch.long) for number, own in enumerate(boxes)])
+        place = (image[:, None] * len(anchors) + candidate).flatten()
         # What is not positive takes part with less than any overlap, so that no step waits to count what is.
         strength = torch.where(positive, overlap, -1.0).flatten()
         best = strength.new_zeros(everything).scatter_reduce(0, place, strength, "amax")

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from kdml_med.engines import ClassificationEvaluator, ensemble_probabilities
+from kdml_med.losses import ClassificationCohortLoss
 from kdml_med.networks import build_cohort
+from tests.engines.test_trainer import trainer_of
 from tests.networks.tiny import TINY
 
 # Two classes; logits (0, ln 3) mean probabilities (1/4, 3/4), equal logits (1/2, 1/2).
@@ -80,3 +82,24 @@ def test_evaluation_leaves_the_cohort_as_it_was():
     assert all(torch.equal(value, before[name]) for name, value in cohort.state_dict().items())
     assert not output["pred"]["student_0"].requires_grad
     assert output["pred"]["student_0"].is_inference()
+
+
+def test_engines_send_labels_and_boxes_to_a_gpu_without_waiting():
+    """As torch is told; here is no GPU that would wait."""
+
+    class Sent(torch.Tensor):
+        told = []
+
+        def to(self, *_, **how):
+            Sent.told.append(how["non_blocking"])
+            return self.as_subclass(torch.Tensor)
+
+    image, label, boxes = (torch.zeros(*size).as_subclass(Sent) for size in ((2, 3, 64, 64), (2,), (1, 4)))
+    cohort = build_cohort(students=[TINY], use_teacher=False)
+    evaluator = ClassificationEvaluator(device="cpu", val_data_loader=[], network=cohort)
+    trainer = trainer_of(cohort, [], ClassificationCohortLoss())
+    for engine in (evaluator, trainer):
+        for labels, tensors in ((label, 2), ([boxes, boxes], 3)):
+            Sent.told.clear()
+            engine.prepare_batch({"image": image, "label": labels}, "cuda", engine.non_blocking)
+            assert Sent.told == [True] * tensors
