@@ -13,7 +13,7 @@ from monai.utils import CommonKeys
 from torch import Tensor
 
 from kdml_med.engines import processes
-from kdml_med.engines.trainer import prepare_cohort_batch
+from kdml_med.engines.trainer import prepare_cohort_batch, refuse_amp
 from kdml_med.keys import NetworkName, OutputKey
 
 AVERAGES = ("probabilities", "logits")
@@ -62,9 +62,13 @@ class CohortEvaluator(SupervisedEvaluator):
     Args:
         **kwargs: see ``monai.engines.SupervisedEvaluator``; ``decollate`` is always off, and ``non_blocking`` on unless
             it is given, as in ``KDMLTrainer``.
+
+    Raises:
+        InputError: ``amp`` is on, see ``refuse_amp``.
     """
 
     def __init__(self, **kwargs: Any) -> None:
+        refuse_amp(kwargs)
         kwargs.setdefault("prepare_batch", prepare_cohort_batch)
         kwargs.setdefault("non_blocking", True)
         super().__init__(decollate=False, **kwargs)

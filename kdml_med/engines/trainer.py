@@ -16,6 +16,7 @@ from kdml_med.engines import processes
 from kdml_med.engines.acceleration import Acceleration
 from kdml_med.engines.guard import LossGuard
 from kdml_med.engines.memory import freed_memory_kept
+from kdml_med.errors import InputError
 from kdml_med.keys import BatchKey, LossTerm, OutputKey
 
 
@@ -33,6 +34,19 @@ def prepare_cohort_batch(
         return image, label.to(device=device, non_blocking=non_blocking)
     boxes = [part.to(device=device, non_blocking=non_blocking) for part in label]
     return image, (boxes, tuple(image.shape[-2:]))
+
+
+def refuse_amp(settings: Mapping[str, Any]) -> None:
+    """Refuse MONAI's switch for mixed precision, which the steps of this package do not read.
+
+    Raises:
+        InputError: it is on; says what to write.
+    """
+    if settings.get("amp") or settings.get("amp_kwargs"):
+        raise InputError(
+            "amp is on, which trainer and evaluators of kdml_med do not read: train with --precision fp16, in Python "
+            "KDMLTrainer(acceleration=Acceleration(device, precision='fp16')); evaluation is in float32."
+        )
 
 
 class KDMLTrainer(SupervisedTrainer):
@@ -58,6 +72,7 @@ class KDMLTrainer(SupervisedTrainer):
 
     Raises:
         FloatingPointError: see ``LossGuard.check``.
+        InputError: ``amp`` is on, see ``refuse_amp``.
         ValueError: accumulate is not positive.
     """
 
@@ -70,6 +85,7 @@ class KDMLTrainer(SupervisedTrainer):
         accumulate: int = 1,
         **kwargs: Any,
     ) -> None:
+        refuse_amp(kwargs)
         kwargs.setdefault("prepare_batch", prepare_cohort_batch)
         kwargs.setdefault("non_blocking", True)
         self.acceleration = acceleration or Acceleration(kwargs["device"])
