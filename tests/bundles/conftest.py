@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -60,22 +58,6 @@ def refused(*words: str | Path) -> str:
     said = str(caught.value)
     assert "\n" not in said
     return said
-
-
-def kill_at_a_checkpoint(words: list[str | Path], run_dir: Path) -> None:
-    """Start a training that saves behind every batch, and kill it as soon as something is saved."""
-    last = run_dir / "checkpoints/last.pt"
-    process = subprocess.Popen(
-        bundle_command(*words, "--checkpoint_interval", "0.0000001"), cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 200
-    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
-        os.sched_yield()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert last.is_file()
-    assert not (run_dir / "metrics.json").exists(), "it was to be killed before the end"
 
 
 def points_without_speed(run_dir: Path) -> list[tuple[str, str, list[tuple[int, float]]]]:
