@@ -13,11 +13,10 @@ from kdml_med.bundle.knobs import Stage
 from kdml_med.bundle.running import run_config
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
-from tests.handlers.test_exact_resume import points
+from tests.kills import REPOSITORY
 from tests.synthetic_frames import write_frame_dataset
 from tests.synthetic_tiles import write_tile_dataset
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = Path("bundles/msi_kdml/configs")
 POLYP_CONFIGS = Path("bundles/polyp_kdml/configs")
 SMALL_DETECTOR = "{'name': 'retinanet', 'body': 'mobilenet_v2', 'last_block': 13, 'width': 16, 'head_convs': 1}"
@@ -58,14 +57,6 @@ def refused(*words: str | Path) -> str:
     said = str(caught.value)
     assert "\n" not in said
     return said
-
-
-def points_without_speed(run_dir: Path) -> list[tuple[str, str, list[tuple[int, float]]]]:
-    """What TensorBoard shows of a run, but for what a clock measured, of which only the steps are told."""
-    return [
-        (run, tag, [(step, 0.0 if tag.startswith("speed/") else value) for step, value in found])
-        for run, tag, found in points(run_dir / "tensorboard")
-    ]
 
 
 def train_words(dataset: Path, run_dir: Path, *more: str) -> list[str | Path]:

@@ -19,14 +19,13 @@ from kdml_med.splits import freeze_splits
 from kdml_med.storage.manifest import read_manifest
 from tests.bundles.conftest import (
     POLYP_CONFIGS,
-    points_without_speed,
     polyp_words,
     read_json,
     refused,
     run_bundle,
 )
 from tests.kills import kill_in_step
-from tests.results import lasting
+from tests.results import lasting, points
 from tests.synthetic_frames import SPLITS, write_frame_dataset
 
 NETWORKS = ["ensemble", "student_0", "student_1", "teacher"]  # sorted
@@ -180,7 +179,7 @@ def test_killed_training_goes_on_to_the_same_bytes(frames: Path, trained_detecto
     )
     assert resumed.keys() == uninterrupted.keys()
     assert [name for name in resumed if resumed[name] != uninterrupted[name]] == []
-    assert points_without_speed(run_dir) == points_without_speed(trained_detectors)
+    assert points(run_dir / "tensorboard") == points(trained_detectors / "tensorboard")
 
 
 def test_a_sequence_in_two_splits_is_refused(frames: Path, tmp_path: Path) -> None:

@@ -22,13 +22,12 @@ from tests.bundles.conftest import (
     CONFIGS,
     REPOSITORY,
     bundle_command,
-    points_without_speed,
     read_json,
     run_bundle,
     train_words,
 )
 from tests.kills import kill_in_step
-from tests.results import lasting
+from tests.results import lasting, points
 
 NETWORKS = ["teacher", "student_0", "student_1", "ensemble"]
 RESULTS = ["metrics.json", "predictions.parquet", "patients.csv", "cohort.json", "losses.csv", "history.csv"]
@@ -112,7 +111,7 @@ def test_killed_training_goes_on_to_the_same_bytes(dataset: Path, trained: Path,
     assert f"Going on behind batch 2 of {STEPS} in epoch 2 of " in result.stdout
     resumed, uninterrupted = contents(run_dir), contents(trained)
     assert [name for name in resumed if resumed[name] != uninterrupted[name]] == []
-    assert points_without_speed(run_dir) == points_without_speed(trained)
+    assert points(run_dir / "tensorboard") == points(trained / "tensorboard")
 
 
 def test_finished_run_is_left_as_it_is(dataset: Path, trained: Path, tmp_path: Path) -> None:
