@@ -219,3 +219,23 @@ def test_matching_waits_for_no_other_device(monkeypatch):
     with OneDevice():
         matched = match_anchors(boxes, 64, 128)
     assert matched.boxes.shape == (3, 170, 4)
+
+
+def test_many_boxes_are_matched_part_by_part(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    low = torch.rand(40, 2, generator=generator) * 80
+    boxes = torch.cat([low, low + 12 + torch.rand(40, 2, generator=generator) * 30], dim=1)
+    whole = match_anchors([boxes[:25], boxes[25:]], 128, 128)
+    sizes = []
+    nearest = anchors._nearest
+    monkeypatch.setattr(anchors, "_nearest", lambda part, *rest: sizes.append(len(part)) or nearest(part, *rest))
+    monkeypatch.setattr(anchors, "_BOXES", 16)
+    parts = match_anchors([boxes[:25], boxes[25:]], 128, 128)
+    assert sizes == [16, 16, 8]
+    assert torch.equal(parts.positive, whole.positive)
+    assert torch.equal(parts.boxes, whole.boxes)
+
+
+def test_no_gradient_flows_through_overlaps():
+    boxes = torch.tensor([[0.0, 0, 4, 4]], requires_grad=True)
+    assert not overlaps(boxes, boxes).requires_grad
