@@ -10,9 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-from monai.utils import set_determinism
-
 from kdml_med.bundle.provenance import made_by
 from kdml_med.bundle.settings import Settings, free_settings, known_default
 from kdml_med.bundle.workflow import errors_for_people
@@ -30,7 +27,7 @@ from kdml_med.losses.cohort import ClassificationCohortLoss, CohortLoss
 from kdml_med.losses.detection import DetectionCohortLoss
 from kdml_med.metrics.aggregation import Level
 from kdml_med.networks.cohort import Cohort, build_cohort
-from kdml_med.networks.devices import check_device, check_precision
+from kdml_med.networks.devices import check_device, check_precision, compute_repeatably
 from kdml_med.networks.registry import cohort_spec
 from kdml_med.networks.remembered import RememberedTeacher
 from kdml_med.program import leave_quickly
@@ -141,11 +138,7 @@ def check_level(level: str, info: DatasetInfo, dataset_dir: str | Path) -> None:
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch and ask for deterministic algorithms; each process draws numbers of its own."""
-    set_determinism(seed=(seed + _SEED_STEP * processes.rank()) % 2**32)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Else every new tensor is filled with NaN first, a fifth of a step: for kernels that read what nobody wrote, of
-    # which there are none here.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    compute_repeatably((seed + _SEED_STEP * processes.rank()) % 2**32)
 
 
 def run_training(trainer: KDMLTrainer) -> None:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from kdml_med.engines import processes
 from kdml_med.engines.acceleration import Acceleration
 from kdml_med.engines.guard import LossGuard
-from kdml_med.engines.memory import freed_memory_kept
 from kdml_med.errors import InputError
 from kdml_med.keys import BatchKey, LossTerm, OutputKey
+from kdml_med.networks.memory import freed_memory_kept
 
 
 def prepare_cohort_batch(

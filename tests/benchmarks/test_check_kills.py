@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from tests.benchmarks import check_kills
 from tests.benchmarks.check_kills import differences, unequal
 from tests.results import points
 
@@ -46,7 +47,10 @@ def test_every_difference_is_named(tmp_path: Path) -> None:
     (other / "losses.csv").write_text("epoch,value\n1,0.5\n1,0.5\n")
     (other / "metrics.json").write_text(json.dumps({"auroc": 0.75}))
     pd.DataFrame({"probability": [0.25, 0.75]}).to_parquet(other / "predictions.parquet")
+    (other / "figures").mkdir()
+    (other / "figures" / "roc.csv").write_text("x,y\n")
     assert differences(reference, other) == [
+        "figures/roc.csv",
         "losses.csv",
         "predictions.parquet",
         "metrics.json: /auroc",
@@ -81,3 +85,31 @@ def test_points_of_a_training_that_goes_on_are_read_as_one_curve(tmp_path: Path)
             for step in range(start, start + 3):
                 writer.add_scalar("loss", step / 2, step)
     assert points(tmp_path) == {"cohort/loss": [(step, step / 2) for step in range(5)]}
+
+
+@pytest.mark.parametrize(("lengths", "hit", "moments"), [([9.0], 1, 1), ([0.0, 0.0, 9.0], 1, 3), ([0.0] * 9, 0, 5)])
+def test_a_training_that_has_ended_is_not_counted_as_killed(
+    lengths: list[float], hit: int, moments: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The undisturbed one takes eight seconds; ``lengths`` are those of the ones to be killed."""
+    drawn: list[float] = []
+
+    def train(dataset: Path, run: Path, options: list[str], *, kill_after: float | None = None) -> float | None:
+        if not run.exists():
+            run_folder(run)
+            (run / "history.csv").write_text("epoch\n")
+        if kill_after is None:
+            return 8.0
+        drawn.append(kill_after)
+        took = lengths[len(drawn) - 1]
+        return None if took > kill_after else took
+
+    monkeypatch.setattr(check_kills, "train", train)
+    done = check_kills.check("msi", tmp_path, tmp_path, 1, np.random.default_rng(0))
+    assert (done.hit, done.resumed, done.wrong, len(drawn)) == (hit, hit, 0, moments)
+
+
+def test_a_training_that_writes_no_tables_cannot_be_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_kills, "train", lambda _, run, *__, **___: run_folder(run) and 8.0)
+    with pytest.raises(SystemExit, match=r"has no history\.csv"):
+        check_kills.check("msi", tmp_path, tmp_path, 1, np.random.default_rng(0))
