@@ -18,7 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
-from kdml_med.engines.processes import is_main
+from kdml_med.engines.processes import is_main, world_size
 from kdml_med.handlers.losses import EpochMeans
 from kdml_med.handlers.metrics import UNDEFINED
 from kdml_med.handlers.tensorboard_boxes import box_agreement
@@ -248,7 +248,11 @@ class CohortTensorBoard:
         self._close()
 
     def _close_and_raise(self, engine: Engine, error: Exception) -> None:
-        with contextlib.suppress(OSError):  # a full disk refuses the rest once more, and is not what is to be said
+        # A full disk refuses the rest once more, and a GPU that failed answers no more: neither is what is to be said.
+        with contextlib.suppress(Exception):
+            if world_size() == 1:  # the means of several processes need all of them
+                EpochMeans.of(engine).read()
+        with contextlib.suppress(OSError):
             self._close()
         raise error
 

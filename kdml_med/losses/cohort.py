@@ -307,11 +307,12 @@ class ClassificationCohortLoss(CohortLoss):
         """Cross-entropy, mean over the batch."""
         logits = _logits(prediction)
         with torch.autocast(logits.device.type, enabled=False):
-            loss = F.cross_entropy(logits.float(), target, weight=self.class_weights)
             if self.joint is None or self.class_weights is None:
-                return self.of_batch(loss)
+                return self.of_batch(F.cross_entropy(logits.float(), target, weight=self.class_weights))
+            # A sum, as the mean of samples without any weight is no number.
+            loss = F.cross_entropy(logits.float(), target, weight=self.class_weights, reduction="sum")
             weight = self.class_weights[target].sum()
-            return loss * weight / self.joint.divisor(weight, torch.finfo(torch.float32).tiny)
+            return loss / self.joint.divisor(weight, torch.finfo(torch.float32).tiny)
 
     def teacher_loss(
         self, student: Tensor | ClassifierAnswer, teacher: Tensor | ClassifierAnswer, target: Tensor

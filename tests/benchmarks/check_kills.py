@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kdml_med.runs import (
     CHECKPOINTS_DIR,
@@ -41,14 +40,13 @@ from kdml_med.runs import (
 )
 from kdml_med.storage.manifest import SPLITS_FILE
 from tests.benchmarks.racing import describe_machine
+from tests.results import TIMES, points
 
 TRAININGS = {"msi": ("tiles", "--tiles-per-epoch", "320"), "polyp": ("frames", "--frames-per-epoch", "96")}
 """Dataset of the demo's folder, and the length of an epoch."""
 COMMON = ("--version", "tiny", "--max-epochs", "3", "--checkpoint-interval", "0.02")
 PROGRAM = (sys.executable, "-m", "kdml_med.cli")
 WORKERS = (0, 1, 2)
-TIMES = ("speed/", "training_speed")
-"""How the names begin of what tells how long something took, which is never the same twice."""
 WRITTEN = {
     "msi": {LOSSES_FILE, HISTORY_FILE, PREDICTIONS_FILE, METRICS_FILE},
     "polyp": {LOSSES_FILE, HISTORY_FILE, DETECTIONS_FILE, METRICS_FILE},
@@ -68,8 +66,8 @@ def differences(reference: Path, other: Path) -> list[str]:
             found += [f"{name}.pt: {place}" for place in unequal(*states)]
         else:
             found.append(f"{name}.pt is not there")
-    points = [tensorboard_points(folder / "tensorboard") for folder in (reference, other)]
-    return found + [f"TensorBoard: {tag}" for tag in unequal(*points)]
+    curves = [points(folder / "tensorboard") for folder in (reference, other)]
+    return found + [f"TensorBoard: {tag}" for tag in unequal(*curves)]
 
 
 def _files(reference: Path, other: Path) -> Iterator[str]:
@@ -118,17 +116,6 @@ def unequal(one: Any, other: Any, place: str = "") -> list[str]:
         both_nan = isinstance(one, float) and isinstance(other, float) and one != one and other != other
         same = type(one) is type(other) and (one == other or both_nan)
     return [] if same else [place or "all"]
-
-
-def tensorboard_points(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Steps and values of every curve, in the order in which TensorBoard shows them."""
-    points = {}
-    for run in sorted({path.parent for path in folder.rglob("events.out.tfevents.*")}):
-        events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-        for tag in events.Tags()["scalars"]:
-            if not tag.startswith(TIMES):
-                points[f"{run.relative_to(folder)}/{tag}"] = [(each.step, each.value) for each in events.Scalars(tag)]
-    return points
 
 
 def train(dataset: Path, run: Path, options: Sequence[str], *, kill_after: float | None = None) -> float | None:

@@ -15,7 +15,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from tests.benchmarks import check_kills
-from tests.benchmarks.check_kills import differences, tensorboard_points, unequal
+from tests.benchmarks.check_kills import differences, unequal
+from tests.results import points
 
 STATE = {"network": {"w": torch.tensor([0.0, 1.0])}, "epoch": 3, "groups": [{"lr": 0.1}], "best": math.nan}
 
@@ -56,6 +57,7 @@ def test_every_difference_is_named(tmp_path: Path) -> None:
         "last.pt: /network/w",
         "student_0.pt is not there",
         "TensorBoard: /cohort/loss",
+        "TensorBoard: /cohort/speed/steps_per_second",
     ]
 
 
@@ -82,7 +84,7 @@ def test_points_of_a_training_that_goes_on_are_read_as_one_curve(tmp_path: Path)
         with SummaryWriter(str(tmp_path / "cohort"), purge_step=purge, filename_suffix=str(start)) as writer:
             for step in range(start, start + 3):
                 writer.add_scalar("loss", step / 2, step)
-    assert tensorboard_points(tmp_path) == {"cohort/loss": [(step, step / 2) for step in range(5)]}
+    assert points(tmp_path) == {"cohort/loss": [(step, step / 2) for step in range(5)]}
 
 
 @pytest.mark.parametrize(("lengths", "hit", "moments"), [([9.0], 1, 1), ([0.0, 0.0, 9.0], 1, 3), ([0.0] * 9, 0, 5)])
