@@ -189,6 +189,17 @@ def test_gradients_that_wait_for_more_batches_are_no_place_to_stop_at(folder: Pa
     assert position == {"epoch": 0, "batches": 3, "samples": 6}
 
 
+def test_several_processes_ask_for_the_time_wherever_their_updates_fall(folder: Path, tmp_path: Path) -> None:
+    """In the second epoch of 5 batches updates are behind batches 7 and 9, neither of which 2 divides."""
+    with (
+        mock.patch("kdml_med.handlers.checkpoint.world_size", return_value=2),
+        mock.patch("kdml_med.handlers.checkpoint._BATCHES_BETWEEN_QUESTIONS", 2),
+    ):
+        killed(folder, tmp_path, 9, accumulate=2)
+    position = torch.load(checkpoint_path(tmp_path, "last"), weights_only=True)["position"]
+    assert position == {"epoch": 1, "batches": 4, "samples": 8}
+
+
 def test_older_checkpoints_stay_and_can_be_gone_back_to(folder: Path, tmp_path: Path) -> None:
     killed(folder, tmp_path, 8, keep=3)
     names = {path.name for path in (tmp_path / "checkpoints").glob("step_*.pt")}
