@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -30,6 +31,8 @@ MAIN = 0
 """Rank of the process that writes."""
 _ENDED = "ended"
 _LAUNCHER = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # what torchrun tells every process
+_ENDED_WITHIN_S = 5.0
+"""After the first process has ended with an error, the launcher has ended the others."""
 _LOST = (
     "another process of this training is gone, without a word: was it killed, perhaps for want of memory? The same "
     "command goes on from the last checkpoint."
@@ -129,6 +132,16 @@ def leave() -> None:
         _left_as = dist.get_rank()
         logging.disable(logging.NOTSET)
         dist.destroy_process_group()
+
+
+def _abandon() -> None:
+    """Leave them by an error: who waits for this process meets one as well, and a later training begins anew.
+
+    A group of GPUs stays: NCCL can wait for what will never be computed.
+    """
+    logging.disable(logging.NOTSET)
+    if _joined() and dist.get_backend() == dist.Backend.GLOO:
+        leave()
 
 
 def gather(value: Value) -> list[Value] | None:
@@ -300,6 +313,8 @@ def end_together(error: BaseException) -> BaseException:
     if launched() == 1:
         return error
     if not _is_first_to_end(_meet()):
+        if not isinstance(error, SystemExit):  # of this process, on its way out: it has waited
+            time.sleep(_ENDED_WITHIN_S)  # torchrun takes the code of any that ends in the same second for the reason
         raise SystemExit(int(ExitCode.BAD_INPUT)) from error
     said: BaseException = InputError(_LOST) if _is_lost(error) else foreseen(error) or error
     _tell_launcher(said)
@@ -308,11 +323,14 @@ def end_together(error: BaseException) -> BaseException:
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """An error that leaves the block is that of one process only, see ``end_together``."""
+    """An error that leaves the block is that of one process only, see ``end_together``, and ends the group."""
     try:
         yield
     except BaseException as error:
-        said = end_together(error)
+        try:
+            said = end_together(error)
+        finally:
+            _abandon()
         if said is error:
             raise
         raise said from error
