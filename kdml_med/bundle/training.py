@@ -224,7 +224,8 @@ def record_run(
         level: "patient" or "slide", what tiles are aggregated to.
 
     Raises:
-        InputError: the dataset does not fit the settings, the loss not the students, or another run has the folder.
+        InputError: the dataset does not fit the settings, the loss not the students, another run has the folder, or not
+            all processes see it.
     """
     cohort, loss = built
     if isinstance(training, TileDataset):
@@ -234,18 +235,18 @@ def record_run(
             _check_frames(part)
     with errors_for_people(ValueError):
         loss.check_students(len(cohort.student_names))
-    if not processes.is_main():
-        return
     run_dir = Path(settings["run_dir"])
-    settings.holds = keep_out_others(run_dir, option="--run_dir")
-    recorded = _recorded(settings) | {
-        ACCELERATION: acceleration.describe(),
-        "made_by": made_by(_made_by_before(run_dir)),
-    }
-    write_json(run_dir / SETTINGS_FILE, recorded)
-    described = _describe(settings, training, validation, cohort, level)
-    described.write(run_dir)
-    write_network_metadata(run_dir, described)
+    if processes.is_main():
+        settings.holds = keep_out_others(run_dir, option="--run_dir")
+        recorded = _recorded(settings) | {
+            ACCELERATION: acceleration.describe(),
+            "made_by": made_by(_made_by_before(run_dir)),
+        }
+        write_json(run_dir / SETTINGS_FILE, recorded)
+        described = _describe(settings, training, validation, cohort, level)
+        described.write(run_dir)
+        write_network_metadata(run_dir, described)
+    processes.seen_by_all(run_dir / SETTINGS_FILE)
 
 
 def _made_by_before(run_dir: Path) -> dict[str, Any] | None:

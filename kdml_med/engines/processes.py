@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -31,8 +32,8 @@ MAIN = 0
 """Rank of the process that writes."""
 _ENDED = "ended"
 _LAUNCHER = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # what torchrun tells every process
-_ENDED_WITHIN_S = 5.0
-"""After the first process has ended with an error, the launcher has ended the others."""
+_ENDED_WITHIN_S = 5.0  # after the first one the launcher has ended the others
+_SEEN_WITHIN_S = 60.0  # so long a file system of several machines may show what was there before
 _LOST = (
     "another process of this training is gone, without a word: was it killed, perhaps for want of memory? The same "
     "command goes on from the last checkpoint."
@@ -201,6 +202,24 @@ def wait() -> None:
     """Wait for the others; all call it."""
     if world_size() > 1:
         dist.barrier()
+
+
+def seen_by_all(path: Path) -> bool:
+    """Whether a file of the run is there; all call it.
+
+    Raises:
+        InputError: this process does not see it as the main one does.
+    """
+    there = from_main(path.is_file())
+    deadline = time.monotonic() + _SEEN_WITHIN_S
+    while path.is_file() != there:
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"process {rank()} of this training {'does not see' if there else 'sees'} {path}, unlike the main one: "
+                "--run_dir has to be one folder that all machines share."
+            )
+        time.sleep(0.1)
+    return there
 
 
 @contextlib.contextmanager

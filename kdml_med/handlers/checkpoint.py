@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from kdml_med.data.sampling import EpochSampler
-from kdml_med.engines.processes import from_main, gather, rank, world_size
+from kdml_med.engines.processes import from_main, gather, rank, seen_by_all, world_size
 from kdml_med.errors import InputError
 from kdml_med.handlers.losses import EpochMeans
 from kdml_med.handlers.random_state import random_state, restore_random_state
@@ -120,7 +120,7 @@ class CohortCheckpoint:
     def _started(self, engine: Trainer) -> None:
         self._saved_at = time.monotonic()
         path = checkpoint_path(self.run_dir, "last")
-        if not (self.resume and path.is_file()):
+        if not (self.resume and seen_by_all(path)):
             return
         state = read_checkpoint(path, _LAST, remedy=_REMEDY)
         with damaged(path, remedy=_REMEDY):

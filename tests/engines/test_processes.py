@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,6 +30,27 @@ def test_one_process_shares_with_nobody():
         pass
     error = ValueError("x")
     assert processes.end_together(error) is error
+
+
+def test_a_file_that_only_the_main_process_sees_is_refused(monkeypatch, tmp_path):
+    """On machines with a run folder each; a file system that is late is waited for."""
+    path, clock = tmp_path / "last.pt", SimpleNamespace(monotonic=lambda: clock.now, now=0.0)
+
+    def wait(_):
+        clock.now += 20
+        if clock.now > 40 and late:
+            path.touch()
+
+    clock.sleep, late = wait, False
+    monkeypatch.setattr(processes, "time", clock)
+    assert not processes.seen_by_all(path)
+    monkeypatch.setattr(processes, "from_main", lambda _: True)
+    with pytest.raises(
+        InputError, match=r"process 0 of this training does not see .*last\.pt, .*: --run_dir has to be"
+    ):
+        processes.seen_by_all(path)
+    clock.now, late = 0.0, True
+    assert processes.seen_by_all(path)
 
 
 def test_sums_take_names_that_some_processes_lack():
