@@ -51,7 +51,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Number of this process among them, from 0; also when it has left them, and 0 before it joins."""
+    """Number of this process among them, from 0; also behind ``leave``, and 0 before ``join``."""
     return dist.get_rank() if _joined() else _left_as
 
 
