@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import torch
 from monai.utils import set_determinism
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdml_med.bundle.provenance import made_by
 from kdml_med.bundle.settings import Settings, free_settings, known_default
@@ -235,6 +236,7 @@ def record_run(
             _check_frames(part)
     with errors_for_people(ValueError):
         loss.check_students(len(cohort.student_names))
+    check_shares(settings, cohort)
     run_dir = Path(settings["run_dir"])
     if processes.is_main():
         settings.holds = keep_out_others(run_dir, option="--run_dir")
@@ -247,6 +249,22 @@ def record_run(
         described.write(run_dir)
         write_network_metadata(run_dir, described)
     processes.seen_by_all(run_dir / SETTINGS_FILE)
+
+
+def check_shares(settings: Settings, cohort: Cohort) -> None:
+    """Check that no process has batches of a single sample, of which batch norm on a CPU learns nothing.
+
+    Raises:
+        InputError: one would.
+    """
+    count, batch_size = processes.world_size(), settings["batch_size"]
+    if settings["device"] != "cpu" or count <= batch_size / 2 or count == 1:
+        return
+    if any(isinstance(module, _BatchNorm) for module in cohort.modules()):
+        raise InputError(
+            f"--batch_size {batch_size} is that of all {count} processes together, and batch norm on a CPU needs at "
+            f"least two samples in each: raise it to {2 * count}, better {8 * count}, or start fewer processes."
+        )
 
 
 def _made_by_before(run_dir: Path) -> dict[str, Any] | None:

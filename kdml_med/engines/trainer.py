@@ -110,8 +110,7 @@ class KDMLTrainer(SupervisedTrainer):
         with self.acceleration.autocast():
             output[CommonKeys.PRED] = self.inferer(image, self.network)
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
-        samples = 0 if self._is_idle() else len(image)
-        terms = processes.joint_terms(self.cohort_loss, output[CommonKeys.PRED], target, samples=samples)
+        terms = self._terms(output[CommonKeys.PRED], target, dealt=len(image))
         loss = output[CommonKeys.LOSS] = terms[LossTerm.LOSS]
         output[OutputKey.LOSS_TERMS] = {name: value.detach() for name, value in terms.items()}
         self.fire_event(IterationEvents.LOSS_COMPLETED)
@@ -125,10 +124,13 @@ class KDMLTrainer(SupervisedTrainer):
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return output
 
-    def _is_idle(self) -> bool:
-        """Whether this is a last batch in which this process has no sample of its own, see ``EpochSampler``."""
-        idle = getattr(getattr(self.data_loader, "sampler", None), "idle", False)
-        return bool(idle) and self.state.iteration % self.state.epoch_length == 0
+    def _terms(self, predictions: Any, target: Any, *, dealt: int) -> dict[str, Tensor]:
+        """Loss terms of the samples that count, see ``EpochSampler.spare``; where none does, of all."""
+        spare = getattr(getattr(self.data_loader, "sampler", None), "spare", 0)
+        counted = dealt if not spare or self.state.iteration % self.state.epoch_length else dealt - spare
+        if 0 < counted < dealt:
+            predictions, target = first_samples(predictions, counted), first_samples(target, counted)
+        return processes.joint_terms(self.cohort_loss, predictions, target, samples=counted)
 
     def _place(self) -> tuple[int, int]:
         """Of the batch among those of its optimizer step, from 1, and how many these are."""
@@ -143,3 +145,15 @@ class KDMLTrainer(SupervisedTrainer):
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
+
+
+def first_samples(value: Any, samples: int) -> Any:
+    """The first samples of a batch: of tensors and of lists by sample, in mappings and tuples of these."""
+    if isinstance(value, Tensor | list):
+        return value[:samples]
+    if isinstance(value, Mapping):
+        return {name: first_samples(part, samples) for name, part in value.items()}
+    if isinstance(value, tuple):
+        parts = [first_samples(part, samples) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value
