@@ -124,6 +124,10 @@ class EpochSampler(DistributedSampler[Any]):
         """Samples of a whole epoch in this process."""
         return self.num_samples
 
+    def size_of(self, batch: int) -> int:
+        """Samples of a batch of an epoch, counted from 0, in all processes together."""
+        return min(self.batch_size, self.dealt - batch * self.batch_size)
+
     def _share_of(self, samples: int) -> int:
         return len(range(self.rank, samples, self.num_replicas))
 

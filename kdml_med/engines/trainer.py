@@ -47,6 +47,7 @@ class KDMLTrainer(SupervisedTrainer):
             it has ``set_epoch``, it is called with the epoch (from 1) when an epoch starts.
         acceleration: precision and memory format of the forward pass; None for float32.
         accumulate: batches whose mean gradient makes one optimizer step. The last step of an epoch takes what is left.
+            With an ``EpochSampler`` batches weigh by their samples, otherwise alike.
         **kwargs: see ``monai.engines.SupervisedTrainer``. ``decollate`` is always off: it would take the predictions
             apart by sample and lose the names.
 
@@ -115,7 +116,7 @@ class KDMLTrainer(SupervisedTrainer):
         output[OutputKey.LOSS_TERMS] = {name: value.detach() for name, value in terms.items()}
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         self.guard.check(output[OutputKey.LOSS_TERMS], self)
-        loss = loss if batches == 1 else loss / batches
+        loss = loss if batches == 1 else loss / self._parts(place, batches)
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.updated = place == batches
@@ -138,6 +139,15 @@ class KDMLTrainer(SupervisedTrainer):
         done = (self.state.iteration - 1) % length if length else self.state.iteration - 1
         first = done - done % steps
         return done - first + 1, min(steps, length - first) if length else steps
+
+    def _parts(self, place: int, batches: int) -> float:
+        """Samples of an optimizer step over those of one of its batches: samples weigh alike, batches may differ."""
+        size_of = getattr(getattr(self.data_loader, "sampler", None), "size_of", None)
+        if size_of is None:
+            return float(batches)
+        first = (self.state.iteration - 1) % self.state.epoch_length - (place - 1)
+        sizes: list[int] = [size_of(first + number) for number in range(batches)]
+        return sum(sizes) / sizes[place - 1]
 
     def _update(self) -> None:
         if self.scaler is None:

@@ -228,6 +228,23 @@ def test_tiles_come_shuffled_and_augmented_anew_in_every_epoch(tmp_path, num_wor
     assert [name for _, name in seen.names[:6]] != [name for _, name in seen.names[6:]]
 
 
+def test_samples_of_an_update_weigh_alike_in_batches_of_any_size(tmp_path):
+    """Batches of 4, 4 and 2 tiles that make one update are one batch of 10."""
+    folder = write_dataset(tmp_path, {"a": ("train", "MSS", 6), "b": ("train", "MSI", 4)}, size_px=8)
+
+    def trained(batch_size, accumulate):
+        loader = SampleLoader(TileDataset(folder, "train", seed=5), batch_size=batch_size, training=True, seed=5)
+        cohort = build_cohort(seed=3, students=[PLAIN], use_teacher=False)
+        optimizer = torch.optim.SGD(cohort.parameters(), lr=0.1)
+        loss = ClassificationCohortLoss(beta=0.0)
+        trainer_of(cohort, loader, loss, epochs=2, optimizer=optimizer, accumulate=accumulate).run()
+        return cohort.state_dict()
+
+    found, wanted = trained(4, 3), trained(10, 1)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7)
+
+
 class WithSpare(list):
     """Batches, the last of which has samples that do not count."""
 
