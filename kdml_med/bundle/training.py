@@ -156,9 +156,8 @@ def run_training(trainer: KDMLTrainer) -> None:
     processes.wait()  # until the best weights are saved
     remembered = getattr(trainer.cohort, "remembered", None)
     if isinstance(remembered, RememberedTeacher):
-        logger.info(
-            "The teacher was asked about %d images; to %d its answers were known.", remembered.asked, remembered.known
-        )
+        counts = processes.total({"asked": remembered.asked, "known": remembered.known})
+        logger.info("The teacher was asked about %(asked)d images; to %(known)d its answers were known.", counts)
 
 
 def build_training_cohort(settings: Settings, *, num_classes: int, features: bool = False) -> Cohort:

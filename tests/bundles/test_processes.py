@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -20,9 +22,10 @@ from monai.bundle import ConfigWorkflow
 
 from kdml_med.bundle.running import run_config
 from kdml_med.bundle.settings import check_settings
-from kdml_med.bundle.training import check_shares
+from kdml_med.bundle.training import check_shares, run_training
 from kdml_med.errors import InputError
 from kdml_med.networks import build_cohort
+from kdml_med.networks.remembered import RememberedTeacher
 from kdml_med.runs import read_losses
 from tests.bundles.conftest import CONFIGS, POLYP_CONFIGS, REPOSITORY, read_json
 from tests.bundles.together import train_in_processes
@@ -212,6 +215,20 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(dataset: Path, tmp
     epochs = read_losses(tmp_path / "run")["epoch"].max()
     run_config("classification", "train", **settings, max_epochs=int(epochs) + 1)
     assert read_losses(tmp_path / "run")["epoch"].max() == epochs + 1
+
+
+def test_questions_to_a_remembered_teacher_are_those_of_all_processes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    remembered = mock.Mock(spec=RememberedTeacher, asked=5, known=2)
+    others = {"asked": 4.0, "known": 1.0}
+    monkeypatch.setattr(
+        "kdml_med.engines.processes.total", lambda own: {name: own[name] + others[name] for name in own}
+    )
+    caplog.set_level("INFO", "kdml_med")
+    trainer: Any = SimpleNamespace(run=lambda: None, cohort=SimpleNamespace(remembered=remembered))
+    run_training(trainer)
+    assert caplog.messages == ["The teacher was asked about 9 images; to 3 its answers were known."]
 
 
 def test_batch_norm_of_single_samples_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
