@@ -263,7 +263,8 @@ def exchange_gradients(network: nn.Module, *, wanted: bool) -> None:
 def share_buffers(network: nn.Module) -> None:
     """Give all processes the buffers of the main one, batch statistics above all; all call it.
 
-    In training that happens before every forward pass; whoever evaluates has to do it once.
+    In training that happens before forward passes, but for those behind batches that exchanged no gradients. Whoever
+    evaluates has to do it once.
     """
     if world_size() > 1:
         for buffer in network.buffers():
