@@ -7,6 +7,7 @@ import contextlib
 import functools
 import gc
 import logging
+import os
 import signal
 import sys
 import threading
@@ -79,6 +80,13 @@ def start(app: typer.Typer, **how: Any) -> NoReturn:
         print(f"error: {printable(text.rstrip('.'))}.{ask}", file=sys.stderr)
         raise SystemExit(int(ExitCode.BAD_INPUT)) from misuse
     raise SystemExit(code)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: of a machine that is shared, those that it was given."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def leave_quickly() -> None:

@@ -17,7 +17,7 @@ import pytest
 import typer
 
 from kdml_med.errors import INTERRUPTED, ExitCode, InputError
-from kdml_med.program import checked, hold_interrupts, unhindered_imports
+from kdml_med.program import checked, hold_interrupts, unhindered_imports, usable_cores
 
 
 def ending(command: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -146,3 +146,14 @@ def test_held_interrupts_work_outside_of_the_main_thread() -> None:
     thread.join()
     assert signal.SIGINT in masks[0]
     assert signal.SIGINT not in masks[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system gives no process its own cores")
+def test_a_process_uses_the_cores_that_it_was_given() -> None:
+    given = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(given)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, given)
+    assert usable_cores() == len(given)

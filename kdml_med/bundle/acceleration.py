@@ -14,6 +14,7 @@ from kdml_med.bundle.training import ACCELERATION, holds_run
 from kdml_med.data.frames import input_size
 from kdml_med.engines.acceleration import Acceleration
 from kdml_med.engines.precision import choose_arithmetic, measure_steps, ways_to_compute
+from kdml_med.engines.processes import from_main
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.networks.cohort import Cohort
 from kdml_med.networks.devices import check_precision
@@ -52,7 +53,8 @@ def build_acceleration(
         raise SystemExit(int(ExitCode.OK))
     run_dir = Path(settings["run_dir"])
     kept = _kept(run_dir) if holds_run(run_dir) else None
-    chosen = _choose(settings, cohort, min(size)) if kept is None else kept
+    # All processes compute alike, whatever machines they are on.
+    chosen = from_main(_choose(settings, cohort, min(size)) if kept is None else kept)
     with damaged(run_dir / SETTINGS_FILE, remedy=TRAIN_AGAIN):
         acceleration = Acceleration(
             settings["device"], **chosen, checkpoint_activations=settings["checkpoint_activations"]

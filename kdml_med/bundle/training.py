@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from kdml_med.bundle.provenance import made_by
 from kdml_med.bundle.settings import Settings, free_settings, known_default
 from kdml_med.bundle.workflow import errors_for_people
@@ -148,9 +150,8 @@ def run_training(trainer: KDMLTrainer) -> None:
     processes.wait()  # until the best weights are saved
     remembered = getattr(trainer.cohort, "remembered", None)
     if isinstance(remembered, RememberedTeacher):
-        logger.info(
-            "The teacher was asked about %d images; to %d its answers were known.", remembered.asked, remembered.known
-        )
+        counts = processes.total({"asked": remembered.asked, "known": remembered.known})
+        logger.info("The teacher was asked about %(asked)d images; to %(known)d its answers were known.", counts)
 
 
 def build_training_cohort(settings: Settings, *, num_classes: int, features: bool = False) -> Cohort:
@@ -217,7 +218,8 @@ def record_run(
         level: "patient" or "slide", what tiles are aggregated to.
 
     Raises:
-        InputError: the dataset does not fit the settings, the loss not the students, or another run has the folder.
+        InputError: the dataset does not fit the settings, the loss not the students, another run has the folder, or not
+            all processes see it.
     """
     cohort, loss = built
     if isinstance(training, TileDataset):
@@ -227,18 +229,35 @@ def record_run(
             _check_frames(part)
     with errors_for_people(ValueError):
         loss.check_students(len(cohort.student_names))
-    if not processes.is_main():
-        return
+    check_shares(settings, cohort)
     run_dir = Path(settings["run_dir"])
-    settings.holds = keep_out_others(run_dir, option="--run_dir")
-    recorded = _recorded(settings) | {
-        ACCELERATION: acceleration.describe(),
-        "made_by": made_by(_made_by_before(run_dir)),
-    }
-    write_json(run_dir / SETTINGS_FILE, recorded)
-    described = _describe(settings, training, validation, cohort, level)
-    described.write(run_dir)
-    write_network_metadata(run_dir, described)
+    if processes.is_main():
+        settings.holds = keep_out_others(run_dir, option="--run_dir")
+        recorded = _recorded(settings) | {
+            ACCELERATION: acceleration.describe(),
+            "made_by": made_by(_made_by_before(run_dir)),
+        }
+        write_json(run_dir / SETTINGS_FILE, recorded)
+        described = _describe(settings, training, validation, cohort, level)
+        described.write(run_dir)
+        write_network_metadata(run_dir, described)
+    processes.seen_by_all(run_dir / SETTINGS_FILE)
+
+
+def check_shares(settings: Settings, cohort: Cohort) -> None:
+    """Check that no process has batches of a single sample, of which batch norm on a CPU learns nothing.
+
+    Raises:
+        InputError: one would.
+    """
+    count, batch_size = processes.world_size(), settings["batch_size"]
+    if settings["device"] != "cpu" or count <= batch_size / 2 or count == 1:
+        return
+    if any(isinstance(module, _BatchNorm) for module in cohort.modules()):
+        raise InputError(
+            f"--batch_size {batch_size} is that of all {count} processes together, and batch norm on a CPU needs at "
+            f"least two samples in each: raise it to {2 * count}, better {8 * count}, or start fewer processes."
+        )
 
 
 def _made_by_before(run_dir: Path) -> dict[str, Any] | None:

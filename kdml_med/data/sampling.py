@@ -17,6 +17,9 @@ from kdml_med.errors import InputError
 _CHUNK = 2**16
 """Samples that are dealt out as Python objects at a time: an epoch of millions never is a list of so many pairs."""
 
+_LEAST_SHARE = 2
+"""Of a batch: batch norm takes no single sample where maps are 1 x 1."""
+
 
 class Labelled(Protocol):
     """Samples whose classes are known before they are read.
@@ -51,8 +54,10 @@ class EpochSampler(DistributedSampler[Any]):
 
     Attributes:
         share: samples of a whole batch that are this process's.
-        idle: whether the last batch is too small for this process to have a share in. It is dealt a sample that another
-            one has, so that all processes take as many steps; nobody must count what comes of it.
+        rest: samples of a last batch that is not whole, of all processes together; else 0.
+        spare: samples of the last batch that this process is dealt behind its own, where it has none or a single one
+            of it: all processes take as many steps, and batch norm has two samples. Other processes have them, too, and
+            nobody must count here what comes of them.
         start: epoch, and how many of its samples are left out at its beginning, by all processes together: where a
             training goes on in the middle of it.
 
@@ -81,10 +86,10 @@ class EpochSampler(DistributedSampler[Any]):
         self.batch_size = batch_size
         self.repeat_views = repeat_views
         self.dealt = self.total - (self.total % batch_size == 1 and self.total > 1)
-        batches, rest = divmod(self.dealt, batch_size)
-        self.share = self._share_of(batch_size)
-        self.idle = 0 < rest <= self.rank
-        self.num_samples = batches * self.share + max(self._share_of(rest), self.idle)
+        batches, self.rest = divmod(self.dealt, batch_size)
+        self.share, last = self._share_of(batch_size), self._share_of(self.rest)
+        self.spare = max(0, min(_LEAST_SHARE, self.share) - last) if self.rest and num_replicas > 1 else 0
+        self.num_samples = batches * self.share + last + self.spare
         self.start = (0, 0)
         self._members: tuple[Tensor, Tensor] | None = None
         if balance:
@@ -119,6 +124,10 @@ class EpochSampler(DistributedSampler[Any]):
         """Samples of a whole epoch in this process."""
         return self.num_samples
 
+    def size_of(self, batch: int) -> int:
+        """Samples of a batch of an epoch, counted from 0, in all processes together."""
+        return min(self.batch_size, self.dealt - batch * self.batch_size)
+
     def _share_of(self, samples: int) -> int:
         return len(range(self.rank, samples, self.num_replicas))
 
@@ -126,7 +135,11 @@ class EpochSampler(DistributedSampler[Any]):
         """Places in the common order that are this process's, int64 [samples]: every ``num_replicas``th of a batch."""
         places = torch.arange(seen, self.dealt)
         own = places[places % self.batch_size % self.num_replicas == self.rank]
-        return torch.cat([own, places[-1:]]) if self.idle else own
+        if not self.spare:
+            return own
+        last = places[-self.rest :]
+        others = last[last % self.batch_size % self.num_replicas != self.rank]
+        return torch.cat([own, (others if len(others) else last).repeat(self.spare)[: self.spare]])
 
 
 def _draw_balanced(by_class: Tensor, counts: Tensor, wanted: int, generator: torch.Generator) -> Tensor:

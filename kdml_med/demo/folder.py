@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any
 
 from kdml_med import workers as pool
 from kdml_med.errors import InputError, foreseen
-from kdml_med.program import progress_bar
+from kdml_med.program import progress_bar, usable_cores
 from kdml_med.storage.files import write_atomically
 from kdml_med.storage.reading import read_json
 
@@ -109,7 +108,7 @@ def run_jobs(job: Callable[..., object], arguments: Sequence[tuple[Any, ...]], w
     Raises:
         RuntimeError: one could not be done, for which there is no good reason; it ends all of them.
     """
-    processes = workers or os.cpu_count() or 1
+    processes = workers or usable_cores()
     work = partial(_call, job)
     for _, failure in pool.run_jobs(
         arguments, work, processes=processes, on_progress=lambda _: None, crashed="its process ended at once"

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +32,8 @@ MAIN = 0
 """Rank of the process that writes."""
 _ENDED = "ended"
 _LAUNCHER = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # what torchrun tells every process
+_ENDED_WITHIN_S = 5.0  # after the first one the launcher has ended the others
+_SEEN_WITHIN_S = 60.0  # so long a file system of several machines may show what was there before
 _LOST = (
     "another process of this training is gone, without a word: was it killed, perhaps for want of memory? The same "
     "command goes on from the last checkpoint."
@@ -47,7 +51,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Number of this process among them, from 0; also when it has left them, and 0 before it joins."""
+    """Number of this process among them, from 0; also behind ``leave``, and 0 before ``join``."""
     return dist.get_rank() if _joined() else _left_as
 
 
@@ -131,6 +135,16 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def _abandon() -> None:
+    """Leave them by an error: who waits for this process meets one as well, and a later training begins anew.
+
+    A group of GPUs stays: NCCL can wait for what will never be computed.
+    """
+    logging.disable(logging.NOTSET)
+    if _joined() and dist.get_backend() == dist.Backend.GLOO:
+        leave()
+
+
 def gather(value: Value) -> list[Value] | None:
     """What every process hands in, in the order of their ranks, for the main one; all call it.
 
@@ -190,6 +204,24 @@ def wait() -> None:
         dist.barrier()
 
 
+def seen_by_all(path: Path) -> bool:
+    """Whether a file of the run is there; all call it.
+
+    Raises:
+        InputError: this process does not see it as the main one does.
+    """
+    there = from_main(path.is_file())
+    deadline = time.monotonic() + _SEEN_WITHIN_S
+    while path.is_file() != there:
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"process {rank()} of this training {'does not see' if there else 'sees'} {path}, unlike the main one: "
+                "--run_dir has to be one folder that all machines share."
+            )
+        time.sleep(0.1)
+    return there
+
+
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
     """The block runs in the main process, and then in the others, who find what it has made; all enter it."""
@@ -231,7 +263,8 @@ def exchange_gradients(network: nn.Module, *, wanted: bool) -> None:
 def share_buffers(network: nn.Module) -> None:
     """Give all processes the buffers of the main one, batch statistics above all; all call it.
 
-    In training that happens before every forward pass; whoever evaluates has to do it once.
+    In training that happens before forward passes, but for those behind batches that exchanged no gradients. Whoever
+    evaluates has to do it once.
     """
     if world_size() > 1:
         for buffer in network.buffers():
@@ -300,6 +333,8 @@ def end_together(error: BaseException) -> BaseException:
     if launched() == 1:
         return error
     if not _is_first_to_end(_meet()):
+        if not isinstance(error, SystemExit):  # of this process, on its way out: it has waited
+            time.sleep(_ENDED_WITHIN_S)  # torchrun takes the code of any that ends in the same second for the reason
         raise SystemExit(int(ExitCode.BAD_INPUT)) from error
     said: BaseException = InputError(_LOST) if _is_lost(error) else foreseen(error) or error
     _tell_launcher(said)
@@ -308,11 +343,14 @@ def end_together(error: BaseException) -> BaseException:
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """An error that leaves the block is that of one process only, see ``end_together``."""
+    """An error that leaves the block is that of one process only, see ``end_together``, and ends the group."""
     try:
         yield
     except BaseException as error:
-        said = end_together(error)
+        try:
+            said = end_together(error)
+        finally:
+            _abandon()
         if said is error:
             raise
         raise said from error

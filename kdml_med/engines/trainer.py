@@ -62,6 +62,7 @@ class KDMLTrainer(SupervisedTrainer):
             it has ``set_epoch``, it is called with the epoch (from 1) when an epoch starts.
         acceleration: precision and memory format of the forward pass; None for float32.
         accumulate: batches whose mean gradient makes one optimizer step. The last step of an epoch takes what is left.
+            With an ``EpochSampler`` batches weigh by their samples, otherwise alike.
         **kwargs: see ``monai.engines.SupervisedTrainer``. ``decollate`` is always off: it would take the predictions
             apart by sample and lose the names. ``non_blocking`` is on unless it is given: a batch is on its way to a
             GPU while the step before is still at work there.
@@ -129,13 +130,12 @@ class KDMLTrainer(SupervisedTrainer):
         with self.acceleration.autocast():
             output[CommonKeys.PRED] = self.inferer(image, self.network)
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
-        samples = 0 if self._is_idle() else len(image)
-        terms = processes.joint_terms(self.cohort_loss, output[CommonKeys.PRED], target, samples=samples)
+        terms = self._terms(output[CommonKeys.PRED], target, dealt=len(image))
         loss = output[CommonKeys.LOSS] = terms[LossTerm.LOSS]
         output[OutputKey.LOSS_TERMS] = {name: value.detach() for name, value in terms.items()}
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         self.guard.check(output[OutputKey.LOSS_TERMS], self)
-        loss = loss if batches == 1 else loss / batches
+        loss = loss if batches == 1 else loss / self._parts(place, batches)
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.updated = place == batches
@@ -144,10 +144,13 @@ class KDMLTrainer(SupervisedTrainer):
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return output
 
-    def _is_idle(self) -> bool:
-        """Whether this is a last batch in which this process has no sample of its own, see ``EpochSampler``."""
-        idle = getattr(getattr(self.data_loader, "sampler", None), "idle", False)
-        return bool(idle) and self.state.iteration % self.state.epoch_length == 0
+    def _terms(self, predictions: Any, target: Any, *, dealt: int) -> dict[str, Tensor]:
+        """Loss terms of the samples that count, see ``EpochSampler.spare``; where none does, of all."""
+        spare = getattr(getattr(self.data_loader, "sampler", None), "spare", 0)
+        counted = dealt if not spare or self.state.iteration % self.state.epoch_length else dealt - spare
+        if 0 < counted < dealt:
+            predictions, target = first_samples(predictions, counted), first_samples(target, counted)
+        return processes.joint_terms(self.cohort_loss, predictions, target, samples=counted)
 
     def _place(self) -> tuple[int, int]:
         """Of the batch among those of its optimizer step, from 1, and how many these are."""
@@ -156,9 +159,30 @@ class KDMLTrainer(SupervisedTrainer):
         first = done - done % steps
         return done - first + 1, min(steps, length - first) if length else steps
 
+    def _parts(self, place: int, batches: int) -> float:
+        """Samples of an optimizer step over those of one of its batches: samples weigh alike, batches may differ."""
+        size_of = getattr(getattr(self.data_loader, "sampler", None), "size_of", None)
+        if size_of is None:
+            return float(batches)
+        first = (self.state.iteration - 1) % self.state.epoch_length - (place - 1)
+        sizes: list[int] = [size_of(first + number) for number in range(batches)]
+        return sum(sizes) / sizes[place - 1]
+
     def _update(self) -> None:
         if self.scaler is None:
             self.optimizer.step()
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
+
+
+def first_samples(value: Any, samples: int) -> Any:
+    """The first samples of a batch: of tensors and of lists by sample, in mappings and tuples of these."""
+    if isinstance(value, Tensor | list):
+        return value[:samples]
+    if isinstance(value, Mapping):
+        return {name: first_samples(part, samples) for name, part in value.items()}
+    if isinstance(value, tuple):
+        parts = [first_samples(part, samples) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from kdml_med.data.sampling import EpochSampler
-from kdml_med.engines.processes import from_main, gather, rank, world_size
+from kdml_med.engines.processes import from_main, gather, rank, seen_by_all, world_size
 from kdml_med.errors import InputError
 from kdml_med.handlers.losses import EpochMeans
 from kdml_med.handlers.random_state import random_state, restore_random_state
@@ -41,11 +41,13 @@ _LAST: dict[str, type | tuple[type, ...]] = {
     "random": Mapping,
 }
 _REMEDY = "Delete it to train from the beginning, or name another --run_dir."
+_REMEDY_OF_BEST = "Delete it to keep the best of the epochs to come."
 # The length of the schedule follows from max_epochs, which a resumed run may raise.
 _SCHEDULE_SETTINGS = ("t_total", "warmup_steps", "end_lr", "cycles", "warmup_multiplier")
 _OLDER = re.compile(r"step_(\d+)\.pt")
 _BATCHES_BETWEEN_QUESTIONS = 16
-"""Of processes that train together, to the main one, whether its clock says that a checkpoint is due."""
+"""Batches with an update, of processes that train together, until the main one is asked again whether its clock says
+that a checkpoint is due."""
 
 
 class Stateful(Protocol):
@@ -106,6 +108,7 @@ class CohortCheckpoint:
         self.interval, self.keep = interval, keep
         self.extras = dict(extras or {})
         self._saved_at = time.monotonic()
+        self._asked = 0
         self._iteration: int | None = None
 
     def attach(self, engine: Trainer) -> None:
@@ -119,14 +122,15 @@ class CohortCheckpoint:
     def _started(self, engine: Trainer) -> None:
         self._saved_at = time.monotonic()
         path = checkpoint_path(self.run_dir, "last")
-        if not (self.resume and path.is_file()):
+        if not (self.resume and seen_by_all(path)):
             return
         state = read_checkpoint(path, _LAST, remedy=_REMEDY)
         with damaged(path, remedy=_REMEDY):
             self._restore(engine, state)
+        self._forget_a_lost_best(engine)
         if engine.state.epoch >= engine.state.max_epochs:
             logger.info("Already trained for %d epochs: nothing to do. Raise max_epochs to go on.", engine.state.epoch)
-        else:
+        elif not engine.should_terminate:  # else whoever ends it has said why
             logger.info("Going on behind %s of %s.", _place(engine), path)
         self._note(engine)
 
@@ -167,21 +171,45 @@ class CohortCheckpoint:
         engine.state.epoch = epoch
         engine.state.iteration = epoch * engine.state.epoch_length + batches
 
+    def _forget_a_lost_best(self, engine: Trainer) -> None:
+        """Where somebody has gone back to an older state, its best weights may be overwritten by those of later epochs.
+
+        Then the best of the epochs to come is kept. A run that was killed between its best and its last file repeats
+        that epoch, which is the best again.
+
+        Raises:
+            InputError: no epoch is to come.
+        """
+        path, done = checkpoint_path(self.run_dir, "best"), engine.state.epoch
+        if path.is_file():
+            epoch = read_checkpoint(path, {"epoch": int}, remedy=_REMEDY_OF_BEST)["epoch"]
+            if epoch <= done:
+                return
+            if done >= engine.state.max_epochs or engine.should_terminate:
+                raise InputError(
+                    f"{path} is of epoch {epoch}, and the training that would go on is over behind epoch {done}: raise "
+                    "--max_epochs (or --early_stopping), so that it can have a best epoch of its own."
+                )
+        if self.evaluator is not None:
+            self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = -1.0, -1
+
     def _iteration_completed(self, engine: Trainer) -> None:
         sampler = _sampler(engine)
         done = (engine.state.iteration - 1) % engine.state.epoch_length + 1
         # The end of an epoch is saved after its validation, and gradients of batches without an update are not saved.
         if not self.interval or sampler is None or not engine.updated or done == engine.state.epoch_length:
             return
-        if self._is_due(engine):
+        if self._is_due():
             samples = done * sampler.batch_size
             engine.fire_event(SavingEvents.SAVING_STARTED)
             self._save(engine, {"epoch": engine.state.epoch - 1, "batches": done, "samples": samples})
             engine.fire_event(SavingEvents.SAVING_COMPLETED)
 
-    def _is_due(self, engine: Trainer) -> bool:
-        """Whether the minutes are over; the clock is that of the main process."""
-        if world_size() > 1 and engine.state.iteration % _BATCHES_BETWEEN_QUESTIONS:
+    def _is_due(self) -> bool:
+        """Whether the minutes are over; the clock is that of the main process. All call it behind the same batches."""
+        # Not the number of the batch: updates need not fall on its multiples.
+        self._asked += 1
+        if world_size() > 1 and self._asked % _BATCHES_BETWEEN_QUESTIONS:
             return False
         return from_main(time.monotonic() - self._saved_at >= 60 * self.interval)
 

@@ -36,6 +36,7 @@ class EarlyStopping:
         if self.patience is not None:
             self.rule = _Rule(self.patience, self._value, engine)
             self.rule.logger.setLevel(logging.WARNING)  # it is said here, in words of this project
+            engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started, self.rule)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed, self.rule)
 
     def state_dict(self) -> dict[str, Any]:
@@ -58,6 +59,11 @@ class EarlyStopping:
     def _value(self, _: Engine) -> float:
         state = self.evaluator.state
         return float(state.metrics[state.key_metric_name])
+
+    def _epoch_started(self, rule: _Rule) -> None:
+        # Of a training that went on until now without an end.
+        if rule.best_score is None and self.evaluator.state.best_metric_epoch > 0:
+            rule.best_score = float(self.evaluator.state.best_metric)
 
     def _epoch_completed(self, engine: Engine, rule: _Rule) -> None:
         if self.evaluator.state.epoch != engine.state.epoch:

@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from monai.engines import Trainer
 from torch import Tensor
 
-from kdml_med.engines.processes import is_main, mean
+from kdml_med.engines import processes
 from kdml_med.keys import LossColumn, LossTerm, OutputKey, split_loss_name
 from kdml_med.runs import LOSSES_FILE
 from kdml_med.storage.files import write_table
@@ -69,7 +69,7 @@ class EpochMeans:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        values = iter(mean(torch.cat([terms for _, _, terms in waiting])).tolist())
+        values = iter(processes.mean(torch.cat([terms for _, _, terms in waiting])).tolist())
         for iteration, names, _ in waiting:
             self._take(iteration, {name: next(values) for name in names})
 
@@ -132,7 +132,7 @@ class LossHistory:
             network, term = split_loss_name(name)
             weight = weights_of(network).get(term, 1.0)
             rows.append((engine.state.epoch, means.iterations, network, term, weight, value))
-        if is_main():
+        if processes.is_main():
             write_epoch(self.path, list(LossColumn), rows, engine.state.epoch)
 
 

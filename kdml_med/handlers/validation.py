@@ -12,7 +12,7 @@ from monai.engines import Evaluator, Trainer
 from monai.utils import CommonKeys
 from torch import Tensor
 
-from kdml_med.engines.processes import is_main, total
+from kdml_med.engines import processes
 from kdml_med.handlers.losses import write_epoch
 from kdml_med.handlers.metrics import UNDEFINED
 from kdml_med.keys import HistoryColumn, NetworkName, network_order
@@ -83,14 +83,14 @@ class ValidationHistory:
         # Read once, and summed in double precision.
         losses = {name: torch.stack(values).tolist() for name, values in self._losses.items()}
         sums = {name: sum(map(mul, self._counts, values)) for name, values in losses.items()}
-        whole = total({**sums, _SAMPLES: sum(self._counts)})
+        whole = processes.total({**sums, _SAMPLES: sum(self._counts)})
         samples = whole.pop(_SAMPLES)
         for name, value in whole.items():
             engine.state.metrics[f"{name}_{LOSS_FIGURE}"] = value / samples
 
     def _epoch_completed(self, engine: Engine) -> None:
         epoch = engine.state.epoch
-        if self.evaluator.state.epoch != epoch or not is_main():
+        if self.evaluator.state.epoch != epoch or not processes.is_main():
             return  # it was not validated, or another process tells
         rows = [
             (epoch, name, figure, value)

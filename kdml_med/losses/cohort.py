@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,11 @@ class CohortLoss(nn.Module):
 
     Attributes:
         joint: set while processes that share a batch work out its loss; None where this one has all of it.
+        terms_are_joint: whether ``task_loss``, ``teacher_loss`` and ``peer_loss`` heed ``joint`` themselves. Else they
+            are means over the samples that they are given, and weighed here as what these are of the batch.
     """
+
+    terms_are_joint: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -115,7 +119,7 @@ class CohortLoss(nn.Module):
 
     @abstractmethod
     def task_loss(self, prediction: Any, target: Any) -> Tensor:
-        """Loss of one network against the labels; a scalar."""
+        """Loss of one network against the labels; a scalar, mean over the samples (but see ``terms_are_joint``)."""
 
     @abstractmethod
     def teacher_loss(self, student: Any, teacher: Any, target: Any) -> Tensor:
@@ -134,8 +138,15 @@ class CohortLoss(nn.Module):
         return target
 
     def of_batch(self, value: Tensor) -> Tensor:
-        """A mean over the samples of this process as what it adds to the mean over the batch."""
+        """A mean over the samples of this process as what it adds to the mean over the batch.
+
+        Whoever adds terms in a ``forward`` of their own hands them through here.
+        """
         return value if self.joint is None else value * self.joint.share
+
+    def task_share(self, target: Any, joint: Joint) -> Tensor:
+        """By what ``task_loss`` of this process is weighed where it shares the batch; asked once per batch."""
+        return joint.share
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the ramp which epoch is running, counted from 1."""
@@ -207,6 +218,8 @@ class CohortLoss(nn.Module):
             raise ValueError("beta is positive, but the cohort has no teacher: set beta to 0 or build a teacher.")
         self.check_students(len(students))
         target = self.prepare_target(predictions, target)
+        joint = None if self.terms_are_joint else self.joint
+        task_share = None if joint is None else self.task_share(target, joint)
         terms: dict[str, Tensor] = {}
         parts: list[Tensor] = []
 
@@ -214,11 +227,15 @@ class CohortLoss(nn.Module):
             terms[f"{name}_{term}"] = value
             parts.append(self.term_weights(name)[term] * value)
 
+        def judge(answer: Any) -> Tensor:
+            value = self.task_loss(answer, target)
+            return value if task_share is None else value * task_share
+
         if teacher is not None and self.train_teacher:
-            add(NetworkName.TEACHER, LossTerm.TASK, self.task_loss(teacher, target))
+            add(NetworkName.TEACHER, LossTerm.TASK, judge(teacher))
         for number, (name, answer) in enumerate(students.items()):
             if self.alpha > 0:
-                add(name, LossTerm.TASK, self.task_loss(answer, target))
+                add(name, LossTerm.TASK, judge(answer))
             if self.beta > 0 and teacher is not None:
                 learn = partial(self.teacher_loss, answer, teacher, target)
                 taught = self._linked(_link_of(self.teacher_link, number), learn, answer, [teacher])
@@ -235,7 +252,10 @@ class CohortLoss(nn.Module):
         self, link: str, learn_predictions: Callable[[], Tensor], student: Any, sources: Sequence[Any]
     ) -> Tensor:
         """What a student learns from its teacher or its peers, as the link says; a scalar."""
-        parts = [] if link == "features" else [learn_predictions()]
+        parts = []
+        if link != "features":
+            learned = learn_predictions()
+            parts.append(learned if self.terms_are_joint else self.of_batch(learned))
         if link != "predictions" and self.feature_weight > 0:
             maps = [self._maps(source) for source in sources]
             terms = [attention_loss(self._maps(student), source) for source in maps]
@@ -307,26 +327,30 @@ class ClassificationCohortLoss(CohortLoss):
         """Cross-entropy, mean over the batch."""
         logits = _logits(prediction)
         with torch.autocast(logits.device.type, enabled=False):
-            if self.joint is None or self.class_weights is None:
-                return self.of_batch(F.cross_entropy(logits.float(), target, weight=self.class_weights))
+            if self.class_weights is None:
+                return F.cross_entropy(logits.float(), target)
             # A sum, as the mean of samples without any weight is no number.
             loss = F.cross_entropy(logits.float(), target, weight=self.class_weights, reduction="sum")
-            weight = self.class_weights[target].sum()
-            return loss / self.joint.divisor(weight, torch.finfo(torch.float32).tiny)
+            return loss / self.class_weights[target].sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+    def task_share(self, target: Tensor, joint: Joint) -> Tensor:
+        """That of the samples' weights."""
+        if self.class_weights is None:
+            return joint.share
+        weight = self.class_weights[target].sum()
+        return weight / joint.divisor(weight, torch.finfo(torch.float32).tiny)
 
     def teacher_loss(
         self, student: Tensor | ClassifierAnswer, teacher: Tensor | ClassifierAnswer, target: Tensor
     ) -> Tensor:
         """See ``distillation_loss``."""
-        loss = distillation_loss(_logits(student), _logits(teacher), temperature=self.temperature)
-        return self.of_batch(loss)
+        return distillation_loss(_logits(student), _logits(teacher), temperature=self.temperature)
 
     def peer_loss(
         self, student: Tensor | ClassifierAnswer, peers: Sequence[Tensor | ClassifierAnswer], target: Tensor
     ) -> Tensor:
         """See ``mutual_loss``."""
-        loss = mutual_loss(_logits(student), [_logits(peer) for peer in peers], temperature=self.peer_temperature)
-        return self.of_batch(loss)
+        return mutual_loss(_logits(student), [_logits(peer) for peer in peers], temperature=self.peer_temperature)
 
     def feature_maps(self, prediction: Tensor | ClassifierAnswer) -> Sequence[Tensor]:
         """Those of the strides that all networks of the cohort have."""

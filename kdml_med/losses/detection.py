@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -204,6 +204,8 @@ class DetectionCohortLoss(CohortLoss):
     Raises:
         ValueError: a weight is negative, or see ``CohortLoss``.
     """
+
+    terms_are_joint: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from kdml_med.colonoscopy.preparing import prepare_frames  # noqa: E402
 from kdml_med.colonoscopy.readers import FORMATS  # noqa: E402
 from kdml_med.colonoscopy.report import describe_report  # noqa: E402
 from kdml_med.errors import ExitCode, InputError  # noqa: E402
-from kdml_med.program import with_default  # noqa: E402
+from kdml_med.program import usable_cores, with_default  # noqa: E402
 from kdml_med.programs.like import frames_like  # noqa: E402
 from kdml_med.splits import (  # noqa: E402
     DEFAULT_FRACTIONS,
@@ -130,7 +130,7 @@ def main(
         out,
         FrameOptions(**settings),
         annotations,
-        workers=workers or os.cpu_count() or 1,
+        workers=workers or usable_cores(),
         synthetic=synthetic,
         full_hash=full_hash,
         keep=keep,

@@ -17,6 +17,7 @@ from kdml_med import api
 from kdml_med.bundle.knobs import KNOBS
 from kdml_med.engines.processes import is_main, launched
 from kdml_med.errors import ExitCode, InputError
+from kdml_med.program import usable_cores
 from kdml_med.programs.knobs import with_knobs
 from kdml_med.storage.manifest import read_info
 
@@ -52,7 +53,7 @@ def _launch(count: int) -> ExitCode:
         InputError: one was ended from outside.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))
     where = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

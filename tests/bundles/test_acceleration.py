@@ -69,6 +69,14 @@ def test_settings_say_how_is_computed_and_the_rule_says_the_rest(
     assert built.describe() == expected | {"compile": settings.get("compile", False)}
 
 
+def test_processes_on_unlike_machines_compute_as_the_main_one_chooses(
+    tmp_path: Path, cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = {"precision": "fp32", "in_float32": [], "memory_format": "contiguous", "compile": False}
+    monkeypatch.setattr("kdml_med.bundle.acceleration.from_main", lambda _: main)
+    assert build_acceleration(settings_of(tmp_path), cohort, image_size=64).describe() == main
+
+
 def test_the_choice_is_said_on_screen(tmp_path: Path, cohort: Cohort, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="kdml_med")
     build_acceleration(settings_of(tmp_path), cohort, image_size=96)

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -18,11 +20,15 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from kdml_med.bundle.running import run_config
+from kdml_med.bundle.settings import check_settings
+from kdml_med.bundle.training import check_shares, run_training
 from kdml_med.errors import InputError
+from kdml_med.networks import build_cohort
+from kdml_med.networks.remembered import RememberedTeacher
 from kdml_med.runs import read_losses
 from tests.bundles.conftest import CONFIGS, POLYP_CONFIGS, REPOSITORY, read_json
 from tests.bundles.together import train_in_processes
-from tests.networks.tiny import PLAIN, STEADY_DETECTOR
+from tests.networks.tiny import PLAIN, STEADY_DETECTOR, TINY
 
 FLOAT: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
 # Without batch norm, which sees only the samples of its own process on a CPU.
@@ -209,6 +215,33 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(dataset: Path, tmp
     epochs = read_losses(tmp_path / "run")["epoch"].max()
     run_config("classification", "train", **settings, max_epochs=int(epochs) + 1)
     assert read_losses(tmp_path / "run")["epoch"].max() == epochs + 1
+
+
+def test_questions_to_a_remembered_teacher_are_those_of_all_processes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    remembered = mock.Mock(spec=RememberedTeacher, asked=5, known=2)
+    others = {"asked": 4.0, "known": 1.0}
+    monkeypatch.setattr(
+        "kdml_med.engines.processes.total", lambda own: {name: own[name] + others[name] for name in own}
+    )
+    caplog.set_level("INFO", "kdml_med")
+    trainer: Any = SimpleNamespace(run=lambda: None, cohort=SimpleNamespace(remembered=remembered))
+    run_training(trainer)
+    assert caplog.messages == ["The teacher was asked about 9 images; to 3 its answers were known."]
+
+
+def test_batch_norm_of_single_samples_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdml_med.engines.processes.world_size", lambda: 5)
+    values = {"dataset_dir": "data", "run_dir": tmp_path, "device": "cpu", "batch_size": 8}
+    few = check_settings("classification", "train", values)
+    check_shares(few, build_cohort(students=[PLAIN], use_teacher=False))
+    cohort = build_cohort(students=[PLAIN, TINY], use_teacher=False)
+    with pytest.raises(
+        InputError, match=r"--batch_size 8 is that of all 5 processes .*: raise it to 10, better 40, or"
+    ):
+        check_shares(few, cohort)
+    check_shares(check_settings("classification", "train", values | {"batch_size": 10}), cohort)
 
 
 def test_processes_that_would_not_train_together_are_refused(

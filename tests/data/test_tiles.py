@@ -237,9 +237,15 @@ def test_processes_share_every_batch_of_one_process_alone(epoch_of, epoch):
     assert {len(share) for share in shares} == {len(alone)}
     for number, batch in enumerate(alone):
         last = number == len(alone) - 1
-        own = [[] if last and one.idle else share[number] for share, one in zip(shares, samplers, strict=True)]
-        assert all(share[number] for share in shares)  # whoever has nothing of it keeps the others company
-        assert [batch[rank::replicas] for rank in range(replicas)] == own
+        for rank, (share, sampler) in enumerate(zip(shares, samplers, strict=True)):
+            own = batch[rank::replicas]
+            spare = share[number][len(own) :]
+            assert share[number][: len(own)] == own
+            # Whoever has next to nothing of it keeps the others company, where there are some with other samples.
+            assert len(spare) == (sampler.spare if last else 0)
+            assert len(share[number]) >= min(2, sampler.share) or replicas == 1
+            assert set(spare) <= set(batch)
+            assert len(own + spare) == len(set(own + spare)) or len(set(batch)) < len(batch) or len(batch) == 1
 
 
 @settings(deadline=None)
@@ -319,7 +325,13 @@ def test_an_epoch_goes_on_behind_what_any_number_of_processes_have_seen(epoch_of
         sampler.set_epoch(7)
         rest = [index for _, index in sampler]
         wanted = [index for batch in alone[seen:] for index in batch[rank::replicas]]
-        assert rest == wanted + alone[-1][-1:] * sampler.idle
+        assert rest[: len(wanted)] == wanted
+        assert rest == [index for _, index in whole_epoch(sampler)][len(whole[rank]) - len(rest) :]
+
+
+def whole_epoch(sampler):
+    sampler.start = (0, 0)
+    return list(sampler)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

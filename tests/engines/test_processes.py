@@ -1,6 +1,8 @@
 """What processes that train together do in each of them; that they do it together is tested with the bundles."""
 
+import logging
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,6 +30,27 @@ def test_one_process_shares_with_nobody():
         pass
     error = ValueError("x")
     assert processes.end_together(error) is error
+
+
+def test_a_file_that_only_the_main_process_sees_is_refused(monkeypatch, tmp_path):
+    """On machines with a run folder each; a file system that is late is waited for."""
+    path, clock = tmp_path / "last.pt", SimpleNamespace(monotonic=lambda: clock.now, now=0.0)
+
+    def wait(_):
+        clock.now += 20
+        if clock.now > 40 and late:
+            path.touch()
+
+    clock.sleep, late = wait, False
+    monkeypatch.setattr(processes, "time", clock)
+    assert not processes.seen_by_all(path)
+    monkeypatch.setattr(processes, "from_main", lambda _: True)
+    with pytest.raises(
+        InputError, match=r"process 0 of this training does not see .*last\.pt, .*: --run_dir has to be"
+    ):
+        processes.seen_by_all(path)
+    clock.now, late = 0.0, True
+    assert processes.seen_by_all(path)
 
 
 def test_sums_take_names_that_some_processes_lack():
@@ -63,6 +86,8 @@ class Group:
         self.monkeypatch, self.store = monkeypatch, dist.HashStore()
         for name, value in LAUNCHER.items():
             monkeypatch.setenv(name, value)
+        self.waited = []
+        monkeypatch.setattr(processes.time, "sleep", self.waited.append)
 
     def end(self, error):
         """What one more process says that ends by an error."""
@@ -84,7 +109,12 @@ def test_the_first_that_ends_says_why_and_the_others_nothing(monkeypatch):
     error = InputError("tile 'a' is cut short")
     assert group.end(error) is error
     assert processes.end_together(error) is error, "asked again on its way out, it is still the first"
+    assert group.waited == []
     group.end_silently(LOST)
+    assert group.waited == [5.0], "so that the launcher has seen the first one end"
+    with pytest.raises(SystemExit):
+        processes.end_together(SystemExit(2))
+    assert group.waited == [5.0], "asked again on its way out"
     group.end_silently(InputError("tile 'a' is cut short"))
 
 
@@ -99,6 +129,25 @@ def test_who_only_loses_another_says_so_once(monkeypatch):
 def test_an_error_that_nobody_foresaw_keeps_its_traceback(monkeypatch):
     error = ZeroDivisionError("x")
     assert Group(monkeypatch).end(error) is error
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_error_leaves_no_group_behind_in_a_program_that_lives_on(monkeypatch, first):
+    group = Group(monkeypatch)
+    monkeypatch.setattr(processes, "_left_as", None)
+    monkeypatch.setattr(processes, "_store", group.store)
+    monkeypatch.setattr(processes, "_ends_first", first)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    logging.disable(logging.WARNING)
+    try:
+        with pytest.raises(InputError if first else SystemExit), processes.ending_together():
+            raise InputError("tile 'a' is cut short")
+        assert not dist.is_initialized()
+        assert logging.root.manager.disable == logging.NOTSET
+        assert processes.rank() == 0
+    finally:
+        logging.disable(logging.NOTSET)
+        processes.leave()
 
 
 @pytest.mark.parametrize(

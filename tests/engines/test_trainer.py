@@ -4,12 +4,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ignite.engine import Events
+from torch import nn
 
 from kdml_med.data import RandStainJitterd, SampleLoader, TileDataset
 from kdml_med.engines import KDMLTrainer
+from kdml_med.engines.trainer import first_samples
 from kdml_med.handlers import UpdateSchedule
 from kdml_med.losses import ClassificationCohortLoss
 from kdml_med.networks import Cohort, build_cohort
+from kdml_med.networks.answers import ClassifierAnswer
 from tests.data.folders import write_dataset
 from tests.networks.tiny import PLAIN, TINY
 
@@ -223,3 +226,54 @@ def test_tiles_come_shuffled_and_augmented_anew_in_every_epoch(tmp_path, num_wor
     for (epoch, name), image in zip(seen.names, seen.images, strict=True):
         assert torch.equal(image, dataset[epoch, names.index(name)]["image"])
     assert [name for _, name in seen.names[:6]] != [name for _, name in seen.names[6:]]
+
+
+def test_samples_of_an_update_weigh_alike_in_batches_of_any_size(tmp_path):
+    """Batches of 4, 4 and 2 tiles that make one update are one batch of 10."""
+    folder = write_dataset(tmp_path, {"a": ("train", "MSS", 6), "b": ("train", "MSI", 4)}, size_px=8)
+
+    def trained(batch_size, accumulate):
+        loader = SampleLoader(TileDataset(folder, "train", seed=5), batch_size=batch_size, training=True, seed=5)
+        cohort = build_cohort(seed=3, students=[PLAIN], use_teacher=False)
+        optimizer = torch.optim.SGD(cohort.parameters(), lr=0.1)
+        loss = ClassificationCohortLoss(beta=0.0)
+        trainer_of(cohort, loader, loss, epochs=2, optimizer=optimizer, accumulate=accumulate).run()
+        return cohort.state_dict()
+
+    found, wanted = trained(4, 3), trained(10, 1)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7)
+
+
+class WithSpare(list):
+    """Batches, the last of which has samples that do not count."""
+
+    def __init__(self, values, spare):
+        super().__init__(values)
+        self.sampler = SimpleNamespace(spare=spare)
+
+
+@pytest.mark.parametrize(("spare", "counted"), [(0, 4), (1, 3), (4, 4)])
+def test_spare_samples_of_the_last_batch_count_nowhere(spare, counted):
+    """Where none counts, their terms are there and the others make them count nothing."""
+    asked = []
+
+    def loss(predictions, target):
+        asked.append((predictions["student_0"].logits, predictions["student_0"].features, target))
+        return {"loss": predictions["student_0"].logits.sum()}
+
+    class Answering(nn.Linear):
+        def forward(self, image):
+            answer = super().forward(image[..., 0, 0])
+            return {"student_0": ClassifierAnswer(answer, (image, image))}
+
+    network = Answering(3, 2)
+    data = WithSpare(batches(2), spare)
+    trainer_of(network, data, loss, optimizer=torch.optim.SGD(network.parameters(), lr=0.0)).run()
+    for (logits, features, target), batch, size in zip(asked, data, [4, counted], strict=True):
+        assert torch.equal(target, batch["label"][:size])
+        assert torch.equal(logits, network(batch["image"])["student_0"].logits[:size])
+        assert all(torch.equal(one, batch["image"][:size]) for one in features)
+    boxes = [torch.ones(number, 4) for number in range(3)]
+    cut, size = first_samples((boxes, (64, 96)), 2)
+    assert (len(cut), size) == (2, (64, 96))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pickle
 import resource
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Events
 from torch import nn
 
 from kdml_med.bundle.evaluation import load_best_weights
@@ -63,6 +66,62 @@ def test_a_checkpoint_of_other_networks_is_refused(tmp_path: Path) -> None:
     cohort = build_cohort(students=[PLAIN, TINY], use_teacher=False)
     with pytest.raises(InputError, match=r"best\.pt does not hold what was written there .*Train again"):
         load_best_weights(cohort, str(tmp_path))
+
+
+def validated(run_dir: Path, values: list[float], *, epochs: int) -> dict[str, Any]:
+    """Train with a key metric of these values, epoch by epoch, or go on; returns what best.pt holds."""
+    cohort = build_cohort(seed=3, students=[TINY, TINY], use_teacher=False)
+    evaluator: Any = SimpleNamespace(state=SimpleNamespace(best_metric=-1.0, best_metric_epoch=-1))
+    trainer = trainer_of(cohort, batches(2), ClassificationCohortLoss(beta=0.0), epochs=epochs)
+
+    def validate(engine: Any) -> None:
+        state, value = evaluator.state, values[engine.state.epoch - 1]
+        if state.best_metric_epoch == -1 or value >= state.best_metric:  # as MONAI's evaluator compares
+            state.best_metric, state.best_metric_epoch = value, engine.state.epoch
+
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
+    CohortCheckpoint(run_dir, cohort, trainer.optimizer, evaluator=evaluator, keep=9).attach(trainer)
+    trainer.run()
+    best: dict[str, Any] = torch.load(checkpoint_path(run_dir, "best"), weights_only=True)
+    return best
+
+
+def test_who_goes_back_has_no_best_weights_of_the_future_that_was_left(tmp_path: Path) -> None:
+    values = [0.5, 0.8, 0.6, 0.7, 0.9]
+    assert validated(tmp_path, values, epochs=5)["epoch"] == 5
+    older = tmp_path / "checkpoints/step_00000006.pt"  # of epoch 3, whose best epoch was 2
+    shutil.copy(older, checkpoint_path(tmp_path, "last"))
+    with pytest.raises(InputError, match=r"best\.pt is of epoch 5, and .* over behind epoch 3: raise --max_epochs"):
+        validated(tmp_path, values, epochs=3)
+    best = validated(tmp_path, values, epochs=4)
+    assert (best["epoch"], best["key_metric"]) == (4, 0.7)
+    assert validated(tmp_path, values, epochs=4)["epoch"] == 4
+
+
+def test_nothing_goes_on_where_a_handler_has_ended_the_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path)
+    cohort = build_cohort(seed=3, students=[TINY, TINY], use_teacher=False)
+    trainer = trainer_of(cohort, batches(2), ClassificationCohortLoss(beta=0.0), epochs=2)
+    trainer.add_event_handler(Events.STARTED, trainer.terminate)
+    CohortCheckpoint(tmp_path, cohort, trainer.optimizer).attach(trainer)
+    caplog.set_level("INFO", "kdml_med")
+    trainer.run()
+    assert trainer.state.epoch == 1
+    assert caplog.messages == []
+
+
+def test_a_best_file_that_is_missing_is_made_anew_and_a_damaged_one_named(tmp_path: Path) -> None:
+    validated(tmp_path, [0.9], epochs=1)
+    path = checkpoint_path(tmp_path, "best")
+    path.write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"best\.pt cannot be read .* Delete it to keep the best of the epochs to come"
+    ):
+        validated(tmp_path, [0.9, 0.5], epochs=2)
+    path.unlink()
+    assert validated(tmp_path, [0.9, 0.5], epochs=2)["epoch"] == 2
 
 
 def test_a_full_disk_costs_the_epoch_and_no_more(tmp_path: Path) -> None:

@@ -18,7 +18,14 @@ from tests.examples import examples
 Values = list[float | None]
 
 
-def trained(values: Values, patience: int | None, *, state: dict[str, Any] | None = None, epoch: int = 0) -> Any:
+def trained(
+    values: Values,
+    patience: int | None,
+    *,
+    state: dict[str, Any] | None = None,
+    epoch: int = 0,
+    best: float | None = None,
+) -> Any:
     """Run an epoch for each value, the figure of its validation or None for an epoch without one.
 
     Args:
@@ -26,13 +33,18 @@ def trained(values: Values, patience: int | None, *, state: dict[str, Any] | Non
         patience: as the setting.
         state: to go on from.
         epoch: behind which.
+        best: value of the validations before, as the evaluator has it.
 
     Returns:
         The epochs that ended with all handlers, and the handler.
     """
     evaluator: Any = SimpleNamespace(
-        state=SimpleNamespace(epoch=0, key_metric_name="ensemble_ap", metrics={}, best_metric=-1.0)
+        state=SimpleNamespace(
+            epoch=0, key_metric_name="ensemble_ap", metrics={}, best_metric=-1.0, best_metric_epoch=-1
+        )
     )
+    if best is not None:
+        evaluator.state.best_metric, evaluator.state.best_metric_epoch = best, epoch
     engine = Engine(lambda _engine, _batch: None)
     handler = EarlyStopping(evaluator, patience)
     finished: list[int] = []
@@ -41,7 +53,8 @@ def trained(values: Values, patience: int | None, *, state: dict[str, Any] | Non
         value = values[engine.state.epoch - 1]
         if value is not None:
             evaluator.state.epoch, evaluator.state.metrics = engine.state.epoch, {"ensemble_ap": value}
-            evaluator.state.best_metric = max(evaluator.state.best_metric, value)
+            if value > evaluator.state.best_metric:
+                evaluator.state.best_metric, evaluator.state.best_metric_epoch = value, engine.state.epoch
 
     def start() -> None:
         engine.state.epoch = epoch
@@ -117,3 +130,8 @@ def test_a_run_that_had_no_end_can_be_given_one() -> None:
     _, handler = trained([0.5, 0.4], None)
     assert handler.state_dict() == {}
     assert trained([0.5, 0.4, 0.3, 0.2, 0.1], 1, state={}, epoch=2)[0] == [3, 4]
+
+
+@pytest.mark.parametrize("state", [{}, None])  # None: of an earlier version
+def test_an_end_that_is_given_later_knows_the_best_value_before(state: dict[str, Any] | None) -> None:
+    assert trained([0.95, 0.6, 0.7, 0.8, 0.9], 2, state=state, epoch=1, best=0.95)[0] == [2, 3]

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -166,6 +167,17 @@ def test_gradients_that_wait_for_more_batches_are_no_place_to_stop_at(folder: Pa
     killed(folder, tmp_path, 4, accumulate=3)
     position = torch.load(checkpoint_path(tmp_path, "last"), weights_only=True)["position"]
     assert position == {"epoch": 0, "batches": 3, "samples": 6}
+
+
+def test_several_processes_ask_for_the_time_wherever_their_updates_fall(folder: Path, tmp_path: Path) -> None:
+    """In the second epoch of 5 batches updates are behind batches 7 and 9, neither of which 2 divides."""
+    with (
+        mock.patch("kdml_med.handlers.checkpoint.world_size", return_value=2),
+        mock.patch("kdml_med.handlers.checkpoint._BATCHES_BETWEEN_QUESTIONS", 2),
+    ):
+        killed(folder, tmp_path, 9, accumulate=2)
+    position = torch.load(checkpoint_path(tmp_path, "last"), weights_only=True)["position"]
+    assert position == {"epoch": 1, "batches": 4, "samples": 8}
 
 
 def test_older_checkpoints_stay_and_can_be_gone_back_to(folder: Path, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_terms_that_wait_on_a_device_are_read_together_and_tell_the_same(
     readings: list[int] = []
     heard: list[tuple[int, Mapping[str, float]]] = []
     monkeypatch.setattr(losses, "read_interval", lambda _: 3)
-    monkeypatch.setattr(losses, "mean", lambda values: readings.append(len(values) // 3) or values)
+    monkeypatch.setattr("kdml_med.engines.processes.mean", lambda values: readings.append(len(values) // 3) or values)
     of = EpochMeans.of
 
     def listening(engine: Engine) -> EpochMeans:

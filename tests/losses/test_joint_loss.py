@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdml_med.engines import processes
-from kdml_med.losses import ClassificationCohortLoss, DetectionCohortLoss
+from kdml_med.losses import ClassificationCohortLoss, CohortLoss, DetectionCohortLoss
 from kdml_med.networks.anchors import AnchorPredictions, anchor_grid
 from kdml_med.networks.answers import ClassifierAnswer
 from tests.examples import examples
@@ -121,6 +121,40 @@ def test_a_share_whose_classes_have_no_weight_adds_nothing():
         return ClassificationCohortLoss(class_weights=[0.0, 1.0])
 
     check(make_loss, logits, lambda rows: labels[rows], list(logits.values()), [[0, 2], [1]])
+
+
+class OwnLoss(CohortLoss):
+    """Means over samples, by somebody who has never heard of several processes."""
+
+    def task_loss(self, prediction, target):
+        return (prediction - target).square().mean()
+
+    def teacher_loss(self, student, teacher, target):
+        return (student - teacher.detach()).abs().mean()
+
+    def peer_loss(self, student, peers, target):
+        return torch.stack([(student - peer.detach()).abs().mean() for peer in peers]).sum()
+
+    def feature_maps(self, prediction):
+        return ()
+
+
+class OwnClassifierLoss(ClassificationCohortLoss):
+    """Only one of the terms is another one."""
+
+    def task_loss(self, prediction, target):
+        return (prediction[:, 0] - target).square().mean()
+
+
+@settings(deadline=None, max_examples=examples(15))
+@given(split_batches(), st.sampled_from([OwnLoss, OwnClassifierLoss]))
+def test_losses_of_ones_own_need_not_know_of_processes(batch, kind):
+    seed, shares = batch
+    torch.manual_seed(seed)
+    count = sum(map(len, shares))
+    leaves = [torch.randn(count, 2, requires_grad=True) for _ in NAMES]
+    target = torch.randn(count, 2) if kind is OwnLoss else torch.randn(count)
+    check(lambda: kind(1.0, 0.7, 0.4), dict(zip(NAMES, leaves, strict=True)), lambda rows: target[rows], leaves, shares)
 
 
 @settings(deadline=None, max_examples=examples(15))
