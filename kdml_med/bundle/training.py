@@ -187,6 +187,13 @@ def _remember_teacher(cohort: Cohort, settings: Settings) -> None:
         lambda name, size: RecordStore(folder / name, size), features=build_loss(settings).needs_features
     )
     remembered.attach(cohort)
+    if (settings["repeat_views"] or settings["max_epochs"]) >= settings["max_epochs"] > 1:
+        logger.info(
+            "--cache_teacher: no training view of these %d epochs comes again; their answers fill %s for other runs "
+            "alone. For fewer views that repeat see --repeat_views.",
+            settings["max_epochs"],
+            folder,
+        )
 
 
 def build_loss(settings: Settings) -> CohortLoss:
