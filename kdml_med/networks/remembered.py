@@ -8,9 +8,11 @@ arithmetic: libraries add up in another order for another one, and round differe
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import math
+import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -27,11 +29,15 @@ from torch import Tensor, nn
 
 from kdml_med.keys import NetworkName
 from kdml_med.networks.cohort import Cohort
+from kdml_med.networks.devices import native_types
 from kdml_med.networks.stages import answer_with_features
 
 Bytes = npt.NDArray[np.uint8]
 
 _KEY_BYTES = 16
+_PROCESSORS = Path("/proc/cpuinfo")
+_OF_ITS_KIND = ("vendor_id", "cpu family", "model", "cache size", "CPU ")
+"""How lines of that file begin that say what a processor is; the last is ARM's, where it has no name."""
 
 
 class Records(Protocol):
@@ -115,7 +121,8 @@ class RememberedTeacher:
         kind = image.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         if kind == "cpu":
-            machine = f"{torch.backends.cpu.get_cpu_capability()} x {torch.get_num_threads()}"
+            kinds = torch.backends.cpu.get_cpu_capability(), *sorted(native_types(kind)), _processor()
+            machine = f"{kinds} x {torch.get_num_threads()}"
         else:
             machine = torch.cuda.get_device_name(image.device)
         layouts = _is_channels_last(image), any(map(_is_channels_last, teacher.parameters()))
@@ -124,6 +131,16 @@ class RememberedTeacher:
 
     def _forget(self, teacher: nn.Module, _keys: Any) -> None:
         self._networks.pop(teacher, None)
+
+
+@functools.cache
+def _processor() -> str:
+    """Which processor this is: libraries choose by it how they add up, also among those of one instruction set."""
+    try:
+        lines = _PROCESSORS.read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    return "; ".join(sorted({line for line in lines if line.startswith(_OF_ITS_KIND)})) or platform.processor()
 
 
 class _Part(NamedTuple):

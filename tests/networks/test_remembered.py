@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kdml_med.losses import ClassificationCohortLoss, DetectionCohortLoss
-from kdml_med.networks import Cohort, build_cohort
+from kdml_med.networks import Cohort, build_cohort, remembered
 from kdml_med.networks.answers import ClassifierAnswer
 from kdml_med.networks.remembered import RememberedTeacher
 from kdml_med.storage.records import RecordStore
@@ -224,6 +224,30 @@ def test_answers_of_other_versions_are_not_taken(package, monkeypatch):
     assert remembered_before(kept, detectors(), image).known == 2
     monkeypatch.setattr(sys.modules[package], "__version__", "99.0")
     assert remembered_before(kept, detectors(), image).known == 0
+
+
+def test_answers_of_another_processor_are_not_taken(tmp_path, monkeypatch):
+    kept, image = Kept(), images(1, 2)
+
+    def known(*lines, native=(), other="x86_64"):
+        (tmp_path / "cpuinfo").write_text("\n".join(lines))
+        monkeypatch.setattr(remembered, "_PROCESSORS", tmp_path / ("cpuinfo" if lines else "absent"))
+        monkeypatch.setattr(remembered.platform, "processor", lambda: other)
+        monkeypatch.setattr(remembered, "native_types", lambda _: frozenset(native))
+        remembered._processor.cache_clear()
+        return remembered_before(kept, classifiers(), image).known
+
+    one = "processor: 0", "model name: one", "cpu MHz: 2000"
+    arm = "CPU implementer: 0x41", "CPU part: 0xd40"
+    try:
+        for others in ((*one,), ("model name: other",), (*one, "model: 17"), arm, (arm[0], "CPU part: 0xd4f"), ()):
+            assert known(*others) == 0
+        assert known(*one, native=["bf16"]) == 0
+        assert known(other="arm") == 0
+        assert known(*one) == known(*arm) == known() == 2
+        assert known("processor: 5", "model name: one", "cpu MHz: 2100", "model name: one") == 2
+    finally:
+        remembered._processor.cache_clear()
 
 
 def remembered_before(kept, cohort, image):
