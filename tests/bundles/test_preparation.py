@@ -33,6 +33,7 @@ from tests.networks.tiny import TINY
 from tests.synthetic_tiles import CLASSES, write_tile_dataset
 
 PLACE: dict[str, Any] = {"device": "cpu", "use_teacher": True}
+TEACHER = {"checkpoint_activations": "teacher"}
 
 
 def training(dataset: Path, run_dir: Path, **values: Any) -> Settings:
@@ -185,6 +186,27 @@ def test_that_answers_are_kept_which_no_later_epoch_needs_is_said(
         build_training_cohort(training(copy, tmp_path, **networks, **keeping), num_classes=2)
     fill = f"no training view of these 3 epochs comes again; their answers fill {copy}/cache/teachers for other runs"
     assert (fill in caplog.text) == said
+
+
+@pytest.mark.parametrize(
+    ("settings", "what", "whose"),
+    [
+        ({"ema_decay": 0.9}, "--ema_decay 0.9", "--average ema"),
+        ({"average": "swa", "ema_decay": 0.9, "swa_start": 0.5}, "--ema_decay 0.9", "--average ema"),
+        ({"average": "ema", "ema_decay": 0.9, "swa_start": 0.5}, "--swa_start 0.5", "--average swa"),
+        ({"tracking_uri": "sqlite:///x.db"}, "--tracking_uri sqlite:///x.db", "--tracking mlflow"),
+        ({**TEACHER, "teacher_checkpoint": "teacher.pt"}, "--checkpoint_activations teacher", "a teacher that learns"),
+        ({**TEACHER, "use_teacher": False, "beta": 0.0}, "--checkpoint_activations teacher", "a teacher that learns"),
+        (TEACHER, None, None),
+        ({"checkpoint_activations": "all", "teacher_checkpoint": "teacher.pt"}, None, None),
+    ],
+)
+def test_settings_that_others_leave_without_effect_are_named(
+    copy: Path, tmp_path: Path, settings: dict[str, Any], what: str, whose: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "kdml_med"):
+        prepare_training(training(copy, tmp_path / "run", **settings), demo_dir="demo")
+    assert caplog.messages == ([] if what is None else [f"{what} does nothing: it is for {whose}."])
 
 
 def test_wrong_networks_and_losses_are_said_in_one_line(copy: Path, tmp_path: Path) -> None:
