@@ -363,3 +363,13 @@ def test_the_old_commands_know_a_run_too(tiles_run: Path, slides: Path, tmp_path
     done = subprocess.run([*map(str, words)], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert read_info(tmp_path / "new").tile_size_px == 32
+
+
+def test_processes_are_not_started_below_a_launcher(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = call("train", tmp_path, "--run", tmp_path / "run", "--processes", 4)
+    assert code == 2
+    assert err == "error: --processes 4 starts processes, and 2 were started already: leave it out.\n"

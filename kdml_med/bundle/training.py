@@ -82,6 +82,7 @@ def prepare_training(settings: Settings, *, demo_dir: str) -> None:
             _make_demo(settings.task, Path(dataset_dir))
     if settings["precision"] != "measure":  # which is no training
         _check_run(Path(run_dir), _recorded(settings), settings)
+    _say_what_does_nothing(settings)
     seed_everything(settings["seed"])
     logger.info("Dataset %s, run folder %s", dataset_dir, run_dir)
 
@@ -124,6 +125,19 @@ def _check_arithmetic(settings: Settings) -> None:
         check_precision(settings["precision"], settings["device"])
     if settings["compile"] and settings["checkpoint_activations"] != "none":
         raise InputError("--compile decides by itself what is computed again: leave --checkpoint_activations out.")
+
+
+def _say_what_does_nothing(settings: Settings) -> None:
+    """Settings that another one leaves without effect. They are not refused: a plan may vary the other one."""
+    learns = settings["use_teacher"] and not settings["teacher_checkpoint"]
+    for name, heeded, condition in (
+        ("ema_decay", settings["average"] == "ema", "--average ema"),
+        ("swa_start", settings["average"] == "swa", "--average swa"),
+        ("tracking_uri", settings["tracking"] == "mlflow", "--tracking mlflow"),
+        ("checkpoint_activations", settings["checkpoint_activations"] != "teacher" or learns, "a teacher that learns"),
+    ):
+        if not heeded and settings[name] != settings.defaults[name]:
+            logger.warning("--%s %s does nothing: it is for %s.", name, settings[name], condition)
 
 
 def check_level(level: str, info: DatasetInfo, dataset_dir: str | Path) -> None:
@@ -181,6 +195,13 @@ def _remember_teacher(cohort: Cohort, settings: Settings) -> None:
         lambda name, size: RecordStore(folder / name, size), features=build_loss(settings).needs_features
     )
     remembered.attach(cohort)
+    if (settings["repeat_views"] or settings["max_epochs"]) >= settings["max_epochs"] > 1:
+        logger.info(
+            "--cache_teacher: no training view of these %d epochs comes again; their answers fill %s for other runs "
+            "alone. For fewer views that repeat see --repeat_views.",
+            settings["max_epochs"],
+            folder,
+        )
 
 
 def build_loss(settings: Settings) -> CohortLoss:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, cast, get_args
 
@@ -32,8 +33,9 @@ class WeightAverage:
     statistics (running means and variances) are averaged in the same way.
 
     "swa": up to the share ``start`` of all epochs the weights as they are, then the plain mean of those at the end of
-    that epoch and of every later one. Statistics of averaged weights are not averages of statistics: they are measured
-    anew, with up to ``STATISTICS_BATCHES`` batches of the epoch that was trained.
+    that epoch and of every later one. More epochs than before move the beginning; a mean that has earlier ones begins
+    anew. Statistics of averaged weights are not averages of statistics: they are measured anew, with up to
+    ``STATISTICS_BATCHES`` batches of the epoch that was trained.
 
     Attach it before the handler that runs the validation. What it keeps is part of a checkpoint. Several processes have
     the same averages of weights; statistics are those of the main one, as evaluators use them.
@@ -113,7 +115,9 @@ class WeightAverage:
             self.averaged.update_parameters(self.learning)
 
     def _epoch_trained(self, engine: Trainer) -> None:
-        if engine.state.epoch <= self.start * engine.state.max_epochs:
+        epoch, first = engine.state.epoch, math.floor(self.start * engine.state.max_epochs)
+        # It has the ends of so many epochs before this one; they are too early where max_epochs was raised meanwhile.
+        if epoch <= first or epoch - int(self.averaged.n_averaged) < first:
             self.averaged.n_averaged.zero_()  # the next update copies
         self.averaged.update_parameters(self.learning)
         if self.averaged.n_averaged > 1:

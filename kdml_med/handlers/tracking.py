@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ignite.engine import Events
 from monai.engines import Evaluator, Trainer
@@ -23,17 +23,22 @@ from kdml_med.handlers.losses import EpochMeans
 from kdml_med.handlers.metrics import UNDEFINED
 from kdml_med.runs import HISTORY_FILE, LOSSES_FILE, SETTINGS_FILE
 
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
 logger = logging.getLogger(__name__)
 
 DATABASE = "mlruns.db"
 """File in the run folder with what is tracked, where no other place is named."""
+_DIGITS = 8
 
 
 class MLflowTracking:
     """Hands settings, losses, learning rates and validation figures to MLflow, through MONAI's handler.
 
     Of samples and patients nothing goes there: names of figures, numbers, settings, and at the end settings.json,
-    losses.csv and history.csv. A continued training goes on in its MLflow run unless that one is finished. Once it has
+    losses.csv and history.csv. A training that begins has a new MLflow run, one that goes on behind a checkpoint goes
+    on in the last of its name unless that is finished, and finishes it where nothing is left to do. Once it has
     started, an MLflow that fails ends the tracking, not the training.
 
     Attach it last: it looks at what the validation found, and at where a continued training starts.
@@ -46,10 +51,9 @@ class MLflowTracking:
         experiment: heading under which MLflow lists runs.
         settings: by name, those that stay the same when the run is continued.
         interval: iterations between two points of a loss curve.
-
-    Raises:
-        InputError: MLflow cannot use the address.
     """
+
+    handler: MLFlowHandler
 
     def __init__(
         self,
@@ -63,35 +67,68 @@ class MLflowTracking:
         interval: int = 1,
     ) -> None:
         self.run_dir, self.optimizer, self.evaluator, self.interval = Path(run_dir), optimizer, evaluator, interval
-        self.uri = uri or path_to_sqlite_uri(self.run_dir / DATABASE)
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or uri or path_to_sqlite_uri(self.run_dir / DATABASE)
+        self.experiment, self.settings = experiment, dict(settings or {})
+        self.name = run_name(self.run_dir)
         _send_no_statistics()
+
+    def attach(self, engine: Trainer) -> None:
+        """Register with the trainer; only one of several processes tracks, and opens MLflow.
+
+        Raises:
+            InputError: MLflow cannot use the address.
+        """
+        self.means = EpochMeans.of(engine)
+        if not processes.is_main():
+            return
         try:
             self.handler = MLFlowHandler(
                 tracking_uri=self.uri,
-                experiment_name=experiment,
-                run_name=run_name(self.run_dir),
-                experiment_param=dict(settings or {}),
+                experiment_name=self.experiment,
+                run_name=self.name,
+                experiment_param=self.settings,
                 artifacts=[self.run_dir / name for name in (SETTINGS_FILE, LOSSES_FILE, HISTORY_FILE)],
             )
         except Exception as error:  # MLflow and the drivers of databases raise all kinds
             raise self._refused(error) from error
-
-    def attach(self, engine: Trainer) -> None:
-        """Register with the trainer; only one of several processes tracks."""
-        self.means = EpochMeans.of(engine)
-        if processes.is_main():
-            self.means.listen(self._terms_read)
-            engine.add_event_handler(Events.STARTED, self._started)
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
-            engine.add_event_handler(Events.COMPLETED, self._completed)
+        self.means.listen(self._terms_read)
+        engine.add_event_handler(Events.STARTED, self._started)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+        engine.add_event_handler(Events.COMPLETED, self._completed)
 
     def _started(self, engine: Trainer) -> None:
-        if engine.should_terminate or engine.state.epoch >= engine.state.max_epochs:
-            return  # nothing is left to do
+        nothing_left = engine.should_terminate or engine.state.epoch >= engine.state.max_epochs
         try:
-            self.handler.start(engine)
+            self.handler.cur_run = self._find_run(engine, begin=not nothing_left)
+            if not nothing_left:
+                self.handler.start(engine)
         except Exception as error:
-            raise self._refused(error) from error
+            if not nothing_left:
+                raise self._refused(error) from error
+            self._give_up(error)
+        if nothing_left:
+            self._completed()
+
+    def _find_run(self, engine: Trainer, *, begin: bool) -> Run | None:
+        """The MLflow run of this training; None leaves it to the handler to begin one, which begins the experiment.
+
+        Not the handler's own search: it takes the first run of this name that was never finished, also for a training
+        that begins anew in the same folder, with other settings.
+        """
+        client = self.handler.client
+        experiment = client.get_experiment_by_name(self.experiment)
+        if experiment is None:
+            return None
+        if engine.state.iteration:  # behind a checkpoint
+            found = client.search_runs(
+                [experiment.experiment_id],
+                filter_string=f"attributes.run_name LIKE '%{self.name[-_DIGITS:]}'",
+                order_by=["attributes.start_time DESC"],
+            )
+            last = next((run for run in found if run.info.run_name == self.name), None)
+            if last is not None and last.info.status != self.handler.run_finish_status:
+                return last
+        return client.create_run(experiment.experiment_id, run_name=self.name) if begin else None
 
     def _refused(self, error: Exception) -> InputError:
         return InputError(f"--tracking mlflow cannot use {self.uri}: {one_line(error)}")
@@ -146,4 +183,4 @@ def _send_no_statistics() -> None:
 def run_name(run_dir: Path) -> str:
     """What MLflow calls a run: the folder's name, and a hash of its path, by which a continued training finds it."""
     path = run_dir.resolve()
-    return f"{path.name} {hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    return f"{path.name} {hashlib.sha256(str(path).encode()).hexdigest()[:_DIGITS]}"

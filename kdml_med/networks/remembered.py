@@ -1,6 +1,6 @@
 """What a frozen teacher has answered before, so that it need not answer to the same image again.
 
-An answer depends on nothing but the weights, the image and the arithmetic. Its key is a hash of the image as the
+An answer depends on nothing but the network, the image and the arithmetic. Its key is a hash of the image as the
 teacher sees it, after every transform: what another seed, another setting or an edited config changes is another image,
 and an image that comes again, in another epoch or in another run, is known. The size of the batch is part of the
 arithmetic: libraries add up in another order for another one, and round differently. The other images are not.
@@ -8,10 +8,17 @@ arithmetic: libraries add up in another order for another one, and round differe
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import math
-from collections.abc import Callable, Sequence
+import platform
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol, Self
 from weakref import WeakKeyDictionary
 
@@ -22,11 +29,15 @@ from torch import Tensor, nn
 
 from kdml_med.keys import NetworkName
 from kdml_med.networks.cohort import Cohort
+from kdml_med.networks.devices import native_types
 from kdml_med.networks.stages import answer_with_features
 
 Bytes = npt.NDArray[np.uint8]
 
 _KEY_BYTES = 16
+_PROCESSORS = Path("/proc/cpuinfo")
+_OF_ITS_KIND = ("vendor_id", "cpu family", "model", "cache size", "CPU ")
+"""How lines of that file begin that say what a processor is; the last is ARM's, where it has no name."""
 
 
 class Records(Protocol):
@@ -54,7 +65,7 @@ class RememberedTeacher:
 
     def __init__(self, open_records: Callable[[str, int], Records], *, features: bool = False) -> None:
         self._open, self._features = open_records, features
-        self._weights: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+        self._networks: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
         self._opened: dict[str, tuple[_Layout, Records]] = {}
         self.asked = self.known = 0
 
@@ -71,7 +82,7 @@ class RememberedTeacher:
         if not cohort.frozen_teacher:
             raise ValueError("only the answers of a frozen teacher stay the same: name it by teacher_checkpoint.")
         cohort.remembered = self
-        cohort.networks[NetworkName.TEACHER].register_load_state_dict_post_hook(self._forget_weights)
+        cohort.networks[NetworkName.TEACHER].register_load_state_dict_post_hook(self._forget)
 
     def answer(self, teacher: nn.Module, called: Callable[[Tensor], Any], image: Tensor, strides: Sequence[int]) -> Any:
         """What the teacher answers.
@@ -105,20 +116,31 @@ class RememberedTeacher:
 
     def _circumstances(self, teacher: nn.Module, image: Tensor, strides: Sequence[int]) -> str:
         """All that an answer depends on but the image itself."""
-        if teacher not in self._weights:
-            self._weights[teacher] = _hash_network(teacher)
+        if teacher not in self._networks:
+            self._networks[teacher] = _hash_network(teacher)
         kind = image.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         if kind == "cpu":
-            machine = f"{torch.backends.cpu.get_cpu_capability()} x {torch.get_num_threads()}"
+            kinds = torch.backends.cpu.get_cpu_capability(), *sorted(native_types(kind)), _processor()
+            machine = f"{kinds} x {torch.get_num_threads()}"
         else:
             machine = torch.cuda.get_device_name(image.device)
         layouts = _is_channels_last(image), any(map(_is_channels_last, teacher.parameters()))
         arithmetic = [torch.__version__, kind, machine, autocast, image.dtype, *layouts]
-        return " ".join(map(str, [self._weights[teacher], *arithmetic, tuple(image.shape), tuple(strides)]))
+        return " ".join(map(str, [self._networks[teacher], *arithmetic, tuple(image.shape), tuple(strides)]))
 
-    def _forget_weights(self, teacher: nn.Module, _keys: Any) -> None:
-        self._weights.pop(teacher, None)
+    def _forget(self, teacher: nn.Module, _keys: Any) -> None:
+        self._networks.pop(teacher, None)
+
+
+@functools.cache
+def _processor() -> str:
+    """Which processor this is: libraries choose by it how they add up, also among those of one instruction set."""
+    try:
+        lines = _PROCESSORS.read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    return "; ".join(sorted({line for line in lines if line.startswith(_OF_ITS_KIND)})) or platform.processor()
 
 
 class _Part(NamedTuple):
@@ -200,9 +222,43 @@ def _hash_images(image: Tensor) -> list[bytes]:
 
 
 def _hash_network(network: nn.Module) -> str:
-    """SHA-256 of what a network is made of and of its weights."""
+    """SHA-256 of what a network is made of, of how it was set up, of its code and of its weights."""
     digest = hashlib.sha256(str(network).encode())
-    for name, value in network.state_dict().items():
+    tensors = network.state_dict() | dict(network.named_buffers())  # some are in no state dict
+    for path, part in network.named_modules():
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor):
+                tensors[f"{path}.{name}"] = value
+            elif name not in _OF_EVERY_MODULE:  # where an object lies in memory says nothing about it
+                digest.update(f"{path}.{name} {re.sub('0x[0-9a-fA-F]+', '', repr(value))}".encode())
+    for name, value in tensors.items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
+    for content in sorted(hashlib.sha256(content).digest() for content in _code_of(network)):
+        digest.update(content)
     return digest.hexdigest()
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _code_of(network: nn.Module) -> Iterator[bytes]:
+    """Versions of the packages whose classes a network is made of, and the files of these classes with those beside."""
+    names = {kind.__module__ for part in network.modules() for kind in type(part).__mro__} | {__name__}
+    modules = [sys.modules[name] for name in names & sys.modules.keys()]
+    for package in {module.__name__.partition(".")[0] for module in modules}:
+        yield f"{package} {getattr(sys.modules[package], '__version__', None)}".encode()
+    for path in {path for module in modules for path in _sources_of(module)}:
+        yield path.read_bytes()
+
+
+def _sources_of(module: ModuleType) -> list[Path]:
+    """The file of a module, and of a package all that lie in the same folder; none of what is built in."""
+    try:
+        file = inspect.getsourcefile(module)
+    except TypeError:
+        return []
+    if file is None:
+        return []
+    paths = Path(file).parent.glob("*.py") if module.__package__ else [Path(file)]
+    return [path for path in paths if path.is_file()]

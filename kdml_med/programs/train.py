@@ -36,6 +36,10 @@ def _train(
     Tiles give classifiers, frames give detectors. The same as the training command of the bundles, with the same
     settings.
     """
+    if processes > 1 and launched() not in (1, processes):
+        raise InputError(
+            f"--processes {processes} starts processes, and {launched()} were started already: leave it out."
+        )
     if processes > 1 and launched() == 1:
         read_info(data)  # what is wrong with it is said before anything is started
         return _launch(processes)

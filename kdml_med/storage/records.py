@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import shutil
 import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ KEY_BYTES = 16
 Bytes = npt.NDArray[np.uint8]
 
 _CHECKSUM_BYTES = 4
+_HELD_BACK = 2 * 2**30
+"""Bytes that are left free on the disk, which may be that of the run: for checkpoints, which cannot be done without."""
 _MOST_NEW = 2**16
 """Own records whose keys are looked up one by one, before they are put in order with the others."""
 
@@ -73,7 +76,7 @@ class RecordStore:
         return there, records
 
     def write(self, keys: Sequence[bytes], records: Bytes) -> None:
-        """Keep records. Where they cannot be written that is said once, and nothing more is kept.
+        """Keep records. Where they cannot be written, or fill the disk, that is said once, and nothing more is kept.
 
         Args:
             keys: of ``KEY_BYTES`` each.
@@ -83,20 +86,27 @@ class RecordStore:
             return
         checksums = [_checksum(key, bytes(record)) for key, record in zip(keys, records, strict=True)]
         tails = np.array(checksums, "<u4").view(np.uint8).reshape(-1, _CHECKSUM_BYTES)
+        content = np.concatenate([records, tails], axis=1).tobytes()
         try:
             if self._own is None:
                 self._own = self._begin()
-            _append(self._own.with_suffix(".values"), np.concatenate([records, tails], axis=1).tobytes())
+            if shutil.disk_usage(self.folder).free < _HELD_BACK + len(content):
+                self._end(f"less than {_HELD_BACK / 2**30:.0f} GiB of its disk are free")
+                return
+            _append(self._own.with_suffix(".values"), content)
             _append(self._own, b"".join(keys))
         except OSError as error:
-            self._full = True
-            logger.warning("cannot write to %s (%s): no more is kept there", self.folder, error.strerror)
+            self._end(error.strerror)
             return
         self._new |= {key: self._count + place for place, key in enumerate(keys)}
         self._count += len(keys)
         if len(self._new) > _MOST_NEW:
             self._put_in_order(_halves(list(self._new)), np.fromiter(self._new.values(), np.int64))
             self._new = {}
+
+    def _end(self, reason: str | None) -> None:
+        self._full = True
+        logger.warning("cannot write to %s (%s): no more is kept there", self.folder, reason)
 
     def _begin(self) -> Path:
         """Files of this process, which nobody else adds to."""

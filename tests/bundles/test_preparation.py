@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from kdml_med.bundle import (
     build_loss,
@@ -23,12 +25,15 @@ from kdml_med.data.tiles import TileDataset
 from kdml_med.engines import Acceleration
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
+from kdml_med.networks.registry import build_network
 from kdml_med.runs import RunDescription, hashed_patient
 from kdml_med.splits import freeze_splits, make_splits
 from kdml_med.storage.manifest import read_info, read_manifest, write_info
+from tests.networks.tiny import TINY
 from tests.synthetic_tiles import CLASSES, write_tile_dataset
 
 PLACE: dict[str, Any] = {"device": "cpu", "use_teacher": True}
+TEACHER = {"checkpoint_activations": "teacher"}
 
 
 def training(dataset: Path, run_dir: Path, **values: Any) -> Settings:
@@ -167,6 +172,41 @@ def test_answers_of_a_teacher_that_learns_are_not_kept(copy: Path, tmp_path: Pat
         prepare_training(settings, demo_dir="demo")
     with pytest.raises(InputError, match="only the answers of a frozen teacher"):
         build_training_cohort(settings, num_classes=2)
+
+
+@pytest.mark.parametrize(("epochs", "views", "said"), [(3, None, True), (3, 3, True), (3, 2, False), (1, None, False)])
+def test_that_answers_are_kept_which_no_later_epoch_needs_is_said(
+    copy: Path, tmp_path: Path, epochs: int, views: int | None, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = tmp_path / "teacher.pt"
+    torch.save(build_network(TINY, num_classes=2).state_dict(), weights)
+    networks = {"teacher": TINY, "students": [TINY], "teacher_checkpoint": str(weights)}
+    keeping = {"cache_teacher": "disk", "max_epochs": epochs, "repeat_views": views}
+    with caplog.at_level(logging.INFO, "kdml_med"):
+        build_training_cohort(training(copy, tmp_path, **networks, **keeping), num_classes=2)
+    fill = f"no training view of these 3 epochs comes again; their answers fill {copy}/cache/teachers for other runs"
+    assert (fill in caplog.text) == said
+
+
+@pytest.mark.parametrize(
+    ("settings", "what", "whose"),
+    [
+        ({"ema_decay": 0.9}, "--ema_decay 0.9", "--average ema"),
+        ({"average": "swa", "ema_decay": 0.9, "swa_start": 0.5}, "--ema_decay 0.9", "--average ema"),
+        ({"average": "ema", "ema_decay": 0.9, "swa_start": 0.5}, "--swa_start 0.5", "--average swa"),
+        ({"tracking_uri": "sqlite:///x.db"}, "--tracking_uri sqlite:///x.db", "--tracking mlflow"),
+        ({**TEACHER, "teacher_checkpoint": "teacher.pt"}, "--checkpoint_activations teacher", "a teacher that learns"),
+        ({**TEACHER, "use_teacher": False, "beta": 0.0}, "--checkpoint_activations teacher", "a teacher that learns"),
+        (TEACHER, None, None),
+        ({"checkpoint_activations": "all", "teacher_checkpoint": "teacher.pt"}, None, None),
+    ],
+)
+def test_settings_that_others_leave_without_effect_are_named(
+    copy: Path, tmp_path: Path, settings: dict[str, Any], what: str, whose: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "kdml_med"):
+        prepare_training(training(copy, tmp_path / "run", **settings), demo_dir="demo")
+    assert caplog.messages == ([] if what is None else [f"{what} does nothing: it is for {whose}."])
 
 
 def test_wrong_networks_and_losses_are_said_in_one_line(copy: Path, tmp_path: Path) -> None:

@@ -160,3 +160,35 @@ def test_a_training_is_tracked_in_a_folder_of_ones_own(dataset: Path, tmp_path: 
     assert {path.name for path in place.rglob("*.*")} >= {"settings.json", "losses.csv", "history.csv"}
     assert not list(place.rglob("*.pt"))
     shutil.rmtree(place)
+
+
+@needs_mlflow
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of what MLflow is built on
+def test_a_folder_that_is_trained_anew_is_another_run_which_is_gone_on_with(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    run_dir, database = tmp_path / "run", tmp_path / "mlruns.db"
+    tracked = {"tracking": "mlflow", "tracking_uri": f"sqlite:///{database}"}
+
+    def trained(*, killed: bool = False, **settings: Any) -> list[tuple[str, str]]:
+        train(dataset, run_dir, **tracked, **settings)
+        with sqlite3.connect(database) as connection:
+            if killed:
+                last = "SELECT run_uuid FROM runs ORDER BY start_time DESC LIMIT 1"
+                connection.execute(f"UPDATE runs SET status = 'RUNNING' WHERE run_uuid = ({last})")
+        connection.close()
+        query = "SELECT value, status FROM runs JOIN params USING (run_uuid) WHERE key = 'alpha' ORDER BY start_time"
+        return rows(database, query)
+
+    assert trained(max_epochs=1, alpha=1.0, killed=True) == [("1.0", "RUNNING")]
+    shutil.rmtree(run_dir)
+    assert trained(max_epochs=1, alpha=2.0, killed=True) == [("1.0", "RUNNING"), ("2.0", "RUNNING")]
+    assert trained(max_epochs=1, alpha=2.0, killed=True) == [("1.0", "RUNNING"), ("2.0", "RUNNING")]
+    assert trained(max_epochs=1, alpha=2.0) == [("1.0", "RUNNING"), ("2.0", "FINISHED")]
+    assert trained(max_epochs=2, alpha=2.0, killed=True)[1:] == [("2.0", "FINISHED"), ("2.0", "RUNNING")]
+    assert trained(max_epochs=3, alpha=2.0)[1:] == [("2.0", "FINISHED"), ("2.0", "FINISHED")]
+    query = "SELECT step FROM metrics WHERE key = 'val/ensemble_patient_auroc' ORDER BY timestamp"
+    assert [step for (step,) in rows(database, query)] == [1, 1, 2, 3]

@@ -127,6 +127,36 @@ def test_plain_average_begins_at_its_share_of_the_epochs_and_takes_ends_of_epoch
     )
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "taken"),
+    [
+        (4, 6, [5, 6]),  # 2 to 4 were in it, and of six epochs it begins at 3
+        (4, 12, [6, 7, 8, 9, 10, 11, 12]),
+        (4, 5, [2, 3, 4, 5]),  # still at 2
+        (5, 5, [2, 3, 4, 5]),
+    ],
+)
+def test_a_mean_that_has_too_early_epochs_begins_anew_when_epochs_are_added(
+    before: int, after: int, taken: list[int]
+) -> None:
+    cohort, data = build_cohort(seed=3, teacher=TINY, students=[TINY, TINY]), batches(2)
+    average = WeightAverage(cohort, "swa", start=0.5)
+    finished: list[State] = []
+    for begin, epochs in ((0, before), (before, after)):
+        trainer = trainer_of(cohort, data, ClassificationCohortLoss(), epochs=epochs, train_handlers=[average])
+
+        def start(trainer: Any = trainer, begin: int = begin) -> None:
+            trainer.state.epoch, trainer.state.iteration = begin, 2 * begin
+
+        trainer.add_event_handler(Events.STARTED, start)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: finished.append(states_of(cohort)))
+        if begin < epochs:
+            trainer.run()
+    weights = [name for name in floats(finished[0]) if not is_statistic(name)]
+    expected = {name: sum(finished[epoch - 1][name].double() for epoch in taken) / len(taken) for name in weights}
+    assert_close(average.network.state_dict(), expected, weights)
+
+
 def test_nothing_is_averaged_before_two_ends_of_epochs() -> None:
     average, _, _ = train("swa", epochs=2, start=1.0)
     assert equal_states(average.network, average.trained)

@@ -1,12 +1,15 @@
 import copy
+import importlib
+import sys
 
+import monai
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from kdml_med.losses import ClassificationCohortLoss, DetectionCohortLoss
-from kdml_med.networks import Cohort, build_cohort
+from kdml_med.networks import Cohort, build_cohort, remembered
 from kdml_med.networks.answers import ClassifierAnswer
 from kdml_med.networks.remembered import RememberedTeacher
 from kdml_med.storage.records import RecordStore
@@ -142,10 +145,116 @@ def test_what_makes_the_answer_another_one_is_another_question():
     assert known(classifiers(), image.flip(0)) == 2
 
 
+def of_teacher(network):
+    return Cohort({"teacher": network, "student_0": TinyNet(2)}, frozen_teacher=True)
+
+
+@pytest.mark.parametrize("name", ["no_max_pool", "slope", "options", "buffer", "tensor"])
+def test_what_a_network_was_told_is_part_of_it_though_no_weight_and_no_line_of_it_shows(name):
+    def made(*, other):
+        torch.manual_seed(0)
+        if name == "no_max_pool":
+            return monai.networks.nets.resnet10(n_input_channels=3, spatial_dims=2, num_classes=2, no_max_pool=other)
+        network, value = TinyNet(2), 0.5 if other else 0.25
+        if name == "buffer":
+            network.register_buffer("scale", torch.tensor(value), persistent=False)
+        else:
+            told = {"slope": value, "options": Options(value), "tensor": torch.tensor(value)}
+            setattr(network, name, told[name])
+        return network
+
+    one, other = made(other=False), made(other=True)
+    assert str(one) == str(other)
+    assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+    kept, image = Kept(), images(1, 2)
+    remembered_before(kept, of_teacher(one), image)
+    assert remembered_before(kept, of_teacher(made(other=False)), image).known == 2
+    assert remembered_before(kept, of_teacher(other), image).known == 0
+
+
+class Options:
+    """Like a dataclass, and with a place in memory."""
+
+    def __init__(self, slope):
+        self.slope = slope
+
+    def __repr__(self):
+        return f"<Options {self.slope} at {hex(id(self))}>"
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A network of a person's own, from files with the code of its answers and of a helper beside it."""
+    folder = tmp_path / "own_nets"
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def load(factor=1, helped=0):
+        for loaded in [loaded for loaded in sys.modules if loaded.startswith("own_nets")]:
+            del sys.modules[loaded]
+        folder.mkdir(exist_ok=True)
+        (folder / "__init__.py").touch()
+        (folder / "helper.py").write_text(f"def more():\n    return {helped}\n")
+        (folder / "net.py").write_text(
+            "from tests.networks.tiny import TinyNet\nfrom own_nets.helper import more\n"
+            f"class Own(TinyNet):\n    def forward(self, x):\n        return {factor} * super().forward(x) + more()\n"
+        )
+        importlib.invalidate_caches()
+        torch.manual_seed(0)
+        return of_teacher(importlib.import_module("own_nets.net").Own(2))
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield load
+    for loaded in [loaded for loaded in sys.modules if loaded.startswith("own_nets")]:
+        del sys.modules[loaded]
+
+
+def test_a_network_of_ones_own_that_was_edited_is_another_one(own):
+    kept, image = Kept(), images(1, 2)
+    remembered_before(kept, own(), image)
+    assert remembered_before(kept, own(), image).known == 2
+    assert remembered_before(kept, own(factor=2), image).known == 0
+    assert remembered_before(kept, own(helped=1), image).known == 0
+    assert remembered_before(kept, own(), image).known == 2
+
+
+@pytest.mark.parametrize("package", ["monai", "kdml_med"])
+def test_answers_of_other_versions_are_not_taken(package, monkeypatch):
+    kept, image = Kept(), images(1, 2)
+    remembered_before(kept, detectors(), image)
+    assert remembered_before(kept, detectors(), image).known == 2
+    monkeypatch.setattr(sys.modules[package], "__version__", "99.0")
+    assert remembered_before(kept, detectors(), image).known == 0
+
+
+def test_answers_of_another_processor_are_not_taken(tmp_path, monkeypatch):
+    kept, image = Kept(), images(1, 2)
+
+    def known(*lines, native=(), other="x86_64"):
+        (tmp_path / "cpuinfo").write_text("\n".join(lines))
+        monkeypatch.setattr(remembered, "_PROCESSORS", tmp_path / ("cpuinfo" if lines else "absent"))
+        monkeypatch.setattr(remembered.platform, "processor", lambda: other)
+        monkeypatch.setattr(remembered, "native_types", lambda _: frozenset(native))
+        remembered._processor.cache_clear()
+        return remembered_before(kept, classifiers(), image).known
+
+    one = "processor: 0", "model name: one", "cpu MHz: 2000"
+    arm = "CPU implementer: 0x41", "CPU part: 0xd40"
+    try:
+        for others in ((*one,), ("model name: other",), (*one, "model: 17"), arm, (arm[0], "CPU part: 0xd4f"), ()):
+            assert known(*others) == 0
+        assert known(*one, native=["bf16"]) == 0
+        assert known(other="arm") == 0
+        assert known(*one) == known(*arm) == known() == 2
+        assert known("processor: 5", "model name: one", "cpu MHz: 2100", "model name: one") == 2
+    finally:
+        remembered._processor.cache_clear()
+
+
 def remembered_before(kept, cohort, image):
     """The memory of a cohort, after it has answered as its teacher does."""
     memory = remembering(cohort, kept)
-    assert torch.equal(cohort(image)["teacher"], cohort.networks["teacher"](image))
+    answers = flat(cohort(image)["teacher"]), flat(cohort.networks["teacher"](image))
+    assert all(map(torch.equal, *answers))  # of detectors without feature maps
     return memory
 
 

@@ -1,6 +1,8 @@
 import hashlib
 import logging
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -141,3 +143,22 @@ def test_where_nothing_can_be_written_that_is_said_once_and_what_is_there_is_rea
         f"cannot write to {tmp_path} (No space left on device): no more is kept there"
     ]
     assert known(store, 1, 2, 3) == [True, False, False]
+
+
+def test_the_last_room_on_a_disk_is_left_to_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [2 * 2**30 + 3 * (SIZE + 4)]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    store = RecordStore(tmp_path / "new", SIZE)
+    keep(store, 1, 2, 3)
+    free[0] -= 1
+    with caplog.at_level(logging.WARNING):
+        keep(store, 4, 5, 6)
+        free[0] *= 2
+        keep(store, 7)
+    assert [line.message for line in caplog.records] == [
+        f"cannot write to {tmp_path / 'new'} (less than 2 GiB of its disk are free): no more is kept there"
+    ]
+    for one in (store, RecordStore(tmp_path / "new", SIZE)):
+        assert known(one, *range(1, 8)) == [True] * 3 + [False] * 4
