@@ -13,8 +13,19 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from kdml_med.networks import Cohort
-from tests.benchmarks import training_methods
-from tests.benchmarks.bench_training import FLOAT32, Lane, Part, parts_of
+from tests.benchmarks import training_methods, training_peers
+from tests.benchmarks.bench_training import (
+    CHOSEN,
+    FLOAT32,
+    NAIVE,
+    PLAIN,
+    Lane,
+    Part,
+    parts_of,
+    print_aims,
+    print_methods,
+    print_ratios,
+)
 from tests.benchmarks.training_course import Course, warm_up
 from tests.benchmarks.turns import Turn
 
@@ -80,31 +91,33 @@ def test_a_teacher_is_trained_alike_alone_in_the_cohort_and_in_the_naive_loop(ta
 
 
 CONDITIONS = """
-import json, sys, torch
-from tests.benchmarks import {module} as own
-from tests.benchmarks.training_course import Course, warm_up
+import importlib, json, sys, torch
 from kdml_med.networks import memory
+from tests.benchmarks.training_course import Course
 
 def method(course):
     filled = torch.utils.deterministic.fill_uninitialized_memory
     told = [torch.are_deterministic_algorithms_enabled(), filled, memory._blocks, torch.get_num_threads()]
-    print(json.dumps(told))
+    print(json.dumps(told + ["kdml_med.engines" in sys.modules]))
     return lambda steps: None
 
-own.METHODS["none"] = method
-own.prepare(Course("classification", "tiny", 64, 4, threads=3).request("none"))
-print(json.dumps("kdml_med.engines" in sys.modules))
+for name in ("training_peers", "training_methods"):
+    module = importlib.import_module(f"tests.benchmarks.{name}")
+    module.METHODS["none"] = method
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.set_num_threads(1)
+    module.prepare(Course("classification", "tiny", 64, 4, threads=3).request("none"))
 """
 
 
-@pytest.mark.parametrize("module", ["training_methods", "training_peers"])
-def test_every_library_trains_under_the_conditions_of_a_training_here(module: str) -> None:
-    """In a process of its own, which they are for."""
-    words = [sys.executable, "-c", CONDITIONS.format(module=module)]
-    said = subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()
+def test_every_library_trains_under_the_conditions_of_a_training_here() -> None:
+    """In a process of its own, which they are for. Engines need ignite, which the peers' environment lacks."""
+    said = subprocess.run([sys.executable, "-c", CONDITIONS], check=True, capture_output=True, text=True).stdout
+    peers, own = map(json.loads, said.splitlines())
     kept = 1 if sys.platform == "linux" else 0
-    assert json.loads(said[0]) == [True, False, kept, 3]
-    assert json.loads(said[1]) == (module == "training_methods")  # engines need ignite
+    assert peers == [True, False, kept, 3, False]
+    assert own == [True, False, 2 * kept, 3, True]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -117,6 +130,31 @@ def test_the_code_of_a_step_is_no_memory_of_what_is_trained(task: str, cohorts: 
     hook.remove()
     assert steps == [len(cohorts[0].parameter_groups())]
     assert {parameter.grad is not None for parameter in cohorts[0].parameters() if parameter.requires_grad} == {True}
+
+
+def test_the_chosen_precision_is_what_a_training_would_choose_and_trains(cohorts: list[Cohort]) -> None:
+    course = course_of("classification")
+    chosen = training_methods.chosen_for(course)
+    assert chosen["memory_format"] == "channels_last"
+    bfloat16 = {"precision": "bf16", "memory_format": "channels_last"}
+    for acceleration in (chosen, bfloat16, PLAIN):
+        training_methods.cohort(course, **acceleration)(1)
+    rule, rounded, plain = (weights(cohort.networks["teacher"]) for cohort in cohorts[-3:])
+    assert not torch.equal(rounded, plain)
+    assert torch.equal(rule, rounded if chosen["precision"] == "bf16" else plain)
+
+
+def test_torchdistill_is_given_the_loss_of_the_cohort() -> None:
+    course = course_of("classification")
+    noise = course.batch_of_noise()
+    answers = course.cohort()(noise["image"])
+    teacher = answers["teacher"]
+    students = {name: answer for name, answer in answers.items() if name != "teacher"}
+    said = {"teacher": {".": {"output": teacher}}, "student": {".": {"output": students}}}
+    terms = course.loss()(answers, noise["label"])
+    assert torch.equal(training_peers.Terms(course.loss())(said, {}, noise["label"]), terms["loss"])
+    assert len(students) == 2
+    assert terms["student_1_ml"] > 0
 
 
 def test_networks_of_one_kind_are_measured_once_and_counted() -> None:
@@ -137,3 +175,27 @@ def test_steps_are_compared_with_the_sum_of_the_networks_round_by_round() -> Non
     assert lane.by_sum(FLOAT32).median == 1.5
     assert lane.by_sum_cpu(FLOAT32).median == pytest.approx((3 / 6 + 3 / 3) / 2)
     assert lane.sum_mib() == 200.0
+
+
+def test_tables_have_a_cell_for_every_method_and_say_what_was_reached(capsys: pytest.CaptureFixture[str]) -> None:
+    def turn(seconds: float, mib: float) -> list[Turn]:
+        return [Turn(1, seconds, 2 * seconds, mib, 0.0)] * 2
+
+    turns = {
+        "teacher": turn(2.0, 100.0), "student_0": turn(1.0, 50.0), FLOAT32: turn(4.2, 190.0), CHOSEN: turn(2.0, 150.0),
+        NAIVE: turn(8.0, 240.0), "torchdistill": turn(5.0, 220.0),
+    }  # fmt: skip
+    chosen = {"precision": "bf16", "in_float32": ["student_0"], "memory_format": "channels_last"}
+    lane = Lane(course_of("classification"), [Part("teacher", 1), Part("student_0", 2)], turns, chosen, {})
+    edge = Lane(course_of("classification", "edge"), lane.parts, {**turns, FLOAT32: turn(4.0, 220.0)}, chosen, {})
+    for print_table in (print_ratios, print_methods, print_aims):
+        print_table([lane, edge])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.count("|") for line in lines if line] == [12] * 4 + [13] * 12 + [10] * 4
+    first = "| classification | tiny | 64 | 4 |"
+    how = "bf16 (student_0: fp32), channels_last"
+    assert f"{first} 4.000 | {how} | 1.05 | 0.50 | 2.00 | – | 1.25 |" in lines
+    assert f"{first} {FLOAT32} | 4.200 | 1.05 | 0% | 8.400 | 1.05 | 190 | 0.95 |" in lines
+    assert f"{first} networks alone, summed | 4.000 | | | 8.000 | | 200 | |" in lines
+    assert f"{first} 1.05 | ≤ 1.00 | no | 0.95 | yes |" in lines
+    assert "| classification | edge | 64 | 4 | 1.00 | ≤ 1.03 | yes | 1.10 | no |" in lines

@@ -13,6 +13,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import library as torch_operators
 from torch.nn import functional as F
 
 from kdml_med.keys import LossTerm, NetworkName
+from kdml_med.losses import CohortLoss
 from tests.benchmarks.training_course import Batches, Course, adamw, device_mib, warm_up
 from tests.benchmarks.turns import Work, serve
 
@@ -84,6 +86,24 @@ class Students(nn.Module):
         return {name: network(image) for name, network in self.networks.items()}
 
 
+class Terms(nn.Module):
+    """The losses of this project, of what torchdistill hands to a loss of its teacher and its student.
+
+    Args:
+        loss: of the course.
+    """
+
+    def __init__(self, loss: CohortLoss) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, io_dict: Any, model_loss_dict: Any, targets: Tensor) -> Tensor:
+        """The weighted sum of all terms; a scalar."""
+        teacher, students = (io_dict[name]["."]["output"] for name in ("teacher", "student"))
+        terms: dict[str, Tensor] = self.loss({NetworkName.TEACHER.value: teacher, **students}, targets)
+        return terms[LossTerm.LOSS]
+
+
 def torchdistill(course: Course) -> Work:
     """Steps of torchdistill's box with a teacher that learns, too."""
     box = _box(course)
@@ -102,15 +122,7 @@ def _box(course: Course) -> Any:
     from torchdistill.core.distillation import get_distillation_box
     from torchdistill.losses.registry import register_high_level_loss
 
-    own = course.loss()
-
-    class Terms(nn.Module):
-        def forward(self, io_dict: Any, model_loss_dict: Any, targets: Tensor) -> Tensor:
-            teacher, students = (io_dict[name]["."]["output"] for name in ("teacher", "student"))
-            terms: dict[str, Tensor] = own({NetworkName.TEACHER.value: teacher, **students}, targets)
-            return terms[LossTerm.LOSS]
-
-    register_high_level_loss(key="Terms")(Terms)
+    register_high_level_loss(key="Terms")(partial(Terms, course.loss()))
     networks = dict(course.cohort().networks.items())
     teacher = networks.pop(NetworkName.TEACHER)
     config = {
