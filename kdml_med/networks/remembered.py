@@ -247,7 +247,7 @@ def _code_of(network: nn.Module) -> Iterator[bytes]:
     names = {kind.__module__ for part in network.modules() for kind in type(part).__mro__} | {__name__}
     modules = [sys.modules[name] for name in names & sys.modules.keys()]
     for package in {module.__name__.partition(".")[0] for module in modules}:
-        yield f"{package} {getattr(sys.modules[package], '__version__', None)}".encode()
+        yield f"{package} {getattr(sys.modules.get(package), '__version__', None)}".encode()
     for path in {path for module in modules for path in _sources_of(module)}:
         yield path.read_bytes()
 
