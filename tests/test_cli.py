@@ -266,6 +266,13 @@ def test_a_slip_on_the_command_line_is_said(call: Call, words: list[str], messag
     assert (code, message in err) == (2, True)
 
 
+def test_a_command_can_be_run_from_another_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run_command(["--version"]) == 0
+    assert capsys.readouterr().out == f"kdml-med {__version__}\n"
+    assert cli.run_command(["split", str(tmp_path)]) == 2
+    assert "is not a dataset folder" in capsys.readouterr().err
+
+
 def test_ctrl_c_while_libraries_load_ends_like_later(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: cli.Entry) -> None:
         raise KeyboardInterrupt

@@ -152,11 +152,15 @@ def test_modules_do_not_import_each_other_in_circles():
         ("clinical", {"api", "programs"}),
         ("api", {"programs"}),
         ("programs", {"cli"}),
-        ("cli", set()),
+        ("cli", {"programs"}),  # the demo, see below
     ],
 )
 def test_nothing_imports_the_rooms_on_top(room, above):
     assert {other for other, imports in room_imports().items() if room in imports} <= above
+
+
+def test_only_the_demo_runs_commands_as_they_are_typed():
+    assert {module for module, imports in LIBRARY.items() if "kdml_med.cli" in imports} == {"kdml_med.programs.demo"}
 
 
 def test_only_workers_start_processes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import typer
 
 from kdml_med.errors import INTERRUPTED, ExitCode, InputError
-from kdml_med.program import checked, hold_interrupts, usable_cores
+from kdml_med.program import checked, hold_interrupts, unhindered_imports, usable_cores
 
 
 def ending(command: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -50,6 +51,23 @@ def test_what_was_foreseen_ends_in_one_line(
     found, said = ending(raising(error), capsys)
     assert (found, said.count("\n")) == (code, 1)
     assert said.startswith(line)
+
+
+def test_the_collector_is_as_before_after_imports() -> None:
+    assert gc.isenabled()
+    with unhindered_imports():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(KeyboardInterrupt), unhindered_imports():
+        raise KeyboardInterrupt
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with unhindered_imports():
+            pass
+        assert not gc.isenabled(), "who runs a command from a program of one's own decides"
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("error", [KeyError("a"), OSError("of a library"), BrokenPipeError(errno.EPIPE, "pipe")])

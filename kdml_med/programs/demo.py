@@ -42,7 +42,7 @@ def demo(
 ) -> ExitCode:
     """Generate data with known truth, prepare it, train, evaluate, predict something from its file, write the report.
 
-    Takes about 5 minutes for slides and 9 for clips on two cores. It proves plumbing, never accuracy.
+    Takes 2 to 5 minutes for slides and 3 to 9 for clips on two cores. It proves plumbing, never accuracy.
     """
     settings = (
         {"patients": _TINY_PATIENTS} if task is DemoTask.MSI else {"sequences": _TINY_SEQUENCES, "frames": _TINY_FRAMES}
