@@ -10,8 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-from monai.utils import set_determinism
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdml_med.bundle.provenance import made_by
@@ -31,7 +29,7 @@ from kdml_med.losses.cohort import ClassificationCohortLoss, CohortLoss
 from kdml_med.losses.detection import DetectionCohortLoss
 from kdml_med.metrics.aggregation import Level
 from kdml_med.networks.cohort import Cohort, build_cohort
-from kdml_med.networks.devices import check_device, check_precision
+from kdml_med.networks.devices import check_device, check_precision, compute_repeatably
 from kdml_med.networks.registry import cohort_spec
 from kdml_med.networks.remembered import RememberedTeacher
 from kdml_med.program import leave_quickly
@@ -142,11 +140,7 @@ def check_level(level: str, info: DatasetInfo, dataset_dir: str | Path) -> None:
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch and ask for deterministic algorithms; each process draws numbers of its own."""
-    set_determinism(seed=(seed + _SEED_STEP * processes.rank()) % 2**32)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Else every new tensor is filled with NaN first, a fifth of a step: for kernels that read what nobody wrote, of
-    # which there are none here.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    compute_repeatably((seed + _SEED_STEP * processes.rank()) % 2**32)
 
 
 def run_training(trainer: KDMLTrainer) -> None:

@@ -13,7 +13,7 @@ from monai.utils import CommonKeys
 from torch import Tensor
 
 from kdml_med.engines import processes
-from kdml_med.engines.trainer import prepare_cohort_batch
+from kdml_med.engines.trainer import prepare_cohort_batch, refuse_amp
 from kdml_med.keys import NetworkName, OutputKey
 
 AVERAGES = ("probabilities", "logits")
@@ -60,11 +60,17 @@ class CohortEvaluator(SupervisedEvaluator):
     It runs in inference mode: what it leaves in its output cannot be trained with.
 
     Args:
-        **kwargs: see ``monai.engines.SupervisedEvaluator``; ``decollate`` is always off, as in ``KDMLTrainer``.
+        **kwargs: see ``monai.engines.SupervisedEvaluator``; ``decollate`` is always off, and ``non_blocking`` on unless
+            it is given, as in ``KDMLTrainer``.
+
+    Raises:
+        InputError: ``amp`` is on, see ``refuse_amp``.
     """
 
     def __init__(self, **kwargs: Any) -> None:
+        refuse_amp(kwargs)
         kwargs.setdefault("prepare_batch", prepare_cohort_batch)
+        kwargs.setdefault("non_blocking", True)
         super().__init__(decollate=False, **kwargs)
         self.add_event_handler(Events.STARTED, lambda: processes.share_buffers(self.network))
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from kdml_med.engines import processes
 from kdml_med.engines.acceleration import Acceleration
 from kdml_med.engines.guard import LossGuard
-from kdml_med.engines.memory import freed_memory_kept
+from kdml_med.errors import InputError
 from kdml_med.keys import BatchKey, LossTerm, OutputKey
+from kdml_med.networks.memory import freed_memory_kept
 
 
 def prepare_cohort_batch(
@@ -24,7 +25,8 @@ def prepare_cohort_batch(
 ) -> tuple[Tensor, Any]:
     """Images and labels of a batch on the device; identifiers stay in ``engine.state.batch``.
 
-    Boxes come as the list of boxes of each image and the images' (height, width), which anchors are made for.
+    Boxes come as the list of boxes of each image and the images' (height, width), which anchors are made for. They go
+    one by one, as the loader has pinned them: joined here they would be in memory that a copy to a GPU waits for.
     """
     image = batch[BatchKey.IMAGE].to(device=device, non_blocking=non_blocking)
     label = batch[BatchKey.LABEL]
@@ -32,6 +34,19 @@ def prepare_cohort_batch(
         return image, label.to(device=device, non_blocking=non_blocking)
     boxes = [part.to(device=device, non_blocking=non_blocking) for part in label]
     return image, (boxes, tuple(image.shape[-2:]))
+
+
+def refuse_amp(settings: Mapping[str, Any]) -> None:
+    """Refuse MONAI's switch for mixed precision, which the steps of this package do not read.
+
+    Raises:
+        InputError: it is on; says what to write.
+    """
+    if settings.get("amp") or settings.get("amp_kwargs"):
+        raise InputError(
+            "amp is on, which trainer and evaluators of kdml_med do not read: train with --precision fp16, in Python "
+            "KDMLTrainer(acceleration=Acceleration(device, precision='fp16')); evaluation is in float32."
+        )
 
 
 class KDMLTrainer(SupervisedTrainer):
@@ -49,7 +64,8 @@ class KDMLTrainer(SupervisedTrainer):
         accumulate: batches whose mean gradient makes one optimizer step. The last step of an epoch takes what is left.
             With an ``EpochSampler`` batches weigh by their samples, otherwise alike.
         **kwargs: see ``monai.engines.SupervisedTrainer``. ``decollate`` is always off: it would take the predictions
-            apart by sample and lose the names.
+            apart by sample and lose the names. ``non_blocking`` is on unless it is given: a batch is on its way to a
+            GPU while the step before is still at work there.
 
     Attributes:
         updated: whether the batch that was trained last ended with an optimizer step.
@@ -57,6 +73,7 @@ class KDMLTrainer(SupervisedTrainer):
 
     Raises:
         FloatingPointError: see ``LossGuard.check``.
+        InputError: ``amp`` is on, see ``refuse_amp``.
         ValueError: accumulate is not positive.
     """
 
@@ -69,7 +86,9 @@ class KDMLTrainer(SupervisedTrainer):
         accumulate: int = 1,
         **kwargs: Any,
     ) -> None:
+        refuse_amp(kwargs)
         kwargs.setdefault("prepare_batch", prepare_cohort_batch)
+        kwargs.setdefault("non_blocking", True)
         self.acceleration = acceleration or Acceleration(kwargs["device"])
         self.cohort = self.acceleration.prepare(network)
         self.cohort_loss = loss_function

@@ -22,6 +22,7 @@ from kdml_med.engines.processes import from_main, gather, rank, seen_by_all, wor
 from kdml_med.errors import InputError
 from kdml_med.handlers.losses import EpochMeans
 from kdml_med.handlers.random_state import random_state, restore_random_state
+from kdml_med.handlers.timing import SavingEvents
 from kdml_med.keys import NetworkName
 from kdml_med.networks.cohort import Cohort
 from kdml_med.runs import checkpoint_path, read_checkpoint, write_checkpoint
@@ -113,6 +114,7 @@ class CohortCheckpoint:
     def attach(self, engine: Trainer) -> None:
         """Register with the trainer."""
         self.means = EpochMeans.of(engine)
+        engine.register_events(*SavingEvents)
         engine.add_event_handler(Events.STARTED, self._started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
@@ -199,7 +201,9 @@ class CohortCheckpoint:
             return
         if self._is_due():
             samples = done * sampler.batch_size
+            engine.fire_event(SavingEvents.SAVING_STARTED)
             self._save(engine, {"epoch": engine.state.epoch - 1, "batches": done, "samples": samples})
+            engine.fire_event(SavingEvents.SAVING_COMPLETED)
 
     def _is_due(self) -> bool:
         """Whether the minutes are over; the clock is that of the main process. All call it behind the same batches."""

@@ -61,8 +61,9 @@ class CohortPredictions:
         """Float64, [tiles], on the CPU, by network name; they stay on their device up to here."""
         if not self._batches:
             return {}
+        self._join()
         # Double precision comes last: not every device has it.
-        return dict(zip(self.networks, torch.cat(self._batches, dim=1).cpu().double(), strict=True))
+        return dict(zip(self.networks, self._batches[0].cpu().double(), strict=True))
 
     def publish(self, engine: Engine) -> None:
         """Leave the table in the engine's state; of several processes the main one has that of all."""
@@ -73,11 +74,17 @@ class CohortPredictions:
         """Bring together what the processes have, each of which evaluated a block of the samples."""
         if world_size() == 1:
             return
+        self._join()
         parts = gather((self._identifiers, [batch.cpu() for batch in self._batches]))
         if parts is not None:
             self._batches = [batch for _, batches in parts for batch in batches]
             for key in self._identifiers:
                 self._identifiers[key] = [value for identifiers, _ in parts for value in identifiers[key]]
+
+    def _join(self) -> None:
+        """Make one tensor of all batches: of millions of tiles there are many, each a wait for the device."""
+        if len(self._batches) > 1:
+            self._batches = [torch.cat(self._batches, dim=1)]
 
     def table(self) -> pd.DataFrame:
         """One row per tile and network, columns of ``PredictionColumn``; network by network, tiles in loading order."""

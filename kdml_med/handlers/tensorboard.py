@@ -18,7 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
-from kdml_med.engines.processes import is_main
+from kdml_med.engines.processes import is_main, world_size
 from kdml_med.handlers.losses import EpochMeans
 from kdml_med.handlers.metrics import UNDEFINED
 from kdml_med.handlers.tensorboard_boxes import box_agreement
@@ -100,6 +100,8 @@ class CohortTensorBoard:
         self.settings, self.defaults = dict(settings or {}), dict(defaults or {})
         self.interval, self.times = interval, times
         self.writers: dict[str, SummaryWriter] = {}
+        self._rates: dict[int, dict[str, float]] = {}
+        """By iteration whose losses were not read yet, and run."""
         self.restored = False
 
     @abstractmethod
@@ -190,12 +192,17 @@ class CohortTensorBoard:
         self.writer(COHORT_RUN)
 
     def _learning_rates(self, engine: Engine) -> None:
-        for group in self.optimizer.param_groups:
-            self.write_scalars(group.get("name", COHORT_RUN), {_LEARNING_RATE: group["lr"]}, engine.state.iteration)
+        # Before the schedule moves them; written with the losses, so that a forward pass does not wait for it.
+        self._rates[engine.state.iteration] = {
+            group.get("name", COHORT_RUN): group["lr"] for group in self.optimizer.param_groups
+        }
 
     def _losses(self, iteration: int, terms: Mapping[str, float]) -> None:
+        rates = self._rates.pop(iteration, {})
         if iteration % self.interval == 0:
             with naming(self.log_dir):
+                for run, rate in rates.items():
+                    self.write_scalars(run, {_LEARNING_RATE: rate}, iteration)
                 self._write_losses(terms, _LOSS, iteration)
 
     def _epoch_completed(self, engine: Trainer) -> None:
@@ -241,7 +248,11 @@ class CohortTensorBoard:
         self._close()
 
     def _close_and_raise(self, engine: Engine, error: Exception) -> None:
-        with contextlib.suppress(OSError):  # a full disk refuses the rest once more, and is not what is to be said
+        # A full disk refuses the rest once more, and a GPU that failed answers no more: neither is what is to be said.
+        with contextlib.suppress(Exception):
+            if world_size() == 1:  # the means of several processes need all of them
+                EpochMeans.of(engine).read()
+        with contextlib.suppress(OSError):
             self._close()
         raise error
 

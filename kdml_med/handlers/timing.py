@@ -8,10 +8,11 @@ from enum import StrEnum
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine, EventEnum, Events
 from monai.engines import Evaluator, IterationEvents, Trainer
 from monai.utils import CommonKeys
 
+from kdml_med.data.sampling import EpochSampler
 from kdml_med.engines.processes import world_size
 
 Moment = float | torch.cuda.Event
@@ -33,7 +34,14 @@ class Part(StrEnum):
     """Everything that handlers do after a step: schedule, curves, progress."""
     VALIDATION = "validation"
     SAVING = "saving"
-    """Pictures, tables and checkpoints at the end of an epoch."""
+    """Pictures, tables, averages and checkpoints at the end of an epoch, and checkpoints within it."""
+
+
+class SavingEvents(EventEnum):
+    """Fired by a trainer whose handler saves among the steps of an epoch, which is no part of them."""
+
+    SAVING_STARTED = "saving_started"
+    SAVING_COMPLETED = "saving_completed"
 
 
 STEP_PARTS = (Part.DATA, Part.FORWARD, Part.LOSS, Part.BACKWARD, Part.UPDATE, Part.METRICS)
@@ -44,6 +52,8 @@ _ENDS: Mapping[Any, Part] = {
     IterationEvents.BACKWARD_COMPLETED: Part.BACKWARD,
     IterationEvents.MODEL_COMPLETED: Part.UPDATE,
     Events.EPOCH_COMPLETED: Part.METRICS,
+    SavingEvents.SAVING_STARTED: Part.METRICS,
+    SavingEvents.SAVING_COMPLETED: Part.SAVING,
 }
 """The events of a trainer that a part ends with, but for ``GET_BATCH_STARTED``."""
 
@@ -70,6 +80,7 @@ class StepTimes:
     def attach(self, engine: Trainer) -> None:
         """Register with the trainer, and with the evaluator where there is one."""
         self._cuda = engine.state.device.type == "cuda"
+        engine.register_events(*SavingEvents)
         engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
         engine.add_event_handler(Events.GET_BATCH_STARTED, self._batch_wanted)
         for event, part in _ENDS.items():
@@ -120,8 +131,8 @@ class StepTimes:
         if self._moments:  # else it is an evaluation outside of the training
             self._mark(engine, part)
 
-    def _iteration_completed(self, engine: Engine) -> None:
-        samples = len(engine.state.output[CommonKeys.IMAGE]) * world_size()
+    def _iteration_completed(self, engine: Trainer) -> None:
+        samples = _samples(engine)
         for spent in (self._epoch, self._total):
             spent.steps += 1
             spent.samples += samples
@@ -139,6 +150,16 @@ class StepTimes:
                 for spent in (self._epoch, self._total):
                     spent.seconds[part] += _between(start, end)
         self._moments = [(None, last)]
+
+
+def _samples(engine: Trainer) -> int:
+    """Of the batch that was trained, in all processes together."""
+    sampler = getattr(engine.data_loader, "sampler", None)
+    if isinstance(sampler, EpochSampler):
+        before = (engine.state.iteration - 1) % engine.state.epoch_length * sampler.batch_size
+        left: int = sampler.dealt - before
+        return min(sampler.batch_size, left)
+    return len(engine.state.output[CommonKeys.IMAGE]) * world_size()
 
 
 def _between(start: Moment, end: Moment) -> float:

@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdml_med.losses.cohort import CohortLoss, Joint
-from kdml_med.networks.anchors import AnchorPredictions, MatchedAnchors, anchor_grid, decode_boxes, match_anchors
+from kdml_med.networks.anchors import (
+    AnchorPredictions,
+    MatchedAnchors,
+    anchor_grid,
+    decode_boxes,
+    match_anchors,
+    overlaps,
+)
 
 FOCUS = 2.0
 """Exponent that makes easy anchors count little; gamma of the focal loss, beta of the quality focal loss."""
@@ -65,12 +72,6 @@ class DetectionTarget:
         return max(len(self.positives.place), 1) if self.shared_positives is None else self.shared_positives
 
 
-def pair_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union of boxes [n, 4] with their partners [n, 4]: [n], 0 where both are empty."""
-    shared, union = _shared_and_union(boxes, others)
-    return shared / union.clamp(min=_TINY_AREA)
-
-
 def pair_giou(boxes: Tensor, others: Tensor) -> Tensor:
     """Generalised IoU of boxes [n, 4] with their partners [n, 4]: [n], between -1 and 1.
 
@@ -105,7 +106,7 @@ def quality_focal_loss(prediction: AnchorPredictions, target: DetectionTarget) -
     positives = target.positives
     logits = prediction.logits.float().flatten()
     with torch.no_grad():
-        overlap = pair_iou(positive_boxes(prediction, target), positives.boxes)
+        overlap = overlaps(positive_boxes(prediction, target), positives.boxes)
         quality = torch.zeros_like(logits).index_copy(0, positives.place, overlap)
     entropy = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
     distance = (torch.sigmoid(logits) - quality).abs().pow(FOCUS)

@@ -26,6 +26,7 @@ CANDIDATES_PER_LEVEL = 9
 CENTRE_WEIGHT, SIDE_WEIGHT = 10.0, 5.0
 # No box grows further than this from its anchor: exponentials of an untrained network would overflow.
 MAX_LOG_GROWTH = math.log(1000 / 16)
+_BOXES = 512  # whose distances from all anchors are worked out together: of more they would not fit into memory
 _INSIDE = 0.01  # pixels that the centre of an anchor lies within its box at least
 
 
@@ -95,6 +96,7 @@ def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
+@torch.no_grad()
 def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
     """Intersection over union of boxes with their partners, as MONAI's ``box_iou`` has it to the bit.
 
@@ -143,12 +145,13 @@ def match_anchors(boxes: Sequence[Tensor], height: int, width: int) -> MatchedAn
     known = torch.cat([truth, truth.new_zeros(1, 4)])
     owner = torch.full((everything,), len(truth), device=truth.device)
     if len(truth):
-        candidate = _nearest(truth, anchors, per_level)
+        candidate = torch.cat([_nearest(part, anchors, per_level) for part in truth.split(_BOXES)])
         overlap = overlaps(truth[:, None], anchors[candidate])
         least = overlap.mean(dim=1) + overlap.std(dim=1)
         positive = (overlap >= least[:, None]) & _contains(truth[:, None], _centres(anchors)[candidate])
-        image = torch.arange(len(boxes)).repeat_interleave(torch.tensor([len(own) for own in boxes]))
-        place = (image.to(truth.device)[:, None] * len(anchors) + candidate).flatten()
+        # Made where the boxes are: a copy from the CPU would wait for the forward pass.
+        image = torch.cat([own.new_full((len(own),), number, dtype=torch.long) for number, own in enumerate(boxes)])
+        place = (image[:, None] * len(anchors) + candidate).flatten()
         # What is not positive takes part with less than any overlap, so that no step waits to count what is.
         strength = torch.where(positive, overlap, -1.0).flatten()
         best = strength.new_zeros(everything).scatter_reduce(0, place, strength, "amax")

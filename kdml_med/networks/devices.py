@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from monai.utils import set_determinism
 
 from kdml_med.errors import InputError
 
@@ -59,6 +60,15 @@ def check_precision(precision: str, device: str) -> None:
     if precision == "bf16" and (kind == "mps" or (kind == "cuda" and "bf16" not in native_types(device))):
         other = "fp32" if kind == "mps" else "fp16"
         raise InputError(f"precision bf16 is not for device {device!r}: use --precision {other}, or auto.")
+
+
+def compute_repeatably(seed: int) -> None:
+    """Seed Python, NumPy and torch, and ask for deterministic algorithms, as every training does."""
+    set_determinism(seed=seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Else every new tensor is filled with NaN first, a fifth of a step: for kernels that read what nobody wrote, of
+    # which there are none here.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

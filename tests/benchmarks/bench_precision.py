@@ -45,13 +45,16 @@ DETECTORS: dict[str, Any] = {
     "RetinaNet, MobileNetV2, width 96, 2 convolutions": {"name": "retinanet", "width": 96, "head_convs": 2},
     "RetinaNet, MobileNetV2, 2 convolutions": {"name": "retinanet", "head_convs": 2},
 }  # fmt: skip
-BATCH = {32: 16, 64: 16, 96: 16, 128: 16, 160: 8, 224: 8, 256: 4, 320: 4}
+BATCH = {32: 16, 64: 16, 96: 16, 128: 16, 160: 8, 192: 8, 224: 8, 256: 4}
 ISA = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
 
 def cases(only: str | None) -> Iterator[tuple[str, Any, int, int]]:
     """Name, spec, classes and side of what is measured."""
-    for group, classes, sides in ((CLASSIFIERS, 2, (32, 64, 96, 128, 224)), (DETECTORS, 1, (64, 128, 192, 256))):
+    for group, classes, sides in (
+        (CLASSIFIERS, 2, (32, 64, 96, 128, 160, 192, 224)),
+        (DETECTORS, 1, (64, 128, 192, 256)),
+    ):
         for name, spec in group.items():
             if only is None or only in name:
                 yield from ((name, spec, classes, side) for side in sides)
@@ -72,7 +75,7 @@ def main() -> None:
     print("| network | side, px | batch | float32, ms | " + " | ".join(map(str, WAYS[1:])) + " | `auto` |")
     print("|---|---|---|---|" + "---|" * len(WAYS), flush=True)
     for name, spec, classes, side in cases(options.only):
-        network, batch = build_network(spec, num_classes=classes), BATCH.get(side, 8)
+        network, batch = build_network(spec, num_classes=classes), BATCH[side]
         batch = batch if classes == 2 else min(batch, 8)
         seconds = measure_steps(
             {name: network}, WAYS, device="cpu", batch_size=batch, size=(side, side), rounds=options.rounds,

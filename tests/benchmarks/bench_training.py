@@ -2,13 +2,15 @@
 
     python -m tests.benchmarks.bench_training [--tasks …] [--versions …] [--sizes …] [--rounds 3] [--peers PYTHON]
     python -m tests.benchmarks.bench_training --before CHECKOUT
+    python -m tests.benchmarks.bench_training --evaluation
     python -m tests.benchmarks.bench_training --cuda
 
 A step is forward, losses, backward and update on one batch of noise that lies in memory. All methods stay ready in
 processes of their own and take turns of half a second or one step; see ``training_methods`` and ``training_peers`` for
 what they do. Printed are the tables of docs/performance.md, medians over the rounds: the step by the sum of the steps
 of the networks alone, and each method's time, CPU time and memory. --before compares whole commands with those of an
-earlier checkout. Which precision pays for which network is the question of ``bench_precision``.
+earlier checkout, --evaluation measures the parts of an evaluation of detectors. Which precision pays for which network
+is the question of ``bench_precision``.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from kdml_med.networks.registry import cohort_spec
 from tests.benchmarks.racing import RaceError, describe_machine
 from tests.benchmarks.training_commands import print_commands
 from tests.benchmarks.training_course import Course
+from tests.benchmarks.training_evaluation import print_evaluation
 from tests.benchmarks.training_methods import chosen_for
 from tests.benchmarks.turns import Racer, Ratio, Stable, Turn, ratio, stable, take_turns
 
@@ -267,6 +270,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="of torch; as many as it takes by default")
     parser.add_argument("--peers", type=Path, help="Python of an environment with tests/benchmarks/peers_training.txt")
     parser.add_argument("--before", type=Path, help="compare whole commands with those of this checkout instead")
+    parser.add_argument("--evaluation", action="store_true", help="measure the evaluation of detectors instead")
     parser.add_argument("--cuda", action="store_true", help="measure on a GPU")
     arguments = parser.parse_args()
     if arguments.cuda and not torch.cuda.is_available():
@@ -278,6 +282,8 @@ def main() -> None:
     print(f"{describe_machine()}\n\ntorch {torch.__version__}, {where}; {arguments.rounds} rounds\n")
     if arguments.before:
         print_commands({"before": arguments.before.resolve(), "after": Path(__file__).parents[2]}, arguments.rounds)
+    elif arguments.evaluation:
+        print_evaluation(arguments.versions, arguments.rounds)
     else:
         _print_steps(arguments)
 

@@ -4,8 +4,9 @@
 
 For each bundle one training runs undisturbed. Others are killed with SIGKILL, each once, at random moments spread over
 the whole command, from the first import to the last figure, and then started again as they were, with other numbers of
-reading processes. Weights, optimizer, schedules and random states of the last checkpoint, the best weights, tables of
-losses, validations and predictions, figures and TensorBoard's points have to be the same. Exits with 1 where one isn't.
+reading processes. Where a training had ended before its moment, another one is drawn. Weights, optimizer, schedules and
+random states of the last checkpoint, the best weights, all tables (losses, validations, predictions, points of the
+figures) and TensorBoard's points have to be the same. Exits with 1 where one isn't, or where none left a checkpoint.
 Takes about a quarter of an hour.
 """
 
@@ -21,27 +22,38 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from kdml_med.runs import CHECKPOINTS_DIR, HISTORY_FILE, LOSSES_FILE, METRICS_FILE
+from kdml_med.runs import (
+    CHECKPOINTS_DIR,
+    DETECTIONS_FILE,
+    HISTORY_FILE,
+    LOSSES_FILE,
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+)
 from kdml_med.storage.manifest import SPLITS_FILE
 from tests.benchmarks.racing import describe_machine
+from tests.results import TIMES, points
 
 TRAININGS = {"msi": ("tiles", "--tiles-per-epoch", "320"), "polyp": ("frames", "--frames-per-epoch", "96")}
 """Dataset of the demo's folder, and the length of an epoch."""
 COMMON = ("--version", "tiny", "--max-epochs", "3", "--checkpoint-interval", "0.02")
 PROGRAM = (sys.executable, "-m", "kdml_med.cli")
 WORKERS = (0, 1, 2)
-TIMES = ("speed/", "training_speed")
-"""How the names begin of what tells how long something took, which is never the same twice."""
-_TABLES = (LOSSES_FILE, HISTORY_FILE, "patients.csv", "sequences.csv")
-_PARQUETS = ("predictions.parquet", "detections.parquet")
+WRITTEN = {
+    "msi": {LOSSES_FILE, HISTORY_FILE, PREDICTIONS_FILE, METRICS_FILE},
+    "polyp": {LOSSES_FILE, HISTORY_FILE, DETECTIONS_FILE, METRICS_FILE},
+}
+"""Without which there is nothing to compare."""
+DRAWS = 5
+"""Of a moment, for trainings that end before theirs."""
 
 
 def differences(reference: Path, other: Path) -> list[str]:
@@ -54,21 +66,29 @@ def differences(reference: Path, other: Path) -> list[str]:
             found += [f"{name}.pt: {place}" for place in unequal(*states)]
         else:
             found.append(f"{name}.pt is not there")
-    points = [tensorboard_points(folder / "tensorboard") for folder in (reference, other)]
-    return found + [f"TensorBoard: {tag}" for tag in unequal(*points)]
+    curves = [points(folder / "tensorboard") for folder in (reference, other)]
+    return found + [f"TensorBoard: {tag}" for tag in unequal(*curves)]
 
 
 def _files(reference: Path, other: Path) -> Iterator[str]:
-    for name in _TABLES:
-        if (reference / name).exists() and _bytes(reference / name) != _bytes(other / name):
+    """Tables that differ, or that one of both lacks."""
+    for name in sorted(_tables(reference) | _tables(other)):
+        paths = [folder / name for folder in (reference, other)]
+        same = all(path.exists() for path in paths)
+        if same and name.endswith(".parquet"):
+            one, another = map(pd.read_parquet, paths)
+            same = one.equals(another)
+        elif same:
+            same = _bytes(paths[0]) == _bytes(paths[1])
+        if not same:
             yield name
-    for name in _PARQUETS:
-        if (reference / name).exists():
-            same = (other / name).exists() and pd.read_parquet(reference / name).equals(pd.read_parquet(other / name))
-            if not same:
-                yield name
     metrics = [json.loads(_bytes(folder / METRICS_FILE) or b"{}") for folder in (reference, other)]
     yield from (f"{METRICS_FILE}: {place}" for place in unequal(*metrics))
+
+
+def _tables(run: Path) -> set[str]:
+    paths = [path for ending in ("csv", "parquet") for path in run.rglob(f"*.{ending}")]
+    return {path.relative_to(run).as_posix() for path in paths}
 
 
 def _bytes(path: Path) -> bytes | None:
@@ -98,17 +118,6 @@ def unequal(one: Any, other: Any, place: str = "") -> list[str]:
     return [] if same else [place or "all"]
 
 
-def tensorboard_points(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Steps and values of every curve, in the order in which TensorBoard shows them."""
-    points = {}
-    for run in sorted({path.parent for path in folder.rglob("events.out.tfevents.*")}):
-        events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-        for tag in events.Tags()["scalars"]:
-            if not tag.startswith(TIMES):
-                points[f"{run.relative_to(folder)}/{tag}"] = [(each.step, each.value) for each in events.Scalars(tag)]
-    return points
-
-
 def train(dataset: Path, run: Path, options: Sequence[str], *, kill_after: float | None = None) -> float | None:
     """Train, for so many seconds at most; returns how long it took, None where it was killed.
 
@@ -130,29 +139,56 @@ def train(dataset: Path, run: Path, options: Sequence[str], *, kill_after: float
     return time.monotonic() - start
 
 
-def check(task: str, dataset: Path, out: Path, kills: int, generator: np.random.Generator) -> int:
-    """Kill trainings of one bundle and compare; returns how many were not the same."""
+@dataclass
+class Kills:
+    """What came of them.
+
+    Attributes:
+        hit: trainings that were killed.
+        resumed: of these, those that had left a checkpoint to go on from.
+        wrong: of these, and of those that began anew, those that did not come to the same.
+    """
+
+    hit: int = 0
+    resumed: int = 0
+    wrong: int = 0
+
+
+def check(task: str, dataset: Path, out: Path, kills: int, generator: np.random.Generator) -> Kills:
+    """Kill trainings of one bundle and compare.
+
+    Raises:
+        SystemExit: a training failed by itself, or wrote nothing to compare.
+    """
     _, *epoch = TRAININGS[task]
     reference = out / f"{task}_undisturbed"
     seconds = train(dataset, reference, epoch)
     assert seconds is not None
-    wrong = 0
+    if missing := sorted(name for name in WRITTEN[task] if not (reference / name).exists()):
+        raise SystemExit(f"{reference} has no {', '.join(missing)}: there is nothing to compare.")
+    done = Kills()
     for number in range(kills):
-        moment = (number + generator.random()) / kills * seconds
         options = [*epoch, "--num-workers", str(WORKERS[number % len(WORKERS)])]
         run = out / f"{task}_{number}"
-        killed = train(dataset, run, options, kill_after=moment) is None
+        for _ in range(DRAWS):
+            moment = (number + generator.random()) / kills * seconds
+            killed = train(dataset, run, options, kill_after=moment) is None
+            if killed:
+                break
+            shutil.rmtree(run)
         left = sorted(path.name for path in (run / CHECKPOINTS_DIR).glob("*.pt")) if run.exists() else []
         train(dataset, run, options)
         found = differences(reference, run)
-        wrong += bool(found)
         shutil.rmtree(run)
+        done.hit += killed
+        done.resumed += killed and "last.pt" in left
+        done.wrong += bool(found)
         what = f"{moment:.1f} of {seconds:.1f} s" + ("" if killed else ", it had ended")
         verdict = "yes" if not found else f"**no**: {', '.join(found[:5])}"
         print(
             f"| {task} | {number + 1} | {what} | {options[-1]} | {', '.join(left) or 'none'} | {verdict} |", flush=True
         )
-    return wrong
+    return done
 
 
 def main() -> None:
@@ -163,7 +199,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of `kdml-med demo`, by task; made where it is not there")
     arguments = parser.parse_args()
     generator = np.random.default_rng(arguments.seed)
-    wrong = 0
+    done = []
     with tempfile.TemporaryDirectory() as folder:
         print(
             f"{describe_machine()}\n\n| bundle | kill | at | reading processes | left | the same |\n" + "|---" * 6 + "|"
@@ -174,9 +210,11 @@ def main() -> None:
             if not (dataset / SPLITS_FILE).exists():
                 demo = [*PROGRAM, "demo", "--task", task, "--data-only", "--out", str(data)]
                 subprocess.run(demo, check=True, capture_output=True)
-            wrong += check(task, dataset, Path(folder), arguments.kills, generator)
-    print(f"\n{wrong} of {arguments.kills * len(arguments.tasks)} were not the same.")
-    raise SystemExit(1 if wrong else 0)
+            done.append(check(task, dataset, Path(folder), arguments.kills, generator))
+    hit, resumed, wrong = (sum(getattr(each, name) for each in done) for name in ("hit", "resumed", "wrong"))
+    wanted = arguments.kills * len(done)
+    print(f"\n{hit} of {wanted} were killed, {resumed} of them behind a checkpoint; {wrong} were not the same.")
+    raise SystemExit(1 if wrong or not all(each.resumed for each in done) else 0)
 
 
 if __name__ == "__main__":

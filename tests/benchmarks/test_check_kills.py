@@ -14,7 +14,9 @@ import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from tests.benchmarks.check_kills import differences, tensorboard_points, unequal
+from tests.benchmarks import check_kills
+from tests.benchmarks.check_kills import differences, unequal
+from tests.results import points
 
 STATE = {"network": {"w": torch.tensor([0.0, 1.0])}, "epoch": 3, "groups": [{"lr": 0.1}], "best": math.nan}
 
@@ -45,13 +47,17 @@ def test_every_difference_is_named(tmp_path: Path) -> None:
     (other / "losses.csv").write_text("epoch,value\n1,0.5\n1,0.5\n")
     (other / "metrics.json").write_text(json.dumps({"auroc": 0.75}))
     pd.DataFrame({"probability": [0.25, 0.75]}).to_parquet(other / "predictions.parquet")
+    (other / "figures").mkdir()
+    (other / "figures" / "roc.csv").write_text("x,y\n")
     assert differences(reference, other) == [
+        "figures/roc.csv",
         "losses.csv",
         "predictions.parquet",
         "metrics.json: /auroc",
         "last.pt: /network/w",
         "student_0.pt is not there",
         "TensorBoard: /cohort/loss",
+        "TensorBoard: /cohort/speed/steps_per_second",
     ]
 
 
@@ -78,4 +84,32 @@ def test_points_of_a_training_that_goes_on_are_read_as_one_curve(tmp_path: Path)
         with SummaryWriter(str(tmp_path / "cohort"), purge_step=purge, filename_suffix=str(start)) as writer:
             for step in range(start, start + 3):
                 writer.add_scalar("loss", step / 2, step)
-    assert tensorboard_points(tmp_path) == {"cohort/loss": [(step, step / 2) for step in range(5)]}
+    assert points(tmp_path) == {"cohort/loss": [(step, step / 2) for step in range(5)]}
+
+
+@pytest.mark.parametrize(("lengths", "hit", "moments"), [([9.0], 1, 1), ([0.0, 0.0, 9.0], 1, 3), ([0.0] * 9, 0, 5)])
+def test_a_training_that_has_ended_is_not_counted_as_killed(
+    lengths: list[float], hit: int, moments: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The undisturbed one takes eight seconds; ``lengths`` are those of the ones to be killed."""
+    drawn: list[float] = []
+
+    def train(dataset: Path, run: Path, options: list[str], *, kill_after: float | None = None) -> float | None:
+        if not run.exists():
+            run_folder(run)
+            (run / "history.csv").write_text("epoch\n")
+        if kill_after is None:
+            return 8.0
+        drawn.append(kill_after)
+        took = lengths[len(drawn) - 1]
+        return None if took > kill_after else took
+
+    monkeypatch.setattr(check_kills, "train", train)
+    done = check_kills.check("msi", tmp_path, tmp_path, 1, np.random.default_rng(0))
+    assert (done.hit, done.resumed, done.wrong, len(drawn)) == (hit, hit, 0, moments)
+
+
+def test_a_training_that_writes_no_tables_cannot_be_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_kills, "train", lambda _, run, *__, **___: run_folder(run) and 8.0)
+    with pytest.raises(SystemExit, match=r"has no history\.csv"):
+        check_kills.check("msi", tmp_path, tmp_path, 1, np.random.default_rng(0))

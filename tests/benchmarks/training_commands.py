@@ -21,6 +21,10 @@ FIGURES: dict[str, dict[str, Sequence[str]]] = {
     "polyp": {"AP50": ("ap50",), "AP": ("ap",)},
 }
 """Figures of a test by task, and where they are in what metrics.json says of a network."""
+AIM = 1.4
+"""How much faster a whole command should be than before, at least."""
+EPOCH_AIM = 1.05
+"""An epoch without its validation by its steps, at most."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,12 @@ class Command:
         figures: dict[str, Any] = content["networks"]
         return figures
 
+    def epoch_over_steps(self, out: Path) -> float | None:
+        """What the training says of its epochs; earlier versions say nothing."""
+        content = json.loads((out / "run" / "metrics.json").read_text())
+        share: float | None = content.get("training_speed", {}).get("epoch_over_steps")
+        return share
+
 
 COMMANDS = (
     Command("the training command of the bundle msi_kdml", "msi", False),
@@ -72,12 +82,13 @@ COMMANDS = (
 
 
 def print_commands(checkouts: Mapping[str, Path], rounds: int) -> None:
-    """Time the commands of checkouts in turns, and print times and figures of the test.
+    """Time the commands of checkouts in turns, and print times, epochs and figures of the test.
 
     Raises:
         RaceError: a command failed.
     """
     seconds: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    epochs: dict[tuple[str, str], list[float]] = {}
     figures: dict[tuple[str, str], dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         data = _datasets(Path(folder), list(checkouts.values())[-1])
@@ -89,12 +100,17 @@ def print_commands(checkouts: Mapping[str, Path], rounds: int) -> None:
                     with tempfile.TemporaryDirectory(dir=folder) as out:
                         once = timed(command.words(data[command.task], Path(out)), checkouts[name])
                         seconds.setdefault((command.name, name), []).append(once)
+                        share = command.epoch_over_steps(Path(out))
+                        if share is not None:
+                            epochs.setdefault((command.name, name), []).append(share)
                         if number == 0:
                             after = command.evaluation(data[command.task], Path(out))
                             if after:
                                 timed(after, checkouts[name])
                             figures[command.name, name] = command.figures(Path(out))
     _print_times(checkouts, seconds)
+    print()
+    _print_epochs(epochs)
     print()
     _print_figures(checkouts, figures)
 
@@ -110,7 +126,7 @@ def _datasets(folder: Path, checkout: Path) -> dict[str, Path]:
 def _print_times(
     checkouts: Mapping[str, Path], seconds: Mapping[tuple[str, str], Sequence[tuple[float, float]]]
 ) -> None:
-    print("| command | s | × | spread | CPU s | × |\n|---|---|---|---|---|---|")
+    print("| command | s | × | spread | wanted | reached | CPU s | × |\n" + "|---" * 8 + "|")
     for command in COMMANDS:
         before, after = (seconds[command.name, name] for name in checkouts)
         cells = []
@@ -119,8 +135,16 @@ def _print_times(
             faster = ratio(old, new)
             cells.append(f"{statistics.median(old):.0f} → {statistics.median(new):.0f} | {faster.median:.2f}")
             if part == 0:
-                cells.append(f"{faster.spread:.0%}")
+                reached = "yes" if faster.median >= AIM else "no"
+                cells.append(f"{faster.spread:.0%} | ≥ {AIM} | {reached}")
         print(f"| {command.name} | {' | '.join(cells)} |")
+
+
+def _print_epochs(epochs: Mapping[tuple[str, str], Sequence[float]]) -> None:
+    print("| command | version | epoch by its steps | wanted | reached |\n|---|---|---|---|---|")
+    for (command, name), shares in epochs.items():
+        share = statistics.median(shares)
+        print(f"| {command} | {name} | {share:.3f} | ≤ {EPOCH_AIM} | {'yes' if share <= EPOCH_AIM else 'no'} |")
 
 
 def _print_figures(checkouts: Mapping[str, Path], figures: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:

@@ -5,22 +5,27 @@ Beside torch and MONAI's networks this imports nothing that peers would not have
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdml_med.keys import Task
+from kdml_med.keys import LossTerm, Task
 from kdml_med.losses import ClassificationCohortLoss, CohortLoss, DetectionCohortLoss
 from kdml_med.networks import Cohort, build_cohort
+from kdml_med.networks.devices import compute_repeatably
+from kdml_med.networks.memory import freed_memory_kept
 from tests.benchmarks.turns import Work
 
 # A small rate: a batch of noise is learned by heart, step after step.
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
 MOST_BOXES = 3
+_TO_THE_END = contextlib.ExitStack()
+"""Of the process."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,16 @@ class Course:
         return {"course": asdict(self), "method": method, **arguments}
 
     def prepare(self) -> None:
-        """Set threads and the seed of this process."""
+        """Tell this process what every training is told, whichever library trains: only the step is to differ."""
+        self.take_threads()
+        compute_repeatably(0)
+        if self.device == "cpu":
+            _TO_THE_END.enter_context(freed_memory_kept())
+
+    def take_threads(self) -> None:
+        """Set the threads of this process."""
         if self.threads:
             torch.set_num_threads(self.threads)
-        torch.manual_seed(0)
 
     def cohort(self) -> Cohort:
         """The networks, always with the same weights, on the device and in training mode."""
@@ -117,10 +128,24 @@ def adamw(parameters: Any) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
 
 
-def warm_up() -> None:
-    """Load the code of convolutions and of their gradients."""
-    layer = torch.nn.Conv2d(3, 8, 3)
-    layer(torch.randn(2, 3, 16, 16)).mean().backward()
+def warm_up(asked: dict[str, Any]) -> None:
+    """Load the code of a whole step: it is in every process once, and is no memory of what is trained.
+
+    Args:
+        asked: see ``Course.request``.
+    """
+    small = replace(Course(**asked["course"]), side_px=64, batch=2, device="cpu")
+    small.take_threads()
+    with freed_memory_kept():  # which gives all of it back behind the step
+        _step(small)
+
+
+def _step(course: Course) -> None:
+    networks, noise = course.cohort(), course.batch_of_noise()
+    label = noise["label"]  # as prepare_cohort_batch gives it, which needs ignite
+    target = label if isinstance(label, Tensor) else (label, (course.side_px, course.side_px))
+    course.loss()(networks(noise["image"]), target)[LossTerm.LOSS].backward()
+    adamw(networks.parameter_groups()).step()
 
 
 def device_mib() -> float:

@@ -9,7 +9,6 @@ backward pass and an optimizer of its own.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,17 +17,13 @@ from torch import Tensor
 
 from kdml_med.bundle.acceleration import build_acceleration
 from kdml_med.bundle.settings import check_settings
-from kdml_med.bundle.training import seed_everything
 from kdml_med.engines import KDMLTrainer, prepare_cohort_batch
 from kdml_med.engines.acceleration import Acceleration
-from kdml_med.engines.memory import freed_memory_kept
 from kdml_med.keys import NetworkName
 from tests.benchmarks.training_course import Batches, Course, adamw, device_mib, warm_up
 from tests.benchmarks.turns import Work, serve
 
 NO_RUN = "/no run yet"
-_TO_THE_END = contextlib.ExitStack()
-"""Of the process."""
 
 
 def part(course: Course, network: str) -> Work:
@@ -66,7 +61,7 @@ def cohort(course: Course, **acceleration: Any) -> Work:
     )
 
     def work(steps: int) -> None:
-        batches.steps = steps
+        batches.steps = trainer.state.epoch_length = steps  # the first run would keep what the constructor saw
         trainer.run()
         course.wait()
 
@@ -114,10 +109,6 @@ def prepare(asked: dict[str, Any]) -> Work:
     settings = dict(asked)
     course, method = Course(**settings.pop("course")), settings.pop("method")
     course.prepare()
-    # As every training does: what the trainer has alone is to be seen, not what a process is told.
-    seed_everything(0)
-    if course.device == "cpu":
-        _TO_THE_END.enter_context(freed_memory_kept())
     return METHODS[method](course, **settings)
 
 

@@ -52,14 +52,15 @@ class Turn:
 def serve(
     prepare: Callable[[dict[str, Any]], Work],
     *,
-    warm_up: Callable[[], None] = lambda: None,
+    warm_up: Callable[[dict[str, Any]], None] = lambda asked: None,
     device_mib: Callable[[], float] = lambda: 0.0,
 ) -> None:
     """The program of a stable: forks a racer for each line of its standard input, until that ends.
 
     Args:
         prepare: gets the method ready that the racer was asked for.
-        warm_up: touches what every method needs, code of libraries for example, so that it does not count as memory.
+        warm_up: touches what every method needs that was asked for, code of libraries for example, so that it does not
+            count as memory; gives back what it held itself.
         device_mib: most memory of a GPU so far.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # racers that end leave nothing behind
@@ -75,7 +76,7 @@ def serve(
 def _race(
     asked: dict[str, Any],
     prepare: Callable[[dict[str, Any]], Work],
-    warm_up: Callable[[], None],
+    warm_up: Callable[[dict[str, Any]], None],
     device_mib: Callable[[], float],
 ) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -90,7 +91,7 @@ def _race(
                 print(json.dumps(answer), file=stream, flush=True)
 
             try:
-                warm_up()
+                warm_up(asked["method"])
                 reset_peak()
                 before = peak_mib()
                 work = prepare(asked["method"])

@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,11 +13,10 @@ from kdml_med.bundle.knobs import Stage
 from kdml_med.bundle.running import run_config
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
-from tests.handlers.test_exact_resume import points
+from tests.kills import REPOSITORY
 from tests.synthetic_frames import write_frame_dataset
 from tests.synthetic_tiles import write_tile_dataset
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = Path("bundles/msi_kdml/configs")
 POLYP_CONFIGS = Path("bundles/polyp_kdml/configs")
 SMALL_DETECTOR = "{'name': 'retinanet', 'body': 'mobilenet_v2', 'last_block': 13, 'width': 16, 'head_convs': 1}"
@@ -60,30 +57,6 @@ def refused(*words: str | Path) -> str:
     said = str(caught.value)
     assert "\n" not in said
     return said
-
-
-def kill_at_a_checkpoint(words: list[str | Path], run_dir: Path) -> None:
-    """Start a training that saves behind every batch, and kill it as soon as something is saved."""
-    last = run_dir / "checkpoints/last.pt"
-    process = subprocess.Popen(
-        bundle_command(*words, "--checkpoint_interval", "0.0000001"), cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 200
-    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
-        os.sched_yield()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert last.is_file()
-    assert not (run_dir / "metrics.json").exists(), "it was to be killed before the end"
-
-
-def points_without_speed(run_dir: Path) -> list[tuple[str, str, list[tuple[int, float]]]]:
-    """What TensorBoard shows of a run, but for what a clock measured, of which only the steps are told."""
-    return [
-        (run, tag, [(step, 0.0 if tag.startswith("speed/") else value) for step, value in found])
-        for run, tag, found in points(run_dir / "tensorboard")
-    ]
 
 
 def train_words(dataset: Path, run_dir: Path, *more: str) -> list[str | Path]:

@@ -19,18 +19,19 @@ from kdml_med.splits import freeze_splits
 from kdml_med.storage.manifest import read_manifest
 from tests.bundles.conftest import (
     POLYP_CONFIGS,
-    kill_at_a_checkpoint,
-    points_without_speed,
     polyp_words,
     read_json,
     refused,
     run_bundle,
 )
-from tests.results import lasting
+from tests.kills import kill_in_step
+from tests.results import lasting, points
 from tests.synthetic_frames import SPLITS, write_frame_dataset
 
 NETWORKS = ["ensemble", "student_0", "student_1", "teacher"]  # sorted
 RESULTS = ["metrics.json", "detections.parquet", "sequences.csv", "cohort.json"]
+STEPS = 3
+"""Of an epoch of the dataset here."""
 WEIGHTS = [f"checkpoints/{name}.pt" for name in ("last", "best", "teacher", "student_0", "student_1")]
 
 
@@ -167,9 +168,9 @@ def test_speed_is_measured_for_every_network(evaluated: Path) -> None:
 
 def test_killed_training_goes_on_to_the_same_bytes(frames: Path, trained_detectors: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "killed"
-    kill_at_a_checkpoint(polyp_words(frames, run_dir), run_dir)
+    kill_in_step(STEPS + 2, polyp_words(frames, run_dir), run_dir)
     result = run_bundle(*polyp_words(frames, run_dir))
-    assert "Going on behind " in result.stdout
+    assert f"Going on behind batch 1 of {STEPS} in epoch 2 of " in result.stdout
     resumed, uninterrupted = contents(run_dir), contents(trained_detectors)
     assert [name for name in resumed if resumed[name] != uninterrupted[name]] == []
     resumed, uninterrupted = (
@@ -178,7 +179,7 @@ def test_killed_training_goes_on_to_the_same_bytes(frames: Path, trained_detecto
     )
     assert resumed.keys() == uninterrupted.keys()
     assert [name for name in resumed if resumed[name] != uninterrupted[name]] == []
-    assert points_without_speed(run_dir) == points_without_speed(trained_detectors)
+    assert points(run_dir / "tensorboard") == points(trained_detectors / "tensorboard")
 
 
 def test_a_sequence_in_two_splits_is_refused(frames: Path, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -104,12 +103,13 @@ def test_three_processes_train_classifiers_as_one_does(dataset: Path, tmp_path: 
 def test_two_processes_train_detectors_as_one_does(frames: Path, tmp_path: Path) -> None:
     """Two batches make an update, the last one alone makes one."""
     settings = DETECTORS | {"dataset_dir": frames, "max_epochs": 1, "accumulate": 2}
+    settings["validate#evaluator#score_threshold"] = 0.0  # one epoch teaches little: else there is nothing to compare
     run_config("detection", "train", run_dir=tmp_path / "one", **settings)
     screens = train_in_processes(2, "detection", tmp_path / "screens", run_dir=tmp_path / "two", **settings)
     assert_same_training(tmp_path / "two", tmp_path / "one")
     found, wanted = (pd.read_parquet(tmp_path / run / "detections.parquet") for run in ("two", "one"))
-    assert list(found["sample_id"].unique()) == list(wanted["sample_id"].unique())
-    np.testing.assert_allclose(found["score"].max(), wanted["score"].max(), rtol=1e-3)
+    assert len(found) > 0
+    pd.testing.assert_frame_equal(found, wanted, rtol=1e-3, atol=1e-3)
     assert screens[1] == ""
 
 

@@ -22,14 +22,16 @@ from kdml_med.keys import Task
 from kdml_med.runs import load_cohort, read_history, read_losses
 from tests.bundles.conftest import (
     REPOSITORY,
-    kill_at_a_checkpoint,
     read_json,
     refused,
     run_bundle,
     train_words,
 )
+from tests.kills import kill_in_step
 from tests.results import lasting
 
+STEPS = 6
+"""Of an epoch of the dataset here."""
 MOBILE = "mobilenet_v2"
 NETWORKS = {"teacher": {"name": MOBILE, "last_block": 3}, "students": [{"name": MOBILE, "last_block": 2}] * 2}
 
@@ -75,8 +77,11 @@ def test_averages_are_recorded_and_compared(averaged: Path, dataset: Path) -> No
 def test_a_killed_training_with_an_average_goes_on_to_the_same_bytes(dataset: Path, tmp_path: Path, kind: str) -> None:
     more = ["--average", kind, "--swa_start", "0.3", "--max_epochs", "4", "--early_stopping", "3"]
     run_bundle(*train_words(dataset, tmp_path / "whole", *more))
-    kill_at_a_checkpoint(train_words(dataset, tmp_path / "killed", *more), tmp_path / "killed")
-    run_bundle(*train_words(dataset, tmp_path / "killed", *more))
+    # In the fourth epoch: the plain average has the ends of two epochs, and validations have been counted.
+    kill_in_step(3 * STEPS + 3, train_words(dataset, tmp_path / "killed", *more), tmp_path / "killed")
+    assert int(checkpoint(tmp_path / "killed", "last")["extras"]["average"]["n_averaged"]) >= 2
+    result = run_bundle(*train_words(dataset, tmp_path / "killed", *more))
+    assert f"Going on behind batch 2 of {STEPS} in epoch 4 of " in result.stdout
     names = [f"checkpoints/{name}.pt" for name in ("last", "best", "teacher", "student_0", "student_1")]
     for name in (*names, "metrics.json", "losses.csv", "history.csv"):
         assert lasting(tmp_path / "whole" / name) == lasting(tmp_path / "killed" / name), name

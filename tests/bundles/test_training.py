@@ -22,17 +22,18 @@ from tests.bundles.conftest import (
     CONFIGS,
     REPOSITORY,
     bundle_command,
-    kill_at_a_checkpoint,
-    points_without_speed,
     read_json,
     run_bundle,
     train_words,
 )
-from tests.results import lasting
+from tests.kills import kill_in_step
+from tests.results import lasting, points
 
 NETWORKS = ["teacher", "student_0", "student_1", "ensemble"]
 RESULTS = ["metrics.json", "predictions.parquet", "patients.csv", "cohort.json", "losses.csv", "history.csv"]
 FIGURES = ["figures/roc.png", "figures/roc.csv", "figures/losses.png", "figures/validation_loss.png"]
+STEPS = 6
+"""Of an epoch of the dataset here."""
 WEIGHTS = [f"checkpoints/{name}.pt" for name in ("last", "best", "teacher", "student_0", "student_1")]
 
 
@@ -105,12 +106,12 @@ def test_same_command_gives_the_same_bytes(dataset: Path, trained: Path, tmp_pat
 
 def test_killed_training_goes_on_to_the_same_bytes(dataset: Path, trained: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "killed"
-    kill_at_a_checkpoint(train_words(dataset, run_dir), run_dir)
+    kill_in_step(STEPS + 3, train_words(dataset, run_dir), run_dir)
     result = run_bundle(*train_words(dataset, run_dir))
-    assert "Going on behind " in result.stdout
+    assert f"Going on behind batch 2 of {STEPS} in epoch 2 of " in result.stdout
     resumed, uninterrupted = contents(run_dir), contents(trained)
     assert [name for name in resumed if resumed[name] != uninterrupted[name]] == []
-    assert points_without_speed(run_dir) == points_without_speed(trained)
+    assert points(run_dir / "tensorboard") == points(trained / "tensorboard")
 
 
 def test_finished_run_is_left_as_it_is(dataset: Path, trained: Path, tmp_path: Path) -> None:

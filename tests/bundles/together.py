@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import socket
 from pathlib import Path
 from typing import Any
+
+from torch.distributed import TCPStore
 
 from kdml_med.bundle.running import run_config
 
@@ -26,15 +27,21 @@ def train_in_processes(count: int, task: str, screens: Path, **settings: Any) ->
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    # As torchrun does it: they meet at a port that is open already, so that nobody else can take it.
+    meeting = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     screens.mkdir()
     paths = [screens / f"{rank}.txt" for rank in range(count)]
     workers = []
     for rank, path in enumerate(paths):
-        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-        environment = {name: str(value) for name, value in told.items()} | {"OMP_NUM_THREADS": "1"}
+        told = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": count,
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": meeting.port,
+        }
+        environment = {name: str(value) for name, value in told.items()}
+        environment |= {"OMP_NUM_THREADS": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
         workers.append(context.Process(target=_train, args=(path, environment, task, settings)))
     try:
         for worker in workers:

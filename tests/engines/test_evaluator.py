@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from kdml_med.engines import ClassificationEvaluator, ensemble_probabilities
+from kdml_med.errors import InputError
+from kdml_med.losses import ClassificationCohortLoss
 from kdml_med.networks import build_cohort
+from tests.engines.test_trainer import trainer_of
 from tests.networks.tiny import TINY
 
 # Two classes; logits (0, ln 3) mean probabilities (1/4, 3/4), equal logits (1/2, 1/2).
@@ -80,3 +83,34 @@ def test_evaluation_leaves_the_cohort_as_it_was():
     assert all(torch.equal(value, before[name]) for name, value in cohort.state_dict().items())
     assert not output["pred"]["student_0"].requires_grad
     assert output["pred"]["student_0"].is_inference()
+
+
+def test_engines_send_labels_and_boxes_to_a_gpu_without_waiting():
+    """As torch is told; here is no GPU that would wait."""
+
+    told = []
+
+    class Sent(torch.Tensor):
+        def to(self, *_, **how):
+            told.append(how["non_blocking"])
+            return self.as_subclass(torch.Tensor)
+
+    image, label, boxes = (torch.zeros(*size).as_subclass(Sent) for size in ((2, 3, 64, 64), (2,), (1, 4)))
+    cohort = build_cohort(students=[TINY], use_teacher=False)
+    evaluator = ClassificationEvaluator(device="cpu", val_data_loader=[], network=cohort)
+    trainer = trainer_of(cohort, [], ClassificationCohortLoss())
+    for engine in (evaluator, trainer):
+        for labels, tensors in ((label, 2), ([boxes, boxes], 3)):
+            told.clear()
+            engine.prepare_batch({"image": image, "label": labels}, "cuda", engine.non_blocking)
+            assert told == [True] * tensors
+
+
+@pytest.mark.parametrize("switch", [{"amp": True}, {"amp_kwargs": {"dtype": torch.bfloat16}}])
+def test_a_switch_for_mixed_precision_that_would_not_be_read_is_refused(switch):
+    cohort = build_cohort(students=[TINY], use_teacher=False)
+    with pytest.raises(InputError, match=r"--precision fp16.*Acceleration\(device, precision='fp16'\)"):
+        trainer_of(cohort, [], ClassificationCohortLoss(), **switch)
+    with pytest.raises(InputError, match="evaluation is in float32"):
+        evaluate(cohort, **switch)
+    assert evaluate(cohort, amp=False)

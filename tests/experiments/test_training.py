@@ -107,7 +107,7 @@ def test_a_killed_run_side_by_side_goes_on_to_the_same_bytes(study: Study, tmp_p
     middle = killed.cell("kd_offline") / "checkpoints" / "last.pt"
     deadline = time.monotonic() + 1500
     while not middle.is_file() and process.poll() is None and time.monotonic() < deadline:
-        os.sched_yield()
+        time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert middle.is_file()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -22,7 +20,7 @@ from kdml_med.networks import Cohort, build_cohort
 from kdml_med.runs import checkpoint_path
 from tests.data.folders import write_dataset
 from tests.engines.test_trainer import batches, equal_states, trainer_of
-from tests.handlers.test_exact_resume import Killed
+from tests.kills import Killed, train_until
 from tests.networks.tiny import DROPPING, PLAIN, TINY
 
 State = dict[str, Tensor]
@@ -216,14 +214,7 @@ def saved(folder: Path, run_dir: Path, kind: Any, *, stop: int | None = None, se
         run_dir, cohort, trainer.optimizer, interval=1, extras={"average": average}, kept=average.network
     ).attach(trainer)
 
-    def kill() -> None:
-        if trainer.state.iteration == stop:
-            raise Killed
-
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, kill)
-    clock = SimpleNamespace(monotonic=lambda: 60.0 * trainer.state.iteration)
-    with mock.patch("kdml_med.handlers.checkpoint.time", clock):
-        trainer.run()
+    train_until(trainer, stop)
     return average
 
 

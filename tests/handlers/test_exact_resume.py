@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import random
 import shutil
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -20,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ignite.engine import Events
 from monai.optimizers import WarmupCosineSchedule
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from kdml_med.data import RandStainJitterd, SampleLoader, TileDataset
@@ -33,15 +30,13 @@ from kdml_med.runs import checkpoint_path
 from tests.data.folders import write_dataset
 from tests.engines.test_trainer import trainer_of
 from tests.examples import examples
+from tests.kills import Killed, train_until
 from tests.networks.tiny import DROPPING
+from tests.results import points
 
 BATCHES = 5
 """Of an epoch of 10 tiles."""
 EPOCHS = 2
-
-
-class Killed(BaseException):
-    """Ends a training as a signal does, between two lines."""
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +102,7 @@ def run(
         handler.attach(trainer)
     checkpoint.attach(trainer)
 
-    def kill(engine: KDMLTrainer) -> None:
-        if engine.state.iteration == stop:
-            raise Killed
-
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, kill)
-    clock = SimpleNamespace(monotonic=lambda: 60.0 * trainer.state.iteration)
-    with mock.patch("kdml_med.handlers.checkpoint.time", clock):
-        trainer.run()
+    train_until(trainer, stop)
     return trainer
 
 
@@ -134,15 +122,7 @@ def uninterrupted(folder: Path, **options: Any) -> dict[str, Any]:
 def left(run_dir: Path) -> dict[str, Any]:
     """What a run left: bytes of weights and tables, points of TensorBoard."""
     files = [*(run_dir / "checkpoints").iterdir(), run_dir / "losses.csv"]
-    return {path.name: path.read_bytes() for path in files} | {"points": list(points(run_dir / "tensorboard"))}
-
-
-def points(log_dir: Path) -> Iterator[tuple[str, str, list[tuple[int, float]]]]:
-    for path in sorted(log_dir.iterdir()):
-        events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
-        for tag in sorted(events.Tags()["scalars"]):
-            # Files are read by name, which for those of one second and process does not tell which one came first.
-            yield path.name, tag, sorted((point.step, point.value) for point in events.Scalars(tag))
+    return {path.name: path.read_bytes() for path in files} | {"points": points(run_dir / "tensorboard")}
 
 
 @settings(max_examples=examples(8))
@@ -235,9 +215,11 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_behind_its_epoch(folder: Pat
     trainer = run(folder, tmp_path)
     assert trainer.state.iteration == EPOCHS * BATCHES
     expected = uninterrupted(folder)["points"]
-    assert [[step for step, _ in points] for *_, points in left(tmp_path)["points"]] == [
-        [step for step, _ in points] for *_, points in expected
-    ]
+    steps, wanted = (
+        {tag: [step for step, _ in own] for tag, own in curves.items()}
+        for curves in (left(tmp_path)["points"], expected)
+    )
+    assert steps == wanted
 
 
 def test_other_batches_in_the_middle_of_an_epoch_are_refused(folder: Path, tmp_path: Path) -> None:

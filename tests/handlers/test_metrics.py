@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from monai.utils import CommonKeys
@@ -118,3 +120,17 @@ def test_predictions_are_collected_without_labels() -> None:
     teacher = frame[frame["network"] == "teacher"]["probability"].to_numpy()
     images = torch.cat([batch[CommonKeys.IMAGE] for batch in batches([-1, -1])])
     np.testing.assert_allclose(teacher, torch.sigmoid(images[:, 0]).numpy(), rtol=1e-6)
+
+
+def test_processes_hand_in_one_tensor_of_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here two processes have evaluated the same tiles."""
+    handed: list[Any] = []
+    alone = evaluate([0, 1]).state.predictions
+    monkeypatch.setattr("kdml_med.handlers.metrics.world_size", lambda: 2)
+    monkeypatch.setattr("kdml_med.handlers.metrics.gather", lambda value: handed.append(value) or [value, value])
+    together = evaluate([0, 1]).state.predictions
+    ((_, tensors),) = handed
+    assert [tuple(tensor.shape) for tensor in tensors] == [(4, 20)]
+    for name, own in together.groupby("network"):
+        single = alone[alone["network"] == name]
+        pd.testing.assert_frame_equal(own.reset_index(drop=True), pd.concat([single, single], ignore_index=True))

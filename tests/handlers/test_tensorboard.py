@@ -5,6 +5,7 @@ import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -145,6 +146,23 @@ def test_means_of_an_epoch_count_every_iteration_whatever_the_interval(tmp_path:
     events = events_of(tmp_path, "student_0")
     assert [(point.step, point.value) for point in events.Scalars("train/kd_loss")] == [(3, 6), (6, 2)]
     assert [(point.step, point.value) for point in events.Scalars("train/kd_loss_epoch")] == [(1, 4), (2, 4)]
+
+
+def test_a_training_that_fails_leaves_the_curves_up_to_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Terms that wait on a GPU, here those of all iterations, are read first."""
+
+    def step(_: Engine, value: float) -> dict[str, Any]:
+        if value > 6:
+            raise FloatingPointError("the loss has exploded")
+        return {OutputKey.LOSS_TERMS: {"student_0_kd": torch.tensor(value)}}
+
+    monkeypatch.setattr("kdml_med.handlers.losses.read_interval", lambda _: 20)
+    trainer = Engine(step)
+    CohortTensorBoard(tmp_path, optimizer()).attach(trainer)
+    with pytest.raises(FloatingPointError, match="the loss has exploded"):
+        trainer.run([1.0, 2.0, 6.0, 7.0], max_epochs=1)
+    events = events_of(tmp_path, "student_0")
+    assert [(point.step, point.value) for point in events.Scalars("train/kd_loss")] == [(1, 1), (2, 2), (3, 6)]
 
 
 def test_the_validation_loss_has_a_curve_for_each_network(tmp_path: Path) -> None:

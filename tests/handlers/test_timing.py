@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
 from torch import Tensor, nn
 
-from kdml_med.handlers import StepProfile, StepTimes, timing
+from kdml_med.data.sampling import EpochSampler
+from kdml_med.handlers import ClassificationTensorBoard, CohortCheckpoint, StepProfile, StepTimes, checkpoint, timing
+from kdml_med.handlers.tensorboard import CohortTensorBoard
 from kdml_med.losses import ClassificationCohortLoss
 from kdml_med.networks import build_cohort
 from tests.engines.test_trainer import batches, equal_states, trainer_of
@@ -105,6 +108,77 @@ def test_every_second_belongs_to_one_part(clock: Clock) -> None:
     assert summary["steps"] == 6
     assert summary["epoch_over_steps"] == pytest.approx((126 + 14) / 126)
     assert {name: summary[name] for name in expected} == expected
+
+
+class Loader(list[dict[str, Tensor]]):
+    """Batches of which a training can begin behind any; ten samples of all processes."""
+
+    def __init__(self, batches: list[dict[str, Tensor]]) -> None:
+        super().__init__(batches)
+        self.sampler = EpochSampler(range(10), batch_size=4)
+
+
+def test_checkpoints_within_an_epoch_are_no_part_of_its_steps(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """20 s for a file: ``last.pt`` behind two of three steps and, with the two of the best, behind the epoch."""
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.setattr(checkpoint, "write_checkpoint", lambda *_: clock.spend(20))
+    cohort = build_cohort(students=[TINY], use_teacher=False)
+    optimizer = torch.optim.SGD(cohort.parameters(), lr=0.1)
+    times = StepTimes()
+    handlers = [times, CohortCheckpoint(tmp_path, cohort, optimizer, interval=1e-9)]
+    loss = ClassificationCohortLoss(beta=0.0)
+    trainer = trainer_of(cohort, Loader(batches(3)), loss, optimizer=optimizer, train_handlers=handlers)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, clock.spend, 6)
+    trainer.run()
+    summary = times.summary()
+    assert {part: value for part, value in summary["seconds"].items() if value} == {"metrics": 18, "saving": 100}
+    assert summary["steps_per_second"] == pytest.approx(3 / 18)
+
+
+@pytest.mark.parametrize(("sampled", "samples"), [(False, 3 * 12), (True, 10)])
+def test_samples_are_those_of_all_processes(
+    sampled: bool, samples: int, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The main process has the largest share of a batch; ``EpochSampler`` knows how many all have together."""
+    monkeypatch.setattr(timing, "world_size", lambda: 3)
+    cohort = build_cohort(students=[TINY], use_teacher=False)
+    own = [
+        {name: part[:size] for name, part in batch.items()} for batch, size in zip(batches(3), (2, 2, 1), strict=True)
+    ]
+    data: list[dict[str, Tensor]] = Loader(own) if sampled else [{k: v[:4] for k, v in b.items()} for b in batches(3)]
+    times = StepTimes()
+    loss = ClassificationCohortLoss(beta=0.0)
+    trainer = trainer_of(cohort.eval(), data, loss, train_handlers=[times])
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, clock.spend, 1)
+    trainer.run()
+    assert times.summary()["samples_per_second"] == pytest.approx(samples / 3)
+
+
+def test_curves_are_written_behind_the_step(clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A second for each event; the rate of a step is that before the schedule moves it."""
+    rates: list[tuple[int, float]] = []
+
+    def write(_: CohortTensorBoard, run: str, values: dict[str, float], step: int) -> None:
+        clock.spend(1)
+        rates.extend((step, value) for tag, value in values.items() if tag == "train/learning_rate")
+
+    monkeypatch.setattr(CohortTensorBoard, "write_scalars", write)
+    cohort = build_cohort(students=[TINY], use_teacher=False)
+    optimizer = torch.optim.SGD(cohort.parameters(), lr=0.5)
+    times = StepTimes()
+    handlers = [times, ClassificationTensorBoard(tmp_path, optimizer)]
+    loss = ClassificationCohortLoss(beta=0.0)
+    trainer = trainer_of(cohort, batches(3), loss, optimizer=optimizer, train_handlers=handlers)
+
+    @trainer.on(IterationEvents.MODEL_COMPLETED)
+    def _schedule() -> None:
+        optimizer.param_groups[0]["lr"] /= 2
+
+    trainer.run()
+    assert {part for part, value in times.summary()["seconds"].items() if value} == {"metrics", "saving"}
+    assert rates == [(1, 0.5), (2, 0.25), (3, 0.125)]
 
 
 def test_nothing_is_told_of_a_training_that_had_nothing_to_do(clock: Clock) -> None:

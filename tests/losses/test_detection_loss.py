@@ -16,12 +16,11 @@ from kdml_med.losses.detection import (
     bounded_box_loss,
     box_loss,
     pair_giou,
-    pair_iou,
     quality_focal_loss,
 )
 from kdml_med.losses.feature import attention_loss
 from kdml_med.networks import build_cohort
-from kdml_med.networks.anchors import AnchorPredictions, MatchedAnchors, anchor_grid
+from kdml_med.networks.anchors import AnchorPredictions, MatchedAnchors, anchor_grid, overlaps
 from tests.examples import examples
 from tests.networks.encoding import encode_boxes
 from tests.reference import bernoulli_kl, decoded_box, generalised_overlap_of, overlap_of
@@ -97,7 +96,7 @@ def refuse(*_args, **_kwargs):
 def test_overlaps_by_hand():
     # Shared 100 of union 200, which fills the hull; then nothing shared, union 200 in a hull of 400: -200/400.
     found, truth = torch.tensor(FOUND[:2]), torch.tensor(TRUTH[:2])
-    assert pair_iou(found, truth).tolist() == [0.5, 0.0]
+    assert overlaps(found, truth).tolist() == [0.5, 0.0]
     assert pair_giou(found, truth).tolist() == [0.5, -0.5]
 
 
@@ -109,14 +108,14 @@ def test_overlaps_equal_the_reference(seed):
     boxes = np.concatenate([low, low + generator.uniform(0.5, 60, (2, 10, 2))], axis=2).astype(np.float32)
     first, second = (torch.from_numpy(part) for part in boxes)
     pairs = list(zip(*boxes.astype(float).tolist(), strict=True))
-    assert pair_iou(first, second).tolist() == pytest.approx([overlap_of(*pair) for pair in pairs], abs=1e-5)
+    assert overlaps(first, second).tolist() == pytest.approx([overlap_of(*pair) for pair in pairs], abs=1e-5)
     expected = [generalised_overlap_of(*pair) for pair in pairs]
     assert pair_giou(first, second).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_overlaps_of_empty_boxes_are_finite():
     point, box = torch.tensor([[3.0, 3, 3, 3]]), torch.tensor([[0.0, 0, 4, 4]])
-    assert pair_iou(point, box).tolist() == pair_iou(point, point).tolist() == [0]
+    assert overlaps(point, box).tolist() == overlaps(point, point).tolist() == [0]
     assert pair_giou(point, box).tolist() == [0]  # shared 0, the union fills the hull
     assert pair_giou(point, point).isfinite().all()
 

@@ -1,13 +1,16 @@
 """Losses of processes that share a batch, against the loss of the whole batch; threads stand in for processes."""
 
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, local
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdml_med.engines import processes
 from kdml_med.losses import ClassificationCohortLoss, CohortLoss, DetectionCohortLoss
 from kdml_med.networks.anchors import AnchorPredictions, anchor_grid
 from kdml_med.networks.answers import ClassifierAnswer
@@ -17,31 +20,33 @@ NAMES = ("teacher", "student_0", "student_1")
 
 
 class Together:
-    """What the losses of one batch ask each other: every divisor is a sum over all shares, and each waits for it."""
+    """What processes that share a batch tell each other: each adds its part to a sum, and waits for those of all."""
 
-    def __init__(self, sizes):
-        self.sizes, self.barrier, self.values = sizes, Barrier(len(sizes)), [0.0] * len(sizes)
+    def __init__(self, count):
+        self.barrier, self.values, self.own = Barrier(count), [0.0] * count, local()
 
-    def joint(self, rank):
-        return Share(self, rank)
-
-    def total(self, rank, value):
-        self.values[rank] = value
-        self.barrier.wait(5)
+    def all_reduce(self, value):
+        self.values[self.own.rank] = float(value)
+        self.barrier.wait(60)
         total = sum(self.values)
-        self.barrier.wait(5)
-        return total
+        self.barrier.wait(60)
+        value.fill_(total)
 
+    def run(self, work):
+        """What each of them makes, called with its rank."""
 
-class Share:
-    def __init__(self, together, rank):
-        self.together, self.rank = together, rank
-        sizes = together.sizes
-        self.share = torch.tensor(sizes[rank] * len(sizes) / sum(sizes))
+        def begin(rank):
+            self.own.rank = rank
+            try:
+                return work(rank)
+            except BaseException:
+                self.barrier.abort()
+                raise
 
-    def divisor(self, own, least):
-        whole = self.together.total(self.rank, float(own))
-        return torch.tensor(max(whole, least) / len(self.together.sizes))
+        count = len(self.values)
+        told = {"world_size": lambda: count, "dist": SimpleNamespace(all_reduce=self.all_reduce)}
+        with mock.patch.multiple(processes, **told), ThreadPoolExecutor(count) as pool:
+            return list(pool.map(begin, range(count)))
 
 
 def part_of(value, rows):
@@ -61,16 +66,13 @@ def check(make_loss, predictions, target_of, leaves, shares):
     loss = make_loss()
     whole = loss(predictions, target_of(list(range(sum(map(len, shares))))))
     wanted = torch.autograd.grad(whole["loss"], leaves)
-    together = Together([len(rows) for rows in shares])
 
     def own(rank):
-        one = make_loss()
-        one.joint = together.joint(rank)
-        mine = {name: part_of(value, shares[rank]) for name, value in predictions.items()}
-        return one(mine, target_of(shares[rank]))
+        rows = shares[rank] or [0]  # a process without a sample of its own keeps the others company
+        mine = {name: part_of(value, rows) for name, value in predictions.items()}
+        return processes.joint_terms(make_loss(), mine, target_of(rows), samples=len(shares[rank]))
 
-    with ThreadPoolExecutor(len(shares)) as pool:
-        found = list(pool.map(own, range(len(shares))))
+    found = Together(len(shares)).run(own)
     for name, value in whole.items():
         mean = sum(terms[name].item() for terms in found) / len(shares)
         assert mean == pytest.approx(value.item(), rel=1e-5, abs=1e-6), name
@@ -81,8 +83,8 @@ def check(make_loss, predictions, target_of, leaves, shares):
 
 @st.composite
 def split_batches(draw):
-    """A seed, and the rows that each process has of a batch: any number of them, in any order, but none without one."""
-    sizes = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
+    """A seed, and the rows that each process has of a batch: any number of them, in any order, some perhaps none."""
+    sizes = draw(st.lists(st.integers(0, 3), min_size=1, max_size=3).filter(any))
     order = draw(st.permutations(range(sum(sizes))))
     rows = [list(order[sum(sizes[:rank]) : sum(sizes[: rank + 1])]) for rank in range(len(sizes))]
     return draw(st.integers(0, 10_000)), rows
@@ -143,6 +145,16 @@ def test_losses_of_ones_own_need_not_know_of_processes(batch, kind):
     leaves = [torch.randn(count, 2, requires_grad=True) for _ in NAMES]
     target = torch.randn(count, 2) if kind is OwnLoss else torch.randn(count)
     check(lambda: kind(1.0, 0.7, 0.4), dict(zip(NAMES, leaves, strict=True)), lambda rows: target[rows], leaves, shares)
+
+
+def test_a_share_whose_classes_have_no_weight_adds_nothing():
+    logits = {name: torch.tensor([[0.5, -1.0], [2.0, 1.0], [0.0, 3.0]], requires_grad=True) for name in NAMES}
+    labels = torch.tensor([0, 1, 0])
+
+    def make_loss():
+        return ClassificationCohortLoss(class_weights=[0.0, 1.0])
+
+    check(make_loss, logits, lambda rows: labels[rows], list(logits.values()), [[0, 2], [1]])
 
 
 @settings(deadline=None, max_examples=examples(15))

@@ -7,7 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.apps.detection.utils.ATSS_matcher import ATSSMatcher
 from monai.data.box_utils import box_iou
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from kdml_med.networks import anchors
 from kdml_med.networks.anchors import CANDIDATES_PER_LEVEL, STRIDES, anchor_grid, decode_boxes, match_anchors, overlaps
 from tests.examples import examples
 from tests.networks.encoding import encode_boxes
@@ -197,3 +200,42 @@ def test_the_order_of_boxes_does_not_matter(seed, order):
     matched, shuffled = match_anchors([boxes], 128, 128), match_anchors([boxes[list(order)]], 128, 128)
     assert torch.equal(matched.positive, shuffled.positive)
     assert torch.equal(matched.boxes, shuffled.boxes)
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses copies between devices; what a meta tensor holds cannot be read at all."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        tensors = [one for one in tree_leaves((args, found)) if isinstance(one, torch.Tensor) and one.dim()]
+        assert len({one.device for one in tensors}) <= 1, func
+        return found
+
+
+def test_matching_waits_for_no_other_device(monkeypatch):
+    grid = torch.empty(170, 4, device="meta")
+    monkeypatch.setattr(anchors, "anchor_grid", lambda *_: (grid, (128, 32, 8, 2)))
+    boxes = [torch.empty(count, 4, device="meta") for count in (3, 0, 1)]
+    with OneDevice():
+        matched = match_anchors(boxes, 64, 128)
+    assert matched.boxes.shape == (3, 170, 4)
+
+
+def test_many_boxes_are_matched_part_by_part(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    low = torch.rand(40, 2, generator=generator) * 80
+    boxes = torch.cat([low, low + 12 + torch.rand(40, 2, generator=generator) * 30], dim=1)
+    whole = match_anchors([boxes[:25], boxes[25:]], 128, 128)
+    sizes = []
+    nearest = anchors._nearest
+    monkeypatch.setattr(anchors, "_nearest", lambda part, *rest: sizes.append(len(part)) or nearest(part, *rest))
+    monkeypatch.setattr(anchors, "_BOXES", 16)
+    parts = match_anchors([boxes[:25], boxes[25:]], 128, 128)
+    assert sizes == [16, 16, 8]
+    assert torch.equal(parts.positive, whole.positive)
+    assert torch.equal(parts.boxes, whole.boxes)
+
+
+def test_no_gradient_flows_through_overlaps():
+    boxes = torch.tensor([[0.0, 0, 4, 4]], requires_grad=True)
+    assert not overlaps(boxes, boxes).requires_grad

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 # Names of the settings, from malloc.h, and where glibc itself comes to in a process with large tensors.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _USUAL = {_MMAP_MAX: 65_536, _MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 64 * 2**20}
+_blocks = 0  # that are open
 
 
 @contextlib.contextmanager
@@ -18,7 +19,7 @@ def freed_memory_kept() -> Iterator[bool]:
     Large tensors are otherwise given back as soon as they are freed, and the system has to clear every page of the
     next ones again. The activations of a cohort live together, more than the library keeps by itself, so that a step
     of small networks took a tenth longer than those of its networks one after the other. In the block the process
-    stays as large as its largest step.
+    stays as large as its largest step; of blocks within each other the outermost gives memory back.
 
     Yields:
         Whether the library can be told so: glibc can, other libraries do as they do.
@@ -27,15 +28,19 @@ def freed_memory_kept() -> Iterator[bool]:
         mallopt(3): M_MMAP_MAX 0 takes large requests from the heap, M_TRIM_THRESHOLD -1 never shrinks it. A threshold
         that was set is not adapted any more, hence the values that it would be adapted to.
     """
+    global _blocks
     try:
         library = ctypes.CDLL(None)
         mallopt, trim = library.mallopt, library.malloc_trim
     except (AttributeError, OSError, TypeError):  # TypeError: on Windows no library has no name
         yield False
         return
+    _blocks += 1
     try:
         yield bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))
     finally:
-        for name, value in _USUAL.items():
-            mallopt(name, value)
-        trim(0)
+        _blocks -= 1
+        if _blocks == 0:
+            for name, value in _USUAL.items():
+                mallopt(name, value)
+            trim(0)
