@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -332,12 +333,16 @@ def end_together(error: BaseException) -> BaseException:
     """
     if launched() == 1:
         return error
-    if not _is_first_to_end(_meet()):
+    store = _meet()
+    asked = _ends_first is not None
+    if not _is_first_to_end(store):
         if not isinstance(error, SystemExit):  # of this process, on its way out: it has waited
             time.sleep(_ENDED_WITHIN_S)  # torchrun takes the code of any that ends in the same second for the reason
         raise SystemExit(int(ExitCode.BAD_INPUT)) from error
     said: BaseException = InputError(_LOST) if _is_lost(error) else foreseen(error) or error
     _tell_launcher(said)
+    if not (asked or is_main()):
+        print(file=sys.stderr)  # ends the line on which the bar of the main process may stand
     return said
 
 

@@ -17,6 +17,7 @@ from kdml_med.losses.feature import attention_loss
 from kdml_med.losses.mutual import mutual_loss
 from kdml_med.networks.answers import ClassifierAnswer
 
+_TINY = torch.finfo(torch.float32).tiny
 LINKS = ("predictions", "features", "both")
 """What a student can learn from its teacher or its peers."""
 
@@ -327,18 +328,18 @@ class ClassificationCohortLoss(CohortLoss):
         """Cross-entropy, mean over the batch."""
         logits = _logits(prediction)
         with torch.autocast(logits.device.type, enabled=False):
-            if self.class_weights is None:
-                return F.cross_entropy(logits.float(), target)
-            # A sum, as the mean of samples without any weight is no number.
+            if self.joint is None or self.class_weights is None:
+                return F.cross_entropy(logits.float(), target, weight=self.class_weights)
+            # By hand, as torch's mean of samples without any weight is no number.
             loss = F.cross_entropy(logits.float(), target, weight=self.class_weights, reduction="sum")
-            return loss / self.class_weights[target].sum().clamp(min=torch.finfo(torch.float32).tiny)
+            return loss / self.class_weights[target].sum().clamp(min=_TINY)
 
     def task_share(self, target: Tensor, joint: Joint) -> Tensor:
         """That of the samples' weights."""
         if self.class_weights is None:
             return joint.share
         weight = self.class_weights[target].sum()
-        return weight / joint.divisor(weight, torch.finfo(torch.float32).tiny)
+        return weight / joint.divisor(weight, _TINY)
 
     def teacher_loss(
         self, student: Tensor | ClassifierAnswer, teacher: Tensor | ClassifierAnswer, target: Tensor

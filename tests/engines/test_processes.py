@@ -118,6 +118,16 @@ def test_the_first_that_ends_says_why_and_the_others_nothing(monkeypatch):
     group.end_silently(InputError("tile 'a' is cut short"))
 
 
+def test_what_another_process_says_does_not_stand_behind_the_bar_of_the_main_one(monkeypatch, capsys):
+    group, error = Group(monkeypatch), InputError("tile 'a' is cut short")
+    for rank, expected in ((0, ""), (1, "\n")):
+        monkeypatch.setattr(processes, "_left_as", rank)
+        group.store = dist.HashStore()
+        group.end(error)
+        assert processes.end_together(error) is error
+        assert capsys.readouterr().err == expected
+
+
 def test_who_only_loses_another_says_so_once(monkeypatch):
     group = Group(monkeypatch)
     said = group.end(LOST)

@@ -113,16 +113,6 @@ def test_classifiers_learn_from_shares_as_from_the_batch(batch, link, class_weig
     check(make_loss, predictions, lambda rows: labels[rows], used, shares)
 
 
-def test_a_share_whose_classes_have_no_weight_adds_nothing():
-    logits = {name: torch.tensor([[0.5, -1.0], [2.0, 1.0], [0.0, 3.0]], requires_grad=True) for name in NAMES}
-    labels = torch.tensor([0, 1, 0])
-
-    def make_loss():
-        return ClassificationCohortLoss(class_weights=[0.0, 1.0])
-
-    check(make_loss, logits, lambda rows: labels[rows], list(logits.values()), [[0, 2], [1]])
-
-
 class OwnLoss(CohortLoss):
     """Means over samples, by somebody who has never heard of several processes."""
 
@@ -155,6 +145,16 @@ def test_losses_of_ones_own_need_not_know_of_processes(batch, kind):
     leaves = [torch.randn(count, 2, requires_grad=True) for _ in NAMES]
     target = torch.randn(count, 2) if kind is OwnLoss else torch.randn(count)
     check(lambda: kind(1.0, 0.7, 0.4), dict(zip(NAMES, leaves, strict=True)), lambda rows: target[rows], leaves, shares)
+
+
+def test_a_share_whose_classes_have_no_weight_adds_nothing():
+    logits = {name: torch.tensor([[0.5, -1.0], [2.0, 1.0], [0.0, 3.0]], requires_grad=True) for name in NAMES}
+    labels = torch.tensor([0, 1, 0])
+
+    def make_loss():
+        return ClassificationCohortLoss(class_weights=[0.0, 1.0])
+
+    check(make_loss, logits, lambda rows: labels[rows], list(logits.values()), [[0, 2], [1]])
 
 
 @settings(deadline=None, max_examples=examples(15))
