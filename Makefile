@@ -72,7 +72,7 @@ $(PEERS)/.installed: tests/benchmarks/peers.txt constraints.txt
 	$(PEERS)/bin/python -m pip install --quiet --no-deps -r tests/benchmarks/peers.txt
 	touch $@
 
-bench-training: setup  ## training speed against the networks alone, a naive loop and other libraries (about 15 minutes)
+bench-training: setup  ## training speed against the networks alone, a naive loop and other libraries (about 16 minutes)
 	-$(MAKE) --no-print-directory $(TRAINING_PEERS)/.installed # without them, their columns say so
 	$(BIN)/python -m tests.benchmarks.bench_training --peers $(TRAINING_PEERS)/bin/python
 
