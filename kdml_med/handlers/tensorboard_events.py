@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +13,19 @@ from tensorboard.compat.proto.event_pb2 import Event
 from kdml_med.storage.files import write_atomically
 
 EVENT_FILES = "events.out.tfevents.*"
+_SECOND = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 _HEAD, _FOOT = 12, 4  # a TFRecord: length (uint64, little-endian) and its checksum, the event, its checksum
+
+
+def wait_behind(folder: Path) -> None:
+    """Wait until an event file that is begun now is read behind those of a folder.
+
+    TensorBoard reads files in the order of their names, which begin with the second of their making and go on with a
+    number that has not always as many digits: of two files of one second the later one can come first.
+    """
+    seconds = [int(found[1]) for path in folder.glob(EVENT_FILES) if (found := _SECOND.match(path.name))]
+    while int(time.time()) in seconds:
+        time.sleep(0.05)
 
 
 def take_back(log_dir: Path, keep: Callable[[str, int], bool]) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import resource
+import time
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -219,6 +221,21 @@ def test_a_resumed_run_takes_back_what_was_written_after_its_checkpoint(tmp_path
     assert means == [(1, 1.0), (2, 1.0), (3, 3.0), (4, 3.0)]
     assert [point.step for point in shared.Scalars("weights/beta")] == [1, 2, 3, 4]
     assert len(shared.Scalars("val/best_ensemble_ap")) == 1
+
+
+def test_a_file_that_is_begun_in_the_second_of_another_one_is_read_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = count(1_700_000_000, 0.25)
+    monkeypatch.setattr(time, "time", lambda: next(ticks))
+    (tmp_path / "teacher").mkdir()
+    # Behind any name of this second that a writer gives, as the ninth file of a process is behind its tenth.
+    before = tmp_path / "teacher" / "events.out.tfevents.1700000000.~"
+    before.touch()
+    CohortTensorBoard(tmp_path, optimizer()).writer("teacher").close()
+    first, second = sorted(path.name for path in before.parent.iterdir())
+    assert first == before.name
+    assert second.startswith("events.out.tfevents.1700000001.")
 
 
 def test_only_points_that_are_kept_stay_in_event_files(tmp_path: Path) -> None:
