@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -123,6 +123,12 @@ class EpochSampler(DistributedSampler[Any]):
     def __len__(self) -> int:
         """Samples of a whole epoch in this process."""
         return self.num_samples
+
+    @classmethod
+    def of(cls, loader: Any) -> Self | None:
+        """What deals the samples of a data loader; None where it is something else."""
+        sampler = getattr(loader, "sampler", None)
+        return sampler if isinstance(sampler, cls) else None
 
     def size_of(self, batch: int) -> int:
         """Samples of a batch of an epoch, counted from 0, in all processes together."""

@@ -121,8 +121,8 @@ class WeightAverage:
             self.averaged.n_averaged.zero_()  # the next update copies
         self.averaged.update_parameters(self.learning)
         if self.averaged.n_averaged > 1:
-            sampler = getattr(engine.data_loader, "sampler", None)
-            if isinstance(sampler, EpochSampler):
+            sampler = EpochSampler.of(engine.data_loader)
+            if sampler is not None:
                 sampler.start = (0, 0)  # where a continued training began this epoch, which is over now
             batches = itertools.islice(engine.data_loader, STATISTICS_BATCHES)
             device = engine.state.device

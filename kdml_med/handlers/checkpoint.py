@@ -160,7 +160,7 @@ class CohortCheckpoint:
         """Set the trainer, and the order that samples come in, behind a batch."""
         epoch, batches, samples = (index(position[name]) for name in ("epoch", "batches", "samples"))
         if batches:
-            sampler = _sampler(engine)
+            sampler = EpochSampler.of(engine.data_loader)
             if sampler is None or batches * sampler.batch_size != samples:
                 raise InputError(
                     f"{self.run_dir} was stopped in the middle of an epoch, behind {samples} samples in {batches} "
@@ -194,7 +194,7 @@ class CohortCheckpoint:
             self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = -1.0, -1
 
     def _iteration_completed(self, engine: Trainer) -> None:
-        sampler = _sampler(engine)
+        sampler = EpochSampler.of(engine.data_loader)
         done = (engine.state.iteration - 1) % engine.state.epoch_length + 1
         # The end of an epoch is saved after its validation, and gradients of batches without an update are not saved.
         if not self.interval or sampler is None or not engine.updated or done == engine.state.epoch_length:
@@ -274,12 +274,6 @@ class CohortCheckpoint:
             return None
         state = self.scheduler.state_dict()
         return {key: value for key, value in state.items() if key not in _SCHEDULE_SETTINGS}
-
-
-def _sampler(engine: Trainer) -> EpochSampler | None:
-    """What can begin in the middle of an epoch, if the trainer's data come from it."""
-    sampler = getattr(engine.data_loader, "sampler", None)
-    return sampler if isinstance(sampler, EpochSampler) else None
 
 
 def _place(engine: Trainer) -> str:

@@ -199,10 +199,9 @@ class CohortTensorBoard:
         }
 
     def _losses(self, iteration: int, terms: Mapping[str, float]) -> None:
-        rates = self._rates.pop(iteration, {})
         if iteration % self.interval == 0:
             with naming(self.log_dir):
-                for run, rate in rates.items():
+                for run, rate in self._rates.pop(iteration, {}).items():
                     self.write_scalars(run, {_LEARNING_RATE: rate}, iteration)
                 self._write_losses(terms, _LOSS, iteration)
 

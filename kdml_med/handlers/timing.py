@@ -154,11 +154,9 @@ class StepTimes:
 
 def _samples(engine: Trainer) -> int:
     """Of the batch that was trained, in all processes together."""
-    sampler = getattr(engine.data_loader, "sampler", None)
-    if isinstance(sampler, EpochSampler):
-        before = (engine.state.iteration - 1) % engine.state.epoch_length * sampler.batch_size
-        left: int = sampler.dealt - before
-        return min(sampler.batch_size, left)
+    sampler = EpochSampler.of(engine.data_loader)
+    if sampler is not None:
+        return sampler.size_of((engine.state.iteration - 1) % engine.state.epoch_length)
     return len(engine.state.output[CommonKeys.IMAGE]) * world_size()
 
 
