@@ -23,7 +23,7 @@ from kdml_med.handlers.losses import EpochMeans
 from kdml_med.handlers.metrics import UNDEFINED
 from kdml_med.handlers.tensorboard_boxes import box_agreement
 from kdml_med.handlers.tensorboard_curves import calibration_figure, froc_figure, roc_figure
-from kdml_med.handlers.tensorboard_events import has_tag, take_back, wait_behind
+from kdml_med.handlers.tensorboard_events import begin_events, has_tag, take_back
 from kdml_med.handlers.tensorboard_frames import frame_figures
 from kdml_med.handlers.tensorboard_settings import settings_summaries
 from kdml_med.handlers.tensorboard_tiles import tile_figures
@@ -139,8 +139,7 @@ class CohortTensorBoard:
     def writer(self, run: str) -> SummaryWriter:
         """Writer of a run, opened on first use."""
         if run not in self.writers:
-            wait_behind(self.log_dir / run)
-            self.writers[run] = SummaryWriter(str(self.log_dir / run))
+            self.writers[run] = begin_events(self.log_dir / run)
         return self.writers[run]
 
     def write_metrics(self, engine: Engine, networks: Iterable[str], figures: Iterable[str]) -> None:

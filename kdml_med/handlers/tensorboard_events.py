@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event
+from torch.utils.tensorboard import SummaryWriter
 
 from kdml_med.storage.files import write_atomically
 
@@ -17,15 +18,23 @@ _SECOND = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 _HEAD, _FOOT = 12, 4  # a TFRecord: length (uint64, little-endian) and its checksum, the event, its checksum
 
 
-def wait_behind(folder: Path) -> None:
-    """Wait until an event file that is begun now is read behind those of a folder.
+def begin_events(folder: Path, *, purge_step: int | None = None) -> SummaryWriter:
+    """Begin an event file that is read behind those that a folder holds. This is the only way to begin one.
 
     TensorBoard reads files in the order of their names, which begin with the second of their making and go on with a
     number that has not always as many digits: of two files of one second the later one can come first.
+
+    Parameters
+    ----------
+    folder
+        Folder of a run, made where it is missing.
+    purge_step
+        Points of earlier files from this step on are not shown.
     """
     seconds = [int(found[1]) for path in folder.glob(EVENT_FILES) if (found := _SECOND.match(path.name))]
     while int(time.time()) in seconds:
         time.sleep(0.05)
+    return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 def take_back(log_dir: Path, keep: Callable[[str, int], bool]) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
+from kdml_med.handlers.tensorboard_events import begin_events
 from tests.benchmarks import check_kills
 from tests.benchmarks.check_kills import differences, unequal
 from tests.results import points
@@ -29,7 +29,7 @@ def run_folder(path: Path, *, last: int = 3) -> Path:
     (path / "losses.csv").write_text("epoch,value\n1,0.5\n")
     (path / "metrics.json").write_text(json.dumps({"auroc": 0.5, "training_speed": {"seconds": time.time()}}))
     pd.DataFrame({"probability": [0.25, 0.5]}).to_parquet(path / "predictions.parquet")
-    with SummaryWriter(str(path / "tensorboard" / "cohort")) as writer:
+    with begin_events(path / "tensorboard" / "cohort") as writer:
         for step in range(last):
             writer.add_scalar("loss", 1.0 / (step + 1), step)
             writer.add_scalar("speed/steps_per_second", float(np.random.default_rng().random()), step)
@@ -81,7 +81,7 @@ def test_states_are_compared_bit_by_bit(change, place: list[str]) -> None:
 
 def test_points_of_a_training_that_goes_on_are_read_as_one_curve(tmp_path: Path) -> None:
     for start, purge in ((0, None), (2, 2)):
-        with SummaryWriter(str(tmp_path / "cohort"), purge_step=purge, filename_suffix=str(start)) as writer:
+        with begin_events(tmp_path / "cohort", purge_step=purge) as writer:
             for step in range(start, start + 3):
                 writer.add_scalar("loss", step / 2, step)
     assert points(tmp_path) == {"cohort/loss": [(step, step / 2) for step in range(5)]}

@@ -17,11 +17,10 @@ from ignite.engine import Engine, Events
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
-from torch.utils.tensorboard import SummaryWriter
 
 from kdml_med.errors import InputError
 from kdml_med.handlers import ClassificationTensorBoard, CohortTensorBoard, DetectionTensorBoard
-from kdml_med.handlers.tensorboard_events import take_back
+from kdml_med.handlers.tensorboard_events import begin_events, take_back
 from kdml_med.keys import LossTerm, OutputKey
 from kdml_med.metrics import choose_thresholds, evaluate_detections
 from tests.handlers.test_metrics import evaluate
@@ -239,7 +238,7 @@ def test_a_file_that_is_begun_in_the_second_of_another_one_is_read_behind_it(
 
 
 def test_only_points_that_are_kept_stay_in_event_files(tmp_path: Path) -> None:
-    writer = SummaryWriter(str(tmp_path / "teacher"))
+    writer = begin_events(tmp_path / "teacher")
     for step in range(1, 6):
         writer.add_scalar("a", 10.0 * step, step)
         writer.add_scalar("b", -1.0 * step, step)
