@@ -76,12 +76,14 @@ class SameConv2d(nn.Conv2d):
         """Map [batch, in_channels, h, w] to [batch, out_channels, ceil(h / stride), ceil(w / stride)]."""
         if self.stride[0] > 1:
             (top, bottom), (left, right) = (self._ends(side) for side in x.shape[-2:])
-            x = nn.functional.pad(x, [left, right, top, bottom])
+            # The zero is said, or ONNX Runtime does not make padding and convolution one.
+            x = nn.functional.pad(x, [left, right, top, bottom], value=0.0)
         return super().forward(x)
 
     def _ends(self, side: int) -> tuple[int, int]:
         kernel, stride = self.kernel_size[0], self.stride[0]
-        total = max(kernel - (side % stride or stride), 0)
+        # A number, not a part of the graph: a file takes images of one size.
+        total = max(kernel - (int(side) % stride or stride), 0)
         return total // 2, total - total // 2
 
 
