@@ -13,6 +13,7 @@ from torch import nn
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
 from kdml_med.networks.committee import Committee
+from kdml_med.networks.efficientnet_lite import EFFICIENTNETS_LITE
 from kdml_med.networks.mobilenet import MobileNetV2
 from kdml_med.networks.resnet import RESNETS
 from kdml_med.networks.retinanet import RetinaNet
@@ -28,6 +29,7 @@ The key "stream" of a mapping is no argument of the builder, see ``stream_name``
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     **RESNETS,
     "mobilenet_v2": MobileNetV2,
+    **EFFICIENTNETS_LITE,
     "retinanet": RetinaNet,
 }
 

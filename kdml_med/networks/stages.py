@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdml_med.errors import InputError
 from kdml_med.networks.answers import ClassifierAnswer, CommitteeAnswer
 from kdml_med.networks.committee import Committee
+from kdml_med.networks.efficientnet_lite import EfficientNetLite
 from kdml_med.networks.mobilenet import MobileNetV2
 
 FINEST_STRIDE = 8
@@ -39,17 +40,18 @@ def feature_stages(network: nn.Module) -> dict[int, nn.Module]:
     """The last module of a classifier at each stride, from the finest to the coarsest.
 
     Args:
-        network: a MobileNetV2, a ResNet of MONAI, or any other with a method ``feature_stages()`` that returns modules
-            by stride, {8: ..., 16: ...}. A module has to run once in each forward pass and to give a map [batch,
-            channels, height / stride, width / stride].
+        network: a MobileNetV2, an EfficientNetLite, a ResNet of MONAI, or any other with a method ``feature_stages()``
+            that returns modules by stride, {8: ..., 16: ...}. A module has to run once in each forward pass and to give
+            a map [batch, channels, height / stride, width / stride].
 
     Raises:
         InputError: the stages of the network are not known, or ``feature_stages()`` returns something else.
     """
     if hasattr(network, "feature_stages"):
         return _own_stages(network)
-    if isinstance(network, MobileNetV2):
-        parts = [cast(nn.Sequential, part) for part in mobilenet_stages(network)]
+    if isinstance(network, MobileNetV2 | EfficientNetLite):
+        own = network.stages() if isinstance(network, EfficientNetLite) else mobilenet_stages(network)
+        parts = [cast(nn.Sequential, part) for part in own]
         return {2 << number: part[-1] for number, part in enumerate(parts)}
     if isinstance(network, ResNet):
         stem = network.conv1.stride[0] * (1 if network.no_max_pool else 2)
