@@ -35,6 +35,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 
 
 COMMITTEE = "committee"
+"""Name in the spec of a network that consists of several."""
 _NO_ARGUMENTS = {"name", "stream"}
 
 
@@ -52,21 +53,34 @@ class CohortSpec:
 
 
 _SHORT_MOBILENET: NetworkSpec = {"name": "mobilenet_v2", "last_block": 13}
+_SHORT_LITE: NetworkSpec = {"name": "efficientnet_lite0", "last_block": 11}
 
 
 def _detector(body: str, **settings: Any) -> NetworkSpec:
     return {"name": "retinanet", "body": body, **settings}
 
 
-# Detectors of students have a pyramid half as wide as their teacher's. The edge students keep the whole body: polyps
-# fill much of a frame, so that a body cut short does not see one whole. The tiny ones are for trying out: they learn
-# from random weights within minutes on a CPU.
+def _committee(*members: NetworkSpec) -> NetworkSpec:
+    return {"name": COMMITTEE, "members": list(members)}
+
+
+_LITE_DETECTOR = _detector("efficientnet_lite0", head_convs=2, last_block=15)
+_TWO_BODIES = _committee("mobilenet_v2", "efficientnet_lite0")
+_TWO_DETECTORS = _committee(
+    _detector("mobilenet_v2", width=96, head_convs=2), _detector("efficientnet_lite0", width=96, head_convs=2)
+)
+
+# Detectors of students have a pyramid narrower than their teacher's. The edge students keep the whole body: polyps
+# fill much of a frame, so that a body cut short does not see one whole; those of lite lose no more than its last block.
+# The tiny ones are for trying out: they learn from random weights within minutes on a CPU.
 VERSIONS: dict[Task, dict[str, CohortSpec]] = {
     Task.CLASSIFICATION: {
         "v1": CohortSpec("resnet50", ("resnet18", "resnet18")),
         "v2": CohortSpec("resnet50", ("mobilenet_v2", "mobilenet_v2")),
         "v3": CohortSpec("resnet50", ("resnet18", "mobilenet_v2")),
         "edge": CohortSpec("mobilenet_v2", (_SHORT_MOBILENET, _SHORT_MOBILENET)),
+        "lite": CohortSpec(_TWO_BODIES, (_SHORT_LITE, _SHORT_MOBILENET)),
+        "lite-twin": CohortSpec(_TWO_BODIES, (_SHORT_LITE, _SHORT_LITE)),
         "tiny": CohortSpec("resnet18", ("resnet10", "resnet10")),
     },
     Task.DETECTION: {
@@ -77,6 +91,8 @@ VERSIONS: dict[Task, dict[str, CohortSpec]] = {
             _detector("mobilenet_v2", width=96, head_convs=2),
             (_detector("mobilenet_v2", head_convs=2), _detector("mobilenet_v2", head_convs=2)),
         ),
+        "lite": CohortSpec(_TWO_DETECTORS, (_LITE_DETECTOR, _detector("mobilenet_v2", head_convs=2, last_block=16))),
+        "lite-twin": CohortSpec(_TWO_DETECTORS, (_LITE_DETECTOR, _LITE_DETECTOR)),
         "tiny": CohortSpec(
             _detector("resnet18", head_convs=2),
             (_detector("resnet10", width=32, head_convs=2), _detector("resnet10", width=32, head_convs=2)),

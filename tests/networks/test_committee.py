@@ -175,6 +175,13 @@ def test_feature_maps_of_every_member_are_learned_from(frozen, tmp_path):
     assert torch.allclose(found, sum(singles) / 2)
 
 
+def test_lite_versions_link_by_features_of_both_bodies():
+    network = build_cohort("lite", features=True)
+    assert network.feature_strides == (8, 16)
+    terms = ClassificationCohortLoss(teacher_link="both", peer_link="both")(network(images(side=32)), LABELS)
+    assert all(value.isfinite() for value in terms.values())
+
+
 def test_members_that_do_not_know_their_stages_are_refused_for_links_by_features():
     with pytest.raises(InputError, match="PlainNet does not say where its feature maps are"):
         cohort({"name": "committee", "members": [STAGED, PLAIN]}, [STAGED], features=True)
