@@ -168,7 +168,8 @@ KNOBS: list[Knob] = [
     Knob("version", TEXT, default=_by_task("v1", "tiny"), **_BUILD,
          help="[named cohort](losses_and_networks.md#versions)"),
     Knob("teacher", optional(SPEC, "that of the version"), default=None, **_BUILD,
-         help="replaces the version's teacher; `stream` in a mapping names the [random "
+         help="replaces the version's teacher, also by [several networks](../how_to/own_networks.md#a-committee-as-the"
+              "-teacher); `stream` in a mapping names the [random "
               "stream](../how_to/own_networks.md#the-teacher-alone) of the initial weights"),
     Knob("students", optional(SPECS, "those of the version"), default=None, **_BUILD,
          help="replaces the version's students, any number from one"),
@@ -176,7 +177,7 @@ KNOBS: list[Knob] = [
          help="files of weights to start from; for detectors those of their bodies (`resnet50`, `mobilenet_v2`)"),
     Knob("frozen_stages", whole(0, 5), default=0, tasks=DETECTION, **_BUILD,
          help="first stages of every body that stay as in `initial_weights`, which then is needed for all networks"),
-    Knob("teacher_checkpoint", optional(PATH), default=None, **_BUILD,
+    Knob("teacher_checkpoint", optional(one_or_each(PATH, "member of a committee")), default=None, **_BUILD,
          help="state dict of a trained teacher, which is then frozen"),
     Knob("cache_teacher", PATH, default="none", group=NETWORKS, recorded=False,
          help="`disk` keeps the answers of a frozen teacher in `cache/teachers/` below the dataset, a path in that "

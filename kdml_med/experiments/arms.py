@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName
-from kdml_med.networks.registry import CohortSpec, NetworkSpec, body_name
+from kdml_med.networks.registry import CohortSpec, NetworkSpec, body_name, single_networks
 
 TEACHER_ONLY = "teacher_only"
 KDML = "kdml"
@@ -100,7 +101,10 @@ def arm_settings(arm: Arm, spec: CohortSpec, settings: Mapping[str, Any]) -> dic
         teacher = (merged.get("teacher") or spec.teacher) if has_teacher else None
         networks = CohortSpec(teacher, tuple(students)).networks()
         # A plan of several versions names files that one of them does not need, which the bundle would refuse.
-        used = {*networks, *(body_name(network) for network in networks.values())}
+        singles = {
+            own: single for name, spec in networks.items() for own, single in single_networks(spec, name).items()
+        }
+        used = {*singles, *map(body_name, singles.values())}
         merged["initial_weights"] = {name: path for name, path in weights.items() if name in used}
     return merged
 
@@ -113,11 +117,6 @@ def _teacher_stream(teacher: NetworkSpec) -> dict[str, Any]:
 
 def _teacher_weights(weights: Mapping[str, str]) -> dict[str, str]:
     """Files by architecture stay, that of the teacher goes to the only student, those of students go."""
-    kept = {name: path for name, path in weights.items() if not _is_member(name)}
-    if NetworkName.TEACHER in weights:
-        kept[NetworkName.student(0)] = weights[NetworkName.TEACHER]
-    return kept
-
-
-def _is_member(name: str) -> bool:
-    return name == NetworkName.TEACHER or name.startswith("student_")
+    taken = {name: path for name, path in weights.items() if not name.startswith("student_")}
+    # Members of a committee are named after it.
+    return {re.sub(rf"^{NetworkName.TEACHER}(?=_\d+$|$)", NetworkName.student(0), name): taken[name] for name in taken}

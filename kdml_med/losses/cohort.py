@@ -15,7 +15,7 @@ from kdml_med.keys import LossTerm, NetworkName
 from kdml_med.losses.distillation import distillation_loss
 from kdml_med.losses.feature import attention_loss
 from kdml_med.losses.mutual import mutual_loss
-from kdml_med.networks.answers import ClassifierAnswer
+from kdml_med.networks.answers import ClassifierAnswer, common_answer, own_answers
 
 LINKS = ("predictions", "features", "both")
 """What a student can learn from its teacher or its peers."""
@@ -50,8 +50,9 @@ class CohortLoss(nn.Module):
 
     where z_t and z_j are detached. kd and ml are what the link of the student says: something learned from the other's
     predictions, ``feature_weight`` times the ``attention_loss`` of the feature maps, or the sum of both. A term whose
-    weight is zero is not computed. A subclass for each task says how labels and predictions are learned from and where
-    feature maps are; weights, ramp, links and names are the same for all.
+    weight is zero is not computed. Of a committee others learn the mean, while each of its members learns by itself: a
+    term of a committee is the mean of those of its members. A subclass for each task says how labels and predictions
+    are learned from and where feature maps are; weights, ramp, links and names are the same for all.
 
     Args:
         alpha: weight of the labels for students.
@@ -201,6 +202,8 @@ class CohortLoss(nn.Module):
                 students, a link needs feature maps that the networks do not give, or a student would learn from
                 nothing.
         """
+        learners = {name: own_answers(answer) for name, answer in predictions.items()}
+        predictions = {name: common_answer(answer) for name, answer in predictions.items()}
         teacher = predictions.get(NetworkName.TEACHER)
         students = {name: answer for name, answer in predictions.items() if name != NetworkName.TEACHER}
         if self.beta > 0 and teacher is None:
@@ -210,35 +213,44 @@ class CohortLoss(nn.Module):
         terms: dict[str, Tensor] = {}
         parts: list[Tensor] = []
 
-        def add(name: str, term: LossTerm, value: Tensor) -> None:
-            terms[f"{name}_{term}"] = value
-            parts.append(self.term_weights(name)[term] * value)
+        def add(name: str, term: LossTerm, loss: Callable[[Any], Tensor]) -> None:
+            values = [loss(answer) for answer in learners[name]]
+            terms[f"{name}_{term}"] = values[0] if len(values) == 1 else torch.stack(values).mean()
+            parts.append(self.term_weights(name)[term] * terms[f"{name}_{term}"])
+
+        def from_labels(answer: Any) -> Tensor:
+            return self.task_loss(answer, target)
+
+        def from_teacher(answer: Any) -> Tensor:
+            return self.teacher_loss(answer, teacher, target)
 
         if teacher is not None and self.train_teacher:
-            add(NetworkName.TEACHER, LossTerm.TASK, self.task_loss(teacher, target))
-        for number, (name, answer) in enumerate(students.items()):
+            add(NetworkName.TEACHER, LossTerm.TASK, from_labels)
+        for number, name in enumerate(students):
             if self.alpha > 0:
-                add(name, LossTerm.TASK, self.task_loss(answer, target))
+                add(name, LossTerm.TASK, from_labels)
             if self.beta > 0 and teacher is not None:
-                learn = partial(self.teacher_loss, answer, teacher, target)
-                taught = self._linked(_link_of(self.teacher_link, number), learn, answer, [teacher])
-                add(name, LossTerm.KD, taught)
+                link = _link_of(self.teacher_link, number)
+                add(name, LossTerm.KD, partial(self._linked, link, from_teacher, [teacher]))
             peers = [other for peer, other in students.items() if peer != name]
             if self.gamma > 0 and peers:
-                learn = partial(self.peer_loss, answer, peers, target)
-                shared = self._linked(_link_of(self.peer_link, number), learn, answer, peers)
-                add(name, LossTerm.ML, shared)
+                add(name, LossTerm.ML, partial(self._from_peers, _link_of(self.peer_link, number), peers, target))
         terms[LossTerm.LOSS] = torch.stack(parts).sum()
         return terms
 
+    def _from_peers(self, link: str, peers: Sequence[Any], target: Any, student: Any) -> Tensor:
+        return self._linked(link, lambda answer: self.peer_loss(answer, peers, target), peers, student)
+
     def _linked(
-        self, link: str, learn_predictions: Callable[[], Tensor], student: Any, sources: Sequence[Any]
+        self, link: str, learn_predictions: Callable[[Any], Tensor], sources: Sequence[Any], student: Any
     ) -> Tensor:
         """What a student learns from its teacher or its peers, as the link says; a scalar."""
-        parts = [] if link == "features" else [learn_predictions()]
+        parts = [] if link == "features" else [learn_predictions(student)]
         if link != "predictions" and self.feature_weight > 0:
-            maps = [self._maps(source) for source in sources]
-            terms = [attention_loss(self._maps(student), source) for source in maps]
+            own = self._maps(student)
+            # The maps of a committee are those of all members, each of which is learned from.
+            maps = [part for source in sources for part in _members_maps(self._maps(source), len(own))]
+            terms = [attention_loss(own, source) for source in maps]
             parts.append(self.feature_weight * self.of_batch(torch.stack(terms).mean()))
         return torch.stack(parts).sum()
 
@@ -268,6 +280,12 @@ def _checked_link(name: str, link: str | Sequence[str], feature_weight: float) -
     if "features" in each and feature_weight == 0:
         raise ValueError(f"{name} is {link!r}, but feature_weight is 0: nothing would be learned from features alone.")
     return link if isinstance(link, str) else tuple(each)
+
+
+def _members_maps(maps: Sequence[Tensor], levels: int) -> list[Sequence[Tensor]]:
+    """The maps of each member of a committee, which follow each other; of one network, all of them."""
+    step = levels if len(maps) % levels == 0 else len(maps)
+    return [maps[start : start + step] for start in range(0, len(maps), step)]
 
 
 def _link_of(links: str | Sequence[str], number: int) -> str:

@@ -14,7 +14,17 @@ from torch import Tensor, nn
 
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
-from kdml_med.networks.registry import CohortSpec, NetworkSpec, body_name, build_network, cohort_spec, stream_name
+from kdml_med.networks.committee import Committee
+from kdml_med.networks.registry import (
+    CohortSpec,
+    NetworkSpec,
+    body_name,
+    build_network,
+    cohort_spec,
+    member_specs,
+    single_networks,
+    stream_name,
+)
 from kdml_med.networks.stages import answer_with_features, shared_strides
 from kdml_med.networks.weights import load_initial_weights, read_state_dict
 
@@ -93,6 +103,7 @@ class Cohort(nn.Module):
         Returns:
             Answers by network name: logits [batch, classes] of classifiers, ``AnchorPredictions`` of detectors. In
             training mode and with ``features``, a ``ClassifierAnswer`` of every classifier, a frozen teacher included.
+            In training mode a ``CommitteeAnswer`` of every committee that learns.
         """
         strides = self.feature_strides if self.training else ()
         answers = {}
@@ -149,7 +160,7 @@ def build_cohort(
     students: Sequence[NetworkSpec] | None = None,
     use_teacher: bool = True,
     initial_weights: Mapping[str, str] | str | None = None,
-    teacher_checkpoint: str | None = None,
+    teacher_checkpoint: str | Sequence[str] | None = None,
     frozen_stages: int = 0,
     features: bool = False,
 ) -> Cohort:
@@ -164,8 +175,9 @@ def build_cohort(
         students: replaces the version's students; any number from one.
         use_teacher: False builds no teacher at all.
         initial_weights: files to start from, by network name ("student_0") or architecture ("mobilenet_v2"); one plain
-            path goes to every network.
-        teacher_checkpoint: state dict of a trained teacher, which is then frozen (offline distillation).
+            path goes to every network. Members of a committee are named after it ("teacher_0").
+        teacher_checkpoint: state dict of a trained teacher, which is then frozen (offline distillation). Of a committee
+            either its own, or a sequence with one for each member.
         frozen_stages: leave the first stages of every detector's body as they are in ``initial_weights``. 1 is up to
             stride 2 in a MobileNetV2 and the stem (stride 4) in a ResNet, 2 up to stride 4 in both, and so on.
         features: classifiers answer with feature maps as well in training mode, for losses that link them. Detectors
@@ -185,16 +197,27 @@ def build_cohort(
         spec = CohortSpec(None, spec.students)
     specs = spec.networks()
     files = _weights_by_network(specs, initial_weights)
-    networks = {}
-    for name, network_spec in specs.items():
-        with network_seed(seed, stream_name(network_spec, name)):
-            networks[name] = build_network(network_spec, num_classes=num_classes)
+
+    def build(single: NetworkSpec, name: str, stream: str, stages: int) -> nn.Module:
+        with network_seed(seed, stream_name(single, stream)):
+            network = build_network(single, num_classes=num_classes)
         if name in files:
-            load_initial_weights(networks[name], Path(files[name]))
-        if frozen_stages and not (name == NetworkName.TEACHER and teacher_checkpoint):  # that one is frozen whole
-            _freeze(networks[name], name, frozen_stages, started=name in files)
+            load_initial_weights(network, Path(files[name]))
+        if stages:
+            _freeze(network, name, stages, started=name in files)
+        return network
+
+    networks: dict[str, nn.Module] = {}
+    for name, network_spec in specs.items():
+        stages = 0 if name == NetworkName.TEACHER and teacher_checkpoint else frozen_stages  # that one is frozen whole
+        stream = stream_name(network_spec, name)
+        parts = [
+            build(single, own, own.replace(name, stream, 1), stages)
+            for own, single in single_networks(network_spec, name).items()
+        ]
+        networks[name] = Committee(parts) if member_specs(network_spec) else parts[0]
     if teacher_checkpoint:
-        load_trained(networks[NetworkName.TEACHER], Path(teacher_checkpoint))
+        _load_teacher(networks[NetworkName.TEACHER], teacher_checkpoint)
     maps = features and task == Task.CLASSIFICATION
     return Cohort(networks, frozen_teacher=bool(teacher_checkpoint), features=maps)
 
@@ -210,6 +233,20 @@ def _freeze(network: nn.Module, name: str, stages: int, *, started: bool) -> Non
         network.freeze(stages)  # type: ignore[operator]
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def _load_teacher(teacher: nn.Module, files: str | Sequence[str]) -> None:
+    if isinstance(files, str):
+        load_trained(teacher, Path(files))
+        return
+    members = list(teacher.members) if isinstance(teacher, Committee) else []
+    if len(files) != len(members):
+        found = f"a committee of {len(members)} networks" if members else "one network"
+        raise InputError(
+            f"teacher_checkpoint names {len(files)} files, one for each member, but the teacher is {found}."
+        )
+    for member, file in zip(members, files, strict=True):
+        load_trained(member, Path(str(file)))
 
 
 def load_trained(network: nn.Module, path: Path) -> None:
@@ -231,14 +268,15 @@ def _weights_by_network(
 ) -> dict[str, str]:
     if not initial_weights:
         return {}
+    singles = {own: single for name, spec in specs.items() for own, single in single_networks(spec, name).items()}
     if isinstance(initial_weights, str):
-        return dict.fromkeys(specs, initial_weights)
-    known = set(specs) | {body_name(spec) for spec in specs.values()}
+        return dict.fromkeys(singles, initial_weights)
+    known = set(singles) | {body_name(spec) for spec in singles.values()}
     unknown = sorted(set(initial_weights) - known)
     if unknown:
         raise InputError(f"initial_weights names {unknown}, but this cohort has {sorted(known)}.")
     files = {}
-    for name, spec in specs.items():
+    for name, spec in singles.items():
         path = initial_weights.get(name) or initial_weights.get(body_name(spec))
         if path:
             files[name] = path

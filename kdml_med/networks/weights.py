@@ -17,8 +17,8 @@ from kdml_med.networks.retinanet import RetinaNet
 
 logger = logging.getLogger(__name__)
 
-CLASSIFIER_PREFIXES = ("fc.", "classifier.")
-SHORTENED_PREFIX = "features."
+CLASSIFIER_PREFIXES = ("fc.", "classifier.", "_fc.")
+SHORTENED_PREFIXES = ("features.", "_blocks.")
 
 _FOLDER = 0x10  # attribute of an entry of a zip archive, as MS-DOS has it
 
@@ -127,4 +127,4 @@ def _belongs_inside(name: str, network: nn.Module) -> bool:
     """
     part = name.partition(".")[0]
     known = part in dict(network.named_children()) and not name.startswith(CLASSIFIER_PREFIXES)
-    return known and not name.startswith(SHORTENED_PREFIX) and not name.endswith("num_batches_tracked")
+    return known and not name.startswith(SHORTENED_PREFIXES) and not name.endswith("num_batches_tracked")

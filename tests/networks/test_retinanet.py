@@ -16,6 +16,8 @@ from kdml_med.losses import DetectionCohortLoss
 from kdml_med.networks import VERSIONS, MobileNetV2, build_cohort, build_network
 from kdml_med.networks.anchors import STRIDES, anchor_grid
 from kdml_med.networks.boxes import decode_anchors
+from kdml_med.networks.committee import Committee
+from kdml_med.networks.efficientnet_lite import EfficientNetLite
 from kdml_med.networks.retinanet import RetinaNet
 from tests.networks.tiny import TINY as TINY_CLASSIFIER
 
@@ -282,18 +284,23 @@ def test_copies_and_saved_weights_are_the_same_network(body):
 
 
 def test_every_version_is_built_of_detectors_with_students_smaller_than_their_teacher():
-    assert set(VERSIONS[Task.DETECTION]) == {"v1", "v2", "v3", "edge", "tiny"}
+    assert set(VERSIONS[Task.DETECTION]) == {"v1", "v2", "v3", "edge", "lite", "lite-twin", "tiny"}
     for version, spec in VERSIONS[Task.DETECTION].items():
         with torch.device("meta"):
             cohort = build_cohort(version, task="detection", num_classes=1)
         assert cohort.names == list(spec.networks())
-        for name in cohort.names:
-            assert isinstance(cohort.networks[name], RetinaNet)
-            assert cohort.networks[name].num_classes == 1
+        for network in cohort.networks.values():
+            for single in network.members if isinstance(network, Committee) else [network]:
+                assert isinstance(single, RetinaNet)
+                assert single.num_classes == 1
         counts = cohort.parameter_counts()
         assert max(counts["student_0"], counts["student_1"]) < counts["teacher"]
         if version == "edge":  # what endoscopy carts and CPUs are given
             assert max(counts["student_0"], counts["student_1"]) <= 2_300_000
+        if version.startswith("lite"):
+            assert max(counts["student_0"], counts["student_1"]) <= 4_000_000
+            bodies = [single.body for single in cohort.networks["teacher"].members]
+            assert list(map(type, bodies)) == [MobileNetV2, EfficientNetLite]
 
 
 def test_detectors_of_different_bodies_and_widths_learn_from_each_other():

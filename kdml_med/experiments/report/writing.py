@@ -29,7 +29,7 @@ from kdml_med.experiments.report.sections import all_sections
 from kdml_med.experiments.report.seeds import seed_table
 from kdml_med.experiments.results import RESULTS_FILE, Results, collect, results_table, write_results
 from kdml_med.keys import NetworkName
-from kdml_med.networks.registry import architecture_name, body_name
+from kdml_med.networks.registry import architecture_words
 from kdml_med.report.document import Table
 from kdml_med.report.pages import REPORT_NAME, write_pages
 from kdml_med.report.tables import markdown_table
@@ -135,15 +135,6 @@ def _architectures(results: Results, version: str) -> dict[str, str]:
     if not cohorts:
         return {}
     networks = max(cohorts, key=len)
-    words = {name: _architecture(spec) for name, spec in networks.items()}
+    words = {name: architecture_words(spec) for name, spec in networks.items()}
     students = [name for name in words if name != NetworkName.TEACHER]
     return words | {NetworkName.ENSEMBLE.value: counted(len(students), "student")}
-
-
-def _architecture(spec: str | Mapping[str, Any]) -> str:
-    if isinstance(spec, str):
-        return spec
-    name, body = architecture_name(spec), body_name(spec)
-    shown = name if body == name else f"{name} on {body}"
-    rest = [f"{key.replace('_', ' ')} {value}" for key, value in spec.items() if key not in ("name", "body", "stream")]
-    return f"{shown} ({', '.join(rest)})" if rest else shown
