@@ -40,6 +40,7 @@ from kdml_med.errors import InputError
 from kdml_med.keys import Split, Task
 from kdml_med.losses.cohort import LINKS
 from kdml_med.metrics.aggregation import AggregationMethod, Level
+from kdml_med.networks.starts import OWN_STARTS
 from kdml_med.wsi.options import StainMode
 
 Stage = Literal["train", "evaluate", "inference"]
@@ -175,6 +176,9 @@ KNOBS: list[Knob] = [
          help="replaces the version's students, any number from one"),
     Knob("initial_weights", optional(WEIGHTS, "random weights"), default=None, **_BUILD,
          help="files of weights to start from; for detectors those of their bodies (`resnet50`, `mobilenet_v2`)"),
+    Knob("own_start", one_or_each(word(*OWN_STARTS), "student"), default="none", **_BUILD,
+         help="what students do not take from `initial_weights`, so that they [start apart]("
+              "../how_to/own_networks.md#students-that-start-apart)"),
     Knob("frozen_stages", whole(0, 5), default=0, tasks=DETECTION, **_BUILD,
          help="first stages of every body that stay as in `initial_weights`, which then is needed for all networks"),
     Knob("teacher_checkpoint", optional(one_or_each(PATH, "member of a committee")), default=None, **_BUILD,

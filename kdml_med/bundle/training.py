@@ -115,6 +115,11 @@ def _check_together(settings: Settings) -> None:
             "--cache_teacher keeps what a frozen teacher answers, and this one learns: name the weights of a trained "
             "one by --teacher_checkpoint, or leave it out."
         )
+    if settings["own_start"] != "none" and not settings["initial_weights"]:
+        raise InputError(
+            "--own_start says what students do not take from --initial_weights, and there are none: leave --own_start "
+            "out."
+        )
     spec = cohort_spec(settings["version"], task=settings.task, students=settings["students"])
     if settings["alpha"] == settings["beta"] == 0 and len(spec.students) == 1:
         raise InputError("a single student has no peers: --alpha or --beta must be above 0.")

@@ -44,6 +44,11 @@ ARMS: dict[str, Arm] = {
     "kd_online": Arm("labels and a teacher trained along", {"gamma": 0.0}),
     "ml": Arm("labels and peers", {"beta": 0.0}),
     KDML: Arm("labels, a teacher trained along, and peers"),
+    "kdml_offline": Arm("labels, a teacher trained before, frozen, and peers", trained_teacher=True),
+    "kd_strong": Arm("labels and, twice as much, a teacher trained along", {"beta": 2.0, "gamma": 0.0}),
+    "kdml_own_start": Arm(
+        "labels, a teacher trained along, and peers whose last stages start apart", {"own_start": "last_stage"}
+    ),
     "kdml_features": Arm(
         "labels, the teacher's feature maps, and peers",
         {"teacher_link": "features"},
@@ -53,7 +58,8 @@ ARMS: dict[str, Arm] = {
         {"teacher_link": ["predictions", "features"], "peer_link": "both"},
     ),
 }
-"""Built-in arms. The last two are variants with features, the diverse one after Niyaz et al. 2022, arXiv:2212.02931."""
+"""Built-in arms. ``kd_strong`` is a control for peers: what they weigh goes to the teacher. The last two are variants
+with features, the diverse one after Niyaz et al. 2022, arXiv:2212.02931."""
 
 PAPER_ARMS = [TEACHER_ONLY, "independent", "kd_offline", "kd_online", "ml", KDML]
 """What a plan trains unless it says otherwise."""

@@ -26,6 +26,7 @@ from kdml_med.networks.registry import (
     stream_name,
 )
 from kdml_med.networks.stages import answer_with_features, shared_strides
+from kdml_med.networks.starts import keep_own, own_part, starts_of
 from kdml_med.networks.weights import load_initial_weights, read_state_dict
 
 
@@ -162,6 +163,7 @@ def build_cohort(
     initial_weights: Mapping[str, str] | str | None = None,
     teacher_checkpoint: str | Sequence[str] | None = None,
     frozen_stages: int = 0,
+    own_start: str | Sequence[str] = "none",
     features: bool = False,
 ) -> Cohort:
     """Build a named or a custom cohort.
@@ -180,13 +182,15 @@ def build_cohort(
             either its own, or a sequence with one for each member.
         frozen_stages: leave the first stages of every detector's body as they are in ``initial_weights``. 1 is up to
             stride 2 in a MobileNetV2 and the stem (stride 4) in a ResNet, 2 up to stride 4 in both, and so on.
+        own_start: what students do not take from ``initial_weights`` but draw each from its own stream, one of
+            ``kdml_med.networks.starts.OWN_STARTS`` for all or one for each.
         features: classifiers answer with feature maps as well in training mode, for losses that link them. Detectors
             always answer with their pyramid.
 
     Raises:
         InputError: unknown names, files that do not fit, a teacher checkpoint without a teacher, stages to be
-            frozen that start from random weights or that a network does not have, or feature maps of a classifier
-            whose stages are not known.
+            frozen that start from random weights or that a network does not have, or feature maps or a last stage of a
+            classifier whose stages are not known.
     """
     if task not in list(Task):
         raise InputError(f"task must be one of {', '.join(Task)}, got {task!r}.")
@@ -197,12 +201,15 @@ def build_cohort(
         spec = CohortSpec(None, spec.students)
     specs = spec.networks()
     files = _weights_by_network(specs, initial_weights)
+    own_starts = {NetworkName.student(i): start for i, start in enumerate(starts_of(own_start, len(spec.students)))}
 
     def build(single: NetworkSpec, name: str, stream: str, stages: int) -> nn.Module:
         with network_seed(seed, stream_name(single, stream)):
             network = build_network(single, num_classes=num_classes)
         if name in files:
+            own = own_part(network, own_starts.get(name, "none"))
             load_initial_weights(network, Path(files[name]))
+            keep_own(network, own)
         if stages:
             _freeze(network, name, stages, started=name in files)
         return network

@@ -72,6 +72,19 @@ def last_stage(network: nn.Module) -> nn.Module | None:
     return stages[max(stages)] if stages else None
 
 
+def final_stage(body: nn.Module) -> list[nn.Module]:
+    """What of a classification body works at its coarsest resolution, and lies behind; nothing where it does not say.
+
+    Of a network with a method ``feature_stages()`` it is the module that gives its coarsest map.
+    """
+    if isinstance(body, EfficientNetLite):
+        return [body.stages()[-1]]
+    if isinstance(body, MobileNetV2):
+        return [mobilenet_stages(body)[-1]]
+    last = last_stage(body)
+    return [] if last is None else [last]
+
+
 def _own_stages(network: Any) -> dict[int, nn.Module]:
     stages = network.feature_stages()
     if not isinstance(stages, Mapping) or not all(

@@ -50,6 +50,15 @@ def prepare(settings: Settings) -> None:
     record_run(settings, *tiles, level=level, built=(cohort, build_loss(settings)), acceleration=Acceleration())
 
 
+def test_own_starts_need_weights_to_differ_from(tmp_path: Path) -> None:
+    dataset = write_tile_dataset(tmp_path / "tiles")
+    for start in ("head", ["none", "last_stage"]):
+        settings = training(dataset, tmp_path / "run", own_start=start)
+        with pytest.raises(InputError, match="--own_start says what students do not take from --initial_weights"):
+            prepare_training(settings, demo_dir="demo")
+    assert not (tmp_path / "run").exists()
+
+
 def evaluation(dataset: Path, run_dir: Path, **values: Any) -> Settings:
     place = {"dataset_dir": str(dataset), "run_dir": str(run_dir), "device": "cpu", "stain": "none"}
     return Settings(Task.CLASSIFICATION, place | values)

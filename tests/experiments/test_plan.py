@@ -204,6 +204,9 @@ def test_arms_share_all_settings_but_their_own() -> None:
     assert cells["kd_online"].settings == shared | {"gamma": 0.0}
     assert cells["ml"].settings == shared | {"beta": 0.0}
     assert cells["kdml"].settings == shared
+    assert cells["kdml_offline"].settings == shared
+    assert cells["kdml_offline"].needs == cells["kd_offline"].needs == "cells/edge/teacher_only/seed0"
+    assert cells["kd_strong"].settings == shared | {"beta": 2.0, "gamma": 0.0}
 
 
 def test_an_arms_own_settings_win_over_those_of_the_plan() -> None:
