@@ -13,6 +13,7 @@ from torch import nn
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
 from kdml_med.networks.committee import Committee
+from kdml_med.networks.convnet import ConvNet
 from kdml_med.networks.efficientnet_lite import EFFICIENTNETS_LITE
 from kdml_med.networks.mobilenet import MobileNetV2
 from kdml_med.networks.resnet import RESNETS
@@ -30,6 +31,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     **RESNETS,
     "mobilenet_v2": MobileNetV2,
     **EFFICIENTNETS_LITE,
+    "convnet": ConvNet,
     "retinanet": RetinaNet,
 }
 
@@ -60,6 +62,10 @@ def _detector(body: str, **settings: Any) -> NetworkSpec:
     return {"name": "retinanet", "body": body, **settings}
 
 
+def _convnet(width: int) -> NetworkSpec:
+    return {"name": "convnet", "width": width}
+
+
 def _committee(*members: NetworkSpec) -> NetworkSpec:
     return {"name": COMMITTEE, "members": list(members)}
 
@@ -72,7 +78,8 @@ _TWO_DETECTORS = _committee(
 
 # Detectors of students have a pyramid narrower than their teacher's. The edge students keep the whole body: polyps
 # fill much of a frame, so that a body cut short does not see one whole; those of lite lose no more than its last block.
-# The tiny ones are for trying out: they learn from random weights within minutes on a CPU.
+# The small ones are for tiles of 16 to 64 px. The tiny ones are for trying out: they learn from random weights within
+# minutes on a CPU.
 VERSIONS: dict[Task, dict[str, CohortSpec]] = {
     Task.CLASSIFICATION: {
         "v1": CohortSpec("resnet50", ("resnet18", "resnet18")),
@@ -81,6 +88,7 @@ VERSIONS: dict[Task, dict[str, CohortSpec]] = {
         "edge": CohortSpec("mobilenet_v2", (_SHORT_MOBILENET, _SHORT_MOBILENET)),
         "lite": CohortSpec(_TWO_BODIES, (_SHORT_LITE, _SHORT_MOBILENET)),
         "lite-twin": CohortSpec(_TWO_BODIES, (_SHORT_LITE, _SHORT_LITE)),
+        "small": CohortSpec(_convnet(32), (_convnet(8), _convnet(8))),
         "tiny": CohortSpec("resnet18", ("resnet10", "resnet10")),
     },
     Task.DETECTION: {
