@@ -94,7 +94,7 @@ def test_a_network_can_be_named_by_its_import_path():
     [
         ("resnet-18", "unknown network 'resnet-18'; known: .*Did you mean 'resnet18'"),
         ("mobilenet_v3", "Did you mean 'mobilenet_v2'"),
-        ("zzz", "unknown network 'zzz'; known: committee, efficientnet_lite0.* dotted import path such as 'monai"),
+        ("zzz", "unknown network 'zzz'; known: committee, convnet, efficientnet_lite0.* dotted import path such as 'monai"),
         ("no_such_package.Net", "'no_such_package.Net' cannot be imported: No module named"),
         ("tests.networks.tiny.NoNet", "'tests.networks.tiny.NoNet' cannot be imported: .*NoNet"),
         ({"last_block": 3}, r"\{'last_block': 3\} has no 'name'; expected one of"),
