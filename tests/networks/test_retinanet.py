@@ -343,7 +343,10 @@ def test_a_teacher_from_a_checkpoint_needs_no_published_weights_to_be_frozen(tmp
         ({"frozen_stages": 1}, "teacher has no initial_weights: its first stages would stay random"),
         ({"frozen_stages": 9, "initial_weights": True}, "frozen_stages is 9, expected 0 to 4"),
         ({"frozen_stages": -1, "initial_weights": True}, "frozen_stages is -1, expected 0 to 4"),
-        ({"version": "edg"}, "unknown version 'edg'; known: v1, v2, v3, edge, tiny. Did you mean 'edge'"),
+        (
+            {"version": "edg"},
+            "unknown version 'edg'; known: v1, v2, v3, edge, lite, lite-twin, tiny. Did you mean 'edge'",
+        ),
         ({"task": "segmentation"}, "task must be one of classification, detection, got 'segmentation'"),
         (
             {"frozen_stages": 1, "teacher": TINY_CLASSIFIER, "task": "classification"},
