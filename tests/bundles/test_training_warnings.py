@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from kdml_med.bundle.training_warnings import classifier_warnings, detector_warnings
@@ -65,9 +64,7 @@ def test_a_teacher_without_a_figure_is_not_judged(tmp_path):
 def test_a_training_tells_its_warnings_on_screen_and_in_its_metrics(trained):
     metrics = read_json(trained / "metrics.json")
     predictions = pd.read_parquet(trained / "predictions.parquet")
-    labelled = dict(zip(metrics["classes"], range(2), strict=True))
-    table = predictions.assign(label=predictions["label"].map(labelled).astype(np.int64))
-    assert metrics[WARNINGS] == classifier_warnings(metrics, table, str(trained))
+    assert metrics[WARNINGS] == classifier_warnings(metrics, predictions, str(trained))
     screen = (trained / "screen.txt").read_text()
     assert screen.count("Warning: ") == len(metrics[WARNINGS])
     assert all(f"Warning: {sentence}\n" in screen for sentence in metrics[WARNINGS].values())
