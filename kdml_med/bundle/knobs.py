@@ -198,6 +198,9 @@ KNOBS: list[Knob] = [
     Knob("ramp_up_epochs", whole(0), default=_by_task(1, 3), **_LOSS,
          help="R: `beta` and `gamma` are multiplied by min(1, e / (R + 1)) in epoch e = 1, 2, …; 0 for full weight "
               "at once"),
+    Knob("teacher_warmup_epochs", whole(0), default=0, **_LOSS,
+         help="[head start](../how_to/own_networks.md#a-head-start-for-the-teacher) of the teacher: for so many epochs "
+              "students do not learn from it yet; the ramp of `beta` begins behind them"),
     Knob("teacher_link", one_or_each(word(*LINKS), "student"), default="predictions", **_LOSS,
          help="what students learn from the teacher"),
     Knob("peer_link", one_or_each(word(*LINKS), "student"), default="predictions", **_LOSS,
