@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
+from kdml_med.networks.published import IMAGENET, announce, describe_weights, published_files
 from kdml_med.networks.registry import CohortSpec, NetworkSpec, body_name, build_network, cohort_spec, stream_name
 from kdml_med.networks.stages import answer_with_features, shared_strides
 from kdml_med.networks.weights import load_initial_weights, read_state_dict
@@ -38,6 +39,8 @@ class Cohort(nn.Module):
         remembered: answers in place of a frozen teacher; None lets it answer itself.
         in_float32: names of networks that are computed in float32 where the others are under autocast.
         compiled: what is called in training mode instead of a network, by its name; the network itself, compiled.
+        initial_weights: files that networks started from, by network name, see
+            ``kdml_med.networks.published.describe_weights``.
 
     Raises:
         ValueError: there is no student, or a frozen teacher is asked for and there is none.
@@ -61,6 +64,7 @@ class Cohort(nn.Module):
         self.feature_strides = shared_strides(networks) if features else ()
         self.in_float32: frozenset[str] = frozenset()
         self.compiled: dict[str, Callable[..., Any]] = {}
+        self.initial_weights: dict[str, dict[str, Any]] = {}
 
     @property
     def names(self) -> list[str]:
@@ -164,7 +168,8 @@ def build_cohort(
         students: replaces the version's students; any number from one.
         use_teacher: False builds no teacher at all.
         initial_weights: files to start from, by network name ("student_0") or architecture ("mobilenet_v2"); one plain
-            path goes to every network.
+            path goes to every network but a trained teacher. "imagenet" in place of a path is the file of an installed
+            package, see ``kdml_med.networks.published.PUBLISHED``.
         teacher_checkpoint: state dict of a trained teacher, which is then frozen (offline distillation).
         frozen_stages: leave the first stages of every detector's body as they are in ``initial_weights``. 1 is up to
             stride 2 in a MobileNetV2 and the stem (stride 4) in a ResNet, 2 up to stride 4 in both, and so on.
@@ -172,9 +177,9 @@ def build_cohort(
             always answer with their pyramid.
 
     Raises:
-        InputError: unknown names, files that do not fit, a teacher checkpoint without a teacher, stages to be
-            frozen that start from random weights or that a network does not have, or feature maps of a classifier
-            whose stages are not known.
+        InputError: unknown names, files that do not fit or are not installed, a teacher checkpoint without a teacher,
+            stages to be frozen that start from random weights or that a network does not have, or feature maps of a
+            classifier whose stages are not known.
     """
     if task not in list(Task):
         raise InputError(f"task must be one of {', '.join(Task)}, got {task!r}.")
@@ -184,19 +189,24 @@ def build_cohort(
             raise InputError("teacher_checkpoint is given, but the cohort has no teacher: set use_teacher or drop it.")
         spec = CohortSpec(None, spec.students)
     specs = spec.networks()
-    files = _weights_by_network(specs, initial_weights)
+    started = {name: item for name, item in specs.items() if not (teacher_checkpoint and name == NetworkName.TEACHER)}
+    files = _weights_by_network(specs if isinstance(initial_weights, Mapping) else started, initial_weights)
     networks = {}
     for name, network_spec in specs.items():
         with network_seed(seed, stream_name(network_spec, name)):
             networks[name] = build_network(network_spec, num_classes=num_classes)
         if name in files:
-            load_initial_weights(networks[name], Path(files[name]))
+            load_initial_weights(networks[name], files[name])
         if frozen_stages and not (name == NetworkName.TEACHER and teacher_checkpoint):  # that one is frozen whole
             _freeze(networks[name], name, frozen_stages, started=name in files)
     if teacher_checkpoint:
         load_trained(networks[NetworkName.TEACHER], Path(teacher_checkpoint))
     maps = features and task == Task.CLASSIFICATION
-    return Cohort(networks, frozen_teacher=bool(teacher_checkpoint), features=maps)
+    cohort = Cohort(networks, frozen_teacher=bool(teacher_checkpoint), features=maps)
+    described = {path: describe_weights(path) for path in set(files.values())}
+    cohort.initial_weights = {name: described[path] for name, path in files.items() if name in started}
+    announce(cohort.initial_weights)
+    return cohort
 
 
 def _freeze(network: nn.Module, name: str, stages: int, *, started: bool) -> None:
@@ -228,18 +238,20 @@ def load_trained(network: nn.Module, path: Path) -> None:
 
 def _weights_by_network(
     specs: Mapping[str, NetworkSpec], initial_weights: Mapping[str, str] | str | None
-) -> dict[str, str]:
+) -> dict[str, Path]:
     if not initial_weights:
         return {}
     if isinstance(initial_weights, str):
-        return dict.fromkeys(specs, initial_weights)
-    known = set(specs) | {body_name(spec) for spec in specs.values()}
-    unknown = sorted(set(initial_weights) - known)
-    if unknown:
-        raise InputError(f"initial_weights names {unknown}, but this cohort has {sorted(known)}.")
-    files = {}
-    for name, spec in specs.items():
-        path = initial_weights.get(name) or initial_weights.get(body_name(spec))
-        if path:
-            files[name] = path
-    return files
+        named = dict.fromkeys(specs, initial_weights)
+    else:
+        known = set(specs) | {body_name(spec) for spec in specs.values()}
+        unknown = sorted(set(initial_weights) - known)
+        if unknown:
+            raise InputError(f"initial_weights names {unknown}, but this cohort has {sorted(known)}.")
+        wanted = {
+            name: initial_weights.get(name) or initial_weights.get(body_name(spec)) for name, spec in specs.items()
+        }
+        named = {name: path for name, path in wanted.items() if path}
+    bodies = {name: body_name(specs[name]) for name, path in named.items() if path == IMAGENET}
+    published = published_files(bodies.values())
+    return {name: published[bodies[name]] if name in bodies else Path(path) for name, path in named.items()}
