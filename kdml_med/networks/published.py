@@ -79,13 +79,12 @@ def published_files(architectures: Iterable[str]) -> dict[str, Path]:
         InputError: no package has weights of one, a package is not installed, or holds another file.
     """
     wanted = sorted(set(architectures))
-    missing = [name for name in wanted if name not in PUBLISHED]
+    known, missing = ([name for name in wanted if (name in PUBLISHED) == there] for there in (True, False))
     if missing:
-        example = ", ".join(f"'{name}':'FILE'" for name in missing)
-        others = "".join(f",'{name}':'{IMAGENET}'" for name in wanted if name in PUBLISHED)
+        example = ",".join(f"'{name}':'{IMAGENET if name in PUBLISHED else 'FILE'}'" for name in [*missing, *known])
         raise InputError(
             f"no package has ImageNet weights of {', '.join(missing)} (there are those of {', '.join(PUBLISHED)}): "
-            f'give a file, --initial_weights "{{{example}{others}}}".'
+            f'give a file, --initial_weights "{{{example}}}".'
         )
     return {name: _installed_file(PUBLISHED[name]) for name in wanted}
 

@@ -147,7 +147,7 @@ def test_a_network_can_be_named_by_its_import_path():
         ("mobilenet_v3", "Did you mean 'mobilenet_v2'"),
         (
             "zzz",
-            "unknown network 'zzz'; known: efficientnet_lite0, .*mobilenet_v2, resnet10.* dotted import path such as 'monai",
+            "unknown network 'zzz'; known: efficientnet_lite0, .*mobilenet_v2, resnet10.* dotted import path",
         ),
         ("no_such_package.Net", "'no_such_package.Net' cannot be imported: No module named"),
         ("tests.networks.tiny.NoNet", "'tests.networks.tiny.NoNet' cannot be imported: .*NoNet"),
