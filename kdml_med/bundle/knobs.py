@@ -174,7 +174,8 @@ KNOBS: list[Knob] = [
     Knob("students", optional(SPECS, "those of the version"), default=None, **_BUILD,
          help="replaces the version's students, any number from one"),
     Knob("initial_weights", optional(WEIGHTS, "random weights"), default=None, **_BUILD,
-         help="files of weights to start from; for detectors those of their bodies (`resnet50`, `mobilenet_v2`)"),
+         help="files of [weights to start from](../how_to/own_networks.md#start-from-weights), for detectors of their "
+              "bodies (`resnet50`); `imagenet` takes those of installed packages"),
     Knob("frozen_stages", whole(0, 5), default=0, tasks=DETECTION, **_BUILD,
          help="first stages of every body that stay as in `initial_weights`, which then is needed for all networks"),
     Knob("teacher_checkpoint", optional(one_or_each(PATH, "member of a committee")), default=None, **_BUILD,

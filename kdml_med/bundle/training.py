@@ -245,6 +245,7 @@ def record_run(
     settings.holds = keep_out_others(run_dir, option="--run_dir")
     recorded = _recorded(settings) | {
         ACCELERATION: acceleration.describe(),
+        "initial_weights": cohort.initial_weights,
         "made_by": made_by(_made_by_before(run_dir)),
     }
     write_json(run_dir / SETTINGS_FILE, recorded)
