@@ -175,7 +175,8 @@ KNOBS: list[Knob] = [
     Knob("students", optional(SPECS, "those of the version"), default=None, **_BUILD,
          help="replaces the version's students, any number from one"),
     Knob("initial_weights", optional(WEIGHTS, "random weights"), default=None, **_BUILD,
-         help="files of weights to start from; for detectors those of their bodies (`resnet50`, `mobilenet_v2`)"),
+         help="files of [weights to start from](../how_to/own_networks.md#start-from-weights), for detectors of their "
+              "bodies (`resnet50`); `imagenet` takes those of installed packages"),
     Knob("own_start", one_or_each(word(*OWN_STARTS), "student"), default="none", **_BUILD,
          help="what students do not take from `initial_weights`, so that they [start apart]("
               "../how_to/own_networks.md#students-that-start-apart)"),
@@ -202,6 +203,9 @@ KNOBS: list[Knob] = [
     Knob("ramp_up_epochs", whole(0), default=_by_task(1, 3), **_LOSS,
          help="R: `beta` and `gamma` are multiplied by min(1, e / (R + 1)) in epoch e = 1, 2, …; 0 for full weight "
               "at once"),
+    Knob("teacher_warmup_epochs", whole(0), default=0, **_LOSS,
+         help="[head start](../how_to/own_networks.md#a-head-start-for-the-teacher) of the teacher: for so many epochs "
+              "students do not learn from it yet; the ramp of `beta` begins behind them"),
     Knob("teacher_link", one_or_each(word(*LINKS), "student"), default="predictions", **_LOSS,
          help="what students learn from the teacher"),
     Knob("peer_link", one_or_each(word(*LINKS), "student"), default="predictions", **_LOSS,

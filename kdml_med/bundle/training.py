@@ -110,6 +110,11 @@ def _check_together(settings: Settings) -> None:
         raise InputError("--precision measure is for one process: several that measure at once disturb each other.")
     if settings["beta"] > 0 and not settings["use_teacher"]:
         raise InputError("--beta is above 0, but --use_teacher is off: there is nobody to learn from. Set --beta 0.")
+    if settings["max_epochs"] <= settings["teacher_warmup_epochs"] and settings["beta"] > 0:
+        raise InputError(
+            f"--teacher_warmup_epochs {settings['teacher_warmup_epochs']} of --max_epochs {settings['max_epochs']}: "
+            "students would never learn from the teacher. Take fewer, or train longer."
+        )
     if settings["cache_teacher"] != NO_CACHE and not settings["teacher_checkpoint"]:
         raise InputError(
             "--cache_teacher keeps what a frozen teacher answers, and this one learns: name the weights of a trained "
@@ -245,6 +250,7 @@ def record_run(
     settings.holds = keep_out_others(run_dir, option="--run_dir")
     recorded = _recorded(settings) | {
         ACCELERATION: acceleration.describe(),
+        "initial_weights": cohort.initial_weights,
         "made_by": made_by(_made_by_before(run_dir)),
     }
     write_json(run_dir / SETTINGS_FILE, recorded)

@@ -62,6 +62,8 @@ class CohortLoss(nn.Module):
         peer_temperature: T_p between peers.
         ramp_up_epochs: in epoch e, beta and gamma are e / (ramp_up_epochs + 1) of their value, later all of it; 0 for
             full weight at once. Early on, teacher and peers know nothing worth imitating.
+        teacher_warmup_epochs: head start of the teacher: beta is 0 in so many epochs, in which students learn from
+            labels and peers, and its ramp begins behind them.
         train_teacher: False leaves the teacher's loss out (frozen teacher).
         teacher_link: what students learn from the teacher: "predictions", "features" or "both" for all of them, or a
             sequence with one of these for each student.
@@ -89,6 +91,7 @@ class CohortLoss(nn.Module):
         temperature: float = 4.0,
         peer_temperature: float = 1.0,
         ramp_up_epochs: int = 0,
+        teacher_warmup_epochs: int = 0,
         train_teacher: bool = True,
         teacher_link: str | Sequence[str] = "predictions",
         peer_link: str | Sequence[str] = "predictions",
@@ -96,7 +99,8 @@ class CohortLoss(nn.Module):
     ) -> None:
         super().__init__()
         weights = {"alpha": alpha, "beta": beta, "gamma": gamma, "feature_weight": feature_weight}
-        for name, value in (weights | {"ramp_up_epochs": ramp_up_epochs}).items():
+        epochs = {"ramp_up_epochs": ramp_up_epochs, "teacher_warmup_epochs": teacher_warmup_epochs}
+        for name, value in (weights | epochs).items():
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}.")
         for name, value in {"temperature": temperature, "peer_temperature": peer_temperature}.items():
@@ -104,14 +108,18 @@ class CohortLoss(nn.Module):
                 raise ValueError(f"{name} must be positive, got {value}.")
         if alpha == beta == gamma == 0:
             raise ValueError("alpha, beta and gamma are all zero: the students would learn from nothing.")
+        if alpha == 0 and teacher_warmup_epochs > 0:
+            raise ValueError(
+                "teacher_warmup_epochs is for students that learn from labels meanwhile: set alpha above 0."
+            )
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.temperature, self.peer_temperature = temperature, peer_temperature
-        self.ramp_up_epochs = ramp_up_epochs
+        self.ramp_up_epochs, self.teacher_warmup_epochs = ramp_up_epochs, teacher_warmup_epochs
         self.train_teacher = train_teacher
         self.feature_weight = feature_weight
         self.teacher_link = _checked_link("teacher_link", teacher_link, feature_weight)
         self.peer_link = _checked_link("peer_link", peer_link, feature_weight)
-        self.epoch = ramp_up_epochs + 1
+        self.epoch = ramp_up_epochs + teacher_warmup_epochs + 1
         self.joint: Joint | None = None
 
     @abstractmethod
@@ -144,8 +152,14 @@ class CohortLoss(nn.Module):
 
     def weights(self) -> dict[str, float]:
         """The weights in force in this epoch."""
-        ramp = min(1.0, self.epoch / (self.ramp_up_epochs + 1))
-        return {"alpha": self.alpha, "beta": self.beta * ramp, "gamma": self.gamma * ramp}
+        return {
+            "alpha": self.alpha,
+            "beta": self.beta * self._ramp(self.epoch - self.teacher_warmup_epochs),
+            "gamma": self.gamma * self._ramp(self.epoch),
+        }
+
+    def _ramp(self, epoch: int) -> float:
+        return min(1.0, max(0, epoch) / (self.ramp_up_epochs + 1))
 
     def term_weights(self, network: str) -> dict[str, float]:
         """The weight of each term in the loss of a network in this epoch; terms that are not named count as they are.
@@ -266,7 +280,7 @@ class CohortLoss(nn.Module):
     def extra_repr(self) -> str:
         """Settings, for printing."""
         names = ["alpha", "beta", "gamma", "temperature", "peer_temperature", "ramp_up_epochs"]
-        names += ["teacher_link", "peer_link", "feature_weight"]
+        names += ["teacher_warmup_epochs", "teacher_link", "peer_link", "feature_weight"]
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         return ", ".join(f"{name}={value}" for name, value in settings.items())
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
 from kdml_med.networks.committee import Committee
+from kdml_med.networks.published import IMAGENET, announce, describe_weights, published_files
 from kdml_med.networks.registry import (
     CohortSpec,
     NetworkSpec,
@@ -49,6 +50,8 @@ class Cohort(nn.Module):
         remembered: answers in place of a frozen teacher; None lets it answer itself.
         in_float32: names of networks that are computed in float32 where the others are under autocast.
         compiled: what is called in training mode instead of a network, by its name; the network itself, compiled.
+        initial_weights: files that networks started from, by network name, see
+            ``kdml_med.networks.published.describe_weights``.
 
     Raises:
         ValueError: there is no student, or a frozen teacher is asked for and there is none.
@@ -72,6 +75,7 @@ class Cohort(nn.Module):
         self.feature_strides = shared_strides(networks) if features else ()
         self.in_float32: frozenset[str] = frozenset()
         self.compiled: dict[str, Callable[..., Any]] = {}
+        self.initial_weights: dict[str, dict[str, Any]] = {}
 
     @property
     def names(self) -> list[str]:
@@ -177,7 +181,9 @@ def build_cohort(
         students: replaces the version's students; any number from one.
         use_teacher: False builds no teacher at all.
         initial_weights: files to start from, by network name ("student_0") or architecture ("mobilenet_v2"); one plain
-            path goes to every network. Members of a committee are named after it ("teacher_0").
+            path goes to every network but a trained teacher. "imagenet" in place of a path is the file of an installed
+            package, see ``kdml_med.networks.published.PUBLISHED``. Members of a committee are named after it
+            ("teacher_0").
         teacher_checkpoint: state dict of a trained teacher, which is then frozen (offline distillation). Of a committee
             either its own, or a sequence with one for each member.
         frozen_stages: leave the first stages of every detector's body as they are in ``initial_weights``. 1 is up to
@@ -188,9 +194,9 @@ def build_cohort(
             always answer with their pyramid.
 
     Raises:
-        InputError: unknown names, files that do not fit, a teacher checkpoint without a teacher, stages to be
-            frozen that start from random weights or that a network does not have, or feature maps or a last stage of a
-            classifier whose stages are not known.
+        InputError: unknown names, files that do not fit or are not installed, a teacher checkpoint without a teacher,
+            stages to be frozen that start from random weights or that a network does not have, or feature maps or a
+            last stage of a classifier whose stages are not known.
     """
     if task not in list(Task):
         raise InputError(f"task must be one of {', '.join(Task)}, got {task!r}.")
@@ -200,33 +206,37 @@ def build_cohort(
             raise InputError("teacher_checkpoint is given, but the cohort has no teacher: set use_teacher or drop it.")
         spec = CohortSpec(None, spec.students)
     specs = spec.networks()
-    files = _weights_by_network(specs, initial_weights)
+    parts = {name: single_networks(item, name) for name, item in specs.items()}
+    singles = {own: single for members in parts.values() for own, single in members.items()}
+    trained = set(parts.get(NetworkName.TEACHER, ())) if teacher_checkpoint else set()
+    started = {name: single for name, single in singles.items() if name not in trained}
+    files = _weights_by_network(singles if isinstance(initial_weights, Mapping) else started, initial_weights)
     own_starts = {NetworkName.student(i): start for i, start in enumerate(starts_of(own_start, len(spec.students)))}
 
-    def build(single: NetworkSpec, name: str, stream: str, stages: int) -> nn.Module:
-        with network_seed(seed, stream_name(single, stream)):
-            network = build_network(single, num_classes=num_classes)
+    def build(name: str, stream: str) -> nn.Module:
+        with network_seed(seed, stream_name(singles[name], stream)):
+            network = build_network(singles[name], num_classes=num_classes)
         if name in files:
             own = own_part(network, own_starts.get(name, "none"))
-            load_initial_weights(network, Path(files[name]))
+            load_initial_weights(network, files[name])
             keep_own(network, own)
-        if stages:
-            _freeze(network, name, stages, started=name in files)
+        if frozen_stages and name not in trained:  # that one is frozen whole
+            _freeze(network, name, frozen_stages, started=name in files)
         return network
 
     networks: dict[str, nn.Module] = {}
-    for name, network_spec in specs.items():
-        stages = 0 if name == NetworkName.TEACHER and teacher_checkpoint else frozen_stages  # that one is frozen whole
-        stream = stream_name(network_spec, name)
-        parts = [
-            build(single, own, own.replace(name, stream, 1), stages)
-            for own, single in single_networks(network_spec, name).items()
-        ]
-        networks[name] = Committee(parts) if member_specs(network_spec) else parts[0]
+    for name, item in specs.items():
+        stream = stream_name(item, name)
+        built = [build(own, own.replace(name, stream, 1)) for own in parts[name]]
+        networks[name] = Committee(built) if member_specs(item) else built[0]
     if teacher_checkpoint:
         _load_teacher(networks[NetworkName.TEACHER], teacher_checkpoint)
     maps = features and task == Task.CLASSIFICATION
-    return Cohort(networks, frozen_teacher=bool(teacher_checkpoint), features=maps)
+    cohort = Cohort(networks, frozen_teacher=bool(teacher_checkpoint), features=maps)
+    described = {path: describe_weights(path) for path in set(files.values())}
+    cohort.initial_weights = {name: described[path] for name, path in files.items() if name in started}
+    announce(cohort.initial_weights)
+    return cohort
 
 
 def _freeze(network: nn.Module, name: str, stages: int, *, started: bool) -> None:
@@ -271,20 +281,22 @@ def load_trained(network: nn.Module, path: Path) -> None:
 
 
 def _weights_by_network(
-    specs: Mapping[str, NetworkSpec], initial_weights: Mapping[str, str] | str | None
-) -> dict[str, str]:
+    singles: Mapping[str, NetworkSpec], initial_weights: Mapping[str, str] | str | None
+) -> dict[str, Path]:
     if not initial_weights:
         return {}
-    singles = {own: single for name, spec in specs.items() for own, single in single_networks(spec, name).items()}
     if isinstance(initial_weights, str):
-        return dict.fromkeys(singles, initial_weights)
-    known = set(singles) | {body_name(spec) for spec in singles.values()}
-    unknown = sorted(set(initial_weights) - known)
-    if unknown:
-        raise InputError(f"initial_weights names {unknown}, but this cohort has {sorted(known)}.")
-    files = {}
-    for name, spec in singles.items():
-        path = initial_weights.get(name) or initial_weights.get(body_name(spec))
-        if path:
-            files[name] = path
-    return files
+        named = dict.fromkeys(singles, initial_weights)
+    else:
+        known = set(singles) | {body_name(single) for single in singles.values()}
+        unknown = sorted(set(initial_weights) - known)
+        if unknown:
+            raise InputError(f"initial_weights names {unknown}, but this cohort has {sorted(known)}.")
+        wanted = {
+            name: initial_weights.get(name) or initial_weights.get(body_name(single))
+            for name, single in singles.items()
+        }
+        named = {name: path for name, path in wanted.items() if path}
+    bodies = {name: body_name(singles[name]) for name, path in named.items() if path == IMAGENET}
+    published = published_files(bodies.values())
+    return {name: published[bodies[name]] if name in bodies else Path(path) for name, path in named.items()}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdml_med.networks.anchors import AnchorPredictions
 from kdml_med.networks.answers import ClassifierAnswer, CommitteeAnswer
@@ -73,18 +71,18 @@ def mean_answer(answers: Sequence[Any]) -> Any:
 
 def _mean_softmax(logits: Sequence[Tensor]) -> Tensor:
     """Logits whose softmax is the mean of those of others: the logarithm of that mean."""
-    return _log_mean(torch.stack([F.log_softmax(own.float(), dim=1) for own in logits]))
+    return _log_mean([torch.softmax(own.float(), dim=1) for own in logits])
 
 
 def _mean_sigmoid(logits: Sequence[Tensor]) -> Tensor:
     """Logits whose sigmoid is the mean of those of others, also where that is next to 0 or 1."""
-    every = torch.stack([own.float() for own in logits])
-    return _log_mean(F.logsigmoid(every)) - _log_mean(F.logsigmoid(-every))
+    every = [own.float() for own in logits]
+    return _log_mean([torch.sigmoid(own) for own in every]) - _log_mean([torch.sigmoid(-own) for own in every])
 
 
-def _log_mean(logarithms: Tensor) -> Tensor:
-    """Logarithm of the mean over the first dimension of what logarithms are of."""
-    return logarithms.logsumexp(dim=0) - math.log(len(logarithms))
+def _log_mean(values: Sequence[Tensor]) -> Tensor:
+    # Not logsumexp of logarithms, which OpenVINO does not read; of numbers that small nothing is lost.
+    return torch.stack(list(values)).mean(dim=0).clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
 def _all_features(answers: Sequence[Any]) -> tuple[Tensor, ...]:

@@ -140,7 +140,7 @@ class RetinaNet(nn.Module):
         elif body in EFFICIENTNETS_LITE:
             extractor = _lite_pyramid(body, width, last_block)
         elif last_block is not None:
-            raise ValueError(f"last_block shortens mobilenet_v2 and efficientnet_lite only, the body is {body!r}.")
+            raise ValueError(f"last_block shortens mobilenet_v2 and efficientnet_lite0 to 2, not a body {body!r}.")
         else:
             extractor = _resnet_pyramid(body, width)
         self.detector = MonaiRetinaNet(2, num_classes, num_anchors=1, feature_extractor=extractor)

@@ -96,6 +96,7 @@ def change_info(folder: Path, **changes: Any) -> Path:
         ({"label_level": "slide"}, {"level": "patient"}, "use --level slide"),
         ({}, {"use_teacher": False}, "Set --beta 0"),
         ({}, {"students": ["resnet18"], "alpha": 0, "beta": 0}, "has no peers"),
+        ({}, {"teacher_warmup_epochs": 2, "max_epochs": 2}, "would never learn from the teacher"),
         ({}, {"device": "cuda"}, "use --device cpu"),
         ({}, {"precision": "fp16"}, "use --precision auto"),
         ({}, {"fold": 1}, "has splits, not folds"),

@@ -336,3 +336,15 @@ def test_a_stored_plan_names_its_sweeps_as_before() -> None:
     made = plan(sweeps=[{"gamma": [1], "beta": [2]}])
     stored = json.loads(json.dumps(plan_content(made), sort_keys=True))
     assert [cell.path for cell in expand(make_plan(stored))] == [cell.path for cell in expand(made)]
+
+
+def test_a_committee_alone_starts_from_the_weights_that_its_members_have_in_a_cohort():
+    spec = CohortSpec({"name": "committee", "members": ["mobilenet_v2", "resnet18"]}, ("resnet10",))
+    weights = {"teacher_0": "a.pt", "resnet18": "b.pt", "student_0": "c.pt", "resnet34": "d.pt"}
+    alone = arm_settings(ARMS[TEACHER_ONLY], spec, {"initial_weights": weights})
+    assert alone["students"] == [{**spec.teacher, "stream": "teacher"}]
+    assert alone["initial_weights"] == {"student_0_0": "a.pt", "resnet18": "b.pt"}
+    together = arm_settings(ARMS["kdml"], spec, {"initial_weights": weights})
+    assert together["initial_weights"] == {"teacher_0": "a.pt", "resnet18": "b.pt", "student_0": "c.pt"}
+    peers = arm_settings(ARMS["ml"], spec, {"initial_weights": weights})
+    assert peers["initial_weights"] == {"student_0": "c.pt"}
