@@ -46,6 +46,10 @@ ARMS: dict[str, Arm] = {
     KDML: Arm("labels, a teacher trained along, and peers"),
     "kdml_offline": Arm("labels, a teacher trained before, frozen, and peers", trained_teacher=True),
     "kd_strong": Arm("labels and, twice as much, a teacher trained along", {"beta": 2.0, "gamma": 0.0}),
+    "kdml_head_start": Arm(
+        "labels, a teacher trained along and listened to after its first epochs, and peers",
+        {"teacher_warmup_epochs": 2},
+    ),
     "kdml_own_start": Arm(
         "labels, a teacher trained along, and peers whose last stages start apart", {"own_start": "last_stage"}
     ),
@@ -93,9 +97,10 @@ def arm_settings(arm: Arm, spec: CohortSpec, settings: Mapping[str, Any]) -> dic
             raise InputError("this version has no teacher that could be trained.")
         students = [_teacher_stream(teacher)]
         merged |= {"students": students, "use_teacher": False}
+        merged.pop("own_start", None)  # of students; a teacher takes all of its file
         if "alpha" in merged:
             merged["alpha"] = 1.0  # as for the teacher of a cohort
-    for name in ("teacher_link", "peer_link"):
+    for name in ("teacher_link", "peer_link", "own_start"):
         links = merged.get(name)
         if isinstance(links, list) and links:
             merged[name] = [links[index % len(links)] for index in range(len(students))]

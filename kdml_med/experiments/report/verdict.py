@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from kdml_med.experiments.report.arm_words import ROLE_WORDS
+from kdml_med.metrics.power import pairs_needed
 from kdml_med.report import wording
 from kdml_med.report.caution import FEW, caution
 from kdml_med.report.tables import records
@@ -17,6 +18,8 @@ from kdml_med.words import counted
 
 SIGNIFICANT = 0.05
 FEW_SEEDS = 3
+SMALL_DIFFERENCE = 0.002
+"""What the sample-size line names the number of seeds for."""
 
 
 class Outcome(StrEnum):
@@ -102,6 +105,30 @@ def cautions(comparisons: pd.DataFrame) -> list[str]:
             f"Holm can be below {wording.figure(smallest)}: this data set cannot show a difference, however large."
         )
     return found
+
+
+def sample_size(comparisons: pd.DataFrame, words: Mapping[str, str]) -> str:
+    """What difference the seeds of one family of comparisons could have shown; "" where nothing is known.
+
+    Args:
+        comparisons: rows of one version, evaluation, role and metric; at least one.
+        words: what to call each arm.
+    """
+    known = comparisons[comparisons["detectable"].notna()].sort_values("detectable", kind="stable")
+    if known.empty:
+        return ""
+    rows = records(known)
+    ends = [rows[0]] if len(rows) == 1 else [rows[0], rows[-1]]
+    found = " to ".join(f"{wording.figure(row['detectable'], 4)} (from {words[row['arm']]})" for row in ends)
+    alpha = SIGNIFICANT / len(comparisons)
+    needed = [pairs_needed(SMALL_DIFFERENCE, float(row["seed_sd"]), alpha=alpha) for row in ends]
+    counts = ["more than 100,000" if pairs is None else f"{pairs:,}" for pairs in needed]
+    role = wording.capital(ROLE_WORDS.get(rows[0]["role"], rows[0]["role"]))
+    seeds = counted(int(known["seeds"].min()), "seed")
+    return (
+        f"{role}, {wording.metric_words(rows[0]['metric'])}: {seeds} could have shown a difference of {found}; "
+        f"{SMALL_DIFFERENCE} needs {' to '.join(dict.fromkeys(counts))}."
+    )
 
 
 def smallest_p(comparisons: pd.DataFrame) -> float:

@@ -2,7 +2,8 @@
 
 results.parquet         every figure of every training
 summary.csv             arms with intervals
-comparisons.csv         the reference against each other arm, in pairs
+comparisons.csv         the reference against each other arm, and further pairs, by each endpoint
+gains.csv               the ensemble of each arm against the mean of its students
 diagnostics.csv         how alike the networks are
 loss_shares.csv         what students learned from, by epoch
 speed.json              milliseconds per image on the machine at hand; the only file that is not the same twice
@@ -19,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from kdml_med.experiments.comparison import comparison_table, summary_table
+from kdml_med.experiments.comparison import comparison_table, gain_table, summary_table
 from kdml_med.experiments.costs import latency
 from kdml_med.experiments.diagnostics import diagnostics_table, loss_shares
 from kdml_med.experiments.plan import Plan
@@ -70,6 +71,7 @@ def write_report(plan: Plan, out: Path, *, speed: bool | None = None) -> Report:
     tables = {
         "summary.csv": found.summary,
         "comparisons.csv": found.comparisons,
+        "gains.csv": found.gains,
         "diagnostics.csv": found.diagnostics,
         "loss_shares.csv": found.losses,
     }
@@ -100,6 +102,7 @@ def find(results: Results, speed: Mapping[str, Any]) -> Findings:
         summary=summary_table(results),
         seeds=seed_table(results, table),
         comparisons=comparison_table(results),
+        gains=gain_table(results),
         diagnostics=diagnostics_table(results),
         losses=loss_shares(results),
         evaluations={name: _evaluation(results, table, name) for name in results.evaluations if results.finished},
