@@ -18,7 +18,7 @@ from kdml_med.experiments.scores import Role, load_scores, resampling_unit, role
 from kdml_med.keys import Task
 from kdml_med.metrics.paired import Comparison, compare, estimate, holm
 from kdml_med.metrics.paired_scores import Scores
-from kdml_med.metrics.power import detectable_difference
+from kdml_med.metrics.power import ALPHA, detectable_difference
 from kdml_med.program import progress_bar
 
 RESAMPLES = {Task.CLASSIFICATION: 2000, Task.DETECTION: 1000}
@@ -58,6 +58,7 @@ _COMPARISON = {
     "seeds": "Int64",
     "permutations": "Int64",
     "exact": "bool",
+    "pairs": "Int64",
     "seed_sd": "float64",
     "detectable": "float64",
 }
@@ -135,9 +136,9 @@ def comparison_table(results: Results) -> pd.DataFrame:
         One row for each version, evaluation, endpoint (role and metric) and pair of arms; see
         ``kdml_med.metrics.paired.Comparison`` for difference, low, high, p_value, permutations, exact and seed_sd.
         p_holm adjusts the p values of one version, evaluation and endpoint for each other, those of the reference and
-        those of the further pairs apart. detectable is the difference that so many seeds of that spread find with a
-        chance of four in five at a level of 0.05, divided by the number of pairs. A pair without a whole seed that both
-        arms have has no row.
+        those of the further pairs apart. pairs are the trainings that were paired, and detectable is the difference
+        that so many of that spread find with a chance of four in five, at a level of 0.05 divided by the number of
+        rows that p_holm is about. Arms without a whole seed in common have no row.
 
     Raises:
         InputError: see ``kdml_med.experiments.scores``.
@@ -168,10 +169,10 @@ def comparison_table(results: Results) -> pd.DataFrame:
         family = [*_FAMILY, own]
         table["p_holm"] = table.groupby(family, sort=False)["p_value"].transform(holm)
         table["detectable"] = [
-            detectable_difference(sd, int(seeds), alpha=0.05 / pairs)
-            for sd, seeds, pairs in zip(
+            detectable_difference(sd, int(pairs), alpha=ALPHA / tests)
+            for sd, pairs, tests in zip(
                 table["seed_sd"],
-                table["seeds"],
+                table["pairs"],
                 table.groupby(family, sort=False)["arm"].transform("size"),
                 strict=True,
             )
@@ -227,7 +228,7 @@ def _numbers(found: Comparison, first: str, second: str) -> dict[str, Any]:
         **{first: found.value_a, second: found.value_b, "difference": found.difference},
         **{"low": found.low, "high": found.high, "p_value": found.p_value, "p_holm": math.nan},
         **{"units": found.units, "permutations": found.permutations, "exact": found.exact},
-        **{"seed_sd": found.seed_sd, "detectable": math.nan},
+        **{"pairs": found.seeds, "seed_sd": found.seed_sd, "detectable": math.nan},
     }
 
 

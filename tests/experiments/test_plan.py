@@ -111,6 +111,18 @@ REFUSALS: list[tuple[dict[str, Any], list[str]]] = [
     ({"sweeps": [{"beta": [1, 1]}]}, ["arm 'kdml_beta=1' occurs twice"]),
     ({"sweeps": [{"initial_weights": ["weights/a.pt"]}]}, ["gives no name for a folder", "Write it as an arm"]),
     ({"sweeps": [{"students": [[{"name": "resnet18"}]]}]}, ["gives no name for a folder", '"settings": {"students"']),
+    ({"endpoints": []}, ["endpoints is [], expected a list"]),
+    ({"endpoints": "ensemble"}, ["endpoints is 'ensemble', expected a list"]),
+    ({"endpoints": ["ensembel"]}, ["unknown endpoint 'ensembel'", "Did you mean 'ensemble'?", "students_tile_brier"]),
+    ({"endpoints": [["ensemble"]]}, ["unknown endpoint ['ensemble']"]),
+    ({"endpoints": ["ensemble", "ensemble_auroc"]}, ["endpoint 'ensemble_auroc' is there twice"]),
+    ({"bundle": "bundles/polyp_kdml", "endpoints": ["ensemble_brier"]}, ["unknown endpoint 'ensemble_brier'"]),
+    ({"contrasts": "ml"}, ["contrasts is 'ml', expected a list"]),
+    ({"contrasts": [["ml"]]}, ["contrast ['ml']: expected two arms"]),
+    ({"contrasts": [["ml", "kd"]]}, ["contrast ['ml', 'kd']: 'kd' is none of the arms teacher_only"]),
+    ({"contrasts": [["ml", "ml"]]}, ["expected two different arms"]),
+    ({"contrasts": [["ml", "independent"], ["independent", "ml"]]}, ["each pair once"]),
+    ({"contrasts": [["ml", "kdml"]]}, ["'kdml' is compared with all arms anyhow"]),
     ({"evaluations": {}}, ["evaluations is empty"]),
     ({"evaluations": ["test"]}, ["evaluations is ['test'], expected an object"]),
     ({"evaluations": {"test": "test"}}, ["evaluation 'test' is 'test', expected such as"]),
@@ -181,6 +193,26 @@ def test_every_plan_of_the_project_is_sound() -> None:
 def test_a_plan_survives_being_stored() -> None:
     made = plan(arms=[*PAPER_ARMS, {"name": "soft", "settings": {"temperature": 8}}], sweeps=[{"beta": [0.5, 2]}])
     assert expand(make_plan(json.loads(json.dumps(plan_content(made))))) == expand(made)
+
+
+def test_endpoints_are_a_role_and_a_metric_of_their_own_or_of_the_plan() -> None:
+    made = plan(metric="tile_auroc", endpoints=["ensemble", "students_auroc", "ensemble_tile_brier"])
+    assert [(one.role, one.metric) for one in made.compared] == [
+        ("ensemble", "tile_auroc"),
+        ("students", "auroc"),
+        ("ensemble", "tile_brier"),
+    ]
+    assert [(one.role, one.metric) for one in plan().compared] == [("ensemble", "auroc"), ("students", "auroc")]
+
+
+def test_own_starts_are_those_of_students_in_turns_and_of_no_teacher() -> None:
+    cells = cells_of(
+        arms=["teacher_only", "kdml", "kdml_head_start"],
+        settings={"own_start": ["none", "last_stage"], "number_of_students": 3, "initial_weights": "w.pt"},
+    )
+    assert cells["kdml"].settings["own_start"] == ["none", "last_stage", "none"]
+    assert "own_start" not in cells["teacher_only"].settings
+    assert cells["kdml_head_start"].settings["teacher_warmup_epochs"] == 2
 
 
 def test_seeds_folds_versions_and_arms_are_crossed_in_whole_repetitions() -> None:

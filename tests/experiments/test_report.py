@@ -15,10 +15,11 @@ from kdml_med.experiments.report.arm_words import ARM_WORDS
 from kdml_med.experiments.report.details import loss_terms
 from kdml_med.experiments.report.reliability import bin_rows
 from kdml_med.experiments.report.sections import all_sections
-from kdml_med.experiments.report.verdict import Outcome, cautions, difference_line, outcome, verdict
+from kdml_med.experiments.report.verdict import Outcome, cautions, difference_line, outcome, sample_size, verdict
 from kdml_med.experiments.report.writing import find, write_report
 from kdml_med.experiments.results import collect
 from kdml_med.keys import Task
+from kdml_med.metrics import pairs_needed
 from kdml_med.networks.registry import build_network
 from kdml_med.report import pages
 from kdml_med.report.figures import save_figure
@@ -117,6 +118,53 @@ def test_the_number_of_comparisons_counts_towards_the_smallest_p_value():
     rows = [compared(arm, units=6, exact=True) for arm in ("ml", "kd_online")]
     assert not any("no p value" in text for text in cautions(pd.DataFrame(rows[:1])))
     assert any("no p value after Holm can be below 0.062" in text for text in cautions(pd.DataFrame(rows)))
+
+
+def test_the_sample_size_line_names_what_could_have_been_shown_and_the_seeds_that_a_small_difference_needs():
+    rows = [
+        compared("ml", pairs=20, seeds=20, seed_sd=0.01, detectable=0.0078),
+        compared("kd_online", pairs=20, seeds=20, seed_sd=0.0025, detectable=0.0019),
+    ]
+    assert sample_size(pd.DataFrame(rows), ARM_WORDS) == (
+        "Ensemble of the students, AUROC: 20 seeds could have shown a difference of 0.0019 (from online KD) to 0.0078 "
+        f"(from mutual learning); 0.002 needs {pairs_needed(0.002, 0.0025, alpha=0.025)} to "
+        f"{pairs_needed(0.002, 0.01, alpha=0.025)}."
+    )
+    assert sample_size(pd.DataFrame([compared(detectable=float("nan"))]), ARM_WORDS) == ""
+
+
+def test_endpoints_further_pairs_and_gains_are_told():
+    row = {"version": "edge", "evaluation": "test", "metric": "auroc", "arm": "ml", "value_ensemble": 0.85}
+    gain = row | {"value_students": 0.84, "difference": 0.01, "low": 0.002, "high": 0.02, "seeds": 3}
+    comparisons = [
+        compared("ml", "ensemble", **WIN),
+        compared("ml", "ensemble", **LOSS) | {"metric": "brier"},
+        compared("independent", "ensemble", 0.06, 0.01, 0.11, 0.02) | {"reference": "kd_online"},
+    ]
+    found = made_up_findings(
+        comparisons=comparisons,
+        endpoints=["ensemble", "ensemble_brier"],
+        contrasts=[["kd_online", "independent"]],
+    )
+    text = words_of(replace(found, gains=pd.DataFrame([gain])))
+    assert "Ensemble of the students, AUROC: KD + ML is better than mutual learning." in text
+    assert "Ensemble of the students, Brier score: KD + ML is better than mutual learning." in text
+    assert "online KD − labels only: +0.060 (0.010 to 0.110), p = 0.020 after Holm: online KD is better" in text
+    titles = [
+        getattr(part, "title", "") or getattr(part, "name", "")
+        for section in all_sections(found)
+        if section.title == "Paired differences"
+        for part in section.parts
+    ]
+    assert titles == [
+        "differences.png",
+        "KD + ML − other arm, AUROC",
+        "differences_brier.png",
+        "KD + ML − other arm, Brier score",
+        "Further pairs",
+    ]
+    assert "0.850\n0.840\n+0.010 (0.002 to 0.020)" in text
+    assert "3 seeds could have shown a difference of 0.0300 (from mutual learning)" in text
 
 
 def test_pages_and_figures_are_the_same_bytes_twice(tmp_path):
@@ -243,7 +291,7 @@ def test_a_report_of_folders_is_whole_and_the_same_twice(tmp_path, capsys):
     assert f"cells/edge/{missing}" in (tmp_path / "one" / "report.md").read_text()
     write_report(plan, tmp_path / "two", speed=False)
     files = {path.relative_to(tmp_path / "one").as_posix() for path in (tmp_path / "one").glob("*.*")}
-    assert {"results.parquet", "summary.csv", "comparisons.csv", "diagnostics.csv", "loss_shares.csv"} <= files
+    assert {"results.parquet", "summary.csv", "comparisons.csv", "gains.csv", "diagnostics.csv"} <= files
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
