@@ -16,7 +16,14 @@ from kdml_med.experiments.report.content import Findings, of_group
 from kdml_med.experiments.report.details import costs, diagnostics, loss_terms, missing, reliability, trainings
 from kdml_med.experiments.report.methods import methods
 from kdml_med.experiments.report.seeds import sweep_points
-from kdml_med.experiments.report.verdict import SIGNIFICANT, cautions, difference_line, doubt_lines, sample_size, verdict
+from kdml_med.experiments.report.verdict import (
+    SIGNIFICANT,
+    cautions,
+    difference_line,
+    doubt_lines,
+    sample_size,
+    verdict,
+)
 from kdml_med.keys import Task
 from kdml_med.report.caution import generated_data
 from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table, without_empty_columns
