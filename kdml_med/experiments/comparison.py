@@ -169,8 +169,8 @@ def comparison_table(results: Results) -> pd.DataFrame:
         family = [*_FAMILY, own]
         table["p_holm"] = table.groupby(family, sort=False)["p_value"].transform(holm)
         table["detectable"] = [
-            detectable_difference(sd, int(pairs), alpha=ALPHA / tests)
-            for sd, pairs, tests in zip(
+            detectable_difference(sd, int(trainings), alpha=ALPHA / tests)
+            for sd, trainings, tests in zip(
                 table["seed_sd"],
                 table["pairs"],
                 table.groupby(family, sort=False)["arm"].transform("size"),
@@ -243,17 +243,20 @@ def gain_table(results: Results) -> pd.DataFrame:
         InputError: see ``kdml_med.experiments.scores``.
     """
     metrics = list(dict.fromkeys(endpoint.metric for endpoint in results.plan.compared))
+    work = [
+        (*place, metric) for place in _places(results) if not results.trains_teacher_alone(place[2]) for metric in metrics
+    ]
     rows: list[dict[str, Any]] = []
-    for version, evaluation, arm in _places(results):
-        seeds = results.whole_seeds(version, arm)
-        if not seeds or results.trains_teacher_alone(arm):
-            continue
-        for metric in metrics:
-            scores = _load(results, version, arm, seeds, evaluation, metric)
-            ensemble, students = (_of_role(results, version, arm, scores, seeds, role) for role in COMPARED_ROLES)
-            found = compare(ensemble, students, resamples=RESAMPLES[results.plan.task], permutations=0)
-            place = _place(results, version, evaluation, arm, seeds) | {"metric": metric}
-            rows.append(place | _numbers(found, "value_ensemble", "value_students"))
+    with progress_bar(len(work), what="gains of ensembles", unit="arm") as bar:
+        for version, evaluation, arm, metric in work:
+            seeds = results.whole_seeds(version, arm)
+            if seeds:
+                scores = _load(results, version, arm, seeds, evaluation, metric)
+                ensemble, students = (_of_role(results, version, arm, scores, seeds, role) for role in COMPARED_ROLES)
+                found = compare(ensemble, students, resamples=RESAMPLES[results.plan.task], permutations=0)
+                place = _place(results, version, evaluation, arm, seeds) | {"metric": metric}
+                rows.append(place | _numbers(found, "value_ensemble", "value_students"))
+            bar.update()
     table = pd.DataFrame(rows, columns=list(_GAIN)).astype(_GAIN)
     return table
 

@@ -139,9 +139,11 @@ def verdicts(found: Findings) -> Section:
         if not families:
             continue
         parts.append(Paragraph(" ".join(verdict(family, found.words) for family in families), lead=_lead(heading)))
-        # The lines of one role suffice: those of the others are in the table of differences.
+        # The lines of one endpoint suffice: those of the others are in the table of differences.
         parts.append(Bullets([difference_line(row, found.words) for row in records(families[0])]))
-        further = own[own["reference"] != found.plan.reference]
+        first = families[0].iloc[0]
+        same = (own["role"] == first["role"]) & (own["metric"] == first["metric"])
+        further = own[same & (own["reference"] != found.plan.reference)]
         if len(further):
             parts.append(Bullets([difference_line(row, found.words) for row in records(further)]))
         sizes = [text for family in families if (text := sample_size(family, found.words))]
