@@ -19,7 +19,7 @@ from kdml_med.bundle.running import bundle_dir, run_config
 from kdml_med.bundle.settings import check_settings
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
-from kdml_med.runs import trained_on
+from kdml_med.runs import read_losses, trained_on
 from tests.bundles.conftest import CONFIGS, REPOSITORY, read_json
 
 TINY = "tests.networks.tiny.TinyNet"
@@ -156,3 +156,18 @@ def test_an_installed_bundle_keeps_data_and_runs_out_of_the_package(
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr("kdml_med.bundle.workflow.INSTALLED", package)
     assert find_root("msi_kdml") == str(tmp_path / "work")
+
+
+def test_the_first_student_sees_what_it_sees_without_views_and_the_second_one_something_else(
+    dataset: Path, tmp_path: Path
+) -> None:
+    losses = {}
+    for views in (False, True):
+        run_dir = tmp_path / str(views)
+        place = {"dataset_dir": dataset, "run_dir": run_dir, "device": "cpu", "max_epochs": 1}
+        alone = {"students": [TINY, TINY], "beta": 0, "gamma": 0}
+        run_config("classification", "train", **place, **alone, student_views=views)
+        rows = read_losses(run_dir)
+        losses[views] = dict(zip(rows["network"], rows["value"], strict=True))
+    assert losses[True]["student_0"] == losses[False]["student_0"]
+    assert losses[True]["student_1"] != losses[False]["student_1"]
