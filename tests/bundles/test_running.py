@@ -192,7 +192,8 @@ def test_a_committee_that_was_trained_alone_teaches_frozen_what_it_was_evaluated
     assert taught["networks"]["teacher"] == trained["networks"]["student_0"]
     network = load_network(tmp_path / "taught", "teacher")
     assert isinstance(network, Committee)
-    tiles = TileDataset(dataset, "val", transform=NormalizeColourd("image"))
+    dataset_of_val = TileDataset(dataset, "val", transform=NormalizeColourd("image"))
+    tiles = [dataset_of_val[number] for number in range(len(dataset_of_val))]
     with torch.no_grad():
         said = torch.softmax(network(torch.stack([tile["image"] for tile in tiles])), dim=1)[:, 1]
     table = pd.read_parquet(tmp_path / "taught/predictions.parquet")
