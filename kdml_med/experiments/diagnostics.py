@@ -30,8 +30,7 @@ from kdml_med.metrics import diversity
 from kdml_med.metrics.box_matching import Floats
 from kdml_med.metrics.calibration import brier_score, expected_calibration_error
 from kdml_med.program import progress_bar
-from kdml_med.report.doubts import SHORT, WARNINGS
-from kdml_med.runs import METRICS_FILE, read_losses, read_run_json
+from kdml_med.runs import read_losses
 
 MIN_SCORE = 0.1
 """Of detections whose calibration is judged. Nobody is shown boxes below, but most have such scores, and would rule."""
@@ -48,7 +47,6 @@ _DIAGNOSTICS = {
     "largest": "float64",
     "runs": "Int64",
 }
-_WARNED = {"version": "str", "arm": "str", "warning": "str", "warned": "Int64", "runs": "Int64"}
 _SOURCES = {term.value: term.source for term in LossTerm.parts()}
 _SHARES = {
     "version": "str",
@@ -244,20 +242,3 @@ def _mean_shares(table: pd.DataFrame) -> pd.DataFrame:
                 means: Mapping[str, float] = {name: float(part[name].sum()) / count for name in ("loss", "share")}
                 rows.append({"epoch": epoch, "term": term, **means})
     return pd.DataFrame(rows)
-
-
-def warnings_table(results: Results) -> pd.DataFrame:
-    """How many trainings warned at their end, see ``kdml_med.report.doubts``.
-
-    Returns:
-        One row for each version, arm and warning that a training of it gave, in the order of the plan: ``warned`` of
-        ``runs`` finished trainings.
-    """
-    rows = []
-    for version in results.plan.versions:
-        for arm in results.arms:
-            cells = results.whole_cells(version, arm)
-            given = [read_run_json(results.folder(cell), METRICS_FILE).get(WARNINGS, {}) for cell in cells]
-            counts = {key: sum(key in own for own in given) for key in SHORT}
-            rows += [(version, arm, key, count, len(cells)) for key, count in counts.items() if count]
-    return pd.DataFrame(rows, columns=list(_WARNED)).astype(_WARNED)

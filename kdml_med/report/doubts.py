@@ -10,12 +10,6 @@ from kdml_med.keys import NetworkName
 
 WEAK_TEACHER, ALIKE, UNDERFIT = "weak_teacher", "alike", "underfit"
 """Keys in metrics.json under ``WARNINGS``."""
-SHORT = {
-    WEAK_TEACHER: "the teacher is no better than its students",
-    ALIKE: "the students err alike",
-    UNDERFIT: "more could be learned from the samples",
-}
-"""What each of them says, where many trainings are told of."""
 WARNINGS = "warnings"
 SAME_ERRORS = 0.98
 """Correlation of the errors of students above which an ensemble has hardly anything to average."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +10,9 @@ import pandas as pd
 import pytest
 
 from kdml_med.errors import InputError
-from kdml_med.experiments.diagnostics import diagnostics_table, loss_shares, warnings_table
+from kdml_med.experiments.diagnostics import diagnostics_table, loss_shares
 from kdml_med.experiments.plan import Cell, Plan
 from kdml_med.experiments.results import Results, collect
-from kdml_med.storage.files import write_json
 from tests.experiments import folders
 from tests.experiments.test_results import row
 
@@ -176,18 +174,3 @@ def test_tables_of_nothing_have_their_columns(tmp_path):
     results = collect(folders.tile_plan(tmp_path, arms=["kdml"]), tmp_path)
     assert list(diagnostics_table(results))[3:5] == ["diagnostic", "teacher"]
     assert list(loss_shares(results)) == ["version", "arm", "epoch", "term", "loss", "share"]
-
-
-def test_warnings_are_counted_over_the_trainings_of_an_arm(tmp_path):
-    results = made_up(tmp_path, seeds=[0, 1])
-    assert warnings_table(results).empty  # these are of a version that did not warn
-    for cell in results.finished:
-        path = results.folder(cell) / "metrics.json"
-        given = {"alike": "…"} if cell.arm == "kdml" else {}
-        given |= {"weak_teacher": "…"} if cell.arm == "kdml" and cell.seed == 1 else {}
-        write_json(path, json.loads(path.read_text()) | {"warnings": given})
-    table = warnings_table(results)
-    assert list(table.itertuples(index=False, name=None)) == [
-        ("edge", "kdml", "weak_teacher", 1, 2),
-        ("edge", "kdml", "alike", 2, 2),
-    ]

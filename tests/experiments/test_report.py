@@ -151,16 +151,6 @@ def test_synthetic_data_are_announced(synthetic):
     assert ("say nothing about accuracy on patients" in text) is synthetic
 
 
-def test_warnings_of_trainings_are_told_in_words():
-    found = made_up_findings()
-    assert "at their end" not in words_of(found)
-    rows = [("edge", "kdml", "weak_teacher", 2, 3), ("edge", "ml", "underfit", 1, 1)]
-    table = pd.DataFrame(rows, columns=["version", "arm", "warning", "warned", "runs"])
-    text = words_of(replace(found, warnings=table))
-    assert "KD + ML: the teacher is no better than its students in 2 of 3 trainings.\n" in text
-    assert "mutual learning: more could be learned from the samples in 1 of 1 training.\n" in text
-
-
 def test_arms_with_different_seeds_are_not_to_be_compared_by_their_means():
     found = made_up_findings()
     assert "different numbers of seeds" not in words_of(found)

@@ -49,7 +49,6 @@ class Findings:
         evaluations: by name.
         networks: architecture in words, by version and network.
         speed: content of speed.json; empty when nothing was measured.
-        warnings: see ``kdml_med.experiments.diagnostics.warnings_table``; empty where no training warned.
         reliability: reliability table of each evaluation; missing for detectors.
     """
 
@@ -65,7 +64,6 @@ class Findings:
     evaluations: Mapping[str, Evaluation]
     networks: Mapping[str, Mapping[str, str]]
     speed: Mapping[str, Any] = field(default_factory=dict)
-    warnings: pd.DataFrame = field(default_factory=pd.DataFrame)
     reliability: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     @cached_property

@@ -12,8 +12,7 @@ from kdml_med.experiments.report.arm_words import DIAGNOSTIC_WORDS, diagnostic_w
 from kdml_med.experiments.report.content import Findings, of_group
 from kdml_med.experiments.scores import network_roles
 from kdml_med.keys import network_order
-from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table, without_empty_columns
-from kdml_med.report.doubts import SHORT
+from kdml_med.report.document import Paragraph, Part, Picture, Section, Table, without_empty_columns
 from kdml_med.report.tables import records
 from kdml_med.report.wording import (
     ENSEMBLE_COST,
@@ -34,10 +33,6 @@ _DIAGNOSTICS_NOTE = (
     "decide as the teacher: share of decisions; where an arm has no teacher, the one trained alone. Brier score and "
     "calibration error: of the ensemble (of the teacher alone: of the teacher), 0 is best. Decisions are at a "
     "probability of 0.5; of detectors, whether an annotated polyp is found at the network's threshold."
-)
-
-_WARNINGS_NOTE = (
-    "Trainings that cannot show much about ways of training said so at their end, each of its own validation split."
 )
 
 
@@ -135,19 +130,7 @@ def diagnostics(found: Findings) -> Section:
             ]
             title = " · ".join(filter(None, [f"By {level}", heading]))
             parts.append(Table(["arm", *names], rows, title=title))
-    told = [Paragraph(_DIAGNOSTICS_NOTE), *parts] if parts else []
-    return Section("Diagnostics", [*_warnings(found), *told])
-
-
-def _warnings(found: Findings) -> list[Part]:
-    """Which trainings show little about ways of training, as they said themselves."""
-    several = len(found.plan.versions) > 1
-    lines = [
-        f"{found.words[row['arm']]}{', version ' + row['version'] if several else ''}: {SHORT[row['warning']]} in "
-        f"{row['warned']} of {counted(row['runs'], 'training')}."
-        for row in records(found.warnings)
-    ]
-    return [Paragraph(_WARNINGS_NOTE, lead="Warnings."), Bullets(lines)] if lines else []
+    return Section("Diagnostics", [Paragraph(_DIAGNOSTICS_NOTE), *parts] if parts else [])
 
 
 def _spread(row: Mapping[str, Any]) -> str:

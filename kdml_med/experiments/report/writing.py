@@ -5,7 +5,6 @@ summary.csv             arms with intervals
 comparisons.csv         the reference against each other arm, in pairs
 diagnostics.csv         how alike the networks are
 loss_shares.csv         what students learned from, by epoch
-warnings.csv            how many trainings of an arm warned at their end, and of what
 speed.json              milliseconds per image on the machine at hand; the only file that is not the same twice
 figures/*.png           as in the report
 report.md, report.html  all of it, in words
@@ -22,7 +21,7 @@ import pandas as pd
 
 from kdml_med.experiments.comparison import comparison_table, summary_table
 from kdml_med.experiments.costs import latency
-from kdml_med.experiments.diagnostics import diagnostics_table, loss_shares, warnings_table
+from kdml_med.experiments.diagnostics import diagnostics_table, loss_shares
 from kdml_med.experiments.plan import Plan
 from kdml_med.experiments.report.content import Evaluation, Findings
 from kdml_med.experiments.report.reliability import reliability_table
@@ -73,7 +72,6 @@ def write_report(plan: Plan, out: Path, *, speed: bool | None = None) -> Report:
         "comparisons.csv": found.comparisons,
         "diagnostics.csv": found.diagnostics,
         "loss_shares.csv": found.losses,
-        "warnings.csv": found.warnings,
     }
     for name, table in tables.items():
         write_table(out / name, table)
@@ -107,7 +105,6 @@ def find(results: Results, speed: Mapping[str, Any]) -> Findings:
         evaluations={name: _evaluation(results, table, name) for name in results.evaluations if results.finished},
         networks={version: _architectures(results, version) for version in results.plan.versions},
         speed=speed,
-        warnings=warnings_table(results),
         reliability={name: reliability_table(results, name) for name in results.evaluations},
     )
 
