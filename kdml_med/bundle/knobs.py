@@ -241,6 +241,9 @@ KNOBS: list[Knob] = [
     Knob("repeat_views", optional(whole(1), "new ones in every epoch"), default=None, group=LEARNING,
          help="epochs after which the batches of the first one come again, augmented as they were, so that "
               "`cache_teacher` knows the answers"),
+    Knob("student_views", FLAG, default=False, group=LEARNING, tasks=CLASSIFICATION,
+         help="augment each tile once [for each student](../how_to/own_networks.md#a-view-for-each-student), which "
+              "learns from the teacher's answer to its own view; the teacher learns from all of them"),
     Knob("tiles_per_epoch", optional(whole(1), "each training tile once"), default=None, group=LEARNING,
          tasks=CLASSIFICATION,
          help="length of an epoch, tiles"),

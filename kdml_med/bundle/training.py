@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -125,9 +125,18 @@ def _check_together(settings: Settings) -> None:
             "--own_start says what students do not take from --initial_weights, and there are none: leave --own_start "
             "out."
         )
+    if settings.get("student_views") and settings["gamma"] > 0 and {*_each(settings["peer_link"])} != {"predictions"}:
+        raise InputError(
+            "--student_views turns and mirrors a tile for each student, and feature maps of peers would be compared "
+            "place by place: set --peer_link to predictions, or --gamma to 0."
+        )
     spec = cohort_spec(settings["version"], task=settings.task, students=settings["students"])
     if settings["alpha"] == settings["beta"] == 0 and len(spec.students) == 1:
         raise InputError("a single student has no peers: --alpha or --beta must be above 0.")
+
+
+def _each(links: str | Sequence[str]) -> Sequence[str]:
+    return [links] if isinstance(links, str) else links
 
 
 def _check_arithmetic(settings: Settings) -> None:

@@ -51,8 +51,10 @@ class CohortLoss(nn.Module):
     where z_t and z_j are detached. kd and ml are what the link of the student says: something learned from the other's
     predictions, ``feature_weight`` times the ``attention_loss`` of the feature maps, or the sum of both. A term whose
     weight is zero is not computed. Of a committee others learn the mean, while each of its members learns by itself: a
-    term of a committee is the mean of those of its members. A subclass for each task says how labels and predictions
-    are learned from and where feature maps are; weights, ramp, links and names are the same for all.
+    term of a committee is the mean of those of its members. Where every student has a view of the samples of its own,
+    it learns from the teacher's answer to that view and from its peers' answers to theirs, and the teacher's term is
+    the mean over the views. A subclass for each task says how labels and predictions are learned from and where feature
+    maps are; weights, ramp, links and names are the same for all.
 
     Args:
         alpha: weight of the labels for students.
@@ -217,8 +219,8 @@ class CohortLoss(nn.Module):
                 nothing.
         """
         learners = {name: own_answers(answer) for name, answer in predictions.items()}
-        predictions = {name: common_answer(answer) for name, answer in predictions.items()}
         teacher = predictions.get(NetworkName.TEACHER)
+        predictions = {name: common_answer(answer) for name, answer in predictions.items()}
         students = {name: answer for name, answer in predictions.items() if name != NetworkName.TEACHER}
         if self.beta > 0 and teacher is None:
             raise ValueError("beta is positive, but the cohort has no teacher: set beta to 0 or build a teacher.")
@@ -235,22 +237,22 @@ class CohortLoss(nn.Module):
         def from_labels(answer: Any) -> Tensor:
             return self.task_loss(answer, target)
 
-        def from_teacher(answer: Any) -> Tensor:
-            return self.teacher_loss(answer, teacher, target)
-
         if teacher is not None and self.train_teacher:
             add(NetworkName.TEACHER, LossTerm.TASK, from_labels)
         for number, name in enumerate(students):
             if self.alpha > 0:
                 add(name, LossTerm.TASK, from_labels)
             if self.beta > 0 and teacher is not None:
-                link = _link_of(self.teacher_link, number)
-                add(name, LossTerm.KD, partial(self._linked, link, from_teacher, [teacher]))
+                link, said = _link_of(self.teacher_link, number), common_answer(teacher, number)
+                add(name, LossTerm.KD, partial(self._from_teacher, link, said, target))
             peers = [other for peer, other in students.items() if peer != name]
             if self.gamma > 0 and peers:
                 add(name, LossTerm.ML, partial(self._from_peers, _link_of(self.peer_link, number), peers, target))
         terms[LossTerm.LOSS] = torch.stack(parts).sum()
         return terms
+
+    def _from_teacher(self, link: str, teacher: Any, target: Any, student: Any) -> Tensor:
+        return self._linked(link, lambda answer: self.teacher_loss(answer, teacher, target), [teacher], student)
 
     def _from_peers(self, link: str, peers: Sequence[Any], target: Any, student: Any) -> Tensor:
         return self._linked(link, lambda answer: self.peer_loss(answer, peers, target), peers, student)

@@ -26,11 +26,27 @@ class CommitteeAnswer(NamedTuple):
     """What its members say, each of which learns by itself."""
 
 
-def common_answer(answer: Any) -> Any:
-    """What others learn from: the answer of one network, or that of a committee as a whole."""
+class ViewsAnswer(NamedTuple):
+    """What a teacher says where every student sees the samples of a batch in a view of its own."""
+
+    views: tuple[Any, ...]
+    """Its answer to the view of each student, in their order."""
+
+
+def common_answer(answer: Any, student: int = 0) -> Any:
+    """What others learn from: the answer of one network, or that of a committee as a whole.
+
+    Args:
+        answer: of a network in training.
+        student: number of the one that learns, whose view counts.
+    """
+    if isinstance(answer, ViewsAnswer):
+        return common_answer(answer.views[student])
     return answer.mean if isinstance(answer, CommitteeAnswer) else answer
 
 
 def own_answers(answer: Any) -> tuple[Any, ...]:
-    """What learns: the answer of one network, or those of the members of a committee."""
+    """What learns: the answer of one network, or those of the members of a committee; to every view."""
+    if isinstance(answer, ViewsAnswer):
+        return tuple(own for view in answer.views for own in own_answers(view))
     return answer.members if isinstance(answer, CommitteeAnswer) else (answer,)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
+from kdml_med.networks.answers import ViewsAnswer
 from kdml_med.networks.committee import Committee
 from kdml_med.networks.published import IMAGENET, announce, describe_weights, published_files
 from kdml_med.networks.registry import (
@@ -100,27 +101,39 @@ class Cohort(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> dict[str, Any]:
-        """Run each network once.
+        """Run each network once; the teacher once for each view.
 
         Args:
-            image: float, [batch, channels, height, width].
+            image: float, [batch, channels, height, width]; or [batch, students, channels, height, width], with a view
+                of its own for each student.
 
         Returns:
             Answers by network name: logits [batch, classes] of classifiers, ``AnchorPredictions`` of detectors. In
             training mode and with ``features``, a ``ClassifierAnswer`` of every classifier, a frozen teacher included.
-            In training mode a ``CommitteeAnswer`` of every committee that learns.
+            In training mode a ``CommitteeAnswer`` of every committee that learns. Of a teacher that saw several views
+            a ``ViewsAnswer``.
+
+        Raises:
+            ValueError: there are not as many views as students.
         """
-        strides = self.feature_strides if self.training else ()
-        answers = {}
-        for name, network in self.networks.items():
-            frozen = self.frozen_teacher and name == NetworkName.TEACHER
-            with self._precision(name, image), torch.no_grad() if frozen else contextlib.nullcontext():
-                called = self.compiled.get(name, network) if self.training else network
-                if frozen and self.remembered is not None:
-                    answers[name] = self.remembered.answer(network, called, image, strides)
-                else:
-                    answers[name] = answer_with_features(network, image, strides) if strides else called(image)
-        return answers
+        if image.ndim != 5:
+            return {name: self._answer(name, image) for name in self.networks}
+        views = dict(zip(self.student_names, image.unbind(1), strict=True))
+        answers: dict[str, Any] = {}
+        if self.has_teacher:
+            name = NetworkName.TEACHER.value
+            # One after the other: batch norm and remembered answers know batches of one size.
+            answers[name] = ViewsAnswer(tuple(self._answer(name, view) for view in views.values()))
+        return answers | {name: self._answer(name, view) for name, view in views.items()}
+
+    def _answer(self, name: str, image: Tensor) -> Any:
+        network, strides = self.networks[name], self.feature_strides if self.training else ()
+        frozen = self.frozen_teacher and name == NetworkName.TEACHER
+        with self._precision(name, image), torch.no_grad() if frozen else contextlib.nullcontext():
+            called = self.compiled.get(name, network) if self.training else network
+            if frozen and self.remembered is not None:
+                return self.remembered.answer(network, called, image, strides)
+            return answer_with_features(network, image, strides) if strides else called(image)
 
     def _precision(self, name: str, image: Tensor) -> AbstractContextManager[Any]:
         if name in self.in_float32:

@@ -97,6 +97,8 @@ def change_info(folder: Path, **changes: Any) -> Path:
         ({}, {"use_teacher": False}, "Set --beta 0"),
         ({}, {"students": ["resnet18"], "alpha": 0, "beta": 0}, "has no peers"),
         ({}, {"teacher_warmup_epochs": 2, "max_epochs": 2}, "would never learn from the teacher"),
+        ({}, {"student_views": True, "peer_link": "both"}, "set --peer_link to predictions"),
+        ({}, {"student_views": True, "peer_link": ["predictions", "features"]}, "set --peer_link to predictions"),
         ({}, {"device": "cuda"}, "use --device cpu"),
         ({}, {"precision": "fp16"}, "use --precision auto"),
         ({}, {"fold": 1}, "has splits, not folds"),

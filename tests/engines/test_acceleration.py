@@ -178,6 +178,10 @@ def test_images_come_in_the_order_of_the_networks() -> None:
     turned = Acceleration(memory_format="channels_last").image(image)
     assert torch.equal(turned, image)
     assert turned.is_contiguous(memory_format=torch.channels_last)
+    views = torch.randn(2, 3, 3, 8, 8)
+    turned = Acceleration(memory_format="channels_last").image(views)
+    assert torch.equal(turned, views)
+    assert all(view.is_contiguous(memory_format=torch.channels_last) for view in turned.unbind(1))
 
 
 def calls_of(part: nn.Module) -> list[bool]:

@@ -11,6 +11,7 @@ from kdml_med.deploy.pictures.grad_cam import grad_cam, mean_grad_cam
 from kdml_med.engines.precision import Kind, kind_of
 from kdml_med.errors import InputError
 from kdml_med.experiments.costs import multiply_accumulates
+from kdml_med.keys import network_order
 from kdml_med.losses import ClassificationCohortLoss, DetectionCohortLoss
 from kdml_med.networks import Cohort, build_cohort, build_network
 from kdml_med.networks.anchors import AnchorPredictions
@@ -339,6 +340,12 @@ def test_an_exported_committee_gives_its_mean_probability():
     with torch.no_grad():
         members = [ExportedClassifier({"teacher": member})(pixels) for member in network.members]
         assert torch.allclose(exported(pixels), (members[0] + members[1]) / 2, atol=1e-6)
+
+
+def test_members_are_listed_with_their_teacher():
+    names = ["ensemble", "student_1", "teacher_1", "student_0", "teacher_0", "teacher", "student_10"]
+    ordered = ["teacher", "teacher_0", "teacher_1", "student_0", "student_1", "student_10", "ensemble"]
+    assert sorted(names, key=network_order) == ordered
 
 
 def test_words_for_people():
