@@ -1,4 +1,5 @@
 import itertools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,13 +10,22 @@ from kdml_med.errors import ExitCode
 from kdml_med.experiments import comparison, costs
 from kdml_med.experiments.__main__ import report as report_command
 from kdml_med.experiments.costs import latency, measure_latency
+from kdml_med.experiments.doubts import doubt_table
 from kdml_med.experiments.plan import plan_content
 from kdml_med.experiments.report import figures
 from kdml_med.experiments.report.arm_words import ARM_WORDS
 from kdml_med.experiments.report.details import loss_terms
 from kdml_med.experiments.report.reliability import bin_rows
 from kdml_med.experiments.report.sections import all_sections
-from kdml_med.experiments.report.verdict import Outcome, cautions, difference_line, outcome, sample_size, verdict
+from kdml_med.experiments.report.verdict import (
+    Outcome,
+    cautions,
+    difference_line,
+    doubt_lines,
+    outcome,
+    sample_size,
+    verdict,
+)
 from kdml_med.experiments.report.writing import find, write_report
 from kdml_med.experiments.results import collect
 from kdml_med.keys import Task
@@ -165,6 +175,31 @@ def test_endpoints_further_pairs_and_gains_are_told():
     ]
     assert "0.850\n0.840\n+0.010 (0.002 to 0.020)" in text
     assert "3 seeds could have shown a difference of 0.0300 (from mutual learning)" in text
+
+
+def test_a_weak_teacher_alike_students_and_short_trainings_are_said():
+    rows = [("weak_teacher", "kdml", 2), ("weak_teacher", "kd_online", 3), ("alike", "ml", 3)]
+    doubts = [{"version": "edge", "arm": arm, "doubt": doubt, "trainings": n, "of": 3} for doubt, arm, n in rows]
+    assert doubt_lines(pd.DataFrame(doubts), ARM_WORDS) == [
+        "The teacher is no better than its students on the validation split: KD + ML (2 of 3 trainings) and online KD "
+        "(3 of 3 trainings). Distillation has little to give there, whatever the arm is called.",
+        "The students err alike on the validation split (correlation of their errors above 0.98): mutual learning (3 of "
+        "3 trainings). Neither peers nor an ensemble can add much there.",
+    ]
+    text = words_of(replace(made_up_findings(), doubts=pd.DataFrame(doubts)))
+    assert "whatever the arm is called" in text
+    assert "have not learned all" not in text
+    assert "whatever the arm is called" not in words_of(made_up_findings())
+
+
+def test_trainings_that_warned_are_counted(tmp_path):
+    plan = tile_plan(tmp_path, arms=["independent", "kdml"], seeds=[0, 1])
+    write_results(plan, tmp_path / "out")
+    for seed, warned in ((0, {"alike": "…", "weak_teacher": "…"}), (1, {"alike": "…"})):
+        path = tmp_path / "out" / "cells/edge/kdml" / f"seed{seed}" / "metrics.json"
+        write_json(path, json.loads(path.read_text()) | {"warnings": warned})
+    table = doubt_table(collect(plan, tmp_path / "out"))
+    assert table.to_numpy().tolist() == [["edge", "kdml", "weak_teacher", 1, 2], ["edge", "kdml", "alike", 2, 2]]
 
 
 def test_pages_and_figures_are_the_same_bytes_twice(tmp_path):

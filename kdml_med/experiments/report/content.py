@@ -52,6 +52,7 @@ class Findings:
         speed: content of speed.json; empty when nothing was measured.
         reliability: reliability table of each evaluation; missing for detectors.
         gains: see ``kdml_med.experiments.comparison.gain_table``; empty where nothing was computed.
+        doubts: see ``kdml_med.experiments.doubts.doubt_table``; likewise.
     """
 
     plan: Plan
@@ -68,6 +69,7 @@ class Findings:
     speed: Mapping[str, Any] = field(default_factory=dict)
     reliability: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     gains: pd.DataFrame = field(default_factory=pd.DataFrame)
+    doubts: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @cached_property
     def words(self) -> dict[str, str]:

@@ -16,7 +16,14 @@ from kdml_med.experiments.report.content import Findings, of_group
 from kdml_med.experiments.report.details import costs, diagnostics, loss_terms, missing, reliability, trainings
 from kdml_med.experiments.report.methods import methods
 from kdml_med.experiments.report.seeds import sweep_points
-from kdml_med.experiments.report.verdict import SIGNIFICANT, cautions, difference_line, sample_size, verdict
+from kdml_med.experiments.report.verdict import (
+    SIGNIFICANT,
+    cautions,
+    difference_line,
+    doubt_lines,
+    sample_size,
+    verdict,
+)
 from kdml_med.keys import Task
 from kdml_med.report.caution import generated_data
 from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table, without_empty_columns
@@ -143,12 +150,23 @@ def verdicts(found: Findings) -> Section:
         if sizes:
             parts.append(Paragraph(f"{' '.join(sizes)} {_SIZE_NOTE}", lead="Sample size."))
         parts += [Paragraph(text, lead="Caution.") for text in cautions(families[0])]
+    parts += _doubts(found) if parts else []
     if not parts or (found.missing and len(parts) == 1):
         reference = found.words[found.plan.reference]
         parts.append(
             Paragraph(f"No arm can be compared with {reference} yet: that needs a seed with every fold of both.")
         )
     return Section("Verdict", parts)
+
+
+def _doubts(found: Findings) -> list[Part]:
+    """What makes trainings poor witnesses, version by version."""
+    parts: list[Part] = []
+    for version in found.plan.versions if len(found.doubts) else ():
+        where = f" (version {version})" if len(found.plan.versions) > 1 else ""
+        own = found.doubts[found.doubts["version"] == version]
+        parts += [Paragraph(text, lead=f"Warning{where}.") for text in doubt_lines(own, found.words)]
+    return parts
 
 
 def _lead(heading: str) -> str:

@@ -13,6 +13,7 @@ from kdml_med.experiments.report.arm_words import ROLE_WORDS
 from kdml_med.metrics.power import pairs_needed
 from kdml_med.report import wording
 from kdml_med.report.caution import FEW, caution
+from kdml_med.report.doubts import ALIKE, SAME_ERRORS, UNDERFIT, WEAK_TEACHER
 from kdml_med.report.tables import records
 from kdml_med.words import counted
 
@@ -20,6 +21,22 @@ SIGNIFICANT = 0.05
 FEW_SEEDS = 3
 SMALL_DIFFERENCE = 0.002
 """What the sample-size line names the number of seeds for."""
+
+
+DOUBT_WORDS = {
+    WEAK_TEACHER: (
+        "The teacher is no better than its students on the validation split",
+        "Distillation has little to give there, whatever the arm is called.",
+    ),
+    ALIKE: (
+        f"The students err alike on the validation split (correlation of their errors above {SAME_ERRORS})",
+        "Neither peers nor an ensemble can add much there.",
+    ),
+    UNDERFIT: (
+        "The students have not learned all that the training samples hold",
+        "Longer trainings may change the order of arms.",
+    ),
+}
 
 
 class Outcome(StrEnum):
@@ -82,6 +99,22 @@ def difference_line(row: Mapping[str, Any], words: Mapping[str, str]) -> str:
     numbers = wording.difference_with_interval(row["difference"], row["low"], row["high"])
     compared = f"{words[row['reference']]} {wording.MINUS} {words[row['arm']]}"
     return f"{compared}: {numbers}, {wording.p_words(row['p_holm'])} after Holm: {said}"
+
+
+def doubt_lines(doubts: pd.DataFrame, words: Mapping[str, str]) -> list[str]:
+    """What makes arms poor witnesses of what they are to show, one sentence for each doubt.
+
+    Args:
+        doubts: rows of one version, see ``kdml_med.experiments.doubts.doubt_table``.
+        words: what to call each arm.
+    """
+    lines = []
+    for doubt, said in DOUBT_WORDS.items():
+        own = records(doubts[doubts["doubt"] == doubt]) if len(doubts) else []
+        if own:
+            arms = [f"{words[row['arm']]} ({int(row['trainings'])} of {int(row['of'])} trainings)" for row in own]
+            lines.append(f"{said[0]}: {wording.listed(arms)}. {said[1]}")
+    return lines
 
 
 def cautions(comparisons: pd.DataFrame) -> list[str]:

@@ -23,6 +23,7 @@ import pandas as pd
 from kdml_med.experiments.comparison import comparison_table, gain_table, summary_table
 from kdml_med.experiments.costs import latency
 from kdml_med.experiments.diagnostics import diagnostics_table, loss_shares
+from kdml_med.experiments.doubts import doubt_table
 from kdml_med.experiments.plan import Plan
 from kdml_med.experiments.report.content import Evaluation, Findings
 from kdml_med.experiments.report.reliability import reliability_table
@@ -103,6 +104,7 @@ def find(results: Results, speed: Mapping[str, Any]) -> Findings:
         seeds=seed_table(results, table),
         comparisons=comparison_table(results),
         gains=gain_table(results),
+        doubts=doubt_table(results),
         diagnostics=diagnostics_table(results),
         losses=loss_shares(results),
         evaluations={name: _evaluation(results, table, name) for name in results.evaluations if results.finished},
