@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cluster,dev,deploy,docs,openvino,tables]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cluster,dev,deploy,docs,openvino,pretrained,tables]'
 	touch $@
 
 demo: setup  ## generated slides -> tiles -> training -> test evaluation -> prediction of a slide -> report, in demo/

@@ -43,6 +43,7 @@ COMMANDS = {
     "tile": Entry("tile_slides", "main", "Cut slides into tiles.", _PREPARE),
     "frames": Entry("prepare_frames", "main", "Store colonoscopy images and videos with their boxes.", _PREPARE),
     "import": Entry("import_tiles", "import_tiles", "Take tiles that exist already, without copying.", _PREPARE),
+    "crops": Entry("cut_crops", "main", "Cut crops of polyps and mucosa from stored frames, as tiles.", _PREPARE),
     "split": Entry("make_splits", "command", "Decide which patients train, validate and test.", _PREPARE),
     "train": Entry("train", "train", "Train a teacher and its students on a dataset.", _LEARN),
     "evaluate": Entry("evaluate", "evaluate", "Figures of a run on a split, with intervals.", _LEARN),

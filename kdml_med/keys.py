@@ -20,13 +20,12 @@ class NetworkName(StrEnum):
 
 
 def network_order(name: str) -> tuple[int, int, str]:
-    """Sorting key: teacher, students by number, ensemble."""
-    if name == NetworkName.TEACHER:
-        return (0, 0, name)
+    """Sorting key: teacher, its members by number where it is a committee, students by number, ensemble."""
     if name == NetworkName.ENSEMBLE:
         return (2, 0, name)
-    number = name.rpartition("_")[2]
-    return (1, int(number) if number.isdigit() else 0, name)
+    first, _, number = name.rpartition("_")
+    place = 0 if NetworkName.TEACHER in (name, first) else 1
+    return (place, int(number) if number.isdigit() else 0, name)
 
 
 class Task(StrEnum):

@@ -1,4 +1,4 @@
-"""Resampling of 8-bit pictures, by OpenCV.
+"""Resampling of 8-bit pictures, by OpenCV, and how they are normalised.
 
 OpenCV runs in the thread that calls it, here and wherever this module is imported: workers and threads of ours keep
 every core busy already, and nothing may depend on how many threads a library finds.
@@ -15,6 +15,10 @@ import numpy.typing as npt
 from PIL import Image
 
 cv2.setNumThreads(0)
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Of red, green and blue, 0..1: every network sees images (pixel - mean) / std, as most published weights expect."""
 
 Picture = npt.NDArray[np.uint8]
 """uint8, [height, width] or [height, width, channels]."""

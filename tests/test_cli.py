@@ -61,6 +61,7 @@ def test_alone_it_shows_its_commands_at_once() -> None:
         ("tile", ["--labels", "--like", "[default: 0.5]"]),
         ("frames", ["--annotations", "--like", "[default: 384]"]),
         ("import", ["--layout"]),
+        ("crops", ["--per-polyp", "--near-duplicates", "[default: 96]"]),
         ("split", ["--folds"]),
         ("train", ["--run", "[height, width]", "[default: MSI v1, polyps tiny]"]),
         ("evaluate", ["--data", "--split", "--aggregation"]),
@@ -80,7 +81,8 @@ def test_every_command_has_help(call: Call, command: str, mentioned: list[str]) 
     for word in mentioned:
         assert word in out
     assert set(cli.COMMANDS) == {
-        "demo", "tile", "frames", "import", "split", "train", "evaluate", "predict", "export", "report", "compare",
+        "demo", "tile", "frames", "import", "crops", "split", "train", "evaluate", "predict", "export", "report",
+        "compare",
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from monai.engines import Evaluator
 
 from kdml_med.bundle.evaluation_checks import check_as_trained, check_split, check_validated
 from kdml_med.bundle.figures import write_classification_figures, write_detection_figures
+from kdml_med.bundle.training_warnings import classifier_warnings, detector_warnings
 from kdml_med.bundle.workflow import errors_for_people
 from kdml_med.data.frames import FrameDataset
 from kdml_med.data.tiles import TileDataset
@@ -27,6 +28,7 @@ from kdml_med.metrics.detection_evaluation import evaluate_detections, sequence_
 from kdml_med.metrics.evaluation import evaluate_predictions
 from kdml_med.networks.cohort import Cohort
 from kdml_med.networks.weights import check_finite
+from kdml_med.report.doubts import WARNINGS
 from kdml_med.report.screen import detection_results_table, results_table
 from kdml_med.runs import (
     DETECTIONS_FILE,
@@ -114,6 +116,7 @@ def save_evaluation(
     }
     if epoch is not None:
         metrics["best_epoch"] = epoch
+        metrics[WARNINGS] = classifier_warnings(metrics, predictions, str(best_of))
     target = Path(output_dir)
     metrics |= _speed_of_training(speed, target)
     _withdraw(target)
@@ -286,6 +289,7 @@ def save_detection_evaluation(
     }
     if epoch is not None:
         metrics["best_epoch"] = epoch
+        metrics[WARNINGS] = detector_warnings(metrics, dataset.rows, detections, run_dir)
     target = Path(output_dir)
     metrics |= _speed_of_training(speed, target)
     _withdraw(target)

@@ -158,7 +158,7 @@ SPECS = Kind(
     lambda value: isinstance(value, list | tuple) and len(value) > 0 and all(map(_is_spec, value)),
 )
 WEIGHTS = Kind(
-    "a path, or a mapping of network or architecture names to paths",
+    "a path, imagenet, or a mapping of network or architecture names to these",
     lambda value: (
         PATH.accepts(value) or (isinstance(value, Mapping) and all(map(PATH.accepts, [*value.keys(), *value.values()])))
     ),

@@ -40,6 +40,7 @@ from kdml_med.errors import InputError
 from kdml_med.keys import Split, Task
 from kdml_med.losses.cohort import LINKS
 from kdml_med.metrics.aggregation import AggregationMethod, Level
+from kdml_med.networks.starts import OWN_STARTS
 from kdml_med.wsi.options import StainMode
 
 Stage = Literal["train", "evaluate", "inference"]
@@ -168,15 +169,20 @@ KNOBS: list[Knob] = [
     Knob("version", TEXT, default=_by_task("v1", "tiny"), **_BUILD,
          help="[named cohort](losses_and_networks.md#versions)"),
     Knob("teacher", optional(SPEC, "that of the version"), default=None, **_BUILD,
-         help="replaces the version's teacher; `stream` in a mapping names the [random "
+         help="replaces the version's teacher, also by [several networks](../how_to/own_networks.md#a-committee-as-the"
+              "-teacher); `stream` in a mapping names the [random "
               "stream](../how_to/own_networks.md#the-teacher-alone) of the initial weights"),
     Knob("students", optional(SPECS, "those of the version"), default=None, **_BUILD,
          help="replaces the version's students, any number from one"),
     Knob("initial_weights", optional(WEIGHTS, "random weights"), default=None, **_BUILD,
-         help="files of weights to start from; for detectors those of their bodies (`resnet50`, `mobilenet_v2`)"),
+         help="files of [weights to start from](../how_to/own_networks.md#start-from-weights), for detectors of their "
+              "bodies (`resnet50`); `imagenet` takes those of installed packages"),
+    Knob("own_start", one_or_each(word(*OWN_STARTS), "student"), default="none", **_BUILD,
+         help="what students do not take from `initial_weights`, so that they [start apart]("
+              "../how_to/own_networks.md#students-that-start-apart)"),
     Knob("frozen_stages", whole(0, 5), default=0, tasks=DETECTION, **_BUILD,
          help="first stages of every body that stay as in `initial_weights`, which then is needed for all networks"),
-    Knob("teacher_checkpoint", optional(PATH), default=None, **_BUILD,
+    Knob("teacher_checkpoint", optional(one_or_each(PATH, "member of a committee")), default=None, **_BUILD,
          help="state dict of a trained teacher, which is then frozen"),
     Knob("cache_teacher", PATH, default="none", group=NETWORKS, recorded=False,
          help="`disk` keeps the answers of a frozen teacher in `cache/teachers/` below the dataset, a path in that "
@@ -197,6 +203,9 @@ KNOBS: list[Knob] = [
     Knob("ramp_up_epochs", whole(0), default=_by_task(1, 3), **_LOSS,
          help="R: `beta` and `gamma` are multiplied by min(1, e / (R + 1)) in epoch e = 1, 2, …; 0 for full weight "
               "at once"),
+    Knob("teacher_warmup_epochs", whole(0), default=0, **_LOSS,
+         help="[head start](../how_to/own_networks.md#a-head-start-for-the-teacher) of the teacher: for so many epochs "
+              "students do not learn from it yet; the ramp of `beta` begins behind them"),
     Knob("teacher_link", one_or_each(word(*LINKS), "student"), default="predictions", **_LOSS,
          help="what students learn from the teacher"),
     Knob("peer_link", one_or_each(word(*LINKS), "student"), default="predictions", **_LOSS,
@@ -232,6 +241,9 @@ KNOBS: list[Knob] = [
     Knob("repeat_views", optional(whole(1), "new ones in every epoch"), default=None, group=LEARNING,
          help="epochs after which the batches of the first one come again, augmented as they were, so that "
               "`cache_teacher` knows the answers"),
+    Knob("student_views", FLAG, default=False, group=LEARNING, tasks=CLASSIFICATION,
+         help="augment each tile once [for each student](../how_to/own_networks.md#a-view-for-each-student), which "
+              "learns from the teacher's answer to its own view; the teacher learns from all of them"),
     Knob("tiles_per_epoch", optional(whole(1), "each training tile once"), default=None, group=LEARNING,
          tasks=CLASSIFICATION,
          help="length of an epoch, tiles"),

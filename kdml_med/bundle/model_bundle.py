@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import shutil
@@ -21,6 +20,7 @@ from kdml_med.deploy.model_metadata import METADATA_FILE, answer_metadata
 from kdml_med.deploy.model_network import AnswerNetwork, traced_network
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
+from kdml_med.networks.registry import architecture_words
 from kdml_med.report.caution import caution_of
 from kdml_med.report.tables import markdown_text
 from kdml_med.runs import (
@@ -239,7 +239,7 @@ def _model_card(
         "",
         "| | |",
         "|---|---|",
-        f"| network | {network}: {', '.join(f'{name} {_spec(run, name)}' for name in parts)} |",
+        f"| network | {network}: {', '.join(f'{name} ({architecture_words(run.networks[name])})' for name in parts)} |",
         f"| classes | {markdown_text(run.classes[-1] if detection else str(metadata['label_classes']))} |",
         f"| input | {markdown_text(metadata['image_classes'])} |",
         f"| output | {markdown_text(metadata['pred_classes'])} |",
@@ -291,14 +291,6 @@ def _performance(run: RunDescription, metrics: Mapping[str, Any] | None, network
     if run.synthetic:
         lines += ["", GENERATED_FIGURES]
     return lines
-
-
-def _spec(run: RunDescription, name: str) -> str:
-    spec = copy.copy(run.networks[name])
-    if isinstance(spec, str):
-        return f"({spec})"
-    own = [f"{key} {value}" for key, value in sorted(spec.items()) if key not in ("name", "stream")]
-    return f"({', '.join([str(spec['name']), *own])})"
 
 
 def _preparation(run: RunDescription) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -110,14 +110,33 @@ def _check_together(settings: Settings) -> None:
         raise InputError("--precision measure is for one process: several that measure at once disturb each other.")
     if settings["beta"] > 0 and not settings["use_teacher"]:
         raise InputError("--beta is above 0, but --use_teacher is off: there is nobody to learn from. Set --beta 0.")
+    if settings["max_epochs"] <= settings["teacher_warmup_epochs"] and settings["beta"] > 0:
+        raise InputError(
+            f"--teacher_warmup_epochs {settings['teacher_warmup_epochs']} of --max_epochs {settings['max_epochs']}: "
+            "students would never learn from the teacher. Take fewer, or train longer."
+        )
     if settings["cache_teacher"] != NO_CACHE and not settings["teacher_checkpoint"]:
         raise InputError(
             "--cache_teacher keeps what a frozen teacher answers, and this one learns: name the weights of a trained "
             "one by --teacher_checkpoint, or leave it out."
         )
+    if settings["own_start"] != "none" and not settings["initial_weights"]:
+        raise InputError(
+            "--own_start says what students do not take from --initial_weights, and there are none: leave --own_start "
+            "out."
+        )
+    if settings.get("student_views") and settings["gamma"] > 0 and {*_each(settings["peer_link"])} != {"predictions"}:
+        raise InputError(
+            "--student_views turns and mirrors a tile for each student, and feature maps of peers would be compared "
+            "place by place: set --peer_link to predictions, or --gamma to 0."
+        )
     spec = cohort_spec(settings["version"], task=settings.task, students=settings["students"])
     if settings["alpha"] == settings["beta"] == 0 and len(spec.students) == 1:
         raise InputError("a single student has no peers: --alpha or --beta must be above 0.")
+
+
+def _each(links: str | Sequence[str]) -> Sequence[str]:
+    return [links] if isinstance(links, str) else links
 
 
 def _check_arithmetic(settings: Settings) -> None:
@@ -256,6 +275,7 @@ def record_run(
         settings.holds = keep_out_others(run_dir, option="--run_dir")
         recorded = _recorded(settings) | {
             ACCELERATION: acceleration.describe(),
+            "initial_weights": cohort.initial_weights,
             "made_by": made_by(_made_by_before(run_dir)),
         }
         write_json(run_dir / SETTINGS_FILE, recorded)

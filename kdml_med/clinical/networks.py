@@ -13,7 +13,7 @@ from kdml_med.clinical.study import Study
 from kdml_med.data.frames import input_size
 from kdml_med.deploy.speed import REPEATS, device_name, measure_latency
 from kdml_med.keys import NetworkName, network_order
-from kdml_med.networks.registry import NetworkSpec, architecture_name
+from kdml_med.networks.registry import architecture_words
 from kdml_med.report.wording import ENSEMBLE_COST, figure, if_busy
 from kdml_med.runs import checkpoint_path, load_network
 from kdml_med.words import counted
@@ -78,7 +78,7 @@ def count_costs(study: Study, earlier: Mapping[str, Any], *, speed: bool | None 
     sizes = {name: path.stat().st_size / 1e6 for name, path in own.items() if path.is_file()}
     milliseconds, how = _latency(study, earlier, speed, missing=len(sizes) < len(names))
     return Costs(
-        described={name: described(study.description.networks[name]) for name in names}
+        described={name: architecture_words(study.description.networks[name]) for name in names}
         | ({NetworkName.ENSEMBLE.value: f"{len(students)} students together"} if len(students) > 1 else {}),
         parameters={
             name: int(found[name]["parameters"]) for name in found if found[name].get("parameters") is not None
@@ -89,13 +89,6 @@ def count_costs(study: Study, earlier: Mapping[str, Any], *, speed: bool | None 
         milliseconds=milliseconds,
         speed=how,
     )
-
-
-def described(spec: NetworkSpec) -> str:
-    """A network's architecture and what its builder is told beside it."""
-    told = {} if isinstance(spec, str) else {name: value for name, value in spec.items() if name != "name"}
-    details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
-    return f"{architecture_name(spec)} ({details})" if details else architecture_name(spec)
 
 
 def _latency(

@@ -11,6 +11,7 @@ from kdml_med.bundle.settings import knobs_of, known_default
 from kdml_med.clinical.study import Evaluation, Study
 from kdml_med.errors import InputError
 from kdml_med.keys import network_order
+from kdml_med.networks.published import weights_in_words
 from kdml_med.report.document import Code, Paragraph, Part, Section, Table
 from kdml_med.report.wording import network_words
 from kdml_med.runs import checkpoint_path, hash_checkpoints
@@ -65,6 +66,7 @@ def _made_by(study: Study) -> list[list[str]]:
         ["versions", _versions(made_by.get("versions")) or f"kdml_med {study.description.kdml_med}"],
         ["seed", _shown(study.knobs.get("seed", _UNKNOWN))],
         ["device", _shown(study.knobs.get("device", _UNKNOWN))],
+        *_initial_weights(study.settings.get("initial_weights") or {}),
         ["dataset", _shown(study.settings.get("dataset_dir", _UNKNOWN))],
         ["its manifest, SHA-256", _shown(dataset.get("manifest_sha256") or _UNKNOWN)],
         ["its splits, SHA-256", _shown(splits.get("sha256") or _UNKNOWN)],
@@ -77,6 +79,13 @@ def _made_by(study: Study) -> list[list[str]]:
             ["with options", ", ".join(f"{name} {_shown(value)}" for name, value in info.options.items()) or _UNKNOWN],
         ]
     return rows
+
+
+def _initial_weights(described: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    return [
+        [f"initial weights of {network_words(name)}", weights_in_words(described[name])]
+        for name in sorted(described, key=network_order)
+    ]
 
 
 def _splits_words(splits: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from kdml_med.clinical.study import Study
 from kdml_med.keys import HistoryColumn, LossColumn, Task, network_order
 from kdml_med.report.curves import draw_history, draw_losses
 from kdml_med.report.document import Paragraph, Picture, Section
+from kdml_med.report.doubts import WARNINGS
 from kdml_med.report.wording import capital, metric_words
 from kdml_med.runs import HISTORY_FILE, read_history
 
@@ -23,7 +24,12 @@ def training_sections(study: Study) -> list[Section]:
     pictures = [*_losses(study), *_validations(study)]
     if not pictures:
         return []
-    return [Section(TITLE, [Paragraph(_summary(study)), *pictures])]
+    warned: Mapping[str, str] = study.validation.metrics.get(WARNINGS, {})
+    return [
+        Section(
+            TITLE, [Paragraph(_summary(study)), *(Paragraph(text, "Warning.") for text in warned.values()), *pictures]
+        )
+    ]
 
 
 def _summary(study: Study) -> str:

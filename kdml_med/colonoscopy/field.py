@@ -120,6 +120,19 @@ def find_overlays(field: Field) -> Mask | None:
     return _spread(alien[labels], _HALO_PX) & ~view
 
 
+def field_mask(image: Image) -> Mask:
+    """The field of view of a frame with the dark parts inside it; all of the frame where no border is clear.
+
+    Args:
+        image: uint8, [height, width, 3], RGB.
+    """
+    field = find_field(image)
+    if field is None:
+        return np.ones(image.shape[:2], np.bool_)
+    labels, outside = _outside(field.mask)
+    return np.asarray(~outside[labels])
+
+
 def _border_level(grey: Image) -> int | None:
     """Brightness of the border, grey levels; None where fewer than two corners are dark and flat."""
     side = min(_CORNER_PX, *grey.shape)
@@ -152,13 +165,22 @@ def _spread(mask: Mask, reach: int) -> Mask:
 
 
 def _filled_area(mask: Mask) -> int:
-    """Pixels of a mask and of the holes in it: all but what is joined to the edge of the picture outside the mask."""
+    """Pixels of a mask and of the holes in it."""
+    labels, outside = _outside(mask)
+    return mask.size - int(np.bincount(labels.ravel(), minlength=len(outside))[outside].sum())
+
+
+def _outside(mask: Mask) -> tuple[npt.NDArray[np.int32], Mask]:
+    """Regions of what is no mask, by number for each pixel, and which of them are joined to the edge of the picture.
+
+    Those that are not are holes in the mask; the mask itself has the number 0.
+    """
     labels, count = ndimage.label(~mask)
     outside = np.zeros(count + 1, dtype=np.bool_)
     for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
         outside[edge] = True
     outside[0] = False
-    return mask.size - int(np.bincount(labels.ravel(), minlength=count + 1)[outside].sum())
+    return labels, outside
 
 
 def _hull(mask: Mask) -> Mask:

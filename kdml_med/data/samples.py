@@ -61,6 +61,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         labels: int64, [samples], class index of each; -1 without a label.
         source: where their pixels are read from.
         finished_later: whether ``SampleLoader`` finishes batches, in another process or on another device.
+        views: how often each sample of a batch comes, transformed by random numbers of its own each time.
 
     Raises:
         InputError: the folder breaks its contract or holds another kind of rows, its splits leak, or the split has no
@@ -93,6 +94,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         self.seed = seed
         self.split = split
         self.finished_later = False
+        self.views = 1
         self.root = image_root(self.dataset_dir, self.info)
         reader = ShardReader(self.root, self.rows, self.kind.row)
         self.source: ImageSource = with_cache(
@@ -144,21 +146,23 @@ class ManifestDataset(Dataset[dict[str, Any]]):
 
     def __getitems__(self, indices: Sequence[Index]) -> Samples:
         """Samples of a batch, made together; torch's loaders ask for them like this."""
-        return self.make(indices, later=self.finished_later)
+        return self.make(indices, later=self.finished_later, views=self.views)
 
-    def make(self, indices: Sequence[Index], *, later: bool = False) -> Samples:
+    def make(self, indices: Sequence[Index], *, later: bool = False, views: int = 1) -> Samples:
         """Samples, made together; each is what it would be alone.
 
         Args:
             indices: positions, or (epoch, position).
             later: leave pixels and colours as they are, see ``Unfinished``, where nothing else is left to do.
+            views: of each sample: first all samples in their first view, which is that of ``views=1``, then all in
+                their second one, and so on.
         """
         pairs = [index if isinstance(index, tuple) else (NO_EPOCH, index) for index in indices]
-        drafts = Drafts(self._samples([position for _, position in pairs]))
-        keys = [
-            f"{self.seed}/{epoch}/{sample[BatchKey.SAMPLE_ID]}"
-            for (epoch, _), sample in zip(pairs, drafts.samples, strict=True)
-        ]
+        samples = self._samples([position for _, position in pairs])
+        ids = [f"{self.seed}/{epoch}/{own[BatchKey.SAMPLE_ID]}" for (epoch, _), own in zip(pairs, samples, strict=True)]
+        keys = [f"{own}/{view}" if view else own for view in range(views) for own in ids]
+        # Pixels are read once: transforms put others in their place.
+        drafts = Drafts([*samples, *(dict(own) for _ in range(1, views) for own in samples)])
         used = 0
         numbers = random_numbers(keys, sum(step.draws for step in self._quick))
         for step in self._quick:
@@ -168,11 +172,12 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         if self.finishes or self._quick:
             unfinished = drafts.stack() if later and self._rest is None else None
             if unfinished is not None:
-                return Samples(drafts.samples, unfinished)
+                return Samples(drafts.samples, unfinished, views)
             images = drafts.finish()
         if self._rest is None:
-            return Samples(drafts.samples, images)
-        return Samples([self._finish(sample, key) for sample, key in zip(drafts.samples, keys, strict=True)])
+            return Samples(drafts.samples, images, views)
+        finished = [self._finish(sample, key) for sample, key in zip(drafts.samples, keys, strict=True)]
+        return Samples(finished, views=views)
 
     def _samples(self, positions: list[int]) -> list[dict[str, Any]]:
         """Samples of rows before the transform, with the names of the rows and of what they belong to."""
@@ -198,11 +203,14 @@ class Samples(list[dict[str, Any]]):
         samples: each with its image.
         images: all images in one memory, float32 [samples, 3, height, width], or what they will be made of; None where
             they are apart.
+        views: of each sample, see ``ManifestDataset.make``.
     """
 
-    def __init__(self, samples: Sequence[dict[str, Any]], images: Tensor | Unfinished | None = None) -> None:
+    def __init__(
+        self, samples: Sequence[dict[str, Any]], images: Tensor | Unfinished | None = None, views: int = 1
+    ) -> None:
         super().__init__(samples)
-        self.images = images
+        self.images, self.views = images, views
 
 
 class _Boxes(NamedTuple):
@@ -213,10 +221,17 @@ class _Boxes(NamedTuple):
 
 
 def collate_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Batch of samples, for ``_finished``; boxes, of which every image has its own number, are joined."""
+    """Batch of samples, for ``_finished``; boxes, of which every image has its own number, are joined.
+
+    Of samples that come in several views there are all images, and one label and identifier for each sample.
+    """
     ready: dict[str, Any] = {}
-    if isinstance(samples, Samples) and samples.images is not None:
-        ready[BatchKey.IMAGE.value] = samples.images
+    if isinstance(samples, Samples):
+        if samples.images is not None:
+            ready[BatchKey.IMAGE.value] = samples.images
+        elif samples.views > 1:
+            ready[BatchKey.IMAGE.value] = default_collate([sample[BatchKey.IMAGE] for sample in samples])
+        samples = samples[: len(samples) // samples.views]
     boxes = [sample[BatchKey.LABEL] for sample in samples]
     if isinstance(boxes[0], Tensor):
         ready[BatchKey.LABEL.value] = _Boxes(torch.cat(boxes), [len(own) for own in boxes])
@@ -238,6 +253,7 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         balance: likewise.
         samples_per_epoch: likewise.
         repeat_views: likewise.
+        views: of each tile in a batch, whose images then are [batch, views, channels, height, width].
         num_workers: reading processes.
         processes: number of this process, from 0, and of all that share the samples. In training they share every
             batch, otherwise each has batches of its own, one after the other and those of the next process behind them.
@@ -247,6 +263,7 @@ class SampleLoader(DataLoader[dict[str, Any]]):
 
     Raises:
         InputError: there are fewer samples than processes, in a batch or in all.
+        ValueError: frames, whose boxes move with the image, are to come in several views.
     """
 
     def __init__(
@@ -260,14 +277,18 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         balance: bool = False,
         samples_per_epoch: int | None = None,
         repeat_views: int | None = None,
+        views: int = 1,
         num_workers: int = 0,
         processes: tuple[int, int] = (0, 1),
         device: str | torch.device | None = None,
     ) -> None:
         self.device = torch.device(device or "cpu")
-        if num_workers or self.device.type != "cpu":
+        if views > 1 and dataset.kind is not DatasetKind.TILES:
+            raise ValueError("several views are for tiles: boxes of frames would differ between them.")
+        later = bool(num_workers) or self.device.type != "cpu"
+        if later or views > 1:
             dataset = copy(dataset)
-            dataset.finished_later = True
+            dataset.finished_later, dataset.views = later, views
         sampler = None
         rank, count = processes
         if training:
@@ -342,10 +363,13 @@ class _Batches:
 
 
 def _finished(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with float images, and a list of the boxes of each."""
+    """The batch with float images, views of a sample beside each other, and a list of the boxes of each."""
     image, label = batch[BatchKey.IMAGE], batch[BatchKey.LABEL]
     if isinstance(image, Unfinished):
-        batch[BatchKey.IMAGE.value] = image.finish(device)
+        image = image.finish(device)
+    samples = len(label.counts if isinstance(label, _Boxes) else label)
+    views = len(image) // samples
+    batch[BatchKey.IMAGE.value] = image if views == 1 else image.unflatten(0, (views, samples)).transpose(0, 1)
     if isinstance(label, _Boxes):
         batch[BatchKey.LABEL.value] = list(label.joined.split(label.counts))
     return batch

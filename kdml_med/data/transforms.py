@@ -14,9 +14,7 @@ from monai.transforms import MapTransform, RandomizableTransform
 from torch import Tensor
 
 from kdml_med.data.drafts import ColourMaps, Drafts, Numbers, QuickTransform
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from kdml_med.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 
 class _RandColourd(QuickTransform, RandomizableTransform, MapTransform):

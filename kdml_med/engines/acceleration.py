@@ -100,10 +100,16 @@ class Acceleration:
         return cast(nn.Module, next(iter(compiled.values()), network))
 
     def image(self, image: Tensor) -> Tensor:
-        """A batch of images [batch, channels, height, width] in the memory format of the networks."""
-        if self.memory_format == "channels_last":
-            return image.contiguous(memory_format=torch.channels_last)
-        return image
+        """A batch of images in the memory format of the networks.
+
+        Args:
+            image: [batch, channels, height, width], or [batch, views, channels, height, width], each view by itself.
+        """
+        if self.memory_format != "channels_last":
+            return image
+        if image.ndim == 5:
+            return torch.stack([self.image(view) for view in image.unbind(1)]).transpose(0, 1)
+        return image.contiguous(memory_format=torch.channels_last)
 
     def describe(self) -> dict[str, Any]:
         """What a run records and is continued with, by argument: what results depend on."""

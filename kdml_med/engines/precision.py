@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from kdml_med.engines.acceleration import Acceleration, MemoryFormat, Precision
 from kdml_med.networks.anchors import AnchorPredictions
+from kdml_med.networks.answers import own_answers
+from kdml_med.networks.committee import Committee
 from kdml_med.networks.devices import native_types
 
 ROUNDS = 5
@@ -30,7 +32,7 @@ class Arithmetic(NamedTuple):
 
 
 class Kind(StrEnum):
-    """What decides how fast a network gets in fewer bits."""
+    """What decides how fast a network gets in fewer bits, in the order of what they need for it."""
 
     DENSE = "dense"
     """Convolutions that read all channels, as in a ResNet."""
@@ -46,7 +48,9 @@ _BFLOAT16_FROM_PX = {Kind.DENSE: 32, Kind.SEPARABLE: 192}
 
 
 def kind_of(network: nn.Module) -> Kind:
-    """Which kind a network, or the body of a detector, is of."""
+    """Which kind a network, or the body of a detector, is of; a committee is of that of its most cautious member."""
+    if isinstance(network, Committee):
+        return max(map(kind_of, network.members), key=list(Kind).index)
     convolutions = [part for part in network.modules() if isinstance(part, nn.Conv2d)]
     if not convolutions:
         return Kind.OTHER
@@ -134,7 +138,11 @@ def _step(acceleration: Acceleration, network: nn.Module, image: Tensor) -> None
     network.zero_grad(set_to_none=True)
     with acceleration.autocast():
         answer: Any = network(image)
-    values = (answer.logits, answer.deltas) if isinstance(answer, AnchorPredictions) else (answer,)
+    values = [
+        value
+        for own in own_answers(answer)
+        for value in ((own.logits, own.deltas) if isinstance(own, AnchorPredictions) else (own,))
+    ]
     loss = torch.stack([value.float().square().mean() for value in values]).sum()
     (loss if acceleration.scaler is None else acceleration.scaler.scale(loss)).backward()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName
-from kdml_med.networks.registry import CohortSpec, NetworkSpec, body_name
+from kdml_med.networks.registry import CohortSpec, NetworkSpec, body_name, single_networks
 
 TEACHER_ONLY = "teacher_only"
 KDML = "kdml"
@@ -43,6 +44,15 @@ ARMS: dict[str, Arm] = {
     "kd_online": Arm("labels and a teacher trained along", {"gamma": 0.0}),
     "ml": Arm("labels and peers", {"beta": 0.0}),
     KDML: Arm("labels, a teacher trained along, and peers"),
+    "kdml_offline": Arm("labels, a teacher trained before, frozen, and peers", trained_teacher=True),
+    "kd_strong": Arm("labels and, twice as much, a teacher trained along", {"beta": 2.0, "gamma": 0.0}),
+    "kdml_head_start": Arm(
+        "labels, a teacher trained along and listened to after its first epochs, and peers",
+        {"teacher_warmup_epochs": 2},
+    ),
+    "kdml_own_start": Arm(
+        "labels, a teacher trained along, and peers whose last stages start apart", {"own_start": "last_stage"}
+    ),
     "kdml_features": Arm(
         "labels, the teacher's feature maps, and peers",
         {"teacher_link": "features"},
@@ -52,7 +62,8 @@ ARMS: dict[str, Arm] = {
         {"teacher_link": ["predictions", "features"], "peer_link": "both"},
     ),
 }
-"""Built-in arms. The last two are variants with features, the diverse one after Niyaz et al. 2022, arXiv:2212.02931."""
+"""Built-in arms. ``kd_strong`` is a control for peers: what they weigh goes to the teacher. The last two are variants
+with features, the diverse one after Niyaz et al. 2022, arXiv:2212.02931."""
 
 PAPER_ARMS = [TEACHER_ONLY, "independent", "kd_offline", "kd_online", "ml", KDML]
 """What a plan trains unless it says otherwise."""
@@ -86,9 +97,10 @@ def arm_settings(arm: Arm, spec: CohortSpec, settings: Mapping[str, Any]) -> dic
             raise InputError("this version has no teacher that could be trained.")
         students = [_teacher_stream(teacher)]
         merged |= {"students": students, "use_teacher": False}
+        merged.pop("own_start", None)  # of students; a teacher takes all of its file
         if "alpha" in merged:
             merged["alpha"] = 1.0  # as for the teacher of a cohort
-    for name in ("teacher_link", "peer_link"):
+    for name in ("teacher_link", "peer_link", "own_start"):
         links = merged.get(name)
         if isinstance(links, list) and links:
             merged[name] = [links[index % len(links)] for index in range(len(students))]
@@ -100,7 +112,10 @@ def arm_settings(arm: Arm, spec: CohortSpec, settings: Mapping[str, Any]) -> dic
         teacher = (merged.get("teacher") or spec.teacher) if has_teacher else None
         networks = CohortSpec(teacher, tuple(students)).networks()
         # A plan of several versions names files that one of them does not need, which the bundle would refuse.
-        used = {*networks, *(body_name(network) for network in networks.values())}
+        singles = {
+            own: single for name, spec in networks.items() for own, single in single_networks(spec, name).items()
+        }
+        used = {*singles, *map(body_name, singles.values())}
         merged["initial_weights"] = {name: path for name, path in weights.items() if name in used}
     return merged
 
@@ -113,11 +128,6 @@ def _teacher_stream(teacher: NetworkSpec) -> dict[str, Any]:
 
 def _teacher_weights(weights: Mapping[str, str]) -> dict[str, str]:
     """Files by architecture stay, that of the teacher goes to the only student, those of students go."""
-    kept = {name: path for name, path in weights.items() if not _is_member(name)}
-    if NetworkName.TEACHER in weights:
-        kept[NetworkName.student(0)] = weights[NetworkName.TEACHER]
-    return kept
-
-
-def _is_member(name: str) -> bool:
-    return name == NetworkName.TEACHER or name.startswith("student_")
+    taken = {name: path for name, path in weights.items() if not name.startswith("student_")}
+    # Members of a committee are named after it.
+    return {re.sub(rf"^{NetworkName.TEACHER}(?=_\d+$|$)", NetworkName.student(0), name): taken[name] for name in taken}

@@ -1,4 +1,4 @@
-"""Arms of a plan side by side, and the reference arm minus each other one.
+"""Arms of a plan side by side, the reference arm minus each other one, and ensembles minus their students.
 
 Only whole repetitions count: a seed enters an arm when all its folds are done, and a comparison uses the seeds that
 both arms have.
@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pandas as pd
 
-from kdml_med.experiments.plan import METRICS
+from kdml_med.experiments.endpoints import COMPARED_ROLES, METRICS, Endpoint
 from kdml_med.experiments.results import Results
 from kdml_med.experiments.scores import Role, load_scores, resampling_unit, role_networks
 from kdml_med.keys import Task
-from kdml_med.metrics.paired import compare, estimate, holm
+from kdml_med.metrics.paired import Comparison, compare, estimate, holm
 from kdml_med.metrics.paired_scores import Scores
+from kdml_med.metrics.power import ALPHA, detectable_difference
 from kdml_med.program import progress_bar
 
 RESAMPLES = {Task.CLASSIFICATION: 2000, Task.DETECTION: 1000}
 PERMUTATIONS = {Task.CLASSIFICATION: 10_000, Task.DETECTION: 2000}
 """Fewer for detectors, of which one figure takes a hundred times as long; p values then end at 0.0005."""
-COMPARED_ROLES: tuple[Role, ...] = ("ensemble", "students")
 
 _SUMMARY = {
     "version": "str",
@@ -58,16 +58,36 @@ _COMPARISON = {
     "seeds": "Int64",
     "permutations": "Int64",
     "exact": "bool",
+    "pairs": "Int64",
+    "seed_sd": "float64",
+    "detectable": "float64",
 }
+
+_GAIN = {
+    "version": "str",
+    "evaluation": "str",
+    "metric": "str",
+    "arm": "str",
+    "value_ensemble": "float64",
+    "value_students": "float64",
+    "difference": "float64",
+    "low": "float64",
+    "high": "float64",
+    "unit": "str",
+    "units": "Int64",
+    "seeds": "Int64",
+    "seed_sd": "float64",
+}
+_FAMILY = ["version", "evaluation", "role", "metric"]
 
 _Seeds = Mapping[int, Sequence[Mapping[str, Scores]]]  # repetitions of each seed, scores by network
 
 
 def metrics_of(results: Results) -> list[str]:
-    """What arms are compared by: the plan's metric, then the others of its task."""
-    known = METRICS[results.plan.task]
-    primary = results.plan.metric or known[0]
-    return [primary, *(name for name in known if name != primary)]
+    """What arms are compared by: the plan's metric, the others of its task, and those of its endpoints."""
+    plan = results.plan
+    named = [endpoint.metric for endpoint in plan.compared]
+    return list(dict.fromkeys([plan.primary_metric, *METRICS[plan.task], *named]))
 
 
 def summary_table(results: Results) -> pd.DataFrame:
@@ -108,60 +128,137 @@ def summary_table(results: Results) -> pd.DataFrame:
 
 
 def comparison_table(results: Results) -> pd.DataFrame:
-    """The reference arm minus each other arm, by the primary metric.
+    """The reference arm minus each other arm, and the further pairs of the plan, by each of its endpoints.
 
     An arm that trains the teacher alone takes part through its teacher, in both roles.
 
     Returns:
-        One row for each version, evaluation, role of ``COMPARED_ROLES`` and arm; see
-        ``kdml_med.metrics.paired.Comparison`` for difference, low, high, p_value, permutations and exact. p_holm
-        adjusts the p values of one version, evaluation and role for each other. An arm without a whole seed that the
-        reference has too has no row.
+        One row for each version, evaluation, endpoint (role and metric) and pair of arms; see
+        ``kdml_med.metrics.paired.Comparison`` for difference, low, high, p_value, permutations, exact and seed_sd.
+        p_holm adjusts the p values of one version, evaluation and endpoint for each other, those of the reference and
+        those of the further pairs apart. pairs are the trainings that were paired, and detectable is the difference
+        that so many of that spread find with a chance of four in five, at a level of 0.05 divided by the number of
+        rows that p_holm is about. Arms without a whole seed in common have no row.
 
     Raises:
         InputError: see ``kdml_med.experiments.scores``.
     """
-    others = [place for place in _places(results) if place[2] != results.plan.reference]
+    reference = results.plan.reference
+    pairs = [(reference, arm) for arm in results.arms if arm != reference]
+    pairs += [(first, second) for first, second in results.plan.contrasts]
+    by_metric: dict[str, list[Endpoint]] = {}
+    for endpoint in results.plan.compared:
+        by_metric.setdefault(endpoint.metric, []).append(endpoint)
+    places = [
+        (version, evaluation, metric)
+        for version in results.plan.versions
+        for evaluation in results.evaluations
+        for metric in by_metric
+    ]
     rows: list[dict[str, Any]] = []
-    reference: dict[tuple[str, str], _Seeds] = {}
-    with progress_bar(len(others), what="comparisons", unit="arm") as bar:
-        for version, evaluation, arm in others:
-            if (version, evaluation) not in reference:
-                seeds = results.whole_seeds(version, results.plan.reference)
-                # Only one is kept: matched boxes take much memory.
-                reference = {
-                    (version, evaluation): _load(
-                        results, version, results.plan.reference, seeds, evaluation, metrics_of(results)[0]
-                    )
-                }
-            rows += _comparisons(results, version, evaluation, arm, reference[version, evaluation])
-            bar.update()
+    with progress_bar(len(places) * len(pairs), what="comparisons", unit="pair") as bar:
+        for version, evaluation, metric in places:
+            scores = _Remembered(results, version, evaluation, metric)
+            for first, second in pairs:
+                rows += _comparisons(scores, first, second, by_metric[metric])
+                bar.update()
     table = pd.DataFrame(rows, columns=list(_COMPARISON)).astype(_COMPARISON)
-    table["role"] = pd.Categorical(table["role"], COMPARED_ROLES, ordered=True)
-    family = ["version", "evaluation", "role"]
-    table = _sorted(table, results).astype({"role": "str"})
+    table = _sorted(table, results)
     if len(table):
+        own = table["reference"] == reference
+        family = [*_FAMILY, own]
         table["p_holm"] = table.groupby(family, sort=False)["p_value"].transform(holm)
+        table["detectable"] = [
+            detectable_difference(sd, int(trainings), alpha=ALPHA / tests)
+            for sd, trainings, tests in zip(
+                table["seed_sd"],
+                table["pairs"],
+                table.groupby(family, sort=False)["arm"].transform("size"),
+                strict=True,
+            )
+        ]
     return table
 
 
+class _Remembered:
+    """Scores of arms in one place; only those that come again are kept, as matched boxes take much memory."""
+
+    def __init__(self, results: Results, version: str, evaluation: str, metric: str) -> None:
+        self.results, self.version, self.evaluation, self.metric = results, version, evaluation, metric
+        plan = results.plan
+        self._often = {plan.reference, *(arm for pair in plan.contrasts for arm in pair)}
+        self._kept: dict[str, _Seeds] = {}
+
+    def of(self, arm: str) -> _Seeds:
+        if arm not in self._kept:
+            seeds = self.results.whole_seeds(self.version, arm)
+            found = _load(self.results, self.version, arm, seeds, self.evaluation, self.metric)
+            if arm not in self._often:
+                return found
+            self._kept[arm] = found
+        return self._kept[arm]
+
+
 def _comparisons(
-    results: Results, version: str, evaluation: str, arm: str, reference: _Seeds
+    scores: _Remembered, first: str, second: str, endpoints: Sequence[Endpoint]
 ) -> Iterator[dict[str, Any]]:
-    task, metric, name = results.plan.task, metrics_of(results)[0], results.plan.reference
-    seeds = [seed for seed in results.whole_seeds(version, arm) if seed in reference]
-    scores = _load(results, version, arm, seeds, evaluation, metric)
-    for role in COMPARED_ROLES if seeds else ():
-        own = _of_role(results, version, name, reference, seeds, role, compared=True)
-        other = _of_role(results, version, arm, scores, seeds, role, compared=True)
-        found = compare(own, other, resamples=RESAMPLES[task], permutations=PERMUTATIONS[task])
+    results, version = scores.results, scores.version
+    own, other = scores.of(first), scores.of(second)
+    seeds = [seed for seed in other if seed in own]
+    for endpoint in endpoints if seeds else ():
+        pair = [
+            _of_role(results, version, arm, known, seeds, endpoint.role, compared=True)
+            for arm, known in ((first, own), (second, other))
+        ]
+        found = _compare(results, pair[0], pair[1])
         yield (
-            _place(results, version, evaluation, arm, seeds)
-            | {"role": role, "metric": metric, "reference": name}
-            | {"value_reference": found.value_a, "value_arm": found.value_b, "difference": found.difference}
-            | {"low": found.low, "high": found.high, "p_value": found.p_value, "p_holm": math.nan}
-            | {"units": found.units, "permutations": found.permutations, "exact": found.exact}
+            _place(results, version, scores.evaluation, second, seeds)
+            | {"role": endpoint.role, "metric": endpoint.metric, "reference": first}
+            | _numbers(found, "value_reference", "value_arm")
         )
+
+
+def _compare(results: Results, first: list[list[Scores]], second: list[list[Scores]]) -> Comparison:
+    task = results.plan.task
+    return compare(first, second, resamples=RESAMPLES[task], permutations=PERMUTATIONS[task])
+
+
+def _numbers(found: Comparison, first: str, second: str) -> dict[str, Any]:
+    return {
+        **{first: found.value_a, second: found.value_b, "difference": found.difference},
+        **{"low": found.low, "high": found.high, "p_value": found.p_value, "p_holm": math.nan},
+        **{"units": found.units, "permutations": found.permutations, "exact": found.exact},
+        **{"pairs": found.seeds, "seed_sd": found.seed_sd, "detectable": math.nan},
+    }
+
+
+def gain_table(results: Results) -> pd.DataFrame:
+    """The ensemble of each arm minus the mean of its students, by the metrics of the plan's endpoints.
+
+    Returns:
+        One row for each version, evaluation, metric and arm with students: value_ensemble, value_students, and as in
+        ``comparison_table``; without p values, because an average of several networks is no second way to train.
+
+    Raises:
+        InputError: see ``kdml_med.experiments.scores``.
+    """
+    metrics = list(dict.fromkeys(endpoint.metric for endpoint in results.plan.compared))
+    work = [
+        (*place, metric) for place in _places(results) if not results.trains_teacher_alone(place[2]) for metric in metrics
+    ]
+    rows: list[dict[str, Any]] = []
+    with progress_bar(len(work), what="gains of ensembles", unit="arm") as bar:
+        for version, evaluation, arm, metric in work:
+            seeds = results.whole_seeds(version, arm)
+            if seeds:
+                scores = _load(results, version, arm, seeds, evaluation, metric)
+                ensemble, students = (_of_role(results, version, arm, scores, seeds, role) for role in COMPARED_ROLES)
+                found = compare(ensemble, students, resamples=RESAMPLES[results.plan.task], permutations=0)
+                place = _place(results, version, evaluation, arm, seeds) | {"metric": metric}
+                rows.append(place | _numbers(found, "value_ensemble", "value_students"))
+            bar.update()
+    table = pd.DataFrame(rows, columns=list(_GAIN)).astype(_GAIN)
+    return table
 
 
 def _places(results: Results) -> list[tuple[str, str, str]]:
@@ -209,11 +306,18 @@ def _of_role(
 
 
 def _sorted(table: pd.DataFrame, results: Results) -> pd.DataFrame:
-    """Rows by version, evaluation, role and arm, in the order of the plan."""
-    orders = {"version": list(results.plan.versions), "arm": list(results.arms)}
+    """Rows by version, evaluation, endpoint and pair, in the order of the plan."""
+    plan = results.plan
+    endpoints = [(endpoint.role, endpoint.metric) for endpoint in plan.compared]
+    pairs = [(plan.reference, arm) for arm in results.arms] + [(first, second) for first, second in plan.contrasts]
 
-    def key(column: pd.Series[Any]) -> pd.Series[Any]:
-        order = orders.get(str(column.name))
-        return column if order is None else column.map(order.index)
+    def place(row: Mapping[str, Any]) -> tuple[int, ...]:
+        return (
+            list(plan.versions).index(row["version"]),
+            results.evaluations.index(row["evaluation"]),
+            endpoints.index((row["role"], row["metric"])),
+            pairs.index((row["reference"], row["arm"])),
+        )
 
-    return table.sort_values(["version", "evaluation", "role", "arm"], key=key, ignore_index=True)
+    order = sorted(range(len(table)), key=lambda number: place(cast(Any, table.iloc[number])))
+    return table.iloc[order].reset_index(drop=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -16,17 +15,14 @@ from kdml_med.bundle.kinds import is_flag_text, is_whole
 from kdml_med.bundle.workflow import check_names, read_configs
 from kdml_med.errors import InputError
 from kdml_med.experiments.arms import ARMS, KDML, NUMBER_OF_STUDENTS, PAPER_ARMS, TEACHER_ONLY, Arm, arm_settings
+from kdml_med.experiments.endpoints import COMPARED_ROLES, METRICS, Endpoint, check_contrasts, read_endpoints
+from kdml_med.experiments.sweeps import NAME, swept_arms
 from kdml_med.keys import NetworkName, Task
 from kdml_med.networks.registry import cohort_spec, stream_name
 from kdml_med.storage.reading import read_json
 
 PLAN_FILE = "plan.json"
 CELLS_DIR = "cells"
-METRICS: dict[Task, tuple[str, ...]] = {
-    Task.CLASSIFICATION: ("auroc", "tile_auroc"),
-    Task.DETECTION: ("ap50", "ap75", "ap"),
-}
-"""What arms can be compared by; the first is what a plan compares unless it says otherwise."""
 # Set for each training or evaluation, or arguments of the command that runs a bundle.
 _RUN_SETTINGS = {
     "run_dir", "bundle_root", "config_file", "meta_file", "logging_file", "args_file", "run_id", "init_id", "final_id",
@@ -34,7 +30,6 @@ _RUN_SETTINGS = {
 }  # fmt: skip
 _TRAINING_SETTINGS = _RUN_SETTINGS | {"seed", "fold", "version", "dataset_dir", "teacher_checkpoint", "resume"}
 _EVALUATION_SETTINGS = _RUN_SETTINGS | {"output_dir"}
-_NAME = re.compile(r"[A-Za-z0-9_=+-][A-Za-z0-9_=+.-]{0,99}")
 _NAME_HINT = "use at most 100 letters, digits and _-=.+, no dot in front; it becomes a folder"
 
 
@@ -55,6 +50,9 @@ class Plan:
         evaluations: what to evaluate on by name: settings of evaluate.json, such as "dataset_dir" and "split".
         reference: the arm that is compared with every other one.
         metric: what is compared, one of ``METRICS``; None for the task's usual one.
+        endpoints: whose metric is compared, "ensemble" and "students"; others name a metric of their own, such as
+            "ensemble_brier", see ``kdml_med.experiments.endpoints``.
+        contrasts: pairs of arms that are compared beside those with the reference.
         threads: of one training; part of the plan because the number changes the last digits.
         keep_checkpoints: keep what is only needed to go on with a finished training.
     """
@@ -71,6 +69,8 @@ class Plan:
     evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"test": {"split": "test"}})
     reference: str = KDML
     metric: str | None = None
+    endpoints: Sequence[str] = COMPARED_ROLES
+    contrasts: Sequence[Sequence[str]] = ()
     threads: int = 1
     keep_checkpoints: bool = False
 
@@ -79,6 +79,16 @@ class Plan:
         """What the bundle trains."""
         config = json.loads((Path(self.bundle) / "configs" / "train.json").read_text())
         return Task(config.get("task", Task.CLASSIFICATION))
+
+    @property
+    def primary_metric(self) -> str:
+        """What arms are compared by."""
+        return self.metric or METRICS[self.task][0]
+
+    @property
+    def compared(self) -> list[Endpoint]:
+        """What was said beforehand to be compared."""
+        return read_endpoints(self.endpoints, self.primary_metric, self.task)
 
 
 @dataclass(frozen=True)
@@ -161,6 +171,8 @@ def make_plan(content: Mapping[str, Any], *, where: str = "the plan") -> Plan:
         raise InputError(
             f"{where}: metric {plan.metric!r}: bundle {plan.bundle!r} can be compared by {', '.join(known_metrics)}."
         )
+    read_endpoints(plan.endpoints, plan.primary_metric, plan.task, where)
+    check_contrasts(plan.contrasts, names, plan.reference, where)
     _check_evaluations(plan, where)
     expand(plan, where=where)
     return plan
@@ -205,14 +217,11 @@ def _wanted_arms(plan: Plan, where: str) -> list[tuple[str, str, Mapping[str, An
         name = given["name"]
         wanted.append((name, given.get("like", name if name in ARMS else KDML), given.get("settings", {})))
     for sweep in plan.sweeps:
-        like = sweep.get("arm", KDML)
-        for settings in _grid(sweep, where):
-            label = "_".join(f"{name}={_label(name, value, where)}" for name, value in settings.items())
-            wanted.append((f"{like}_{label}", like, settings))
+        wanted += swept_arms(sweep, where)
     for name, like, _ in wanted:
         if like not in ARMS:
             raise InputError(f"{where}: unknown arm {like!r}.{_near(like, ARMS)} Known: {', '.join(ARMS)}.")
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise InputError(f"{where}: arm name {name!r}: {_NAME_HINT}.")
         if name in ARMS and like != name:
             raise InputError(f"{where}: arm {name!r} is built in and cannot be made like {like!r}: take another name.")
@@ -321,38 +330,11 @@ def _check_evaluations(plan: Plan, where: str) -> None:
     if not plan.evaluations:
         raise InputError(f'{where}: evaluations is empty, expected an object such as {{"test": {{"split": "test"}}}}.')
     for name, settings in plan.evaluations.items():
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise InputError(f"{where}: evaluation name {name!r}: {_NAME_HINT}.")
         if not isinstance(settings, Mapping):
             raise InputError(f'{where}: evaluation {name!r} is {settings!r}, expected such as {{"split": "test"}}.')
         _check_settings(plan, settings, where, files=["train.json", "evaluate.json"], own=_EVALUATION_SETTINGS)
-
-
-def sweep_axes(sweep: Mapping[str, Any]) -> list[str]:
-    """Settings that a grid sweeps, sorted as in the stored plan.json: their order names the arms."""
-    return sorted(key for key in sweep if key != "arm")
-
-
-def _grid(sweep: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]:
-    axes = {key: sweep[key] for key in sweep_axes(sweep)}
-    for key, values in axes.items():
-        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise InputError(f"{where}: sweep over {key!r}: {values!r}, expected a list of values.")
-    if not axes:
-        raise InputError(f'{where}: a sweep without a setting; expected such as {{"arm": "kdml", "beta": [0.5, 2]}}.')
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-
-
-def _label(setting: str, value: Any, where: str) -> str:
-    """A value in the name of an arm; a list of plain ones is joined with +."""
-    parts = value if isinstance(value, list) and value else [value]
-    label = "+".join(str(part) for part in parts)
-    if any(isinstance(part, Mapping | list) for part in parts) or not _NAME.fullmatch(f"_{label}"):
-        raise InputError(
-            f"{where}: sweep over {setting!r}: {value!r} gives no name for a folder. Write it as an arm with a name: "
-            f'{{"name": "…", "like": "{KDML}", "settings": {{"{setting}": …}}}}.'
-        )
-    return label
 
 
 def _check_settings(

@@ -18,7 +18,13 @@ from kdml_med.experiments.training import CELL_FILE, evaluation_dir
 from kdml_med.keys import NetworkName, Split, Task
 from kdml_med.metrics.aggregation import GROUP_COLUMNS, aggregate_predictions
 from kdml_med.metrics.box_matching import Group
-from kdml_med.metrics.paired_scores import ClassificationScores, DetectionMetric, DetectionScores, Scores
+from kdml_med.metrics.paired_scores import (
+    BrierScores,
+    ClassificationScores,
+    DetectionMetric,
+    DetectionScores,
+    Scores,
+)
 from kdml_med.runs import DETECTIONS_FILE, PREDICTIONS_FILE, TRAIN_AGAIN, read_run_json
 from kdml_med.storage.files import content_hash
 from kdml_med.storage.manifest import MANIFEST_FILE, read_info
@@ -125,7 +131,7 @@ def load_scores(results: Results, cells: Sequence[Cell], evaluation: str, metric
         results: of the cells.
         cells: one for each fold.
         evaluation: name.
-        metric: one of ``kdml_med.experiments.plan.METRICS``.
+        metric: one of ``kdml_med.experiments.endpoints.ENDPOINT_METRICS``.
 
     Returns:
         For each repetition the scores by network, networks as in tables.
@@ -138,14 +144,15 @@ def load_scores(results: Results, cells: Sequence[Cell], evaluation: str, metric
 
 
 def _classification(results: Results, cells: Sequence[Cell], evaluation: str, metric: str) -> list[dict[str, Scores]]:
+    kind = BrierScores if metric.removeprefix("tile_") == "brier" else ClassificationScores
     tables = []
     for cell in cells:
-        level = TILE if metric == "tile_auroc" else results.metrics(cell, evaluation)["level"]
+        level = TILE if metric.startswith("tile_") else results.metrics(cell, evaluation)["level"]
         predictions = read_predictions(results, cell, evaluation)
         tables.append(at_level(results, cell, evaluation, predictions, level))
     return [
         {
-            str(name): ClassificationScores.of(
+            str(name): kind.of(
                 rows["sample_id"],
                 rows["label"],
                 rows["probability"],

@@ -15,7 +15,7 @@ from kdml_med.keys import LossTerm, NetworkName
 from kdml_med.losses.distillation import distillation_loss
 from kdml_med.losses.feature import attention_loss
 from kdml_med.losses.mutual import mutual_loss
-from kdml_med.networks.answers import ClassifierAnswer
+from kdml_med.networks.answers import ClassifierAnswer, common_answer, own_answers
 
 _TINY = torch.finfo(torch.float32).tiny
 LINKS = ("predictions", "features", "both")
@@ -51,8 +51,11 @@ class CohortLoss(nn.Module):
 
     where z_t and z_j are detached. kd and ml are what the link of the student says: something learned from the other's
     predictions, ``feature_weight`` times the ``attention_loss`` of the feature maps, or the sum of both. A term whose
-    weight is zero is not computed. A subclass for each task says how labels and predictions are learned from and where
-    feature maps are; weights, ramp, links and names are the same for all.
+    weight is zero is not computed. Of a committee others learn the mean, while each of its members learns by itself: a
+    term of a committee is the mean of those of its members. Where every student has a view of the samples of its own,
+    it learns from the teacher's answer to that view and from its peers' answers to theirs, and the teacher's term is
+    the mean over the views. A subclass for each task says how labels and predictions are learned from and where feature
+    maps are; weights, ramp, links and names are the same for all.
 
     Args:
         alpha: weight of the labels for students.
@@ -62,6 +65,8 @@ class CohortLoss(nn.Module):
         peer_temperature: T_p between peers.
         ramp_up_epochs: in epoch e, beta and gamma are e / (ramp_up_epochs + 1) of their value, later all of it; 0 for
             full weight at once. Early on, teacher and peers know nothing worth imitating.
+        teacher_warmup_epochs: head start of the teacher: beta is 0 in so many epochs, in which students learn from
+            labels and peers, and its ramp begins behind them.
         train_teacher: False leaves the teacher's loss out (frozen teacher).
         teacher_link: what students learn from the teacher: "predictions", "features" or "both" for all of them, or a
             sequence with one of these for each student.
@@ -93,6 +98,7 @@ class CohortLoss(nn.Module):
         temperature: float = 4.0,
         peer_temperature: float = 1.0,
         ramp_up_epochs: int = 0,
+        teacher_warmup_epochs: int = 0,
         train_teacher: bool = True,
         teacher_link: str | Sequence[str] = "predictions",
         peer_link: str | Sequence[str] = "predictions",
@@ -100,7 +106,8 @@ class CohortLoss(nn.Module):
     ) -> None:
         super().__init__()
         weights = {"alpha": alpha, "beta": beta, "gamma": gamma, "feature_weight": feature_weight}
-        for name, value in (weights | {"ramp_up_epochs": ramp_up_epochs}).items():
+        epochs = {"ramp_up_epochs": ramp_up_epochs, "teacher_warmup_epochs": teacher_warmup_epochs}
+        for name, value in (weights | epochs).items():
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}.")
         for name, value in {"temperature": temperature, "peer_temperature": peer_temperature}.items():
@@ -108,14 +115,18 @@ class CohortLoss(nn.Module):
                 raise ValueError(f"{name} must be positive, got {value}.")
         if alpha == beta == gamma == 0:
             raise ValueError("alpha, beta and gamma are all zero: the students would learn from nothing.")
+        if alpha == 0 and teacher_warmup_epochs > 0:
+            raise ValueError(
+                "teacher_warmup_epochs is for students that learn from labels meanwhile: set alpha above 0."
+            )
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.temperature, self.peer_temperature = temperature, peer_temperature
-        self.ramp_up_epochs = ramp_up_epochs
+        self.ramp_up_epochs, self.teacher_warmup_epochs = ramp_up_epochs, teacher_warmup_epochs
         self.train_teacher = train_teacher
         self.feature_weight = feature_weight
         self.teacher_link = _checked_link("teacher_link", teacher_link, feature_weight)
         self.peer_link = _checked_link("peer_link", peer_link, feature_weight)
-        self.epoch = ramp_up_epochs + 1
+        self.epoch = ramp_up_epochs + teacher_warmup_epochs + 1
         self.joint: Joint | None = None
 
     @abstractmethod
@@ -155,8 +166,14 @@ class CohortLoss(nn.Module):
 
     def weights(self) -> dict[str, float]:
         """The weights in force in this epoch."""
-        ramp = min(1.0, self.epoch / (self.ramp_up_epochs + 1))
-        return {"alpha": self.alpha, "beta": self.beta * ramp, "gamma": self.gamma * ramp}
+        return {
+            "alpha": self.alpha,
+            "beta": self.beta * self._ramp(self.epoch - self.teacher_warmup_epochs),
+            "gamma": self.gamma * self._ramp(self.epoch),
+        }
+
+    def _ramp(self, epoch: int) -> float:
+        return min(1.0, max(0, epoch) / (self.ramp_up_epochs + 1))
 
     def term_weights(self, network: str) -> dict[str, float]:
         """The weight of each term in the loss of a network in this epoch; terms that are not named count as they are.
@@ -213,7 +230,9 @@ class CohortLoss(nn.Module):
                 students, a link needs feature maps that the networks do not give, or a student would learn from
                 nothing.
         """
+        learners = {name: own_answers(answer) for name, answer in predictions.items()}
         teacher = predictions.get(NetworkName.TEACHER)
+        predictions = {name: common_answer(answer) for name, answer in predictions.items()}
         students = {name: answer for name, answer in predictions.items() if name != NetworkName.TEACHER}
         if self.beta > 0 and teacher is None:
             raise ValueError("beta is positive, but the cohort has no teacher: set beta to 0 or build a teacher.")
@@ -224,42 +243,48 @@ class CohortLoss(nn.Module):
         terms: dict[str, Tensor] = {}
         parts: list[Tensor] = []
 
-        def add(name: str, term: LossTerm, value: Tensor) -> None:
-            terms[f"{name}_{term}"] = value
-            parts.append(self.term_weights(name)[term] * value)
+        def add(name: str, term: LossTerm, loss: Callable[[Any], Tensor]) -> None:
+            values = [loss(answer) for answer in learners[name]]
+            terms[f"{name}_{term}"] = values[0] if len(values) == 1 else torch.stack(values).mean()
+            parts.append(self.term_weights(name)[term] * terms[f"{name}_{term}"])
 
         def judge(answer: Any) -> Tensor:
             value = self.task_loss(answer, target)
             return value if task_share is None else value * task_share
 
         if teacher is not None and self.train_teacher:
-            add(NetworkName.TEACHER, LossTerm.TASK, judge(teacher))
-        for number, (name, answer) in enumerate(students.items()):
+            add(NetworkName.TEACHER, LossTerm.TASK, judge)
+        for number, name in enumerate(students):
             if self.alpha > 0:
-                add(name, LossTerm.TASK, judge(answer))
+                add(name, LossTerm.TASK, judge)
             if self.beta > 0 and teacher is not None:
-                learn = partial(self.teacher_loss, answer, teacher, target)
-                taught = self._linked(_link_of(self.teacher_link, number), learn, answer, [teacher])
-                add(name, LossTerm.KD, taught)
+                link, said = _link_of(self.teacher_link, number), common_answer(teacher, number)
+                add(name, LossTerm.KD, partial(self._from_teacher, link, said, target))
             peers = [other for peer, other in students.items() if peer != name]
             if self.gamma > 0 and peers:
-                learn = partial(self.peer_loss, answer, peers, target)
-                shared = self._linked(_link_of(self.peer_link, number), learn, answer, peers)
-                add(name, LossTerm.ML, shared)
+                add(name, LossTerm.ML, partial(self._from_peers, _link_of(self.peer_link, number), peers, target))
         terms[LossTerm.LOSS] = torch.stack(parts).sum()
         return terms
 
+    def _from_teacher(self, link: str, teacher: Any, target: Any, student: Any) -> Tensor:
+        return self._linked(link, lambda answer: self.teacher_loss(answer, teacher, target), [teacher], student)
+
+    def _from_peers(self, link: str, peers: Sequence[Any], target: Any, student: Any) -> Tensor:
+        return self._linked(link, lambda answer: self.peer_loss(answer, peers, target), peers, student)
+
     def _linked(
-        self, link: str, learn_predictions: Callable[[], Tensor], student: Any, sources: Sequence[Any]
+        self, link: str, learn_predictions: Callable[[Any], Tensor], sources: Sequence[Any], student: Any
     ) -> Tensor:
         """What a student learns from its teacher or its peers, as the link says; a scalar."""
         parts = []
         if link != "features":
-            learned = learn_predictions()
+            learned = learn_predictions(student)
             parts.append(learned if self.terms_are_joint else self.of_batch(learned))
         if link != "predictions" and self.feature_weight > 0:
-            maps = [self._maps(source) for source in sources]
-            terms = [attention_loss(self._maps(student), source) for source in maps]
+            own = self._maps(student)
+            # The maps of a committee are those of all members, each of which is learned from.
+            maps = [part for source in sources for part in _members_maps(self._maps(source), len(own))]
+            terms = [attention_loss(own, source) for source in maps]
             parts.append(self.feature_weight * self.of_batch(torch.stack(terms).mean()))
         return torch.stack(parts).sum()
 
@@ -275,7 +300,7 @@ class CohortLoss(nn.Module):
     def extra_repr(self) -> str:
         """Settings, for printing."""
         names = ["alpha", "beta", "gamma", "temperature", "peer_temperature", "ramp_up_epochs"]
-        names += ["teacher_link", "peer_link", "feature_weight"]
+        names += ["teacher_warmup_epochs", "teacher_link", "peer_link", "feature_weight"]
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         return ", ".join(f"{name}={value}" for name, value in settings.items())
 
@@ -289,6 +314,12 @@ def _checked_link(name: str, link: str | Sequence[str], feature_weight: float) -
     if "features" in each and feature_weight == 0:
         raise ValueError(f"{name} is {link!r}, but feature_weight is 0: nothing would be learned from features alone.")
     return link if isinstance(link, str) else tuple(each)
+
+
+def _members_maps(maps: Sequence[Tensor], levels: int) -> list[Sequence[Tensor]]:
+    """The maps of each member of a committee, which follow each other; of one network, all of them."""
+    step = levels if len(maps) % levels == 0 else len(maps)
+    return [maps[start : start + step] for start in range(0, len(maps), step)]
 
 
 def _link_of(links: str | Sequence[str], number: int) -> str:

@@ -52,10 +52,12 @@ from kdml_med.metrics.froc import froc_curve
 from kdml_med.metrics.inputs import is_positive
 from kdml_med.metrics.operating import Confusion, OperatingFigures, Proportion, figures_at, youden_threshold
 from kdml_med.metrics.paired import Comparison, Estimate, compare, estimate, holm
-from kdml_med.metrics.paired_scores import ClassificationScores, DetectionScores, Scores
+from kdml_med.metrics.paired_scores import BrierScores, ClassificationScores, DetectionScores, Scores
+from kdml_med.metrics.power import detectable_difference, pairs_needed
 
 __all__ = [
     "AnnotatedFrames",
+    "BrierScores",
     "ClassificationScores",
     "Comparison",
     "Confusion",
@@ -89,6 +91,7 @@ __all__ = [
     "decision_curve",
     "delong_interval",
     "delong_test",
+    "detectable_difference",
     "detection_calibration",
     "detection_precision_recall",
     "disagreement",
@@ -107,6 +110,7 @@ __all__ = [
     "holm",
     "is_positive",
     "match_detections",
+    "pairs_needed",
     "precision_recall_curve",
     "read_frames",
     "reliability",

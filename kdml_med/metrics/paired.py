@@ -58,6 +58,7 @@ class Comparison:
         seeds: pairs of trainings.
         permutations: swaps that the p value rests on.
         exact: whether these are all swaps there are.
+        seed_sd: standard deviation of the difference over the pairs of trainings, on these samples; NaN with one pair.
     """
 
     value_a: float
@@ -70,6 +71,7 @@ class Comparison:
     seeds: int
     permutations: int
     exact: bool
+    seed_sd: float
 
 
 def estimate(arm: Arm, *, resamples: int = 2000, seed: int = 0) -> Estimate:
@@ -126,7 +128,8 @@ def compare(a: Arm, b: Arm, *, resamples: int = 2000, permutations: int = 10_000
     if len(a) != len(b):
         raise ValueError(f"{len(a)} seeds cannot be paired with {len(b)}.")
     units = _check([*a, *b])
-    value_a, value_b = (float(_figures(arm, _once(arm)).mean()) for arm in (a, b))
+    seeds_a, seeds_b = (_figures(arm, _once(arm))[:, 0] for arm in (a, b))
+    value_a, value_b = float(seeds_a.mean()), float(seeds_b.mean())
     interval = _interval(
         lambda weights: _figures(a, weights) - _figures(b, weights),
         [*a, *b],
@@ -138,7 +141,10 @@ def compare(a: Arm, b: Arm, *, resamples: int = 2000, permutations: int = 10_000
     tried = 0 if math.isnan(difference) else min(2**units, permutations)
     exact = tried == 2**units
     p_value = _permutation_p(a, b, abs(difference), exact=exact, permutations=tried, seed=seed) if tried else math.nan
-    return Comparison(value_a, value_b, difference, interval.low, interval.high, p_value, units, len(a), tried, exact)
+    seed_sd = float(np.std(seeds_a - seeds_b, ddof=1)) if len(a) > 1 else math.nan
+    return Comparison(
+        value_a, value_b, difference, interval.low, interval.high, p_value, units, len(a), tried, exact, seed_sd
+    )
 
 
 def holm(p_values: npt.ArrayLike) -> Floats:

@@ -74,8 +74,8 @@ class Scores(Protocol):
         """The samples of both networks, 2 · [samples], first the own ones.
 
         Under weights 1 − m and m, side by side, its value is that of a network that says what ``other`` says about the
-        samples with m = 1. Scores are replaced by their ranks within network and stratum, because networks are
-        calibrated differently; that leaves the value of each network alone as it is.
+        samples with m = 1. Where only order counts, scores are replaced by their ranks within network and stratum,
+        because networks are calibrated differently; that leaves the value of each network alone as it is.
         """
 
 
@@ -103,7 +103,7 @@ class ClassificationScores:
         *,
         units: npt.ArrayLike | None = None,
         strata: npt.ArrayLike | None = None,
-    ) -> ClassificationScores:
+    ) -> Self:
         """Check and sort the columns; all [samples].
 
         Args:
@@ -138,15 +138,19 @@ class ClassificationScores:
                 won, pairs = won + own[0], pairs + own[1]
         return _ratio(won, pairs)
 
-    def pooled(self, other: Self) -> ClassificationScores:
-        """Both networks by rank, see ``Scores.pooled``."""
-        return ClassificationScores(
+    def pooled(self, other: Self) -> Self:
+        """Both networks, see ``Scores.pooled``."""
+        return type(self)(
             np.concatenate([self.sample_ids, other.sample_ids]),
             np.concatenate([self.truth, other.truth]),
-            np.concatenate([self._ranks(), other._ranks()]),
+            np.concatenate([self._exchanged(), other._exchanged()]),
             np.concatenate([self.units, other.units]),
             np.concatenate([self.strata, other.strata]),
         )
+
+    def _exchanged(self) -> Floats:
+        """What is said about the samples, as it can stand beside what another network says."""
+        return self._ranks()
 
     def _ranks(self) -> Floats:
         """Mid-ranks within the stratum, between 0 and 1."""
@@ -154,6 +158,24 @@ class ClassificationScores:
         for rows in _rows_of(self.strata):
             ranks[rows] = (rankdata(self.probabilities[rows]) - 0.5) / len(rows)
         return ranks
+
+
+@dataclass(frozen=True)
+class BrierScores(ClassificationScores):
+    """Probabilities of one network; the statistic is their Brier score, over the samples of all strata.
+
+    It is about the probabilities themselves, so that they are exchanged between networks as they are.
+    """
+
+    statistic: str = "brier"
+
+    def value(self, weights: Weights) -> Floats:
+        """Weighted mean of the squared differences, [weightings]; NaN without weight."""
+        errors = (self.probabilities - self.truth) ** 2
+        return _ratio(weights @ errors, weights.sum(axis=1).astype(np.float64))
+
+    def _exchanged(self) -> Floats:
+        return self.probabilities
 
 
 @dataclass(frozen=True)

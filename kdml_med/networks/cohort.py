@@ -14,8 +14,21 @@ from torch import Tensor, nn
 
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
-from kdml_med.networks.registry import CohortSpec, NetworkSpec, body_name, build_network, cohort_spec, stream_name
+from kdml_med.networks.answers import ViewsAnswer
+from kdml_med.networks.committee import Committee
+from kdml_med.networks.published import IMAGENET, announce, describe_weights, published_files
+from kdml_med.networks.registry import (
+    CohortSpec,
+    NetworkSpec,
+    body_name,
+    build_network,
+    cohort_spec,
+    member_specs,
+    single_networks,
+    stream_name,
+)
 from kdml_med.networks.stages import answer_with_features, shared_strides
+from kdml_med.networks.starts import keep_own, own_part, starts_of
 from kdml_med.networks.weights import load_initial_weights, read_state_dict
 
 
@@ -38,6 +51,8 @@ class Cohort(nn.Module):
         remembered: answers in place of a frozen teacher; None lets it answer itself.
         in_float32: names of networks that are computed in float32 where the others are under autocast.
         compiled: what is called in training mode instead of a network, by its name; the network itself, compiled.
+        initial_weights: files that networks started from, by network name, see
+            ``kdml_med.networks.published.describe_weights``.
 
     Raises:
         ValueError: there is no student, or a frozen teacher is asked for and there is none.
@@ -61,6 +76,7 @@ class Cohort(nn.Module):
         self.feature_strides = shared_strides(networks) if features else ()
         self.in_float32: frozenset[str] = frozenset()
         self.compiled: dict[str, Callable[..., Any]] = {}
+        self.initial_weights: dict[str, dict[str, Any]] = {}
 
     @property
     def names(self) -> list[str]:
@@ -85,26 +101,39 @@ class Cohort(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> dict[str, Any]:
-        """Run each network once.
+        """Run each network once; the teacher once for each view.
 
         Args:
-            image: float, [batch, channels, height, width].
+            image: float, [batch, channels, height, width]; or [batch, students, channels, height, width], with a view
+                of its own for each student.
 
         Returns:
             Answers by network name: logits [batch, classes] of classifiers, ``AnchorPredictions`` of detectors. In
             training mode and with ``features``, a ``ClassifierAnswer`` of every classifier, a frozen teacher included.
+            In training mode a ``CommitteeAnswer`` of every committee that learns. Of a teacher that saw several views
+            a ``ViewsAnswer``.
+
+        Raises:
+            ValueError: there are not as many views as students.
         """
-        strides = self.feature_strides if self.training else ()
-        answers = {}
-        for name, network in self.networks.items():
-            frozen = self.frozen_teacher and name == NetworkName.TEACHER
-            with self._precision(name, image), torch.no_grad() if frozen else contextlib.nullcontext():
-                called = self.compiled.get(name, network) if self.training else network
-                if frozen and self.remembered is not None:
-                    answers[name] = self.remembered.answer(network, called, image, strides)
-                else:
-                    answers[name] = answer_with_features(network, image, strides) if strides else called(image)
-        return answers
+        if image.ndim != 5:
+            return {name: self._answer(name, image) for name in self.networks}
+        views = dict(zip(self.student_names, image.unbind(1), strict=True))
+        answers: dict[str, Any] = {}
+        if self.has_teacher:
+            name = NetworkName.TEACHER.value
+            # One after the other: batch norm and remembered answers know batches of one size.
+            answers[name] = ViewsAnswer(tuple(self._answer(name, view) for view in views.values()))
+        return answers | {name: self._answer(name, view) for name, view in views.items()}
+
+    def _answer(self, name: str, image: Tensor) -> Any:
+        network, strides = self.networks[name], self.feature_strides if self.training else ()
+        frozen = self.frozen_teacher and name == NetworkName.TEACHER
+        with self._precision(name, image), torch.no_grad() if frozen else contextlib.nullcontext():
+            called = self.compiled.get(name, network) if self.training else network
+            if frozen and self.remembered is not None:
+                return self.remembered.answer(network, called, image, strides)
+            return answer_with_features(network, image, strides) if strides else called(image)
 
     def _precision(self, name: str, image: Tensor) -> AbstractContextManager[Any]:
         if name in self.in_float32:
@@ -149,8 +178,9 @@ def build_cohort(
     students: Sequence[NetworkSpec] | None = None,
     use_teacher: bool = True,
     initial_weights: Mapping[str, str] | str | None = None,
-    teacher_checkpoint: str | None = None,
+    teacher_checkpoint: str | Sequence[str] | None = None,
     frozen_stages: int = 0,
+    own_start: str | Sequence[str] = "none",
     features: bool = False,
 ) -> Cohort:
     """Build a named or a custom cohort.
@@ -164,17 +194,22 @@ def build_cohort(
         students: replaces the version's students; any number from one.
         use_teacher: False builds no teacher at all.
         initial_weights: files to start from, by network name ("student_0") or architecture ("mobilenet_v2"); one plain
-            path goes to every network.
-        teacher_checkpoint: state dict of a trained teacher, which is then frozen (offline distillation).
+            path goes to every network but a trained teacher. "imagenet" in place of a path is the file of an installed
+            package, see ``kdml_med.networks.published.PUBLISHED``. Members of a committee are named after it
+            ("teacher_0").
+        teacher_checkpoint: state dict of a trained teacher, which is then frozen (offline distillation). Of a committee
+            either its own, or a sequence with one for each member.
         frozen_stages: leave the first stages of every detector's body as they are in ``initial_weights``. 1 is up to
             stride 2 in a MobileNetV2 and the stem (stride 4) in a ResNet, 2 up to stride 4 in both, and so on.
+        own_start: what students do not take from ``initial_weights`` but draw each from its own stream, one of
+            ``kdml_med.networks.starts.OWN_STARTS`` for all or one for each.
         features: classifiers answer with feature maps as well in training mode, for losses that link them. Detectors
             always answer with their pyramid.
 
     Raises:
-        InputError: unknown names, files that do not fit, a teacher checkpoint without a teacher, stages to be
-            frozen that start from random weights or that a network does not have, or feature maps of a classifier
-            whose stages are not known.
+        InputError: unknown names, files that do not fit or are not installed, a teacher checkpoint without a teacher,
+            stages to be frozen that start from random weights or that a network does not have, or feature maps or a
+            last stage of a classifier whose stages are not known.
     """
     if task not in list(Task):
         raise InputError(f"task must be one of {', '.join(Task)}, got {task!r}.")
@@ -184,19 +219,37 @@ def build_cohort(
             raise InputError("teacher_checkpoint is given, but the cohort has no teacher: set use_teacher or drop it.")
         spec = CohortSpec(None, spec.students)
     specs = spec.networks()
-    files = _weights_by_network(specs, initial_weights)
-    networks = {}
-    for name, network_spec in specs.items():
-        with network_seed(seed, stream_name(network_spec, name)):
-            networks[name] = build_network(network_spec, num_classes=num_classes)
+    parts = {name: single_networks(item, name) for name, item in specs.items()}
+    singles = {own: single for members in parts.values() for own, single in members.items()}
+    trained = set(parts.get(NetworkName.TEACHER, ())) if teacher_checkpoint else set()
+    started = {name: single for name, single in singles.items() if name not in trained}
+    files = _weights_by_network(singles if isinstance(initial_weights, Mapping) else started, initial_weights)
+    own_starts = {NetworkName.student(i): start for i, start in enumerate(starts_of(own_start, len(spec.students)))}
+
+    def build(name: str, stream: str) -> nn.Module:
+        with network_seed(seed, stream_name(singles[name], stream)):
+            network = build_network(singles[name], num_classes=num_classes)
         if name in files:
-            load_initial_weights(networks[name], Path(files[name]))
-        if frozen_stages and not (name == NetworkName.TEACHER and teacher_checkpoint):  # that one is frozen whole
-            _freeze(networks[name], name, frozen_stages, started=name in files)
+            own = own_part(network, own_starts.get(name, "none"))
+            load_initial_weights(network, files[name])
+            keep_own(network, own)
+        if frozen_stages and name not in trained:  # that one is frozen whole
+            _freeze(network, name, frozen_stages, started=name in files)
+        return network
+
+    networks: dict[str, nn.Module] = {}
+    for name, item in specs.items():
+        stream = stream_name(item, name)
+        built = [build(own, own.replace(name, stream, 1)) for own in parts[name]]
+        networks[name] = Committee(built) if member_specs(item) else built[0]
     if teacher_checkpoint:
-        load_trained(networks[NetworkName.TEACHER], Path(teacher_checkpoint))
+        _load_teacher(networks[NetworkName.TEACHER], teacher_checkpoint)
     maps = features and task == Task.CLASSIFICATION
-    return Cohort(networks, frozen_teacher=bool(teacher_checkpoint), features=maps)
+    cohort = Cohort(networks, frozen_teacher=bool(teacher_checkpoint), features=maps)
+    described = {path: describe_weights(path) for path in set(files.values())}
+    cohort.initial_weights = {name: described[path] for name, path in files.items() if name in started}
+    announce(cohort.initial_weights)
+    return cohort
 
 
 def _freeze(network: nn.Module, name: str, stages: int, *, started: bool) -> None:
@@ -210,6 +263,20 @@ def _freeze(network: nn.Module, name: str, stages: int, *, started: bool) -> Non
         network.freeze(stages)  # type: ignore[operator]
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def _load_teacher(teacher: nn.Module, files: str | Sequence[str]) -> None:
+    if isinstance(files, str):
+        load_trained(teacher, Path(files))
+        return
+    members = list(teacher.members) if isinstance(teacher, Committee) else []
+    if len(files) != len(members):
+        found = f"a committee of {len(members)} networks" if members else "one network"
+        raise InputError(
+            f"teacher_checkpoint names {len(files)} files, one for each member, but the teacher is {found}."
+        )
+    for member, file in zip(members, files, strict=True):
+        load_trained(member, Path(str(file)))
 
 
 def load_trained(network: nn.Module, path: Path) -> None:
@@ -227,19 +294,22 @@ def load_trained(network: nn.Module, path: Path) -> None:
 
 
 def _weights_by_network(
-    specs: Mapping[str, NetworkSpec], initial_weights: Mapping[str, str] | str | None
-) -> dict[str, str]:
+    singles: Mapping[str, NetworkSpec], initial_weights: Mapping[str, str] | str | None
+) -> dict[str, Path]:
     if not initial_weights:
         return {}
     if isinstance(initial_weights, str):
-        return dict.fromkeys(specs, initial_weights)
-    known = set(specs) | {body_name(spec) for spec in specs.values()}
-    unknown = sorted(set(initial_weights) - known)
-    if unknown:
-        raise InputError(f"initial_weights names {unknown}, but this cohort has {sorted(known)}.")
-    files = {}
-    for name, spec in specs.items():
-        path = initial_weights.get(name) or initial_weights.get(body_name(spec))
-        if path:
-            files[name] = path
-    return files
+        named = dict.fromkeys(singles, initial_weights)
+    else:
+        known = set(singles) | {body_name(single) for single in singles.values()}
+        unknown = sorted(set(initial_weights) - known)
+        if unknown:
+            raise InputError(f"initial_weights names {unknown}, but this cohort has {sorted(known)}.")
+        wanted = {
+            name: initial_weights.get(name) or initial_weights.get(body_name(single))
+            for name, single in singles.items()
+        }
+        named = {name: path for name, path in wanted.items() if path}
+    bodies = {name: body_name(singles[name]) for name, path in named.items() if path == IMAGENET}
+    published = published_files(bodies.values())
+    return {name: published[bodies[name]] if name in bodies else Path(path) for name, path in named.items()}

@@ -12,6 +12,16 @@ HEAD_CHANNELS = 1280
 BLOCKS = sum(repeats for _, _, repeats, _ in STAGES)
 
 
+def initialise(network: nn.Module) -> None:
+    """Random weights of convolutions that ReLU6 follows, and of the classifier; torch's own for batch norms."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0.0, 0.01)
+            nn.init.zeros_(module.bias)
+
+
 def conv_bn_relu6(
     in_channels: int, out_channels: int, *, kernel: int, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
@@ -81,15 +91,7 @@ class MobileNetV2(nn.Module):
             channels = HEAD_CHANNELS
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(channels, num_classes))
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0.0, 0.01)
-                nn.init.zeros_(module.bias)
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images [batch, 3, height, width] to logits [batch, num_classes]."""

@@ -12,6 +12,8 @@ from torch import Tensor, is_grad_enabled, nn
 from torch.utils.checkpoint import checkpoint
 
 from kdml_med.errors import InputError
+from kdml_med.networks.committee import Committee
+from kdml_med.networks.efficientnet_lite import EfficientNetLite
 from kdml_med.networks.mobilenet import MobileNetV2
 from kdml_med.networks.retinanet import RetinaNet
 
@@ -22,8 +24,9 @@ def recompute_activations(network: nn.Module) -> None:
     Gradients, weights and batch statistics stay what they are, to the bit where the device computes the same twice.
 
     Args:
-        network: a ResNet of MONAI, a MobileNetV2, a RetinaNet with one of them, or any other with a method
-            ``feature_stages()``, see ``kdml_med.networks.stages.feature_stages``; changed in place, once.
+        network: a ResNet of MONAI, a MobileNetV2, an EfficientNetLite, a RetinaNet with one of them, any other with a
+            method ``feature_stages()``, see ``kdml_med.networks.stages.feature_stages``, or a committee of these;
+            changed in place, once.
 
     Raises:
         InputError: its blocks are not known.
@@ -34,6 +37,8 @@ def recompute_activations(network: nn.Module) -> None:
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
     """Parts that run one after the other; each has one map as its input and one as its output."""
+    if isinstance(network, Committee):
+        return [block for member in network.members for block in _blocks(member)]
     if isinstance(network, RetinaNet):
         heads = network.detector.classification_head, network.detector.regression_head
         return [*_blocks(network.body), *(head.conv for head in heads)]
@@ -41,6 +46,8 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
         return list(cast(Any, network).feature_stages().values())
     if isinstance(network, MobileNetV2):
         return list(network.features)
+    if isinstance(network, EfficientNetLite):
+        return network.blocks()
     if isinstance(network, ResNet):
         return [block for layer in (network.layer1, network.layer2, network.layer3, network.layer4) for block in layer]
     raise InputError(

@@ -12,6 +12,9 @@ from torch import nn
 
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
+from kdml_med.networks.committee import Committee
+from kdml_med.networks.convnet import ConvNet
+from kdml_med.networks.efficientnet_lite import EFFICIENTNETS_LITE
 from kdml_med.networks.mobilenet import MobileNetV2
 from kdml_med.networks.resnet import RESNETS
 from kdml_med.networks.retinanet import RetinaNet
@@ -19,17 +22,22 @@ from kdml_med.networks.retinanet import RetinaNet
 NetworkSpec = str | Mapping[str, Any]
 """A name, or a mapping with "name" and the builder's keyword arguments. A name with a dot is an import path.
 
-The key "stream" of a mapping is no argument of the builder, see ``stream_name``.
+The key "stream" of a mapping is no argument of the builder, see ``stream_name``. The name "committee" is followed by
+"members", a list of specs, see ``kdml_med.networks.committee``.
 """
 
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     **RESNETS,
     "mobilenet_v2": MobileNetV2,
+    **EFFICIENTNETS_LITE,
+    "convnet": ConvNet,
     "retinanet": RetinaNet,
 }
 
 
+COMMITTEE = "committee"
+"""Name in the spec of a network that consists of several."""
 _NO_ARGUMENTS = {"name", "stream"}
 
 
@@ -47,21 +55,40 @@ class CohortSpec:
 
 
 _SHORT_MOBILENET: NetworkSpec = {"name": "mobilenet_v2", "last_block": 13}
+_SHORT_LITE: NetworkSpec = {"name": "efficientnet_lite0", "last_block": 11}
 
 
 def _detector(body: str, **settings: Any) -> NetworkSpec:
     return {"name": "retinanet", "body": body, **settings}
 
 
-# Detectors of students have a pyramid half as wide as their teacher's. The edge students keep the whole body: polyps
-# fill much of a frame, so that a body cut short does not see one whole. The tiny ones are for trying out: they learn
-# from random weights within minutes on a CPU.
+def _convnet(width: int) -> NetworkSpec:
+    return {"name": "convnet", "width": width}
+
+
+def _committee(*members: NetworkSpec) -> NetworkSpec:
+    return {"name": COMMITTEE, "members": list(members)}
+
+
+_LITE_DETECTOR = _detector("efficientnet_lite0", head_convs=2, last_block=15)
+_TWO_BODIES = _committee("mobilenet_v2", "efficientnet_lite0")
+_TWO_DETECTORS = _committee(
+    _detector("mobilenet_v2", width=96, head_convs=2), _detector("efficientnet_lite0", width=96, head_convs=2)
+)
+
+# Detectors of students have a pyramid narrower than their teacher's. The edge students keep the whole body: polyps
+# fill much of a frame, so that a body cut short does not see one whole; those of lite lose no more than its last block.
+# The small ones are for tiles of 16 to 64 px. The tiny ones are for trying out: they learn from random weights within
+# minutes on a CPU.
 VERSIONS: dict[Task, dict[str, CohortSpec]] = {
     Task.CLASSIFICATION: {
         "v1": CohortSpec("resnet50", ("resnet18", "resnet18")),
         "v2": CohortSpec("resnet50", ("mobilenet_v2", "mobilenet_v2")),
         "v3": CohortSpec("resnet50", ("resnet18", "mobilenet_v2")),
         "edge": CohortSpec("mobilenet_v2", (_SHORT_MOBILENET, _SHORT_MOBILENET)),
+        "lite": CohortSpec(_TWO_BODIES, (_SHORT_LITE, _SHORT_MOBILENET)),
+        "lite-twin": CohortSpec(_TWO_BODIES, (_SHORT_LITE, _SHORT_LITE)),
+        "small": CohortSpec(_convnet(32), (_convnet(8), _convnet(8))),
         "tiny": CohortSpec("resnet18", ("resnet10", "resnet10")),
     },
     Task.DETECTION: {
@@ -72,6 +99,8 @@ VERSIONS: dict[Task, dict[str, CohortSpec]] = {
             _detector("mobilenet_v2", width=96, head_convs=2),
             (_detector("mobilenet_v2", head_convs=2), _detector("mobilenet_v2", head_convs=2)),
         ),
+        "lite": CohortSpec(_TWO_DETECTORS, (_LITE_DETECTOR, _detector("mobilenet_v2", head_convs=2, last_block=16))),
+        "lite-twin": CohortSpec(_TWO_DETECTORS, (_LITE_DETECTOR, _LITE_DETECTOR)),
         "tiny": CohortSpec(
             _detector("resnet18", head_convs=2),
             (_detector("resnet10", width=32, head_convs=2), _detector("resnet10", width=32, head_convs=2)),
@@ -91,10 +120,52 @@ def architecture_name(spec: NetworkSpec) -> str:
     return str(spec["name"])
 
 
+def member_specs(spec: NetworkSpec) -> list[NetworkSpec]:
+    """The members of a committee; none of any other network.
+
+    Raises:
+        InputError: it is no committee of networks.
+    """
+    if architecture_name(spec) != COMMITTEE:
+        return []
+    members = [] if isinstance(spec, str) else spec.get("members", [])
+    known = isinstance(spec, str) or set(spec) <= {*_NO_ARGUMENTS, "members"}
+    if not (
+        known
+        and isinstance(members, list | tuple)
+        and len(members) > 1
+        and all(isinstance(member, str | Mapping) and architecture_name(member) != COMMITTEE for member in members)
+    ):
+        raise InputError(
+            f"{spec if isinstance(spec, str) else dict(spec)} is no committee: write {{'name': 'committee', 'members': "
+            "[...]}} with a list of two or more networks, none of which is a committee."
+        )
+    return list(members)
+
+
+def single_networks(spec: NetworkSpec, name: str) -> dict[str, NetworkSpec]:
+    """The networks that one of a cohort consists of: itself, or the members of a committee as "teacher_0" and so on."""
+    members = member_specs(spec)
+    return {f"{name}_{number}": member for number, member in enumerate(members)} if members else {name: spec}
+
+
 def body_name(spec: NetworkSpec) -> str:
-    """Architecture whose published weights a network takes: its own, or that of its body."""
+    """Architecture whose published weights a single network takes: its own, or that of its body."""
     body = None if isinstance(spec, str) else spec.get("body")
     return architecture_name(spec) if body is None else str(body)
+
+
+def architecture_words(spec: NetworkSpec) -> str:
+    """What a network is, for people: "resnet18", "retinanet on resnet18 (width 96)", "committee of ... + ..."."""
+    members = member_specs(spec)
+    if members:
+        return f"committee of {' + '.join(map(architecture_words, members))}"
+    if isinstance(spec, str):
+        return spec
+    name, body = architecture_name(spec), body_name(spec)
+    shown = name if body == name else f"{name} on {body}"
+    rest = [f"{key.replace('_', ' ')} {value}" for key, value in spec.items() if key not in {*_NO_ARGUMENTS, "body"}]
+    return f"{shown} ({', '.join(rest)})" if rest else shown
 
 
 def stream_name(spec: NetworkSpec, default: str) -> str:
@@ -117,6 +188,9 @@ def build_network(spec: NetworkSpec, *, num_classes: int) -> nn.Module:
     Raises:
         InputError: the name is unknown, the path cannot be imported, or the builder refuses its arguments.
     """
+    members = member_specs(spec)
+    if members:
+        return Committee([build_network(member, num_classes=num_classes) for member in members])
     name = architecture_name(spec)
     kwargs = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key not in _NO_ARGUMENTS}
     builder = ARCHITECTURES.get(name) or _import(name)
@@ -156,10 +230,11 @@ def cohort_spec(
 def _import(path: str) -> Callable[..., nn.Module]:
     module_name, _, attribute = path.rpartition(".")
     if not module_name:
-        near = get_close_matches(path, ARCHITECTURES, n=1)
+        known = sorted([*ARCHITECTURES, COMMITTEE])
+        near = get_close_matches(path, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise InputError(
-            f"unknown network {path!r}; known: {', '.join(sorted(ARCHITECTURES))}, or a dotted import path such as "
+            f"unknown network {path!r}; known: {', '.join(known)}, or a dotted import path such as "
             f"'monai.networks.nets.EfficientNetBN'.{hint}"
         )
     try:

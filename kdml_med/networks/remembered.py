@@ -111,7 +111,7 @@ class RememberedTeacher:
         return layout.unpack(found, image.device)
 
     def _ask(self, teacher: nn.Module, called: Callable[[Tensor], Any], image: Tensor, strides: Sequence[int]) -> Any:
-        answer = answer_with_features(teacher, image, strides) if strides else called(image)
+        answer: Any = answer_with_features(teacher, image, strides) if strides else called(image)
         return answer if self._features or isinstance(answer, Tensor) else answer._replace(features=())
 
     def _circumstances(self, teacher: nn.Module, image: Tensor, strides: Sequence[int]) -> str:

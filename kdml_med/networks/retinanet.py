@@ -11,6 +11,7 @@ from monai.networks.blocks.feature_pyramid_network import ExtraFPNBlock, Feature
 from torch import Tensor, nn
 
 from kdml_med.networks.anchors import STRIDES, AnchorPredictions
+from kdml_med.networks.efficientnet_lite import EFFICIENTNETS_LITE, EfficientNetLite, block_shapes, stage_ends
 from kdml_med.networks.mobilenet import BLOCKS, MobileNetV2
 from kdml_med.networks.resnet import RESNETS
 from kdml_med.networks.stages import MOBILENET_ENDS, mobilenet_stages, resnet_stages
@@ -101,13 +102,15 @@ class RetinaNet(nn.Module):
     """One-stage detector that answers for every anchor of ``kdml_med.networks.anchors``.
 
     Args:
-        body: "mobilenet_v2", "resnet10", "resnet18", "resnet34" or "resnet50".
+        body: "mobilenet_v2", "efficientnet_lite0" to "efficientnet_lite2", "resnet10", "resnet18", "resnet34" or
+            "resnet50".
         num_classes: classes beside background.
         width: channels of pyramid and heads, a multiple of 8 from 16 on: the knob that makes students narrower than
             their teacher.
         head_convs: convolutions in each head before the last one, 1 to 4 (4 as published).
-        last_block: ends a MobileNetV2 body early, 13 to 17; at 17 (default) its last convolution is left out, which
-            no level of the pyramid reads.
+        last_block: ends a body early, a MobileNetV2 from 13 to 17, an EfficientNet-Lite0 from 11 to 16, Lite1 and Lite2
+            from 15 to 21. The last convolution of the whole body (default) is left out: no level of the pyramid reads
+            it.
 
     Raises:
         ValueError: an argument is out of range, or the body is unknown.
@@ -134,8 +137,10 @@ class RetinaNet(nn.Module):
             raise ValueError(f"head_convs must be between 1 and 4, got {head_convs}.")
         if body == "mobilenet_v2":
             extractor = _mobilenet_pyramid(width, BLOCKS if last_block is None else last_block)
+        elif body in EFFICIENTNETS_LITE:
+            extractor = _lite_pyramid(body, width, last_block)
         elif last_block is not None:
-            raise ValueError(f"last_block shortens mobilenet_v2 only, the body is {body!r}.")
+            raise ValueError(f"last_block shortens mobilenet_v2 and efficientnet_lite0 to 2, not a body {body!r}.")
         else:
             extractor = _resnet_pyramid(body, width)
         self.detector = MonaiRetinaNet(2, num_classes, num_anchors=1, feature_extractor=extractor)
@@ -184,6 +189,17 @@ def _mobilenet_pyramid(width: int, last_block: int) -> PyramidBody:
     return PyramidBody(body, mobilenet_stages, channels, width)
 
 
+def _lite_pyramid(name: str, width: int, last_block: int | None) -> PyramidBody:
+    scale = name.removeprefix("efficientnet_")
+    shapes, first = block_shapes(scale), stage_ends(scale)[-1]
+    last_block = len(shapes) if last_block is None else last_block
+    if not first <= last_block <= len(shapes):
+        raise ValueError(f"last_block must be between {first} and {len(shapes)}, got {last_block}.")
+    body = EfficientNetLite(scale=scale, last_block=last_block).as_body()
+    levels = sorted({*stage_ends(scale)[2:], last_block})  # blocks that end at strides 8, 16 and 32
+    return PyramidBody(body, EfficientNetLite.stages, [shapes[end - 1].out_channels for end in levels], width)  # type: ignore[arg-type]
+
+
 def _resnet_pyramid(name: str, width: int) -> PyramidBody:
     channels = {
         "resnet10": (128, 256, 512),
@@ -192,7 +208,7 @@ def _resnet_pyramid(name: str, width: int) -> PyramidBody:
         "resnet50": (512, 1024, 2048),
     }
     if name not in channels:
-        raise ValueError(f"unknown body {name!r}; known: mobilenet_v2, {', '.join(channels)}.")
+        raise ValueError(f"unknown body {name!r}; known: mobilenet_v2, {', '.join([*EFFICIENTNETS_LITE, *channels])}.")
     body: Any = RESNETS[name](num_classes=1)
     del body.fc
     return PyramidBody(body, resnet_stages, channels[name], width)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, cast
@@ -11,7 +11,9 @@ from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 
 from kdml_med.errors import InputError
-from kdml_med.networks.answers import ClassifierAnswer
+from kdml_med.networks.answers import ClassifierAnswer, CommitteeAnswer
+from kdml_med.networks.committee import Committee
+from kdml_med.networks.efficientnet_lite import EfficientNetLite
 from kdml_med.networks.mobilenet import MobileNetV2
 
 FINEST_STRIDE = 8
@@ -38,17 +40,18 @@ def feature_stages(network: nn.Module) -> dict[int, nn.Module]:
     """The last module of a classifier at each stride, from the finest to the coarsest.
 
     Args:
-        network: a MobileNetV2, a ResNet of MONAI, or any other with a method ``feature_stages()`` that returns modules
-            by stride, {8: ..., 16: ...}. A module has to run once in each forward pass and to give a map [batch,
-            channels, height / stride, width / stride].
+        network: a MobileNetV2, an EfficientNetLite, a ResNet of MONAI, or any other with a method ``feature_stages()``
+            that returns modules by stride, {8: ..., 16: ...}. A module has to run once in each forward pass and to give
+            a map [batch, channels, height / stride, width / stride].
 
     Raises:
         InputError: the stages of the network are not known, or ``feature_stages()`` returns something else.
     """
     if hasattr(network, "feature_stages"):
         return _own_stages(network)
-    if isinstance(network, MobileNetV2):
-        parts = [cast(nn.Sequential, part) for part in mobilenet_stages(network)]
+    if isinstance(network, MobileNetV2 | EfficientNetLite):
+        own = network.stages() if isinstance(network, EfficientNetLite) else mobilenet_stages(network)
+        parts = [cast(nn.Sequential, part) for part in own]
         return {2 << number: part[-1] for number, part in enumerate(parts)}
     if isinstance(network, ResNet):
         stem = network.conv1.stride[0] * (1 if network.no_max_pool else 2)
@@ -69,6 +72,19 @@ def last_stage(network: nn.Module) -> nn.Module | None:
     return stages[max(stages)] if stages else None
 
 
+def final_stage(body: nn.Module) -> list[nn.Module]:
+    """What of a classification body works at its coarsest resolution, and lies behind; nothing where it does not say.
+
+    Of a network with a method ``feature_stages()`` it is the module that gives its coarsest map.
+    """
+    if isinstance(body, EfficientNetLite):
+        return [body.stages()[-1]]
+    if isinstance(body, MobileNetV2):
+        return [mobilenet_stages(body)[-1]]
+    last = last_stage(body)
+    return [] if last is None else [last]
+
+
 def _own_stages(network: Any) -> dict[int, nn.Module]:
     stages = network.feature_stages()
     if not isinstance(stages, Mapping) or not all(
@@ -82,12 +98,20 @@ def _own_stages(network: Any) -> dict[int, nn.Module]:
 
 
 def shared_strides(networks: Mapping[str, nn.Module]) -> tuple[int, ...]:
-    """Strides from ``FINEST_STRIDE`` on at which all networks have a feature map, in ascending order.
+    """Strides from ``FINEST_STRIDE`` on at which all networks, members of committees included, have a feature map.
+
+    Returns:
+        In ascending order.
 
     Raises:
         InputError: there is none, or see ``feature_stages``.
     """
-    strides = {name: list(feature_stages(network)) for name, network in networks.items()}
+    singles = {
+        f"{name}_{number}" if own is not network else name: own
+        for name, network in networks.items()
+        for number, own in enumerate(network.members if isinstance(network, Committee) else [network])
+    }
+    strides = {name: list(feature_stages(network)) for name, network in singles.items()}
     shared = set.intersection(*(set(own) for own in strides.values()))
     compared = tuple(sorted(stride for stride in shared if stride >= FINEST_STRIDE))
     if not compared:
@@ -97,17 +121,24 @@ def shared_strides(networks: Mapping[str, nn.Module]) -> tuple[int, ...]:
     return compared
 
 
-def answer_with_features(network: nn.Module, image: Tensor, strides: Iterable[int]) -> ClassifierAnswer:
+def answer_with_features(
+    network: nn.Module, image: Tensor, strides: Sequence[int]
+) -> ClassifierAnswer | CommitteeAnswer:
     """Run a classifier once and keep its feature maps of these strides.
 
     Args:
-        network: see ``feature_stages``.
+        network: see ``feature_stages``; or a committee of such.
         image: float, [batch, channels, height, width].
         strides: which maps, in the order of the answer.
 
     Raises:
         InputError: a module of ``feature_stages()`` does not run, or does not give a map.
     """
+    if isinstance(network, Committee):
+        combined: ClassifierAnswer | CommitteeAnswer = network.combine(
+            [answer_with_features(member, image, strides) for member in network.members]
+        )
+        return combined
     stages = feature_stages(network)
     modules = [stages[stride] for stride in strides]
     maps: dict[int, Tensor] = {}

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdml_med.errors import InputError
+from kdml_med.networks.published import for_imagenet_colours
 from kdml_med.networks.retinanet import RetinaNet
 
 logger = logging.getLogger(__name__)
 
-CLASSIFIER_PREFIXES = ("fc.", "classifier.")
-SHORTENED_PREFIX = "features."
+CLASSIFIER_PREFIXES = ("fc.", "classifier.", "_fc.")
+SHORTENED_PREFIXES = ("features.", "_blocks.")
 
 _FOLDER = 0x10  # attribute of an entry of a zip archive, as MS-DOS has it
 
@@ -81,7 +82,8 @@ def load_initial_weights(network: nn.Module, path: Path) -> list[str]:
 
     Args:
         network: changed in place; tensors are cast to its own dtype (fp16 files are fine).
-        path: see ``read_state_dict``.
+        path: see ``read_state_dict``. Published weights that want other colours than ImageNet's are changed to
+            them, see ``kdml_med.networks.published.for_imagenet_colours``.
 
     Returns:
         Names of the network's own entries that the file did not fill (classifier only).
@@ -90,7 +92,7 @@ def load_initial_weights(network: nn.Module, path: Path) -> list[str]:
         InputError: entries of the body are missing in the file or have another shape, or the file has layers in the
             middle of the body that the network lacks.
     """
-    source = read_state_dict(path)
+    source = for_imagenet_colours(read_state_dict(path), Path(path))
     # A detector's weights are published for the classifier that its body was taken from.
     network = network.body if isinstance(network, RetinaNet) else network
     target = network.state_dict()
@@ -127,4 +129,4 @@ def _belongs_inside(name: str, network: nn.Module) -> bool:
     """
     part = name.partition(".")[0]
     known = part in dict(network.named_children()) and not name.startswith(CLASSIFIER_PREFIXES)
-    return known and not name.startswith(SHORTENED_PREFIX) and not name.endswith("num_batches_tracked")
+    return known and not name.startswith(SHORTENED_PREFIXES) and not name.endswith("num_batches_tracked")

@@ -7,6 +7,7 @@ from typing import Any
 
 from kdml_med.keys import network_order
 from kdml_med.report.caution import caution_of
+from kdml_med.report.doubts import WARNINGS
 from kdml_med.report.tables import text_table
 
 _COLUMNS = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "sensitivity at 0.5 FP/frame": "froc_sensitivity_0.5"}
@@ -58,9 +59,15 @@ def detection_results_table(metrics: Mapping[str, Any]) -> str:
 
 
 def _notes(metrics: Mapping[str, Any], narrow: str) -> str:
-    """What to think of the intervals: of few units, and those without width, of what ``narrow`` calls the units."""
+    """What to think of the training, and of the intervals of few units and those without width.
+
+    Args:
+        metrics: content of a metrics.json.
+        narrow: what the units of an interval without width are called.
+    """
     warned = caution_of(metrics)
-    notes = [f"Caution: {warned}"] if warned else []
+    notes = [f"Warning: {text}" for text in metrics.get(WARNINGS, {}).values()]
+    notes += [f"Caution: {warned}"] if warned else []
     if narrow:
         notes.append(f"An interval without width: no resample of these few {narrow} differs. The true one is wider.")
     return "\n".join(notes)

@@ -10,6 +10,7 @@ from kdml_med.metrics.classification import METRICS
 
 METRIC_WORDS = {name: metric.words for name, metric in METRICS.items() if metric.words} | {
     "tile_auroc": "AUROC of tiles",
+    "tile_brier": "Brier score of tiles",
     "ap": "AP",
     "ap50": "AP50",
     "ap75": "AP75",
@@ -22,7 +23,7 @@ METRIC_WORDS = {name: metric.words for name, metric in METRICS.items() if metric
     "polyps_found": "polyps found",
 }
 LOWER_IS_BETTER = {name for name, metric in METRICS.items() if metric.lower_is_better}
-LOWER_IS_BETTER |= {"false_positives_per_frame", "false_positives_per_negative_frame"}
+LOWER_IS_BETTER |= {"tile_brier", "false_positives_per_frame", "false_positives_per_negative_frame"}
 
 MINUS = "−"
 ENSEMBLE_COST = "The ensemble costs what its students cost together; in use, the teacher is not needed."

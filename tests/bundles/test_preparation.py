@@ -55,6 +55,15 @@ def prepare(settings: Settings) -> None:
     record_run(settings, *tiles, level=level, built=(cohort, build_loss(settings)), acceleration=Acceleration())
 
 
+def test_own_starts_need_weights_to_differ_from(tmp_path: Path) -> None:
+    dataset = write_tile_dataset(tmp_path / "tiles")
+    for start in ("head", ["none", "last_stage"]):
+        settings = training(dataset, tmp_path / "run", own_start=start)
+        with pytest.raises(InputError, match="--own_start says what students do not take from --initial_weights"):
+            prepare_training(settings, demo_dir="demo")
+    assert not (tmp_path / "run").exists()
+
+
 def evaluation(dataset: Path, run_dir: Path, **values: Any) -> Settings:
     place = {"dataset_dir": str(dataset), "run_dir": str(run_dir), "device": "cpu", "stain": "none"}
     return Settings(Task.CLASSIFICATION, place | values)
@@ -92,6 +101,9 @@ def change_info(folder: Path, **changes: Any) -> Path:
         ({"label_level": "slide"}, {"level": "patient"}, "use --level slide"),
         ({}, {"use_teacher": False}, "Set --beta 0"),
         ({}, {"students": ["resnet18"], "alpha": 0, "beta": 0}, "has no peers"),
+        ({}, {"teacher_warmup_epochs": 2, "max_epochs": 2}, "would never learn from the teacher"),
+        ({}, {"student_views": True, "peer_link": "both"}, "set --peer_link to predictions"),
+        ({}, {"student_views": True, "peer_link": ["predictions", "features"]}, "set --peer_link to predictions"),
         ({}, {"device": "cuda"}, "use --device cpu"),
         ({}, {"precision": "fp16"}, "use --precision auto"),
         ({}, {"fold": 1}, "has splits, not folds"),

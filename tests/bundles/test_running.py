@@ -9,6 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from monai.bundle import ConfigParser
@@ -17,9 +19,11 @@ from monai.bundle import run as monai_run
 from kdml_med.bundle import find_root, folders
 from kdml_med.bundle.running import bundle_dir, run_config
 from kdml_med.bundle.settings import check_settings
+from kdml_med.data import NormalizeColourd, TileDataset
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
-from kdml_med.runs import trained_on
+from kdml_med.networks.committee import Committee
+from kdml_med.runs import checkpoint_path, load_network, read_losses, trained_on
 from tests.bundles.conftest import CONFIGS, REPOSITORY, read_json
 
 TINY = "tests.networks.tiny.TinyNet"
@@ -156,3 +160,42 @@ def test_an_installed_bundle_keeps_data_and_runs_out_of_the_package(
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr("kdml_med.bundle.workflow.INSTALLED", package)
     assert find_root("msi_kdml") == str(tmp_path / "work")
+
+
+def test_the_first_student_sees_what_it_sees_without_views_and_the_second_one_something_else(
+    dataset: Path, tmp_path: Path
+) -> None:
+    losses = {}
+    for views in (False, True):
+        run_dir = tmp_path / str(views)
+        place = {"dataset_dir": dataset, "run_dir": run_dir, "device": "cpu", "max_epochs": 1}
+        alone = {"students": [TINY, TINY], "beta": 0, "gamma": 0}
+        run_config("classification", "train", **place, **alone, student_views=views)
+        rows = read_losses(run_dir)
+        losses[views] = dict(zip(rows["network"], rows["value"], strict=True))
+    assert losses[True]["student_0"] == losses[False]["student_0"]
+    assert losses[True]["student_1"] != losses[False]["student_1"]
+
+
+def test_a_committee_that_was_trained_alone_teaches_frozen_what_it_was_evaluated_to_say(
+    dataset: Path, tmp_path: Path
+) -> None:
+    committee = {"name": "committee", "members": [TINY, {"name": TINY, "width": 6}]}
+    place = {"dataset_dir": dataset, "device": "cpu", "max_epochs": 1}
+    alone = {"students": [committee | {"stream": "teacher"}], "beta": 0, "gamma": 0}
+    trained = run_config("classification", "train", **place, **alone, run_dir=tmp_path / "alone")
+    file = checkpoint_path(tmp_path / "alone", "student_0")
+    taught = run_config(
+        "classification", "train", **place, run_dir=tmp_path / "taught",
+        teacher=committee, students=[TINY, TINY], teacher_checkpoint=str(file),
+    )  # fmt: skip
+    assert taught["networks"]["teacher"] == trained["networks"]["student_0"]
+    network = load_network(tmp_path / "taught", "teacher")
+    assert isinstance(network, Committee)
+    dataset_of_val = TileDataset(dataset, "val", transform=NormalizeColourd("image"))
+    tiles = [dataset_of_val[number] for number in range(len(dataset_of_val))]
+    with torch.no_grad():
+        said = torch.softmax(network(torch.stack([tile["image"] for tile in tiles])), dim=1)[:, 1]
+    table = pd.read_parquet(tmp_path / "taught/predictions.parquet")
+    known = table[table["network"] == "teacher"].set_index("sample_id")["probability"]
+    assert np.allclose(known[[tile["sample_id"] for tile in tiles]], said, atol=1e-6)

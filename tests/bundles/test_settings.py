@@ -116,7 +116,7 @@ def test_defaults_pass_their_own_checks(task: Task) -> None:
         ("stain", "reinhard", "one of: none, macenko"),
         ("teacher_link", "feature", "one of: predictions, features, both; or a list with one for each student"),
         ("teacher_link", ["predictions", "all"], "one of: predictions, features, both"),
-        ("initial_weights", 1.5, "a path, or a mapping"),
+        ("initial_weights", 1.5, "a path, imagenet, or a mapping"),
         ("run_dir", "", "a path"),
         ("run_dir", None, "a path"),
     ],

@@ -16,7 +16,9 @@ from monai.bundle import ConfigWorkflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kdml_med.errors import INTERRUPTED, InputError
+from kdml_med.networks import build_network
 from kdml_med.runs import RunDescription, load_cohort, load_network
+from kdml_med.storage.files import content_hash
 from kdml_med.storage.manifest import read_manifest
 from tests.bundles.conftest import (
     CONFIGS,
@@ -190,6 +192,16 @@ def test_one_student_learns_from_predictions_and_the_other_from_features(dataset
     assert (knobs["peer_link"], knobs["feature_weight"]) == ("both", 2.0)
     assert sorted(read_json(run_dir / "metrics.json")["networks"]) == sorted(NETWORKS)
     assert load_cohort(run_dir).feature_strides == ()
+
+
+def test_a_run_records_the_weights_that_it_started_from(dataset: Path, tmp_path: Path) -> None:
+    weights, run_dir = tmp_path / "published.pt", tmp_path / "run"
+    torch.save(build_network({"name": "mobilenet_v2", "last_block": 2}, num_classes=2).state_dict(), weights)
+    started = ["--initial_weights", f"{{'student_1': '{weights}'}}", "--max_epochs", "1"]
+    result = run_bundle(*train_words(dataset, run_dir, *started))
+    expected = {"file": "published.pt", "sha256": content_hash(weights)}
+    assert read_json(run_dir / "settings.json")["initial_weights"] == {"student_1": expected}
+    assert f"published.pt (SHA-256 {expected['sha256']}): initial weights of student_1" in result.stdout + result.stderr
 
 
 def test_links_that_are_not_as_many_as_the_students_are_refused(dataset: Path, tmp_path: Path) -> None:

@@ -64,6 +64,22 @@ def test_a_run_with_defaults_says_so(tmp_path):
     assert "Every setting of the training has its default." in words(run)
 
 
+def test_weights_that_networks_started_from_are_named_with_their_origin(tmp_path):
+    run = write_study(tmp_path)
+    own = {"file": "own.pt", "sha256": "ab12"}
+    package = {"published": "ImageNet weights of a network", "package": "p", "licence": "MIT"}
+    package |= {"imagenet_top1_percent": 75.1}
+    change(run, initial_weights={"student_0": own, "teacher": own | package})
+    rows = [row for row in tables(run)["Training"].rows if row[0].startswith("initial weights")]
+    assert rows == [
+        [
+            "initial weights of teacher",
+            "own.pt (ImageNet weights of a network, package p, MIT, top-1 75.1 % by their authors; SHA-256 ab12)",
+        ],
+        ["initial weights of student 0", "own.pt (SHA-256 ab12)"],
+    ]
+
+
 def test_commands_and_versions_are_shown_as_they_were_noted(tmp_path):
     run = write_study(tmp_path)
     assert "an earlier version made this" in words(run)

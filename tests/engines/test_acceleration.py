@@ -19,6 +19,7 @@ from kdml_med.networks import Cohort, build_cohort
 from tests.networks.tiny import STAGED, TINY
 
 MOBILE = {"name": "mobilenet_v2", "last_block": 4}
+LITE = {"name": "efficientnet_lite0", "last_block": 4}
 RESNET = {"name": "resnet10", "widen_factor": 0.1}
 DETECTOR = {"name": "retinanet", "body": "mobilenet_v2", "last_block": 13, "width": 16, "head_convs": 1}
 PIXELS = 32
@@ -177,6 +178,10 @@ def test_images_come_in_the_order_of_the_networks() -> None:
     turned = Acceleration(memory_format="channels_last").image(image)
     assert torch.equal(turned, image)
     assert turned.is_contiguous(memory_format=torch.channels_last)
+    views = torch.randn(2, 3, 3, 8, 8)
+    turned = Acceleration(memory_format="channels_last").image(views)
+    assert torch.equal(turned, views)
+    assert all(view.is_contiguous(memory_format=torch.channels_last) for view in turned.unbind(1))
 
 
 def calls_of(part: nn.Module) -> list[bool]:
@@ -189,6 +194,7 @@ def calls_of(part: nn.Module) -> list[bool]:
 INNER: dict[str, Callable[[Any], nn.Module]] = {
     "resnet10": lambda network: network.layer2[0].conv1,
     "mobilenet_v2": lambda network: network.features[2].conv[0],
+    "efficientnet_lite0": lambda network: network.blocks()[2]._expand_conv,
     "retinanet": lambda network: network.body.features[2].conv[0],
     STAGED: lambda network: network.body[2],
 }
@@ -196,7 +202,7 @@ INNER: dict[str, Callable[[Any], nn.Module]] = {
 
 @pytest.mark.parametrize(
     ("spec", "precision"),
-    [(RESNET, "fp32"), (RESNET, "bf16"), (MOBILE, "bf16"), (DETECTOR, "fp32"), (STAGED, "fp32")],
+    [(RESNET, "fp32"), (RESNET, "bf16"), (MOBILE, "bf16"), (LITE, "fp32"), (DETECTOR, "fp32"), (STAGED, "fp32")],
     ids=str,
 )
 def test_activations_that_are_computed_again_give_the_same_bits(spec: Any, precision: Any) -> None:

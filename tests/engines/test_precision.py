@@ -30,6 +30,7 @@ def let_compute(monkeypatch: pytest.MonkeyPatch, *types: str) -> None:
     [
         ("resnet50", Kind.DENSE),
         ("mobilenet_v2", Kind.SEPARABLE),
+        ("efficientnet_lite0", Kind.SEPARABLE),
         ({"name": "retinanet", "body": "resnet18"}, Kind.DENSE),
         ({"name": "retinanet"}, Kind.SEPARABLE),
     ],

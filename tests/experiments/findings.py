@@ -19,7 +19,7 @@ def compared(arm="ml", role="ensemble", difference=0.012, low=-0.02, high=0.045,
         "version": "edge", "evaluation": "test", "role": role, "metric": "auroc", "reference": "kdml", "arm": arm,
         "value_reference": 0.8, "value_arm": 0.8 - difference, "difference": difference, "low": low, "high": high,
         "p_value": p / 2, "p_holm": p, "unit": "patient", "units": 40, "seeds": 3,
-        "permutations": 10_000, "exact": False,
+        "permutations": 10_000, "exact": False, "pairs": 3, "seed_sd": 0.01, "detectable": 0.03,
     }  # fmt: skip
     return row | other
 

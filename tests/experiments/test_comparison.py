@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from kdml_med.errors import InputError
 from kdml_med.experiments import comparison
-from kdml_med.experiments.comparison import comparison_table, summary_table
+from kdml_med.experiments.comparison import comparison_table, gain_table, summary_table
 from kdml_med.experiments.plan import Cell, Plan
 from kdml_med.experiments.results import collect
 from kdml_med.keys import Task
 from kdml_med.metrics.detection_evaluation import evaluate_detections
 from kdml_med.metrics.paired import holm
+from kdml_med.metrics.power import detectable_difference
 from tests.experiments import folders
 from tests.experiments.test_results import ARMS, row
 
@@ -163,6 +164,66 @@ def test_holm_counts_the_arms_of_one_role(tmp_path):
     for _, family in table.groupby(["evaluation", "role"]):
         assert family["p_holm"].tolist() == pytest.approx(holm(family["p_value"]).tolist())
     assert (table["p_holm"] > table["p_value"]).any()
+
+
+def test_every_endpoint_is_compared_and_corrected_for_itself(tmp_path):
+    plan = folders.tile_plan(tmp_path, arms=ARMS, seeds=[0, 1, 2], endpoints=["students", "ensemble_brier"])
+    folders.write_results(plan, tmp_path)
+    results = collect(plan, tmp_path)
+    table = comparison_table(results)
+    order = list(zip(table["role"], table["metric"], table["arm"], strict=True))
+    places = [("students", "auroc"), ("ensemble", "brier")]
+    assert order == [(*place, arm) for place in places for arm in ARMS[:-1]]
+    for _, family in table.groupby(["role", "metric"]):
+        assert family["p_holm"].tolist() == pytest.approx(holm(family["p_value"]).tolist())
+    briers = {
+        arm: [
+            brier_score_loss(own["label"], own["probability"])
+            for own in (patients_of(cell_of(arm, seed), "ensemble") for seed in plan.seeds)
+        ]
+        for arm in ("kdml", "independent")
+    }
+    found = row(table, arm="independent", role="ensemble")
+    assert found["difference"] == pytest.approx(np.mean(briers["kdml"]) - np.mean(briers["independent"]))
+    spread = np.std(np.subtract(briers["kdml"], briers["independent"]), ddof=1)
+    assert found["seed_sd"] == pytest.approx(spread)
+    assert found["pairs"] == 3
+    assert found["detectable"] == pytest.approx(detectable_difference(spread, 3, alpha=0.05 / 3))
+    assert "brier" in set(summary_table(results)["metric"])
+
+
+def test_further_pairs_are_corrected_among_themselves(tmp_path):
+    pairs = [["kd_offline", "independent"], ["teacher_only", "independent"]]
+    plan = folders.tile_plan(tmp_path, arms=ARMS, seeds=[0, 1], endpoints=["ensemble"], contrasts=pairs)
+    folders.write_results(plan, tmp_path)
+    table = comparison_table(collect(plan, tmp_path))
+    assert list(zip(table["reference"], table["arm"], strict=True)) == [
+        *(("kdml", arm) for arm in ARMS[:-1]),
+        *map(tuple, pairs),
+    ]
+    further = table[table["reference"] != "kdml"]
+    assert further["p_holm"].tolist() == pytest.approx(holm(further["p_value"]).tolist())
+    values = [
+        np.mean([auroc(patients_of(cell_of(arm, seed), "ensemble")) for seed in plan.seeds])
+        for arm in ("kd_offline", "independent")
+    ]
+    assert further["difference"].iloc[0] == pytest.approx(values[0] - values[1])
+
+
+def test_the_gain_of_an_ensemble_is_over_the_mean_of_its_students(tmp_path):
+    plan = folders.tile_plan(tmp_path, arms=ARMS, seeds=[0, 1])
+    folders.write_results(plan, tmp_path)
+    table = gain_table(collect(plan, tmp_path))
+    assert table["arm"].tolist() == ["independent", "kd_offline", "kdml"]
+    found = row(table, arm="kdml")
+    values = {
+        name: np.mean([auroc(patients_of(cell_of("kdml", seed), name)) for seed in plan.seeds])
+        for name in ("ensemble", *folders.STUDENTS)
+    }
+    assert found["value_ensemble"] == pytest.approx(values["ensemble"])
+    assert found["value_students"] == pytest.approx(np.mean([values[name] for name in folders.STUDENTS]))
+    assert found["difference"] == pytest.approx(found["value_ensemble"] - found["value_students"])
+    assert found["low"] <= found["difference"] <= found["high"]
 
 
 def test_the_teacher_trained_alone_is_compared_in_both_roles(tmp_path):

@@ -111,6 +111,18 @@ REFUSALS: list[tuple[dict[str, Any], list[str]]] = [
     ({"sweeps": [{"beta": [1, 1]}]}, ["arm 'kdml_beta=1' occurs twice"]),
     ({"sweeps": [{"initial_weights": ["weights/a.pt"]}]}, ["gives no name for a folder", "Write it as an arm"]),
     ({"sweeps": [{"students": [[{"name": "resnet18"}]]}]}, ["gives no name for a folder", '"settings": {"students"']),
+    ({"endpoints": []}, ["endpoints is [], expected a list"]),
+    ({"endpoints": "ensemble"}, ["endpoints is 'ensemble', expected a list"]),
+    ({"endpoints": ["ensembel"]}, ["unknown endpoint 'ensembel'", "Did you mean 'ensemble'?", "students_tile_brier"]),
+    ({"endpoints": [["ensemble"]]}, ["unknown endpoint ['ensemble']"]),
+    ({"endpoints": ["ensemble", "ensemble_auroc"]}, ["endpoint 'ensemble_auroc' is there twice"]),
+    ({"bundle": "bundles/polyp_kdml", "endpoints": ["ensemble_brier"]}, ["unknown endpoint 'ensemble_brier'"]),
+    ({"contrasts": "ml"}, ["contrasts is 'ml', expected a list"]),
+    ({"contrasts": [["ml"]]}, ["contrast ['ml']: expected two arms"]),
+    ({"contrasts": [["ml", "kd"]]}, ["contrast ['ml', 'kd']: 'kd' is none of the arms teacher_only"]),
+    ({"contrasts": [["ml", "ml"]]}, ["expected two different arms"]),
+    ({"contrasts": [["ml", "independent"], ["independent", "ml"]]}, ["each pair once"]),
+    ({"contrasts": [["ml", "kdml"]]}, ["'kdml' is compared with all arms anyhow"]),
     ({"evaluations": {}}, ["evaluations is empty"]),
     ({"evaluations": ["test"]}, ["evaluations is ['test'], expected an object"]),
     ({"evaluations": {"test": "test"}}, ["evaluation 'test' is 'test', expected such as"]),
@@ -183,6 +195,26 @@ def test_a_plan_survives_being_stored() -> None:
     assert expand(make_plan(json.loads(json.dumps(plan_content(made))))) == expand(made)
 
 
+def test_endpoints_are_a_role_and_a_metric_of_their_own_or_of_the_plan() -> None:
+    made = plan(metric="tile_auroc", endpoints=["ensemble", "students_auroc", "ensemble_tile_brier"])
+    assert [(one.role, one.metric) for one in made.compared] == [
+        ("ensemble", "tile_auroc"),
+        ("students", "auroc"),
+        ("ensemble", "tile_brier"),
+    ]
+    assert [(one.role, one.metric) for one in plan().compared] == [("ensemble", "auroc"), ("students", "auroc")]
+
+
+def test_own_starts_are_those_of_students_in_turns_and_of_no_teacher() -> None:
+    cells = cells_of(
+        arms=["teacher_only", "kdml", "kdml_head_start"],
+        settings={"own_start": ["none", "last_stage"], "number_of_students": 3, "initial_weights": "w.pt"},
+    )
+    assert cells["kdml"].settings["own_start"] == ["none", "last_stage", "none"]
+    assert "own_start" not in cells["teacher_only"].settings
+    assert cells["kdml_head_start"].settings["teacher_warmup_epochs"] == 2
+
+
 def test_seeds_folds_versions_and_arms_are_crossed_in_whole_repetitions() -> None:
     cells = expand(plan(seeds=[3, 1], folds=[0, 2], versions=["v1", "edge"], arms=["independent", "kdml"]))
     assert len(cells) == len({cell.path for cell in cells}) == 16
@@ -204,6 +236,9 @@ def test_arms_share_all_settings_but_their_own() -> None:
     assert cells["kd_online"].settings == shared | {"gamma": 0.0}
     assert cells["ml"].settings == shared | {"beta": 0.0}
     assert cells["kdml"].settings == shared
+    assert cells["kdml_offline"].settings == shared
+    assert cells["kdml_offline"].needs == cells["kd_offline"].needs == "cells/edge/teacher_only/seed0"
+    assert cells["kd_strong"].settings == shared | {"beta": 2.0, "gamma": 0.0}
 
 
 def test_an_arms_own_settings_win_over_those_of_the_plan() -> None:
@@ -333,3 +368,15 @@ def test_a_stored_plan_names_its_sweeps_as_before() -> None:
     made = plan(sweeps=[{"gamma": [1], "beta": [2]}])
     stored = json.loads(json.dumps(plan_content(made), sort_keys=True))
     assert [cell.path for cell in expand(make_plan(stored))] == [cell.path for cell in expand(made)]
+
+
+def test_a_committee_alone_starts_from_the_weights_that_its_members_have_in_a_cohort():
+    spec = CohortSpec({"name": "committee", "members": ["mobilenet_v2", "resnet18"]}, ("resnet10",))
+    weights = {"teacher_0": "a.pt", "resnet18": "b.pt", "student_0": "c.pt", "resnet34": "d.pt"}
+    alone = arm_settings(ARMS[TEACHER_ONLY], spec, {"initial_weights": weights})
+    assert alone["students"] == [{**spec.teacher, "stream": "teacher"}]
+    assert alone["initial_weights"] == {"student_0_0": "a.pt", "resnet18": "b.pt"}
+    together = arm_settings(ARMS["kdml"], spec, {"initial_weights": weights})
+    assert together["initial_weights"] == {"teacher_0": "a.pt", "resnet18": "b.pt", "student_0": "c.pt"}
+    peers = arm_settings(ARMS["ml"], spec, {"initial_weights": weights})
+    assert peers["initial_weights"] == {"student_0": "c.pt"}

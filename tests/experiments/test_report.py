@@ -1,4 +1,5 @@
 import itertools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,16 +10,26 @@ from kdml_med.errors import ExitCode
 from kdml_med.experiments import comparison, costs
 from kdml_med.experiments.__main__ import report as report_command
 from kdml_med.experiments.costs import latency, measure_latency
+from kdml_med.experiments.doubts import doubt_table
 from kdml_med.experiments.plan import plan_content
 from kdml_med.experiments.report import figures
 from kdml_med.experiments.report.arm_words import ARM_WORDS
 from kdml_med.experiments.report.details import loss_terms
 from kdml_med.experiments.report.reliability import bin_rows
 from kdml_med.experiments.report.sections import all_sections
-from kdml_med.experiments.report.verdict import Outcome, cautions, difference_line, outcome, verdict
+from kdml_med.experiments.report.verdict import (
+    Outcome,
+    cautions,
+    difference_line,
+    doubt_lines,
+    outcome,
+    sample_size,
+    verdict,
+)
 from kdml_med.experiments.report.writing import find, write_report
 from kdml_med.experiments.results import collect
 from kdml_med.keys import Task
+from kdml_med.metrics import pairs_needed
 from kdml_med.networks.registry import build_network
 from kdml_med.report import pages
 from kdml_med.report.figures import save_figure
@@ -117,6 +128,78 @@ def test_the_number_of_comparisons_counts_towards_the_smallest_p_value():
     rows = [compared(arm, units=6, exact=True) for arm in ("ml", "kd_online")]
     assert not any("no p value" in text for text in cautions(pd.DataFrame(rows[:1])))
     assert any("no p value after Holm can be below 0.062" in text for text in cautions(pd.DataFrame(rows)))
+
+
+def test_the_sample_size_line_names_what_could_have_been_shown_and_the_seeds_that_a_small_difference_needs():
+    rows = [
+        compared("ml", pairs=20, seeds=20, seed_sd=0.01, detectable=0.0078),
+        compared("kd_online", pairs=20, seeds=20, seed_sd=0.0025, detectable=0.0019),
+    ]
+    assert sample_size(pd.DataFrame(rows), ARM_WORDS) == (
+        "Ensemble of the students, AUROC: 20 seeds could have shown a difference of 0.0019 (from online KD) to 0.0078 "
+        f"(from mutual learning); 0.002 needs {pairs_needed(0.002, 0.0025, alpha=0.025)} to "
+        f"{pairs_needed(0.002, 0.01, alpha=0.025)}."
+    )
+    assert sample_size(pd.DataFrame([compared(detectable=float("nan"))]), ARM_WORDS) == ""
+
+
+def test_endpoints_further_pairs_and_gains_are_told():
+    row = {"version": "edge", "evaluation": "test", "metric": "auroc", "arm": "ml", "value_ensemble": 0.85}
+    gain = row | {"value_students": 0.84, "difference": 0.01, "low": 0.002, "high": 0.02, "seeds": 3}
+    comparisons = [
+        compared("ml", "ensemble", **WIN),
+        compared("ml", "ensemble", **LOSS) | {"metric": "brier"},
+        compared("independent", "ensemble", 0.06, 0.01, 0.11, 0.02) | {"reference": "kd_online"},
+    ]
+    found = made_up_findings(
+        comparisons=comparisons,
+        endpoints=["ensemble", "ensemble_brier"],
+        contrasts=[["kd_online", "independent"]],
+    )
+    text = words_of(replace(found, gains=pd.DataFrame([gain])))
+    assert "Ensemble of the students, AUROC: KD + ML is better than mutual learning." in text
+    assert "Ensemble of the students, Brier score: KD + ML is better than mutual learning." in text
+    assert "online KD − labels only: +0.060 (0.010 to 0.110), p = 0.020 after Holm: online KD is better" in text
+    titles = [
+        getattr(part, "title", "") or getattr(part, "name", "")
+        for section in all_sections(found)
+        if section.title == "Paired differences"
+        for part in section.parts
+    ]
+    assert titles == [
+        "differences.png",
+        "KD + ML − other arm, AUROC",
+        "differences_brier.png",
+        "KD + ML − other arm, Brier score",
+        "Further pairs",
+    ]
+    assert "0.850\n0.840\n+0.010 (0.002 to 0.020)" in text
+    assert "3 seeds could have shown a difference of 0.0300 (from mutual learning)" in text
+
+
+def test_a_weak_teacher_alike_students_and_short_trainings_are_said():
+    rows = [("weak_teacher", "kdml", 2), ("weak_teacher", "kd_online", 3), ("alike", "ml", 3)]
+    doubts = [{"version": "edge", "arm": arm, "doubt": doubt, "trainings": n, "of": 3} for doubt, arm, n in rows]
+    assert doubt_lines(pd.DataFrame(doubts), ARM_WORDS) == [
+        "The teacher is no better than its students on the validation split: KD + ML (2 of 3 trainings) and online KD "
+        "(3 of 3 trainings). Distillation has little to give there, whatever the arm is called.",
+        "The students err alike on the validation split (correlation of their errors above 0.98): mutual learning (3 of "
+        "3 trainings). Neither peers nor an ensemble can add much there.",
+    ]
+    text = words_of(replace(made_up_findings(), doubts=pd.DataFrame(doubts)))
+    assert "whatever the arm is called" in text
+    assert "have not learned all" not in text
+    assert "whatever the arm is called" not in words_of(made_up_findings())
+
+
+def test_trainings_that_warned_are_counted(tmp_path):
+    plan = tile_plan(tmp_path, arms=["independent", "kdml"], seeds=[0, 1])
+    write_results(plan, tmp_path / "out")
+    for seed, warned in ((0, {"alike": "…", "weak_teacher": "…"}), (1, {"alike": "…"})):
+        path = tmp_path / "out" / "cells/edge/kdml" / f"seed{seed}" / "metrics.json"
+        write_json(path, json.loads(path.read_text()) | {"warnings": warned})
+    table = doubt_table(collect(plan, tmp_path / "out"))
+    assert table.to_numpy().tolist() == [["edge", "kdml", "weak_teacher", 1, 2], ["edge", "kdml", "alike", 2, 2]]
 
 
 def test_pages_and_figures_are_the_same_bytes_twice(tmp_path):
@@ -243,7 +326,7 @@ def test_a_report_of_folders_is_whole_and_the_same_twice(tmp_path, capsys):
     assert f"cells/edge/{missing}" in (tmp_path / "one" / "report.md").read_text()
     write_report(plan, tmp_path / "two", speed=False)
     files = {path.relative_to(tmp_path / "one").as_posix() for path in (tmp_path / "one").glob("*.*")}
-    assert {"results.parquet", "summary.csv", "comparisons.csv", "diagnostics.csv", "loss_shares.csv"} <= files
+    assert {"results.parquet", "summary.csv", "comparisons.csv", "gains.csv", "diagnostics.csv"} <= files
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 

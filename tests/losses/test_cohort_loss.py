@@ -107,6 +107,27 @@ def test_ramp_reaches_full_weight_in_the_epoch_after_it():
         assert seen[epoch] == pytest.approx(weights)
 
 
+def test_behind_its_head_start_the_teacher_is_listened_to_little_by_little():
+    # Two epochs of head start, then one of ramp: halves of beta = 2; peers ramp from the beginning.
+    loss = ClassificationCohortLoss(0.5, 2.0, 1.0, ramp_up_epochs=1, teacher_warmup_epochs=2)
+    seen = {}
+    for epoch in (1, 2, 3, 4, 9):
+        loss.set_epoch(epoch)
+        seen[epoch] = tuple(loss.weights().values())
+    assert seen == {1: (0.5, 0.0, 0.5), 2: (0.5, 0.0, 1.0), 3: (0.5, 1.0, 1.0), 4: (0.5, 2.0, 1.0), 9: (0.5, 2.0, 1.0)}
+
+
+def test_in_its_head_start_the_teacher_learns_and_students_learn_as_without_it():
+    loss = ClassificationCohortLoss(gamma=0.0, teacher_warmup_epochs=1)
+    loss.set_epoch(1)
+    given = {name: logits.requires_grad_() for name, logits in predictions(2, teacher=True).items()}
+    loss(given, TARGET)["loss"].backward()
+    for name, logits in given.items():
+        alone = logits.detach().clone().requires_grad_()
+        torch.nn.functional.cross_entropy(alone, TARGET).backward()
+        assert torch.equal(logits.grad, alone.grad), name
+
+
 def test_without_a_ramp_or_without_epochs_the_weights_are_full():
     loss = ClassificationCohortLoss(0.5, 2.0, 1.0)
     loss.set_epoch(1)
@@ -208,6 +229,8 @@ def test_a_student_with_nothing_to_learn_from_is_refused(teacher):
         ({"beta": -0.1}, "beta must not be negative"),
         ({"gamma": -0.1}, "gamma must not be negative"),
         ({"ramp_up_epochs": -1}, "ramp_up_epochs must not be negative"),
+        ({"teacher_warmup_epochs": -1}, "teacher_warmup_epochs must not be negative"),
+        ({"alpha": 0.0, "teacher_warmup_epochs": 1}, "learn from labels meanwhile: set alpha above 0"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"peer_temperature": -2.0}, "peer_temperature must be positive"),
         ({"alpha": 0.0, "beta": 0.0, "gamma": 0.0}, "learn from nothing"),

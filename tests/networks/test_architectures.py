@@ -3,9 +3,17 @@ import torch
 
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
-from kdml_med.networks import VERSIONS, MobileNetV2, build_network
+from kdml_med.networks import VERSIONS, EfficientNetLite, MobileNetV2, build_network
 from tests.networks.tiny import TINY, TinyNet
-from tests.reference import RESNET_BLOCKS, mobilenet_logits, resnet_logits, resnet_names
+from tests.reference import (
+    LITE_STAGES,
+    RESNET_BLOCKS,
+    lite_blocks,
+    lite_logits,
+    mobilenet_logits,
+    resnet_logits,
+    resnet_names,
+)
 
 # Parameters with 1000 classes, as published with torchvision's ImageNet weights.
 PUBLISHED_PARAMETERS = {
@@ -75,6 +83,49 @@ def test_a_shortened_mobilenet_is_the_beginning_of_the_whole_one():
     assert short["classifier.1.weight"].shape == (2, 96)
 
 
+@pytest.mark.parametrize(("scale", "millions"), [("lite0", 4.7), ("lite1", 5.4), ("lite2", 6.1)])
+def test_efficientnets_have_the_parameters_of_their_table(scale, millions):
+    def convolution(inputs, outputs, kernel=1):  # with the two values of a batch norm for each output
+        return inputs * outputs * kernel**2 + 2 * outputs
+
+    expected = convolution(3, 32, 3)
+    for inputs, outputs, expansion, _, kernel in lite_blocks(scale):
+        hidden = inputs * expansion
+        expected += convolution(inputs, hidden) if expansion > 1 else 0
+        expected += convolution(1, hidden, kernel) + convolution(hidden, outputs)
+    expected += convolution(lite_blocks(scale)[-1][1], 1280) + 1280 * 1000 + 1000
+    network = build_network(f"efficientnet_{scale}", num_classes=1000)
+    assert sum(parameter.numel() for parameter in network.parameters()) == expected
+    assert round(expected / 1e6, 1) == millions  # as their authors tell
+
+
+@pytest.mark.parametrize(
+    ("scale", "last_block"), [("lite0", None), ("lite0", 1), ("lite0", 11), ("lite1", None), ("lite2", 15)]
+)
+@pytest.mark.parametrize("size", [(64, 32), (47, 61)])
+def test_efficientnets_compute_what_the_paper_describes(scale, last_block, size):
+    network = scrambled(EfficientNetLite(5, scale=scale, last_block=last_block))
+    image = random_image(*size)
+    expected = lite_logits(scale, network.state_dict(), image, last_block)
+    assert expected.std() > 1e-5
+    torch.testing.assert_close(network(image), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", LITE_STAGES)
+def test_a_shortened_efficientnet_is_the_beginning_of_the_whole_one(scale):
+    with torch.device("meta"):
+        whole, short = EfficientNetLite(scale=scale), EfficientNetLite(scale=scale, last_block=6)
+    rest = ("_conv_head", "_bn1", "_fc")
+    body = {name: value.shape for name, value in short.state_dict().items() if not name.startswith(rest)}
+    kept = [str(number) for number in range(6)]
+    assert body == {
+        name: value.shape
+        for name, value in whole.state_dict().items()
+        if not name.startswith(rest) and (not name.startswith("_blocks.") or name.split(".")[1] in kept)
+    }
+    assert not [name for name in short.state_dict() if name.startswith(rest[:2])]
+
+
 def test_networks_of_the_named_versions_answer_with_one_logit_per_class():
     specs = {
         str(spec): spec for version in VERSIONS[Task.CLASSIFICATION].values() for spec in version.networks().values()
@@ -94,13 +145,19 @@ def test_a_network_can_be_named_by_its_import_path():
     [
         ("resnet-18", "unknown network 'resnet-18'; known: .*Did you mean 'resnet18'"),
         ("mobilenet_v3", "Did you mean 'mobilenet_v2'"),
-        ("zzz", "unknown network 'zzz'; known: mobilenet_v2, resnet10.* dotted import path such as 'monai"),
+        (
+            "zzz",
+            "unknown network 'zzz'; known: committee, convnet, efficientnet_lite0, .*mobilenet_v2.* dotted import path",
+        ),
         ("no_such_package.Net", "'no_such_package.Net' cannot be imported: No module named"),
         ("tests.networks.tiny.NoNet", "'tests.networks.tiny.NoNet' cannot be imported: .*NoNet"),
         ({"last_block": 3}, r"\{'last_block': 3\} has no 'name'; expected one of"),
         ({"name": "mobilenet_v2", "last_blok": 3}, "'mobilenet_v2' cannot be built with .*last_blok"),
         ({"name": "mobilenet_v2", "last_block": 18}, "last_block must be between 1 and 17, got 18"),
         ({"name": "mobilenet_v2", "last_block": 0}, "last_block must be between 1 and 17, got 0"),
+        ({"name": "efficientnet_lite0", "last_block": 17}, "last_block must be between 1 and 16, got 17"),
+        ({"name": "efficientnet_lite1", "last_block": 0}, "last_block must be between 1 and 21, got 0"),
+        ({"name": "efficientnet_lite0", "scale": "lite5"}, "scale must be one of lite0, lite1, lite2, got 'lite5'"),
         ({"name": TINY, "depth": 3}, "TinyNet' cannot be built with .*depth"),
         ("math.pi", "'math.pi' cannot be built"),
     ],

@@ -16,11 +16,13 @@ from kdml_med.losses import DetectionCohortLoss
 from kdml_med.networks import VERSIONS, MobileNetV2, build_cohort, build_network
 from kdml_med.networks.anchors import STRIDES, anchor_grid
 from kdml_med.networks.boxes import decode_anchors
+from kdml_med.networks.committee import Committee
+from kdml_med.networks.efficientnet_lite import EfficientNetLite
 from kdml_med.networks.retinanet import RetinaNet
 from tests.networks.tiny import TINY as TINY_CLASSIFIER
 
 TINY = {"name": "retinanet", "width": 16, "head_convs": 1, "last_block": 13}
-BODIES = ["mobilenet_v2", "resnet18", "resnet34", "resnet50"]
+BODIES = ["mobilenet_v2", "efficientnet_lite0", "efficientnet_lite2", "resnet18", "resnet34", "resnet50"]
 
 
 def tiny(**kwargs):
@@ -61,6 +63,16 @@ def test_a_shortened_mobilenet_has_the_same_levels(last_block):
     assert answer.logits.shape == (2, 170, 1)
     assert [level.shape[-1] for level in answer.features] == [16, 8, 4, 2]
     assert len(network.body.features) == last_block + 1
+
+
+@pytest.mark.parametrize(
+    ("body", "last_block"), [("efficientnet_lite0", 11), ("efficientnet_lite0", 13), ("efficientnet_lite2", 15)]
+)
+def test_a_shortened_efficientnet_has_the_same_levels(body, last_block):
+    network = tiny(body=body, last_block=last_block)
+    assert [level.shape[-1] for level in network(images()).features] == [16, 8, 4, 2]
+    assert len(network.body.blocks()) == last_block
+    assert count(network) < count(tiny(body=body, last_block=None))
 
 
 def test_shortening_saves_parameters_and_the_whole_body_is_the_default():
@@ -113,8 +125,13 @@ def test_head_convolutions_can_be_left_out():
         ({"head_convs": 5}, "head_convs must be between 1 and 4, got 5"),
         ({"last_block": 12}, "last_block must be between 13 and 17, got 12"),
         ({"last_block": 18}, "last_block must be between 13 and 17, got 18"),
-        ({"body": "resnet18", "last_block": 13}, "last_block shortens mobilenet_v2 only, the body is 'resnet18'"),
-        ({"body": "vgg"}, "unknown body 'vgg'; known: mobilenet_v2, resnet10, resnet18, resnet34, resnet50"),
+        ({"body": "resnet18", "last_block": 13}, "last_block shortens .*, not a body 'resnet18'"),
+        ({"body": "efficientnet_lite0", "last_block": 10}, "last_block must be between 11 and 16, got 10"),
+        ({"body": "efficientnet_lite2", "last_block": 22}, "last_block must be between 15 and 21, got 22"),
+        (
+            {"body": "vgg"},
+            "unknown body 'vgg'; known: mobilenet_v2, efficientnet_lite0, .*, resnet10, resnet18, resnet34, resnet50",
+        ),
     ],
     ids=str,
 )
@@ -225,7 +242,8 @@ def trained_step(network, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("body", "stages"), [("mobilenet_v2", 0), ("mobilenet_v2", 1), ("mobilenet_v2", 4), ("resnet18", 2)]
+    ("body", "stages"),
+    [("mobilenet_v2", 0), ("mobilenet_v2", 1), ("mobilenet_v2", 4), ("resnet18", 2), ("efficientnet_lite0", 2)],
 )
 def test_frozen_stages_keep_weights_and_statistics_while_the_rest_learns(body, stages):
     network = tiny(body=body, last_block=None)
@@ -261,7 +279,7 @@ def test_stages_that_are_not_there_cannot_be_frozen(stages):
         tiny(last_block=13).freeze(stages)
 
 
-@pytest.mark.parametrize("body", ["mobilenet_v2", "resnet18"])
+@pytest.mark.parametrize("body", ["mobilenet_v2", "resnet18", "efficientnet_lite0"])
 def test_copies_and_saved_weights_are_the_same_network(body):
     network = tiny(body=body, last_block=None).eval()
     network.freeze(1)
@@ -282,18 +300,23 @@ def test_copies_and_saved_weights_are_the_same_network(body):
 
 
 def test_every_version_is_built_of_detectors_with_students_smaller_than_their_teacher():
-    assert set(VERSIONS[Task.DETECTION]) == {"v1", "v2", "v3", "edge", "tiny"}
+    assert set(VERSIONS[Task.DETECTION]) == {"v1", "v2", "v3", "edge", "lite", "lite-twin", "tiny"}
     for version, spec in VERSIONS[Task.DETECTION].items():
         with torch.device("meta"):
             cohort = build_cohort(version, task="detection", num_classes=1)
         assert cohort.names == list(spec.networks())
-        for name in cohort.names:
-            assert isinstance(cohort.networks[name], RetinaNet)
-            assert cohort.networks[name].num_classes == 1
+        for network in cohort.networks.values():
+            for single in network.members if isinstance(network, Committee) else [network]:
+                assert isinstance(single, RetinaNet)
+                assert single.num_classes == 1
         counts = cohort.parameter_counts()
         assert max(counts["student_0"], counts["student_1"]) < counts["teacher"]
         if version == "edge":  # what endoscopy carts and CPUs are given
             assert max(counts["student_0"], counts["student_1"]) <= 2_300_000
+        if version.startswith("lite"):
+            assert max(counts["student_0"], counts["student_1"]) <= 4_000_000
+            bodies = [single.body for single in cohort.networks["teacher"].members]
+            assert list(map(type, bodies)) == [MobileNetV2, EfficientNetLite]
 
 
 def test_detectors_of_different_bodies_and_widths_learn_from_each_other():
@@ -336,7 +359,10 @@ def test_a_teacher_from_a_checkpoint_needs_no_published_weights_to_be_frozen(tmp
         ({"frozen_stages": 1}, "teacher has no initial_weights: its first stages would stay random"),
         ({"frozen_stages": 9, "initial_weights": True}, "frozen_stages is 9, expected 0 to 4"),
         ({"frozen_stages": -1, "initial_weights": True}, "frozen_stages is -1, expected 0 to 4"),
-        ({"version": "edg"}, "unknown version 'edg'; known: v1, v2, v3, edge, tiny. Did you mean 'edge'"),
+        (
+            {"version": "edg"},
+            "unknown version 'edg'; known: v1, v2, v3, edge, lite, lite-twin, tiny. Did you mean 'edge'",
+        ),
         ({"task": "segmentation"}, "task must be one of classification, detection, got 'segmentation'"),
         (
             {"frozen_stages": 1, "teacher": TINY_CLASSIFIER, "task": "classification"},

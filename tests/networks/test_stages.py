@@ -38,6 +38,11 @@ def small_cohort(**kwargs):
         ({"name": "mobilenet_v2", "last_block": 13}, [2, 4, 8, 16]),
         ({"name": "mobilenet_v2", "last_block": 10}, [2, 4, 8, 16]),
         ({"name": "mobilenet_v2", "last_block": 1}, [2]),
+        ("efficientnet_lite0", [2, 4, 8, 16, 32]),
+        ({"name": "efficientnet_lite0", "last_block": 12}, [2, 4, 8, 16, 32]),
+        ({"name": "efficientnet_lite0", "last_block": 11}, [2, 4, 8, 16]),
+        ({"name": "efficientnet_lite2", "last_block": 15}, [2, 4, 8, 16]),
+        ({"name": "efficientnet_lite1", "last_block": 1}, [2]),
     ],
     ids=str,
 )
@@ -56,6 +61,9 @@ def test_a_stage_is_the_last_module_at_its_stride():
     assert feature_stages(mobilenet)[16] is mobilenet.features[13]
     assert feature_stages(mobilenet)[32] is mobilenet.features[18]
     assert feature_stages(resnet)[32] is resnet.layer4
+    efficientnet = build_network("efficientnet_lite0", num_classes=2)
+    assert feature_stages(efficientnet)[16] is efficientnet.blocks()[10]
+    assert feature_stages(efficientnet)[32] is efficientnet.stages()[-1][-1]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 from kdml_med.clinical.study import DatasetContent, Evaluation, Study
 from kdml_med.keys import NetworkName, Task
-from kdml_med.networks.registry import architecture_name
+from kdml_med.networks.registry import architecture_words
 from kdml_med.report.document import Picture, Section, Table
 from kdml_med.report.wording import listed, network_words
 from kdml_med.words import counted
@@ -190,7 +190,7 @@ def _partition(study: Study) -> str:
 
 def _model(study: Study) -> str:
     run = study.description
-    names = [f"{network_words(name)} {architecture_name(run.networks[name])}" for name in run.names]
+    names = [f"{network_words(name)} {architecture_words(run.networks[name])}" for name in run.names]
     return f"Networks: {', '.join(names)}; {_teaching(study)}."
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from kdml_med.data.frames import input_size
-from kdml_med.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from kdml_med.networks.anchors import anchor_grid, decode_boxes
 from kdml_med.networks.boxes import IOU_THRESHOLD, MAX_CANDIDATES, MAX_DETECTIONS, SCORE_THRESHOLD
+from kdml_med.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 # Pillow resamples bytes with whole numbers of 22 binary digits. Halves of 11 keep every sum within what float32 holds
 # exactly, up to a reduction of sixteen times.

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kdml_med.data.frames import input_size
-from kdml_med.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from kdml_med.deploy.export.modules import BATCH_AXIS, INPUT_NAME
 from kdml_med.keys import NetworkName, Task
 from kdml_med.networks.boxes import IOU_THRESHOLD, MAX_CANDIDATES, MAX_DETECTIONS, SCORE_THRESHOLD
+from kdml_med.pixels import IMAGENET_MEAN, IMAGENET_STD
 from kdml_med.runs import RunDescription, hash_checkpoints
 from kdml_med.words import RESEARCH_ONLY
 

@@ -8,9 +8,9 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from kdml_med.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from kdml_med.engines.evaluator import check_average, ensemble_probabilities
 from kdml_med.keys import NetworkName
+from kdml_med.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 INPUT_NAME = "image"
 BATCH_AXIS = "batch"

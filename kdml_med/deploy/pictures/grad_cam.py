@@ -13,6 +13,7 @@ from monai.visualize import GradCAM
 from torch import Tensor, nn
 
 from kdml_med.errors import InputError, one_line
+from kdml_med.networks.committee import Committee
 from kdml_med.networks.stages import last_stage
 
 _BATCH = 4  # images at a time: every layer of the network is kept meanwhile
@@ -72,11 +73,12 @@ def grad_cam(network: nn.Module, images: Tensor, positive_index: int) -> npt.NDA
 
 
 def mean_grad_cam(networks: Sequence[nn.Module], images: Tensor, positive_index: int) -> npt.NDArray[np.float32]:
-    """Mean of ``grad_cam`` over the networks of an ensemble; the same arguments, result and errors.
+    """Mean of ``grad_cam`` over the networks of an ensemble, or of a committee; the same arguments, result and errors.
 
-    Students that look at different places give no place with 1.
+    Networks that look at different places give no place with 1.
     """
-    maps = [grad_cam(network, images, positive_index) for network in networks]
+    singles = [own for one in networks for own in (one.members if isinstance(one, Committee) else [one])]
+    maps = [grad_cam(network, images, positive_index) for network in singles]
     mean: npt.NDArray[np.float32] = np.mean(maps, axis=0, dtype=np.float32)
     return mean
 

@@ -11,6 +11,10 @@ ARM_WORDS = {
     "kd_online": "online KD",
     "ml": "mutual learning",
     "kdml": "KD + ML",
+    "kdml_offline": "offline KD + ML",
+    "kd_strong": "online KD, beta 2",
+    "kdml_head_start": "KD + ML, head start",
+    "kdml_own_start": "KD + ML, own starts",
     "kdml_features": "KD + ML, features",
     "kdml_diverse": "KD + ML, diverse",
 }

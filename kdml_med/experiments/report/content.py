@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from kdml_med.experiments.plan import METRICS, Plan
+from kdml_med.experiments.endpoints import Endpoint
+from kdml_med.experiments.plan import Plan
 from kdml_med.experiments.report.arm_words import arm_words
 
 
@@ -50,6 +51,8 @@ class Findings:
         networks: architecture in words, by version and network.
         speed: content of speed.json; empty when nothing was measured.
         reliability: reliability table of each evaluation; missing for detectors.
+        gains: see ``kdml_med.experiments.comparison.gain_table``; empty where nothing was computed.
+        doubts: see ``kdml_med.experiments.doubts.doubt_table``; likewise.
     """
 
     plan: Plan
@@ -65,6 +68,8 @@ class Findings:
     networks: Mapping[str, Mapping[str, str]]
     speed: Mapping[str, Any] = field(default_factory=dict)
     reliability: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    gains: pd.DataFrame = field(default_factory=pd.DataFrame)
+    doubts: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @cached_property
     def words(self) -> dict[str, str]:
@@ -74,7 +79,28 @@ class Findings:
     @property
     def metric(self) -> str:
         """What the arms are compared by."""
-        return self.plan.metric or METRICS[self.plan.task][0]
+        return self.plan.primary_metric
+
+    @cached_property
+    def endpoints(self) -> list[Endpoint]:
+        """What was said beforehand to be compared, as far as there are figures of it, in the order of the plan."""
+        known = set(zip(self.comparisons["role"], self.comparisons["metric"], strict=True))
+        return [endpoint for endpoint in self.plan.compared if (endpoint.role, endpoint.metric) in known]
+
+    def families(self, own: pd.DataFrame, *, metric: str | None = None) -> list[pd.DataFrame]:
+        """Comparisons of the reference with all other arms that are corrected together: one table for each endpoint.
+
+        Args:
+            own: rows of one version and evaluation.
+            metric: only of endpoints with this one; None for all.
+        """
+        with_reference = own[own["reference"] == self.plan.reference]
+        parts = [
+            with_reference[(with_reference["role"] == endpoint.role) & (with_reference["metric"] == endpoint.metric)]
+            for endpoint in self.endpoints
+            if metric in (None, endpoint.metric)
+        ]
+        return [part for part in parts if len(part)]
 
     @property
     def groups(self) -> list[tuple[str, str, str]]:
@@ -112,7 +138,7 @@ class Findings:
 
 
 def rows_of_metric(results: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Rows of a results table that hold a metric of ``kdml_med.experiments.plan.METRICS``."""
+    """Rows of a results table that hold a metric of ``kdml_med.experiments.endpoints.ENDPOINT_METRICS``."""
     levels = results["level"]
     wanted = levels == "tile" if metric.startswith("tile_") else ~levels.isin(["tile", "network"])
     return results[wanted & (results["metric"] == metric.removeprefix("tile_"))]

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
 from kdml_med.experiments.arms import ARMS
 from kdml_med.experiments.plan import named_arms
 from kdml_med.experiments.report import figures as draw
-from kdml_med.experiments.report.arm_words import ROLE_WORDS, settings_words
+from kdml_med.experiments.report.arm_words import settings_words
 from kdml_med.experiments.report.content import Findings, of_group
 from kdml_med.experiments.report.details import costs, diagnostics, loss_terms, missing, reliability, trainings
 from kdml_med.experiments.report.methods import methods
 from kdml_med.experiments.report.seeds import sweep_points
-from kdml_med.experiments.report.verdict import SIGNIFICANT, cautions, difference_line, verdict
+from kdml_med.experiments.report.verdict import (
+    SIGNIFICANT,
+    cautions,
+    difference_line,
+    doubt_lines,
+    sample_size,
+    verdict,
+)
 from kdml_med.keys import Task
 from kdml_med.report.caution import generated_data
 from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table, without_empty_columns
@@ -29,6 +40,11 @@ from kdml_med.report.wording import (
 from kdml_med.words import counted
 
 _ROLE_COLUMNS = ("teacher", "students", "ensemble")
+_SIZE_NOTE = (
+    "That is a true difference which a paired t-test over seeds finds in four of five such experiments, at 5 % divided "
+    "by the number of arms, with the spread over seeds that was seen here and on these test samples; how much other "
+    "patients would change is in the intervals."
+)
 
 
 def all_sections(found: Findings) -> list[Section]:
@@ -117,21 +133,40 @@ def verdicts(found: Findings) -> Section:
         verb = "is" if len(found.missing) == 1 else "are"
         text = f"{len(found.missing)} of {found.trainings} trainings {verb} missing: figures can still change."
         parts.append(Paragraph(text, lead="Not finished."))
-    known = found.comparisons["metric"].eq(found.metric) & found.comparisons["difference"].notna()
+    known = found.comparisons["difference"].notna()
     for _, _, heading, own in found.grouped(found.comparisons[known]):
-        families = [family for role in ROLE_WORDS if len(family := own[own["role"] == role])]
+        families = found.families(own)
         if not families:
             continue
         parts.append(Paragraph(" ".join(verdict(family, found.words) for family in families), lead=_lead(heading)))
-        # The lines of one role suffice: those of the others are in the table of differences.
+        # The lines of one endpoint suffice: those of the others are in the table of differences.
         parts.append(Bullets([difference_line(row, found.words) for row in records(families[0])]))
+        first = families[0].iloc[0]
+        same = (own["role"] == first["role"]) & (own["metric"] == first["metric"])
+        further = own[same & (own["reference"] != found.plan.reference)]
+        if len(further):
+            parts.append(Bullets([difference_line(row, found.words) for row in records(further)]))
+        sizes = [text for family in families if (text := sample_size(family, found.words))]
+        if sizes:
+            parts.append(Paragraph(f"{' '.join(sizes)} {_SIZE_NOTE}", lead="Sample size."))
         parts += [Paragraph(text, lead="Caution.") for text in cautions(families[0])]
+    parts += _doubts(found) if parts else []
     if not parts or (found.missing and len(parts) == 1):
         reference = found.words[found.plan.reference]
         parts.append(
             Paragraph(f"No arm can be compared with {reference} yet: that needs a seed with every fold of both.")
         )
     return Section("Verdict", parts)
+
+
+def _doubts(found: Findings) -> list[Part]:
+    """What makes trainings poor witnesses, version by version."""
+    parts: list[Part] = []
+    for version in found.plan.versions if len(found.doubts) else ():
+        where = f" (version {version})" if len(found.plan.versions) > 1 else ""
+        own = found.doubts[found.doubts["version"] == version]
+        parts += [Paragraph(text, lead=f"Warning{where}.") for text in doubt_lines(own, found.words)]
+    return parts
 
 
 def _lead(heading: str) -> str:
@@ -181,36 +216,75 @@ def _role_rows(summary: pd.DataFrame, found: Findings, *, with_seeds: bool = Fal
 
 
 def differences(found: Findings) -> Section:
-    """Paired differences as a picture and as a table."""
+    """Paired differences by every endpoint as pictures and tables, and what an ensemble adds to its students."""
     parts: list[Part] = []
     reference = found.words[found.plan.reference]
-    of_metric = found.comparisons[found.comparisons["metric"] == found.metric]
-    for version, evaluation, heading, own in found.grouped(of_metric):
+    for version, evaluation, heading, own in found.grouped(found.comparisons):
         named = f" · {heading}" if heading else ""
-        drawn = draw.draw_differences(own, found.words)
-        if drawn is not None:
-            caption = (
-                f"{metric_words(found.metric)}: {reference} minus each other arm, with 95 % intervals and p "
-                f"values after Holm{named}. Filled: the interval excludes 0 and p < {SIGNIFICANT}; hollow: no "
-                "difference shown."
-            )
-            parts.append(Picture(found.picture_file("differences", version, evaluation), caption, drawn))
-        parts.append(_difference_table(own, found, f"{reference} − other arm, {metric_words(found.metric)}{named}"))
+        for metric in dict.fromkeys(endpoint.metric for endpoint in found.endpoints):
+            families = found.families(own, metric=metric)
+            if not families:
+                continue
+            rows = pd.concat(families)
+            drawn = draw.draw_differences(rows, found.words)
+            if drawn is not None:
+                caption = (
+                    f"{metric_words(metric)}: {reference} minus each other arm, with 95 % intervals and p values after "
+                    f"Holm{named}. Filled: the interval excludes 0 and p < {SIGNIFICANT}; hollow: no difference shown."
+                )
+                kind = "differences" if metric == found.metric else f"differences_{metric}"
+                parts.append(Picture(found.picture_file(kind, version, evaluation), caption, drawn))
+            parts.append(_difference_table(rows, found, f"{reference} − other arm, {metric_words(metric)}{named}"))
+        further = own[own["reference"] != found.plan.reference]
+        if len(further):
+            parts.append(_difference_table(further, found, f"Further pairs{named}", named_pairs=True))
+        parts += _gain_tables(found, version, evaluation, named)
     return Section("Paired differences", parts)
 
 
-def _difference_table(own: pd.DataFrame, found: Findings, title: str) -> Table:
+def _difference_table(own: pd.DataFrame, found: Findings, title: str, *, named_pairs: bool = False) -> Table:
+    """Rows of comparisons; with ``named_pairs`` each says its first arm and its metric."""
     rows = []
     for row in records(own):
         swaps = f"{int(row['permutations']):,}{' (all)' if row['exact'] else ''}"
         numbers = [figure(row["value_reference"]), figure(row["value_arm"])]
         numbers.append(difference_with_interval(row["difference"], row["low"], row["high"]))
         tests = [p_words(row[key]).removeprefix("p ").removeprefix("= ") for key in ("p_value", "p_holm")]
-        paired = [counted(int(row["units"]), row["unit"]), str(int(row["seeds"])), swaps]
-        rows.append([row["role"], found.words[row["arm"]], *numbers, *tests, *paired])
-    reference = found.words[found.plan.reference]
-    columns = ["role", "other arm", reference, "other", "difference", "p", "p after Holm", "pairs", "seeds", "swaps"]
+        paired = [counted(int(row["units"]), row["unit"]), str(int(row["seeds"])), swaps, _detectable(row)]
+        name = found.words[row["arm"]]
+        if named_pairs:
+            name = f"{found.words[row['reference']]} − {name}, {metric_words(row['metric'])}"
+        rows.append([row["role"], name, *numbers, *tests, *paired])
+    first = ["pair", "first", "second"] if named_pairs else ["other arm", found.words[found.plan.reference], "other"]
+    columns = ["role", *first, "difference", "p", "p after Holm", "pairs", "seeds", "swaps", "could be shown"]
     return Table(columns, rows, title=title, names=2)
+
+
+def _detectable(row: Mapping[str, Any]) -> str:
+    """The difference that the seeds could have shown."""
+    return "" if math.isnan(row["detectable"]) else figure(row["detectable"], 4)
+
+
+def _gain_tables(found: Findings, version: str, evaluation: str, named: str) -> list[Part]:
+    """What the ensemble adds to the mean of its students, arm by arm."""
+    if found.gains.empty:
+        return []
+    own = of_group(found.gains, version, evaluation)
+    parts: list[Part] = []
+    for metric in dict.fromkeys(own["metric"]):
+        rows = [
+            [
+                found.words[row["arm"]],
+                figure(row["value_ensemble"]),
+                figure(row["value_students"]),
+                difference_with_interval(row["difference"], row["low"], row["high"]),
+                str(int(row["seeds"])),
+            ]
+            for row in records(own[own["metric"] == metric])
+        ]
+        columns = ["arm", "ensemble", "students", "difference", "seeds"]
+        parts.append(Table(columns, rows, title=f"Ensemble − mean student, {metric_words(metric)}{named}"))
+    return parts
 
 
 def sweeps(found: Findings) -> Section:

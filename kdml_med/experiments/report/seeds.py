@@ -11,10 +11,11 @@ import pandas as pd
 
 from kdml_med.experiments.arms import KDML
 from kdml_med.experiments.comparison import metrics_of
-from kdml_med.experiments.plan import named_arms, sweep_axes
+from kdml_med.experiments.plan import named_arms
 from kdml_med.experiments.report.content import Findings, of_group, rows_of_metric
 from kdml_med.experiments.results import Results
 from kdml_med.experiments.scores import Role, load_scores, network_roles, role_networks
+from kdml_med.experiments.sweeps import sweep_axes
 from kdml_med.metrics.paired import estimate
 
 _KEYS = ["version", "evaluation", "arm", "role", "seed"]

@@ -10,13 +10,33 @@ from typing import Any
 import pandas as pd
 
 from kdml_med.experiments.report.arm_words import ROLE_WORDS
+from kdml_med.metrics.power import pairs_needed
 from kdml_med.report import wording
 from kdml_med.report.caution import FEW, caution
+from kdml_med.report.doubts import ALIKE, SAME_ERRORS, UNDERFIT, WEAK_TEACHER
 from kdml_med.report.tables import records
 from kdml_med.words import counted
 
 SIGNIFICANT = 0.05
 FEW_SEEDS = 3
+SMALL_DIFFERENCE = 0.002
+"""What the sample-size line names the number of seeds for."""
+
+
+DOUBT_WORDS = {
+    WEAK_TEACHER: (
+        "The teacher is no better than its students on the validation split",
+        "Distillation has little to give there, whatever the arm is called.",
+    ),
+    ALIKE: (
+        f"The students err alike on the validation split (correlation of their errors above {SAME_ERRORS})",
+        "Neither peers nor an ensemble can add much there.",
+    ),
+    UNDERFIT: (
+        "The students have not learned all that the training samples hold",
+        "Longer trainings may change the order of arms.",
+    ),
+}
 
 
 class Outcome(StrEnum):
@@ -81,6 +101,22 @@ def difference_line(row: Mapping[str, Any], words: Mapping[str, str]) -> str:
     return f"{compared}: {numbers}, {wording.p_words(row['p_holm'])} after Holm: {said}"
 
 
+def doubt_lines(doubts: pd.DataFrame, words: Mapping[str, str]) -> list[str]:
+    """What makes arms poor witnesses of what they are to show, one sentence for each doubt.
+
+    Args:
+        doubts: rows of one version, see ``kdml_med.experiments.doubts.doubt_table``.
+        words: what to call each arm.
+    """
+    lines = []
+    for doubt, said in DOUBT_WORDS.items():
+        own = records(doubts[doubts["doubt"] == doubt]) if len(doubts) else []
+        if own:
+            arms = [f"{words[row['arm']]} ({int(row['trainings'])} of {int(row['of'])} trainings)" for row in own]
+            lines.append(f"{said[0]}: {wording.listed(arms)}. {said[1]}")
+    return lines
+
+
 def cautions(comparisons: pd.DataFrame) -> list[str]:
     """Why one family of comparisons should not be relied upon; empty when nothing stands out.
 
@@ -102,6 +138,30 @@ def cautions(comparisons: pd.DataFrame) -> list[str]:
             f"Holm can be below {wording.figure(smallest)}: this data set cannot show a difference, however large."
         )
     return found
+
+
+def sample_size(comparisons: pd.DataFrame, words: Mapping[str, str]) -> str:
+    """What difference the seeds of one family of comparisons could have shown; "" where nothing is known.
+
+    Args:
+        comparisons: rows of one version, evaluation, role and metric; at least one.
+        words: what to call each arm.
+    """
+    known = comparisons[comparisons["detectable"].notna()].sort_values("detectable", kind="stable")
+    if known.empty:
+        return ""
+    rows = records(known)
+    ends = [rows[0]] if len(rows) == 1 else [rows[0], rows[-1]]
+    found = " to ".join(f"{wording.figure(row['detectable'], 4)} (from {words[row['arm']]})" for row in ends)
+    alpha = SIGNIFICANT / len(comparisons)
+    needed = [pairs_needed(SMALL_DIFFERENCE, float(row["seed_sd"]), alpha=alpha) for row in ends]
+    counts = ["more than 100,000" if pairs is None else f"{pairs:,}" for pairs in needed]
+    role = wording.capital(ROLE_WORDS.get(rows[0]["role"], rows[0]["role"]))
+    seeds = counted(int(known["seeds"].min()), "seed")
+    return (
+        f"{role}, {wording.metric_words(rows[0]['metric'])}: {seeds} could have shown a difference of {found}; "
+        f"{SMALL_DIFFERENCE} needs {' to '.join(dict.fromkeys(counts))}."
+    )
 
 
 def smallest_p(comparisons: pd.DataFrame) -> float:

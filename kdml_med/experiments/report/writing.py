@@ -2,7 +2,8 @@
 
 results.parquet         every figure of every training
 summary.csv             arms with intervals
-comparisons.csv         the reference against each other arm, in pairs
+comparisons.csv         the reference against each other arm, and further pairs, by each endpoint
+gains.csv               the ensemble of each arm against the mean of its students
 diagnostics.csv         how alike the networks are
 loss_shares.csv         what students learned from, by epoch
 speed.json              milliseconds per image on the machine at hand; the only file that is not the same twice
@@ -19,9 +20,10 @@ from typing import Any
 
 import pandas as pd
 
-from kdml_med.experiments.comparison import comparison_table, summary_table
+from kdml_med.experiments.comparison import comparison_table, gain_table, summary_table
 from kdml_med.experiments.costs import latency
 from kdml_med.experiments.diagnostics import diagnostics_table, loss_shares
+from kdml_med.experiments.doubts import doubt_table
 from kdml_med.experiments.plan import Plan
 from kdml_med.experiments.report.content import Evaluation, Findings
 from kdml_med.experiments.report.reliability import reliability_table
@@ -29,7 +31,7 @@ from kdml_med.experiments.report.sections import all_sections
 from kdml_med.experiments.report.seeds import seed_table
 from kdml_med.experiments.results import RESULTS_FILE, Results, collect, results_table, write_results
 from kdml_med.keys import NetworkName
-from kdml_med.networks.registry import architecture_name, body_name
+from kdml_med.networks.registry import architecture_words
 from kdml_med.report.document import Table
 from kdml_med.report.pages import REPORT_NAME, write_pages
 from kdml_med.report.tables import markdown_table
@@ -70,6 +72,7 @@ def write_report(plan: Plan, out: Path, *, speed: bool | None = None) -> Report:
     tables = {
         "summary.csv": found.summary,
         "comparisons.csv": found.comparisons,
+        "gains.csv": found.gains,
         "diagnostics.csv": found.diagnostics,
         "loss_shares.csv": found.losses,
     }
@@ -100,6 +103,8 @@ def find(results: Results, speed: Mapping[str, Any]) -> Findings:
         summary=summary_table(results),
         seeds=seed_table(results, table),
         comparisons=comparison_table(results),
+        gains=gain_table(results),
+        doubts=doubt_table(results),
         diagnostics=diagnostics_table(results),
         losses=loss_shares(results),
         evaluations={name: _evaluation(results, table, name) for name in results.evaluations if results.finished},
@@ -135,15 +140,6 @@ def _architectures(results: Results, version: str) -> dict[str, str]:
     if not cohorts:
         return {}
     networks = max(cohorts, key=len)
-    words = {name: _architecture(spec) for name, spec in networks.items()}
+    words = {name: architecture_words(spec) for name, spec in networks.items()}
     students = [name for name in words if name != NetworkName.TEACHER]
     return words | {NetworkName.ENSEMBLE.value: counted(len(students), "student")}
-
-
-def _architecture(spec: str | Mapping[str, Any]) -> str:
-    if isinstance(spec, str):
-        return spec
-    name, body = architecture_name(spec), body_name(spec)
-    shown = name if body == name else f"{name} on {body}"
-    rest = [f"{key.replace('_', ' ')} {value}" for key, value in spec.items() if key not in ("name", "body", "stream")]
-    return f"{shown} ({', '.join(rest)})" if rest else shown

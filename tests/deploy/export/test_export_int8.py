@@ -109,7 +109,7 @@ def test_the_first_convolutions_of_each_network_can_stay_in_floating_point(tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "efficientnet_lite0"])
 def test_larger_networks_keep_their_answers_in_int8(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = build_network(name, num_classes=2)

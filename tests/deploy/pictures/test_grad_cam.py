@@ -53,6 +53,8 @@ def test_weights_times_activations_of_a_small_network() -> None:
         ("mobilenet_v2", "features.18"),
         ({"name": "mobilenet_v2", "last_block": 13}, "features.13"),
         ({"name": "mobilenet_v2", "last_block": 2}, "features.2"),
+        ("efficientnet_lite0", "_relu1"),
+        ({"name": "efficientnet_lite0", "last_block": 11}, "_blocks.10"),
     ],
 )
 def test_networks_of_the_versions_agree_with_their_gradients(spec: Any, last: str) -> None:

@@ -1,0 +1,49 @@
+import sys
+
+import pytest
+
+from kdml_med.errors import ExitCode
+from kdml_med.program import run
+from kdml_med.programs.cut_crops import main
+from kdml_med.storage.manifest import read_info, read_manifest
+from tests.synthetic_frames import write_frame_dataset
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def run_main(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cut_crops", *map(str, arguments), "--workers", "1"])
+        with pytest.raises(SystemExit) as exit_info:
+            run(main)
+        return exit_info.value.code, *capsys.readouterr()
+
+    return run_main
+
+
+def test_crops_are_cut_counted_and_split_as_the_frames(call, tmp_path):
+    frames = write_frame_dataset(tmp_path / "frames")
+    how = ["--size", 16, "--per-polyp", 1, "--per-frame", 2, "--png", "--leave-out", "0,0,0.1,0.1"]
+    code, out, _ = call(frames, "--out", tmp_path / "out", *how)
+    assert code == ExitCode.OK
+    manifest = read_manifest(tmp_path / "out")
+    assert (manifest["label"] == "polyp").sum() == 12  # one and two in the frames of each of four patients
+    assert f"{len(manifest)} crops of 12 frames: " in out
+    assert out.splitlines()[-1].split()[0] == "all"
+    assert read_info(tmp_path / "out").options["left_out"] == [[0.0, 0.0, 0.1, 0.1]]
+
+
+def test_a_damaged_frame_gives_its_own_exit_code(call, tmp_path):
+    frames = write_frame_dataset(tmp_path / "frames")
+    shard = frames / "shards" / "P0.bin"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    code, out, _ = call(frames, "--out", tmp_path / "out", "--size", 16)
+    assert code == ExitCode.SOME_FAILED
+    assert "1 problem, all in" in out
+    assert "P0/2: cannot be read" in out
+
+
+@pytest.mark.parametrize("text", ["0,0,1", "a,b,c,d"])
+def test_a_part_to_leave_out_is_four_numbers(call, tmp_path, text):
+    code, _, error = call(tmp_path, "--out", tmp_path / "out", "--leave-out", text)
+    assert code == ExitCode.BAD_INPUT
+    assert f"--leave-out is '{text}', expected four numbers" in error
