@@ -244,7 +244,10 @@ def gain_table(results: Results) -> pd.DataFrame:
     """
     metrics = list(dict.fromkeys(endpoint.metric for endpoint in results.plan.compared))
     work = [
-        (*place, metric) for place in _places(results) if not results.trains_teacher_alone(place[2]) for metric in metrics
+        (*place, metric)
+        for place in _places(results)
+        if not results.trains_teacher_alone(place[2])
+        for metric in metrics
     ]
     rows: list[dict[str, Any]] = []
     with progress_bar(len(work), what="gains of ensembles", unit="arm") as bar:

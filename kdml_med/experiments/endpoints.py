@@ -50,7 +50,7 @@ def read_endpoints(names: Sequence[str], metric: str, task: Task, where: str = "
     Raises:
         InputError: no list of texts, an unknown name, or one that occurs twice.
     """
-    known = {role: Endpoint(role, metric) for role in COMPARED_ROLES}
+    known: dict[str, Endpoint] = {role: Endpoint(role, metric) for role in COMPARED_ROLES}
     known |= {f"{role}_{name}": Endpoint(role, name) for role in COMPARED_ROLES for name in ENDPOINT_METRICS[task]}
     _check_list("endpoints", names, '["ensemble", "students"]', where)
     for name in names:

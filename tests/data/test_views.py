@@ -3,8 +3,8 @@ import torch
 from monai.transforms import Compose, MapTransform, Randomizable
 
 from kdml_med.data import FrameDataset, NormalizeColourd, SampleLoader
-from tests.data.test_tiles import PATIENTS, augmentation, augmented
 from tests.data.folders import write_dataset
+from tests.data.test_tiles import PATIENTS, augmentation, augmented
 from tests.synthetic_frames import write_frame_dataset
 
 

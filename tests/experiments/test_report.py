@@ -183,8 +183,8 @@ def test_a_weak_teacher_alike_students_and_short_trainings_are_said():
     assert doubt_lines(pd.DataFrame(doubts), ARM_WORDS) == [
         "The teacher is no better than its students on the validation split: KD + ML (2 of 3 trainings) and online KD "
         "(3 of 3 trainings). Distillation has little to give there, whatever the arm is called.",
-        "The students err alike on the validation split (correlation of their errors above 0.98): mutual learning (3 of "
-        "3 trainings). Neither peers nor an ensemble can add much there.",
+        "The students err alike on the validation split (correlation of their errors above 0.98): mutual learning (3 "
+        "of 3 trainings). Neither peers nor an ensemble can add much there.",
     ]
     text = words_of(replace(made_up_findings(), doubts=pd.DataFrame(doubts)))
     assert "whatever the arm is called" in text
