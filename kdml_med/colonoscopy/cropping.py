@@ -59,7 +59,7 @@ class CropReport:
         unlabelled: frames of which nothing is known; they are left out.
         crops: by label.
         sides: median side of windows in their frames by label, pixels.
-        without_mucosa: frames with no room for a window beside their polyps.
+        unpaired: windows of polyps left out because their frame has no room on mucosa for one like them.
         near_duplicates: frames left out because another split has nearly the same view.
         done: shards stored by this run.
         finished: shards that an earlier run had finished.
@@ -71,7 +71,7 @@ class CropReport:
     unlabelled: int = 0
     crops: dict[str, int] = field(default_factory=dict)
     sides: dict[str, float] = field(default_factory=dict)
-    without_mucosa: int = 0
+    unpaired: int = 0
     near_duplicates: list[NearDuplicate] = field(default_factory=list)
     done: int = 0
     finished: int = 0
@@ -262,7 +262,7 @@ def _write_tables(
         tables.append(table)
         places |= record.places
         failures += record.failures
-        report.without_mucosa += record.without_mucosa
+        report.unpaired += record.unpaired
     rows = pa.concat_tables(tables) if tables else TILE_COLUMNS.empty_table()
     report.failures = sorted(failures)
     manifest = rows.select(["sample_id", "patient_id", "slide_id", "label", "site"]).to_pandas()
@@ -315,9 +315,12 @@ def describe_crop_report(report: CropReport, out: Path) -> list[str]:
     if report.unlabelled:
         are = verb(report.unlabelled, "is", "are")
         lines.append(f"{counted(report.unlabelled, 'unlabelled frame')} {are} left out")
-    if report.without_mucosa:
-        have = verb(report.without_mucosa, "has", "have")
-        lines.append(f"{counted(report.without_mucosa, 'frame')} {have} no room for mucosa beside the polyps")
+    if report.unpaired:
+        are = verb(report.unpaired, "is", "are")
+        lines.append(
+            f"{counted(report.unpaired, 'window')} of polyps {are} left out: no room for one like it on mucosa of the "
+            "same frame"
+        )
     if report.near_duplicates:
         are = verb(len(report.near_duplicates), "is", "are")
         lines.append(

@@ -18,7 +18,7 @@ from kdml_med.colonoscopy.field import Image, Mask, field_mask
 from kdml_med.colonoscopy.frames import encode_image
 from kdml_med.colonoscopy.near_duplicates import NEAR_BITS
 from kdml_med.colonoscopy.options import FrameOptions
-from kdml_med.colonoscopy.windows import Window, field_share, mucosa_windows, polyp_windows
+from kdml_med.colonoscopy.windows import Window, mucosa_windows, paired_windows
 from kdml_med.errors import InputError
 from kdml_med.storage.files import not_alone
 from kdml_med.storage.manifest import SHARDS_DIR, DatasetKind, read_member
@@ -35,9 +35,9 @@ class CropOptions:
 
     Attributes:
         size_px: side of a stored crop, pixels.
-        per_polyp: windows around each polyp; the first is in its middle, others are shifted and up to 1.3 times as
-            wide.
-        per_frame: windows on mucosa in each frame, at most: fewer where there is no room beside polyps.
+        per_polyp: pairs of windows for each polyp, one around it and one as large on mucosa of the frame; around the
+            polyp, the first is in its middle, others are shifted and up to 1.3 times as wide.
+        per_frame: windows on mucosa in each frame without polyps, at most.
         margin: on each side of a polyp, as a share of the longer side of its box.
         smallest_px: side of a window in the frame, pixels, at least; None for half of ``size_px``, so that nothing is
             enlarged more than twice.
@@ -100,7 +100,8 @@ class CropJob:
         name: of the shard, here and there.
         root: folder that its path starts from.
         frames: rows of the manifest of frames, by column.
-        sides: windows of polyps all over the dataset, pixels; what windows on mucosa are drawn from.
+        sides: of windows around polyps all over the dataset, pixels; those of frames without polyps are drawn from
+            them.
         origin: what tells shard and rows from others.
     """
 
@@ -123,12 +124,12 @@ class CropsRecord(ShardRecord):
     Attributes:
         failures: (frame, reason), in order.
         places: left edge, top edge and side of each crop in its frame, pixels, by sample_id.
-        without_mucosa: frames with no room for a window beside their polyps.
+        unpaired: windows of polyps that are left out because the frame has no room on mucosa for one like them.
     """
 
     failures: list[tuple[str, str]] = field(default_factory=list)
     places: dict[str, list[int]] = field(default_factory=dict)
-    without_mucosa: int = 0
+    unpaired: int = 0
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any]) -> Self:
@@ -162,7 +163,8 @@ def store_crops(job: CropJob, on_frames: Callable[[int], None], *, out_dir: Path
                 except FrameError as error:
                     record.failures.append((str(frame["sample_id"]), str(error)))
                     continue
-                record.without_mucosa += all(label == POLYP for label, *_ in crops)
+                pairs = sum(label == POLYP for label, *_ in crops)
+                record.unpaired += options.per_polyp * len(frame["boxes"]) - pairs
                 for label, number, window, pixels in crops:
                     row = _row(frame, label, number)
                     data = encode_image(pixels, _encoding(options))
@@ -205,11 +207,12 @@ def cut_frame(
     Args:
         frame: row of the manifest.
         pixels: uint8, [height, width, 3].
-        sides: see ``CropJob``; where the frame has polyps, windows on mucosa are like theirs instead.
+        sides: see ``CropJob``.
         options: settings.
 
     Yields:
-        Label, number, window and pixels, uint8, [size, size, 3]. The number of a polyp's window says which polyp, too.
+        Label, number, window and pixels, uint8, [size, size, 3]. The number says which polyp of the frame, too, and
+        both windows of a pair have the same.
 
     Raises:
         FrameError: the frame is smaller than the smallest window.
@@ -222,21 +225,22 @@ def cut_frame(
     field = _field(pixels, options)
     boxes: list[Box] = [(box[0], box[1], box[2], box[3]) for box in frame["boxes"]]
     generator = np.random.default_rng([options.seed, _number(str(frame["sample_id"]))])
-    smallest = options.smallest
-    around = [
-        polyp_windows(
-            box, field, count=options.per_polyp, margin=options.margin, smallest=smallest, generator=generator
+    if not boxes:
+        windows = mucosa_windows(
+            field, sides=sides, count=options.per_frame, smallest=options.smallest, generator=generator
         )
-        for box in boxes
-    ]
-    for polyp, windows in enumerate(around):
         for number, window in enumerate(windows):
-            yield POLYP, f"{polyp}-{number}", window, _cut(pixels, window, options.size_px)
-    windows = [window for own in around for window in own]
-    like = [(window.side, field_share(window, field)) for window in windows] or [(side, 1.0) for side in sides]
-    beside = mucosa_windows(boxes, field, like=like, count=options.per_frame, smallest=smallest, generator=generator)
-    for number, window in enumerate(beside):
-        yield MUCOSA, str(number), window, _cut(pixels, window, options.size_px)
+            yield MUCOSA, str(number), window, _cut(pixels, window, options.size_px)
+    for pair in paired_windows(
+        boxes,
+        field,
+        per_polyp=options.per_polyp,
+        margin=options.margin,
+        smallest=options.smallest,
+        generator=generator,
+    ):
+        for label, window in ((POLYP, pair.around), (MUCOSA, pair.beside)):
+            yield label, f"{pair.polyp}-{pair.number}", window, _cut(pixels, window, options.size_px)
 
 
 def _field(pixels: Image, options: CropOptions) -> Mask:

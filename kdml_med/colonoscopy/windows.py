@@ -1,4 +1,4 @@
-"""Square parts of a frame: around its polyps, and on mucosa beside them. Pure geometry, no files.
+"""Square parts of a frame: around its polyps, and on mucosa beside them, in pairs. Pure geometry, no files.
 
 Every window lies inside the frame. Sums over all windows of a size come from one summed-area table, so that places are
 drawn from all that are allowed, and a place is found wherever there is one.
@@ -7,7 +7,7 @@ drawn from all that are allowed, and a place is found wherever there is one.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from kdml_med.colonoscopy.field import Mask
 _IN_FIELD = 0.98  # share of a window that has to lie in the field of view
 _SHARED = 0.25  # share of a mucosa window that others of the frame may have covered
 _WIDEST = 1.3  # factor to the side of a polyp's further windows, at most
-_SHRINK = 0.8  # factor to the side of a mucosa window that has no place
+_SHRINK = 0.8  # factor to the side of windows that have no place
 
 Counts = npt.NDArray[np.int64]
 
@@ -55,38 +55,90 @@ def polyp_side(box: Box, margin: float, smallest: int) -> int:
     return max(smallest, math.ceil((1 + 2 * margin) * max(box[2] - box[0], box[3] - box[1])))
 
 
-def polyp_windows(
-    box: Box, field: Mask, *, count: int, margin: float, smallest: int, generator: np.random.Generator
-) -> list[Window]:
-    """Windows that hold a polyp whole, or lie in it where the frame is too narrow for that.
+@dataclass(frozen=True)
+class Pair:
+    """A window of a polyp, and one as large on mucosa of the same frame.
 
-    The first is as near to the middle of the box as the field allows; others are up to 1.3 times as wide and anywhere
-    around it. A window leaves the field only where every one around the box does, and then as little as any.
+    Attributes:
+        polyp: number of the box.
+        number: of the window among those of its polyp.
+        around: holds the polyp whole, or lies in it.
+        beside: touches no box.
+    """
+
+    polyp: int
+    number: int
+    around: Window
+    beside: Window
+
+
+def paired_windows(
+    boxes: Sequence[Box],
+    field: Mask,
+    *,
+    per_polyp: int,
+    margin: float,
+    smallest: int,
+    generator: np.random.Generator,
+) -> list[Pair]:
+    """Windows of polyps, each with one on mucosa of the same side and, where there is one, the same share in the field.
+
+    So neither size nor sharpness nor dark corners tell which is which. The first window of a polyp is as near to the
+    middle of its box as the field allows; others are up to 1.3 times as wide and anywhere around it. Both windows of a
+    pair shrink by a fifth until there is room for the one on mucosa: the other one then lies in its polyp.
 
     Args:
-        box: in pixels of the frame.
+        boxes: of all polyps of the frame.
         field: [height, width], see ``kdml_med.colonoscopy.field.field_mask``.
-        count: how many.
+        per_polyp: pairs of each polyp, at most.
         margin: see ``polyp_side``.
-        smallest: likewise.
-        generator: of the further ones.
+        smallest: side below which there is no window.
+        generator: of sides and places.
+
+    Returns:
+        Fewer where the frame has no room for more.
     """
-    inside = _summed(field)
-    side = polyp_side(box, margin, smallest)
+    mucosa = _Mucosa(boxes, field)
     found = []
-    for number in range(count):
-        own = min(side if number == 0 else round(side * generator.uniform(1, _WIDEST)), *field.shape)
-        columns = _reach(box[0], box[2], own, field.shape[1])
-        rows = _reach(box[1], box[3], own, field.shape[0])
-        shares = _counts(inside, own)[rows, columns]
-        ys, xs = np.nonzero(shares >= min(int(shares.max()), _IN_FIELD * own * own))
-        xs, ys = xs + columns.start, ys + rows.start
-        if number == 0:
-            away = (2 * xs + own - box[0] - box[2]) ** 2 + (2 * ys + own - box[1] - box[3]) ** 2
-            chosen = int(np.argmin(away))
-        else:
-            chosen = int(generator.integers(len(xs)))
-        found.append(Window(int(xs[chosen]), int(ys[chosen]), own))
+    for polyp, box in enumerate(boxes):
+        for number in range(per_polyp):
+            side = polyp_side(box, margin, smallest)
+            if number:
+                side = round(side * generator.uniform(1, _WIDEST))
+            for own in _shrinking(min(side, *field.shape), smallest):
+                around = _around(box, field, mucosa.inside, own, None if number == 0 else generator)
+                beside = mucosa.find(own, field_share(around, field), generator)
+                if beside is not None:
+                    mucosa.take(beside)
+                    found.append(Pair(polyp, number, around, beside))
+                    break
+    return found
+
+
+def mucosa_windows(
+    field: Mask, *, sides: Sequence[int], count: int, smallest: int, generator: np.random.Generator
+) -> list[Window]:
+    """Windows of a frame without polyps, within the field.
+
+    Args:
+        field: [height, width].
+        sides: pixels, to draw from. A window shrinks by a fifth until it has a place.
+        count: how many at most.
+        smallest: side below which there is no window.
+        generator: of sides and places.
+
+    Returns:
+        Fewer than ``count`` where the frame has no room for more.
+    """
+    mucosa = _Mucosa([], field)
+    found = []
+    for _ in range(count):
+        for side in _shrinking(min(sides[int(generator.integers(len(sides)))], *field.shape), smallest):
+            window = mucosa.find(side, 1.0, generator)
+            if window is not None:
+                mucosa.take(window)
+                found.append(window)
+                break
     return found
 
 
@@ -95,72 +147,55 @@ def field_share(window: Window, field: Mask) -> float:
     return float(field[window.part].mean())
 
 
-def mucosa_windows(
-    boxes: Sequence[Box],
-    field: Mask,
-    *,
-    like: Sequence[tuple[int, float]],
-    count: int,
-    smallest: int,
-    generator: np.random.Generator,
-) -> list[Window]:
-    """Windows that touch no box.
+class _Mucosa:
+    """What is free beside the polyps of a frame."""
 
-    Each takes side and share in the field from a window around a polyp, so that neither size nor dark corners tell
-    which is which. It shrinks by a fifth until it has a place; where it has none, one within the field is looked for.
+    def __init__(self, boxes: Sequence[Box], field: Mask) -> None:
+        polyps = np.zeros_like(field)
+        for xmin, ymin, xmax, ymax in boxes:
+            polyps[math.floor(ymin) : math.ceil(ymax), math.floor(xmin) : math.ceil(xmax)] = True
+        self.forbidden, self.inside = _summed(polyps), _summed(field)
+        self.taken = np.zeros_like(field)
+        self.covered = _summed(self.taken)
 
-    Args:
-        boxes: of all polyps of the frame.
-        field: [height, width].
-        like: sides, pixels, and shares in the field to draw from.
-        count: how many at most.
-        smallest: side below which there is no window.
-        generator: of sides and places.
-
-    Returns:
-        Fewer than ``count`` where the frame has no room for more.
-    """
-    polyps, taken = np.zeros_like(field), np.zeros_like(field)
-    for xmin, ymin, xmax, ymax in boxes:
-        polyps[math.floor(ymin) : math.ceil(ymax), math.floor(xmin) : math.ceil(xmax)] = True
-    forbidden, inside = _summed(polyps), _summed(field)
-    found: list[Window] = []
-    for _ in range(count):
-        side, share = like[int(generator.integers(len(like)))]
-        covered = _summed(taken)
-        for wanted in dict.fromkeys((share, 1.0)):
-            window = _find_place(forbidden, inside, covered, side, smallest, wanted, generator)
-            if window is not None:
-                found.append(window)
-                taken[window.part] = True
-                break
-    return found
-
-
-def _find_place(
-    forbidden: Counts,
-    inside: Counts,
-    covered: Counts,
-    side: int,
-    smallest: int,
-    share: float,
-    generator: np.random.Generator,
-) -> Window | None:
-    """A place for the largest window that has one, from the sums of what is forbidden, in the field, and covered."""
-    side = min(side, *(length - 1 for length in forbidden.shape))
-    while side >= smallest:
+    def find(self, side: int, share: float, generator: np.random.Generator) -> Window | None:
+        """One of the places for a window of a share in the field or, where there is none, of one within it."""
         area = side * side
-        free = (
-            (_counts(forbidden, side) == 0)
-            & (np.abs(_counts(inside, side) - share * area) <= (1 - _IN_FIELD) * area)
-            & (_counts(covered, side) <= _SHARED * area)
-        )
-        places = np.flatnonzero(free)
-        if len(places):
-            y, x = divmod(int(places[generator.integers(len(places))]), free.shape[1])
-            return Window(x, y, side)
+        free = (_counts(self.forbidden, side) == 0) & (_counts(self.covered, side) <= _SHARED * area)
+        inside = _counts(self.inside, side)
+        for wanted in dict.fromkeys((share, 1.0)):
+            places = np.flatnonzero(free & (np.abs(inside - wanted * area) <= (1 - _IN_FIELD) * area))
+            if len(places):
+                y, x = divmod(int(places[generator.integers(len(places))]), free.shape[1])
+                return Window(x, y, side)
+        return None
+
+    def take(self, window: Window) -> None:
+        """Later windows share little with this one."""
+        self.taken[window.part] = True
+        self.covered = _summed(self.taken)
+
+
+def _shrinking(side: int, smallest: int) -> Iterator[int]:
+    while side >= smallest:
+        yield side
         side = int(side * _SHRINK)
-    return None
+
+
+def _around(box: Box, field: Mask, inside: Counts, side: int, generator: np.random.Generator | None) -> Window:
+    """A window that holds a box or lies in it: anywhere, or in its middle without a generator.
+
+    It leaves the field only where every such window does, and then as little as any.
+    """
+    columns, rows = _reach(box[0], box[2], side, field.shape[1]), _reach(box[1], box[3], side, field.shape[0])
+    shares = _counts(inside, side)[rows, columns]
+    ys, xs = np.nonzero(shares >= min(int(shares.max()), _IN_FIELD * side * side))
+    xs, ys = xs + columns.start, ys + rows.start
+    if generator is not None:
+        chosen = int(generator.integers(len(xs)))
+    else:
+        chosen = int(np.argmin((2 * xs + side - box[0] - box[2]) ** 2 + (2 * ys + side - box[1] - box[3]) ** 2))
+    return Window(int(xs[chosen]), int(ys[chosen]), side)
 
 
 def _reach(low: float, high: float, side: int, limit: int) -> slice:

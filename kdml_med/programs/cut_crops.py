@@ -27,8 +27,12 @@ def main(
     frames: Annotated[Path, Argument(help="Dataset folder of frames with boxes, as `kdml-med frames` makes it.")],
     out: Annotated[Path, Option(help="Dataset folder of tiles to write; a run that was cut off goes on there.")],
     size: Annotated[int, Option(help="Side of a stored crop, pixels.")] = _DEFAULT.size_px,
-    per_polyp: Annotated[int, Option(help="Crops of each polyp.")] = _DEFAULT.per_polyp,
-    per_frame: Annotated[int, Option(help="Crops of mucosa of each frame, at most.")] = _DEFAULT.per_frame,
+    per_polyp: Annotated[
+        int, Option(help="Crops of each polyp, each with one as large on mucosa of its frame.")
+    ] = _DEFAULT.per_polyp,
+    per_frame: Annotated[
+        int, Option(help="Crops of mucosa of each frame without polyps, at most.")
+    ] = _DEFAULT.per_frame,
     margin: Annotated[
         float, Option(help="Added on each side of a polyp, as a share of its box's longer side.")
     ] = _DEFAULT.margin,

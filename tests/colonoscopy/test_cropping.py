@@ -107,6 +107,21 @@ def test_crops_are_what_lies_at_their_place_and_touch_no_box_unless_they_are_of_
         assert covered == (row["label"] == "polyp")
 
 
+def test_every_crop_of_a_polyp_has_one_as_large_on_mucosa_of_its_frame_and_one_without_is_counted(tmp_path):
+    filled = [(0, 0, 160, 110)]
+    own = [("P0", pixels(0, BOXES), BOXES), ("P1", pixels(1, filled), filled)]
+    report = cut(write_frames(tmp_path / "frames", own, {"P0": "train", "P1": "test"}), tmp_path / "out")
+    assert (report.unpaired, report.crops, report.sides["mucosa"]) == (
+        2,
+        {"mucosa": 2, "polyp": 2},
+        report.sides["polyp"],
+    )
+    assert "2 windows of polyps are left out: no room" in "\n".join(describe_crop_report(report, tmp_path / "out"))
+    places = pd.read_csv(tmp_path / "out" / "crops.csv")
+    sides = {label: own["side"].tolist() for label, own in places.groupby("label")}
+    assert sides["mucosa"] == sides["polyp"]
+
+
 def test_splits_are_those_of_the_frames(frames, tmp_path):
     cut(frames, tmp_path / "out")
     manifest, info = read_manifest(tmp_path / "out"), read_info(tmp_path / "out")

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdml_med.colonoscopy.windows import Window, field_share, mucosa_windows, polyp_side, polyp_windows
+from kdml_med.colonoscopy.windows import Window, field_share, mucosa_windows, paired_windows, polyp_side
 from tests.examples import examples
 
 ALL = np.ones((60, 80), bool)
@@ -13,12 +13,17 @@ def generator(seed=0):
     return np.random.default_rng(seed)
 
 
-def around(box, field=ALL, count=1, margin=0.25, smallest=8, seed=0):
-    return polyp_windows(box, field, count=count, margin=margin, smallest=smallest, generator=generator(seed))
+def pairs(*boxes, field=ALL, per_polyp=1, margin=0.25, smallest=8, seed=0):
+    how = {"per_polyp": per_polyp, "margin": margin, "smallest": smallest}
+    return paired_windows(boxes, field, **how, generator=generator(seed))
 
 
-def beside(boxes, field=ALL, like=((20, 1.0),), count=3, smallest=8, seed=0):
-    return mucosa_windows(boxes, field, like=like, count=count, smallest=smallest, generator=generator(seed))
+def around(box, field=ALL, **how):
+    return [pair.around for pair in pairs(box, field=field, **how)]
+
+
+def alone(field=ALL, sides=(20,), count=3, smallest=8, seed=0):
+    return mucosa_windows(field, sides=sides, count=count, smallest=smallest, generator=generator(seed))
 
 
 def holds(window, box):
@@ -47,19 +52,27 @@ def frames(draw):
     return box, field
 
 
-@settings(max_examples=examples(60))
+@settings(max_examples=examples(100))
 @given(frames(), st.floats(0, 1), st.integers(4, 20), st.integers(0, 1000))
-def test_windows_of_a_polyp_hold_it_whole_or_lie_in_it_and_stay_in_the_frame(frame, margin, smallest, seed):
+def test_windows_of_a_polyp_hold_it_whole_or_lie_in_it_and_those_beside_are_as_large_and_touch_it_not(
+    frame, margin, smallest, seed
+):
     box, field = frame
-    for window in around(box, field, count=3, margin=margin, smallest=smallest, seed=seed):
-        height, width = field.shape
-        assert 0 <= window.x <= width - window.side
-        assert 0 <= window.y <= height - window.side
-        assert window.side >= min(smallest, height, width)
-        for low, high, start in ((box[0], box[2], window.x), (box[1], box[3], window.y)):
-            inside = start - 1 < low and high < start + window.side + 1
-            within = low - 1 < start and start + window.side < high + 1
+    height, width = field.shape
+    found = pairs(box, field=field, per_polyp=3, margin=margin, smallest=smallest, seed=seed)
+    for pair in found:
+        assert pair.around.side == pair.beside.side >= smallest
+        for window in (pair.around, pair.beside):
+            assert 0 <= window.x <= width - window.side
+            assert 0 <= window.y <= height - window.side
+        for low, high, start in ((box[0], box[2], pair.around.x), (box[1], box[3], pair.around.y)):
+            inside = start - 1 < low and high < start + pair.around.side + 1
+            within = low - 1 < start and start + pair.around.side < high + 1
             assert inside or within
+        assert not touches(pair.beside, box)
+        wanted, share = field_share(pair.around, field), field_share(pair.beside, field)
+        assert abs(share - wanted) <= 0.0201 or share >= 0.9799
+    assert found == pairs(box, field=field, per_polyp=3, margin=margin, smallest=smallest, seed=seed)
 
 
 def test_the_first_window_of_a_polyp_is_in_its_middle_with_the_margin_on_each_side():
@@ -70,8 +83,8 @@ def test_the_first_window_of_a_polyp_is_in_its_middle_with_the_margin_on_each_si
 
 def test_further_windows_of_a_polyp_differ_and_hold_it_too():
     box = (30, 20, 44, 36)
-    windows = around(box, count=12)
-    assert len(set(windows)) > 6
+    windows = around(box, np.ones((240, 320), bool), per_polyp=6)
+    assert len(set(windows)) == 6
     assert all(holds(window, box) for window in windows)
     assert {window.side for window in windows} <= set(range(24, 32))
 
@@ -86,22 +99,8 @@ def test_a_polyp_at_the_edge_of_the_field_is_shifted_into_it_as_far_as_it_stays_
     assert field_share(window, field) == pytest.approx(26 / 30)
 
 
-@settings(max_examples=examples(60))
-@given(frames(), st.integers(4, 30), st.sampled_from([1.0, 0.9, 0.7]), st.integers(0, 1000))
-def test_windows_on_mucosa_touch_no_box_and_have_the_share_of_the_field_that_was_asked_for(frame, side, share, seed):
-    box, field = frame
-    windows = beside([box], field, like=[(side, share)], smallest=4, seed=seed)
-    for window in windows:
-        assert not touches(window, box)
-        assert 4 <= window.side <= side
-        assert window.side <= min(field.shape)
-        found = field_share(window, field)
-        assert abs(found - share) <= 0.0201 or found >= 0.9799
-    assert windows == beside([box], field, like=[(side, share)], smallest=4, seed=seed)
-
-
 def test_windows_on_mucosa_share_little_with_each_other():
-    windows = beside([], count=20)
+    windows = alone(count=20)
     assert len(windows) >= 9
     taken = np.zeros_like(ALL)
     for window in windows:
@@ -109,14 +108,28 @@ def test_windows_on_mucosa_share_little_with_each_other():
         taken[window.part] = True
 
 
-def test_a_window_shrinks_until_it_has_a_place_and_is_left_out_where_it_has_none():
-    # 16 columns are free on the right: 20, 16 (a fifth less).
-    assert beside([(0, 0, 64, 60)], count=1) == [Window(64, beside([(0, 0, 64, 60)], count=1)[0].y, 16)]
-    assert beside([(0, 0, 75, 60)], count=1) == []
+def test_a_pair_shrinks_until_mucosa_has_a_place_and_is_left_out_where_it_has_none():
+    # 16 columns are free on the right: 60, 48, … 24, 19, 15 (a fifth less, rounded down).
+    (pair,) = pairs((0, 0, 64, 60))
+    assert (pair.around.side, pair.beside.side) == (15, 15)
+    assert pair.beside.x in (64, 65)
+    assert pair.around.x + 15 <= 64
+    assert pairs((0, 0, 75, 60)) == []
+
+
+def test_a_window_of_a_frame_without_polyps_lies_in_the_field_and_shrinks_until_it_does():
+    field = np.zeros((60, 80), bool)
+    field[20:40, 20:40] = True
+    (window,) = alone(field, sides=(25,), count=1)
+    assert window == Window(20, 20, 20)  # 25, then a fifth less
+    assert alone(field, sides=(9, 25), smallest=21) == []
 
 
 def test_dark_corners_are_as_frequent_beside_polyps_as_around_them():
-    y, x = np.mgrid[:60, :80]
-    field = x + y >= 30
-    (window,) = beside([], field, like=[(20, 0.6)], count=1)
-    assert abs(field_share(window, field) - 0.6) <= 0.02
+    field = np.ones((60, 160), bool)
+    y, x = np.mgrid[:60, :160]
+    field[x + y < 24] = False
+    field[(159 - x) + y < 24] = False
+    (pair,) = pairs((0, 0, 24, 24), field=field, margin=0)
+    assert field_share(pair.around, field) < 0.6
+    assert abs(field_share(pair.around, field) - field_share(pair.beside, field)) <= 0.02
