@@ -71,6 +71,7 @@ def test_alone_it_shows_its_commands_at_once() -> None:
         ),
         ("export", ["--network", "--format", "--out"]),
         ("report", ["DIR", "--external", "--labels", "--by", "--temperature", "--data", "--speed"]),
+        ("crops", ["--out", "--per-polyp", "--leave-out", "--near-duplicates"]),
         ("compare", ["--jobs", "--out"]),
     ],
 )
@@ -174,6 +175,9 @@ def wrong(tiles_run: Path, frames_run: Path, place: Path) -> list[tuple[list[obj
     slide = place / "slide.svs"
     write_slide(slide, width=600, height=500, mpp=0.5)
     return [
+        (["crops", nothing, "--out", out], "is not a dataset folder"),
+        (["crops", tiles, "--out", out], "expected one of frames"),
+        (["crops", frames, "--out", out, "--size", "4"], "--size is 4, expected 8 to 2048"),
         (["train", nothing, "--run", out], "is not a dataset folder"),
         (["train", place / "empty", "--run", out], "is not a dataset folder"),
         (["train", tiles, "--run", place / "file"], "file"),

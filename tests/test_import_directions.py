@@ -26,15 +26,15 @@ ALLOWED: dict[str, set[str]] = {
     "wsi": PREPARATION | {"pixels"},
     "colonoscopy": PREPARATION,
     "demo": PREPARATION | {"colonoscopy", "wsi"},  # each cohort is prepared by the room that is to be tried
-    "data": BASE | {"program", "splits", "wsi"},  # stain normalisation as a training transform
+    "data": BASE | {"pixels", "program", "splits", "wsi"},  # stain normalisation as a training transform
     "metrics": {"errors", "keys"},
-    "networks": {"errors", "keys"},
+    "networks": {"errors", "keys", "pixels", "storage"},  # files of weights, and how they want their images
     "losses": {"errors", "keys", "networks"},
     "engines": {"errors", "keys", "losses", "networks", "words"},
     "runs": BASE | {"metrics", "networks"},
     "handlers": BASE | {"program", "data", "engines", "losses", "metrics", "networks", "report", "runs"},
     "deploy": PREPARATION
-    | {"colonoscopy", "data", "engines", "handlers", "metrics", "networks", "report", "runs", "wsi"},
+    | {"colonoscopy", "data", "engines", "handlers", "metrics", "networks", "pixels", "report", "runs", "wsi"},
     "report": BASE | {"metrics", "program"},
 }
 READS_RUNS = "kdml_med.programs.like"  # for who names a trained run, and not before

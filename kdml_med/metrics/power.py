@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 
+from scipy.integrate import quad
 from scipy.optimize import brentq
-from scipy.stats import nct
+from scipy.stats import chi
 from scipy.stats import t as student_t
 
 ALPHA = 0.05
 POWER = 0.8
 _MOST_PAIRS = 100_000
+_RARE = 1e-15  # of all estimated spreads, at either end
 
 
 def power_of_pairs(difference: float, sd: float, pairs: int, *, alpha: float = ALPHA) -> float:
@@ -33,10 +35,28 @@ def power_of_pairs(difference: float, sd: float, pairs: int, *, alpha: float = A
         return math.nan
     limit = float(student_t.isf(alpha / 2, pairs - 1))
     shift = abs(difference) * math.sqrt(pairs) / sd
-    # Beyond this the distribution is at 1 to all digits, and its series ends in NaN.
-    if shift > limit + 40:
-        return 1.0
-    return float(nct.sf(limit, pairs - 1, shift) + nct.cdf(-limit, pairs - 1, shift))
+    return _beyond(limit, shift, pairs - 1) + _beyond(limit, -shift, pairs - 1)
+
+
+def _beyond(limit: float, shift: float, freedom: int) -> float:
+    """Chance that a noncentral t deviate is above a limit.
+
+    Its numerator is a normal deviate around ``shift``, its denominator a spread, over which this integrates. SciPy's
+    ``nct`` gives NaN, or 1, for some of the values that occur here.
+    """
+    lowest, highest = (float(end) / math.sqrt(freedom) for end in (chi.ppf(_RARE, freedom), chi.isf(_RARE, freedom)))
+
+    constant = math.log(2) + freedom / 2 * math.log(freedom / 2) - math.lgamma(freedom / 2)
+
+    def density(spread: float) -> float:
+        weight = math.exp(constant + (freedom - 1) * math.log(spread) - freedom * spread * spread / 2)
+        return weight * math.erfc((limit * spread - shift) / math.sqrt(2)) / 2
+
+    # The chance falls from 1 to 0 around this spread, and steeply where the limit is high.
+    steps = (shift / limit + width / limit for width in (-8, 0, 8))
+    inner = sorted({min(max(step, lowest), highest) for step in steps})
+    found, _ = quad(density, lowest, highest, points=inner, epsabs=1e-11, epsrel=1e-11, limit=400)
+    return min(1.0, float(found))
 
 
 def detectable_difference(sd: float, pairs: int, *, alpha: float = ALPHA, power: float = POWER) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
+from statsmodels.stats.power import TTestPower
 
 from kdml_med.metrics import detectable_difference, pairs_needed
 from kdml_med.metrics.power import power_of_pairs
@@ -28,6 +30,22 @@ def test_the_chance_is_how_often_simulated_trainings_show_the_difference(effect,
     drawn = np.random.default_rng(0).normal(effect, 1.0, (20_000, pairs))
     often = (ttest_1samp(drawn, 0, axis=1).pvalue < alpha).mean()
     assert power_of_pairs(effect, 1.0, pairs, alpha=alpha) == pytest.approx(often, abs=0.012)
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 8, 20, 200])
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 8, 0.001])
+def test_the_chance_is_that_of_statsmodels(pairs, alpha):
+    for difference in np.array([0.0, 0.1, 0.5, 1.0, 2.0, 4.0]) / np.sqrt(pairs):
+        expected = TTestPower().power(difference, pairs, alpha)
+        assert power_of_pairs(difference, 1.0, pairs, alpha=alpha) == pytest.approx(expected, abs=1e-9)
+
+
+@settings(max_examples=examples(40))
+@given(st.integers(2, 200), st.sampled_from([0.05, 0.05 / 8, 0.001]))
+def test_the_chance_grows_with_the_difference_up_to_one(pairs, alpha):
+    chances = [power_of_pairs(difference, 1.0, pairs, alpha=alpha) for difference in np.geomspace(1e-3, 1e6, 60)]
+    assert all(low <= high + 1e-9 for low, high in itertools.pairwise(chances))
+    assert chances[-1] == pytest.approx(1.0, abs=1e-6)
 
 
 @settings(max_examples=examples(40))
@@ -50,4 +68,4 @@ def test_where_nothing_is_known_nothing_is_said():
     assert pairs_needed(0.002, 10.0) is None
     assert detectable_difference(0.0, 5) == 0
     assert pairs_needed(0.002, 0.0) == 2
-    assert power_of_pairs(1.0, 1e-6, 10) == 1
+    assert power_of_pairs(1.0, 1e-6, 10) == pytest.approx(1)

@@ -169,9 +169,9 @@ def test_cohorts_without_students_or_with_a_frozen_nobody_are_refused():
     [
         (
             {"version": "edg"},
-            "unknown version 'edg'; known: v1, v2, v3, edge, lite, lite-twin, tiny. Did you mean 'edge'",
+            "unknown version 'edg'; known: v1, v2, v3, edge, lite, lite-twin, small, tiny. Did you mean 'edge'",
         ),
-        ({"version": "zzz"}, "unknown version 'zzz'; known: v1, v2, v3, edge, lite, lite-twin, tiny.$"),
+        ({"version": "zzz"}, "unknown version 'zzz'; known: v1, v2, v3, edge, lite, lite-twin, small, tiny.$"),
         ({"students": []}, "needs at least one student; `students` is an empty list"),
         ({"students": ["resnet19"]}, "unknown network 'resnet19'"),
         ({"use_teacher": False, "teacher_checkpoint": "teacher.pt"}, "the cohort has no teacher"),
