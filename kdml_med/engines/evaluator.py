@@ -15,6 +15,7 @@ from torch import Tensor
 from kdml_med.engines import processes
 from kdml_med.engines.trainer import prepare_cohort_batch, refuse_amp
 from kdml_med.keys import NetworkName, OutputKey
+from kdml_med.networks.memory import freed_memory_kept
 
 AVERAGES = ("probabilities", "logits")
 
@@ -84,7 +85,7 @@ class CohortEvaluator(SupervisedEvaluator):
         Args:
             global_epoch: of the training, from 1.
         """
-        with self.mode(self.network):
+        with self.mode(self.network), freed_memory_kept(self.state.device):
             super().run(global_epoch=global_epoch)
 
     def _iteration(self, engine: CohortEvaluator, batchdata: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -108,7 +107,7 @@ class KDMLTrainer(SupervisedTrainer):
 
     def run(self) -> None:
         """Train up to ``max_epochs``."""
-        with freed_memory_kept() if self.state.device.type == "cpu" else contextlib.nullcontext():
+        with freed_memory_kept(self.state.device):
             Workflow.run(self)  # MONAI's trainer would make a new scaler, and lose what the old one has learned
 
     def _iteration(self, engine: KDMLTrainer, batchdata: Mapping[str, Any]) -> dict[str, Any]:

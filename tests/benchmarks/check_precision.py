@@ -1,9 +1,11 @@
 """Whether networks that are trained in bfloat16 are as accurate as in float32, on real tiles and frames.
 
-    KDML_MED_DATA=FOLDER python -m tests.benchmarks.check_precision --out DIR [--data glas kvasir] [--seeds 0 1 2]
+    KDML_MED_DATA=FOLDER python -m tests.benchmarks.check_precision --out DIR [--data glas kvasir] [--seeds 0 1 2] \
+        [--version v1]
 
 The cohorts of docs/plans are trained with KD + ML in both precisions, with the same seeds and on the same folds, and
-compared pair by pair. What is done already in DIR is not done again. Both take about an hour on two cores.
+compared pair by pair. Another version than theirs starts from random weights. What is done already in DIR is not done
+again. Both sets take about half an hour for two seeds on two cores.
 """
 
 from __future__ import annotations
@@ -79,10 +81,15 @@ def _program(*words: str, allowed: Sequence[int] = ()) -> None:
         raise SystemExit(code)  # it has said why
 
 
-def write_plan(name: str, source: Source, data: Path, out: Path, seeds: Sequence[int]) -> Path:
-    """The plan of both arms, beside the results."""
+def write_plan(
+    name: str, source: Source, data: Path, out: Path, seeds: Sequence[int], version: str | None = None
+) -> Path:
+    """The plan of both arms, beside the results; with another version than the plan's, from random weights."""
     content = json.loads((PLANS / source.plan).read_text())
     settings = content["settings"] | {"initial_weights": str(data / WEIGHTS)}
+    if version is not None:
+        settings = {key: value for key, value in settings.items() if key not in ("initial_weights", "frozen_stages")}
+        content["versions"] = [version]
     arms = [{"name": arm, "like": "kdml", "settings": {"precision": precision}} for arm, precision in ARMS.items()]
     content |= {"name": f"{content['name']}: precision", "dataset_dir": str(out / name), "settings": settings}
     content |= {"arms": arms, "reference": "bfloat16", "seeds": list(seeds)}
@@ -91,6 +98,11 @@ def write_plan(name: str, source: Source, data: Path, out: Path, seeds: Sequence
     path = out / f"{name}.json"
     path.write_text(json.dumps(content, indent=4))
     return path
+
+
+def results_of(out: Path, name: str, version: str | None) -> Path:
+    """Folder of the results of a set and a version."""
+    return out / "_".join(["results", name, *([version] if version else [])])
 
 
 def print_comparison(name: str, plan_file: Path, results_dir: Path) -> None:
@@ -113,6 +125,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of datasets and results")
     parser.add_argument("--data", nargs="+", choices=list(SOURCES), default=list(SOURCES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--version", help="cohort, such as v1; unless given, that of the plan")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     arguments = parser.parse_args()
     if "KDML_MED_DATA" not in os.environ:
@@ -124,14 +137,16 @@ def main() -> None:
         source = SOURCES[name]
         if not (out / name / "splits.csv").exists():
             source.prepare(data, out / name)
-        plans[name] = write_plan(name, source, data, out, arguments.seeds)
+        plans[name] = write_plan(name, source, data, out, arguments.seeds, arguments.version)
         run = [sys.executable, "-m", "kdml_med.experiments", "run", str(plans[name])]
-        subprocess.run([*run, "--out", str(out / f"results_{name}"), "--jobs", str(arguments.jobs)], check=True)
+        subprocess.run(
+            [*run, "--out", str(results_of(out, name, arguments.version)), "--jobs", str(arguments.jobs)], check=True
+        )
     print(f"{describe_machine()}\n")
     arms = " | ".join(ARMS)
     print(f"| data | version | role | figure | {arms} | bfloat16 − float32 | p | of |\n" + "|---" * 9 + "|")
     for name, plan in plans.items():
-        print_comparison(name, plan, out / f"results_{name}")
+        print_comparison(name, plan, results_of(out, name, arguments.version))
 
 
 if __name__ == "__main__":

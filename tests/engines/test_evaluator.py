@@ -1,3 +1,4 @@
+import contextlib
 import math
 
 import pytest
@@ -83,6 +84,21 @@ def test_evaluation_leaves_the_cohort_as_it_was():
     assert all(torch.equal(value, before[name]) for name, value in cohort.state_dict().items())
     assert not output["pred"]["student_0"].requires_grad
     assert output["pred"]["student_0"].is_inference()
+
+
+def test_memory_that_is_freed_is_kept_while_batches_are_evaluated(monkeypatch):
+    asked = []
+
+    @contextlib.contextmanager
+    def kept(device):
+        asked.append((device.type, cohort.training))
+        yield
+        asked.append("given back")
+
+    monkeypatch.setattr("kdml_med.engines.evaluator.freed_memory_kept", kept)
+    cohort = build_cohort(students=[TINY], use_teacher=False).train()
+    evaluate(cohort)
+    assert asked == [("cpu", False), "given back"]
 
 
 def test_engines_send_labels_and_boxes_to_a_gpu_without_waiting():

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from kdml_med.networks import memory
 
@@ -54,4 +55,10 @@ def test_memory_that_was_freed_is_there_for_the_next_step_and_given_back_at_the_
 def test_another_c_library_does_as_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     with memory.freed_memory_kept() as told:
+        assert not told
+
+
+def test_nothing_is_asked_of_the_library_for_networks_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("the C library was asked"))
+    with memory.freed_memory_kept(torch.device("meta")) as told:
         assert not told
