@@ -90,3 +90,11 @@ def test_a_start_that_cannot_be_is_refused(tmp_path, start, message):
     saved(TINY, tmp_path / "w.pt")
     with pytest.raises(InputError, match=message):
         cohort_of(TINY, tmp_path / "w.pt", start)
+
+
+def test_a_last_stage_that_is_drawn_cannot_be_frozen(tmp_path):
+    saved(DETECTOR, tmp_path / "w.pt", task="detection")
+    more = {"task": "detection", "num_classes": 1}
+    cohort_of(DETECTOR, tmp_path / "w.pt", "last_stage", frozen_stages=3, **more)
+    with pytest.raises(InputError, match="student_1 draws its last stage by own_start, and frozen_stages would leave"):
+        cohort_of(DETECTOR, tmp_path / "w.pt", ["none", "last_stage"], frozen_stages=4, **more)
