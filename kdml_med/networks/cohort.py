@@ -209,7 +209,7 @@ def build_cohort(
     Raises:
         InputError: unknown names, files that do not fit or are not installed, a teacher checkpoint without a teacher,
             stages to be frozen that start from random weights or that a network does not have, or feature maps or a
-            last stage of a classifier whose stages are not known.
+            last stage of a network whose stages are not known.
     """
     if task not in list(Task):
         raise InputError(f"task must be one of {', '.join(Task)}, got {task!r}.")
