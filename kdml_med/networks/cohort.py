@@ -208,8 +208,8 @@ def build_cohort(
 
     Raises:
         InputError: unknown names, files that do not fit or are not installed, a teacher checkpoint without a teacher,
-            stages to be frozen that start from random weights or that a network does not have, or feature maps or a
-            last stage of a network whose stages are not known.
+            stages to be frozen that start from random weights or that a network does not have, feature maps or a last
+            stage of a network whose stages are not known, or an own classifier of one that has none.
     """
     if task not in list(Task):
         raise InputError(f"task must be one of {', '.join(Task)}, got {task!r}.")
@@ -224,7 +224,8 @@ def build_cohort(
     trained = set(parts.get(NetworkName.TEACHER, ())) if teacher_checkpoint else set()
     started = [name for name in singles if name not in trained]
     files = _weights_by_network(singles, started, initial_weights)
-    own_starts = {NetworkName.student(i): start for i, start in enumerate(starts_of(own_start, len(spec.students)))}
+    starts = enumerate(starts_of(own_start, len(spec.students)))
+    own_starts = {own: start for i, start in starts for own in parts[NetworkName.student(i)]}
 
     def build(name: str, stream: str) -> nn.Module:
         with network_seed(seed, stream_name(singles[name], stream)):
