@@ -275,8 +275,9 @@ def record_run(
         settings.holds = keep_out_others(run_dir, option="--run_dir")
         recorded = _recorded(settings) | {
             ACCELERATION: acceleration.describe(),
-            "initial_weights": cohort.initial_weights,
-            "made_by": made_by(_made_by_before(run_dir)),
+            # A run that goes on began with other files, if those in their places are others now.
+            "initial_weights": _recorded_before(run_dir, "initial_weights") or cohort.initial_weights,
+            "made_by": made_by(_recorded_before(run_dir, "made_by")),
         }
         write_json(run_dir / SETTINGS_FILE, recorded)
         described = _describe(settings, training, validation, cohort, level)
@@ -301,12 +302,12 @@ def check_shares(settings: Settings, cohort: Cohort) -> None:
         )
 
 
-def _made_by_before(run_dir: Path) -> dict[str, Any] | None:
+def _recorded_before(run_dir: Path, part: str) -> dict[str, Any] | None:
     """What is noted of a training that goes on; nothing of one that begins, or of an earlier version."""
     if not checkpoint_path(run_dir, "last").is_file() or not (run_dir / SETTINGS_FILE).is_file():
         return None
-    content = {"made_by": {}} | read_run_json(run_dir, SETTINGS_FILE)
-    before: dict[str, Any] = take(content, "made_by", dict[str, Any], run_dir / SETTINGS_FILE, remedy=TRAIN_AGAIN)
+    content = {part: {}} | read_run_json(run_dir, SETTINGS_FILE)
+    before: dict[str, Any] = take(content, part, dict[str, Any], run_dir / SETTINGS_FILE, remedy=TRAIN_AGAIN)
     return before
 
 

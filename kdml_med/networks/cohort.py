@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -29,7 +29,7 @@ from kdml_med.networks.registry import (
 )
 from kdml_med.networks.stages import answer_with_features, shared_strides
 from kdml_med.networks.starts import keep_own, own_part, starts_of
-from kdml_med.networks.weights import load_initial_weights, read_state_dict
+from kdml_med.networks.weights import load_initial_weights, read_state_dict, same_kind
 
 
 class TeacherMemory(Protocol):
@@ -208,8 +208,8 @@ def build_cohort(
 
     Raises:
         InputError: unknown names, files that do not fit or are not installed, a teacher checkpoint without a teacher,
-            stages to be frozen that start from random weights or that a network does not have, or feature maps or a
-            last stage of a classifier whose stages are not known.
+            stages to be frozen that start from random weights or that a network does not have, feature maps or a last
+            stage of a network whose stages are not known, or an own classifier of one that has none.
     """
     if task not in list(Task):
         raise InputError(f"task must be one of {', '.join(Task)}, got {task!r}.")
@@ -222,9 +222,10 @@ def build_cohort(
     parts = {name: single_networks(item, name) for name, item in specs.items()}
     singles = {own: single for members in parts.values() for own, single in members.items()}
     trained = set(parts.get(NetworkName.TEACHER, ())) if teacher_checkpoint else set()
-    started = {name: single for name, single in singles.items() if name not in trained}
-    files = _weights_by_network(singles if isinstance(initial_weights, Mapping) else started, initial_weights)
-    own_starts = {NetworkName.student(i): start for i, start in enumerate(starts_of(own_start, len(spec.students)))}
+    started = [name for name in singles if name not in trained]
+    files = _weights_by_network(singles, started, initial_weights)
+    starts = enumerate(starts_of(own_start, len(spec.students)))
+    own_starts = {own: start for i, start in starts for own in parts[NetworkName.student(i)]}
 
     def build(name: str, stream: str) -> nn.Module:
         with network_seed(seed, stream_name(singles[name], stream)):
@@ -235,6 +236,7 @@ def build_cohort(
             keep_own(network, own)
         if frozen_stages and name not in trained:  # that one is frozen whole
             _freeze(network, name, frozen_stages, started=name in files)
+            _check_own_start_learns(network, name, own_starts.get(name, "none"))
         return network
 
     networks: dict[str, nn.Module] = {}
@@ -247,7 +249,7 @@ def build_cohort(
     maps = features and task == Task.CLASSIFICATION
     cohort = Cohort(networks, frozen_teacher=bool(teacher_checkpoint), features=maps)
     described = {path: describe_weights(path) for path in set(files.values())}
-    cohort.initial_weights = {name: described[path] for name, path in files.items() if name in started}
+    cohort.initial_weights = {name: described[path] for name, path in files.items()}
     announce(cohort.initial_weights)
     return cohort
 
@@ -263,6 +265,14 @@ def _freeze(network: nn.Module, name: str, stages: int, *, started: bool) -> Non
         network.freeze(stages)  # type: ignore[operator]
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def _check_own_start_learns(network: nn.Module, name: str, start: str) -> None:
+    parameters = dict(network.named_parameters())
+    if any(entry in parameters and not parameters[entry].requires_grad for entry in own_part(network, start)):
+        raise InputError(
+            f"{name} draws its last stage by own_start, and frozen_stages would leave it random: take fewer."
+        )
 
 
 def _load_teacher(teacher: nn.Module, files: str | Sequence[str]) -> None:
@@ -285,8 +295,15 @@ def load_trained(network: nn.Module, path: Path) -> None:
     Raises:
         InputError: the file is missing or does not fit exactly.
     """
+    state = read_state_dict(path)
+    for name, wanted in network.state_dict().items():
+        if name in state and not same_kind(state[name], wanted):
+            raise InputError(
+                f"{path} is not a state dict of this {type(network).__name__}: {name!r} is {state[name].dtype}, "
+                f"expected {wanted.dtype}."
+            )
     try:
-        network.load_state_dict(read_state_dict(path))
+        network.load_state_dict(state)
     except RuntimeError as error:
         first = (str(error).splitlines()[1:] or [str(error)])[0].strip()  # behind a line that says nothing
         shown = first if len(first) <= 200 else f"{first[:200]} …"
@@ -294,12 +311,13 @@ def load_trained(network: nn.Module, path: Path) -> None:
 
 
 def _weights_by_network(
-    singles: Mapping[str, NetworkSpec], initial_weights: Mapping[str, str] | str | None
+    singles: Mapping[str, NetworkSpec], started: Collection[str], initial_weights: Mapping[str, str] | str | None
 ) -> dict[str, Path]:
+    """Files of the networks that are ``started``; those of a trained teacher may be named, and need not be there."""
     if not initial_weights:
         return {}
     if isinstance(initial_weights, str):
-        named = dict.fromkeys(singles, initial_weights)
+        named = dict.fromkeys(started, initial_weights)
     else:
         known = set(singles) | {body_name(single) for single in singles.values()}
         unknown = sorted(set(initial_weights) - known)
@@ -308,6 +326,7 @@ def _weights_by_network(
         wanted = {
             name: initial_weights.get(name) or initial_weights.get(body_name(single))
             for name, single in singles.items()
+            if name in started
         }
         named = {name: path for name, path in wanted.items() if path}
     bodies = {name: body_name(singles[name]) for name, path in named.items() if path == IMAGENET}

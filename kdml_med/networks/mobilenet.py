@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +13,9 @@ STEM_CHANNELS = 32
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 HEAD_CHANNELS = 1280
 BLOCKS = sum(repeats for _, _, repeats, _ in STAGES)
+
+_OF_BLOCK = re.compile(r"(features\.\d+\.conv)\.(\d+)\.(\w+)")
+_LAST_NESTED = 3  # torchvision's highest place in a block; without nesting it is 4 or 7
 
 
 def initialise(network: nn.Module) -> None:
@@ -100,3 +106,29 @@ class MobileNetV2(nn.Module):
         pooled = torch.flatten(nn.functional.adaptive_avg_pool2d(features, 1), 1)
         logits: Tensor = self.classifier(pooled)
         return logits
+
+
+def torchvision_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Entries of a MobileNetV2 under torchvision's names.
+
+    Other implementations have convolution, batch norm and ReLU6 of a block one behind the other (conv.0, conv.1,
+    conv.2, conv.3, ...) where torchvision nests all but the last convolution and its norm (conv.0.0, conv.0.1, conv.1,
+    ...). The numbers are the same.
+
+    Args:
+        state: of either; torchvision's comes back as it is.
+    """
+    found = {name: match for name in state if (match := _OF_BLOCK.fullmatch(str(name)))}
+    last: dict[str, int] = {}
+    for match in found.values():
+        last[match[1]] = max(last.get(match[1], 0), int(match[2]))
+    flat = {name: match for name, match in found.items() if last[match[1]] > _LAST_NESTED}
+    return {
+        _nested(match, last[match[1]]) if (match := flat.get(name)) else name: value for name, value in state.items()
+    }
+
+
+def _nested(match: re.Match[str], last: int) -> str:
+    unit, place = divmod(int(match[2]), 3)
+    # The last unit has no activation, and so no module around it.
+    return f"{match[1]}.{unit + place if unit == last // 3 else f'{unit}.{place}'}.{match[3]}"

@@ -71,10 +71,12 @@ def _committee(*members: NetworkSpec) -> NetworkSpec:
 
 
 _LITE_DETECTOR = _detector("efficientnet_lite0", head_convs=2, last_block=15)
-_TWO_BODIES = _committee("mobilenet_v2", "efficientnet_lite0")
-_TWO_DETECTORS = _committee(
-    _detector("mobilenet_v2", width=96, head_convs=2), _detector("efficientnet_lite0", width=96, head_convs=2)
-)
+_TEACHER_LITE = _detector("efficientnet_lite0", width=96, head_convs=2)
+_LITE_TEACHER = _committee("mobilenet_v2", "efficientnet_lite0")
+_LITE_TEACHER_DETECTOR = _committee(_detector("mobilenet_v2", width=96, head_convs=2), _TEACHER_LITE)
+# Every weight of it comes with the extra `pretrained`.
+_TWIN_TEACHER = _committee("efficientnet_lite0", "efficientnet_lite2")
+_TWIN_TEACHER_DETECTOR = _committee(_TEACHER_LITE, _detector("efficientnet_lite2", width=96, head_convs=2))
 
 # Detectors of students have a pyramid narrower than their teacher's. The edge students keep the whole body: polyps
 # fill much of a frame, so that a body cut short does not see one whole; those of lite lose no more than its last block.
@@ -86,8 +88,8 @@ VERSIONS: dict[Task, dict[str, CohortSpec]] = {
         "v2": CohortSpec("resnet50", ("mobilenet_v2", "mobilenet_v2")),
         "v3": CohortSpec("resnet50", ("resnet18", "mobilenet_v2")),
         "edge": CohortSpec("mobilenet_v2", (_SHORT_MOBILENET, _SHORT_MOBILENET)),
-        "lite": CohortSpec(_TWO_BODIES, (_SHORT_LITE, _SHORT_MOBILENET)),
-        "lite-twin": CohortSpec(_TWO_BODIES, (_SHORT_LITE, _SHORT_LITE)),
+        "lite": CohortSpec(_LITE_TEACHER, (_SHORT_LITE, _SHORT_MOBILENET)),
+        "lite-twin": CohortSpec(_TWIN_TEACHER, (_SHORT_LITE, _SHORT_LITE)),
         "small": CohortSpec(_convnet(32), (_convnet(8), _convnet(8))),
         "tiny": CohortSpec("resnet18", ("resnet10", "resnet10")),
     },
@@ -99,8 +101,10 @@ VERSIONS: dict[Task, dict[str, CohortSpec]] = {
             _detector("mobilenet_v2", width=96, head_convs=2),
             (_detector("mobilenet_v2", head_convs=2), _detector("mobilenet_v2", head_convs=2)),
         ),
-        "lite": CohortSpec(_TWO_DETECTORS, (_LITE_DETECTOR, _detector("mobilenet_v2", head_convs=2, last_block=16))),
-        "lite-twin": CohortSpec(_TWO_DETECTORS, (_LITE_DETECTOR, _LITE_DETECTOR)),
+        "lite": CohortSpec(
+            _LITE_TEACHER_DETECTOR, (_LITE_DETECTOR, _detector("mobilenet_v2", head_convs=2, last_block=16))
+        ),
+        "lite-twin": CohortSpec(_TWIN_TEACHER_DETECTOR, (_LITE_DETECTOR, _LITE_DETECTOR)),
         "tiny": CohortSpec(
             _detector("resnet18", head_convs=2),
             (_detector("resnet10", width=32, head_convs=2), _detector("resnet10", width=32, head_convs=2)),

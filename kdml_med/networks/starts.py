@@ -40,12 +40,18 @@ def own_part(network: nn.Module, start: str) -> dict[str, Tensor]:
         start: one of ``OWN_STARTS``.
 
     Raises:
-        InputError: the last stage is asked for, and the network does not say which it is.
+        InputError: there is no such classifier; or the last stage is asked for, and the network does not say which it
+            is.
     """
     if start == "none":
         return {}
     state = network.state_dict()
     names = [] if isinstance(network, RetinaNet) else [name for name in state if name.startswith(CLASSIFIER_PREFIXES)]
+    if not names and not isinstance(network, RetinaNet):
+        raise InputError(
+            f"own_start is {start}, but a {type(network).__name__} has no classifier called "
+            f"{', '.join(prefix.rstrip('.') for prefix in CLASSIFIER_PREFIXES)} that it could draw: set it to none."
+        )
     if start == "last_stage":
         body = network.body if isinstance(network, RetinaNet) else network
         parts = final_stage(body)

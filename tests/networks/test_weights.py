@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from kdml_med.errors import InputError
 from kdml_med.networks import MobileNetV2, build_cohort, build_network, load_initial_weights
+from kdml_med.networks.cohort import load_trained
 from kdml_med.networks.retinanet import RetinaNet
 from kdml_med.networks.weights import read_state_dict
 from tests.networks.tiny import TINY, TinyNet
@@ -116,6 +117,45 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
     torch.save(state, path)
     with pytest.raises(InputError, match=r"student_0\.pt: the weights 'body\.weight' are not finite"):
         read_state_dict(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.ones(2).to(torch.float8_e4m3fn), "'fc.weight' is float8_e4m3fn. Bring weights in float32 or float16"),
+        (torch.ones(2, device="meta"), "'fc.weight' is float32, on device meta"),
+        (torch.eye(2).to_sparse(), "'fc.weight' is float32, sparse_coo"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:TypedStorage:UserWarning")
+def test_numbers_that_mean_something_only_with_others_are_refused(tmp_path, value, message):
+    torch.save({"fc.weight": value}, tmp_path / "odd.pth")
+    with pytest.raises(InputError, match=rf"odd\.pth is not a plain state dict: {message}"):
+        read_state_dict(tmp_path / "odd.pth")
+
+
+def test_entries_without_a_name_are_refused(tmp_path):
+    torch.save({0: torch.ones(2)}, tmp_path / "odd.pth")
+    with pytest.raises(InputError, match=r"odd\.pth is not a plain state dict \(names to tensors\)"):
+        read_state_dict(tmp_path / "odd.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_integers_are_not_taken_for_weights(tmp_path, suffix, dtype):
+    """Quantised weights without their scale would be noise in a network, and nothing would say so."""
+    state = {name: value.to(dtype) for name, value in TinyNet(2).state_dict().items()}
+    path = save(tmp_path / f"int8{suffix}", state)
+    network = TinyNet(2)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(InputError, match=rf"expected shape \(4, 3, 3, 3\), found shape \(4, 3, 3, 3\) of {kind}"):
+        load_initial_weights(network, path)
+    with pytest.raises(
+        InputError, match=r"is not a state dict of this TinyNet: '\S+' is torch\.\w+, expected torch.float32"
+    ):
+        load_trained(network, path)
+    assert_equal(network.state_dict(), before)
 
 
 def test_a_missing_file_is_named(tmp_path):
