@@ -202,14 +202,14 @@ def build_cohort(
         frozen_stages: leave the first stages of every detector's body as they are in ``initial_weights``. 1 is up to
             stride 2 in a MobileNetV2 and the stem (stride 4) in a ResNet, 2 up to stride 4 in both, and so on.
         own_start: what students do not take from ``initial_weights`` but draw each from its own stream, one of
-            ``kdml_med.networks.starts.OWN_STARTS`` for all or one for each.
+            ``kdml_med.networks.starts.OWN_STARTS`` for all or one for each. Members of a committee start as it does.
         features: classifiers answer with feature maps as well in training mode, for losses that link them. Detectors
             always answer with their pyramid.
 
     Raises:
         InputError: unknown names, files that do not fit or are not installed, a teacher checkpoint without a teacher,
-            stages to be frozen that start from random weights or that a network does not have, or feature maps or a
-            last stage of a classifier whose stages are not known.
+            stages to be frozen that start from random weights or that a network does not have, own starts of students
+            that have no file, or feature maps or a last stage of a classifier whose stages are not known.
     """
     if task not in list(Task):
         raise InputError(f"task must be one of {', '.join(Task)}, got {task!r}.")
@@ -224,7 +224,17 @@ def build_cohort(
     trained = set(parts.get(NetworkName.TEACHER, ())) if teacher_checkpoint else set()
     started = {name: single for name, single in singles.items() if name not in trained}
     files = _weights_by_network(singles if isinstance(initial_weights, Mapping) else started, initial_weights)
-    own_starts = {NetworkName.student(i): start for i, start in enumerate(starts_of(own_start, len(spec.students)))}
+    own_starts = {
+        own: start
+        for number, start in enumerate(starts_of(own_start, len(spec.students)))
+        for own in parts[NetworkName.student(number)]
+    }
+    apart = {own for own, start in own_starts.items() if start != "none"}
+    if apart and not apart & files.keys():
+        raise InputError(
+            f"own_start says what {', '.join(sorted(apart))} do not take from initial_weights, which have no file for "
+            "them: name one, or leave own_start out."
+        )
 
     def build(name: str, stream: str) -> nn.Module:
         with network_seed(seed, stream_name(singles[name], stream)):

@@ -333,6 +333,12 @@ def test_grad_cam_is_the_mean_over_the_members():
     assert (mean_grad_cam([network], images(side=32), 1) == (maps[0] + maps[1]) / 2).all()
 
 
+def test_grad_cam_of_an_ensemble_counts_a_committee_once():
+    network, other = (build_network(spec, num_classes=2).eval() for spec in (STAGED_PAIR, STAGED))
+    maps = [mean_grad_cam([one], images(side=32), 1) for one in (network, other)]
+    assert (mean_grad_cam([network, other], images(side=32), 1) == (maps[0] + maps[1]) / 2).all()
+
+
 def test_an_exported_committee_gives_its_mean_probability():
     network = build_network(PAIR, num_classes=2)
     exported = ExportedClassifier({"teacher": network})
