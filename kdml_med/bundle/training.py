@@ -158,6 +158,11 @@ def _say_what_does_nothing(settings: Settings) -> None:
     for name, heeded, condition in (
         ("ema_decay", settings["average"] == "ema", "--average ema"),
         ("swa_start", settings["average"] == "swa", "--average swa"),
+        (
+            "average_teaches",
+            settings["average"] == "ema" and learns and settings["beta"] > 0,
+            "--average ema, --beta above 0 and a teacher that learns",
+        ),
         ("tracking_uri", settings["tracking"] == "mlflow", "--tracking mlflow"),
         ("checkpoint_activations", settings["checkpoint_activations"] != "teacher" or learns, "a teacher that learns"),
         ("teacher_warmup_epochs", settings["beta"] > 0, "--beta above 0"),

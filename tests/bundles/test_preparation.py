@@ -212,6 +212,12 @@ def test_that_answers_are_kept_which_no_later_epoch_needs_is_said(
         ({**TEACHER, "use_teacher": False, "beta": 0.0}, "--checkpoint_activations teacher", "a teacher that learns"),
         ({"teacher_warmup_epochs": 2, "beta": 0.0}, "--teacher_warmup_epochs 2", "--beta above 0"),
         ({"student_views": True, "students": ["resnet10"]}, "--student_views True", "several students"),
+        (
+            {"average_teaches": True, "average": "swa"},
+            "--average_teaches True",
+            "--average ema, --beta above 0 and a teacher that learns",
+        ),
+        ({"average_teaches": True, "average": "ema"}, None, None),
         (TEACHER, None, None),
         ({"checkpoint_activations": "all", "teacher_checkpoint": "teacher.pt"}, None, None),
     ],

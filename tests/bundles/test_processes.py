@@ -45,6 +45,8 @@ COMMITTEES: dict[str, Any] = CLASSIFIERS | {
     "students": [PLAIN, {"name": "committee", "members": [PLAIN, STAGED]}],
     "student_views": True,
     "teacher_warmup_epochs": 1,
+    "average": "ema",
+    "average_teaches": True,
 }
 DETECTOR_COMMITTEES: dict[str, Any] = DETECTORS | {
     "teacher": {"name": "committee", "members": [STEADY_DETECTOR, {"name": STEADY_DETECTOR, "width": 24}]},
