@@ -323,6 +323,19 @@ def test_answers_of_a_frozen_committee_are_remembered(tmp_path):
             assert all(torch.equal(*pair) for pair in zip(_tensors(found), _tensors(wanted), strict=True))
 
 
+def test_a_member_with_other_weights_is_asked_again(tmp_path):
+    trained = build_network(PAIR, num_classes=2).eval()
+    torch.save(trained.state_dict(), tmp_path / "teacher.pt")
+    network = cohort(teacher_checkpoint=str(tmp_path / "teacher.pt"))
+    RememberedTeacher(Kept().open).attach(network)
+    before = network(images())["teacher"]
+    other = build_network(WIDE, num_classes=2).eval()
+    network.networks["teacher"].members[0].load_state_dict(other.state_dict())
+    answer = network(images())["teacher"]
+    assert torch.equal(answer, network.networks["teacher"](images()))
+    assert not torch.equal(answer, before)
+
+
 def _tensors(answer):
     return [answer[0], *answer[-1]] if len(answer) == 2 else [*answer[:2], *answer[-1]]
 
