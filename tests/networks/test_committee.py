@@ -362,8 +362,18 @@ def test_an_exported_committee_gives_its_mean_probability():
 
 
 def test_members_are_listed_with_their_teacher():
-    names = ["ensemble", "student_1", "teacher_1", "student_0", "teacher_0", "teacher", "student_10"]
-    ordered = ["teacher", "teacher_0", "teacher_1", "student_0", "student_1", "student_10", "ensemble"]
+    ordered = [
+        "teacher",
+        "teacher_0",
+        "teacher_1",
+        "student_0",
+        "student_1",
+        "student_1_0",
+        "student_1_1",
+        "student_10",
+    ]
+    ordered += ["student_10_0", "ensemble"]
+    names = ordered[1::2] + ordered[::2][::-1]
     assert sorted(names, key=network_order) == ordered
 
 
