@@ -19,13 +19,11 @@ class NetworkName(StrEnum):
         return f"student_{index}"
 
 
-def network_order(name: str) -> tuple[int, int, str]:
-    """Sorting key: teacher, its members by number where it is a committee, students by number, ensemble."""
-    if name == NetworkName.ENSEMBLE:
-        return (2, 0, name)
-    first, _, number = name.rpartition("_")
-    place = 0 if NetworkName.TEACHER in (name, first) else 1
-    return (place, int(number) if number.isdigit() else 0, name)
+def network_order(name: str) -> tuple[int, tuple[int, ...], str]:
+    """Sorting key: teacher, students by number, each followed by its members where it is a committee, ensemble."""
+    first, *rest = name.split("_")
+    place = {NetworkName.TEACHER.value: 0, NetworkName.ENSEMBLE.value: 2}.get(first, 1)
+    return (place, tuple(int(number) for number in rest if number.isdigit()), name)
 
 
 class Task(StrEnum):

@@ -74,6 +74,7 @@ def one_or_each(kind: Kind, what: str) -> Kind:
             kind.accepts(value)
             or (isinstance(value, list | tuple) and len(value) > 0 and all(map(kind.accepts, value)))
         ),
+        lambda value: [*map(kind.convert, value)] if isinstance(value, list | tuple) else kind.convert(value),
     )
 
 

@@ -236,6 +236,10 @@ KNOBS: list[Knob] = [
          help="share of the mean that a step of `ema` keeps; less in the first steps"),
     Knob("swa_start", number(0, high=1), default=0.75, group=LEARNING,
          help="share of the epochs after which the mean of `swa` begins"),
+    Knob("average_teaches", FLAG, default=False, group=LEARNING,
+         help="students learn from what the `ema` of the [teacher]("
+              "../how_to/own_networks.md#the-average-as-the-teacher) says, and not from the weights that it has just "
+              "now"),
     Knob("balance", FLAG, default=False, group=LEARNING,
          help="draw both classes (frames with and without polyps) equally often, with replacement"),
     Knob("repeat_views", optional(whole(1), "new ones in every epoch"), default=None, group=LEARNING,

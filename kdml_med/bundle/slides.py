@@ -53,7 +53,7 @@ def save_slides(settings: Settings) -> None:
     slides = settings["slides"]
     report = predict_slides(
         settings["run_dir"],
-        [str(path) for path in (slides if isinstance(slides, list | tuple) else [slides])],
+        slides if isinstance(slides, list) else [slides],
         settings["output_dir"],
         network=settings["network"],
         device=settings["device"],

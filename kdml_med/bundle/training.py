@@ -115,6 +115,11 @@ def _check_together(settings: Settings) -> None:
             f"--teacher_warmup_epochs {settings['teacher_warmup_epochs']} of --max_epochs {settings['max_epochs']}: "
             "students would never learn from the teacher. Take fewer, or train longer."
         )
+    if settings["teacher_warmup_epochs"] and settings["teacher_checkpoint"]:
+        raise InputError(
+            f"--teacher_warmup_epochs {settings['teacher_warmup_epochs']} is for a teacher that learns along, and the "
+            "one of --teacher_checkpoint has learned before: leave it out."
+        )
     if settings["cache_teacher"] != NO_CACHE and not settings["teacher_checkpoint"]:
         raise InputError(
             "--cache_teacher keeps what a frozen teacher answers, and this one learns: name the weights of a trained "
@@ -149,13 +154,21 @@ def _check_arithmetic(settings: Settings) -> None:
 def _say_what_does_nothing(settings: Settings) -> None:
     """Settings that another one leaves without effect. They are not refused: a plan may vary the other one."""
     learns = settings["use_teacher"] and not settings["teacher_checkpoint"]
+    students = len(cohort_spec(settings["version"], task=settings.task, students=settings["students"]).students)
     for name, heeded, condition in (
         ("ema_decay", settings["average"] == "ema", "--average ema"),
         ("swa_start", settings["average"] == "swa", "--average swa"),
+        (
+            "average_teaches",
+            settings["average"] == "ema" and learns and settings["beta"] > 0,
+            "--average ema, --beta above 0 and a teacher that learns",
+        ),
         ("tracking_uri", settings["tracking"] == "mlflow", "--tracking mlflow"),
         ("checkpoint_activations", settings["checkpoint_activations"] != "teacher" or learns, "a teacher that learns"),
+        ("teacher_warmup_epochs", settings["beta"] > 0, "--beta above 0"),
+        ("student_views", students > 1, "several students"),
     ):
-        if not heeded and settings[name] != settings.defaults[name]:
+        if not heeded and settings.get(name) != settings.defaults.get(name):
             logger.warning("--%s %s does nothing: it is for %s.", name, settings[name], condition)
 
 

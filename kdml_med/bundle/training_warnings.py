@@ -37,6 +37,7 @@ def classifier_warnings(metrics: Mapping[str, Any], predictions: pd.DataFrame, r
         figure="tile AUROC",
         correlation=error_correlation(labels, answers),
         losses=_losses(run_dir, _students(names), metrics["best_epoch"]),
+        taught=_taught(run_dir, metrics["best_epoch"]),
     )
 
 
@@ -58,6 +59,7 @@ def detector_warnings(
         figure="AP",
         correlation=found_error_correlation(found_by_network(frames, detections, thresholds)),
         losses=_losses(run_dir, _students(names), metrics["best_epoch"]),
+        taught=_taught(run_dir, metrics["best_epoch"]),
     )
 
 
@@ -85,3 +87,13 @@ def _losses(run_dir: str, students: Sequence[str], epoch: int) -> dict[str, tupl
     validation = judged.set_index(str(HistoryColumn.NETWORK))[str(HistoryColumn.VALUE)]
     both = [name for name in students if name in training.index and name in validation.index]
     return {name: (float(training[name]), float(validation[name])) for name in both}
+
+
+def _taught(run_dir: str, epoch: int) -> bool:
+    """False where what students learn from their teacher has the weight 0 in an epoch; True where there is none."""
+    folder = Path(run_dir)
+    if not (folder / LOSSES_FILE).is_file():
+        return True
+    losses = read_losses(folder)
+    own = losses[(losses[LossColumn.EPOCH] == epoch) & (losses[LossColumn.TERM] == LossTerm.KD)]
+    return bool(own.empty or (own[LossColumn.WEIGHT] > 0).any())

@@ -26,7 +26,7 @@ STATISTICS_BATCHES = 100
 class WeightAverage:
     """Averages the weights of every network that learns; ``network`` is the cohort that is validated and kept.
 
-    Training goes on from the weights as they are, and nothing of it changes.
+    Training goes on from the weights as they are, and nothing of it changes but what ``teaches`` says.
 
     "ema": after every optimizer step the average moves towards the weights, d · average + (1 − d) · weights with
     d = min(decay, (1 + n) / (10 + n)) in step n, so that a short training is not held back by its random start. Batch
@@ -45,6 +45,7 @@ class WeightAverage:
         kind: "none", "ema" or "swa".
         decay: largest d of "ema", 0 to 1.
         start: of "swa", 0 to 1.
+        teaches: let students learn from what the average of a teacher that learns says, with "ema"; otherwise nothing.
 
     Attributes:
         network: the cohort with averaged weights; with "none" the one that is trained.
@@ -54,10 +55,19 @@ class WeightAverage:
 
     Source:
         Izmailov et al. 2018, arXiv:1803.05407, algorithm 1, and torch.optim.swa_utils. The growing d is that of
-        TensorFlow's ExponentialMovingAverage with ``num_updates``.
+        TensorFlow's ExponentialMovingAverage with ``num_updates``. An average as the teacher: Tarvainen and Valpola
+        2017, arXiv:1703.01780.
     """
 
-    def __init__(self, network: Cohort, kind: Average = "none", *, decay: float = 0.999, start: float = 0.75) -> None:
+    def __init__(
+        self,
+        network: Cohort,
+        kind: Average = "none",
+        *,
+        decay: float = 0.999,
+        start: float = 0.75,
+        teaches: bool = False,
+    ) -> None:
         if kind not in get_args(Average):
             raise ValueError(f"kind must be one of {', '.join(get_args(Average))}, got {kind!r}.")
         self.trained, self.kind, self.decay, self.start = network, kind, decay, start
@@ -68,6 +78,8 @@ class WeightAverage:
             self.averaged = AveragedModel(self.learning, multi_avg_fn=self._move, use_buffers=True)
             self.averaged.eval()  # nobody trains it
             own = self._cohort.networks
+            if teaches and kind == "ema" and NetworkName.TEACHER in own:
+                network.spokesman = (own[NetworkName.TEACHER],)
             parts = {name: part if name in frozen else own[name] for name, part in network.networks.items()}
             self.network = Cohort(parts, frozen_teacher=network.frozen_teacher).eval()
             self.network.remembered = network.remembered

@@ -18,7 +18,10 @@ class ClassifierAnswer(NamedTuple):
 
 
 class CommitteeAnswer(NamedTuple):
-    """What a committee says while it learns, see ``kdml_med.networks.committee``."""
+    """What a committee says while it learns, see ``kdml_med.networks.committee``.
+
+    Or a teacher whose average answers to students, see ``Cohort.spokesman``: then ``mean`` is what that says.
+    """
 
     mean: Any
     """What others learn from, as one network would say it: no gradient flows."""

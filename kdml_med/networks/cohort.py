@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
-from kdml_med.networks.answers import ViewsAnswer
+from kdml_med.networks.answers import CommitteeAnswer, ViewsAnswer, own_answers
 from kdml_med.networks.committee import Committee
 from kdml_med.networks.published import IMAGENET, announce, describe_weights, published_files
 from kdml_med.networks.registry import (
@@ -49,6 +49,8 @@ class Cohort(nn.Module):
 
     Attributes:
         remembered: answers in place of a frozen teacher; None lets it answer itself.
+        spokesman: what answers to students in training in place of a teacher that learns, such as the average of its
+            weights; no part of the cohort, and so in a tuple. Empty for the teacher itself.
         in_float32: names of networks that are computed in float32 where the others are under autocast.
         compiled: what is called in training mode instead of a network, by its name; the network itself, compiled.
         initial_weights: files that networks started from, by network name, see
@@ -71,6 +73,7 @@ class Cohort(nn.Module):
             raise ValueError("frozen_teacher needs a teacher.")
         self.frozen_teacher = frozen_teacher
         self.remembered: TeacherMemory | None = None
+        self.spokesman: tuple[nn.Module, ...] = ()
         if frozen_teacher:
             self.networks[NetworkName.TEACHER].requires_grad_(False).eval()
         self.feature_strides = shared_strides(networks) if features else ()
@@ -110,8 +113,8 @@ class Cohort(nn.Module):
         Returns:
             Answers by network name: logits [batch, classes] of classifiers, ``AnchorPredictions`` of detectors. In
             training mode and with ``features``, a ``ClassifierAnswer`` of every classifier, a frozen teacher included.
-            In training mode a ``CommitteeAnswer`` of every committee that learns. Of a teacher that saw several views
-            a ``ViewsAnswer``.
+            In training mode a ``CommitteeAnswer`` of every committee that learns, and of a teacher with a spokesman.
+            Of a teacher that saw several views a ``ViewsAnswer``.
 
         Raises:
             ValueError: there are not as many views as students.
@@ -133,7 +136,13 @@ class Cohort(nn.Module):
             called = self.compiled.get(name, network) if self.training else network
             if frozen and self.remembered is not None:
                 return self.remembered.answer(network, called, image, strides)
-            return answer_with_features(network, image, strides) if strides else called(image)
+            answer = answer_with_features(network, image, strides) if strides else called(image)
+            if name != NetworkName.TEACHER or not (self.training and self.spokesman):
+                return answer
+            (spokesman,) = self.spokesman
+            with torch.no_grad():
+                said = answer_with_features(spokesman, image, strides) if strides else spokesman(image)
+            return CommitteeAnswer(said, own_answers(answer))
 
     def _precision(self, name: str, image: Tensor) -> AbstractContextManager[Any]:
         if name in self.in_float32:
@@ -202,14 +211,15 @@ def build_cohort(
         frozen_stages: leave the first stages of every detector's body as they are in ``initial_weights``. 1 is up to
             stride 2 in a MobileNetV2 and the stem (stride 4) in a ResNet, 2 up to stride 4 in both, and so on.
         own_start: what students do not take from ``initial_weights`` but draw each from its own stream, one of
-            ``kdml_med.networks.starts.OWN_STARTS`` for all or one for each.
+            ``kdml_med.networks.starts.OWN_STARTS`` for all or one for each. Members of a committee start as it does.
         features: classifiers answer with feature maps as well in training mode, for losses that link them. Detectors
             always answer with their pyramid.
 
     Raises:
         InputError: unknown names, files that do not fit or are not installed, a teacher checkpoint without a teacher,
-            stages to be frozen that start from random weights or that a network does not have, feature maps or a last
-            stage of a network whose stages are not known, or an own classifier of one that has none.
+            stages to be frozen that start from random weights or that a network does not have, own starts of students
+            that have no file, feature maps or a last stage of a network whose stages are not known, or an own
+            classifier of one that has none.
     """
     if task not in list(Task):
         raise InputError(f"task must be one of {', '.join(Task)}, got {task!r}.")
@@ -226,6 +236,12 @@ def build_cohort(
     files = _weights_by_network(singles, started, initial_weights)
     starts = enumerate(starts_of(own_start, len(spec.students)))
     own_starts = {own: start for i, start in starts for own in parts[NetworkName.student(i)]}
+    apart = {own for own, start in own_starts.items() if start != "none"}
+    if apart and not apart & files.keys():
+        raise InputError(
+            f"own_start says what {', '.join(sorted(apart))} do not take from initial_weights, which have no file for "
+            "them: name one, or leave own_start out."
+        )
 
     def build(name: str, stream: str) -> nn.Module:
         with network_seed(seed, stream_name(singles[name], stream)):

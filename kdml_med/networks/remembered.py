@@ -82,7 +82,8 @@ class RememberedTeacher:
         if not cohort.frozen_teacher:
             raise ValueError("only the answers of a frozen teacher stay the same: name it by teacher_checkpoint.")
         cohort.remembered = self
-        cohort.networks[NetworkName.TEACHER].register_load_state_dict_post_hook(self._forget)
+        for part in cohort.networks[NetworkName.TEACHER].modules():  # a member of a committee may be loaded alone
+            part.register_load_state_dict_post_hook(self._forget)
 
     def answer(self, teacher: nn.Module, called: Callable[[Tensor], Any], image: Tensor, strides: Sequence[int]) -> Any:
         """What the teacher answers.
@@ -129,8 +130,8 @@ class RememberedTeacher:
         arithmetic = [torch.__version__, kind, machine, autocast, image.dtype, *layouts]
         return " ".join(map(str, [self._networks[teacher], *arithmetic, tuple(image.shape), tuple(strides)]))
 
-    def _forget(self, teacher: nn.Module, _keys: Any) -> None:
-        self._networks.pop(teacher, None)
+    def _forget(self, _part: nn.Module, _keys: Any) -> None:
+        self._networks.clear()
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from kdml_med.keys import NetworkName
 
-WEAK_TEACHER, ALIKE, UNDERFIT = "weak_teacher", "alike", "underfit"
+WEAK_TEACHER, ALIKE, UNDERFIT, UNTAUGHT = "weak_teacher", "alike", "underfit", "untaught"
 """Keys in metrics.json under ``WARNINGS``."""
 WARNINGS = "warnings"
 SAME_ERRORS = 0.98
@@ -22,7 +22,12 @@ CEILING = 0.99
 
 
 def training_warnings(
-    scores: Mapping[str, float], *, figure: str, correlation: float, losses: Mapping[str, tuple[float, float]]
+    scores: Mapping[str, float],
+    *,
+    figure: str,
+    correlation: float,
+    losses: Mapping[str, tuple[float, float]],
+    taught: bool = True,
 ) -> dict[str, str]:
     """What a reader has to know of a training before comparing it with others.
 
@@ -32,6 +37,7 @@ def training_warnings(
         correlation: of the errors of the students there, mean over their pairs; NaN where it is not defined.
         losses: of each student against the labels in the epoch that is kept, on training and on validation samples;
             empty where they are not known.
+        taught: False where students had not learned from their teacher yet in that epoch.
 
     Returns:
         A sentence for each of the keys above that applies.
@@ -57,4 +63,9 @@ def training_warnings(
                 f"training samples ({training:.3f}): they have not learned all that the samples hold. Train longer, or "
                 "with a higher learning rate, before ways of training are compared."
             )
+    if not taught:
+        found[UNTAUGHT] = (
+            "The epoch that is kept lies in the head start of the teacher: these students have not learned from it. "
+            "Train longer, or lower --teacher_warmup_epochs."
+        )
     return found

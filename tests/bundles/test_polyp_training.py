@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import shutil
@@ -14,11 +15,13 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from kdml_med.networks import build_network
 from kdml_med.runs import load_cohort
 from kdml_med.splits import freeze_splits
 from kdml_med.storage.manifest import read_manifest
 from tests.bundles.conftest import (
     POLYP_CONFIGS,
+    SMALL_DETECTOR,
     polyp_words,
     read_json,
     refused,
@@ -180,6 +183,23 @@ def test_killed_training_goes_on_to_the_same_bytes(frames: Path, trained_detecto
     assert resumed.keys() == uninterrupted.keys()
     assert [name for name in resumed if resumed[name] != uninterrupted[name]] == []
     assert points(run_dir / "tensorboard") == points(trained_detectors / "tensorboard")
+
+
+@pytest.mark.slow
+def test_a_killed_training_with_a_committee_and_own_starts_goes_on_to_the_same_bytes(
+    frames: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "body.pt"
+    torch.save(build_network(ast.literal_eval(SMALL_DETECTOR), num_classes=1).body.state_dict(), weights)
+    committee = f"{{'name': 'committee', 'members': [{SMALL_DETECTOR}, {SMALL_DETECTOR}]}}"
+    more = ["--teacher", committee, "--initial_weights", weights, "--own_start", "last_stage"]
+    more += ["--teacher_warmup_epochs", "1", "--average", "ema"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_bundle(*polyp_words(frames, whole, *more))
+    kill_in_step(STEPS + 2, polyp_words(frames, killed, *more), killed)
+    assert "Going on behind batch 1 of" in run_bundle(*polyp_words(frames, killed, *more)).stdout
+    resumed, uninterrupted = contents(killed), contents(whole)
+    assert [name for name in resumed if resumed[name] != uninterrupted[name]] == []
 
 
 def test_a_sequence_in_two_splits_is_refused(frames: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from kdml_med.networks.remembered import RememberedTeacher
 from kdml_med.runs import read_losses
 from tests.bundles.conftest import CONFIGS, POLYP_CONFIGS, REPOSITORY, read_json
 from tests.bundles.together import train_in_processes
-from tests.networks.tiny import PLAIN, STEADY_DETECTOR, TINY
+from tests.networks.tiny import PLAIN, STAGED, STEADY_DETECTOR, TINY
 
 FLOAT: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
 # Without batch norm, which sees only the samples of its own process on a CPU.
@@ -39,6 +39,18 @@ DETECTORS: dict[str, Any] = FLOAT | {
     "image_size": 64,
     "batch_size": 4,
     "ramp_up_epochs": 0,
+}
+COMMITTEES: dict[str, Any] = CLASSIFIERS | {
+    "teacher": {"name": "committee", "members": [PLAIN, STAGED]},
+    "students": [PLAIN, {"name": "committee", "members": [PLAIN, STAGED]}],
+    "student_views": True,
+    "teacher_warmup_epochs": 1,
+    "average": "ema",
+    "average_teaches": True,
+}
+DETECTOR_COMMITTEES: dict[str, Any] = DETECTORS | {
+    "teacher": {"name": "committee", "members": [STEADY_DETECTOR, {"name": STEADY_DETECTOR, "width": 24}]},
+    "teacher_link": "both",
 }
 
 
@@ -84,9 +96,12 @@ def assert_same_training(run_dir: Path, other: Path) -> None:
     assert read_json(run_dir / "settings.json")["knobs"] == read_json(other / "settings.json")["knobs"]
 
 
-def test_three_processes_train_classifiers_as_one_does(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "networks", [CLASSIFIERS, pytest.param(COMMITTEES, marks=pytest.mark.slow)], ids=["plain", "committees"]
+)
+def test_three_processes_train_classifiers_as_one_does(dataset: Path, tmp_path: Path, networks: dict[str, Any]) -> None:
     """The last batch of an epoch has two tiles: the third process has none of it."""
-    settings = CLASSIFIERS | {"dataset_dir": dataset, "max_epochs": 2, "tiles_per_epoch": 18}
+    settings = networks | {"dataset_dir": dataset, "max_epochs": 2, "tiles_per_epoch": 18}
     run_config("classification", "train", run_dir=tmp_path / "one", **settings)
     screens = train_in_processes(3, "classification", tmp_path / "screens", run_dir=tmp_path / "three", **settings)
     assert_same_training(tmp_path / "three", tmp_path / "one")
@@ -100,9 +115,12 @@ def test_three_processes_train_classifiers_as_one_does(dataset: Path, tmp_path: 
     assert len(list((tmp_path / "three/tensorboard/cohort").iterdir())) == 1
 
 
-def test_two_processes_train_detectors_as_one_does(frames: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "networks", [DETECTORS, pytest.param(DETECTOR_COMMITTEES, marks=pytest.mark.slow)], ids=["plain", "committee"]
+)
+def test_two_processes_train_detectors_as_one_does(frames: Path, tmp_path: Path, networks: dict[str, Any]) -> None:
     """Two batches make an update, the last one alone makes one."""
-    settings = DETECTORS | {"dataset_dir": frames, "max_epochs": 1, "accumulate": 2}
+    settings = networks | {"dataset_dir": frames, "max_epochs": 1, "accumulate": 2}
     settings["validate#evaluator#score_threshold"] = 0.0  # one epoch teaches little: else there is nothing to compare
     run_config("detection", "train", run_dir=tmp_path / "one", **settings)
     screens = train_in_processes(2, "detection", tmp_path / "screens", run_dir=tmp_path / "two", **settings)

@@ -177,6 +177,21 @@ def test_the_first_student_sees_what_it_sees_without_views_and_the_second_one_so
     assert losses[True]["student_1"] != losses[False]["student_1"]
 
 
+def test_with_an_average_that_teaches_students_have_other_losses_and_the_teacher_the_same(
+    dataset: Path, tmp_path: Path
+) -> None:
+    losses = []
+    for teaches in (True, False):
+        place = {"dataset_dir": dataset, "run_dir": tmp_path / str(teaches), "device": "cpu", "max_epochs": 1}
+        run_config(
+            "classification", "train", **place, teacher=TINY, students=[TINY], average="ema", average_teaches=teaches
+        )
+        rows = read_losses(tmp_path / str(teaches)).set_index(["network", "term"])["value"]
+        losses.append(rows)
+    assert losses[0]["teacher", "task"] == losses[1]["teacher", "task"]
+    assert losses[0]["student_0", "kd"] != losses[1]["student_0", "kd"]
+
+
 def test_a_committee_that_was_trained_alone_teaches_frozen_what_it_was_evaluated_to_say(
     dataset: Path, tmp_path: Path
 ) -> None:

@@ -159,7 +159,8 @@ def test_values_that_make_sense_pass_unchanged(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "meant"),
     [("learning_rate", "1e-3", 0.001), ("learning_rate", np.float64(0.5), 0.5), ("batch_size", np.int64(3), 3),
-     ("device", torch.device("cuda", 1), "cuda:1"), ("dataset_dir", Path("a/b"), "a/b")],
+     ("device", torch.device("cuda", 1), "cuda:1"), ("dataset_dir", Path("a/b"), "a/b"),
+     ("teacher_checkpoint", Path("t.pt"), "t.pt"), ("teacher_checkpoint", (Path("a.pt"), 2026), ["a.pt", "2026"])],
 )  # fmt: skip
 def test_values_are_read_as_yaml_and_python_mean_them(name: str, value: Any, meant: Any) -> None:
     read = check_settings("classification", "train", PLACE | {name: value})[name]

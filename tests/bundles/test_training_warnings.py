@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from kdml_med.bundle.training_warnings import classifier_warnings, detector_warnings
-from kdml_med.report.doubts import ALIKE, UNDERFIT, WARNINGS, WEAK_TEACHER
+from kdml_med.report.doubts import ALIKE, UNDERFIT, UNTAUGHT, WARNINGS, WEAK_TEACHER
 from tests.bundles.conftest import read_json
 
 LABELS = [0, 0, 1, 1]
@@ -53,6 +53,16 @@ def test_the_losses_of_the_epoch_that_is_kept_are_compared(tmp_path):
     write_losses(tmp_path, {"teacher": 9.0, "student_0": 0.5}, {"teacher": 0.1, "student_0": 0.5})
     assert set(classifier_warnings(figures(student_0=0.9), table, str(tmp_path))) == {UNDERFIT}
     assert classifier_warnings(figures(student_0=0.9) | {"best_epoch": 1}, table, str(tmp_path)) == {}
+
+
+def test_students_of_an_epoch_within_the_head_start_were_not_taught(tmp_path):
+    table = answers(teacher=[0.1, 0.2, 0.8, 0.9], student_0=[0.1, 0.4, 0.6, 0.7])
+    rows = [(1, 5, "student_0", "kd", 0.0, 0.3), (2, 5, "student_0", "kd", 0.5, 0.3)]
+    columns = ["epoch", "iterations", "network", "term", "weight", "value"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "losses.csv", index=False)
+    of_epoch = figures(teacher=1.0, student_0=0.9)
+    assert classifier_warnings(of_epoch, table, str(tmp_path)) == {}
+    assert set(classifier_warnings(of_epoch | {"best_epoch": 1}, table, str(tmp_path))) == {UNTAUGHT}
 
 
 def test_a_teacher_without_a_figure_is_not_judged(tmp_path):

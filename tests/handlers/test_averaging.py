@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Events
+from monai.engines import IterationEvents
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
@@ -17,11 +18,14 @@ from kdml_med.handlers import CohortCheckpoint, WeightAverage
 from kdml_med.handlers.averaging import measure_statistics
 from kdml_med.losses import ClassificationCohortLoss
 from kdml_med.networks import Cohort, build_cohort
+from kdml_med.networks.answers import common_answer
+from kdml_med.networks.registry import NetworkSpec
+from kdml_med.networks.stages import answer_with_features
 from kdml_med.runs import checkpoint_path
 from tests.data.folders import write_dataset
 from tests.engines.test_trainer import batches, equal_states, trainer_of
 from tests.kills import Killed, train_until
-from tests.networks.tiny import DROPPING, PLAIN, TINY
+from tests.networks.tiny import DROPPING, PLAIN, STAGED, TINY
 
 State = dict[str, Tensor]
 
@@ -233,12 +237,71 @@ def test_a_network_without_batch_norm_is_not_run() -> None:
     measure_statistics(Fails(), [torch.ones(1)])
 
 
-def saved(folder: Path, run_dir: Path, kind: Any, *, stop: int | None = None, seed: int = 3) -> WeightAverage:
+PAIR = {"name": "committee", "members": [TINY, PLAIN]}
+
+
+@pytest.mark.parametrize("teacher", [TINY, PAIR], ids=["one", "committee"])
+def test_students_learn_from_the_average_of_their_teacher_which_learns_as_without(teacher: NetworkSpec) -> None:
+    said: list[Tensor] = []
+    wanted: list[Tensor] = []
+
+    def taught(teaches: bool) -> Cohort:
+        cohort = build_cohort(seed=3, teacher=teacher, students=[TINY, TINY])
+        average = WeightAverage(cohort, "ema", decay=0.5, teaches=teaches)
+        trainer = trainer_of(cohort, batches(4), ClassificationCohortLoss(), train_handlers=[average])
+
+        def compare(engine: Any) -> None:
+            said.append(common_answer(engine.state.output["pred"]["teacher"]))
+            wanted.append(average.network.networks["teacher"](engine.state.output["image"]).detach())
+
+        if teaches:
+            trainer.add_event_handler(IterationEvents.FORWARD_COMPLETED, compare)
+        trainer.run()
+        return cohort
+
+    first, other = taught(True), taught(False)
+    assert len(said) == 4
+    assert all(torch.equal(*pair) for pair in zip(said, wanted, strict=True))
+    assert equal_states(first.networks["teacher"], other.networks["teacher"])
+    assert not equal_states(first.networks["student_0"], other.networks["student_0"])
+    assert first.state_dict().keys() == other.state_dict().keys()  # the average is no part of it
+
+
+@pytest.mark.parametrize("kind", ["none", "swa"])
+def test_nobody_but_an_exponential_average_teaches(kind: Any) -> None:
+    cohort = build_cohort(teacher=TINY, students=[TINY])
+    WeightAverage(cohort, kind, teaches=True)
+    frozen = Cohort(dict(cohort.networks), frozen_teacher=True)
+    WeightAverage(frozen, "ema", teaches=True)
+    assert cohort.spokesman == frozen.spokesman == ()
+
+
+def test_the_average_answers_to_every_view_with_feature_maps() -> None:
+    cohort = build_cohort(teacher=STAGED, students=[STAGED, STAGED], features=True)
+    average = WeightAverage(cohort, "ema", teaches=True)
+    for parameter in average.network.networks["teacher"].parameters():
+        parameter.data.add_(0.1)
+    image = torch.rand(3, 2, 3, 16, 16)
+    answer = cohort(image)["teacher"]
+    for student in range(2):
+        wanted = answer_with_features(average.network.networks["teacher"], image[:, student], cohort.feature_strides)
+        said = common_answer(answer, student)
+        assert torch.equal(said.logits, wanted.logits)
+        assert all(torch.equal(*maps) for maps in zip(said.features, wanted.features, strict=True))
+        assert not said.logits.requires_grad
+    ClassificationCohortLoss(teacher_link="both")(cohort(image), torch.tensor([0, 1, 1]))["loss"].backward()
+    assert all(parameter.grad is None for parameter in average.network.parameters())
+    assert isinstance(cohort.eval()(image[:, 0])["teacher"], Tensor)
+
+
+def saved(
+    folder: Path, run_dir: Path, kind: Any, *, stop: int | None = None, seed: int = 3, teaches: bool = False
+) -> WeightAverage:
     """Train four epochs of five batches, or go on; a checkpoint after every batch, killed behind iteration ``stop``."""
     cohort = build_cohort(seed=seed, teacher=TINY, students=[TINY, TINY])
     dataset = TileDataset(folder, "train", transform=RandStainJitterd("image"), seed=5)
     loader = SampleLoader(dataset, batch_size=2, training=True, seed=5)
-    average = WeightAverage(cohort, kind, start=0.25)
+    average = WeightAverage(cohort, kind, start=0.25, teaches=teaches)
     trainer = trainer_of(cohort, loader, ClassificationCohortLoss(), epochs=4, train_handlers=[average])
     CohortCheckpoint(
         run_dir, cohort, trainer.optimizer, interval=1, extras={"average": average}, kept=average.network
@@ -248,14 +311,16 @@ def saved(folder: Path, run_dir: Path, kind: Any, *, stop: int | None = None, se
     return average
 
 
-@pytest.mark.parametrize("kind", ["ema", "swa"])
-def test_a_training_killed_within_an_epoch_goes_on_with_its_average_to_the_bit(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "teaches"), [("ema", False), ("ema", True), ("swa", False)])
+def test_a_training_killed_within_an_epoch_goes_on_with_its_average_to_the_bit(
+    kind: str, teaches: bool, tmp_path: Path
+) -> None:
     folder = write_dataset(tmp_path / "tiles", {"a": ("train", "MSS", 6), "b": ("train", "MSI", 4)})
-    whole = saved(folder, tmp_path / "whole", kind)
+    whole = saved(folder, tmp_path / "whole", kind, teaches=teaches)
     for stop in (3, 12, 18):
         with pytest.raises(Killed):
-            saved(folder, tmp_path / "killed", kind, stop=stop, seed=3 if stop == 3 else 4)
-    again = saved(folder, tmp_path / "killed", kind, seed=4)
+            saved(folder, tmp_path / "killed", kind, stop=stop, seed=3 if stop == 3 else 4, teaches=teaches)
+    again = saved(folder, tmp_path / "killed", kind, seed=4, teaches=teaches)
     assert equal_states(again.network, whole.network)
     assert equal_states(again.trained, whole.trained)
     for name in ("last", "best", "teacher", "student_0", "student_1"):

@@ -26,6 +26,7 @@ from kdml_med.errors import InputError
 from kdml_med.handlers import CohortCheckpoint, CohortTensorBoard, LossHistory, UpdateSchedule
 from kdml_med.losses import ClassificationCohortLoss
 from kdml_med.networks import build_cohort
+from kdml_med.networks.registry import NetworkSpec
 from kdml_med.runs import checkpoint_path
 from tests.data.folders import write_dataset
 from tests.engines.test_trainer import trainer_of
@@ -75,6 +76,9 @@ def run(
     accumulate: int = 1,
     batch_size: int = 2,
     num_workers: int = 0,
+    teacher: NetworkSpec = DROPPING,
+    views: int = 1,
+    warmup: int = 0,
     **checkpoints: Any,
 ) -> KDMLTrainer:
     """Train, or go on: checkpoints every ``interval`` batches, killed behind iteration ``stop``.
@@ -85,12 +89,12 @@ def run(
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    cohort = build_cohort(seed=seed, teacher=DROPPING, students=[DROPPING, DROPPING])
+    cohort = build_cohort(seed=seed, teacher=teacher, students=[DROPPING, DROPPING])
     dataset = TileDataset(folder, "train", transform=RandStainJitterd("image"), seed=5)
-    loader = SampleLoader(dataset, batch_size=batch_size, training=True, seed=5, num_workers=num_workers)
+    loader = SampleLoader(dataset, batch_size=batch_size, training=True, seed=5, num_workers=num_workers, views=views)
     optimizer = torch.optim.AdamW(cohort.parameter_groups(), lr=1e-2, fused=True)
     schedule = WarmupCosineSchedule(optimizer, warmup_steps=3, t_total=epochs * len(loader), warmup_multiplier=0.1)
-    loss = ClassificationCohortLoss(ramp_up_epochs=1)
+    loss = ClassificationCohortLoss(ramp_up_epochs=1, teacher_warmup_epochs=warmup)
     trainer = trainer_of(cohort, loader, loss, epochs=epochs, optimizer=optimizer, accumulate=accumulate)
     trainer.add_event_handler(Events.ITERATION_STARTED, disturb)
     trainer.countdown = Countdown()
@@ -141,6 +145,15 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_bytes(
         found, expected = left(Path(name)), uninterrupted(folder, accumulate=accumulate)
     assert [part for part in expected if found.get(part) != expected[part]] == []
     assert found.keys() == expected.keys()
+
+
+@pytest.mark.parametrize("stop", [2, 5, 8])
+def test_a_committee_views_and_a_head_start_go_on_to_the_same_bytes(folder: Path, tmp_path: Path, stop: int) -> None:
+    options = {"teacher": {"name": "committee", "members": [DROPPING, DROPPING]}, "views": 2, "warmup": 1}
+    run(folder, tmp_path / "whole", **options)
+    killed(folder, tmp_path / "killed", stop, **options)
+    run(folder, tmp_path / "killed", **options)
+    assert left(tmp_path / "killed") == left(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -324,6 +324,19 @@ def test_answers_of_a_frozen_committee_are_remembered(tmp_path):
             assert all(torch.equal(*pair) for pair in zip(_tensors(found), _tensors(wanted), strict=True))
 
 
+def test_a_member_with_other_weights_is_asked_again(tmp_path):
+    trained = build_network(PAIR, num_classes=2).eval()
+    torch.save(trained.state_dict(), tmp_path / "teacher.pt")
+    network = cohort(teacher_checkpoint=str(tmp_path / "teacher.pt"))
+    RememberedTeacher(Kept().open).attach(network)
+    before = network(images())["teacher"]
+    other = build_network(WIDE, num_classes=2).eval()
+    network.networks["teacher"].members[0].load_state_dict(other.state_dict())
+    answer = network(images())["teacher"]
+    assert torch.equal(answer, network.networks["teacher"](images()))
+    assert not torch.equal(answer, before)
+
+
 def _tensors(answer):
     return [answer[0], *answer[-1]] if len(answer) == 2 else [*answer[:2], *answer[-1]]
 
@@ -332,6 +345,12 @@ def test_grad_cam_is_the_mean_over_the_members():
     network = build_network({"name": "committee", "members": [STAGED, STAGED]}, num_classes=2).eval()
     maps = [grad_cam(member, images(side=32), 1) for member in network.members]
     assert (mean_grad_cam([network], images(side=32), 1) == (maps[0] + maps[1]) / 2).all()
+
+
+def test_grad_cam_of_an_ensemble_counts_a_committee_once():
+    network, other = (build_network(spec, num_classes=2).eval() for spec in (STAGED_PAIR, STAGED))
+    maps = [mean_grad_cam([one], images(side=32), 1) for one in (network, other)]
+    assert (mean_grad_cam([network, other], images(side=32), 1) == (maps[0] + maps[1]) / 2).all()
 
 
 def test_an_exported_committee_gives_its_mean_probability():
@@ -344,8 +363,18 @@ def test_an_exported_committee_gives_its_mean_probability():
 
 
 def test_members_are_listed_with_their_teacher():
-    names = ["ensemble", "student_1", "teacher_1", "student_0", "teacher_0", "teacher", "student_10"]
-    ordered = ["teacher", "teacher_0", "teacher_1", "student_0", "student_1", "student_10", "ensemble"]
+    ordered = [
+        "teacher",
+        "teacher_0",
+        "teacher_1",
+        "student_0",
+        "student_1",
+        "student_1_0",
+        "student_1_1",
+        "student_10",
+    ]
+    ordered += ["student_10_0", "ensemble"]
+    names = ordered[1::2] + ordered[::2][::-1]
     assert sorted(names, key=network_order) == ordered
 
 

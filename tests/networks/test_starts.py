@@ -85,6 +85,22 @@ def test_the_last_stage_of_a_detector_is_that_of_its_body(tmp_path):
     assert {int(name.split(".")[1]) for name in body} == set(range(7, 14))
 
 
+def test_members_of_a_committee_among_the_students_start_as_it_does(tmp_path):
+    published = saved(SHORT, tmp_path / "w.pt")
+    cohort = cohort_of({"name": "committee", "members": [SHORT, SHORT]}, tmp_path / "w.pt", ["none", "head"])
+    for name, expected in (("student_0", set()), ("student_1", {"classifier.1.weight"})):
+        assert [changed(own, published) for own in cohort.networks[name].members] == [expected, expected]
+
+
+def test_students_without_a_file_have_nothing_to_start_apart_from(tmp_path):
+    saved(SHORT, tmp_path / "w.pt")
+    with pytest.raises(InputError, match="what student_1 do not take from initial_weights, which have no file"):
+        build_cohort(
+            teacher=SHORT, students=[SHORT, SHORT], own_start=["none", "head"],
+            initial_weights={"teacher": str(tmp_path / "w.pt"), "student_0": str(tmp_path / "w.pt")},
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("start", "message"),
     [(["head"], "own_start has 1 entries for 2 students"), ("last_stage", "a TinyNet does not say which stage")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ CALIBRATION_IMAGES = 200
 WEIGHT_STEPS = 127
 """Of int8 weights on each side of zero."""
 _WEIGHTED = ("Conv", "Gemm")
+_OF_NETWORK = re.compile(r"(?:/[^/]*)?(?:/members\.\d+(?=/))?")
 INTEGER_OPERATIONS = (
     *_WEIGHTED,
     "Add",
@@ -167,14 +169,15 @@ def _prepare(source: Path, target: Path) -> Any:
 
 
 def _first_convolutions(model: Any, count: int) -> list[str]:
-    """Names of the first convolutions of each network, with the activations behind them.
+    """Names of the first convolutions of each network and member of a committee, with the activations behind them.
 
-    Names begin with the part of the module that a node comes from, "/student_0/…".
+    Names begin with the part of the module that a node comes from, "/student_0/…" or "/teacher/members.0/…".
     """
     by_network: dict[str, list[Any]] = {}
     for node in model.graph.node:
         if node.op_type == "Conv":
-            by_network.setdefault("/".join(node.name.split("/")[:2]), []).append(node)
+            network = _OF_NETWORK.match(node.name)
+            by_network.setdefault("" if network is None else network[0], []).append(node)
     first = [node for nodes in by_network.values() for node in nodes[:count]]
     outputs = {node.output[0] for node in first}
     behind = [

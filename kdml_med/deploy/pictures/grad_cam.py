@@ -77,8 +77,12 @@ def mean_grad_cam(networks: Sequence[nn.Module], images: Tensor, positive_index:
 
     Networks that look at different places give no place with 1.
     """
-    singles = [own for one in networks for own in (one.members if isinstance(one, Committee) else [one])]
-    maps = [grad_cam(network, images, positive_index) for network in singles]
+    maps = [
+        mean_grad_cam(list(network.members), images, positive_index)  # of an ensemble it is one voice, as in answers
+        if isinstance(network, Committee)
+        else grad_cam(network, images, positive_index)
+        for network in networks
+    ]
     mean: npt.NDArray[np.float32] = np.mean(maps, axis=0, dtype=np.float32)
     return mean
 

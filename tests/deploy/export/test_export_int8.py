@@ -15,7 +15,7 @@ from kdml_med.deploy.export.int8 import quantize, round_weights
 from kdml_med.deploy.export.metadata import as_properties, from_properties
 from kdml_med.deploy.export.modules import ExportedClassifier
 from kdml_med.deploy.export.runtimes import load_answer
-from kdml_med.networks.registry import build_network
+from kdml_med.networks.registry import NetworkSpec, build_network
 from tests.deploy.export.test_export_formats import classifier
 from tests.deploy.export.test_export_modules import random_images
 from tests.examples import examples
@@ -93,9 +93,21 @@ def test_an_int8_file_is_small_whole_and_the_same_twice(tmp_path: Path) -> None:
         assert load_answer(tmp_path / "a.onnx", "ONNX Runtime")(tiles(batch))[0].shape == (batch, 2)
 
 
-def test_the_first_convolutions_of_each_network_can_stay_in_floating_point(tmp_path: Path) -> None:
-    short = {"name": "mobilenet_v2", "last_block": 2}
-    to_onnx(classifier(short, short), torch.zeros(2, 32, 32, 3, dtype=torch.uint8), tmp_path / "float.onnx")
+SHORT = {"name": "mobilenet_v2", "last_block": 2}
+
+
+@pytest.mark.parametrize(
+    ("specs", "parts"),
+    [
+        ([SHORT, SHORT], {"student_0", "student_1"}),
+        ([{"name": "committee", "members": [SHORT, SHORT]}], {"members.0", "members.1"}),
+    ],
+    ids=["ensemble", "committee"],
+)
+def test_the_first_convolutions_of_each_network_can_stay_in_floating_point(
+    tmp_path: Path, specs: list[NetworkSpec], parts: set[str]
+) -> None:
+    to_onnx(classifier(*specs), torch.zeros(2, 32, 32, 3, dtype=torch.uint8), tmp_path / "float.onnx")
     counts = {}
     for count in (0, 2):
         quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", list(tiles(4)), floating_convolutions=count)
@@ -103,9 +115,10 @@ def test_the_first_convolutions_of_each_network_can_stay_in_floating_point(tmp_p
         makers = {name: node.op_type for node in model.graph.node for name in node.output}
         convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
         floating = [node.name for node in convolutions if makers.get(node.input[1]) != "DequantizeLinear"]
-        counts[count] = sorted(name.split("/")[1] for name in floating)
+        counts[count] = sorted(part for name in floating for part in name.split("/") if part in parts)
         assert len(convolutions) == 12
-    assert counts == {0: [], 2: ["student_0", "student_0", "student_1", "student_1"]}
+        assert len(floating) == len(counts[count])
+    assert counts == {0: [], 2: sorted([*parts, *parts])}
 
 
 @pytest.mark.slow
