@@ -59,7 +59,7 @@ def draw_differences(comparisons: pd.DataFrame, words: Mapping[str, str]) -> Fig
     roles = [role for role in reversed(ROLES) if (comparisons["role"] == role).any()]
     lines = len(comparisons) + len(roles)
     with style():
-        figure, (axis, numbers) = new_figure(1.5 + 0.31 * lines, 1, 2, sharey=True, width_ratios=[1.0, 0.68])
+        figure, (axis, numbers) = new_figure(1.5 + 0.31 * lines, 1, 2, sharey=True, width_ratios=[1.0, 0.72])
         numbers.axis("off")
         axis.axvline(0, color=FAINT, linewidth=1)
         place, ticks, labels = 0.0, [], []
@@ -89,7 +89,7 @@ def _difference_row(axis: Axes, numbers: Axes, row: Mapping[str, Any], place: fl
         markerfacecolor=colour if decided else "white", linestyle="none", markeredgewidth=1.5,
     )  # fmt: skip
     interval = difference_with_interval(row["difference"], row["low"], row["high"])
-    for x, text in ((0.0, interval), (0.74, p_words(row["p_holm"]))):
+    for x, text in ((0.0, interval), (0.79, p_words(row["p_holm"]))):
         shown = numbers.text(x, place, text, transform=numbers.get_yaxis_transform(), va="center", size=9)
         shown.set_fontweight("bold" if decided else "normal")
 
@@ -158,7 +158,7 @@ def _draw_seed_lines(axis: Axes, own: pd.DataFrame, shown: Sequence[str]) -> Non
             wide.mean(axis=1),
             linestyle="none",
             marker="_",
-            markersize=22,
+            markersize=min(22, 110 / len(shown)),  # else those of many arms run into each other
             markeredgewidth=2.5,
             color=INK,
         )
