@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast, get_args
 
 import pandas as pd
 
+from kdml_med.errors import InputError
 from kdml_med.experiments.endpoints import COMPARED_ROLES, METRICS, Endpoint
 from kdml_med.experiments.results import Results
 from kdml_med.experiments.scores import Role, load_scores, resampling_unit, role_networks
@@ -104,7 +106,7 @@ def summary_table(results: Results) -> pd.DataFrame:
         "sequence" or "frame", of which there are ``units``; folds is missing without folds.
 
     Raises:
-        InputError: see ``kdml_med.experiments.scores``.
+        InputError: see ``kdml_med.experiments.scores``; or trainings were evaluated on different samples.
     """
     work = [(*place, metric) for place in _places(results) for metric in metrics_of(results)]
     rows = []
@@ -116,8 +118,9 @@ def summary_table(results: Results) -> pd.DataFrame:
                 known = _of_role(results, version, arm, scores, seeds, role)
                 if not known:
                     continue
-                drawn = _drawn(results, (version, evaluation, metric, arm, role, *seeds), known)
-                figure = estimate(known, drawn=drawn)
+                with _same_samples(evaluation, arm):
+                    drawn = _drawn(results, (version, evaluation, metric, arm, role, *seeds), known)
+                    figure = estimate(known, drawn=drawn)
                 rows.append(
                     _place(results, version, evaluation, arm, seeds)
                     | {"role": role, "metric": metric, "value": figure.value, "low": figure.low, "high": figure.high}
@@ -142,7 +145,7 @@ def comparison_table(results: Results) -> pd.DataFrame:
         p values that p_holm is about. Arms without a whole seed in common have no row.
 
     Raises:
-        InputError: see ``kdml_med.experiments.scores``.
+        InputError: see ``kdml_med.experiments.scores``; or trainings were evaluated on different samples.
     """
     reference = results.plan.reference
     pairs = [(reference, arm) for arm in results.arms if arm != reference]
@@ -207,19 +210,32 @@ def _comparisons(
     own, other = scores.of(first), scores.of(second)
     seeds = [seed for seed in other if seed in own]
     for endpoint in endpoints if seeds else ():
-        sides = []
+        sides: list[tuple[list[list[Scores]], Floats]] = []
         for arm, known in ((first, own), (second, other)):
             role: Role = "teacher" if results.trains_teacher_alone(arm) else endpoint.role
             networks = _of_role(results, version, arm, known, seeds, role)
             place = (version, evaluation, scores.metric, arm, role, *seeds)
             sides.append((networks, _drawn(results, place, networks)))
         (a, drawn_a), (b, drawn_b) = sides
-        found = compare(a, b, permutations=PERMUTATIONS[results.plan.task], drawn=(drawn_a, drawn_b))
+        with _same_samples(evaluation, f"{first} and {second}"):
+            found = compare(a, b, permutations=PERMUTATIONS[results.plan.task], drawn=(drawn_a, drawn_b))
         yield (
             _place(results, version, evaluation, second, seeds)
             | {"role": endpoint.role, "metric": endpoint.metric, "reference": first}
             | _numbers(found, "value_reference", "value_arm")
         )
+
+
+@contextmanager
+def _same_samples(evaluation: str, arms: str) -> Iterator[None]:
+    """Say for people that trainings were judged on different samples."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(
+            f"trainings of {arms} were not evaluated on the same samples ({evaluation}): {error} The dataset has "
+            "changed in between. Run the plan again with another --out."
+        ) from error
 
 
 def _drawn(results: Results, place: tuple[Hashable, ...], networks: list[list[Scores]]) -> Floats:

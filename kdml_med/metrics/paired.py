@@ -109,7 +109,11 @@ def resampled(arm: Arm, *, resamples: int = 2000, seed: int = 0) -> Floats:
 
     Returns:
         [seeds, resamples]; [seeds, 0] where fewer than two units leave nothing to draw.
+
+    Raises:
+        ValueError: no seeds or no networks, or the samples differ.
     """
+    _check(arm)
     first = arm[0][0]
     chunks = resampled_weights(
         first.units,

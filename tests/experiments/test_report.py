@@ -157,6 +157,7 @@ def test_the_sample_size_line_counts_what_was_paired_and_leaves_out_what_has_no_
         f"online KD) to 0.0200 (from mutual learning); 0.002 needs {needed}."
     )
     assert sample_size(pd.DataFrame(rows[2:3]), ARM_WORDS) == ""
+    assert "a difference of more than 1 (from" in sample_size(pd.DataFrame([compared(detectable=1.9)]), ARM_WORDS)
 
 
 def test_further_pairs_are_told_where_the_reference_is_missing():
@@ -267,6 +268,16 @@ def test_missing_trainings_are_listed_with_their_reason(written):
 def test_synthetic_data_are_announced(synthetic):
     text = words_of(made_up_findings(synthetic=synthetic))
     assert ("say nothing about accuracy on patients" in text) is synthetic
+
+
+def test_more_seeds_than_colours_are_drawn_alike():
+    rows = [{"arm": "kdml", "role": "ensemble", "seed": seed, "value": seed / 100} for seed in range(20)]
+    few, many = (
+        figures.draw_seeds(pd.DataFrame(part), ["kdml"], ARM_WORDS, "auroc").legends[0].get_texts()
+        for part in (rows[:3], rows)
+    )
+    assert [text.get_text() for text in few] == ["seed 0", "seed 1", "seed 2", "mean"]
+    assert [text.get_text() for text in many] == ["each seed", "mean"]
 
 
 def test_arms_with_different_seeds_are_not_to_be_compared_by_their_means():

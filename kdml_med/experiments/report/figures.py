@@ -137,9 +137,11 @@ def draw_seeds(seeds: pd.DataFrame, arms: Sequence[str], words: Mapping[str, str
             axis.grid(axis="y")
         axes[0].set_ylabel(metric_words(metric))
         numbers = sorted(seeds["seed"].unique())
-        entries: list[Any] = [
-            legend_entry(f"seed {seed}", COLOURS[place % len(COLOURS)], "o", "-") for place, seed in enumerate(numbers)
-        ]
+        entries: list[Any] = (
+            [legend_entry(f"seed {seed}", COLOURS[place], "o", "-") for place, seed in enumerate(numbers)]
+            if len(numbers) <= len(COLOURS)
+            else [legend_entry("each seed", FAINT, "o", "-")]
+        )
         if len(numbers) > 1:
             entries.append(legend_entry("mean", INK, "_", "none", size=14))
         figure.legend(handles=entries, loc="outside upper left", ncols=6)
@@ -148,10 +150,10 @@ def draw_seeds(seeds: pd.DataFrame, arms: Sequence[str], words: Mapping[str, str
 
 def _draw_seed_lines(axis: Axes, own: pd.DataFrame, shown: Sequence[str]) -> None:
     wide = own.pivot_table(index="arm", columns="seed", values="value").reindex(list(shown))
+    many = wide.shape[1] > len(COLOURS)  # more than can be told apart
     for place, seed in enumerate(wide):
-        axis.plot(
-            range(len(shown)), wide[seed], marker="o", markersize=6, linewidth=1.3, color=COLOURS[place % len(COLOURS)]
-        )
+        colour, size = (FAINT, 3) if many else (COLOURS[place], 6)
+        axis.plot(range(len(shown)), wide[seed], marker="o", markersize=size, linewidth=1.3, color=colour)
     if wide.shape[1] > 1:
         axis.plot(
             range(len(shown)),

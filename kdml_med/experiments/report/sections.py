@@ -18,6 +18,7 @@ from kdml_med.experiments.report.seeds import sweep_points
 from kdml_med.experiments.report.verdict import (
     SIGNIFICANT,
     cautions,
+    detectable_words,
     difference_line,
     doubt_lines,
     endpoint_words,
@@ -136,14 +137,14 @@ def verdicts(found: Findings) -> Section:
         text = f"{len(found.missing)} of {found.trainings} trainings {verb} missing: figures can still change."
         parts.append(Paragraph(text, lead="Not finished."))
     known = found.comparisons["difference"].notna()
-    for _, _, heading, own in found.grouped(found.comparisons[known]):
-        parts += _of_endpoints(found, found.families(own), _lead(heading))
-        parts += _of_further_pairs(found, own, _lead(heading))
     if not (found.comparisons["reference"][known] == found.plan.reference).any():
         reference = found.words[found.plan.reference]
         parts.append(
             Paragraph(f"No arm can be compared with {reference} yet: that needs a seed with every fold of both.")
         )
+    for _, _, heading, own in found.grouped(found.comparisons[known]):
+        parts += _of_endpoints(found, found.families(own), _lead(heading))
+        parts += _of_further_pairs(found, own, _lead(heading))
     parts += _doubts(found)
     return Section("Verdict", parts)
 
@@ -278,7 +279,7 @@ def _difference_table(own: pd.DataFrame, found: Findings, title: str, *, named_p
 
 def _detectable(row: Mapping[str, Any]) -> str:
     """The difference that the seeds could have shown; nothing where all differ by the same."""
-    return figure(row["detectable"], 4) if row["detectable"] > 0 else ""
+    return detectable_words(row["detectable"]) if row["detectable"] > 0 else ""
 
 
 def _gain_tables(found: Findings, version: str, evaluation: str, named: str) -> list[Part]:

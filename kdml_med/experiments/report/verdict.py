@@ -161,7 +161,7 @@ def sample_size(comparisons: pd.DataFrame, words: Mapping[str, str]) -> str:
         return ""
     rows = records(known)
     ends = [rows[0]] if len(rows) == 1 else [rows[0], rows[-1]]
-    found = " to ".join(f"{wording.figure(row['detectable'], 4)} (from {words[row['arm']]})" for row in ends)
+    found = " to ".join(f"{detectable_words(row['detectable'])} (from {words[row['arm']]})" for row in ends)
     alpha = SIGNIFICANT / max(1, int(comparisons["p_value"].notna().sum()))
     needed = [pairs_needed(SMALL_DIFFERENCE, float(row["seed_sd"]), alpha=alpha) for row in ends]
     counts = ["more than 100,000" if pairs is None else f"{pairs:,}" for pairs in needed]
@@ -172,6 +172,11 @@ def sample_size(comparisons: pd.DataFrame, words: Mapping[str, str]) -> str:
         f"{endpoint_words(rows[0])}: {trainings if least == most else f'{least} to {trainings}'} could have shown a "
         f"difference of {found}; {SMALL_DIFFERENCE} needs {' to '.join(dict.fromkeys(counts))}."
     )
+
+
+def detectable_words(difference: float) -> str:
+    """A difference that could be shown; metrics lie between 0 and 1, so that beyond 1 none could."""
+    return "more than 1" if difference > 1 else wording.figure(difference, 4)
 
 
 def smallest_p(comparisons: pd.DataFrame) -> float:
