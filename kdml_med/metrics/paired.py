@@ -173,6 +173,8 @@ def compare(
     exact = tried == 2**units
     p_value = _permutation_p(a, b, abs(difference), exact=exact, permutations=tried, seed=seed) if tried else math.nan
     seed_sd = float(np.std(seeds_a - seeds_b, ddof=1)) if len(a) > 1 else math.nan
+    if seed_sd < _ROUNDING:
+        seed_sd = 0.0
     return Comparison(
         value_a, value_b, difference, interval.low, interval.high, p_value, units, len(a), tried, exact, seed_sd
     )

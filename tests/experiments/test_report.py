@@ -97,6 +97,7 @@ def test_the_verdict_names_who_wins_and_who_loses_and_what_is_open():
 
 def test_nothing_is_called_better_when_nothing_is_shown():
     row = compared("ml")
+    assert said(row) == "Ensemble of the students, AUROC: no difference of KD + ML is shown to mutual learning."
     for text in (said(row), difference_line(row, ARM_WORDS)):
         assert "better" not in text
         assert "worse" not in text

@@ -83,7 +83,7 @@ def verdict(comparisons: pd.DataFrame, words: Mapping[str, str]) -> str:
     if arms[Outcome.WORSE]:
         parts.append(f"{reference} is worse than {wording.listed(arms[Outcome.WORSE])}{only}")
     if arms[Outcome.UNDECIDED]:
-        nothing = "no difference is shown" if parts else f"{reference}: no difference is shown"
+        nothing = "no difference is shown" if parts else f"no difference of {reference} is shown"
         parts.append(f"{nothing} to {wording.listed(arms[Outcome.UNDECIDED])}")
     return f"{endpoint_words(first)}: {'; '.join(parts)}."
 
