@@ -28,7 +28,7 @@ def classifier_warnings(metrics: Mapping[str, Any], predictions: pd.DataFrame, r
         run_dir: folder of the run.
     """
     names = _singles(metrics)
-    known = predictions[predictions[PredictionColumn.LABEL] >= 0]
+    known = predictions[predictions[PredictionColumn.LABEL] >= 0].sort_values(PredictionColumn.SAMPLE_ID)
     by_network = {name: known[known[PredictionColumn.NETWORK] == name] for name in _students(names)}
     labels = next(iter(by_network.values()))[PredictionColumn.LABEL].to_numpy(np.int64)
     answers = {name: own[PredictionColumn.PROBABILITY].to_numpy(np.float64) for name, own in by_network.items()}

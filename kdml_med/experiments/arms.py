@@ -45,7 +45,12 @@ ARMS: dict[str, Arm] = {
     "ml": Arm("labels and peers", {"beta": 0.0}),
     KDML: Arm("labels, a teacher trained along, and peers"),
     "kdml_offline": Arm("labels, a teacher trained before, frozen, and peers", trained_teacher=True),
-    "kd_strong": Arm("labels and, twice as much, a teacher trained along", {"beta": 2.0, "gamma": 0.0}),
+    "kd_strong": Arm("labels and, with more weight, a teacher trained along", {"beta": 2.0, "gamma": 0.0}),
+    "kd_offline_strong": Arm(
+        "labels and, with more weight, a teacher trained before, frozen",
+        {"beta": 2.0, "gamma": 0.0},
+        trained_teacher=True,
+    ),
     "kdml_head_start": Arm(
         "labels, a teacher trained along and listened to after its first epochs, and peers",
         {"teacher_warmup_epochs": 2},
@@ -62,8 +67,9 @@ ARMS: dict[str, Arm] = {
         {"teacher_link": ["predictions", "features"], "peer_link": "both"},
     ),
 }
-"""Built-in arms. ``kd_strong`` is a control for peers: what they weigh goes to the teacher. The last two are variants
-with features, the diverse one after Niyaz et al. 2022, arXiv:2212.02931."""
+"""Built-in arms. ``kd_strong`` and ``kd_offline_strong`` are the controls of ``kdml`` and ``kdml_offline``: what peers
+weigh goes to the teacher. The last two are variants with features, the diverse one after Niyaz et al. 2022,
+arXiv:2212.02931."""
 
 PAPER_ARMS = [TEACHER_ONLY, "independent", "kd_offline", "kd_online", "ml", KDML]
 """What a plan trains unless it says otherwise."""

@@ -7,16 +7,19 @@ both arms have.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast, get_args
 
 import pandas as pd
 
+from kdml_med.errors import InputError
 from kdml_med.experiments.endpoints import COMPARED_ROLES, METRICS, Endpoint
 from kdml_med.experiments.results import Results
 from kdml_med.experiments.scores import Role, load_scores, resampling_unit, role_networks
 from kdml_med.keys import Task
-from kdml_med.metrics.paired import Comparison, compare, estimate, holm
+from kdml_med.metrics.box_matching import Floats
+from kdml_med.metrics.paired import Comparison, compare, estimate, holm, resampled
 from kdml_med.metrics.paired_scores import Scores
 from kdml_med.metrics.power import ALPHA, detectable_difference
 from kdml_med.program import progress_bar
@@ -103,9 +106,8 @@ def summary_table(results: Results) -> pd.DataFrame:
         "sequence" or "frame", of which there are ``units``; folds is missing without folds.
 
     Raises:
-        InputError: see ``kdml_med.experiments.scores``.
+        InputError: see ``kdml_med.experiments.scores``; or trainings were evaluated on different samples.
     """
-    task = results.plan.task
     work = [(*place, metric) for place in _places(results) for metric in metrics_of(results)]
     rows = []
     with progress_bar(len(work), what="figures of arms", unit="arm") as bar:
@@ -113,10 +115,12 @@ def summary_table(results: Results) -> pd.DataFrame:
             seeds = results.whole_seeds(version, arm)
             scores = _load(results, version, arm, seeds, evaluation, metric)
             for role in get_args(Role) if seeds else ():
-                repetitions = _of_role(results, version, arm, scores, seeds, role)
-                if not repetitions:
+                known = _of_role(results, version, arm, scores, seeds, role)
+                if not known:
                     continue
-                figure = estimate(repetitions, resamples=RESAMPLES[task])
+                with _same_samples(evaluation, arm):
+                    drawn = _drawn(results, (version, evaluation, metric, arm, role, *seeds), known)
+                    figure = estimate(known, drawn=drawn)
                 rows.append(
                     _place(results, version, evaluation, arm, seeds)
                     | {"role": role, "metric": metric, "value": figure.value, "low": figure.low, "high": figure.high}
@@ -138,10 +142,10 @@ def comparison_table(results: Results) -> pd.DataFrame:
         p_holm adjusts the p values of one version, evaluation and endpoint for each other, those of the reference and
         those of the further pairs apart. pairs are the trainings that were paired, and detectable is the difference
         that so many of that spread find with a chance of four in five, at a level of 0.05 divided by the number of
-        rows that p_holm is about. Arms without a whole seed in common have no row.
+        p values that p_holm is about. Arms without a whole seed in common have no row.
 
     Raises:
-        InputError: see ``kdml_med.experiments.scores``.
+        InputError: see ``kdml_med.experiments.scores``; or trainings were evaluated on different samples.
     """
     reference = results.plan.reference
     pairs = [(reference, arm) for arm in results.arms if arm != reference]
@@ -173,7 +177,7 @@ def comparison_table(results: Results) -> pd.DataFrame:
             for sd, trainings, tests in zip(
                 table["seed_sd"],
                 table["pairs"],
-                table.groupby(family, sort=False)["arm"].transform("size"),
+                table.groupby(family, sort=False)["p_value"].transform("count").clip(lower=1),
                 strict=True,
             )
         ]
@@ -202,25 +206,43 @@ class _Remembered:
 def _comparisons(
     scores: _Remembered, first: str, second: str, endpoints: Sequence[Endpoint]
 ) -> Iterator[dict[str, Any]]:
-    results, version = scores.results, scores.version
+    results, version, evaluation = scores.results, scores.version, scores.evaluation
     own, other = scores.of(first), scores.of(second)
     seeds = [seed for seed in other if seed in own]
     for endpoint in endpoints if seeds else ():
-        pair = [
-            _of_role(results, version, arm, known, seeds, endpoint.role, compared=True)
-            for arm, known in ((first, own), (second, other))
-        ]
-        found = _compare(results, pair[0], pair[1])
+        sides: list[tuple[list[list[Scores]], Floats]] = []
+        for arm, known in ((first, own), (second, other)):
+            role: Role = "teacher" if results.trains_teacher_alone(arm) else endpoint.role
+            networks = _of_role(results, version, arm, known, seeds, role)
+            place = (version, evaluation, scores.metric, arm, role, *seeds)
+            sides.append((networks, _drawn(results, place, networks)))
+        (a, drawn_a), (b, drawn_b) = sides
+        with _same_samples(evaluation, f"{first} and {second}"):
+            found = compare(a, b, permutations=PERMUTATIONS[results.plan.task], drawn=(drawn_a, drawn_b))
         yield (
-            _place(results, version, scores.evaluation, second, seeds)
+            _place(results, version, evaluation, second, seeds)
             | {"role": endpoint.role, "metric": endpoint.metric, "reference": first}
             | _numbers(found, "value_reference", "value_arm")
         )
 
 
-def _compare(results: Results, first: list[list[Scores]], second: list[list[Scores]]) -> Comparison:
-    task = results.plan.task
-    return compare(first, second, resamples=RESAMPLES[task], permutations=PERMUTATIONS[task])
+@contextmanager
+def _same_samples(evaluation: str, arms: str) -> Iterator[None]:
+    """Say for people that trainings were judged on different samples."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(
+            f"trainings of {arms} were not evaluated on the same samples ({evaluation}): {error} The dataset has "
+            "changed in between. Run the plan again with another --out."
+        ) from error
+
+
+def _drawn(results: Results, place: tuple[Hashable, ...], networks: list[list[Scores]]) -> Floats:
+    """Figures under resampled units, computed once: every arm stands in several tables, the reference in every pair."""
+    if place not in results.drawn:
+        results.drawn[place] = resampled(networks, resamples=RESAMPLES[results.plan.task])
+    return results.drawn[place]
 
 
 def _numbers(found: Comparison, first: str, second: str) -> dict[str, Any]:
@@ -256,7 +278,11 @@ def gain_table(results: Results) -> pd.DataFrame:
             if seeds:
                 scores = _load(results, version, arm, seeds, evaluation, metric)
                 ensemble, students = (_of_role(results, version, arm, scores, seeds, role) for role in COMPARED_ROLES)
-                found = compare(ensemble, students, resamples=RESAMPLES[results.plan.task], permutations=0)
+                of_ensemble, of_students = (
+                    _drawn(results, (version, evaluation, metric, arm, role, *seeds), known)
+                    for role, known in zip(COMPARED_ROLES, (ensemble, students), strict=True)
+                )
+                found = compare(ensemble, students, permutations=0, drawn=(of_ensemble, of_students))
                 place = _place(results, version, evaluation, arm, seeds) | {"metric": metric}
                 rows.append(place | _numbers(found, "value_ensemble", "value_students"))
             bar.update()
@@ -297,13 +323,9 @@ def _of_role(
     scores: _Seeds,
     seeds: Sequence[int],
     role: Role,
-    *,
-    compared: bool = False,
 ) -> list[list[Scores]]:
     """For each repetition the networks of a role; none where the arm has no such network."""
     cell = next(cell for cell in results.whole_cells(version, arm))
-    if compared and results.trains_teacher_alone(arm):
-        role = "teacher"
     names = role_networks(results, cell, role)
     return [[repetition[name] for name in names] for seed in seeds for repetition in scores[seed]] if names else []
 

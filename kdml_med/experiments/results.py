@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from kdml_med.experiments.plan import Cell, Plan, expand, named_arms
 from kdml_med.experiments.training import CELL_FILE, evaluation_dir
 from kdml_med.keys import LossColumn, NetworkName, Task, network_order
 from kdml_med.metrics.aggregation import AggregationMethod, Level
+from kdml_med.metrics.box_matching import Floats
 from kdml_med.networks.registry import build_network
 from kdml_med.runs import (
     METRICS_FILE,
@@ -77,6 +78,7 @@ class Results:
         finished: cells that are done, in the order of versions, arms, seeds and folds in the plan.
         missing: all others, and why.
         arms: of the plan by name, sweeps included, in its order.
+        drawn: figures under resampled units, which several tables need, see ``kdml_med.experiments.comparison``.
     """
 
     plan: Plan
@@ -84,6 +86,7 @@ class Results:
     finished: tuple[Cell, ...]
     missing: tuple[tuple[Cell, str], ...]
     arms: Mapping[str, Arm]
+    drawn: dict[tuple[Hashable, ...], Floats] = field(default_factory=dict, repr=False)
 
     @property
     def folds(self) -> Sequence[int | None]:

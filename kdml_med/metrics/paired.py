@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from kdml_med.metrics.bootstrap import CHUNK_ELEMENTS, Interval, percentile_interval, resampled_weights
-from kdml_med.metrics.box_matching import Floats
+from kdml_med.metrics.box_matching import Floats, Indices
 from kdml_med.metrics.paired_scores import Scores, Weights
 
 Arm = Sequence[Sequence[Scores]]
@@ -74,7 +74,7 @@ class Comparison:
     seed_sd: float
 
 
-def estimate(arm: Arm, *, resamples: int = 2000, seed: int = 0) -> Estimate:
+def estimate(arm: Arm, *, resamples: int = 2000, seed: int = 0, drawn: Floats | None = None) -> Estimate:
     """Mean figure of an arm, with a percentile interval over units and seeds.
 
     A resample draws units, the same for all seeds and networks, and seeds. With one seed the interval says nothing
@@ -85,6 +85,7 @@ def estimate(arm: Arm, *, resamples: int = 2000, seed: int = 0) -> Estimate:
         arm: for each seed the networks whose figures are averaged; all on the same samples.
         resamples: how often to draw; 0 gives a NaN interval.
         seed: of the draws.
+        drawn: what ``resampled`` gives for the arm, where it is known already.
 
     Raises:
         ValueError: no seeds or no networks, or the samples differ.
@@ -94,11 +95,45 @@ def estimate(arm: Arm, *, resamples: int = 2000, seed: int = 0) -> Estimate:
     """
     units = _check(arm)
     value = float(_figures(arm, _once(arm)).mean())
-    interval = _interval(lambda weights: _figures(arm, weights), arm, seeds=len(arm), resamples=resamples, seed=seed)
+    interval = _interval(resampled(arm, resamples=resamples, seed=seed) if drawn is None else drawn, seed)
     return Estimate(value, interval.low, interval.high, units, len(arm))
 
 
-def compare(a: Arm, b: Arm, *, resamples: int = 2000, permutations: int = 10_000, seed: int = 0) -> Comparison:
+def resampled(arm: Arm, *, resamples: int = 2000, seed: int = 0) -> Floats:
+    """Figures of an arm when units are drawn anew, the same ones for all arms on the same samples.
+
+    Args:
+        arm: for each seed the networks whose figures are averaged; all on the same samples.
+        resamples: how often to draw.
+        seed: of the draws.
+
+    Returns:
+        [seeds, resamples]; [seeds, 0] where fewer than two units leave nothing to draw.
+
+    Raises:
+        ValueError: no seeds or no networks, or the samples differ.
+    """
+    _check(arm)
+    first = arm[0][0]
+    chunks = resampled_weights(
+        first.units,
+        len(first.sample_ids),
+        resamples=resamples,
+        seed=seed,
+        per_draw=max(network.elements for networks in arm for network in networks),
+    )
+    return np.concatenate([np.empty((len(arm), 0)), *(_figures(arm, weights) for weights in chunks)], axis=1)
+
+
+def compare(
+    a: Arm,
+    b: Arm,
+    *,
+    resamples: int = 2000,
+    permutations: int = 10_000,
+    seed: int = 0,
+    drawn: tuple[Floats, Floats] | None = None,
+) -> Comparison:
     """Difference of two arms on the same samples, with a paired interval and a permutation test.
 
     The interval resamples units and seeds, with the same draws for both arms: it speaks about other patients and other
@@ -116,6 +151,7 @@ def compare(a: Arm, b: Arm, *, resamples: int = 2000, permutations: int = 10_000
         resamples: bootstrap resamples; 0 for no interval.
         permutations: swaps to draw; all swaps are tried where they are not more than that. 0 for no p value.
         seed: of the draws.
+        drawn: what ``resampled`` gives for both arms, where it is known already.
 
     Raises:
         ValueError: another number of seeds, no seeds or no networks, or the samples differ.
@@ -130,18 +166,15 @@ def compare(a: Arm, b: Arm, *, resamples: int = 2000, permutations: int = 10_000
     units = _check([*a, *b])
     seeds_a, seeds_b = (_figures(arm, _once(arm))[:, 0] for arm in (a, b))
     value_a, value_b = float(seeds_a.mean()), float(seeds_b.mean())
-    interval = _interval(
-        lambda weights: _figures(a, weights) - _figures(b, weights),
-        [*a, *b],
-        seeds=len(a),
-        resamples=resamples,
-        seed=seed,
-    )
+    of_a, of_b = drawn or (resampled(arm, resamples=resamples, seed=seed) for arm in (a, b))
+    interval = _interval(of_a - of_b, seed)
     difference = value_a - value_b
     tried = 0 if math.isnan(difference) else min(2**units, permutations)
     exact = tried == 2**units
     p_value = _permutation_p(a, b, abs(difference), exact=exact, permutations=tried, seed=seed) if tried else math.nan
     seed_sd = float(np.std(seeds_a - seeds_b, ddof=1)) if len(a) > 1 else math.nan
+    if seed_sd < _ROUNDING:
+        seed_sd = 0.0
     return Comparison(
         value_a, value_b, difference, interval.low, interval.high, p_value, units, len(a), tried, exact, seed_sd
     )
@@ -224,44 +257,53 @@ def _figures(arm: Arm, weights: Weights) -> Floats:
     return np.stack([np.mean([network.value(weights) for network in networks], axis=0) for networks in arm])
 
 
-def _interval(figures: Callable[[Weights], Floats], arm: Arm, *, seeds: int, resamples: int, seed: int) -> Interval:
-    """Interval of the mean over seeds of ``figures``, [seeds, weightings], over resampled units and seeds."""
-    first = arm[0][0]
+def _interval(drawn: Floats, seed: int) -> Interval:
+    """Interval of the mean over seeds of figures under resampled units, [seeds, resamples], over drawn seeds, too."""
+    seeds, resamples = drawn.shape
     # A generator of its own: units are drawn as for any other figure of the same seed.
-    drawn_seeds = np.random.default_rng([seed, 1]).integers(0, seeds, size=(resamples, seeds))
-    chunks = resampled_weights(
-        first.units,
-        len(first.sample_ids),
-        resamples=resamples,
-        seed=seed,
-        per_draw=max(network.elements for networks in arm for network in networks),
-    )
-    values = [np.empty(0)]
-    start = 0
-    for weights in chunks:
-        drawn = drawn_seeds[start : start + len(weights)]
-        values.append(figures(weights)[drawn, np.arange(len(weights))[:, None]].mean(axis=1))
-        start += len(weights)
-    return percentile_interval(np.concatenate(values))
+    picks = np.random.default_rng([seed, 1]).integers(0, seeds, size=(resamples, seeds))
+    return percentile_interval(drawn[picks, np.arange(resamples)[:, None]].mean(axis=1))
 
 
 def _permutation_p(a: Arm, b: Arm, difference: float, *, exact: bool, permutations: int, seed: int) -> float:
     """Share of swaps with at least this absolute difference."""
-    first = a[0][0]
-    pooled = [[one.pooled(other) for one in own for other in others] for own, others in zip(a, b, strict=True)]
-    units, names = pd.factorize(first.units, sort=True)
-    # Both arms after the swap are computed at once, hence the factor.
-    elements = 2 * max(2 * len(first.sample_ids), *(network.elements for networks in pooled for network in networks))
+    units, names = pd.factorize(a[0][0].units, sort=True)
+    elements, after = _swapped(a, b, units)
     chunk = max(1, CHUNK_ELEMENTS // elements)
     swaps = _all_swaps(len(names), chunk) if exact else _random_swaps(len(names), permutations, seed, chunk)
     count, extreme = 0, 0
     for swapped in swaps:
+        extreme += int((np.abs(after(swapped)) >= difference - _ROUNDING).sum())
+        count += len(swapped)
+    return extreme / count if exact else (extreme + 1) / (count + 1)
+
+
+def _swapped(a: Arm, b: Arm, units: Indices) -> tuple[int, Callable[[npt.NDArray[np.bool_]], Floats]]:
+    """Numbers that are held for each choice of units to swap, and the difference after each choice.
+
+    Args:
+        a: first arm.
+        b: second arm.
+        units: number of the unit of each sample, from 0.
+    """
+    pairs = [[(one, other) for one in own for other in others] for own, others in zip(a, b, strict=True)]
+    parts = [[one.parts(other) for one, other in networks] for networks in pairs]
+    sums = [[part for part in networks if part is not None] for networks in parts]
+    if all(len(known) == len(networks) for known, networks in zip(sums, parts, strict=True)):
+        of_samples = np.mean([np.mean(networks, axis=0) for networks in sums], axis=0)
+        of_units = np.bincount(units, weights=of_samples)
+        return len(of_units), lambda swapped: np.where(swapped, -1.0, 1.0) @ of_units
+    pooled = [[one.pooled(other) for one, other in networks] for networks in pairs]
+
+    def difference(swapped: npt.NDArray[np.bool_]) -> Floats:
         other = swapped[:, units].astype(np.int64)
         weights = np.concatenate([np.hstack([1 - other, other]), np.hstack([other, 1 - other])])
         arm_a, arm_b = np.split(_figures(pooled, weights).mean(axis=0), 2)
-        extreme += int((np.abs(arm_a - arm_b) >= difference - _ROUNDING).sum())
-        count += len(swapped)
-    return extreme / count if exact else (extreme + 1) / (count + 1)
+        result: Floats = arm_a - arm_b
+        return result
+
+    # Both arms after the swap are computed at once, hence the factor.
+    return 2 * max(2 * len(units), *(network.elements for networks in pooled for network in networks)), difference
 
 
 def _all_swaps(units: int, chunk: int) -> Iterator[npt.NDArray[np.bool_]]:

@@ -78,6 +78,13 @@ class Scores(Protocol):
         because networks are calibrated differently; that leaves the value of each network alone as it is.
         """
 
+    def parts(self, other: Self) -> Floats | None:
+        """What each sample adds to the own value minus that of ``other``, [samples].
+
+        When the two networks swap what they say about a sample (as ``pooled`` does), its part turns its sign and all
+        others stay. None where the difference is no such sum.
+        """
+
 
 @dataclass(frozen=True)
 class ClassificationScores:
@@ -148,6 +155,28 @@ class ClassificationScores:
             np.concatenate([self.strata, other.strata]),
         )
 
+    def parts(self, other: Self) -> Floats | None:
+        """See ``Scores.parts``.
+
+        The value of pooled networks is a quadratic form of the weights, 1 − m and m. With the signs s = 1 − 2m it has a
+        constant, a linear and a quadratic term; a swap of all samples turns the signs, so that only the linear term is
+        left in the difference of the two networks. A sample's factor there is the number of its pairs, with all samples
+        of both networks, that are in the right order, of the one network minus of the other.
+        """
+        won, pairs = np.zeros(len(self.truth)), 0
+        own, others = self._exchanged(), other._exchanged()
+        for rows in _rows_of(self.strata):
+            truth, both = self.truth[rows], np.concatenate([own[rows], others[rows]])
+            for kind, sign in ((True, 1), (False, -1)):
+                mine, against = np.tile(truth == kind, 2), np.tile(truth != kind, 2)
+                rivals = np.sort(both[against])
+                left, right = (np.searchsorted(rivals, both[mine], side) for side in ("left", "right"))
+                # Rivals below and half of those that tie; of a negative those above, which is their number minus that.
+                first, second = np.split(sign * (left + right) / 2, 2)
+                won[rows[truth == kind]] = (first - second) / 2
+            pairs += int(truth.sum()) * int((~truth).sum())
+        return won / pairs
+
     def _exchanged(self) -> Floats:
         """What is said about the samples, as it can stand beside what another network says."""
         return self._ranks()
@@ -173,6 +202,11 @@ class BrierScores(ClassificationScores):
         """Weighted mean of the squared differences, [weightings]; NaN without weight."""
         errors = (self.probabilities - self.truth) ** 2
         return _ratio(weights @ errors, weights.sum(axis=1).astype(np.float64))
+
+    def parts(self, other: Self) -> Floats | None:
+        """See ``Scores.parts``: the own squared difference minus that of the other network, by their number."""
+        errors, others = ((one.probabilities - one.truth) ** 2 for one in (self, other))
+        return (errors - others) / len(errors)
 
     def _exchanged(self) -> Floats:
         return self.probabilities
@@ -252,6 +286,10 @@ class DetectionScores:
             precision += np.where(annotated > 0, found * annotated, 0)
             boxes += annotated
         return _ratio(precision, boxes if self.usable else np.zeros(len(weights)))
+
+    def parts(self, other: Self) -> Floats | None:
+        """None: how precise a detector is at one recall depends on all frames together."""
+        return None
 
     def pooled(self, other: Self) -> DetectionScores:
         """Both networks by rank, see ``Scores.pooled``."""

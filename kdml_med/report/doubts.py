@@ -18,7 +18,7 @@ COINCIDE = 1.05
 heart, and so mostly not all that could be learned. Augmentation alone makes the loss on training samples the higher one
 by more than this as soon as a network fits them."""
 CEILING = 0.99
-"""From this score on, low losses may coincide because the task is easy."""
+"""From this score on, low losses may coincide, and a teacher be no better, because the task is easy."""
 
 
 def training_warnings(
@@ -46,9 +46,12 @@ def training_warnings(
     teacher, mean = scores.get(NetworkName.TEACHER, math.nan), fmean(students.values())
     found = {}
     if teacher <= mean:
+        advice = "There is little to learn from it: take a stronger one, or train it longer."
+        if mean >= CEILING:
+            advice = "The split is too easy to tell a better teacher: judge ways of training on harder samples."
         found[WEAK_TEACHER] = (
             f"The teacher is no better than its students on the validation split: {figure} {teacher:.3f}, students "
-            f"{mean:.3f} on average. There is little to learn from it: take a stronger one, or train it longer."
+            f"{mean:.3f} on average. {advice}"
         )
     if correlation > SAME_ERRORS:
         found[ALIKE] = (

@@ -51,6 +51,11 @@ def metric_words(metric: str) -> str:
     return METRIC_WORDS.get(metric, metric.replace("_", " "))
 
 
+def directed(metric: str) -> str:
+    """Name of a metric, and that lower is better where it is: of a difference, the sign alone would mislead."""
+    return f"{metric_words(metric)} (lower is better)" if metric in LOWER_IS_BETTER else metric_words(metric)
+
+
 def term_words(sources: Iterable[str]) -> dict[str, str]:
     """What to call the terms of a loss, in the order in which they are shown.
 

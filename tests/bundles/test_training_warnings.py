@@ -41,6 +41,12 @@ def test_students_that_answer_alike_err_alike(tmp_path):
     assert classifier_warnings(figures(student_0=0.9, student_1=0.9), other, str(tmp_path)) == {}
 
 
+def test_answers_of_students_are_paired_by_tile_whatever_their_order(tmp_path):
+    table = answers(student_0=[0.1, 0.4, 0.6, 0.7], student_1=[0.1, 0.4, 0.6, 0.7])
+    shuffled = pd.concat([table.iloc[:4], table.iloc[[7, 5, 6, 4]]], ignore_index=True)
+    assert set(classifier_warnings(figures(student_0=0.9, student_1=0.9), shuffled, str(tmp_path))) == {ALIKE}
+
+
 def test_tiles_without_a_label_have_no_error(tmp_path):
     # Without the last tile the errors are opposite, with it they would be nearly one.
     table = answers(student_0=[0.3, 0.1, 0.7, 0.9], student_1=[0.1, 0.3, 0.9, 0.9])

@@ -145,6 +145,19 @@ def test_a_comparison_uses_the_seeds_that_both_arms_have(tmp_path):
     assert row(table, arm="kd_offline", role="ensemble")["seeds"] == 2
 
 
+@pytest.mark.parametrize(("arm", "named"), [("kdml", "kdml"), ("independent", "kdml and independent")])
+def test_trainings_on_other_samples_are_not_compared(tmp_path, arm, named):
+    def make(cell: Cell, evaluation: str) -> pd.DataFrame:
+        other = cell.arm == arm and (arm != "kdml" or cell.seed == 1)
+        return folders.random_tiles(cell, evaluation, patients=9 if other else 8)
+
+    plan = folders.tile_plan(tmp_path, arms=["independent", "kdml"], seeds=[0, 1])
+    folders.write_results(plan, tmp_path, make)
+    results = collect(plan, tmp_path)
+    with pytest.raises(InputError, match=rf"trainings of {named} were not evaluated on the same samples \(test\)"):
+        comparison_table(results) if arm == "independent" else summary_table(results)
+
+
 def test_an_arm_without_a_common_seed_has_no_comparison(tmp_path):
     plan = folders.tile_plan(tmp_path, arms=ARMS, seeds=[0, 1])
     folders.write_results(plan, tmp_path, without=["kdml/seed1", "independent/seed0", "kd_offline/seed0", "only/seed0"])

@@ -238,7 +238,10 @@ def test_arms_share_all_settings_but_their_own() -> None:
     assert cells["kdml"].settings == shared
     assert cells["kdml_offline"].settings == shared
     assert cells["kdml_offline"].needs == cells["kd_offline"].needs == "cells/edge/teacher_only/seed0"
-    assert cells["kd_strong"].settings == shared | {"beta": 2.0, "gamma": 0.0}
+    strong = shared | {"beta": 2.0, "gamma": 0.0}
+    assert cells["kd_strong"].settings == cells["kd_offline_strong"].settings == strong
+    assert cells["kd_strong"].needs is None
+    assert cells["kd_offline_strong"].needs == cells["kdml_offline"].needs
 
 
 def test_an_arms_own_settings_win_over_those_of_the_plan() -> None:

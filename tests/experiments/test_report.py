@@ -17,6 +17,7 @@ from kdml_med.experiments.report.arm_words import ARM_WORDS
 from kdml_med.experiments.report.details import loss_terms
 from kdml_med.experiments.report.reliability import bin_rows
 from kdml_med.experiments.report.sections import all_sections
+from kdml_med.experiments.report.sections import compared as compared_section
 from kdml_med.experiments.report.verdict import (
     Outcome,
     cautions,
@@ -96,6 +97,7 @@ def test_the_verdict_names_who_wins_and_who_loses_and_what_is_open():
 
 def test_nothing_is_called_better_when_nothing_is_shown():
     row = compared("ml")
+    assert said(row) == "Ensemble of the students, AUROC: no difference of KD + ML is shown to mutual learning."
     for text in (said(row), difference_line(row, ARM_WORDS)):
         assert "better" not in text
         assert "worse" not in text
@@ -143,6 +145,41 @@ def test_the_sample_size_line_names_what_could_have_been_shown_and_the_seeds_tha
     assert sample_size(pd.DataFrame([compared(detectable=float("nan"))]), ARM_WORDS) == ""
 
 
+def test_the_sample_size_line_counts_what_was_paired_and_leaves_out_what_has_no_spread():
+    rows = [
+        compared("ml", pairs=6, detectable=0.02),
+        compared("kd_online", pairs=4, seeds=2, detectable=0.01),
+        compared("independent", pairs=6, seed_sd=0.0, detectable=0.0),
+        compared("kd_offline", p=float("nan"), seed_sd=float("nan"), detectable=float("nan")),
+    ]
+    needed = pairs_needed(0.002, 0.01, alpha=0.05 / 3)  # the arm without a p value is no test
+    assert sample_size(pd.DataFrame(rows), ARM_WORDS) == (
+        "Ensemble of the students, AUROC: 4 to 6 pairs of trainings could have shown a difference of 0.0100 (from "
+        f"online KD) to 0.0200 (from mutual learning); 0.002 needs {needed}."
+    )
+    assert sample_size(pd.DataFrame(rows[2:3]), ARM_WORDS) == ""
+    assert "a difference of more than 1 (from" in sample_size(pd.DataFrame([compared(detectable=1.9)]), ARM_WORDS)
+
+
+def test_further_pairs_are_told_where_the_reference_is_missing():
+    row = compared("independent", "ensemble", 0.06, 0.01, 0.11, 0.02) | {"reference": "kd_online"}
+    found = made_up_findings(comparisons=[row], contrasts=[["kd_online", "independent"]])
+    text = words_of(found)
+    assert "online KD − labels only: +0.060 (0.010 to 0.110), p = 0.020 after Holm: online KD is better" in text
+    assert "No arm can be compared with KD + ML yet" in text
+    assert "No arm can be compared" not in words_of(made_up_findings())
+
+
+def test_names_of_arms_hold_no_comma_and_settings_that_a_plan_changes_are_shown():
+    assert not any("," in words for words in ARM_WORDS.values())
+    arms = ["kdml", "kd_strong", {"name": "kdml_head_start", "settings": {"teacher_warmup_epochs": 4}}]
+    found = made_up_findings(arms=arms)
+    assert found.words["kdml_head_start"] == "KD + ML with a head start (teacher warmup epochs 4)"
+    (table,) = (part for part in compared_section(found).parts if hasattr(part, "rows"))
+    shown = {row[1]: row[-1] for row in table.rows}
+    assert shown == {"kdml": "", "kd_strong": "beta 2.0", "kdml_head_start": "teacher warmup epochs 4"}
+
+
 def test_endpoints_further_pairs_and_gains_are_told():
     row = {"version": "edge", "evaluation": "test", "metric": "auroc", "arm": "ml", "value_ensemble": 0.85}
     gain = row | {"value_students": 0.84, "difference": 0.01, "low": 0.002, "high": 0.02, "seeds": 3}
@@ -158,7 +195,7 @@ def test_endpoints_further_pairs_and_gains_are_told():
     )
     text = words_of(replace(found, gains=pd.DataFrame([gain])))
     assert "Ensemble of the students, AUROC: KD + ML is better than mutual learning." in text
-    assert "Ensemble of the students, Brier score: KD + ML is better than mutual learning." in text
+    assert "Ensemble of the students, Brier score (lower is better): KD + ML is better than mutual learning." in text
     assert "online KD − labels only: +0.060 (0.010 to 0.110), p = 0.020 after Holm: online KD is better" in text
     titles = [
         getattr(part, "title", "") or getattr(part, "name", "")
@@ -170,7 +207,7 @@ def test_endpoints_further_pairs_and_gains_are_told():
         "differences.png",
         "KD + ML − other arm, AUROC",
         "differences_brier.png",
-        "KD + ML − other arm, Brier score",
+        "KD + ML − other arm, Brier score (lower is better)",
         "Further pairs",
     ]
     assert "0.850\n0.840\n+0.010 (0.002 to 0.020)" in text
@@ -234,6 +271,16 @@ def test_synthetic_data_are_announced(synthetic):
     assert ("say nothing about accuracy on patients" in text) is synthetic
 
 
+def test_more_seeds_than_colours_are_drawn_alike():
+    rows = [{"arm": "kdml", "role": "ensemble", "seed": seed, "value": seed / 100} for seed in range(20)]
+    few, many = (
+        figures.draw_seeds(pd.DataFrame(part), ["kdml"], ARM_WORDS, "auroc").legends[0].get_texts()
+        for part in (rows[:3], rows)
+    )
+    assert [text.get_text() for text in few] == ["seed 0", "seed 1", "seed 2", "mean"]
+    assert [text.get_text() for text in many] == ["each seed", "mean"]
+
+
 def test_arms_with_different_seeds_are_not_to_be_compared_by_their_means():
     found = made_up_findings()
     assert "different numbers of seeds" not in words_of(found)
@@ -256,7 +303,7 @@ def test_a_sweep_is_drawn_and_named_in_words():
     assert [part.name for section in all_sections(swept) if section.title == "Sweeps" for part in section.parts] == [
         "sweep-1.png"
     ]
-    assert "KD + ML, beta 0.5" in words_of(swept)
+    assert "KD + ML (beta 0.5)" in words_of(swept)
 
 
 def test_terms_of_losses_of_ones_own_are_drawn_and_listed_behind_the_known_ones():

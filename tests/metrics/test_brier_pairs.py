@@ -75,3 +75,14 @@ def test_the_spread_over_seeds_is_that_of_their_differences():
     own = [one.value(once)[0] - other.value(once)[0] for (one,), (other,) in zip(a, b, strict=True)]
     assert compare(a, b, resamples=0).seed_sd == pytest.approx(np.std(own, ddof=1))
     assert math.isnan(compare(a[:1], b[:1], resamples=0).seed_sd)
+
+
+def test_differences_that_are_equal_but_for_rounding_have_no_spread():
+    ids, labels, once = np.arange(4), np.array([0, 1, 0, 1]), np.ones((1, 4), dtype=np.int64)
+    first, second = (
+        [[BrierScores.of(ids, labels, np.where(labels, positive, negative))] for negative in (0.1, 0.2, 0.3)]
+        for positive in (0.5, 0.3)
+    )
+    values = [float((a.value(once) - b.value(once))[0]) for (a,), (b,) in zip(first, second, strict=True)]
+    assert len(set(values)) > 1  # by rounding alone
+    assert compare(first, second, resamples=0, permutations=0).seed_sd == 0

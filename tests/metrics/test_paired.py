@@ -20,7 +20,8 @@ from kdml_med.metrics import (
     evaluate_detections,
     holm,
 )
-from kdml_med.metrics.paired import Arm
+from kdml_med.metrics.paired import Arm, resampled
+from kdml_med.metrics.paired_scores import BrierScores
 from tests.examples import examples
 from tests.metrics.detection_tables import cohort, detection_table
 
@@ -58,6 +59,7 @@ def detectors(seed: int, *, seeds: int = 2, networks: int = 1, noise: float = 0.
 
 
 LABELS = np.tile([0, 1, 1], 8)
+ONCE = np.ones((1, 12), dtype=np.int64)
 ARMS = {"classification": lambda seed, **options: patients(LABELS, seed, **options), "detection": detectors}
 
 
@@ -349,3 +351,28 @@ def test_holm_lies_between_the_raw_value_and_bonferroni(values: list[float], ran
     order = list(range(len(values)))
     random.shuffle(order)
     np.testing.assert_array_equal(holm([values[index] for index in order]), adjusted[order])
+
+
+@given(st.integers(0, 10**6), st.integers(2, 5))
+@settings(max_examples=examples(30))
+def test_the_parts_of_samples_give_the_difference_after_any_swap(seed: int, levels: int) -> None:
+    generator = np.random.default_rng(seed)
+    labels, strata = generator.permutation(np.arange(12) % 2), np.arange(12) // 4 % 2
+    for kind in (ClassificationScores, BrierScores):
+        own, other = (
+            kind.of(np.arange(12), labels, generator.integers(0, levels, 12) / levels, strata=strata) for _ in range(2)
+        )
+        swapped = generator.integers(0, 2, (5, 12))
+        pooled = own.pooled(other)
+        after = pooled.value(np.hstack([1 - swapped, swapped])) - pooled.value(np.hstack([swapped, 1 - swapped]))
+        parts = own.parts(other)
+        assert ((1 - 2 * swapped) @ parts).tolist() == pytest.approx(after.tolist(), abs=1e-12)
+        assert parts.sum() == pytest.approx(float((own.value(ONCE) - other.value(ONCE))[0]), abs=1e-12)
+
+
+def test_figures_that_are_drawn_before_give_the_same_interval() -> None:
+    a, b = patients(LABELS, 1, seeds=3), patients(LABELS, 2, seeds=3, networks=2)
+    drawn = resampled(a, resamples=50), resampled(b, resamples=50)
+    assert drawn[0].shape == (3, 50)
+    assert compare(a, b, drawn=drawn, permutations=60) == compare(a, b, **FAST)
+    assert estimate(a, drawn=drawn[0]) == estimate(a, resamples=50)

@@ -52,6 +52,14 @@ def test_losses_of_an_easy_task_may_coincide():
     assert set(warnings(easy | {"student_1": 0.98}, losses={"student_0": (0.02, 0.02)})) == {UNDERFIT}
 
 
+def test_no_stronger_teacher_is_asked_for_where_the_students_are_at_the_ceiling():
+    found = warnings({"teacher": 1.0, "student_0": 1.0, "student_1": 1.0})
+    assert list(found) == [WEAK_TEACHER]
+    assert "too easy" in found[WEAK_TEACHER]
+    assert "stronger" not in found[WEAK_TEACHER]
+    assert "take a stronger one" in warnings({"teacher": 0.9, "student_0": 0.98, "student_1": 0.99})[WEAK_TEACHER]
+
+
 def test_every_sentence_is_one_line():
     found = warnings(
         {"teacher": 0.5, "student_0": 0.6, "student_1": 0.6}, correlation=0.99, losses={"student_0": (0.7, 0.6)}

@@ -12,12 +12,14 @@ ARM_WORDS = {
     "ml": "mutual learning",
     "kdml": "KD + ML",
     "kdml_offline": "offline KD + ML",
-    "kd_strong": "online KD, beta 2",
-    "kdml_head_start": "KD + ML, head start",
-    "kdml_own_start": "KD + ML, own starts",
-    "kdml_features": "KD + ML, features",
-    "kdml_diverse": "KD + ML, diverse",
+    "kd_strong": "strong online KD",
+    "kd_offline_strong": "strong offline KD",
+    "kdml_head_start": "KD + ML with a head start",
+    "kdml_own_start": "KD + ML with own starts",
+    "kdml_features": "KD + ML by features",
+    "kdml_diverse": "diverse KD + ML",
 }
+"""Without commas, which stand between them in sentences."""
 ROLE_WORDS = {"ensemble": "ensemble of the students", "students": "students, mean of each alone", "teacher": "teacher"}
 """In the order in which they are judged: the ensemble is what is used in the end."""
 
@@ -35,10 +37,10 @@ def arm_words(plan: Plan) -> dict[str, str]:
     words = {}
     for name, (_, settings) in named_arms(plan).items():
         words[name] = ARM_WORDS.get(name, name)
-        for like, label in ARM_WORDS.items():
-            swept = "_".join(f"{key}={value}" for key, value in settings.items())
-            if swept and name == f"{like}_{swept}":
-                words[name] = f"{label}, {settings_words(settings)}"
+        swept = "_".join(f"{key}={value}" for key, value in settings.items())
+        for like, label in ARM_WORDS.items() if swept else ():
+            if name in (like, f"{like}_{swept}"):
+                words[name] = f"{label} ({settings_words(settings)})"
     return words
 
 

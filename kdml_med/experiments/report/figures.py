@@ -59,7 +59,7 @@ def draw_differences(comparisons: pd.DataFrame, words: Mapping[str, str]) -> Fig
     roles = [role for role in reversed(ROLES) if (comparisons["role"] == role).any()]
     lines = len(comparisons) + len(roles)
     with style():
-        figure, (axis, numbers) = new_figure(1.5 + 0.31 * lines, 1, 2, sharey=True, width_ratios=[1.0, 0.68])
+        figure, (axis, numbers) = new_figure(1.5 + 0.31 * lines, 1, 2, sharey=True, width_ratios=[1.0, 0.72])
         numbers.axis("off")
         axis.axvline(0, color=FAINT, linewidth=1)
         place, ticks, labels = 0.0, [], []
@@ -89,7 +89,7 @@ def _difference_row(axis: Axes, numbers: Axes, row: Mapping[str, Any], place: fl
         markerfacecolor=colour if decided else "white", linestyle="none", markeredgewidth=1.5,
     )  # fmt: skip
     interval = difference_with_interval(row["difference"], row["low"], row["high"])
-    for x, text in ((0.0, interval), (0.74, p_words(row["p_holm"]))):
+    for x, text in ((0.0, interval), (0.79, p_words(row["p_holm"]))):
         shown = numbers.text(x, place, text, transform=numbers.get_yaxis_transform(), va="center", size=9)
         shown.set_fontweight("bold" if decided else "normal")
 
@@ -137,9 +137,11 @@ def draw_seeds(seeds: pd.DataFrame, arms: Sequence[str], words: Mapping[str, str
             axis.grid(axis="y")
         axes[0].set_ylabel(metric_words(metric))
         numbers = sorted(seeds["seed"].unique())
-        entries: list[Any] = [
-            legend_entry(f"seed {seed}", COLOURS[place % len(COLOURS)], "o", "-") for place, seed in enumerate(numbers)
-        ]
+        entries: list[Any] = (
+            [legend_entry(f"seed {seed}", COLOURS[place], "o", "-") for place, seed in enumerate(numbers)]
+            if len(numbers) <= len(COLOURS)
+            else [legend_entry("each seed", FAINT, "o", "-")]
+        )
         if len(numbers) > 1:
             entries.append(legend_entry("mean", INK, "_", "none", size=14))
         figure.legend(handles=entries, loc="outside upper left", ncols=6)
@@ -148,17 +150,17 @@ def draw_seeds(seeds: pd.DataFrame, arms: Sequence[str], words: Mapping[str, str
 
 def _draw_seed_lines(axis: Axes, own: pd.DataFrame, shown: Sequence[str]) -> None:
     wide = own.pivot_table(index="arm", columns="seed", values="value").reindex(list(shown))
+    many = wide.shape[1] > len(COLOURS)  # more than can be told apart
     for place, seed in enumerate(wide):
-        axis.plot(
-            range(len(shown)), wide[seed], marker="o", markersize=6, linewidth=1.3, color=COLOURS[place % len(COLOURS)]
-        )
+        colour, size = (FAINT, 3) if many else (COLOURS[place], 6)
+        axis.plot(range(len(shown)), wide[seed], marker="o", markersize=size, linewidth=1.3, color=colour)
     if wide.shape[1] > 1:
         axis.plot(
             range(len(shown)),
             wide.mean(axis=1),
             linestyle="none",
             marker="_",
-            markersize=22,
+            markersize=min(22, 110 / len(shown)),  # else those of many arms run into each other
             markeredgewidth=2.5,
             color=INK,
         )

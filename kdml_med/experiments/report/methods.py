@@ -24,9 +24,10 @@ def methods(found: Findings) -> Section:
         "answers of both arms could be swapped for that unit. All swaps are tried where there are not more than "
         f"{PERMUTATIONS[task]:,}, else as many random ones. Seeds are conditioned on: the p value speaks about these "
         "trainings on other patients, not about other trainings.",
-        "Endpoints (whose figure, by which metric) were named in the plan before the trainings. Holm–Bonferroni "
-        "corrects for the number of arms that the reference is compared with, within a version, an evaluation and an "
-        "endpoint, not for the number of these; further pairs of arms are corrected among themselves.",
+        "Endpoints (whose figure, by which metric) are those of the plan, which is to be written before the trainings; "
+        "whether it was, this report cannot tell. Holm–Bonferroni corrects for the number of arms that the reference "
+        "is compared with, within a version, an evaluation and an endpoint, not for the number of these; further pairs "
+        "of arms are corrected among themselves.",
         "A difference is called one only when its interval excludes 0 and its p value after Holm is below 0.05. No "
         "difference shown does not mean that there is none: the interval says how large it may be.",
         "What could be shown: the true difference that a paired t-test over the seeds finds with a chance of 80 %, at "

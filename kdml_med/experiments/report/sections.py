@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from kdml_med.experiments.arms import ARMS
+from kdml_med.experiments.arms import Arm
 from kdml_med.experiments.plan import named_arms
 from kdml_med.experiments.report import figures as draw
 from kdml_med.experiments.report.arm_words import settings_words
@@ -19,8 +18,10 @@ from kdml_med.experiments.report.seeds import sweep_points
 from kdml_med.experiments.report.verdict import (
     SIGNIFICANT,
     cautions,
+    detectable_words,
     difference_line,
     doubt_lines,
+    endpoint_words,
     sample_size,
     verdict,
 )
@@ -31,6 +32,7 @@ from kdml_med.report.tables import records
 from kdml_med.report.wording import (
     capital,
     difference_with_interval,
+    directed,
     figure,
     listed,
     metric_words,
@@ -41,9 +43,9 @@ from kdml_med.words import counted
 
 _ROLE_COLUMNS = ("teacher", "students", "ensemble")
 _SIZE_NOTE = (
-    "That is a true difference which a paired t-test over seeds finds in four of five such experiments, at 5 % divided "
-    "by the number of arms, with the spread over seeds that was seen here and on these test samples; how much other "
-    "patients would change is in the intervals."
+    "What these seeds could have shown: a true difference that a paired t-test over seeds finds in four of five such "
+    "experiments, at 5 % divided by the number of arms, with the spread over seeds that was seen here and on these "
+    "test samples. How much other patients would change is in the intervals."
 )
 
 
@@ -84,14 +86,15 @@ def compared(found: Findings) -> Section:
     judged = Bullets([_judged(found, name) for name in sorted(found.evaluations)])
     table = Table(
         ["arm", "name in the plan", "students learn from", "settings of its own"],
-        [[found.words[name], name, arm.description, _added(name, own)] for name, (arm, own) in arms.items()],
+        [[found.words[name], name, arm.description, _settings(arm, own)] for name, (arm, own) in arms.items()],
         names=4,
     )
     return Section("What was compared", [Paragraph(question), judged, without_empty_columns(table)])
 
 
-def _added(name: str, settings: dict[str, object]) -> str:
-    return "" if name in ARMS else settings_words(settings)
+def _settings(arm: Arm, added: Mapping[str, Any]) -> str:
+    """What the plan adds, and what makes the arm; the weights that are 0 are in its description."""
+    return settings_words({name: value for name, value in arm.settings.items() if name in added or value != 0})
 
 
 def _repeated(found: Findings) -> str:
@@ -134,29 +137,43 @@ def verdicts(found: Findings) -> Section:
         text = f"{len(found.missing)} of {found.trainings} trainings {verb} missing: figures can still change."
         parts.append(Paragraph(text, lead="Not finished."))
     known = found.comparisons["difference"].notna()
-    for _, _, heading, own in found.grouped(found.comparisons[known]):
-        families = found.families(own)
-        if not families:
-            continue
-        parts.append(Paragraph(" ".join(verdict(family, found.words) for family in families), lead=_lead(heading)))
-        # The lines of one endpoint suffice: those of the others are in the table of differences.
-        parts.append(Bullets([difference_line(row, found.words) for row in records(families[0])]))
-        first = families[0].iloc[0]
-        same = (own["role"] == first["role"]) & (own["metric"] == first["metric"])
-        further = own[same & (own["reference"] != found.plan.reference)]
-        if len(further):
-            parts.append(Bullets([difference_line(row, found.words) for row in records(further)]))
-        sizes = [text for family in families if (text := sample_size(family, found.words))]
-        if sizes:
-            parts.append(Paragraph(f"{' '.join(sizes)} {_SIZE_NOTE}", lead="Sample size."))
-        parts += [Paragraph(text, lead="Caution.") for text in cautions(families[0])]
-    parts += _doubts(found) if parts else []
-    if not parts or (found.missing and len(parts) == 1):
+    if not (found.comparisons["reference"][known] == found.plan.reference).any():
         reference = found.words[found.plan.reference]
         parts.append(
             Paragraph(f"No arm can be compared with {reference} yet: that needs a seed with every fold of both.")
         )
+    for _, _, heading, own in found.grouped(found.comparisons[known]):
+        parts += _of_endpoints(found, found.families(own), _lead(heading))
+        parts += _of_further_pairs(found, own, _lead(heading))
+    parts += _doubts(found)
     return Section("Verdict", parts)
+
+
+def _of_endpoints(found: Findings, families: list[pd.DataFrame], lead: str) -> list[Part]:
+    """What the reference is better or worse than by each endpoint, and how far the seeds reach."""
+    if not families:
+        return []
+    judged = "By each of the plan's endpoints:" if len(families) > 1 else "By the plan's endpoint:"
+    parts: list[Part] = [Paragraph(judged, lead=lead)]
+    parts.append(Bullets([verdict(family, found.words) for family in families]))
+    # The lines of one endpoint suffice: those of the others are in the table of differences.
+    parts.append(Paragraph(f"{endpoint_words(families[0].iloc[0])}, pair by pair:"))
+    parts.append(Bullets([difference_line(row, found.words) for row in records(families[0])]))
+    sizes = [text for family in families if (text := sample_size(family, found.words))]
+    if sizes:
+        parts += [Paragraph(_SIZE_NOTE, lead="Sample size."), Bullets(sizes)]
+    return [*parts, *(Paragraph(text, lead="Caution.") for text in cautions(families[0]))]
+
+
+def _of_further_pairs(found: Findings, own: pd.DataFrame, lead: str) -> list[Part]:
+    """The plan's further pairs by its first endpoint; they are there without the reference, too."""
+    further = own[own["reference"] != found.plan.reference]
+    if further.empty:
+        return []
+    first = further.iloc[0]
+    rows = records(further[(further["role"] == first["role"]) & (further["metric"] == first["metric"])])
+    text = f"{endpoint_words(first)}, further pairs of the plan:"
+    return [Paragraph(text, lead=lead), Bullets([difference_line(row, found.words) for row in rows])]
 
 
 def _doubts(found: Findings) -> list[Part]:
@@ -198,7 +215,7 @@ def main_figures(found: Findings) -> Section:
         for metric in dict.fromkeys(summary["metric"]):
             if metric != found.metric:
                 rows = _role_rows(summary[summary["metric"] == metric], found)
-                title = f"{capital(metric_words(metric))}{named}"
+                title = f"{capital(directed(metric))}{named}"
                 parts.append(Table(["arm", *_ROLE_COLUMNS], rows, title=title))
     return Section("Accuracy", parts)
 
@@ -234,7 +251,7 @@ def differences(found: Findings) -> Section:
                 )
                 kind = "differences" if metric == found.metric else f"differences_{metric}"
                 parts.append(Picture(found.picture_file(kind, version, evaluation), caption, drawn))
-            parts.append(_difference_table(rows, found, f"{reference} − other arm, {metric_words(metric)}{named}"))
+            parts.append(_difference_table(rows, found, f"{reference} − other arm, {directed(metric)}{named}"))
         further = own[own["reference"] != found.plan.reference]
         if len(further):
             parts.append(_difference_table(further, found, f"Further pairs{named}", named_pairs=True))
@@ -261,8 +278,8 @@ def _difference_table(own: pd.DataFrame, found: Findings, title: str, *, named_p
 
 
 def _detectable(row: Mapping[str, Any]) -> str:
-    """The difference that the seeds could have shown."""
-    return "" if math.isnan(row["detectable"]) else figure(row["detectable"], 4)
+    """The difference that the seeds could have shown; nothing where all differ by the same."""
+    return detectable_words(row["detectable"]) if row["detectable"] > 0 else ""
 
 
 def _gain_tables(found: Findings, version: str, evaluation: str, named: str) -> list[Part]:
@@ -283,7 +300,7 @@ def _gain_tables(found: Findings, version: str, evaluation: str, named: str) -> 
             for row in records(own[own["metric"] == metric])
         ]
         columns = ["arm", "ensemble", "students", "difference", "seeds"]
-        parts.append(Table(columns, rows, title=f"Ensemble − mean student, {metric_words(metric)}{named}"))
+        parts.append(Table(columns, rows, title=f"Ensemble − mean student, {directed(metric)}{named}"))
     return parts
 
 

@@ -33,7 +33,7 @@ DOUBT_WORDS = {
         "Neither peers nor an ensemble can add much there.",
     ),
     UNDERFIT: (
-        "The students have not learned all that the training samples hold",
+        "The networks have not learned all that the training samples hold",
         "Longer trainings may change the order of arms.",
     ),
 }
@@ -83,10 +83,19 @@ def verdict(comparisons: pd.DataFrame, words: Mapping[str, str]) -> str:
     if arms[Outcome.WORSE]:
         parts.append(f"{reference} is worse than {wording.listed(arms[Outcome.WORSE])}{only}")
     if arms[Outcome.UNDECIDED]:
-        nothing = "no difference is shown" if parts else f"{reference}: no difference is shown"
+        nothing = "no difference is shown" if parts else f"no difference of {reference} is shown"
         parts.append(f"{nothing} to {wording.listed(arms[Outcome.UNDECIDED])}")
-    role = ROLE_WORDS.get(first["role"], first["role"])
-    return f"{wording.capital(role)}, {wording.metric_words(first['metric'])}: {'; '.join(parts)}."
+    return f"{endpoint_words(first)}: {'; '.join(parts)}."
+
+
+def endpoint_words(row: Mapping[str, Any] | pd.Series) -> str:
+    """As in "Ensemble of the students, AUROC" and "Students, mean of each alone, Brier score (lower is better)".
+
+    Args:
+        row: of a comparison table.
+    """
+    role = ROLE_WORDS.get(row["role"], row["role"])
+    return f"{wording.capital(role)}, {wording.directed(row['metric'])}"
 
 
 def difference_line(row: Mapping[str, Any], words: Mapping[str, str]) -> str:
@@ -141,27 +150,33 @@ def cautions(comparisons: pd.DataFrame) -> list[str]:
 
 
 def sample_size(comparisons: pd.DataFrame, words: Mapping[str, str]) -> str:
-    """What difference the seeds of one family of comparisons could have shown; "" where nothing is known.
+    """What difference the seeds of one family of comparisons could have shown; "" where no spread over seeds is known.
 
     Args:
         comparisons: rows of one version, evaluation, role and metric; at least one.
         words: what to call each arm.
     """
-    known = comparisons[comparisons["detectable"].notna()].sort_values("detectable", kind="stable")
+    known = comparisons[comparisons["detectable"] > 0].sort_values("detectable", kind="stable")
     if known.empty:
         return ""
     rows = records(known)
     ends = [rows[0]] if len(rows) == 1 else [rows[0], rows[-1]]
-    found = " to ".join(f"{wording.figure(row['detectable'], 4)} (from {words[row['arm']]})" for row in ends)
-    alpha = SIGNIFICANT / len(comparisons)
+    found = " to ".join(f"{detectable_words(row['detectable'])} (from {words[row['arm']]})" for row in ends)
+    alpha = SIGNIFICANT / max(1, int(comparisons["p_value"].notna().sum()))
     needed = [pairs_needed(SMALL_DIFFERENCE, float(row["seed_sd"]), alpha=alpha) for row in ends]
     counts = ["more than 100,000" if pairs is None else f"{pairs:,}" for pairs in needed]
-    role = wording.capital(ROLE_WORDS.get(rows[0]["role"], rows[0]["role"]))
-    seeds = counted(int(known["seeds"].min()), "seed")
+    # Folds that judge the same samples are repetitions, too.
+    least, most = int(known["pairs"].min()), int(known["pairs"].max())
+    trainings = f"{most} seeds" if (known["pairs"] == known["seeds"]).all() else f"{most} pairs of trainings"
     return (
-        f"{role}, {wording.metric_words(rows[0]['metric'])}: {seeds} could have shown a difference of {found}; "
-        f"{SMALL_DIFFERENCE} needs {' to '.join(dict.fromkeys(counts))}."
+        f"{endpoint_words(rows[0])}: {trainings if least == most else f'{least} to {trainings}'} could have shown a "
+        f"difference of {found}; {SMALL_DIFFERENCE} needs {' to '.join(dict.fromkeys(counts))}."
     )
+
+
+def detectable_words(difference: float) -> str:
+    """A difference that could be shown; metrics lie between 0 and 1, so that beyond 1 none could."""
+    return "more than 1" if difference > 1 else wording.figure(difference, 4)
 
 
 def smallest_p(comparisons: pd.DataFrame) -> float:
