@@ -97,6 +97,8 @@ def arm_settings(arm: Arm, spec: CohortSpec, settings: Mapping[str, Any]) -> dic
             raise InputError(f"{NUMBER_OF_STUDENTS} is {count!r}, expected a whole number from 1.")
         students = [students[index % len(students)] for index in range(count)]
         merged["students"] = students
+    if arm.trained_teacher:
+        merged.pop("teacher_warmup_epochs", None)  # it has learned all that it will
     if arm.teacher_alone:
         teacher = merged.pop("teacher", None) or spec.teacher
         if teacher is None:

@@ -7,11 +7,10 @@ from typing import Any
 import pandas as pd
 
 from kdml_med.experiments.results import Results
-from kdml_med.report.doubts import ALIKE, UNDERFIT, WARNINGS, WEAK_TEACHER
+from kdml_med.report.doubts import DOUBTS, WARNINGS
 from kdml_med.runs import METRICS_FILE, TRAIN_AGAIN, read_run_json
 from kdml_med.storage.reading import take
 
-DOUBTS = (WEAK_TEACHER, ALIKE, UNDERFIT)
 _COLUMNS = {"version": "str", "arm": "str", "doubt": "str", "trainings": "Int64", "of": "Int64"}
 
 
@@ -33,8 +32,7 @@ def doubt_table(results: Results) -> pd.DataFrame:
                 count = sum(doubt in one for one in found)
                 if count:
                     rows.append({"version": version, "arm": arm, "doubt": doubt, "trainings": count, "of": len(found)})
-    table = pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
-    return table
+    return pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
 
 
 def _warnings(results: Results, version: str, arm: str) -> list[dict[str, str]]:

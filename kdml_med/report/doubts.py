@@ -9,6 +9,7 @@ from statistics import fmean
 from kdml_med.keys import NetworkName
 
 WEAK_TEACHER, ALIKE, UNDERFIT, UNTAUGHT = "weak_teacher", "alike", "underfit", "untaught"
+DOUBTS = (WEAK_TEACHER, ALIKE, UNDERFIT, UNTAUGHT)
 """Keys in metrics.json under ``WARNINGS``."""
 WARNINGS = "warnings"
 SAME_ERRORS = 0.98

@@ -205,6 +205,12 @@ def test_endpoints_are_a_role_and_a_metric_of_their_own_or_of_the_plan() -> None
     assert [(one.role, one.metric) for one in plan().compared] == [("ensemble", "auroc"), ("students", "auroc")]
 
 
+def test_a_head_start_is_of_teachers_that_learn_along() -> None:
+    spec, head = CohortSpec("t", ("a", "b")), {"teacher_warmup_epochs": 3}
+    assert arm_settings(ARMS["kdml"], spec, head)["teacher_warmup_epochs"] == 3
+    assert "teacher_warmup_epochs" not in arm_settings(ARMS["kd_offline"], spec, head)
+
+
 def test_own_starts_are_those_of_students_in_turns_and_of_no_teacher() -> None:
     cells = cells_of(
         arms=["teacher_only", "kdml", "kdml_head_start"],

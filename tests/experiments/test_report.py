@@ -19,6 +19,7 @@ from kdml_med.experiments.report.reliability import bin_rows
 from kdml_med.experiments.report.sections import all_sections
 from kdml_med.experiments.report.sections import compared as compared_section
 from kdml_med.experiments.report.verdict import (
+    DOUBT_WORDS,
     Outcome,
     cautions,
     difference_line,
@@ -33,6 +34,7 @@ from kdml_med.keys import Task
 from kdml_med.metrics import pairs_needed
 from kdml_med.networks.registry import build_network
 from kdml_med.report import pages
+from kdml_med.report.doubts import DOUBTS
 from kdml_med.report.figures import save_figure
 from kdml_med.report.pages import write_pages
 from kdml_med.storage.files import write_json
@@ -212,6 +214,10 @@ def test_endpoints_further_pairs_and_gains_are_told():
     ]
     assert "0.850\n0.840\n+0.010 (0.002 to 0.020)" in text
     assert "3 seeds could have shown a difference of 0.0300 (from mutual learning)" in text
+
+
+def test_every_doubt_has_words():
+    assert set(DOUBT_WORDS) == set(DOUBTS)
 
 
 def test_a_weak_teacher_alike_students_and_short_trainings_are_said():

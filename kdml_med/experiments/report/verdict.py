@@ -13,7 +13,7 @@ from kdml_med.experiments.report.arm_words import ROLE_WORDS
 from kdml_med.metrics.power import pairs_needed
 from kdml_med.report import wording
 from kdml_med.report.caution import FEW, caution
-from kdml_med.report.doubts import ALIKE, SAME_ERRORS, UNDERFIT, WEAK_TEACHER
+from kdml_med.report.doubts import ALIKE, SAME_ERRORS, UNDERFIT, UNTAUGHT, WEAK_TEACHER
 from kdml_med.report.tables import records
 from kdml_med.words import counted
 
@@ -35,6 +35,10 @@ DOUBT_WORDS = {
     UNDERFIT: (
         "The networks have not learned all that the training samples hold",
         "Longer trainings may change the order of arms.",
+    ),
+    UNTAUGHT: (
+        "The epoch that is kept lies in the head start of the teacher",
+        "The students there have not learned from it.",
     ),
 }
 
