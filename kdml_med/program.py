@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import Any, NoReturn
 
 import typer
@@ -157,6 +158,21 @@ def hold_interrupts() -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.SIG_DFL if handler is None else handler)
         if came and callable(handler):
             handler(came[0], None)
+
+
+def mute_lost_receivers() -> None:
+    """Let this process say nothing of one that left before it had taken the memory that it was to be given.
+
+    For processes that read samples. A thread of ``multiprocessing`` (``resource_sharer``) hands on what they have read,
+    and prints a traceback where the main process, interrupted, goes away in the middle of taking it.
+    """
+    before = sys.excepthook
+
+    def told(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if not issubclass(kind, ConnectionError | EOFError):
+            before(kind, error, traceback)
+
+    sys.excepthook = told
 
 
 def progress_bar(total: int, *, what: str, unit: str, done: int = 0, show: bool = True) -> tqdm[Any]:

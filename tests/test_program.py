@@ -157,3 +157,31 @@ def test_a_process_uses_the_cores_that_it_was_given() -> None:
     finally:
         os.sched_setaffinity(0, given)
     assert usable_cores() == len(given)
+
+
+# Hands on an open file, as processes that read samples do, and meets somebody who leaves without taking it.
+LOST = """
+import os, socket, sys, threading, time
+from multiprocessing import resource_sharer
+from kdml_med.program import mute_lost_receivers
+
+if sys.argv[1] == "mute":
+    mute_lost_receivers()
+told = threading.Event()
+hook = sys.excepthook
+sys.excepthook = lambda *error: (hook(*error), told.set())
+shared = resource_sharer.DupFd(os.dup(0))
+other = socket.socket(socket.AF_UNIX)
+other.connect(shared._id[0])
+other.close()
+assert told.wait(60)
+sys.excepthook(ValueError, ValueError("of its own"), None)
+os._exit(0)  # the thread would wait for more
+"""
+
+
+@pytest.mark.parametrize(("how", "lost"), [("mute", False), ("as it is", True)])
+def test_a_process_says_nothing_of_one_that_left_before_it_took_its_samples(how: str, lost: bool) -> None:
+    done = subprocess.run([sys.executable, "-c", LOST, how], capture_output=True, text=True, check=True)
+    assert ("resource_sharer" in done.stderr) == lost
+    assert "ValueError: of its own" in done.stderr

@@ -27,7 +27,7 @@ from kdml_med.data.sampling import EpochSampler
 from kdml_med.data.selection import select_rows
 from kdml_med.errors import InputError
 from kdml_med.keys import BatchKey
-from kdml_med.program import hold_interrupts
+from kdml_med.program import hold_interrupts, mute_lost_receivers
 from kdml_med.storage.columns import code_of
 from kdml_med.storage.manifest import DatasetInfo, DatasetKind, image_root, read_info
 
@@ -312,6 +312,7 @@ class SampleLoader(DataLoader[dict[str, Any]]):
             batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=num_workers,
             collate_fn=collate_samples,
+            worker_init_fn=_begin_reading,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(seed),
         )
@@ -325,6 +326,10 @@ class SampleLoader(DataLoader[dict[str, Any]]):
             return _Batches(super().__iter__(), self.device)  # type: ignore[return-value]
         with hold_interrupts():
             return _Batches(super().__iter__(), self.device)  # type: ignore[return-value]
+
+
+def _begin_reading(worker: int) -> None:
+    mute_lost_receivers()
 
 
 def _own_batches(samples: int, batch_size: int, rank: int, count: int) -> list[range]:
