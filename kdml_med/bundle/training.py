@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdml_med.bundle.provenance import made_by
 from kdml_med.bundle.settings import Settings, free_settings, known_default
+from kdml_med.bundle.training_checks import check_together, say_what_does_nothing
 from kdml_med.bundle.workflow import errors_for_people
 from kdml_med.data.cache import CACHE_DIR, NO_CACHE, ON_DISK
 from kdml_med.data.frames import FrameDataset
@@ -21,7 +21,7 @@ from kdml_med.data.samples import ManifestDataset
 from kdml_med.data.tiles import TileDataset
 from kdml_med.deploy.model_metadata import write_network_metadata
 from kdml_med.engines import processes
-from kdml_med.engines.acceleration import Acceleration, Precision
+from kdml_med.engines.acceleration import Acceleration
 from kdml_med.engines.trainer import KDMLTrainer
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
@@ -29,7 +29,7 @@ from kdml_med.losses.cohort import ClassificationCohortLoss, CohortLoss
 from kdml_med.losses.detection import DetectionCohortLoss
 from kdml_med.metrics.aggregation import Level
 from kdml_med.networks.cohort import Cohort, build_cohort
-from kdml_med.networks.devices import check_device, check_precision, compute_repeatably
+from kdml_med.networks.devices import compute_repeatably
 from kdml_med.networks.registry import cohort_spec
 from kdml_med.networks.remembered import RememberedTeacher
 from kdml_med.program import leave_quickly
@@ -75,14 +75,14 @@ def prepare_training(settings: Settings, *, demo_dir: str) -> None:
         InputError: with a message for a person.
     """
     leave_quickly()
-    _check_together(settings)
+    check_together(settings)
     dataset_dir, run_dir = settings["dataset_dir"], settings["run_dir"]
     if Path(dataset_dir).resolve() == Path(demo_dir).resolve():
         with processes.main_first():
             _make_demo(settings.task, Path(dataset_dir))
     if settings["precision"] != "measure":  # which is no training
         _check_run(Path(run_dir), _recorded(settings), settings)
-    _say_what_does_nothing(settings)
+    say_what_does_nothing(settings)
     seed_everything(settings["seed"])
     logger.info("Dataset %s, run folder %s", dataset_dir, run_dir)
 
@@ -93,83 +93,6 @@ def _make_demo(task: Task, dataset_dir: Path) -> None:
 
     make = dataset.ensure_demo_frames if task is Task.DETECTION else dataset.ensure_demo_dataset
     make(dataset_dir)
-
-
-def _check_together(settings: Settings) -> None:
-    """Settings that contradict each other."""
-    if settings["tracking"] == "mlflow" and find_spec("mlflow") is None:
-        raise InputError("--tracking mlflow needs MLflow: pip install 'kdml_med[tracking]'.")
-    check_device(settings["device"])
-    _check_arithmetic(settings)
-    if processes.launched() > processes.world_size():
-        raise InputError(
-            f"{processes.launched()} processes were started, and each would train a run of its own: name "
-            "multi_gpu_train.json behind train.json as --config_file, or start one."
-        )
-    if processes.launched() > 1 and settings["precision"] == "measure":
-        raise InputError("--precision measure is for one process: several that measure at once disturb each other.")
-    if settings["beta"] > 0 and not settings["use_teacher"]:
-        raise InputError("--beta is above 0, but --use_teacher is off: there is nobody to learn from. Set --beta 0.")
-    if settings["max_epochs"] <= settings["teacher_warmup_epochs"] and settings["beta"] > 0:
-        raise InputError(
-            f"--teacher_warmup_epochs {settings['teacher_warmup_epochs']} of --max_epochs {settings['max_epochs']}: "
-            "students would never learn from the teacher. Take fewer, or train longer."
-        )
-    if settings["teacher_warmup_epochs"] and settings["teacher_checkpoint"]:
-        raise InputError(
-            f"--teacher_warmup_epochs {settings['teacher_warmup_epochs']} is for a teacher that learns along, and the "
-            "one of --teacher_checkpoint has learned before: leave it out."
-        )
-    if settings["cache_teacher"] != NO_CACHE and not settings["teacher_checkpoint"]:
-        raise InputError(
-            "--cache_teacher keeps what a frozen teacher answers, and this one learns: name the weights of a trained "
-            "one by --teacher_checkpoint, or leave it out."
-        )
-    if settings["own_start"] != "none" and not settings["initial_weights"]:
-        raise InputError(
-            "--own_start says what students do not take from --initial_weights, and there are none: leave --own_start "
-            "out."
-        )
-    if settings.get("student_views") and settings["gamma"] > 0 and {*_each(settings["peer_link"])} != {"predictions"}:
-        raise InputError(
-            "--student_views turns and mirrors a tile for each student, and feature maps of peers would be compared "
-            "place by place: set --peer_link to predictions, or --gamma to 0."
-        )
-    spec = cohort_spec(settings["version"], task=settings.task, students=settings["students"])
-    if settings["alpha"] == settings["beta"] == 0 and len(spec.students) == 1:
-        raise InputError("a single student has no peers: --alpha or --beta must be above 0.")
-
-
-def _each(links: str | Sequence[str]) -> Sequence[str]:
-    return [links] if isinstance(links, str) else links
-
-
-def _check_arithmetic(settings: Settings) -> None:
-    if settings["precision"] in get_args(Precision):
-        check_precision(settings["precision"], settings["device"])
-    if settings["compile"] and settings["checkpoint_activations"] != "none":
-        raise InputError("--compile decides by itself what is computed again: leave --checkpoint_activations out.")
-
-
-def _say_what_does_nothing(settings: Settings) -> None:
-    """Settings that another one leaves without effect. They are not refused: a plan may vary the other one."""
-    learns = settings["use_teacher"] and not settings["teacher_checkpoint"]
-    students = len(cohort_spec(settings["version"], task=settings.task, students=settings["students"]).students)
-    for name, heeded, condition in (
-        ("ema_decay", settings["average"] == "ema", "--average ema"),
-        ("swa_start", settings["average"] == "swa", "--average swa"),
-        (
-            "average_teaches",
-            settings["average"] == "ema" and learns and settings["beta"] > 0,
-            "--average ema, --beta above 0 and a teacher that learns",
-        ),
-        ("tracking_uri", settings["tracking"] == "mlflow", "--tracking mlflow"),
-        ("checkpoint_activations", settings["checkpoint_activations"] != "teacher" or learns, "a teacher that learns"),
-        ("teacher_warmup_epochs", settings["beta"] > 0, "--beta above 0"),
-        ("student_views", students > 1, "several students"),
-    ):
-        if not heeded and settings.get(name) != settings.defaults.get(name):
-            logger.warning("--%s %s does nothing: it is for %s.", name, settings[name], condition)
 
 
 def check_level(level: str, info: DatasetInfo, dataset_dir: str | Path) -> None:

@@ -27,7 +27,7 @@ def classifier_warnings(metrics: Mapping[str, Any], predictions: pd.DataFrame, r
         predictions: on the validation split, columns of ``PredictionColumn``.
         run_dir: folder of the run.
     """
-    names = _singles(metrics)
+    names, learned = _singles(metrics), _learned(Path(run_dir), metrics["best_epoch"])
     known = predictions[predictions[PredictionColumn.LABEL] >= 0].sort_values(PredictionColumn.SAMPLE_ID)
     by_network = {name: known[known[PredictionColumn.NETWORK] == name] for name in _students(names)}
     labels = next(iter(by_network.values()))[PredictionColumn.LABEL].to_numpy(np.int64)
@@ -36,8 +36,8 @@ def classifier_warnings(metrics: Mapping[str, Any], predictions: pd.DataFrame, r
         {name: _number(metrics["networks"][name]["tile"]["auroc"]) for name in names},
         figure="tile AUROC",
         correlation=error_correlation(labels, answers),
-        losses=_losses(run_dir, _students(names), metrics["best_epoch"]),
-        taught=_taught(run_dir, metrics["best_epoch"]),
+        losses=_losses(learned, Path(run_dir), _students(names), metrics["best_epoch"]),
+        taught=_taught(learned),
     )
 
 
@@ -52,14 +52,14 @@ def detector_warnings(
         detections: there, columns of ``DetectionColumn``.
         run_dir: folder of the run.
     """
-    names = _singles(metrics)
+    names, learned = _singles(metrics), _learned(Path(run_dir), metrics["best_epoch"])
     thresholds = {name: metrics["thresholds"][name] for name in _students(names)}
     return training_warnings(
         {name: _number(metrics["networks"][name]["ap"]) for name in names},
         figure="AP",
         correlation=found_error_correlation(found_by_network(frames, detections, thresholds)),
-        losses=_losses(run_dir, _students(names), metrics["best_epoch"]),
-        taught=_taught(run_dir, metrics["best_epoch"]),
+        losses=_losses(learned, Path(run_dir), _students(names), metrics["best_epoch"]),
+        taught=_taught(learned),
     )
 
 
@@ -75,25 +75,32 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _losses(run_dir: str, students: Sequence[str], epoch: int) -> dict[str, tuple[float, float]]:
+def _learned(folder: Path, epoch: int) -> pd.DataFrame | None:
+    """Terms of an epoch; None where a run does not keep them."""
+    if not (folder / LOSSES_FILE).is_file():
+        return None
+    losses = read_losses(folder)
+    return losses[losses[LossColumn.EPOCH] == epoch]
+
+
+def _losses(
+    learned: pd.DataFrame | None, folder: Path, students: Sequence[str], epoch: int
+) -> dict[str, tuple[float, float]]:
     """Loss against the labels on training and on validation samples in an epoch, of students of which both are kept."""
-    folder = Path(run_dir)
-    if not ((folder / LOSSES_FILE).is_file() and (folder / HISTORY_FILE).is_file()):
+    if learned is None or not (folder / HISTORY_FILE).is_file():
         return {}
-    learned, judged = read_losses(folder), read_history(folder)
-    learned = learned[(learned[LossColumn.EPOCH] == epoch) & (learned[LossColumn.TERM] == LossTerm.TASK)]
+    judged = read_history(folder)
     judged = judged[(judged[HistoryColumn.EPOCH] == epoch) & (judged[HistoryColumn.FIGURE] == LOSS_FIGURE)]
+    learned = learned[learned[LossColumn.TERM] == LossTerm.TASK]
     training = learned.set_index(str(LossColumn.NETWORK))[str(LossColumn.VALUE)]
     validation = judged.set_index(str(HistoryColumn.NETWORK))[str(HistoryColumn.VALUE)]
     both = [name for name in students if name in training.index and name in validation.index]
     return {name: (float(training[name]), float(validation[name])) for name in both}
 
 
-def _taught(run_dir: str, epoch: int) -> bool:
+def _taught(learned: pd.DataFrame | None) -> bool:
     """False where what students learn from their teacher has the weight 0 in an epoch; True where there is none."""
-    folder = Path(run_dir)
-    if not (folder / LOSSES_FILE).is_file():
+    if learned is None:
         return True
-    losses = read_losses(folder)
-    own = losses[(losses[LossColumn.EPOCH] == epoch) & (losses[LossColumn.TERM] == LossTerm.KD)]
+    own = learned[learned[LossColumn.TERM] == LossTerm.KD]
     return bool(own.empty or (own[LossColumn.WEIGHT] > 0).any())

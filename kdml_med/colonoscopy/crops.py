@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -22,7 +22,7 @@ from kdml_med.colonoscopy.windows import Window, mucosa_windows, paired_windows
 from kdml_med.errors import InputError
 from kdml_med.storage.files import not_alone
 from kdml_med.storage.manifest import SHARDS_DIR, DatasetKind, read_member
-from kdml_med.storage.shards import Origin, ShardRecord, ShardWriter, shard_path, write_record
+from kdml_med.storage.shards import FailuresRecord, Origin, ShardWriter, shard_path, write_record
 
 CROP_CLASSES = ("mucosa", "polyp")
 """The positive one last."""
@@ -118,25 +118,16 @@ class CropJob:
 
 
 @dataclass
-class CropsRecord(ShardRecord):
+class CropsRecord(FailuresRecord):
     """What is known about a shard of crops beside its rows.
 
     Attributes:
-        failures: (frame, reason), in order.
         places: left edge, top edge and side of each crop in its frame, pixels, by sample_id.
         unpaired: windows of polyps that are left out because the frame has no room on mucosa for one like them.
     """
 
-    failures: list[tuple[str, str]] = field(default_factory=list)
     places: dict[str, list[int]] = field(default_factory=dict)
     unpaired: int = 0
-
-    @classmethod
-    def from_content(cls, content: Mapping[str, Any]) -> Self:
-        """Make a record from what ``to_content`` gave."""
-        record = super().from_content(content)
-        record.failures = [(name, reason) for name, reason in record.failures]
-        return record
 
 
 def store_crops(job: CropJob, on_frames: Callable[[int], None], *, out_dir: Path, options: CropOptions) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from kdml_med.colonoscopy.boxes import Box, FrameBoxes, FrameError, boxes_of_mask, check_boxes
 from kdml_med.colonoscopy.field import Image
@@ -18,7 +18,7 @@ from kdml_med.colonoscopy.planning import FrameItem, ShardJob, owner_of
 from kdml_med.colonoscopy.video import VideoCutShortError, iterate_video
 from kdml_med.storage.files import not_alone
 from kdml_med.storage.manifest import FRAME_CLASSES, SHARDS_DIR, DatasetKind
-from kdml_med.storage.shards import ShardRecord, ShardWriter, shard_path, write_record
+from kdml_med.storage.shards import FailuresRecord, ShardWriter, shard_path, write_record
 from kdml_med.words import counted
 
 NEGATIVE, POLYP = FRAME_CLASSES
@@ -26,11 +26,10 @@ _MAX_LOST = 0.25  # share of a box that may lie on what was cut off or painted o
 
 
 @dataclass
-class FramesRecord(ShardRecord):
+class FramesRecord(FailuresRecord):
     """What is known about a shard beside its frames.
 
     Attributes:
-        failures: (input, reason), in order.
         hashes: SHA-256 of the decoded source pixels, by sample_id.
         passed_over: annotated video frames that the frame rate did not take.
         unlisted: frames that the annotations do not mention, stored or not.
@@ -38,19 +37,11 @@ class FramesRecord(ShardRecord):
         painted: frames in which something beside the field was painted over.
     """
 
-    failures: list[tuple[str, str]] = field(default_factory=list)
     hashes: dict[str, str] = field(default_factory=dict)
     passed_over: int = 0
     unlisted: int = 0
     cropped: int = 0
     painted: int = 0
-
-    @classmethod
-    def from_content(cls, content: Mapping[str, Any]) -> Self:
-        """Make a record from what ``to_content`` gave."""
-        record = super().from_content(content)
-        record.failures = [(name, reason) for name, reason in record.failures]
-        return record
 
 
 def store_shard(

@@ -10,7 +10,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -205,6 +205,24 @@ class ShardRecord:
         """Make a record from what ``to_content`` gave; the origin is made already, and unknown keys are left out."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in content.items() if name in known})
+
+
+@dataclass(kw_only=True)
+class FailuresRecord(ShardRecord):
+    """A record of a shard that is stored without what could not be used.
+
+    Attributes:
+        failures: (input, reason), in order.
+    """
+
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any]) -> Self:
+        """Make a record from what ``to_content`` gave."""
+        record = super().from_content(content)
+        record.failures = [(name, reason) for name, reason in record.failures]
+        return record
 
 
 Record = TypeVar("Record", bound=ShardRecord)

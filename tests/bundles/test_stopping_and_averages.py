@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdml_med.bundle import training
+from kdml_med.bundle import training_checks
 from kdml_med.bundle.running import run_config
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
@@ -109,7 +109,7 @@ def test_a_training_that_stopped_is_finished_and_goes_on_with_more_patience(data
 def test_without_mlflow_tracking_is_refused_with_what_to_do(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    monkeypatch.setattr(training_checks, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"^--tracking mlflow needs MLflow: pip install 'kdml_med\[tracking\]'\.$"):
         train(dataset, tmp_path / "run", tracking="mlflow")
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ import pytest
 from monai.bundle import ConfigWorkflow, create_workflow
 from monai.bundle import run as monai_run
 
-from kdml_med.bundle import find_root, training
+from kdml_med.bundle import find_root, training_checks
 from kdml_med.bundle.workflow import check_names
 from kdml_med.errors import InputError
 from tests.bundles.conftest import CONFIGS, POLYP_CONFIGS, REPOSITORY, run_bundle
@@ -97,7 +97,7 @@ def test_tracking_may_add_names_of_its_own(elsewhere: Path, how: str) -> None:
 def test_tracking_is_an_option_of_monai_and_a_setting(
     elsewhere: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    monkeypatch.setattr(training_checks, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="--tracking mlflow needs MLflow: pip install"):
         start(how, run_dir="run", dataset_dir="nowhere", tracking="mlflow", save_execute_config=False)
     assert list(elsewhere.iterdir()) == []

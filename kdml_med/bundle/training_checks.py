@@ -1,0 +1,99 @@
+"""Settings of a training that do not go together, before anything is read or written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import get_args
+
+from kdml_med.bundle.settings import Settings
+from kdml_med.data.cache import NO_CACHE
+from kdml_med.engines import processes
+from kdml_med.engines.acceleration import Precision
+from kdml_med.errors import InputError
+from kdml_med.networks.devices import check_device, check_precision
+from kdml_med.networks.registry import cohort_spec
+
+logger = logging.getLogger(__name__)
+
+
+def check_together(settings: Settings) -> None:
+    """Refuse settings that contradict each other, or that this machine cannot follow.
+
+    Raises:
+        InputError: naming the option and what to do.
+    """
+    if settings["tracking"] == "mlflow" and find_spec("mlflow") is None:
+        raise InputError("--tracking mlflow needs MLflow: pip install 'kdml_med[tracking]'.")
+    check_device(settings["device"])
+    _check_arithmetic(settings)
+    if processes.launched() > processes.world_size():
+        raise InputError(
+            f"{processes.launched()} processes were started, and each would train a run of its own: name "
+            "multi_gpu_train.json behind train.json as --config_file, or start one."
+        )
+    if processes.launched() > 1 and settings["precision"] == "measure":
+        raise InputError("--precision measure is for one process: several that measure at once disturb each other.")
+    if settings["beta"] > 0 and not settings["use_teacher"]:
+        raise InputError("--beta is above 0, but --use_teacher is off: there is nobody to learn from. Set --beta 0.")
+    if settings["max_epochs"] <= settings["teacher_warmup_epochs"] and settings["beta"] > 0:
+        raise InputError(
+            f"--teacher_warmup_epochs {settings['teacher_warmup_epochs']} of --max_epochs {settings['max_epochs']}: "
+            "students would never learn from the teacher. Take fewer, or train longer."
+        )
+    if settings["teacher_warmup_epochs"] and settings["teacher_checkpoint"]:
+        raise InputError(
+            f"--teacher_warmup_epochs {settings['teacher_warmup_epochs']} is for a teacher that learns along, and the "
+            "one of --teacher_checkpoint has learned before: leave it out."
+        )
+    if settings["cache_teacher"] != NO_CACHE and not settings["teacher_checkpoint"]:
+        raise InputError(
+            "--cache_teacher keeps what a frozen teacher answers, and this one learns: name the weights of a trained "
+            "one by --teacher_checkpoint, or leave it out."
+        )
+    if settings["own_start"] != "none" and not settings["initial_weights"]:
+        raise InputError(
+            "--own_start says what students do not take from --initial_weights, and there are none: leave --own_start "
+            "out."
+        )
+    if settings.get("student_views") and settings["gamma"] > 0 and {*_each(settings["peer_link"])} != {"predictions"}:
+        raise InputError(
+            "--student_views turns and mirrors a tile for each student, and feature maps of peers would be compared "
+            "place by place: set --peer_link to predictions, or --gamma to 0."
+        )
+    spec = cohort_spec(settings["version"], task=settings.task, students=settings["students"])
+    if settings["alpha"] == settings["beta"] == 0 and len(spec.students) == 1:
+        raise InputError("a single student has no peers: --alpha or --beta must be above 0.")
+
+
+def _each(links: str | Sequence[str]) -> Sequence[str]:
+    return [links] if isinstance(links, str) else links
+
+
+def _check_arithmetic(settings: Settings) -> None:
+    if settings["precision"] in get_args(Precision):
+        check_precision(settings["precision"], settings["device"])
+    if settings["compile"] and settings["checkpoint_activations"] != "none":
+        raise InputError("--compile decides by itself what is computed again: leave --checkpoint_activations out.")
+
+
+def say_what_does_nothing(settings: Settings) -> None:
+    """Settings that another one leaves without effect. They are not refused: a plan may vary the other one."""
+    learns = settings["use_teacher"] and not settings["teacher_checkpoint"]
+    students = len(cohort_spec(settings["version"], task=settings.task, students=settings["students"]).students)
+    for name, heeded, condition in (
+        ("ema_decay", settings["average"] == "ema", "--average ema"),
+        ("swa_start", settings["average"] == "swa", "--average swa"),
+        (
+            "average_teaches",
+            settings["average"] == "ema" and learns and settings["beta"] > 0,
+            "--average ema, --beta above 0 and a teacher that learns",
+        ),
+        ("tracking_uri", settings["tracking"] == "mlflow", "--tracking mlflow"),
+        ("checkpoint_activations", settings["checkpoint_activations"] != "teacher" or learns, "a teacher that learns"),
+        ("teacher_warmup_epochs", settings["beta"] > 0, "--beta above 0"),
+        ("student_views", students > 1, "several students"),
+    ):
+        if not heeded and settings.get(name) != settings.defaults.get(name):
+            logger.warning("--%s %s does nothing: it is for %s.", name, settings[name], condition)
