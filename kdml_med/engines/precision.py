@@ -15,7 +15,7 @@ from kdml_med.engines.acceleration import Acceleration, MemoryFormat, Precision
 from kdml_med.networks.anchors import AnchorPredictions
 from kdml_med.networks.answers import own_answers
 from kdml_med.networks.committee import Committee
-from kdml_med.networks.devices import native_types
+from kdml_med.networks.devices import native_types, processor
 
 ROUNDS = 5
 
@@ -37,14 +37,17 @@ class Kind(StrEnum):
     DENSE = "dense"
     """Convolutions that read all channels, as in a ResNet."""
     SEPARABLE = "separable"
-    """Convolutions that read one channel each among them, as in a MobileNetV2: more memory traffic than arithmetic."""
+    """Convolutions that read one channel each among them, 3 x 3 as in a MobileNetV2: memory traffic, not arithmetic."""
     OTHER = "other"
-    """Nothing that was measured."""
+    """Nothing that was measured where fewer bits are faster: larger ones of these (EfficientNet-Lite), or none."""
 
 
-# Sides of the input from which a processor that multiplies bfloat16 by itself trains faster in it, in pixels; see
-# docs/decisions/0033-precision.md for the measurements.
+# Sides of the input from which a processor that multiplies bfloat16 by itself trains faster in it, in pixels, and whose
+# processors these are: with the same instructions, but without AMX, Intel's were slower in it in every network and
+# size. See docs/decisions/0033-precision.md for the measurements.
 _BFLOAT16_FROM_PX = {Kind.DENSE: 32, Kind.SEPARABLE: 192}
+_MEASURED_MAKER = "AuthenticAMD"
+_MEASURED_KERNEL = 3
 
 
 def kind_of(network: nn.Module) -> Kind:
@@ -54,7 +57,10 @@ def kind_of(network: nn.Module) -> Kind:
     convolutions = [part for part in network.modules() if isinstance(part, nn.Conv2d)]
     if not convolutions:
         return Kind.OTHER
-    return Kind.SEPARABLE if any(part.groups > 1 for part in convolutions) else Kind.DENSE
+    kernels = [max(part.kernel_size) for part in convolutions if part.groups > 1]
+    if not kernels:
+        return Kind.DENSE
+    return Kind.SEPARABLE if max(kernels) <= _MEASURED_KERNEL else Kind.OTHER
 
 
 def choose_arithmetic(network: nn.Module, *, device: str, side_px: int) -> Arithmetic:
@@ -70,7 +76,7 @@ def choose_arithmetic(network: nn.Module, *, device: str, side_px: int) -> Arith
     native, kind = native_types(device), torch.device(device).type
     if kind == "cuda":
         return Arithmetic("bf16" if "bf16" in native else "fp16", "channels_last")
-    limit = _BFLOAT16_FROM_PX.get(kind_of(network))
+    limit = _BFLOAT16_FROM_PX.get(kind_of(network)) if _MEASURED_MAKER in processor() else None
     if "bf16" in native and limit is not None and side_px >= limit:
         return Arithmetic("bf16", "channels_last")
     return Arithmetic("fp32", "channels_last" if kind == "cpu" else "contiguous")

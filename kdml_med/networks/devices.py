@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import platform
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from monai.utils import set_determinism
 
 from kdml_med.errors import InputError
+
+_PROCESSORS = Path("/proc/cpuinfo")
+_OF_ITS_KIND = ("vendor_id", "cpu family", "model", "cache size", "CPU ")
+"""How lines of that file begin that say what a processor is; the last is ARM's, where it has no name."""
 
 
 def check_device(device: str) -> None:
@@ -42,6 +49,19 @@ def native_types(device: str | torch.device) -> frozenset[str]:
     if kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return frozenset({"bf16"})
     return frozenset()
+
+
+@functools.cache
+def processor() -> str:
+    """Which processor this is, its maker's name among the rest, "AuthenticAMD" or "GenuineIntel" of most.
+
+    Libraries choose by it how they compute, also among those of one instruction set.
+    """
+    try:
+        lines = _PROCESSORS.read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    return "; ".join(sorted({line for line in lines if line.startswith(_OF_ITS_KIND)})) or platform.processor()
 
 
 def check_precision(precision: str, device: str) -> None:

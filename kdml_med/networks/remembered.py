@@ -8,11 +8,9 @@ arithmetic: libraries add up in another order for another one, and round differe
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import math
-import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,15 +27,12 @@ from torch import Tensor, nn
 
 from kdml_med.keys import NetworkName
 from kdml_med.networks.cohort import Cohort
-from kdml_med.networks.devices import native_types
+from kdml_med.networks.devices import native_types, processor
 from kdml_med.networks.stages import answer_with_features
 
 Bytes = npt.NDArray[np.uint8]
 
 _KEY_BYTES = 16
-_PROCESSORS = Path("/proc/cpuinfo")
-_OF_ITS_KIND = ("vendor_id", "cpu family", "model", "cache size", "CPU ")
-"""How lines of that file begin that say what a processor is; the last is ARM's, where it has no name."""
 
 
 class Records(Protocol):
@@ -122,7 +117,7 @@ class RememberedTeacher:
         kind = image.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         if kind == "cpu":
-            kinds = torch.backends.cpu.get_cpu_capability(), *sorted(native_types(kind)), _processor()
+            kinds = torch.backends.cpu.get_cpu_capability(), *sorted(native_types(kind)), processor()
             machine = f"{kinds} x {torch.get_num_threads()}"
         else:
             machine = torch.cuda.get_device_name(image.device)
@@ -132,16 +127,6 @@ class RememberedTeacher:
 
     def _forget(self, _part: nn.Module, _keys: Any) -> None:
         self._networks.clear()
-
-
-@functools.cache
-def _processor() -> str:
-    """Which processor this is: libraries choose by it how they add up, also among those of one instruction set."""
-    try:
-        lines = _PROCESSORS.read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    return "; ".join(sorted({line for line in lines if line.startswith(_OF_ITS_KIND)})) or platform.processor()
 
 
 class _Part(NamedTuple):

@@ -34,6 +34,11 @@ CLASSIFIERS: dict[str, Any] = {
     "ResNet-10": "resnet10",
     "MobileNetV2": "mobilenet_v2",
     "MobileNetV2 to block 13": {"name": "mobilenet_v2", "last_block": 13},
+    "EfficientNet-Lite0": "efficientnet_lite0",
+    "EfficientNet-Lite2": "efficientnet_lite2",
+    "EfficientNet-Lite0 to block 11": {"name": "efficientnet_lite0", "last_block": 11},
+    "ConvNet, width 48": {"name": "convnet", "width": 48},
+    "ConvNet, width 16": {"name": "convnet", "width": 16},
 }
 DETECTORS: dict[str, Any] = {
     "RetinaNet, ResNet-50, width 128": {"name": "retinanet", "body": "resnet50", "width": 128},
@@ -44,6 +49,8 @@ DETECTORS: dict[str, Any] = {
     "RetinaNet, MobileNetV2": {"name": "retinanet"},
     "RetinaNet, MobileNetV2, width 96, 2 convolutions": {"name": "retinanet", "width": 96, "head_convs": 2},
     "RetinaNet, MobileNetV2, 2 convolutions": {"name": "retinanet", "head_convs": 2},
+    "RetinaNet, EfficientNet-Lite0": {"name": "retinanet", "body": "efficientnet_lite0"},
+    "RetinaNet, EfficientNet-Lite2, width 96": {"name": "retinanet", "body": "efficientnet_lite2", "width": 96},
 }  # fmt: skip
 BATCH = {32: 16, 64: 16, 96: 16, 128: 16, 160: 8, 192: 8, 224: 8, 256: 4}
 ISA = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}

@@ -111,6 +111,7 @@ for name in ("training_peers", "training_methods"):
 """
 
 
+@pytest.mark.slow
 def test_every_library_trains_under_the_conditions_of_a_training_here() -> None:
     """In a process of its own, which they are for. Engines need ignite, which the peers' environment lacks."""
     said = subprocess.run([sys.executable, "-c", CONDITIONS], check=True, capture_output=True, text=True).stdout

@@ -33,6 +33,7 @@ def test_psnr_is_that_of_the_textbook() -> None:
     assert Error(0.0, 4).psnr() == float("inf")
 
 
+@pytest.mark.slow
 def test_a_large_slide_is_an_aperio_pyramid_with_tissue_in_its_middle(tmp_path: Path) -> None:
     path = tmp_path / "large.svs"
     write_large_slide(path, 1500, 1300)

@@ -38,6 +38,7 @@ def cohort() -> Cohort:
 def new_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the tests run on: dense networks from 64 px are faster in bfloat16, separable ones never."""
     monkeypatch.setattr(rule, "native_types", lambda _device: frozenset({"bf16"}))
+    monkeypatch.setattr(rule, "processor", lambda: rule._MEASURED_MAKER)
     monkeypatch.setattr(rule, "_BFLOAT16_FROM_PX", {rule.Kind.DENSE: 64})
 
 

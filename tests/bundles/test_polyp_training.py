@@ -237,6 +237,7 @@ def test_tiles_are_no_frames(dataset: Path, tmp_path: Path) -> None:
     assert "dataset of tiles, this task needs frames" in said
 
 
+@pytest.mark.slow
 def test_fused_boxes_and_peers_without_a_teacher_train_too(frames: Path, tmp_path: Path) -> None:
     words = ["--fusion", "boxes", "--beta", "0", "--peer_link", "features", "--max_epochs", "1"]
     run_bundle(*polyp_words(frames, tmp_path / "run", *words))

@@ -87,6 +87,7 @@ def test_a_killed_training_with_an_average_goes_on_to_the_same_bytes(dataset: Pa
         assert lasting(tmp_path / "whole" / name) == lasting(tmp_path / "killed" / name), name
 
 
+@pytest.mark.slow
 def test_a_training_that_stopped_is_finished_and_goes_on_with_more_patience(dataset: Path, tmp_path: Path) -> None:
     # At a rate of next to nothing the validation soon stays as it is.
     alone = {"beta": 0.0, "gamma": 0.0, "students": NETWORKS["students"][:1]}

@@ -167,6 +167,7 @@ def test_trained_teacher_is_frozen(dataset: Path, trained: Path, tmp_path: Path)
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+@pytest.mark.slow
 def test_answers_that_are_kept_change_nothing_and_spare_the_teacher(
     dataset: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -180,6 +181,7 @@ def test_answers_that_are_kept_change_nothing_and_spare_the_teacher(
     assert said in result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_one_student_learns_from_predictions_and_the_other_from_features(dataset: Path, tmp_path: Path) -> None:
     # Unlike the smallest networks these have a stride of 8 in common; evaluation and loading know nothing of maps.
     deeper = ["--teacher", "{'name': 'mobilenet_v2', 'last_block': 6}"]
@@ -194,6 +196,7 @@ def test_one_student_learns_from_predictions_and_the_other_from_features(dataset
     assert load_cohort(run_dir).feature_strides == ()
 
 
+@pytest.mark.slow
 def test_a_run_records_the_weights_that_it_started_from(dataset: Path, tmp_path: Path) -> None:
     weights, run_dir = tmp_path / "published.pt", tmp_path / "run"
     torch.save(build_network({"name": "mobilenet_v2", "last_block": 2}, num_classes=2).state_dict(), weights)

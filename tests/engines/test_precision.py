@@ -23,6 +23,7 @@ SHORT = Arithmetic("bf16", "channels_last")
 
 def let_compute(monkeypatch: pytest.MonkeyPatch, *types: str) -> None:
     monkeypatch.setattr(module, "native_types", lambda _device: frozenset(types))
+    monkeypatch.setattr(module, "processor", lambda: "model: 17; vendor_id\t: AuthenticAMD")
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def let_compute(monkeypatch: pytest.MonkeyPatch, *types: str) -> None:
     [
         ("resnet50", Kind.DENSE),
         ("mobilenet_v2", Kind.SEPARABLE),
-        ("efficientnet_lite0", Kind.SEPARABLE),
+        ("efficientnet_lite0", Kind.OTHER),
         ({"name": "retinanet", "body": "resnet18"}, Kind.DENSE),
         ({"name": "retinanet"}, Kind.SEPARABLE),
     ],
@@ -66,6 +67,23 @@ def test_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     resnet, mobilenet = (build_network(name, num_classes=2) for name in ("resnet10", "mobilenet_v2"))
     assert [choose_arithmetic(resnet, device="cpu", side_px=size) for size in (31, 32, 224)] == [SAFE, SHORT, SHORT]
     assert [choose_arithmetic(mobilenet, device="cpu", side_px=size) for size in (96, 191, 192)] == [SAFE, SAFE, SHORT]
+
+
+@pytest.mark.parametrize("maker", ["vendor_id\t: GenuineIntel", "", "arm"])
+@pytest.mark.parametrize("spec", ["resnet10", "mobilenet_v2"])
+def test_processors_of_other_makers_stay_in_float32(spec: str, maker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_compute(monkeypatch, "bf16")
+    network = build_network(spec, num_classes=2)
+    assert choose_arithmetic(network, device="cpu", side_px=224) == SHORT
+    monkeypatch.setattr(module, "processor", lambda: maker)
+    assert choose_arithmetic(network, device="cpu", side_px=224) == SAFE
+    assert SHORT in ways_to_compute("cpu"), "it can still be measured, and asked for"
+
+
+def test_larger_kernels_of_one_channel_were_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_compute(monkeypatch, "bf16")
+    network = build_network("efficientnet_lite0", num_classes=2)
+    assert choose_arithmetic(network, device="cpu", side_px=256) == SAFE
 
 
 @pytest.mark.parametrize(("types", "precision"), [(("fp16",), "fp16"), (("fp16", "bf16"), "bf16")])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kdml_med.losses import ClassificationCohortLoss, DetectionCohortLoss
-from kdml_med.networks import Cohort, build_cohort, remembered
+from kdml_med.networks import Cohort, build_cohort, devices, remembered
 from kdml_med.networks.answers import ClassifierAnswer
 from kdml_med.networks.remembered import RememberedTeacher
 from kdml_med.storage.records import RecordStore
@@ -231,10 +231,10 @@ def test_answers_of_another_processor_are_not_taken(tmp_path, monkeypatch):
 
     def known(*lines, native=(), other="x86_64"):
         (tmp_path / "cpuinfo").write_text("\n".join(lines))
-        monkeypatch.setattr(remembered, "_PROCESSORS", tmp_path / ("cpuinfo" if lines else "absent"))
-        monkeypatch.setattr(remembered.platform, "processor", lambda: other)
+        monkeypatch.setattr(devices, "_PROCESSORS", tmp_path / ("cpuinfo" if lines else "absent"))
+        monkeypatch.setattr(devices.platform, "processor", lambda: other)
         monkeypatch.setattr(remembered, "native_types", lambda _: frozenset(native))
-        remembered._processor.cache_clear()
+        devices.processor.cache_clear()
         return remembered_before(kept, classifiers(), image).known
 
     one = "processor: 0", "model name: one", "cpu MHz: 2000"
@@ -247,7 +247,7 @@ def test_answers_of_another_processor_are_not_taken(tmp_path, monkeypatch):
         assert known(*one) == known(*arm) == known() == 2
         assert known("processor: 5", "model name: one", "cpu MHz: 2100", "model name: one") == 2
     finally:
-        remembered._processor.cache_clear()
+        devices.processor.cache_clear()
 
 
 def remembered_before(kept, cohort, image):
