@@ -48,6 +48,8 @@ class BatchKey(StrEnum):
     FRAME_SIZE = "frame_size"
     """float32, [width, height] of the stored frame, pixels."""
     PATIENT_ID = "patient_id"
+    LEARNER = "learner"
+    """int64, number of the student that reads the label, where each has patients of its own."""
 
 
 class OutputKey(StrEnum):

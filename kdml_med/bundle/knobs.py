@@ -248,6 +248,9 @@ KNOBS: list[Knob] = [
     Knob("student_views", FLAG, default=False, group=LEARNING, tasks=CLASSIFICATION,
          help="augment each tile once [for each student](../how_to/own_networks.md#a-view-for-each-student), which "
               "learns from the teacher's answer to its own view; the teacher learns from all of them"),
+    Knob("own_labels", FLAG, default=False, group=LEARNING, tasks=CLASSIFICATION,
+         help="each student reads the labels [of its own share of the patients](../how_to/own_networks.md#"
+              "labels-of-its-own-for-each-student) alone, and learns of the others from teacher and peers"),
     Knob("tiles_per_epoch", optional(whole(1), "each training tile once"), default=None, group=LEARNING,
          tasks=CLASSIFICATION,
          help="length of an epoch, tiles"),

@@ -25,7 +25,8 @@ from kdml_med.engines.acceleration import Acceleration
 from kdml_med.engines.trainer import KDMLTrainer
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
-from kdml_med.losses.cohort import ClassificationCohortLoss, CohortLoss
+from kdml_med.losses.classification import ClassificationCohortLoss
+from kdml_med.losses.cohort import CohortLoss
 from kdml_med.losses.detection import DetectionCohortLoss
 from kdml_med.metrics.aggregation import Level
 from kdml_med.networks.cohort import Cohort, build_cohort

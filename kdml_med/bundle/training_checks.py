@@ -94,6 +94,7 @@ def say_what_does_nothing(settings: Settings) -> None:
         ("checkpoint_activations", settings["checkpoint_activations"] != "teacher" or learns, "a teacher that learns"),
         ("teacher_warmup_epochs", settings["beta"] > 0, "--beta above 0"),
         ("student_views", students > 1, "several students"),
+        ("own_labels", students > 1 and settings["alpha"] > 0, "several students and --alpha above 0"),
     ):
         if not heeded and settings.get(name) != settings.defaults.get(name):
             logger.warning("--%s %s does nothing: it is for %s.", name, settings[name], condition)

@@ -22,6 +22,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from kdml_med.data.cache import NO_CACHE, with_cache
 from kdml_med.data.drafts import Drafts, Unfinished, random_numbers, split_chain
 from kdml_med.data.images import Pixels
+from kdml_med.data.learners import deal_patients
 from kdml_med.data.reading import ImageSource, Positions, ShardReader
 from kdml_med.data.sampling import EpochSampler
 from kdml_med.data.selection import select_rows
@@ -62,6 +63,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         source: where their pixels are read from.
         finished_later: whether ``SampleLoader`` finishes batches, in another process or on another device.
         views: how often each sample of a batch comes, transformed by random numbers of its own each time.
+        learners: int64, [samples], see ``deal_patients``; None where all students read all labels.
 
     Raises:
         InputError: the folder breaks its contract or holds another kind of rows, its splits leak, or the split has no
@@ -95,6 +97,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         self.split = split
         self.finished_later = False
         self.views = 1
+        self.learners: npt.NDArray[np.int64] | None = None
         self.root = image_root(self.dataset_dir, self.info)
         reader = ShardReader(self.root, self.rows, self.kind.row)
         self.source: ImageSource = with_cache(
@@ -121,6 +124,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         kept = np.asarray(positions, np.intp)
         self._rows = self.rows.iloc[kept].reset_index(drop=True)
         self.labels = self.labels[kept]
+        self.learners = None if self.learners is None else self.learners[kept]
         self.source = self.source.select(kept)
 
     def read(self, index: int) -> Pixels:
@@ -181,8 +185,11 @@ class ManifestDataset(Dataset[dict[str, Any]]):
 
     def _samples(self, positions: list[int]) -> list[dict[str, Any]]:
         """Samples of rows before the transform, with the names of the rows and of what they belong to."""
-        names = (BatchKey.SAMPLE_ID.value, self.kind.group, BatchKey.PATIENT_ID.value)
+        names = [BatchKey.SAMPLE_ID.value, self.kind.group, BatchKey.PATIENT_ID.value]
         columns = [self.rows[name].array.take(positions).tolist() for name in names]
+        if self.learners is not None:
+            names.append(BatchKey.LEARNER.value)
+            columns.append(self.learners[positions].tolist())
         found = zip(positions, zip(*columns, strict=True), strict=True)
         return [self.sample(position) | dict(zip(names, own, strict=True)) for position, own in found]
 
@@ -254,6 +261,8 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         samples_per_epoch: likewise.
         repeat_views: likewise.
         views: of each tile in a batch, whose images then are [batch, views, channels, height, width].
+        learners: students that share the patients of the samples, see ``deal_patients``; None where every student reads
+            every label.
         num_workers: reading processes.
         processes: number of this process, from 0, and of all that share the samples. In training they share every
             batch, otherwise each has batches of its own, one after the other and those of the next process behind them.
@@ -278,6 +287,7 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         samples_per_epoch: int | None = None,
         repeat_views: int | None = None,
         views: int = 1,
+        learners: int | None = None,
         num_workers: int = 0,
         processes: tuple[int, int] = (0, 1),
         device: str | torch.device | None = None,
@@ -286,9 +296,12 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         if views > 1 and dataset.kind is not DatasetKind.TILES:
             raise ValueError("several views are for tiles: boxes of frames would differ between them.")
         later = bool(num_workers) or self.device.type != "cpu"
-        if later or views > 1:
+        if later or views > 1 or learners is not None:
             dataset = copy(dataset)
             dataset.finished_later, dataset.views = later, views
+        if learners is not None:
+            patients = dataset.rows[BatchKey.PATIENT_ID].tolist()
+            dataset.learners = deal_patients(patients, dataset.labels, dataset.classes, learners, seed=seed)
         sampler = None
         rank, count = processes
         if training:

@@ -16,6 +16,7 @@ from kdml_med.engines.acceleration import Acceleration
 from kdml_med.engines.guard import LossGuard
 from kdml_med.errors import InputError
 from kdml_med.keys import BatchKey, LossTerm, OutputKey
+from kdml_med.losses.cohort import DealtLabels
 from kdml_med.networks.memory import freed_memory_kept
 
 
@@ -26,11 +27,16 @@ def prepare_cohort_batch(
 
     Boxes come as the list of boxes of each image and the images' (height, width), which anchors are made for. They go
     one by one, as the loader has pinned them: joined here they would be in memory that a copy to a GPU waits for.
+    Where students have labels of their own, these are ``DealtLabels``.
     """
     image = batch[BatchKey.IMAGE].to(device=device, non_blocking=non_blocking)
     label = batch[BatchKey.LABEL]
     if isinstance(label, Tensor):
-        return image, label.to(device=device, non_blocking=non_blocking)
+        label = label.to(device=device, non_blocking=non_blocking)
+        learner = batch.get(BatchKey.LEARNER)
+        if learner is None:
+            return image, label
+        return image, DealtLabels(label, learner.to(device=device, non_blocking=non_blocking))
     boxes = [part.to(device=device, non_blocking=non_blocking) for part in label]
     return image, (boxes, tuple(image.shape[-2:]))
 

@@ -5,21 +5,45 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdml_med.keys import LossTerm, NetworkName
-from kdml_med.losses.distillation import distillation_loss
 from kdml_med.losses.feature import attention_loss
-from kdml_med.losses.mutual import mutual_loss
-from kdml_med.networks.answers import ClassifierAnswer, common_answer, own_answers
+from kdml_med.networks.answers import common_answer, own_answers
 
-_TINY = torch.finfo(torch.float32).tiny
 LINKS = ("predictions", "features", "both")
 """What a student can learn from its teacher or its peers."""
+
+
+class OwnLabels(NamedTuple):
+    """Labels of a batch of which a student reads some.
+
+    Attributes:
+        labels: int64, [batch].
+        read: bool, [batch], which of them.
+    """
+
+    labels: Tensor
+    read: Tensor
+
+
+class DealtLabels(NamedTuple):
+    """Labels of a batch of which each student reads its own; the teacher reads all.
+
+    Attributes:
+        labels: int64, [batch].
+        learners: int64, [batch], number of the student that reads each.
+    """
+
+    labels: Tensor
+    learners: Tensor
+
+    def of(self, student: int) -> OwnLabels:
+        """What the student with this number reads."""
+        return OwnLabels(self.labels, self.learners == student)
 
 
 class Joint(Protocol):
@@ -54,8 +78,10 @@ class CohortLoss(nn.Module):
     weight is zero is not computed. Of a committee others learn the mean, while each of its members learns by itself: a
     term of a committee is the mean of those of its members. Where every student has a view of the samples of its own,
     it learns from the teacher's answer to that view and from its peers' answers to theirs, and the teacher's term is
-    the mean over the views. A subclass for each task says how labels and predictions are learned from and where feature
-    maps are; weights, ramp, links and names are the same for all.
+    the mean over the views. Of ``DealtLabels`` a student's task term is the mean over the samples whose labels it
+    reads, and 0 where a batch has none; teacher and peers teach it all samples. A subclass for each task says how
+    labels and predictions are learned from and where feature maps are; weights, ramp, links and names are the same for
+    all.
 
     Args:
         alpha: weight of the labels for students.
@@ -157,7 +183,7 @@ class CohortLoss(nn.Module):
         return value if self.joint is None else value * self.joint.share
 
     def task_share(self, target: Any, joint: Joint) -> Tensor:
-        """By what ``task_loss`` of this process is weighed where it shares the batch; asked once per batch."""
+        """By what ``task_loss`` of this process is weighed where it shares the batch; asked once for each target."""
         return joint.share
 
     def set_epoch(self, epoch: int) -> None:
@@ -237,9 +263,9 @@ class CohortLoss(nn.Module):
         if self.beta > 0 and teacher is None:
             raise ValueError("beta is positive, but the cohort has no teacher: set beta to 0 or build a teacher.")
         self.check_students(len(students))
-        target = self.prepare_target(predictions, target)
+        dealt = target if isinstance(target, DealtLabels) else None
+        target = self.prepare_target(predictions, target if dealt is None else dealt.labels)
         joint = None if self.terms_are_joint else self.joint
-        task_share = None if joint is None else self.task_share(target, joint)
         terms: dict[str, Tensor] = {}
         parts: list[Tensor] = []
 
@@ -248,15 +274,21 @@ class CohortLoss(nn.Module):
             terms[f"{name}_{term}"] = values[0] if len(values) == 1 else torch.stack(values).mean()
             parts.append(self.term_weights(name)[term] * terms[f"{name}_{term}"])
 
-        def judge(answer: Any) -> Tensor:
-            value = self.task_loss(answer, target)
-            return value if task_share is None else value * task_share
+        def judged_by(labels: Any) -> Callable[[Any], Tensor]:
+            share = None if joint is None else self.task_share(labels, joint)
 
+            def judge(answer: Any) -> Tensor:
+                value = self.task_loss(answer, labels)
+                return value if share is None else value * share
+
+            return judge
+
+        judge = judged_by(target)
         if teacher is not None and self.train_teacher:
             add(NetworkName.TEACHER, LossTerm.TASK, judge)
         for number, name in enumerate(students):
             if self.alpha > 0:
-                add(name, LossTerm.TASK, judge)
+                add(name, LossTerm.TASK, judge if dealt is None else judged_by(dealt.of(number)))
             if self.beta > 0 and teacher is not None:
                 link, said = _link_of(self.teacher_link, number), common_answer(teacher, number)
                 add(name, LossTerm.KD, partial(self._from_teacher, link, said, target))
@@ -324,70 +356,3 @@ def _members_maps(maps: Sequence[Tensor], levels: int) -> list[Sequence[Tensor]]
 
 def _link_of(links: str | Sequence[str], number: int) -> str:
     return links if isinstance(links, str) else links[number]
-
-
-class ClassificationCohortLoss(CohortLoss):
-    """Cohort loss for classifiers.
-
-        task(z, y) = CE(z, y)
-        kd(z_k, z_t) = T² · KL(σ(z_t / T) ‖ σ(z_k / T))
-        ml(z_k, z_j) = T_p² / (K - 1) · Σ_{j≠k} KL(σ(z_j / T_p) ‖ σ(z_k / T_p))
-
-    kd and ml are those of links by predictions, in nats. Predictions are logits [batch, classes], or a
-    ``ClassifierAnswer`` where a link needs its feature maps; the target is int64 [batch].
-
-    Args:
-        class_weights: weight of each class in the cross-entropy, for uneven classes; None for equal weights.
-        **settings: see ``CohortLoss``.
-    """
-
-    def __init__(
-        self,
-        alpha: float = 1.0,
-        beta: float = 1.0,
-        gamma: float = 1.0,
-        *,
-        class_weights: list[float] | None = None,
-        **settings: Any,
-    ) -> None:
-        super().__init__(alpha, beta, gamma, **settings)
-        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        self.register_buffer("class_weights", weights)
-        self.class_weights: Tensor | None
-
-    def task_loss(self, prediction: Tensor | ClassifierAnswer, target: Tensor) -> Tensor:
-        """Cross-entropy, mean over the batch."""
-        logits = _logits(prediction)
-        with torch.autocast(logits.device.type, enabled=False):
-            if self.joint is None or self.class_weights is None:
-                return F.cross_entropy(logits.float(), target, weight=self.class_weights)
-            # By hand, as torch's mean of samples without any weight is no number.
-            loss = F.cross_entropy(logits.float(), target, weight=self.class_weights, reduction="sum")
-            return loss / self.class_weights[target].sum().clamp(min=_TINY)
-
-    def task_share(self, target: Tensor, joint: Joint) -> Tensor:
-        """That of the samples' weights."""
-        if self.class_weights is None:
-            return joint.share
-        weight = self.class_weights[target].sum()
-        return weight / joint.divisor(weight, _TINY)
-
-    def teacher_loss(
-        self, student: Tensor | ClassifierAnswer, teacher: Tensor | ClassifierAnswer, target: Tensor
-    ) -> Tensor:
-        """See ``distillation_loss``."""
-        return distillation_loss(_logits(student), _logits(teacher), temperature=self.temperature)
-
-    def peer_loss(
-        self, student: Tensor | ClassifierAnswer, peers: Sequence[Tensor | ClassifierAnswer], target: Tensor
-    ) -> Tensor:
-        """See ``mutual_loss``."""
-        return mutual_loss(_logits(student), [_logits(peer) for peer in peers], temperature=self.peer_temperature)
-
-    def feature_maps(self, prediction: Tensor | ClassifierAnswer) -> Sequence[Tensor]:
-        """Those of the strides that all networks of the cohort have."""
-        return prediction.features if isinstance(prediction, ClassifierAnswer) else ()
-
-
-def _logits(prediction: Tensor | ClassifierAnswer) -> Tensor:
-    return prediction.logits if isinstance(prediction, ClassifierAnswer) else prediction

@@ -212,6 +212,8 @@ def test_that_answers_are_kept_which_no_later_epoch_needs_is_said(
         ({**TEACHER, "use_teacher": False, "beta": 0.0}, "--checkpoint_activations teacher", "a teacher that learns"),
         ({"teacher_warmup_epochs": 2, "beta": 0.0}, "--teacher_warmup_epochs 2", "--beta above 0"),
         ({"student_views": True, "students": ["resnet10"]}, "--student_views True", "several students"),
+        ({"own_labels": True, "students": ["resnet10"]}, "--own_labels True", "several students and --alpha above 0"),
+        ({"own_labels": True, "alpha": 0.0}, "--own_labels True", "several students and --alpha above 0"),
         (
             {"average_teaches": True, "average": "swa"},
             "--average_teaches True",

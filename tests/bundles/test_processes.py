@@ -44,6 +44,7 @@ COMMITTEES: dict[str, Any] = CLASSIFIERS | {
     "teacher": {"name": "committee", "members": [PLAIN, STAGED]},
     "students": [PLAIN, {"name": "committee", "members": [PLAIN, STAGED]}],
     "student_views": True,
+    "own_labels": True,
     "teacher_warmup_epochs": 1,
     "average": "ema",
     "average_teaches": True,

@@ -19,7 +19,7 @@ from monai.bundle import run as monai_run
 from kdml_med.bundle import find_root, folders
 from kdml_med.bundle.running import bundle_dir, run_config
 from kdml_med.bundle.settings import check_settings
-from kdml_med.data import NormalizeColourd, TileDataset
+from kdml_med.data import NormalizeColourd, SampleLoader, TileDataset
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
 from kdml_med.networks.committee import Committee
@@ -175,6 +175,22 @@ def test_the_first_student_sees_what_it_sees_without_views_and_the_second_one_so
         losses[views] = dict(zip(rows["network"], rows["value"], strict=True))
     assert losses[True]["student_0"] == losses[False]["student_0"]
     assert losses[True]["student_1"] != losses[False]["student_1"]
+
+
+def test_students_with_labels_of_their_own_read_those_of_different_patients(dataset: Path, tmp_path: Path) -> None:
+    place = {"dataset_dir": dataset, "device": "cpu", "max_epochs": 1, "students": [TINY, TINY], "beta": 0, "gamma": 0}
+    run_config("classification", "train", **place, run_dir=tmp_path / "own", own_labels=True)
+    run_config("classification", "train", **place, run_dir=tmp_path / "all")
+    own, every = (read_losses(tmp_path / name).set_index("network")["value"] for name in ("own", "all"))
+    assert (own != every).all()
+    training = TileDataset(dataset, "train")
+    loader = SampleLoader(training, batch_size=4, training=True, learners=2)
+    learner_of: dict[str, int] = {}
+    for batch in loader:
+        for patient, learner in zip(batch["patient_id"], batch["learner"].tolist(), strict=True):
+            assert learner_of.setdefault(patient, learner) == learner
+    assert sorted(set(learner_of.values())) == [0, 1]
+    assert training.learners is None, "the dataset itself is left as it was"
 
 
 def test_with_an_average_that_teaches_students_have_other_losses_and_the_teacher_the_same(

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from kdml_med.keys import split_loss_name
 from kdml_med.losses import ClassificationCohortLoss, attention_loss
+from kdml_med.losses import classification as classification_module
 from kdml_med.losses import cohort as cohort_module
 from kdml_med.networks import build_cohort
 from kdml_med.networks.answers import ClassifierAnswer
@@ -76,7 +77,7 @@ def test_every_term_and_the_weighted_sum_equal_the_reference(class_weights):
     ],
 )
 def test_a_term_of_weight_zero_is_neither_named_nor_computed(monkeypatch, weights, function, term):
-    monkeypatch.setattr(cohort_module, function, refuse)
+    monkeypatch.setattr(classification_module, function, refuse)
     terms = ClassificationCohortLoss(**weights)(predictions(2, teacher=True), TARGET)
     assert not [name for name in terms if name.endswith(term)]
     with pytest.raises(AssertionError, match="weight is zero"):
