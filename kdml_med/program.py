@@ -8,6 +8,7 @@ import functools
 import gc
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -78,6 +79,8 @@ def start(app: typer.Typer, **how: Any) -> NoReturn:
         text = " ".join(misuse.format_message().split())  # type: ignore[attr-defined]
         context = getattr(misuse, "ctx", None)
         ask = f" `{context.command_path} --help` shows what there is." if context else ""
+        if re.search(r"unexpected extra argument.*\((True|False)\)", text):
+            ask = " A switch takes no value: write --NAME or --no-NAME."
         print(f"error: {printable(text.rstrip('.'))}.{ask}", file=sys.stderr)
         raise SystemExit(int(ExitCode.BAD_INPUT)) from misuse
     raise SystemExit(code)

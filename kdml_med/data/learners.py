@@ -44,8 +44,9 @@ def deal_patients(
     for number, name in enumerate(classes):
         of_class = labels == number
         if of_class.any() and len(np.unique(learners[of_class])) < students:
+            there = counted(int(has[:, number].sum()), "patient")
             raise InputError(
-                f"the training split has {counted(int(has[:, number].sum()), 'patient')} of class {name!r}, too few "
-                f"for {students} students with labels of their own: leave --own_labels out, or take fewer students."
+                f"the training split has {there} of class {name!r}: shared out to {students} students, one of them "
+                "has none. Leave --own_labels out, or take fewer students."
             )
     return learners

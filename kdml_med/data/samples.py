@@ -261,8 +261,8 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         samples_per_epoch: likewise.
         repeat_views: likewise.
         views: of each tile in a batch, whose images then are [batch, views, channels, height, width].
-        learners: students that share the patients of the samples, see ``deal_patients``; None where every student reads
-            every label.
+        students: that share the patients of the tiles, and read the labels of their own, see ``deal_patients``; None
+            where all read all labels.
         num_workers: reading processes.
         processes: number of this process, from 0, and of all that share the samples. In training they share every
             batch, otherwise each has batches of its own, one after the other and those of the next process behind them.
@@ -271,8 +271,8 @@ class SampleLoader(DataLoader[dict[str, Any]]):
             to the rounding of floats.
 
     Raises:
-        InputError: there are fewer samples than processes, in a batch or in all.
-        ValueError: frames, whose boxes move with the image, are to come in several views.
+        InputError: there are fewer samples than processes, in a batch or in all; or too few patients for the students.
+        ValueError: frames, whose boxes move with the image, are to come in several views, or to be shared out.
     """
 
     def __init__(
@@ -287,7 +287,7 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         samples_per_epoch: int | None = None,
         repeat_views: int | None = None,
         views: int = 1,
-        learners: int | None = None,
+        students: int | None = None,
         num_workers: int = 0,
         processes: tuple[int, int] = (0, 1),
         device: str | torch.device | None = None,
@@ -296,12 +296,14 @@ class SampleLoader(DataLoader[dict[str, Any]]):
         if views > 1 and dataset.kind is not DatasetKind.TILES:
             raise ValueError("several views are for tiles: boxes of frames would differ between them.")
         later = bool(num_workers) or self.device.type != "cpu"
-        if later or views > 1 or learners is not None:
+        if students is not None and dataset.kind is not DatasetKind.TILES:
+            raise ValueError("students share out the patients of tiles, not those of frames.")
+        if later or views > 1 or students is not None:
             dataset = copy(dataset)
             dataset.finished_later, dataset.views = later, views
-        if learners is not None:
+        if students is not None:
             patients = dataset.rows[BatchKey.PATIENT_ID].tolist()
-            dataset.learners = deal_patients(patients, dataset.labels, dataset.classes, learners, seed=seed)
+            dataset.learners = deal_patients(patients, dataset.labels, dataset.classes, students, seed=seed)
         sampler = None
         rank, count = processes
         if training:

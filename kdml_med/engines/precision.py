@@ -43,8 +43,8 @@ class Kind(StrEnum):
 
 
 # Sides of the input from which a processor that multiplies bfloat16 by itself trains faster in it, in pixels, and whose
-# processors these are: with the same instructions, but without AMX, Intel's were slower in it in every network and
-# size. See docs/decisions/0033-precision.md for the measurements.
+# processors these are: with the same instructions, but without AMX, one of Intel was slower in it in every network
+# and size. See docs/decisions/0033-precision.md for the measurements.
 _BFLOAT16_FROM_PX = {Kind.DENSE: 32, Kind.SEPARABLE: 192}
 _MEASURED_MAKER = "AuthenticAMD"
 _MEASURED_KERNEL = 3

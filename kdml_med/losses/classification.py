@@ -14,7 +14,8 @@ from kdml_med.losses.distillation import distillation_loss
 from kdml_med.losses.mutual import mutual_loss
 from kdml_med.networks.answers import ClassifierAnswer
 
-_TINY = torch.finfo(torch.float32).tiny
+_LEAST_WEIGHT = 1e-6
+"""Of the samples of a batch together, so that one in which a student reads no label is divided by something."""
 
 
 class ClassificationCohortLoss(CohortLoss):
@@ -55,7 +56,7 @@ class ClassificationCohortLoss(CohortLoss):
                 return F.cross_entropy(logits.float(), labels, weight=self.class_weights)
             # By hand, as torch's mean of samples without any weight is no number.
             loss = F.cross_entropy(logits.float(), labels, reduction="none")
-            return (loss * weights).sum() / weights.sum().clamp(min=_TINY)
+            return (loss * weights).sum() / weights.sum().clamp(min=_LEAST_WEIGHT)
 
     def task_share(self, target: Tensor | OwnLabels, joint: Joint) -> Tensor:
         """That of the samples' weights."""
@@ -63,7 +64,7 @@ class ClassificationCohortLoss(CohortLoss):
         if weights is None:
             return joint.share
         weight = weights.sum()
-        return weight / joint.divisor(weight, _TINY)
+        return weight / joint.divisor(weight, _LEAST_WEIGHT)
 
     def _sample_weights(self, target: Tensor | OwnLabels) -> Tensor | None:
         """What each sample counts, float32 [batch]; None where all count the same."""

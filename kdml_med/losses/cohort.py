@@ -22,7 +22,7 @@ class OwnLabels(NamedTuple):
     """Labels of a batch of which a student reads some.
 
     Attributes:
-        labels: int64, [batch].
+        labels: int64, [batch], as ``CohortLoss.prepare_target`` leaves them.
         read: bool, [batch], which of them.
     """
 
@@ -40,10 +40,6 @@ class DealtLabels(NamedTuple):
 
     labels: Tensor
     learners: Tensor
-
-    def of(self, student: int) -> OwnLabels:
-        """What the student with this number reads."""
-        return OwnLabels(self.labels, self.learners == student)
 
 
 class Joint(Protocol):
@@ -157,7 +153,10 @@ class CohortLoss(nn.Module):
 
     @abstractmethod
     def task_loss(self, prediction: Any, target: Any) -> Tensor:
-        """Loss of one network against the labels; a scalar, mean over the samples (but see ``terms_are_joint``)."""
+        """Loss of one network against the labels; a scalar, mean over the samples (but see ``terms_are_joint``).
+
+        The target is what ``prepare_target`` made of it, of a student with labels of its own ``OwnLabels`` with that.
+        """
 
     @abstractmethod
     def teacher_loss(self, student: Any, teacher: Any, target: Any) -> Tensor:
@@ -288,7 +287,8 @@ class CohortLoss(nn.Module):
             add(NetworkName.TEACHER, LossTerm.TASK, judge)
         for number, name in enumerate(students):
             if self.alpha > 0:
-                add(name, LossTerm.TASK, judge if dealt is None else judged_by(dealt.of(number)))
+                own = None if dealt is None else OwnLabels(target, dealt.learners == number)
+                add(name, LossTerm.TASK, judge if own is None else judged_by(own))
             if self.beta > 0 and teacher is not None:
                 link, said = _link_of(self.teacher_link, number), common_answer(teacher, number)
                 add(name, LossTerm.KD, partial(self._from_teacher, link, said, target))

@@ -37,7 +37,8 @@ def demo(
     out: Annotated[Path, Option(help="Folder for everything; the same one again goes on.")] = Path("demo"),
     data_only: Annotated[bool, Option("--data-only", help="Stop before the training.")] = False,
     tiny: Annotated[
-        bool, Option("--tiny", help="Few patients, small networks and one epoch: whether it runs, in two minutes.")
+        bool,
+        Option("--tiny", help="Few patients, small networks and one epoch: whether it runs, in a minute or two."),
     ] = False,
 ) -> ExitCode:
     """Generate data with known truth, prepare it, train, evaluate, predict something from its file, write the report.

@@ -1,9 +1,9 @@
 """Forms of learning from peers that are tried against the usual one; none of them is part of the library.
 
-    kdml-med compare docs/plans/peer_variants.json --out DIR --jobs 2
+    PYTHONPATH=. kdml-med compare docs/plans/peer_variants.json --out DIR --jobs 2
 
-is the search: each arm of the plan names one of the builders below as its loss, or settings that the library has
-(labels or views of its own). It is judged on validation crops alone. A form that does better than
+at the top of a clone is the search: each arm of the plan names one of the builders below as its loss, or settings that
+the library has (labels or views of its own). It is judged on validation crops alone. A form that does better than
 distillation without peers there is confirmed once on the test sets, at most one; see docs/results.md.
 """
 
@@ -42,8 +42,8 @@ class _TaughtLoss(ClassificationCohortLoss):
 
     def peer_loss(self, student: Tensor, peers: Sequence[Tensor], target: Tensor) -> Tensor:
         """The usual divergence, its samples weighed."""
-        weighed = [self.sample_weights(student.detach(), peer.detach(), target) for peer in peers]
-        terms = [(own * _divergences(peer, student)).mean() for own, peer in zip(weighed, peers, strict=True)]
+        weights = [self.sample_weights(student.detach(), peer.detach(), target) for peer in peers]
+        terms = [(weight * _divergences(peer, student)).mean() for weight, peer in zip(weights, peers, strict=True)]
         return torch.stack(terms).mean()
 
 

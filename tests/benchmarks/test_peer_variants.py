@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdml_med.bundle.settings import check_settings
 from kdml_med.experiments.plan import expand, read_plan
 from kdml_med.losses import ClassificationCohortLoss
 from tests.benchmarks import peer_variants as variants
@@ -75,5 +76,8 @@ def test_the_plan_tries_eight_forms_on_validation_alone() -> None:
     named = {
         cell.settings["loss#_target_"].rpartition(".")[2] for cell in expand(plan) if "loss#_target_" in cell.settings
     }
-    assert all(callable(getattr(variants, name)) for name in named)
-    assert len(named) == 6
+    place = {"dataset_dir": "data", "run_dir": "run", "device": "cpu", "max_epochs": 3}
+    settings = check_settings("classification", "train", place)
+    built = [getattr(variants, name)(settings) for name in sorted(named)]
+    assert len({type(loss) for loss in built}) == 6
+    assert all(isinstance(loss, ClassificationCohortLoss) for loss in built)

@@ -47,5 +47,5 @@ def test_another_seed_is_another_draw():
 
 
 def test_too_few_patients_of_a_class_are_refused():
-    with pytest.raises(InputError, match="has 1 patient of class 'MSI', too few for 2 students"):
+    with pytest.raises(InputError, match="1 patient of class 'MSI': shared out to 2 students"):
         deal_patients(["A", "B", "C", "C"], np.array([0, 0, 1, 1]), CLASSES, 2, seed=0)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kdml_med.engines import processes
 from kdml_med.losses import ClassificationCohortLoss, CohortLoss, DetectionCohortLoss
+from kdml_med.losses.cohort import DealtLabels
 from kdml_med.networks.anchors import AnchorPredictions, anchor_grid
 from kdml_med.networks.answers import ClassifierAnswer
 from tests.examples import examples
@@ -91,8 +92,13 @@ def split_batches(draw):
 
 
 @settings(deadline=None, max_examples=examples(25))
-@given(split_batches(), st.sampled_from(["predictions", "features", "both"]), st.sampled_from([None, [1.0, 5.0]]))
-def test_classifiers_learn_from_shares_as_from_the_batch(batch, link, class_weights):
+@given(
+    split_batches(),
+    st.sampled_from(["predictions", "features", "both"]),
+    st.sampled_from([None, [1.0, 5.0]]),
+    st.booleans(),
+)
+def test_classifiers_learn_from_shares_as_from_the_batch(batch, link, class_weights, own_labels):
     seed, shares = batch
     torch.manual_seed(seed)
     count = sum(map(len, shares))
@@ -100,7 +106,10 @@ def test_classifiers_learn_from_shares_as_from_the_batch(batch, link, class_weig
     leaves += [torch.randn(count, 3, 4, 4, requires_grad=True) for _ in NAMES]
     answers = zip(leaves[:3], leaves[3:], strict=True)
     predictions = {name: ClassifierAnswer(*pair[:1], (pair[1],)) for name, pair in zip(NAMES, answers, strict=True)}
-    labels = torch.randint(0, 2, (count,))
+    labels, learners = torch.randint(0, 2, (count,)), torch.randint(0, 2, (count,))
+
+    def target_of(rows):
+        return DealtLabels(labels[rows], learners[rows]) if own_labels else labels[rows]
 
     def make_loss():
         return ClassificationCohortLoss(
@@ -110,7 +119,7 @@ def test_classifiers_learn_from_shares_as_from_the_batch(batch, link, class_weig
     used = leaves if link != "predictions" else leaves[:3]
     # The features of a teacher are a target only.
     used = [leaf for number, leaf in enumerate(used) if number != 3]
-    check(make_loss, predictions, lambda rows: labels[rows], used, shares)
+    check(make_loss, predictions, target_of, used, shares)
 
 
 class OwnLoss(CohortLoss):
