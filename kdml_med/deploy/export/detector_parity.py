@@ -29,6 +29,22 @@ SAME_BOX = 0.7
 """Overlap of two boxes from which they are one; of one network, no two overlap more than 0.6."""
 SCORE_TOLERANCE, BOX_TOLERANCE_PX = 1e-3, 0.1
 """Largest differences that the arithmetic of another runtime explains."""
+_BOXES_TO_ONE_BEYOND = 1000
+
+
+def may_be_chance(beyond: int, pairs: int) -> bool:
+    """Whether boxes that differ by more than the tolerances are so few that the suppression explains them.
+
+    Where two candidates overlap by its threshold to the last digit, or have one score, either is kept, and what that
+    one suppresses in turn is not. A file that computes another network differs in most boxes.
+
+    Args:
+        beyond: boxes of both sides that differ by more.
+        pairs: boxes of both sides.
+    """
+    return beyond == 0 or beyond <= max(1, pairs // _BOXES_TO_ONE_BEYOND) < pairs
+
+
 RESAMPLES = 1000
 _BATCH = 16
 
@@ -135,7 +151,7 @@ def differences(before: pd.DataFrame, after: pd.DataFrame, threshold: float) -> 
         after: likewise.
         threshold: score from which a box counts.
     """
-    score, corner, pairs, alone, alone_score, changed = 0.0, 0.0, 0, 0, 0.0, 0
+    score, corner, pairs, beyond, alone, alone_score, changed = 0.0, 0.0, 0, 0, 0, 0.0, 0
     sides = ["score", *BOX_COLUMNS]
     own = {name: rows[sides].to_numpy(np.float64) for name, rows in after.groupby("sample_id")}
     names = sorted({*before["sample_id"], *own})
@@ -147,6 +163,8 @@ def differences(before: pd.DataFrame, after: pd.DataFrame, threshold: float) -> 
         difference = np.abs(first[found] - second[partner[found]])
         if len(difference):
             score, corner = max(score, difference[:, 0].max()), max(corner, difference[:, 1:].max())
+            allowed = np.array([SCORE_TOLERANCE, *[BOX_TOLERANCE_PX] * len(BOX_COLUMNS)])
+            beyond += int((difference > allowed).any(axis=1).sum())
         pairs += int(found.sum())
         lonely = [*first[~found, 0], *np.delete(second, partner[found], axis=0)[:, 0]]
         alone, alone_score = alone + len(lonely), max([alone_score, *lonely])
@@ -155,6 +173,7 @@ def differences(before: pd.DataFrame, after: pd.DataFrame, threshold: float) -> 
         "boxes_of_both": pairs,
         "largest_score_difference": float(score),
         "largest_box_difference_px": float(corner),
+        "boxes_beyond_tolerance": beyond,
         "boxes_of_one": alone,
         "highest_score_of_one": float(alone_score),
         "frames_with_changed_decisions": changed,

@@ -94,7 +94,9 @@ def detector_text(parity: Mapping[str, Any], *, network: str, format: str) -> st
 
 def boxes_apart(parity: Mapping[str, Any]) -> str:
     """How far boxes differ, as part of a sentence."""
-    return f"{parity['largest_box_difference_px']:.2g} px and {parity['largest_score_difference']:.2g} of the score"
+    most = f"{parity['largest_box_difference_px']:.2g} px and {parity['largest_score_difference']:.2g} of the score"
+    beyond = parity["boxes_beyond_tolerance"]
+    return f"{most} ({beyond} of {parity['boxes_of_both']} more than rounding explains)" if beyond else most
 
 
 def _other_runtimes(parity: Mapping[str, Any], words: Callable[[Mapping[str, Any]], str]) -> list[str]:

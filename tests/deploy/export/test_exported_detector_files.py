@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kdml_med.deploy.export.detector import ExportedDetector
-from kdml_med.deploy.export.detector_parity import differences
+from kdml_med.deploy.export.detector_parity import differences, may_be_chance
 from kdml_med.deploy.export.running import export_run
 from kdml_med.errors import InputError
 from kdml_med.keys import DetectionColumn, Task
@@ -121,6 +121,14 @@ def boxes(*rows: tuple[str, float, float]) -> pd.DataFrame:
     return pd.DataFrame(content, columns=[str(column) for column in DetectionColumn])
 
 
+@pytest.mark.parametrize(
+    ("beyond", "pairs", "chance"),
+    [(0, 0, True), (0, 5, True), (1, 1, False), (1, 2, True), (2, 1999, False), (2, 2000, True), (7583, 7583, False)],
+)
+def test_few_boxes_may_differ_by_which_candidate_was_kept(beyond: int, pairs: int, chance: bool) -> None:
+    assert may_be_chance(beyond, pairs) is chance
+
+
 def test_differences_pair_boxes_by_overlap_and_not_by_rank() -> None:
     before = boxes(("a", 0.9, 0.0), ("a", 0.8, 40.0), ("b", 0.6, 0.0))
     after = boxes(("a", 0.81, 40.5), ("a", 0.8, 0.0), ("b", 0.6, 90.0), ("c", 0.3, 0.0))
@@ -128,6 +136,7 @@ def test_differences_pair_boxes_by_overlap_and_not_by_rank() -> None:
     assert found["boxes_of_both"] == 2
     assert found["largest_score_difference"] == pytest.approx(0.1)
     assert found["largest_box_difference_px"] == pytest.approx(0.5)
+    assert found["boxes_beyond_tolerance"] == 2  # one by 0.1 of the score, one by half a pixel
     assert (found["boxes_of_one"], found["highest_score_of_one"]) == (3, 0.6)
     assert found["frames_with_changed_decisions"] == 0
     assert differences(before, after, 0.85)["frames_with_changed_decisions"] == 1
