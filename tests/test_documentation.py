@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -177,3 +178,27 @@ def test_search_finds_something_in_pages_opened_as_files(site: Path, tmp_path: P
     ).stdout
     assert re.search(r'md-search-result__meta">[1-9]\d* matching', shown)
     assert "reference/api/losses.html" in shown
+
+
+def test_means_of_the_crops_are_those_of_their_seeds() -> None:
+    """Every point estimate of the table of arms is the mean over docs/results/crops.csv."""
+    seeds = pd.read_csv(DOCS / "results/crops.csv")
+    seeds["role"] = seeds["network"].str.replace(r"_\d+$", "s", regex=True)
+    means = seeds.groupby(["arm", "set", "role"])["auroc"].mean()
+    words = {"labels only": "independent", "teacher alone": "teacher_only", "offline KD": "kd_offline",
+             "online KD": "kd_online", "ML": "ml", "KD + ML": "kdml", "offline KD + ML": "kdml_offline"}  # fmt: skip
+    section = (DOCS / "results.md").read_text(encoding="utf-8").partition("AUROC of single crops:")[2]
+    table = section.partition("\n\n")[2].partition("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    columns = [(where, role) for where in ("kvasir", "cvc") for role in ("teacher", "students", "ensemble")]
+    told = 0
+    for name, *cells in (line for line in rows[2:]):
+        for (where, role), cell in zip(columns, cells, strict=True):
+            if cell.strip():
+                told += 1
+                assert float(cell.split()[0]) == pytest.approx(means[words[name], where, role], abs=5.1e-4), (
+                    name,
+                    cell,
+                )
+    assert told == len(means)
+    assert seeds.groupby(["arm", "set", "network"])["seed"].nunique().unique().size == 1
