@@ -49,10 +49,11 @@ class ClassificationCohortLoss(CohortLoss):
 
     def task_loss(self, prediction: Tensor | ClassifierAnswer, target: Tensor | OwnLabels) -> Tensor:
         """Cross-entropy, mean over the batch; of ``OwnLabels`` over the samples whose labels are read."""
-        logits, weights = _logits(prediction), self._sample_weights(target)
+        logits = _logits(prediction)
         labels = target.labels if isinstance(target, OwnLabels) else target
         with torch.autocast(logits.device.type, enabled=False):
-            if weights is None or (self.joint is None and labels is target):
+            weights = self._sample_weights(target) if self.joint is not None or labels is not target else None
+            if weights is None:
                 return F.cross_entropy(logits.float(), labels, weight=self.class_weights)
             # By hand, as torch's mean of samples without any weight is no number.
             loss = F.cross_entropy(logits.float(), labels, reduction="none")

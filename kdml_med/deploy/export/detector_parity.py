@@ -152,7 +152,7 @@ def differences(before: pd.DataFrame, after: pd.DataFrame, threshold: float) -> 
         threshold: score from which a box counts.
     """
     score, corner, pairs, beyond, alone, alone_score, changed = 0.0, 0.0, 0, 0, 0, 0.0, 0
-    sides = ["score", *BOX_COLUMNS]
+    sides, allowed = ["score", *BOX_COLUMNS], np.array([SCORE_TOLERANCE, *[BOX_TOLERANCE_PX] * len(BOX_COLUMNS)])
     own = {name: rows[sides].to_numpy(np.float64) for name, rows in after.groupby("sample_id")}
     names = sorted({*before["sample_id"], *own})
     theirs = {name: rows[sides].to_numpy(np.float64) for name, rows in before.groupby("sample_id")}
@@ -163,7 +163,6 @@ def differences(before: pd.DataFrame, after: pd.DataFrame, threshold: float) -> 
         difference = np.abs(first[found] - second[partner[found]])
         if len(difference):
             score, corner = max(score, difference[:, 0].max()), max(corner, difference[:, 1:].max())
-            allowed = np.array([SCORE_TOLERANCE, *[BOX_TOLERANCE_PX] * len(BOX_COLUMNS)])
             beyond += int((difference > allowed).any(axis=1).sum())
         pairs += int(found.sum())
         lonely = [*first[~found, 0], *np.delete(second, partner[found], axis=0)[:, 0]]
