@@ -28,8 +28,19 @@ def predict(
     device: Annotated[
         str | None, Option(help="cpu, cuda or cuda:0 and the like, or mps. A GPU where there is one, unless given.")
     ] = None,
-    workers: Annotated[int | None, Option(help="Cores to use.")] = None,
-    batch_size: Annotated[int | None, Option(help="Tiles or frames that are answered together.")] = None,
+    workers: Annotated[
+        int | None,
+        Option(
+            help="Cores to use, 1 unless given; for frames and dataset folders, processes that read, 0 unless given."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        Option(
+            help="Tiles or frames that are answered together. Unless given: 16 of slides and frames, 64 of a dataset "
+            "folder with tiles."
+        ),
+    ] = None,
     assume_mpp: Annotated[
         float | None,
         Option(help="Micrometres per pixel of slides whose header says nothing or nonsense.", rich_help_panel=_SLIDES),
@@ -45,10 +56,16 @@ def predict(
         Path | None, Option(help="Table that says whose slides they are.", rich_help_panel=_SLIDES)
     ] = None,
     maps: Annotated[
-        bool | None, Option("--maps/--no-maps", help="Heat maps and sheets of tiles.", rich_help_panel=_SLIDES)
+        bool | None,
+        Option(
+            "--maps/--no-maps",
+            help="Heat maps and sheets of tiles, written unless told otherwise.",
+            rich_help_panel=_SLIDES,
+        ),
     ] = None,
     fps: Annotated[
-        float | None, Option(help="Frames per second taken from a video; 0 for all.", rich_help_panel=_FRAMES)
+        float | None,
+        Option(help="Frames per second taken from a video, 5 unless given; 0 for all.", rich_help_panel=_FRAMES),
     ] = None,
     annotate: Annotated[
         bool | None, Option("--annotate/--no-annotate", help="Draw the boxes.", rich_help_panel=_FRAMES)
