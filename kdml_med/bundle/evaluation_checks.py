@@ -15,7 +15,7 @@ from kdml_med.errors import InputError
 from kdml_med.keys import Split, Task
 from kdml_med.metrics.aggregation import Level
 from kdml_med.networks.devices import check_device
-from kdml_med.runs import RunDescription
+from kdml_med.runs import COHORT_FILE, METRICS_FILE, RunDescription
 from kdml_med.splits import has_folds, has_splits
 from kdml_med.storage.folder import keep_out_others
 from kdml_med.storage.manifest import DatasetInfo, owner_word, read_info
@@ -45,13 +45,15 @@ def prepare_evaluation(settings: Settings, *, dataset_dir: str | None = None, le
     Raises:
         InputError: no such run; kind of dataset, classes, scale or stain normalisation differ; splits leak; patients of
             this split were seen in training, or those of "val" are others than training validated on; something is to
-            be chosen on another split than "val"; or another run writes to the output folder.
+            be chosen on another split than "val"; the output folder holds what would be lost, see ``check_target``; or
+            another run writes to it.
     """
     check_device(settings["device"])
     dataset_dir = dataset_dir or settings["dataset_dir"]
     run = RunDescription.read(settings["run_dir"], task=settings.task)
     if "split" in settings:
         _check_chosen(settings, run, level)
+    check_target(settings)
     split, fold = settings.get("split"), settings.get("fold")
     dataset: ManifestDataset
     if run.task is Task.DETECTION:
@@ -76,6 +78,28 @@ def prepare_evaluation(settings: Settings, *, dataset_dir: str | None = None, le
     if "output_dir" in settings:
         settings.holds = keep_out_others(Path(settings["output_dir"]), option="--output_dir")
     seed_everything(0)
+
+
+def check_target(settings: Settings) -> None:
+    """Whether results may go to the output folder: over those of another training they may not, nor over an evaluation.
+
+    Raises:
+        InputError: they may not. An evaluation may be repeated, and that of the validation in the folder of its run.
+    """
+    if "output_dir" not in settings:
+        return
+    folder, is_inference = Path(settings["output_dir"]), "split" not in settings
+    is_own = folder.resolve() == Path(settings["run_dir"]).resolve()
+    if (folder / COHORT_FILE).is_file() and (is_inference or not is_own):
+        raise InputError(
+            f"--output_dir {folder} is the folder of a run, whose own figures would be written over: name another "
+            "folder, or none."
+        )
+    if is_inference and (folder / METRICS_FILE).is_file():
+        raise InputError(
+            f"--output_dir {folder} holds an evaluation, whose tables would be written over: name another folder, or "
+            "none."
+        )
 
 
 def _check_scale(info: DatasetInfo, run: RunDescription, dataset_dir: str | Path) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 from monai.engines import Evaluator
 
 from kdml_med.bundle.evaluation import run_evaluator, write_tile_predictions
+from kdml_med.bundle.evaluation_checks import check_target
 from kdml_med.bundle.settings import Settings
 from kdml_med.bundle.slides import save_slides
 from kdml_med.bundle.workflow import is_command
@@ -88,6 +89,7 @@ def prepare_source(settings: Settings) -> str:
     run = RunDescription.read(settings["run_dir"], task=Task.DETECTION)
     _check_network(run, settings)
     read_thresholds(settings["run_dir"])
+    check_target(settings)
     _check_input(settings)
     if settings["corrections"] is not None:
         check_untouched(Path(output_dir) / CORRECTIONS_DIR)

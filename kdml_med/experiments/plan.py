@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kdml_med.bundle.folders import BUNDLES, bundle_dir
 from kdml_med.bundle.kinds import is_flag_text, is_whole
+from kdml_med.bundle.settings import knobs_of
 from kdml_med.bundle.workflow import check_names, read_configs
 from kdml_med.errors import InputError
 from kdml_med.experiments.arms import ARMS, KDML, NUMBER_OF_STUDENTS, PAPER_ARMS, TEACHER_ONLY, Arm, arm_settings
@@ -251,6 +252,9 @@ def expand(plan: Plan, *, where: str = "the plan") -> list[Cell]:
     task = plan.task
     for seed, fold, version in itertools.product(plan.seeds, folds, plan.versions):
         for name, (arm, _) in arms.items():
+            if name not in checked:
+                _check_settings(plan, {**plan.settings, **arm.settings}, where, stage="train", own=_TRAINING_SETTINGS)
+                checked.add(name)
             try:
                 spec = cohort_spec(
                     version, task=task, teacher=plan.settings.get("teacher"), students=plan.settings.get("students")
@@ -258,9 +262,6 @@ def expand(plan: Plan, *, where: str = "the plan") -> list[Cell]:
                 settings = arm_settings(arm, spec, plan.settings)
             except InputError as error:
                 raise InputError(f"{where}: {error}") from error
-            if name not in checked:
-                _check_settings(plan, settings, where, files=["train.json"], own=_TRAINING_SETTINGS)
-                checked.add(name)
             needs = cell_path(version, TEACHER_ONLY, seed, fold) if arm.trained_teacher else None
             cells.append(Cell(version, name, seed, fold, settings, needs))
     _check_weights(plan, cells, where)
@@ -334,15 +335,19 @@ def _check_evaluations(plan: Plan, where: str) -> None:
             raise InputError(f"{where}: evaluation name {name!r}: {_NAME_HINT}.")
         if not isinstance(settings, Mapping):
             raise InputError(f'{where}: evaluation {name!r} is {settings!r}, expected such as {{"split": "test"}}.')
-        _check_settings(plan, settings, where, files=["train.json", "evaluate.json"], own=_EVALUATION_SETTINGS)
+        _check_settings(plan, settings, where, stage="evaluate", own=_EVALUATION_SETTINGS)
 
 
 def _check_settings(
-    plan: Plan, settings: Mapping[str, Any], where: str, *, files: Sequence[str], own: Iterable[str]
+    plan: Plan, settings: Mapping[str, Any], where: str, *, stage: Literal["train", "evaluate"], own: Iterable[str]
 ) -> None:
-    """Names against the bundle's configs; whether a value makes sense is the bundle's to say."""
+    """Names against the bundle's configs, values against what the settings may be: else every training would fail."""
+    files = ["train.json"] if stage == "train" else ["train.json", "evaluate.json"]
     paths = [Path(plan.bundle) / "configs" / name for name in files]
+    knobs = {knob.name: knob for knob in knobs_of(plan.task, stage)}
     for name, value in settings.items():
+        if name == NUMBER_OF_STUDENTS and stage == "train":
+            continue  # no setting of a bundle; checked where students are made of it
         if name in own:
             raise InputError(f"{where}: {name!r} is no setting of a plan; it is set for each training.")
         if is_flag_text(value):
@@ -354,6 +359,13 @@ def _check_settings(
             raise InputError(
                 f"{where}: unknown setting {name!r}.{_near(name, known)} Known: {', '.join(sorted(known))}."
             ) from error
+        if name in knobs:
+            try:
+                checked = knobs[name].check(value)
+            except InputError as error:
+                raise InputError(f"{where}: {str(error).removeprefix('--')}") from error
+            if isinstance(value, str) and isinstance(checked, int | float):  # a command line has texts only
+                raise InputError(f"{where}: setting {name!r} is the text {value!r}: write {value} without quotes.")
 
 
 def _knobs(paths: Sequence[Path]) -> list[str]:

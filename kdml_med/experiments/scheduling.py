@@ -14,7 +14,7 @@ import pandas as pd
 
 from kdml_med.errors import InputError
 from kdml_med.experiments.costs import cell_cost
-from kdml_med.experiments.plan import PLAN_FILE, Cell, Plan, plan_content
+from kdml_med.experiments.plan import CELLS_DIR, PLAN_FILE, Cell, Plan, plan_content
 from kdml_med.experiments.training import check_data, is_done, train_cell
 from kdml_med.storage.files import write_json, write_table
 from kdml_med.storage.folder import sole_user
@@ -67,9 +67,11 @@ def run_plan(
         train: does one cell.
 
     Raises:
-        InputError: a dataset is broken, a finished cell has other settings, another run has the folder, or the
-            scheduler or its workers cannot be used; nothing is written then. Or the scheduler is lost on the way.
+        InputError: the folder holds something else, a dataset is broken, a finished cell has other settings, another
+            run has the folder, or the scheduler or its workers cannot be used; nothing is written then. Or the
+            scheduler is lost on the way.
     """
+    _check_folder(out)
     check_data(plan)
     outcome = Outcome()
     left = [cell for cell in cells if not is_done(cell, plan, out)]
@@ -90,6 +92,21 @@ def run_plan(
                 outcome.failures[cell.path] = failure
                 _write_failures(out, outcome)
     return outcome
+
+
+def _check_folder(out: Path) -> None:
+    """Keep plan.json and the report from going over the files of somebody who names a folder with other things."""
+    if (
+        not out.is_dir()
+        or (out / CELLS_DIR).is_dir()
+        or ((out / PLAN_FILE).is_file() and (out / FAILURES_FILE).is_file())
+    ):
+        return
+    strangers = sorted(path.name for path in out.iterdir())
+    if strangers:
+        raise InputError(
+            f"{out} is not empty (it holds {strangers[0]}) and holds no results of a plan: choose another --out."
+        )
 
 
 def _write_failures(out: Path, outcome: Outcome) -> None:

@@ -15,16 +15,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+import pandas as pd
 import torch
 from monai.bundle import run as run_bundle
 
 from kdml_med.errors import InputError
 from kdml_med.experiments.plan import Cell, Plan
-from kdml_med.keys import NetworkName, Task
+from kdml_med.keys import NetworkName, Split, Task
 from kdml_med.runs import RunDescription, checkpoint_path, read_run_json
-from kdml_med.splits import assign_splits, read_splits
+from kdml_med.splits import assign_splits, has_folds, has_splits
 from kdml_med.storage.files import write_json
-from kdml_med.storage.manifest import dataset_identity, read_info, read_manifest
+from kdml_med.storage.manifest import DatasetInfo, dataset_identity, read_info, read_manifest
 
 CELL_FILE = "cell.json"
 LOG_FILE = "log.txt"
@@ -43,6 +44,18 @@ def cell_record(cell: Cell, plan: Plan) -> dict[str, Any]:
     return plain
 
 
+def without_places(evaluations: Any) -> Any:
+    """Evaluations to be compared, of a plan or of a record: a dataset may move, its content is recorded beside."""
+    if not isinstance(evaluations, Mapping):  # of a record that was edited
+        return evaluations
+    return {
+        name: {**settings, "dataset_dir": "elsewhere"}
+        if isinstance(settings, Mapping) and "dataset_dir" in settings
+        else settings
+        for name, settings in evaluations.items()
+    }
+
+
 def _dataset_folders(plan: Plan) -> dict[str, Path]:
     """Folder of the plan under "", and those of evaluations elsewhere under their names."""
     return {"": Path(plan.dataset_dir)} | {
@@ -56,20 +69,41 @@ def check_data(plan: Plan) -> None:
     """Look at all datasets of a plan before anything is trained: what is wrong with one would end every training.
 
     Raises:
-        InputError: a folder is missing, unfinished or of another kind, its splits leak, or it has no such folds.
+        InputError: a folder is missing, unfinished, of another kind or has other classes, its splits leak, it has no
+            such folds, or nothing is in a split that is evaluated.
     """
     kind = "frames" if plan.task is Task.DETECTION else "tiles"
+    classes = read_info(Path(plan.dataset_dir)).classes
+    of_plan: Sequence[int | None] = plan.folds or [None]
     for name, folder in _dataset_folders(plan).items():
         info = read_info(folder)
         if info.kind != kind:
             raise InputError(f"{folder} is a dataset of {info.kind}, bundle {plan.bundle!r} needs {kind}.")
+        if info.classes and info.classes != classes:
+            raise InputError(
+                f"evaluation {name!r}: {folder} has the classes {info.classes}, {plan.dataset_dir} has {classes}; they "
+                "must be the same and in the same order."
+            )
         manifest = read_manifest(folder)
-        if name:
-            read_splits(folder, manifest, info)
-            continue
-        folds: Sequence[int | None] = plan.folds or [None]
-        for fold in folds:
-            assign_splits(folder, manifest, info, fold=fold)
+        if not name:
+            for fold in of_plan:
+                assign_splits(folder, manifest, info, fold=fold)
+        for own, evaluation in plan.evaluations.items():
+            if (own if "dataset_dir" in evaluation else "") == name:
+                _check_split(plan, own, folder, manifest, info)
+
+
+def _check_split(plan: Plan, name: str, folder: Path, manifest: pd.DataFrame, info: DatasetInfo) -> None:
+    """Whether an evaluation finds something to judge."""
+    evaluation = plan.evaluations[name]
+    elsewhere = "dataset_dir" in evaluation
+    # Where an evaluation does not say it, the fold is that of the training, if the dataset has any.
+    of_training = not elsewhere or (has_splits(folder) and has_folds(folder))
+    folds: Sequence[int | None] = (plan.folds if of_training else None) or [None]
+    split = str(evaluation.get("split", Split.TEST))
+    for fold in [evaluation["fold"]] if "fold" in evaluation else folds:
+        if not (assign_splits(folder, manifest, info, fold=fold) == split).any():
+            raise InputError(f"evaluation {name!r}: nothing in {folder} is in the split {split!r}.")
 
 
 def is_done(cell: Cell, plan: Plan, out: Path) -> bool:
@@ -83,6 +117,8 @@ def is_done(cell: Cell, plan: Plan, out: Path) -> bool:
         return False
     before, now = read_run_json(path.parent, CELL_FILE), cell_record(cell, plan)
     _add_classes(before, path.parent)
+    for record in (before, now):
+        record["evaluations"] = without_places(record.get("evaluations"))
     for part in now:
         if before.get(part) != now[part]:
             raise InputError(

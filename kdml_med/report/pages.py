@@ -57,7 +57,7 @@ def write_html(path: Path, title: str, sections: Sequence[Section]) -> None:
 
 
 def write_pages(out: Path, title: str, sections: Sequence[Section]) -> list[str]:
-    """Write the figures, report.md and report.html; figures of an earlier report in the same folder are removed.
+    """Write the figures, report.md and report.html; figures that only an earlier report.md there shows are removed.
 
     Args:
         out: an existing folder.
@@ -67,8 +67,9 @@ def write_pages(out: Path, title: str, sections: Sequence[Section]) -> list[str]
     Returns:
         Names of the figures and thumbnails, relative to ``out``.
     """
-    folder = out / FIGURES_DIR
+    folder, page = out / FIGURES_DIR, out / f"{REPORT_NAME}.md"
     folder.mkdir(parents=True, exist_ok=True)
+    earlier = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
     parts = [part for section in sections for part in section.parts]
     pictures = {part.name: part for part in parts if isinstance(part, Picture)}
     thumbnails = _thumbnail_names(parts)
@@ -77,9 +78,9 @@ def write_pages(out: Path, title: str, sections: Sequence[Section]) -> list[str]
     for item, name in thumbnails:
         write_atomically(folder / name, item.image)
     names = {*pictures, *(name for _, name in thumbnails)}
-    for earlier in [*folder.glob("*.png"), *folder.glob("*.jpeg")]:
-        if earlier.name not in names:
-            earlier.unlink()  # of an earlier report, on other results
+    for path in [*folder.glob("*.png"), *folder.glob("*.jpeg")]:
+        if path.name not in names and f"({FIGURES_DIR}/{path.name})" in earlier:
+            path.unlink()  # on other results; pictures that no report has made are somebody else's
     write_html(out / f"{REPORT_NAME}.html", title, sections)
     text = (
         _environment(autoescape=False)
@@ -93,7 +94,7 @@ def write_pages(out: Path, title: str, sections: Sequence[Section]) -> list[str]
             fence=code_fence,
         )
     )
-    write_atomically(out / f"{REPORT_NAME}.md", NO_XML.sub("�", text).encode())
+    write_atomically(page, NO_XML.sub("�", text).encode())
     return [f"{FIGURES_DIR}/{name}" for name in sorted(names)]
 
 

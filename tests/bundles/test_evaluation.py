@@ -152,6 +152,23 @@ def test_patients_are_called_by_their_split(
     assert said.startswith(f"the evaluator reads the split '{read}', and its results would be called '{named}'")
 
 
+def test_results_never_go_over_those_of_another_run(dataset: Path, trained: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    over_a_run = f"--output_dir {other} is the folder of a run"
+    assert refused(*evaluate_words(dataset, trained, "--output_dir", str(other))).startswith(over_a_run)
+    assert refused(*infer_words(dataset, trained, "--output_dir", other)).startswith(over_a_run)
+    own = refused(*infer_words(dataset, other, "--output_dir", other))
+    assert own.startswith(over_a_run)
+    evaluation = tmp_path / "evaluation"
+    evaluation.mkdir()
+    (evaluation / "metrics.json").write_text("{}")
+    said = refused(*infer_words(dataset, trained, "--output_dir", evaluation))
+    assert said.startswith(f"--output_dir {evaluation} holds an evaluation")
+    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
+
+
 def test_tiles_of_another_resolution_are_refused(trained: Path, tmp_path: Path) -> None:
     slides = write_tile_dataset(tmp_path / "new", patients=2, labelled=False, mpp=0.25)
     said = refused(*infer_words(slides, trained))

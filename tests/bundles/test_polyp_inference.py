@@ -297,6 +297,18 @@ def test_a_run_that_is_cut_off_goes_on_with_the_same_bytes(
     assert results(out) == results(inferred[0])
 
 
+def test_detections_never_go_over_the_figures_of_a_run_or_an_evaluation(
+    run_dir: Path, source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="is the folder of a run"):
+        infer(run_dir, source=source, output_dir=run_dir)
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(InputError, match="holds an evaluation"):
+        infer(run_dir, source=source, output_dir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+    assert not (run_dir / "frames").exists()
+
+
 def test_a_source_that_changed_while_a_run_was_cut_off_is_searched_anew(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

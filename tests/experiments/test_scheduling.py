@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,38 @@ def test_cells_done_with_other_data_are_refused(tmp_path: Path, out: Path) -> No
         run(plan, out)
 
 
+def test_a_dataset_of_an_evaluation_may_move(tmp_path: Path, out: Path) -> None:
+    plan = small_plan(tmp_path)
+    shutil.copytree(tmp_path / "tiles", tmp_path / "away")
+    evaluations = {"away": {"dataset_dir": str(tmp_path / "away"), "split": "test"}}
+    before = replace(plan, evaluations=evaluations)
+    run(before, out)
+    (tmp_path / "away").rename(tmp_path / "moved")
+    evaluations = {"away": {"dataset_dir": str(tmp_path / "moved"), "split": "test"}}
+    assert run(replace(plan, evaluations=evaluations), out) == Outcome(done=0, skipped=len(expand(plan)))
+    with pytest.raises(InputError, match=r"another evaluations: away.dataset_dir was 'elsewhere', now None"):
+        run(replace(plan, evaluations={"away": {"split": "test"}}), out)
+
+
+def test_classes_and_splits_of_evaluations_are_looked_at_before_anything_is_trained(tmp_path: Path, out: Path) -> None:
+    plan = small_plan(tmp_path)
+    away = tmp_path / "away"
+    shutil.copytree(tmp_path / "tiles", away)
+    elsewhere = replace(plan, evaluations={"away": {"dataset_dir": str(away), "split": "test"}})
+    content = json.loads((away / "dataset.json").read_text())
+    write_json(away / "dataset.json", content | {"classes": content["classes"][::-1]})
+    with pytest.raises(InputError, match="evaluation 'away': .* has the classes"):
+        run(elsewhere, out)
+    assert list(out.iterdir()) == []
+
+
+def test_a_folder_with_other_things_is_no_results_folder(tmp_path: Path, out: Path) -> None:
+    (out / "plan.json").write_text("mine")
+    with pytest.raises(InputError, match=r"out is not empty \(it holds plan.json\) and holds no results of a plan"):
+        run(small_plan(tmp_path), out)
+    assert (out / "plan.json").read_text() == "mine"
+
+
 def test_a_broken_dataset_ends_the_run_before_it_begins(tmp_path: Path, out: Path) -> None:
     plan = small_plan(tmp_path)
     (tmp_path / "tiles" / "dataset.json").unlink()
@@ -171,6 +205,8 @@ def test_a_broken_dataset_ends_the_run_before_it_begins(tmp_path: Path, out: Pat
         ({"folds": [0]}, "has splits, not folds"),
         ({"evaluations": {"away": {"dataset_dir": "nowhere"}}}, "nowhere is not a dataset folder"),
         ({"bundle": str(REPOSITORY / "bundles/polyp_kdml"), "settings": {}}, "is a dataset of tiles"),
+        ({"evaluations": {"later": {"split": "tomorrow"}}}, "split is 'tomorrow', expected"),
+        ({"evaluations": {"fifth": {"fold": 4}}}, "has splits, not folds"),
     ],
 )
 def test_data_that_does_not_fit_the_plan_is_refused(

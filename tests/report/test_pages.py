@@ -76,10 +76,10 @@ def page_of(tmp_path, sections, title="A title"):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A document, with a figure of an earlier one left in its folder."""
+    """A document, in the folder of an earlier one with another figure."""
     out = tmp_path_factory.mktemp("pages")
-    (out / "figures").mkdir()
-    (out / "figures" / "earlier.png").write_bytes(b"")
+    write_pages(out, "Before", [Section("Figures", [Picture("earlier.png", "before", line("before"))])])
+    assert (out / "figures" / "earlier.png").is_file()
     assert write_pages(out, MARKUP, document()) == ["figures/line.png"]
     return out
 
@@ -98,6 +98,15 @@ def test_pages_and_figures_are_the_same_bytes_twice(written, tmp_path):
     assert names == ["figures/line.png", "report.html", "report.md"]
     for name in names:
         assert (written / name).read_bytes() == (tmp_path / name).read_bytes(), name
+
+
+def test_pictures_that_no_report_has_made_stay(tmp_path):
+    mine = tmp_path / "figures" / "figure_1_of_my_paper.png"
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    for _ in range(2):
+        write_pages(tmp_path, MARKUP, document())
+    assert mine.read_bytes() == b"mine"
 
 
 def test_the_page_needs_no_other_file(whole):
