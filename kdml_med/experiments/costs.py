@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from kdml_med.deploy.speed import REPEATS, device_name, measure_latency
 from kdml_med.experiments.plan import Cell, Plan, expand
 from kdml_med.experiments.training import CELL_FILE
 from kdml_med.keys import NetworkName, Task, network_order
-from kdml_med.networks.registry import build_network, cohort_spec
+from kdml_med.networks.registry import NetworkSpec, build_network, cohort_spec
 from kdml_med.runs import SPEED_FILE, RunDescription, load_network, read_run_json
 from kdml_med.storage.files import write_json
 from kdml_med.storage.reading import take
@@ -70,6 +71,9 @@ def latency(
 ) -> dict[str, Any]:
     """What is in speed.json of a results folder, measured now for versions that it lacks.
 
+    Timed are the networks of one arm, that of the reference where it is done; ``known_latency`` says for others whether
+    that tells about theirs.
+
     Args:
         plan: the plan of the results.
         out: results folder.
@@ -78,37 +82,96 @@ def latency(
         repeats: measurements of each network.
 
     Returns:
-        By version ("versions") the "image_size", "milliseconds" by network and "cpu_share", the part of the time that
-        this process was let compute; if there are any, the "device" and its "threads".
+        By version ("versions") the "networks" (specs by name) and the "image_size" that were timed, "milliseconds" by
+        network and "cpu_share", the part of the time that this process was let compute; if there are any, the "device"
+        and its "threads".
     """
     path = out / SPEED_FILE
     known: dict[str, Any] = read_run_json(out, SPEED_FILE) if path.is_file() and not again else {"versions": {}}
     take(known, "versions", dict[str, dict[str, Any]], path, remedy="Delete it, and it is measured again.")
-    folders = {version: _finished(plan, out, version) for version in plan.versions}
-    lacking = [version for version in plan.versions if folders[version] and version not in known["versions"]]
+    wanted = {version: _to_be_timed(folders) for version in plan.versions if (folders := _finished(plan, out, version))}
+    # Before the reference was done, other networks may have been timed in its place.
+    lacking = [version for version, one in wanted.items() if not one.is_in(known["versions"].get(version, {}))]
     if not lacking:
         return known
     here = {"device": device_name(device), "threads": plan.threads}
     if any(known.get(key, value) != value for key, value in here.items()):
         known = {"versions": {}}  # times of two machines must not stand in one table
-        lacking = [version for version in plan.versions if folders[version]]
+        lacking = list(wanted)
     for version in lacking:
         logger.info("measuring the latency of version %s", version)
-        known["versions"][version] = _version_latency(plan, folders[version], device=device, repeats=repeats)
+        known["versions"][version] = _version_latency(plan, wanted[version], device=device, repeats=repeats)
     known |= here
     write_json(path, known)
     return known
 
 
-def _version_latency(plan: Plan, folders: Sequence[Path], *, device: str, repeats: int) -> dict[str, Any]:
-    networks = {name: load_network(folder, name) for name, folder in _where_networks_are(folders).items()}
-    size = RunDescription.read(folders[0]).image_size
+def known_latency(
+    measured: Mapping[str, Any], networks: Mapping[str, NetworkSpec], image_size: Sequence[int], name: str
+) -> float | None:
+    """Milliseconds of one of an arm's networks, if the same ones were timed with images of the same size.
+
+    Args:
+        measured: of the arm's version in speed.json.
+        networks: specs of the arm by name.
+        image_size: (height, width) of the arm's images, pixels.
+        name: one of the networks, or "ensemble" for all students together.
+    """
+    if list(image_size) != measured.get("image_size"):
+        return None
+    # Its own name goes first: networks of one spec were timed one by one.
+    for other in (name, *measured["milliseconds"]):
+        known = other in measured["milliseconds"]
+        if known and _answering(measured.get("networks", {}), other) == _answering(networks, name):
+            return float(measured["milliseconds"][other])
+    return None
+
+
+def _answering(networks: Mapping[str, NetworkSpec], name: str) -> list[str]:
+    """Specs of the networks that answer together under a name, as text in a fixed order."""
+    students = [own for own in networks if own != NetworkName.TEACHER]
+    wanted = students if name == NetworkName.ENSEMBLE else [own for own in networks if own == name]
+    return sorted(json.dumps(_built(networks[own]), sort_keys=True) for own in wanted)
+
+
+def _built(spec: NetworkSpec) -> dict[str, Any]:
+    """A spec without what only the initial weights depend on."""
+    named = {"name": spec} if isinstance(spec, str) else spec
+    return {key: value for key, value in named.items() if key != "stream"}
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """What is timed of a version.
+
+    Attributes:
+        folders: run folder of each network by its name.
+        networks: their specs.
+        image_size: [height, width] of the input, pixels.
+    """
+
+    folders: Mapping[str, Path]
+    networks: Mapping[str, NetworkSpec]
+    image_size: list[int]
+
+    def is_in(self, measured: Mapping[str, Any]) -> bool:
+        """Whether it is what was timed."""
+        return (measured.get("networks"), measured.get("image_size")) == (self.networks, self.image_size)
+
+
+def _version_latency(plan: Plan, timed: _Timed, *, device: str, repeats: int) -> dict[str, Any]:
+    networks = {name: load_network(folder, name) for name, folder in timed.folders.items()}
     wall, cpu = time.perf_counter(), time.process_time()
     milliseconds = measure_latency(
-        networks, task=plan.task, image_size=size, threads=plan.threads, device=device, repeats=repeats
+        networks, task=plan.task, image_size=timed.image_size, threads=plan.threads, device=device, repeats=repeats
     )
     share = (time.process_time() - cpu) / (time.perf_counter() - wall)
-    return {"image_size": list(input_size(size)), "milliseconds": milliseconds, "cpu_share": round(share, 2)}
+    return {
+        "networks": timed.networks,
+        "image_size": timed.image_size,
+        "milliseconds": milliseconds,
+        "cpu_share": round(share, 2),
+    }
 
 
 def _finished(plan: Plan, out: Path, version: str) -> list[Path]:
@@ -118,10 +181,18 @@ def _finished(plan: Plan, out: Path, version: str) -> list[Path]:
     return [out / cell.path for cell in cells if (out / cell.path / CELL_FILE).is_file()]
 
 
-def _where_networks_are(folders: Sequence[Path]) -> dict[str, Path]:
-    """A folder for every network of the first training, and for the teacher if another one has it."""
-    found = dict.fromkeys(RunDescription.read(folders[0]).networks, folders[0])
-    for folder in folders[1:]:
-        if NetworkName.TEACHER in RunDescription.read(folder).networks:
-            found.setdefault(NetworkName.TEACHER.value, folder)
-    return {name: found[name] for name in sorted(found, key=network_order)}
+def _to_be_timed(folders: Sequence[Path]) -> _Timed:
+    """Every network of the first training, and the teacher of another one if the first has none."""
+    first = RunDescription.read(folders[0])
+    found = {name: (folders[0], spec) for name, spec in first.networks.items()}
+    for folder in folders[1:] if NetworkName.TEACHER not in found else ():
+        networks = RunDescription.read(folder).networks
+        if NetworkName.TEACHER in networks:
+            found[NetworkName.TEACHER.value] = (folder, networks[NetworkName.TEACHER.value])
+            break
+    names = sorted(found, key=network_order)
+    return _Timed(
+        {name: found[name][0] for name in names},
+        {name: found[name][1] for name in names},
+        list(input_size(first.image_size)),
+    )

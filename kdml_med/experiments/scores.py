@@ -143,6 +143,21 @@ def load_scores(results: Results, cells: Sequence[Cell], evaluation: str, metric
     return load(results, cells, evaluation, metric)
 
 
+def folds_share_samples(results: Results, cells: Sequence[Cell], evaluation: str) -> bool:
+    """Whether every fold has judged the same samples, see ``load_scores``.
+
+    Args:
+        results: of the cells.
+        cells: one for each fold.
+        evaluation: name.
+
+    Raises:
+        InputError: see ``load_scores``.
+    """
+    read = evaluated_frames if results.plan.task is Task.DETECTION else read_predictions
+    return len(_repetitions([read(results, cell, evaluation) for cell in cells], evaluation)) > 1
+
+
 def _classification(results: Results, cells: Sequence[Cell], evaluation: str, metric: str) -> list[dict[str, Scores]]:
     kind = BrierScores if metric.removeprefix("tile_") == "brier" else ClassificationScores
     tables = []

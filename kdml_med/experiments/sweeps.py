@@ -41,10 +41,18 @@ def _grid(sweep: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
+def value_words(value: Any) -> str:
+    """A swept value as text; a list of plain ones is joined with +."""
+    return "+".join(str(part) for part in _parts(value))
+
+
+def _parts(value: Any) -> list[Any]:
+    return value if isinstance(value, list) and value else [value]
+
+
 def _label(setting: str, value: Any, where: str) -> str:
-    """A value in the name of an arm; a list of plain ones is joined with +."""
-    parts = value if isinstance(value, list) and value else [value]
-    label = "+".join(str(part) for part in parts)
+    """A value in the name of an arm."""
+    parts, label = _parts(value), value_words(value)
     if any(isinstance(part, Mapping | list) for part in parts) or not NAME.fullmatch(f"_{label}"):
         raise InputError(
             f"{where}: sweep over {setting!r}: {value!r} gives no name for a folder. Write it as an arm with a name: "

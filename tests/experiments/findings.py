@@ -6,10 +6,18 @@ import numpy as np
 import pandas as pd
 
 from kdml_med.experiments.plan import make_plan
-from kdml_med.experiments.report.content import Evaluation, Findings
+from kdml_med.experiments.report.content import ArmNetworks, Evaluation, Findings
 
 ARMS = ["teacher_only", "independent", "kd_offline", "kd_online", "ml", "kdml"]
 SEEDS = [0, 1, 2]
+SHORT = {"name": "mobilenet_v2", "last_block": 13}
+SPECS = {"teacher": "mobilenet_v2", "student_0": SHORT, "student_1": SHORT}
+TIMED = {
+    "networks": SPECS,
+    "image_size": [64, 64],
+    "milliseconds": {"teacher": 9.1, "student_0": 4.2},
+    "cpu_share": 1.0,
+}
 COSTS = {"teacher": (2_226_434, 58e6, 9.1e6), "student_0": (542_722, 30e6, 2.3e6), "student_1": (542_722, 30e6, 2.3e6)}
 
 
@@ -73,23 +81,21 @@ def made_up_findings(*, missing=(), synthetic=True, comparisons=None, **plan):
         diagnostics=pd.DataFrame(diagnostics),
         losses=pd.DataFrame(losses),
         evaluations={"test": Evaluation("tiles", "test", ["MSS", "MSI"], "40 patients", synthetic)},
-        networks={"edge": {"teacher": "mobilenet_v2", "student_0": "mobilenet_v2 (last block 13)"}},
-        speed={
-            "device": "a processor", "threads": 1,
-            "versions": {
-                "edge": {"cpu_share": 1.0, "image_size": [64, 64], "milliseconds": {"teacher": 9.1, "student_0": 4.2}}
-            },
-        },
+        networks={"edge": {arm: ArmNetworks({name: SPECS[name] for name in _networks(arm)}, (64, 64)) for arm in ARMS}},
+        speed={"device": "a processor", "threads": 1, "versions": {"edge": TIMED}},
         reliability={"test": pd.DataFrame(bins)},
-    )  # fmt: skip
+    )
+
+
+def _networks(arm):
+    with_teacher = [] if arm in ("independent", "ml") else ["teacher"]
+    return with_teacher + ([] if arm == "teacher_only" else ["student_0", "student_1"])
 
 
 def _result_rows(generator):
     for arm, seed in itertools.product(ARMS, SEEDS):
         place = {"version": "edge", "arm": arm, "seed": seed, "fold": None}
-        networks = [] if arm in ("independent", "ml") else ["teacher"]
-        networks += [] if arm == "teacher_only" else ["student_0", "student_1", "ensemble"]
-        for network in networks:
+        for network in [*_networks(arm), *([] if arm == "teacher_only" else ["ensemble"])]:
             costs = COSTS.get(network) or tuple(2 * value for value in COSTS["student_0"])
             named = zip(("parameters", "multiply_accumulates", "bytes_on_disk", "steps"), (*costs, 48), strict=True)
             for metric, value in named:

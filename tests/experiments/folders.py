@@ -15,6 +15,7 @@ from kdml_med.experiments.training import CELL_FILE, cell_record
 from kdml_med.keys import LossColumn, NetworkName, Task
 from kdml_med.metrics.detection_evaluation import evaluate_detections
 from kdml_med.metrics.evaluation import evaluate_predictions
+from kdml_med.networks.registry import NetworkSpec
 from kdml_med.runs import RunDescription, write_detections, write_predictions
 from kdml_med.storage.files import write_json, write_table
 from kdml_med.storage.manifest import DatasetInfo, manifest_table, read_info, write_info, write_manifest
@@ -23,8 +24,8 @@ from tests.synthetic_frames import write_frame_dataset
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLASSIFIER = {"name": "mobilenet_v2", "last_block": 2}
 DETECTOR = {"name": "retinanet", "body": "mobilenet_v2", "last_block": 13, "width": 16, "head_convs": 1}
-PARAMETERS = {"teacher": 50, "student_0": 10, "student_1": 20}
-CHECKPOINT_BYTES = {"teacher": 500, "student_0": 100, "student_1": 200}
+PARAMETERS = {"teacher": 50, "student_0": 10, "student_1": 20, "student_2": 30}
+CHECKPOINT_BYTES = {"teacher": 500, "student_0": 100, "student_1": 200, "student_2": 300}
 TEACHER_ALONE = ["student_0"]
 STUDENTS = ["student_0", "student_1"]
 ALL = ["teacher", "student_0", "student_1"]
@@ -36,7 +37,17 @@ Tables = Callable[[Cell, str], pd.DataFrame]
 
 
 def networks_of(cell: Cell) -> list[str]:
-    return NETWORKS.get(cell.arm, ALL)
+    students = cell.settings.get("students")
+    if cell.arm in NETWORKS or students is None:
+        return NETWORKS.get(cell.arm, ALL)
+    return ["teacher", *(f"student_{number}" for number in range(len(students)))]
+
+
+def specs_of(cell: Cell, spec: NetworkSpec) -> dict[str, NetworkSpec]:
+    """Networks of a cell: those of its settings, and the given one where these name none."""
+    specs = {"teacher": cell.settings.get("teacher") or spec}
+    specs |= {f"student_{number}": student for number, student in enumerate(cell.settings.get("students") or ())}
+    return {name: specs.get(name, spec) for name in networks_of(cell)}
 
 
 def tile_plan(tmp_path: Path, **content: Any) -> Plan:
@@ -153,13 +164,14 @@ def write_cell(
     """
     folder, networks = out / cell.path, networks_of(cell)
     classes = ["MSS", "MSI"] if frames is None else ["negative", "polyp"]
+    spec: NetworkSpec = CLASSIFIER if frames is None else DETECTOR
     tile_words: dict[str, Any] = {"level": level, "aggregation": "mean", "ensemble_average": "probabilities"}
     RunDescription(
         task=Task.CLASSIFICATION if frames is None else Task.DETECTION,
         version=cell.version,
-        networks=dict.fromkeys(networks, CLASSIFIER if frames is None else DETECTOR),
+        networks=specs_of(cell, spec),
         classes=classes,
-        image_size=32 if frames is None else [32, 64],
+        image_size=cell.settings.get("image_size", 32 if frames is None else [32, 64]),
         fold=cell.fold,
         synthetic=True,
         seen_patients={"train": [], "val": []},

@@ -15,6 +15,7 @@ from kdml_med.errors import InputError
 from kdml_med.experiments import comparison
 from kdml_med.experiments.comparison import comparison_table, gain_table, summary_table
 from kdml_med.experiments.plan import Cell, Plan
+from kdml_med.experiments.report.writing import find
 from kdml_med.experiments.results import collect
 from kdml_med.keys import Task
 from kdml_med.metrics.detection_evaluation import evaluate_detections
@@ -113,6 +114,9 @@ def test_a_test_set_that_all_folds_share_is_averaged_over_folds(tmp_path):
     compared = row(comparison_table(results), arm="independent", role="students", evaluation="other")
     assert compared["seeds"] == 2
     assert compared["units"] == 8
+    evaluations = find(results, {}).evaluations
+    assert evaluations["other"].samples == "8 patients"
+    assert evaluations["test"].samples == "16 patients"
 
 
 def test_folds_that_share_some_samples_are_refused(tmp_path):

@@ -7,16 +7,15 @@ import pandas as pd
 import pytest
 
 from kdml_med.errors import ExitCode
-from kdml_med.experiments import comparison, costs
+from kdml_med.experiments import comparison
 from kdml_med.experiments.__main__ import report as report_command
-from kdml_med.experiments.costs import latency, measure_latency
 from kdml_med.experiments.doubts import doubt_table
 from kdml_med.experiments.plan import plan_content
 from kdml_med.experiments.report import figures
 from kdml_med.experiments.report.arm_words import ARM_WORDS
 from kdml_med.experiments.report.details import loss_terms
-from kdml_med.experiments.report.reliability import bin_rows
-from kdml_med.experiments.report.sections import all_sections
+from kdml_med.experiments.report.reliability import bin_rows, reliability_table
+from kdml_med.experiments.report.sections import all_sections, sweeps
 from kdml_med.experiments.report.sections import compared as compared_section
 from kdml_med.experiments.report.verdict import (
     DOUBT_WORDS,
@@ -32,14 +31,13 @@ from kdml_med.experiments.report.writing import find, write_report
 from kdml_med.experiments.results import collect
 from kdml_med.keys import Task
 from kdml_med.metrics import pairs_needed
-from kdml_med.networks.registry import build_network
 from kdml_med.report import pages
 from kdml_med.report.doubts import DOUBTS
 from kdml_med.report.figures import save_figure
 from kdml_med.report.pages import write_pages
 from kdml_med.storage.files import write_json
 from tests.experiments.findings import compared, made_up_findings
-from tests.experiments.folders import tile_plan, write_results
+from tests.experiments.folders import random_tiles, tile_plan, write_results
 
 WIN = {"difference": 0.08, "low": 0.03, "high": 0.13, "p": 0.004}
 LOSS = {"difference": -0.08, "low": -0.13, "high": -0.03, "p": 0.004}
@@ -51,6 +49,7 @@ def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
     (out / "figures").mkdir()
     (out / "figures" / "sweep-7.png").write_bytes(b"")
+    (out / "report.md").write_text("![a sweep](figures/sweep-7.png)")
     found = made_up_findings(missing=[("cells/edge/ml/seed2", "it crashed")])
     write_pages(out, found.plan.name, all_sections(found))
     return out
@@ -312,6 +311,27 @@ def test_a_sweep_is_drawn_and_named_in_words():
     assert "KD + ML (beta 0.5)" in words_of(swept)
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("setting", "values", "ticks"),
+    [
+        ("teacher_link", [["predictions", "features"], "features"], ["features", "predictions+features"]),
+        ("early_stopping", [None, 3, 5], ["3", "5", "None"]),
+        ("early_stopping", [None, 3], ["3", "None"]),
+    ],
+)
+def test_a_sweep_over_lists_or_null_shows_all_of_its_points(tmp_path, setting, values, ticks):
+    plan = tile_plan(tmp_path, arms=["kdml"], sweeps=[{"arm": "kdml", setting: values}])
+    write_results(plan, tmp_path / "out")
+    report = write_report(plan, tmp_path / "out", speed=False)
+    assert "figures/sweep-1.png" in report.files
+    (picture,) = sweeps(report.found).parts
+    for axis in picture.figure.axes:
+        (line,) = axis.lines
+        assert [text.get_text() for text in axis.get_xticklabels()] == ticks
+        assert line.get_xdata().tolist() == axis.get_xticks().tolist()
+
+
 def test_terms_of_losses_of_ones_own_are_drawn_and_listed_behind_the_known_ones():
     found = made_up_findings()
     norms = found.losses[found.losses["term"] == "labels"].assign(term="answer_norm", share=0.25)
@@ -332,30 +352,14 @@ def test_reliability_bins_hold_equally_many_answers():
     assert rows[2]["predicted"] == pytest.approx(0.5)
 
 
-def test_networks_are_timed_with_the_ensemble_of_the_students():
-    networks = {name: build_network("resnet10", num_classes=2) for name in ("teacher", "student_0", "student_1")}
-    times = measure_latency(networks, task=Task.CLASSIFICATION, image_size=32, threads=1, repeats=1)
-    assert list(times) == ["teacher", "student_0", "student_1", "ensemble"]
-    assert all(value > 0 for value in times.values())
+@pytest.mark.parametrize("shared", [True, False])
+def test_calibration_needs_forty_patients_however_many_folds_judge_them(tmp_path, shared):
+    def make(cell, evaluation):
+        return random_tiles(cell, evaluation, patients=20, shared=shared)
 
-
-def test_latency_is_measured_once(tmp_path, monkeypatch):
-    plan = tile_plan(tmp_path, arms=["kdml"])
-    write_results(plan, tmp_path / "out")
-    networks = []
-
-    def measured(folder, name):
-        networks.append(name)
-        return build_network("resnet10", num_classes=2)
-
-    monkeypatch.setattr(costs, "load_network", measured)
-    first = latency(plan, tmp_path / "out", repeats=1)
-    assert networks == ["teacher", "student_0", "student_1"]
-    assert list(first["versions"]["edge"]["milliseconds"]) == [*networks, "ensemble"]
-    assert latency(plan, tmp_path / "out", repeats=1) == first
-    assert len(networks) == 3
-    latency(plan, tmp_path / "out", repeats=1, again=True)
-    assert len(networks) == 6
+    plan = tile_plan(tmp_path, arms=["independent", "kdml"], folds=[0, 1, 2])
+    write_results(plan, tmp_path / "out", make)
+    assert reliability_table(collect(plan, tmp_path / "out"), "test").empty is shared
 
 
 @pytest.fixture

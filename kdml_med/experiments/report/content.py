@@ -12,6 +12,7 @@ import pandas as pd
 from kdml_med.experiments.endpoints import Endpoint
 from kdml_med.experiments.plan import Plan
 from kdml_med.experiments.report.arm_words import arm_words
+from kdml_med.networks.registry import NetworkSpec
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,19 @@ class Evaluation:
     synthetic: bool
 
 
+@dataclass(frozen=True)
+class ArmNetworks:
+    """What an arm has trained.
+
+    Attributes:
+        specs: of its networks by name, as in tables; without the ensemble.
+        image_size: (height, width) of their input, pixels.
+    """
+
+    specs: Mapping[str, NetworkSpec]
+    image_size: tuple[int, int]
+
+
 @dataclass(frozen=True, eq=False)
 class Findings:
     """Everything that a report is written from.
@@ -48,7 +62,7 @@ class Findings:
         diagnostics: see ``kdml_med.experiments.diagnostics.diagnostics_table``.
         losses: see ``kdml_med.experiments.diagnostics.loss_shares``.
         evaluations: by name.
-        networks: architecture in words, by version and network.
+        networks: of every arm that has finished a training, by version and arm.
         speed: content of speed.json; empty when nothing was measured.
         reliability: reliability table of each evaluation; missing for detectors.
         gains: see ``kdml_med.experiments.comparison.gain_table``; empty where nothing was computed.
@@ -65,7 +79,7 @@ class Findings:
     diagnostics: pd.DataFrame
     losses: pd.DataFrame
     evaluations: Mapping[str, Evaluation]
-    networks: Mapping[str, Mapping[str, str]]
+    networks: Mapping[str, Mapping[str, ArmNetworks]]
     speed: Mapping[str, Any] = field(default_factory=dict)
     reliability: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     gains: pd.DataFrame = field(default_factory=pd.DataFrame)

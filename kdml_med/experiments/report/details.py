@@ -7,11 +7,13 @@ from typing import Any
 
 import pandas as pd
 
+from kdml_med.experiments.costs import known_latency
 from kdml_med.experiments.report import figures as draw
 from kdml_med.experiments.report.arm_words import DIAGNOSTIC_WORDS, diagnostic_words
-from kdml_med.experiments.report.content import Findings, of_group
+from kdml_med.experiments.report.content import ArmNetworks, Findings, of_group
 from kdml_med.experiments.scores import network_roles
-from kdml_med.keys import network_order
+from kdml_med.keys import NetworkName, network_order
+from kdml_med.networks.registry import architecture_words
 from kdml_med.report.document import Paragraph, Part, Picture, Section, Table, without_empty_columns
 from kdml_med.report.tables import records
 from kdml_med.report.wording import (
@@ -27,6 +29,7 @@ from kdml_med.report.wording import (
 from kdml_med.words import counted
 
 _MISSING_SHOWN = 40
+_NOT_TIMED = "–"
 _DIAGNOSTICS_NOTE = (
     "Mean over trainings, in brackets the smallest and the largest. Students differ: share of decisions in which two "
     "of them do. Their errors correlate: at 1 they err together, and an ensemble of them gains nothing. Students "
@@ -47,15 +50,21 @@ def costs(found: Findings) -> Section:
         wide.index, key=lambda key: (key[0], network_order(key[2]), _place(found, key[1]))
     ):
         figures: dict[Any, float] = wide.xs((version, arm, network)).to_dict()
+        own_networks = found.networks[version][arm]
+        measured = found.speed.get("versions", {}).get(version, {})
+        taken = known_latency(measured, own_networks.specs, own_networks.image_size, network)
         row = [
+            _architecture(own_networks, network),
             f"{figures['parameters']:,.0f}",
             f"{figures['multiply_accumulates'] / 1e6:,.1f}",
             figure(figures["bytes_on_disk"] / 1e6, 2),
+            _NOT_TIMED if taken is None else figure(taken, 1),
         ]
         rows.setdefault((version, network, *row), []).append(arm)
     arms_differ = len(rows) > len({key[:2] for key in rows})
     table = _cost_table(found, rows, arms_differ=arms_differ)
-    parts: list[Part] = [Paragraph(_latency_note(found)), table]
+    untimed = any(key[-1] == _NOT_TIMED for key in rows)
+    parts: list[Part] = [Paragraph(_latency_note(found, untimed=untimed)), table]
     for version, evaluation, heading in found.groups:
         points = _cost_points(found, wide, version, evaluation)
         drawn = draw.draw_costs(points, found.words, found.metric)
@@ -70,29 +79,33 @@ def _place(found: Findings, arm: str) -> int:
     return list(found.words).index(arm)
 
 
+def _architecture(networks: ArmNetworks, name: str) -> str:
+    if name != NetworkName.ENSEMBLE:
+        return architecture_words(networks.specs[name])
+    return counted(sum(own != NetworkName.TEACHER for own in networks.specs), "student")
+
+
 def _cost_table(found: Findings, rows: dict[tuple[str, ...], list[str]], *, arms_differ: bool) -> Table:
     cells = []
     for (version, network, *figures), arms in rows.items():
-        described = found.networks.get(version, {}).get(network, "")
-        times = found.speed.get("versions", {}).get(version, {}).get("milliseconds", {})
         # One version needs no column.
-        line = [version if len(found.plan.versions) > 1 else "", network_words(network), described, *figures]
-        line.append(figure(times[network], 1) if network in times else "–")
+        line = [version if len(found.plan.versions) > 1 else "", network_words(network), *figures]
         cells.append([*line, listed([found.words[arm] for arm in arms])] if arms_differ else line)
     columns = ["version", "network", "architecture", "parameters", "multiply–accumulates, million", "MB on disk"]
     columns.append("ms per image")
     return without_empty_columns(Table([*columns, "arms"] if arms_differ else columns, cells, names=3))
 
 
-def _latency_note(found: Findings) -> str:
+def _latency_note(found: Findings, *, untimed: bool) -> str:
     if not found.speed.get("versions"):
         return f"{ENSEMBLE_COST} The latency was not measured."
     sizes = {" × ".join(map(str, one["image_size"])) for one in found.speed["versions"].values()}
     shares = [one["cpu_share"] for one in found.speed["versions"].values()]
+    dash = f" {_NOT_TIMED} stands where an arm's networks or images are not those that were timed." if untimed else ""
     return (
         f"{ENSEMBLE_COST} Latency: one image ({listed(sorted(sizes))} px) at a time on {found.speed['device']}, "
         f"{counted(found.speed['threads'], 'thread')}, median of rounds in which all networks take turns. "
-        f"Times are those of this machine; what counts is how networks compare.{if_busy(min(shares))}"
+        f"Times are those of this machine; what counts is how networks compare.{dash}{if_busy(min(shares))}"
     )
 
 

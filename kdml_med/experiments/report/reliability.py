@@ -13,7 +13,7 @@ from kdml_med.experiments.plan import Cell
 from kdml_med.experiments.results import Results
 from kdml_med.experiments.training import evaluation_dir
 from kdml_med.keys import NetworkName, PredictionColumn, Task
-from kdml_med.metrics.aggregation import aggregate_predictions
+from kdml_med.metrics.aggregation import GROUP_COLUMNS, aggregate_predictions
 from kdml_med.metrics.calibration import reliability
 from kdml_med.runs import PREDICTIONS_FILE, TRAIN_AGAIN
 from kdml_med.storage.reading import read_rows
@@ -49,7 +49,7 @@ def _arm_rows(results: Results, cells: Sequence[Cell], evaluation: str) -> list[
     if not answers:
         return []
     table = pd.concat(answers, ignore_index=True)
-    if len(table) < FEWEST_SAMPLES * table["seed"].nunique():
+    if table["sample"].nunique() < FEWEST_SAMPLES:  # seeds, and folds that share a test set, judge the same ones
         return []
     return bin_rows(table["label"].to_numpy(np.float64), table["probability"].to_numpy(np.float64))
 
@@ -63,7 +63,7 @@ def _answers(results: Results, cell: Cell, evaluation: str) -> pd.DataFrame:
     own = predictions[predictions[PredictionColumn.NETWORK] == network]
     groups = aggregate_predictions(own, metrics["level"], metrics["aggregation"])
     known = groups[groups["label"] >= 0]
-    return known[["label", "probability"]].assign(seed=cell.seed)
+    return known[["label", "probability"]].assign(sample=known[GROUP_COLUMNS[metrics["level"]]])
 
 
 def bin_rows(labels: npt.NDArray[np.float64], probabilities: npt.NDArray[np.float64]) -> list[dict[str, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -15,7 +15,7 @@ from kdml_med.experiments.plan import named_arms
 from kdml_med.experiments.report.content import Findings, of_group, rows_of_metric
 from kdml_med.experiments.results import Results
 from kdml_med.experiments.scores import Role, load_scores, network_roles, role_networks
-from kdml_med.experiments.sweeps import sweep_axes
+from kdml_med.experiments.sweeps import sweep_axes, value_words
 from kdml_med.metrics.paired import estimate
 
 _KEYS = ["version", "evaluation", "arm", "role", "seed"]
@@ -85,8 +85,13 @@ def sweep_points(found: Findings, version: str, evaluation: str) -> Iterator[Swe
         for row in own.to_dict("records"):
             settings = arms[row["arm"]]
             if list(settings) == axes and all(settings[key] in sweep[key] for key in axes):
-                others = ", ".join(f"{key} {settings[key]}" for key in axes[1:])
+                others = ", ".join(f"{key} {value_words(settings[key])}" for key in axes[1:])
                 figures = {key: row[key] for key in ("role", "value", "low", "high")}
-                rows.append({"setting": settings[axes[0]], "others": others, **figures})
+                rows.append({"setting": _place(settings[axes[0]]), "others": others, **figures})
         columns = ["setting", "others", "role", "value", "low", "high"]
         yield Sweep(like, axes[0], pd.DataFrame(rows, columns=columns))
+
+
+def _place(value: Any) -> Any:
+    """A swept value on an axis: lists and null have no place among numbers, and stand there as text."""
+    return value_words(value) if value is None or isinstance(value, list) else value

@@ -20,18 +20,19 @@ from typing import Any
 
 import pandas as pd
 
+from kdml_med.data.frames import input_size
 from kdml_med.experiments.comparison import comparison_table, gain_table, summary_table
 from kdml_med.experiments.costs import latency
 from kdml_med.experiments.diagnostics import diagnostics_table, loss_shares
 from kdml_med.experiments.doubts import doubt_table
 from kdml_med.experiments.plan import Plan
-from kdml_med.experiments.report.content import Evaluation, Findings
+from kdml_med.experiments.report.content import ArmNetworks, Evaluation, Findings
 from kdml_med.experiments.report.reliability import reliability_table
 from kdml_med.experiments.report.sections import all_sections
 from kdml_med.experiments.report.seeds import seed_table
 from kdml_med.experiments.results import RESULTS_FILE, Results, collect, results_table, write_results
+from kdml_med.experiments.scores import folds_share_samples
 from kdml_med.keys import NetworkName
-from kdml_med.networks.registry import architecture_words
 from kdml_med.report.document import Table
 from kdml_med.report.pages import REPORT_NAME, write_pages
 from kdml_med.report.tables import markdown_table
@@ -108,7 +109,7 @@ def find(results: Results, speed: Mapping[str, Any]) -> Findings:
         diagnostics=diagnostics_table(results),
         losses=loss_shares(results),
         evaluations={name: _evaluation(results, table, name) for name in results.evaluations if results.finished},
-        networks={version: _architectures(results, version) for version in results.plan.versions},
+        networks={version: _arm_networks(results, version) for version in results.plan.versions},
         speed=speed,
         reliability={name: reliability_table(results, name) for name in results.evaluations},
     )
@@ -118,28 +119,32 @@ def _evaluation(results: Results, table: pd.DataFrame, name: str) -> Evaluation:
     metrics, cohort = results.metrics(results.finished[0], name), results.cohort(results.finished[0])
     settings = results.plan.evaluations[name]
     own = table[(table["evaluation"] == name) & (table["level"] != "tile")]
-    first = (
-        own.drop_duplicates(["version", "arm", "seed", "fold"])
-        .groupby(["version", "arm", "seed"], dropna=False)["n"]
-        .sum()
-    )
     return Evaluation(
         data=Path(str(settings.get("dataset_dir", results.plan.dataset_dir))).name,
         split=str(metrics.get("split", settings.get("split", "test"))),
         classes=cohort.classes,
-        samples=counted(int(first.max()), str(own["level"].iloc[0])),
+        samples=counted(_samples(results, own, name), str(own["level"].iloc[0])),
         synthetic=bool(metrics.get("synthetic")),
     )
 
 
-def _architectures(results: Results, version: str) -> dict[str, str]:
-    """Architecture of each network, of the finished training with most networks."""
-    cohorts = [
-        results.cohort(cell).networks for cell in results.finished if cell.version == version and not cell.teacher_alone
-    ]
-    if not cohorts:
-        return {}
-    networks = max(cohorts, key=len)
-    words = {name: architecture_words(spec) for name, spec in networks.items()}
-    students = [name for name in words if name != NetworkName.TEACHER]
-    return words | {NetworkName.ENSEMBLE.value: counted(len(students), "student")}
+def _samples(results: Results, own: pd.DataFrame, evaluation: str) -> int:
+    """Number of samples that a seed of an arm judges: those of all its folds, or one test set that all of them have."""
+    keys = ["version", "arm", "seed"]
+    by_seed = own.drop_duplicates([*keys, "fold"]).groupby(keys)["n"]
+    most: Any = by_seed.sum().idxmax()  # others may lack folds
+    cells = [cell for cell in results.finished if (cell.version, cell.arm, cell.seed) == most]
+    counts = by_seed.max() if folds_share_samples(results, cells, evaluation) else by_seed.sum()
+    return int(counts[most])
+
+
+def _arm_networks(results: Results, version: str) -> dict[str, ArmNetworks]:
+    """Networks of each arm; all its trainings have the same ones."""
+    first = {cell.arm: cell for cell in reversed(results.finished) if cell.version == version}
+    found = {}
+    for arm, cell in first.items():
+        cohort = results.cohort(cell)
+        stored = {name: own for name, own in results.networks(cell).items() if name != NetworkName.ENSEMBLE}
+        specs = {name: cohort.networks[own] for name, own in stored.items()}
+        found[arm] = ArmNetworks(specs, input_size(cohort.image_size))
+    return found
