@@ -138,7 +138,9 @@ def _evaluation_galleries(found: Findings, one: Evaluation, threshold: float) ->
             chosen = _choose(found, one, kind, threshold)
             title = f"{one.title}: {kind.words.format(positive=positive, negative=negative)}"
             if len(chosen):
-                parts.append(Gallery([maps.draw(row) for row in chosen.to_dict("records")], title, wide=True))
+                parts.append(
+                    Gallery([maps.draw(row, threshold) for row in chosen.to_dict("records")], title, wide=True)
+                )
             else:
                 parts.append(Paragraph("none.", lead=f"{title}:"))
         return parts
@@ -181,12 +183,17 @@ class _Maps:
             return None
         return cls(found, TileDataset(data.folder), placed, read_slide_sizes(data.folder / SLIDES_FILE))
 
-    def draw(self, row: dict[Any, Any]) -> Thumbnail:
-        """The slide of a row of answers; of several, the one that speaks most for what the patient is called."""
+    def draw(self, row: dict[Any, Any], threshold: float) -> Thumbnail:
+        """The slide of a row of answers; of several, the one that speaks most for what the patient is called.
+
+        Args:
+            row: of the answers.
+            threshold: from which the patient is called positive.
+        """
         level, value = self.found.level, row["probability"]
         own = self.placed[self.placed[f"{level}_id"] == row[f"{level}_id"]]
         means = own.groupby("slide_id")["probability"].mean()
-        slide = str(means.idxmax() if value >= _HALF else means.idxmin())
+        slide = str(means.idxmax() if value >= threshold else means.idxmin())
         if slide not in self.sizes:
             raise InputError(f"{self.tiles.dataset_dir / SLIDES_FILE} has no slide {slide!r}, which has tiles.")
         tiles, size = _cropped(own[own["slide_id"] == slide], self.sizes[slide])

@@ -104,7 +104,7 @@ def _take_rows(
         if column not in table:
             continue
         for row, name, value in zip(table.index, table[patient], table[column], strict=True):
-            if is_blank(value):
+            if is_blank(value) or value.strip().casefold() == NOT_GIVEN:
                 continue
             owner = ("slide", slide_name(str(table.at[row, slide]))) if slide is not None else ("patient", name)
             before, where = rows.setdefault((column, *owner), (value, f"{path}, row {row}"))
@@ -139,30 +139,47 @@ def group_values(values: pd.Series[Any]) -> pd.Series[Any]:
         values: text, missing where nothing is known.
 
     Returns:
-        A categorical of the group of each row, in the order in which groups are shown; nothing known comes last.
+        A categorical of the group of each row, in the order in which groups are shown. Values that people call "others"
+        are in one group with the rare ones, behind all words; nothing known, or "not given", comes last.
     """
-    numbers = pd.to_numeric(values, errors="coerce")
-    known = values.notna()
+    known = values.notna() & ~_say(values, NOT_GIVEN)
+    numbers = pd.to_numeric(values.where(known), errors="coerce").astype(np.float64)
     order: list[str]
-    if known.any() and numbers[known].notna().all() and values[known].nunique() > _FEW_NUMBERS:
-        groups, order = _thirds(numbers)
+    if known.any() and np.isfinite(numbers[known]).all() and values[known].nunique() > _FEW_NUMBERS:
+        groups, order = _thirds(numbers, values)
     else:
-        frequent = values[known].value_counts()
-        kept = list(frequent.index[: MOST_GROUPS if len(frequent) <= MOST_GROUPS else MOST_GROUPS - 1])
-        groups = values.where(values.isin(kept) | ~known, OTHERS)
-        order = [*sorted(map(str, kept), key=_natural), *([OTHERS] if len(kept) < len(frequent) else [])]
+        groups, order = _frequent(values, known)
     groups = groups.where(known, NOT_GIVEN)
     return pd.Series(pd.Categorical(groups, [*order, NOT_GIVEN]), values.index)
 
 
-def _thirds(numbers: pd.Series[Any]) -> tuple[pd.Series[Any], list[str]]:
-    """As equal in size as equal numbers allow; a group is called by its smallest and largest number."""
+def _say(values: pd.Series[Any], word: str) -> pd.Series[bool]:
+    """Which of them are a word, in any case: a report has words of its own, which must not name two groups."""
+    return values.astype("str").str.strip().str.casefold().eq(word)
+
+
+def _frequent(values: pd.Series[Any], known: pd.Series[bool]) -> tuple[pd.Series[Any], list[str]]:
+    """Words as groups, the rare ones in one; with the order of the groups, none of them twice."""
+    rest = _say(values, OTHERS)
+    frequent = values[known & ~rest].value_counts()
+    fit = len(frequent) + rest.any() <= MOST_GROUPS
+    kept = list(frequent.index if fit else frequent.index[: MOST_GROUPS - 1])
+    groups = values.where(values.isin(kept) | ~known, OTHERS)
+    return groups, [*sorted(kept, key=_natural), *([OTHERS] if rest.any() or not fit else [])]
+
+
+def _thirds(numbers: pd.Series[Any], texts: pd.Series[Any]) -> tuple[pd.Series[Any], list[str]]:
+    """As equal in size as equal numbers allow; a group is called by its smallest and largest number.
+
+    Numbers stand in names as in the table: shortened, those of two groups could look alike (dates such as 20190301).
+    """
     edges = np.unique(np.quantile(numbers.dropna(), np.linspace(0, 1, _PARTS + 1))[1:-1])
     part = pd.Series(np.searchsorted(edges, numbers.to_numpy(), side="left"), numbers.index).where(numbers.notna())
-    names = {
-        place: f"{numbers[part == place].min():g} to {numbers[part == place].max():g}"
-        for place in sorted(part.dropna().unique())
-    }
+    names = {}
+    for place in sorted(part.dropna().unique()):
+        own = np.flatnonzero(part == place)
+        ends = (own[numbers.iloc[own].argmin()], own[numbers.iloc[own].argmax()])
+        names[place] = " to ".join(texts.iloc[end].strip() for end in ends)
     return part.map(names).astype(object), list(names.values())
 
 

@@ -331,6 +331,33 @@ def test_pictures_are_of_the_most_wrong_and_the_most_certain(run: Path) -> None:
     assert (run / "report.html").read_text().count("data:image/jpeg;base64") >= 4
 
 
+def test_of_several_slides_the_one_is_shown_that_speaks_for_what_the_threshold_calls_the_patient(
+    tmp_path: Path,
+) -> None:
+    """Slides of 0.2 and 0.6 are 0.4 together: positive from a threshold of 0.3, below a half all the same."""
+    data = write_placed_dataset(tmp_path / "tiles")
+    test = predictions_on(data, "test")
+    patient = test.loc[test["label"] == 1, "patient_id"].iloc[0]
+    number, own = test.groupby(["network", "patient_id"]).cumcount(), test["patient_id"] == patient
+    second = number % 2 == 1
+    test["slide_id"] += np.where(own, np.where(second, "_b", "_a"), "")
+    test["probability"] = np.where(own, np.where(second, 0.6, 0.2), 0.1)
+    slides = pd.read_csv(data / "slides.csv")
+    first = slides[slides["slide_id"] == test.loc[own, "slide_id"].iloc[0].removesuffix("_a")]
+    parts = [first.assign(slide_id=first["slide_id"] + end) for end in ("_a", "_b")]
+    write_table(data / "slides.csv", pd.concat([slides, *parts]))
+    run = write_study(tmp_path / "run", data, test=test)
+    validation = predictions_on(data, "val")
+    validation["probability"] = np.where(validation["label"] == 1, 0.3, 0.1)
+    write_evaluation(run, validation, split="val", classes=CLASSES)
+    write_report(run)
+    assert figures_of(run)["rules"]["thresholds"]["ensemble"]["youden"] == pytest.approx(0.3)
+    text = text_of(run)
+    shown = text[text.index(f"{CLASSES[1]} found, the highest") :]
+    name = parts[1]["slide_id"].iloc[0]
+    assert f"Patient {patient}, slide {name} (of 2 slides) {CLASSES[1]}, probability 0.400; 2 tiles" in shown
+
+
 def test_tiles_without_positions_give_no_pictures(tmp_path: Path) -> None:
     dataset = write_placed_dataset(tmp_path / "tiles", placed=False)
     run = write_study(tmp_path / "run", dataset)

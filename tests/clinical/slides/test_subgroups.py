@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,8 +31,49 @@ def test_of_many_words_the_rare_ones_are_together() -> None:
     assert (groups == OTHERS).sum() == sum(range(1, 40 - MOST_GROUPS + 2))
 
 
+def test_people_who_write_not_given_are_with_those_of_whom_nothing_is_known() -> None:
+    groups = group_values(pd.Series(["f", NOT_GIVEN, None, "Not given", "m"]))
+    assert list(groups) == ["f", NOT_GIVEN, NOT_GIVEN, NOT_GIVEN, "m"]
+    assert list(groups.cat.categories) == ["f", "m", NOT_GIVEN]
+    ages = group_values(pd.Series([*map(str, range(30, 90)), NOT_GIVEN]))
+    assert list(ages.value_counts(sort=False)) == [20, 20, 20, 1]
+
+
+@pytest.mark.parametrize("words", [5, MOST_GROUPS - 1, MOST_GROUPS, 40])
+def test_people_who_write_others_are_with_the_rare_words(words: int) -> None:
+    values = [f"w{number:02}" for number in range(words) for _ in range(words - number)]
+    groups = group_values(pd.Series([*values, *[OTHERS] * 50, "Others"]))
+    assert groups.nunique() == min(words + 1, MOST_GROUPS)
+    assert list(groups.cat.categories[-2:]) == [OTHERS, NOT_GIVEN]
+    rare = words - (words if words < MOST_GROUPS else MOST_GROUPS - 1)
+    assert (groups == OTHERS).sum() == 51 + sum(range(1, rare + 1))
+
+
+def test_thirds_of_long_numbers_are_called_by_all_their_digits() -> None:
+    days = [f"{year}03{day:02}" for year in (2017, 2018, 2019) for day in range(11, 31)]
+    groups = group_values(pd.Series(days))
+    names = [f"{year}0311 to {year}0330" for year in (2017, 2018, 2019)]
+    assert dict(groups.value_counts(sort=False)) == dict.fromkeys(names, 20) | {NOT_GIVEN: 0}
+    near = group_values(pd.Series([f"0.12345678{number}" for number in range(1, 10)]))
+    assert list(near.cat.categories[:2]) == ["0.123456781 to 0.123456783", "0.123456784 to 0.123456786"]
+
+
+def test_infinity_makes_words_of_numbers() -> None:
+    groups = group_values(pd.Series(["inf", "-inf", *map(str, range(6))]))
+    assert list(groups.cat.categories) == ["-inf", *map(str, range(6)), "inf", NOT_GIVEN]
+
+
+_WORDS = st.one_of(
+    st.none(),
+    st.text(max_size=3),
+    st.integers(-5, 200).map(str),
+    st.integers(20190301, 20190330).map(str),
+    st.sampled_from([NOT_GIVEN, "Not Given", OTHERS, "OTHERS ", "inf"]),
+)
+
+
 @settings(max_examples=examples(60))
-@given(st.lists(st.one_of(st.none(), st.text(max_size=3), st.integers(-5, 200).map(str)), min_size=1, max_size=60))
+@given(st.lists(_WORDS, min_size=1, max_size=60))
 def test_everybody_is_in_one_group_and_equal_values_in_the_same(values: list[str | None]) -> None:
     groups = group_values(pd.Series(values, dtype=object))
     assert groups.notna().all()
@@ -50,6 +92,14 @@ def test_columns_are_looked_up_by_slide_where_the_table_names_slides(tmp_path: P
     assert (
         list(columns.values("Grade of it", answers, "patient").fillna("")) == ["differs between slides"] * 2 + [""] * 2
     )
+
+
+def test_a_cell_with_not_given_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("patient,sex\nP1,Not given\nP1,f\nP2,not given\n")
+    columns = read_label_columns([tmp_path / "table.csv"], ["sex"])
+    assert columns is not None
+    answers = pd.DataFrame({"patient_id": ["P1", "P2"]})
+    assert list(columns.values("sex", answers, "patient").fillna("")) == ["f", ""]
 
 
 def test_several_tables_are_one(tmp_path: Path) -> None:

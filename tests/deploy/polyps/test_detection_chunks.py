@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -159,13 +160,55 @@ def test_images_share_batches_and_videos_do_not(frames: Path, tmp_path: Path) ->
     used = evaluator(frames, batch=4)
     rows = used.data_loader.dataset.rows
     images = np.arange(len(rows)) % 3 > 0  # a video lies between any two pairs of images
-    rows["frame_index"] = rows["frame_index"].mask(images)
+    rows["source"] = rows["source"].mask(images, rows["sample_id"] + ".png")
     found = detect(used, tmp_path)
     assert calls(used) == 4  # eight images, and two frames of each of two videos
     pd.testing.assert_frame_equal(
         found.boxes.sort_values(list(found.boxes.columns), ignore_index=True),
         detect(evaluator(frames), tmp_path / "videos").boxes.sort_values(list(found.boxes.columns), ignore_index=True),
     )
+
+
+def in_folders(used: Any) -> Any:
+    """An evaluator for which the frames of each video are numbered images in a folder."""
+    rows = used.data_loader.dataset.rows
+    rows["source"] = rows["sample_id"] + ".jpg"
+    return used
+
+
+def test_images_of_sequences_are_numbered_and_yet_no_videos() -> None:
+    names = [f"S{sequence}/{number}.PNG" for sequence in range(3) for number in range(10)]
+    films = ["a.MP4"] * 4 + ["b/a.mp4"] * 3
+    rows = pd.DataFrame({"source": names + films, "frame_index": [*range(10)] * 3 + [*range(4), *range(3)]})
+    groups = chunks._group_frames(rows)
+    assert [group.tolist() for group in groups] == [[*range(30)], [*range(30, 34)], [*range(34, 37)]]
+
+
+def test_batches_of_images_reach_over_sequences(frames: Path, tmp_path: Path) -> None:
+    used = in_folders(evaluator(frames, batch=5))
+    detect(used, tmp_path)
+    assert calls(used) == 3  # five, five and two of the twelve images
+    assert len(contents(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("cut_off", [3, -1])
+def test_chunks_of_single_images_are_neither_used_nor_kept(
+    frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut_off: int
+) -> None:
+    """As they were left by a run that took numbered images for videos, whether it was interrupted or finished."""
+    whole = detect(in_folders(evaluator(frames)), tmp_path / "whole")
+    folder = tmp_path / "earlier"
+    first = in_folders(evaluator(frames))
+    first.network.networks["student_0"].left = cut_off
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(chunks, "_group_frames", lambda rows: [np.array([place]) for place in range(len(rows))])
+        detect(first, folder)
+    assert len(contents(folder)) == cut_off % 13  # -1: all twelve
+    again = in_folders(evaluator(frames))
+    found = detect(again, folder)
+    assert calls(again) == 6
+    pd.testing.assert_frame_equal(found.boxes, whole.boxes, check_exact=True)
+    assert contents(folder) == contents(tmp_path / "whole")
 
 
 def test_a_damaged_chunk_is_made_again(frames: Path, tmp_path: Path) -> None:
