@@ -7,19 +7,19 @@ import json
 import shutil
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 from monai.data import save_net_with_metadata
 
-from kdml_med.bundle.folders import bundle_dir
-from kdml_med.bundle.settings import known_default
+from kdml_med.bundle.folders import BUNDLES, bundle_dir
 from kdml_med.data.frames import input_size
 from kdml_med.deploy.model_metadata import METADATA_FILE, answer_metadata
 from kdml_med.deploy.model_network import AnswerNetwork, traced_network
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
+from kdml_med.networks.published import IMAGENET
 from kdml_med.networks.registry import architecture_words
 from kdml_med.report.caution import caution_of
 from kdml_med.report.tables import markdown_text
@@ -37,6 +37,9 @@ from kdml_med.storage.reading import take
 from kdml_med.words import GENERATED_FIGURES, NO_DEVICE
 
 _ROOM = "kdml_med.deploy.model_network"
+_INFERENCE_FILE = "inference.json"
+_NETWORK = f"{_ROOM}.traced_network"
+"""What is called for the network; no other bundle calls it, and so it marks those that were exported."""
 _PLACES = ("initial_weights", "teacher_checkpoint")
 """Settings that name files of the machine that trained."""
 
@@ -48,7 +51,7 @@ def write_model_bundle(
 
     Args:
         run_dir: folder of the run.
-        out_dir: folder of the bundle; an earlier bundle there is written over.
+        out_dir: folder of the bundle; what an earlier export wrote there is written over, any other bundle is not.
         network: "ensemble", "student_0" and so on, or "teacher".
         split: whose evaluation the model card tells of, where there is one; else that of the validation split.
 
@@ -61,24 +64,44 @@ def write_model_bundle(
     run_dir, out_dir = Path(run_dir), Path(out_dir)
     run = RunDescription.read(run_dir)
     parts = _parts(run, run_dir, network)
-    if out_dir.is_dir() and any(out_dir.iterdir()) and not (out_dir / "configs" / METADATA_FILE).is_file():
-        raise InputError(f"{out_dir} holds other things than a bundle: name another folder.")
+    _check_folder(out_dir)
     definition = _definition(run, parts)
     metrics = _metrics(run_dir, split)
     metadata = answer_metadata(run, network) | {"eval_metrics": _figures(run, metrics, network)}
+    training = _train(run, run_dir)
     with sole_user(out_dir):
         (out_dir / "configs").mkdir(parents=True, exist_ok=True)
+        # First: where the rest is cut off, the folder is known as one of ours and can be written again.
+        write_json(out_dir / "configs" / _INFERENCE_FILE, _inference(run, definition))
         write_json(out_dir / "configs" / METADATA_FILE, metadata)
-        write_json(out_dir / "configs" / "inference.json", _inference(run, definition))
-        write_json(out_dir / "configs" / "train.json", _train(run, run_dir))
+        write_json(out_dir / "configs" / "train.json", training)
         templates = bundle_dir(run.task)
         shutil.copyfile(templates / "configs" / "logging.conf", out_dir / "configs" / "logging.conf")
         shutil.copyfile(templates / "LICENSE", out_dir / "LICENSE")
         _write_models(run_dir, out_dir / "models", parts, definition, metadata)
         (out_dir / "docs").mkdir(exist_ok=True)
-        card = _model_card(run, network, parts, metrics, metadata)
+        card = _model_card(run, network, parts, metrics, metadata, training)
         write_atomically(out_dir / "docs" / "README.md", card.encode())
     return out_dir
+
+
+def _check_folder(out_dir: Path) -> None:
+    """Refuse a folder that holds something else than what an earlier export wrote.
+
+    Bundles of people's own, and those that trainings read, have the same layout as an exported one.
+    """
+    if any(out_dir.resolve() == bundle_dir(task).resolve() for task in BUNDLES):
+        raise InputError(f"{out_dir} is kdml_med's own bundle, which every training reads: name another folder.")
+    if out_dir.is_dir() and any(out_dir.iterdir()) and not _is_exported(out_dir):
+        raise InputError(f"{out_dir} holds other things than a bundle that was exported: name another folder.")
+
+
+def _is_exported(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "configs" / _INFERENCE_FILE).read_text())
+        return bool(config["network_def"]["_target_"] == _NETWORK)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _parts(run: RunDescription, run_dir: Path, network: str) -> list[str]:
@@ -136,7 +159,7 @@ def _inference(run: RunDescription, definition: dict[str, Any]) -> dict[str, Any
         "batch_size": 16,
         "image_size": run.image_size,
         "classes": run.classes,
-        "network_def": {"_target_": f"{_ROOM}.traced_network", **definition, "image_size": "@image_size"},
+        "network_def": {"_target_": _NETWORK, **definition, "image_size": "@image_size"},
         "network": "$@network_def.to(@device)",
         "preprocessing": {
             "_target_": "Compose",
@@ -186,7 +209,7 @@ def _train(run: RunDescription, run_dir: Path) -> dict[str, Any]:
     for name, value in knobs.items():
         if name not in config:  # of an earlier version
             continue
-        config[name] = known_default(run.task, name) if name in _PLACES else value
+        config[name] = _without_folders(value) if name in _PLACES else value
     config |= {"dataset_dir": "$@bundle_root + '/data'", "max_epochs": settings["free"].get("max_epochs", 1)}
     source = "frames" if run.task is Task.DETECTION else "tiles"
     for part in ("train", "validate"):
@@ -196,6 +219,16 @@ def _train(run: RunDescription, run_dir: Path) -> dict[str, Any]:
     config["validate"]["handlers"] = []
     config["validate"]["evaluator"]["val_handlers"] = "@validate#handlers"
     return config
+
+
+def _without_folders(value: Any) -> Any:
+    """Names of files without the folders of the machine that trained.
+
+    They stay: without them the config would train something else. With them it names the file that it needs.
+    """
+    if isinstance(value, Mapping):
+        return {name: _without_folders(path) for name, path in value.items()}
+    return PurePath(value).name if isinstance(value, str) else value
 
 
 def _metrics(run_dir: Path, split: str) -> dict[str, Any] | None:
@@ -226,7 +259,12 @@ def _figures(run: RunDescription, metrics: Mapping[str, Any] | None, network: st
 
 
 def _model_card(
-    run: RunDescription, network: str, parts: list[str], metrics: Mapping[str, Any] | None, metadata: Mapping[str, Any]
+    run: RunDescription,
+    network: str,
+    parts: list[str],
+    metrics: Mapping[str, Any] | None,
+    metadata: Mapping[str, Any],
+    training: Mapping[str, Any],
 ) -> str:
     height, width = input_size(run.image_size)
     detection = run.task is Task.DETECTION
@@ -263,6 +301,7 @@ def _model_card(
         "",
         "    python -m monai.bundle run --config_file configs/train.json --dataset_dir DATA --run_dir RUN",
         "",
+        *_started_from(training),
         "## Limits",
         "",
         "Figures hold for patients like those of the evaluation. Other hospitals, scanners or processors of video, "
@@ -275,6 +314,22 @@ def _model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _started_from(training: Mapping[str, Any]) -> list[str]:
+    """What of the training is not in the bundle."""
+    files: list[Any] = []
+    for name in _PLACES:
+        value = training.get(name)
+        files += value.values() if isinstance(value, Mapping) else [value]
+    named = sorted({file for file in files if isinstance(file, str) and file != IMAGENET})
+    if not named:
+        return []
+    shown = ", ".join(f"`{markdown_text(name)}`" for name in named)
+    return [
+        f"That training started from files that are not part of this bundle: {shown}. Name yours in the config.",
+        "",
+    ]
 
 
 def _performance(run: RunDescription, metrics: Mapping[str, Any] | None, network: str) -> list[str]:

@@ -184,6 +184,43 @@ def test_one_network_can_be_named(material: dict[str, tuple[Path, Path, Path]], 
     assert {name.split(".")[1] for name in state} == {"student_1"}
 
 
+def test_the_training_starts_as_that_of_the_run_did_or_names_the_file_that_it_needs(
+    material: dict[str, tuple[Path, Path, Path]], tmp_path: Path
+) -> None:
+    run_dir, data, _ = material["classification"]
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    settings = read_json(run / "settings.json")
+    settings["knobs"] |= {"initial_weights": {"mobilenet_v2": "/elsewhere/m.pth"}}
+    settings["knobs"] |= {"teacher_checkpoint": "/elsewhere/cells/teacher.pt"}
+    (run / "settings.json").write_text(json.dumps(settings))
+    bundle = write_model_bundle(run, tmp_path / "bundle")
+    training = read_json(bundle / "configs/train.json")
+    assert training["initial_weights"] == {"mobilenet_v2": "m.pth"}
+    assert training["teacher_checkpoint"] == "teacher.pt"
+    card = (bundle / "docs/README.md").read_text()
+    assert "files that are not part of this bundle: `m.pth`, `teacher.pt`." in card
+    assert "elsewhere" not in json.dumps(training) + card
+    words = ["--config_file", "configs/train.json", "--dataset_dir", data, "--run_dir", tmp_path / "again"]
+    ended = run_bundle("run", *words, cwd=bundle, check=False)
+    assert ended.returncode == 2
+    assert "teacher.pt" in ended.stderr or "m.pth" in ended.stderr
+
+
+def test_an_earlier_export_is_written_over_also_where_it_was_cut_off(
+    material: dict[str, tuple[Path, Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, folder = material["classification"][0], tmp_path / "bundle"
+    with monkeypatch.context() as patch:
+        patch.setattr("kdml_med.bundle.model_bundle._train", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write_model_bundle(run_dir, folder, network="student_0")
+    assert not (folder / "configs/train.json").exists()
+    for network in ("student_0", "student_1"):
+        write_model_bundle(run_dir, folder, network=network)
+        state = torch.load(folder / "models/model.pt", weights_only=True)
+        assert {name.split(".")[1] for name in state} == {network}
+
+
 def test_wrong_requests_end_in_one_line(material: dict[str, tuple[Path, Path, Path]], tmp_path: Path) -> None:
     run_dir = material["detection"][0]
     with pytest.raises(InputError, match=r"network is 'student_9'; the run has: teacher, student_0"):
