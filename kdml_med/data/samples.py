@@ -8,23 +8,23 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
 from monai.transforms import Randomizable
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from kdml_med.data.batches import Samples, collate_samples, finish_batch
 from kdml_med.data.cache import NO_CACHE, with_cache
-from kdml_med.data.drafts import Drafts, Unfinished, random_numbers, split_chain
+from kdml_med.data.drafts import Drafts, random_numbers, split_chain
 from kdml_med.data.images import Pixels
 from kdml_med.data.learners import deal_patients
 from kdml_med.data.reading import ImageSource, Positions, ShardReader
-from kdml_med.data.sampling import EpochSampler
+from kdml_med.data.sampling import Dealt, EpochSampler
 from kdml_med.data.selection import select_rows
 from kdml_med.errors import InputError
 from kdml_med.keys import BatchKey
@@ -34,8 +34,8 @@ from kdml_med.storage.manifest import DatasetInfo, DatasetKind, image_root, read
 
 logger = logging.getLogger(__name__)
 
-Index = int | tuple[int, int]
-"""Position of a sample, or (epoch, position)."""
+Index = int | Dealt
+"""Position of a sample, alone or as ``EpochSampler`` deals it."""
 
 UNLABELLED = -1
 NO_EPOCH = 0
@@ -44,9 +44,9 @@ NO_EPOCH = 0
 class ManifestDataset(Dataset[dict[str, Any]]):
     """Rows of a manifest as samples: one split of a dataset folder, or the whole folder.
 
-    Random transforms are seeded for each sample from (seed, epoch, sample_id), so that a sample does not depend on the
-    number of workers, on the order of reading, or on whether the run was interrupted before. The epoch comes with the
-    index, from ``EpochSampler``.
+    Random transforms are seeded for each sample from (seed, epoch, sample_id), and from how often it has come in the
+    epoch before, so that a sample does not depend on the number of workers, on the order of reading, or on whether the
+    run was interrupted before. Epoch and times come with the index, from ``EpochSampler``.
 
     Args:
         dataset_dir: dataset folder, see ``kdml_med.storage.manifest``.
@@ -156,14 +156,14 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         """Samples, made together; each is what it would be alone.
 
         Args:
-            indices: positions, or (epoch, position).
+            indices: positions, (epoch, position), or (epoch, position, times that it has come in the epoch before).
             later: leave pixels and colours as they are, see ``Unfinished``, where nothing else is left to do.
             views: of each sample: first all samples in their first view, which is that of ``views=1``, then all in
                 their second one, and so on.
         """
-        pairs = [index if isinstance(index, tuple) else (NO_EPOCH, index) for index in indices]
-        samples = self._samples([position for _, position in pairs])
-        ids = [f"{self.seed}/{epoch}/{own[BatchKey.SAMPLE_ID]}" for (epoch, _), own in zip(pairs, samples, strict=True)]
+        dealt = [index if isinstance(index, tuple) else (NO_EPOCH, index) for index in indices]
+        samples = self._samples([position for _, position, *_ in dealt])
+        ids = [self._key(own[BatchKey.SAMPLE_ID], *index) for index, own in zip(dealt, samples, strict=True)]
         keys = [f"{own}/{view}" if view else own for view in range(views) for own in ids]
         # Pixels are read once: transforms put others in their place.
         drafts = Drafts([*samples, *(dict(own) for _ in range(1, views) for own in samples)])
@@ -183,6 +183,11 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         finished = [self._finish(sample, key) for sample, key in zip(drafts.samples, keys, strict=True)]
         return Samples(finished, views=views)
 
+    def _key(self, sample_id: str, epoch: int, _: int, times: int = 0) -> str:
+        """What the random numbers of a sample follow from."""
+        # With the epoch, as no sample_id can then be mistaken for that of another sample and a number.
+        return f"{self.seed}/{epoch}+{times}/{sample_id}" if times else f"{self.seed}/{epoch}/{sample_id}"
+
     def _samples(self, positions: list[int]) -> list[dict[str, Any]]:
         """Samples of rows before the transform, with the names of the rows and of what they belong to."""
         names = [BatchKey.SAMPLE_ID.value, self.kind.group, BatchKey.PATIENT_ID.value]
@@ -201,51 +206,6 @@ class ManifestDataset(Dataset[dict[str, Any]]):
             self._rest.set_random_state(seed=int.from_bytes(digest[:4], "little"))
         finished: dict[str, Any] = self._rest(sample)
         return finished
-
-
-class Samples(list[dict[str, Any]]):
-    """Samples that were made together.
-
-    Args:
-        samples: each with its image.
-        images: all images in one memory, float32 [samples, 3, height, width], or what they will be made of; None where
-            they are apart.
-        views: of each sample, see ``ManifestDataset.make``.
-    """
-
-    def __init__(
-        self, samples: Sequence[dict[str, Any]], images: Tensor | Unfinished | None = None, views: int = 1
-    ) -> None:
-        super().__init__(samples)
-        self.images, self.views = images, views
-
-
-class _Boxes(NamedTuple):
-    """Boxes of a batch in one memory, as every tensor that comes from another process costs a file handle."""
-
-    joined: Tensor
-    counts: list[int]
-
-
-def collate_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Batch of samples, for ``_finished``; boxes, of which every image has its own number, are joined.
-
-    Of samples that come in several views there are all images, and one label and identifier for each sample.
-    """
-    ready: dict[str, Any] = {}
-    if isinstance(samples, Samples):
-        if samples.images is not None:
-            ready[BatchKey.IMAGE.value] = samples.images
-        elif samples.views > 1:
-            ready[BatchKey.IMAGE.value] = default_collate([sample[BatchKey.IMAGE] for sample in samples])
-        samples = samples[: len(samples) // samples.views]
-    boxes = [sample[BatchKey.LABEL] for sample in samples]
-    if isinstance(boxes[0], Tensor):
-        ready[BatchKey.LABEL.value] = _Boxes(torch.cat(boxes), [len(own) for own in boxes])
-    rest: dict[str, Any] = default_collate(
-        [{key: value for key, value in sample.items() if key not in ready} for sample in samples]
-    )
-    return ready | rest
 
 
 class SampleLoader(DataLoader[dict[str, Any]]):
@@ -370,7 +330,7 @@ class _Batches:
 
     def __next__(self) -> Any:
         try:
-            return _finished(next(self._batches), self._device)
+            return finish_batch(next(self._batches), self._device)
         except InputError as error:
             raise InputError(_last_message(str(error))) from error
         except RuntimeError as error:
@@ -380,19 +340,6 @@ class _Batches:
                 "a process that reads samples was ended from outside, probably for want of memory: use fewer "
                 "--num_workers or a smaller --batch_size; the same command goes on."
             ) from error
-
-
-def _finished(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with float images, views of a sample beside each other, and a list of the boxes of each."""
-    image, label = batch[BatchKey.IMAGE], batch[BatchKey.LABEL]
-    if isinstance(image, Unfinished):
-        image = image.finish(device)
-    samples = len(label.counts if isinstance(label, _Boxes) else label)
-    views = len(image) // samples
-    batch[BatchKey.IMAGE.value] = image if views == 1 else image.unflatten(0, (views, samples)).transpose(0, 1)
-    if isinstance(label, _Boxes):
-        batch[BatchKey.LABEL.value] = list(label.joined.split(label.counts))
-    return batch
 
 
 def _last_message(text: str) -> str:

@@ -14,8 +14,11 @@ from torch.utils.data.distributed import DistributedSampler
 
 from kdml_med.errors import InputError
 
+Dealt = tuple[int, int] | tuple[int, int, int]
+"""(epoch, position of a sample), and, where it has come in the epoch before, how often."""
+
 _CHUNK = 2**16
-"""Samples that are dealt out as Python objects at a time: an epoch of millions never is a list of so many pairs."""
+"""Samples that are dealt out as Python objects at a time: an epoch of millions never is a list of so many tuples."""
 
 _LEAST_SHARE = 2
 """Of a batch: batch norm takes no single sample where maps are 1 x 1."""
@@ -34,7 +37,11 @@ class Labelled(Protocol):
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Shuffled (epoch, index) pairs, drawn from (seed, epoch) alone.
+    """Shuffled (epoch, index), drawn from (seed, epoch) alone; (epoch, index, times) where a sample comes again.
+
+    An epoch that is balanced, or longer than the dataset, has samples several times, which are to be augmented in
+    another way each time. How often a sample has come before counts from the beginning of the epoch over all processes,
+    so it is the same with any number of them, and where a training goes on in the middle.
 
     It is a ``DistributedSampler`` because MONAI's engines tell those the epoch, and so that several processes share an
     epoch: every batch is cut into as equal shares as it can, and the shares of all processes together are the batch
@@ -117,8 +124,11 @@ class EpochSampler(DistributedSampler[Any]):
         else:
             rounds = -(-wanted // size)
             order = torch.cat([torch.randperm(size, generator=generator) for _ in range(rounds)])[:wanted]
+        repeats = self._members is not None or wanted > size
+        times = _times_before(order) if repeats else torch.zeros_like(order)
         epoch, seen = self.start
-        return _deal(self.shown_epoch, order[self._own_places(seen if self.epoch == epoch else 0)])
+        places = self._own_places(seen if self.epoch == epoch else 0)
+        return _deal(self.shown_epoch, order[places], times[places])
 
     def __len__(self) -> int:
         """Samples of a whole epoch in this process."""
@@ -165,7 +175,15 @@ def _draw_balanced(by_class: Tensor, counts: Tensor, wanted: int, generator: tor
     return by_class[(ends - counts)[classes] + (places * counts[classes]).long()]
 
 
-def _deal(epoch: int, order: Tensor) -> Iterator[tuple[int, int]]:
-    for part in order.split(_CHUNK):
-        for index in part.tolist():
-            yield epoch, index
+def _times_before(order: Tensor) -> Tensor:
+    """How often the sample at each place has come at earlier places, int64, like ``order``."""
+    ordered, places = order.sort(stable=True)
+    times = torch.empty_like(order)
+    times[places] = torch.arange(len(order)) - torch.searchsorted(ordered, ordered)
+    return times
+
+
+def _deal(epoch: int, order: Tensor, times: Tensor) -> Iterator[Dealt]:
+    for part, before in zip(order.split(_CHUNK), times.split(_CHUNK), strict=True):
+        for index, time in zip(part.tolist(), before.tolist(), strict=True):
+            yield (epoch, index, time) if time else (epoch, index)

@@ -6,6 +6,7 @@ record 2530835; and ``csv``, any folder with a table that has one row per image.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from kdml_med.tables.images import ImageTable, TableColumns, read_image_table
 from kdml_med.tables.labels import LabelLevel
 from kdml_med.tables.names import is_tcga_normal, other_barcode, tcga_site
 from kdml_med.tables.usage import LabelSource, RowUse, describe_labels
+from kdml_med.words import printable
 from kdml_med.wsi.image_folders import (
     ImageIndex,
     class_folders,
@@ -42,7 +44,10 @@ from kdml_med.wsi.imported import (
 )
 from kdml_med.wsi.labelling import NORMAL_TISSUE
 
+logger = logging.getLogger(__name__)
+
 KATHER_MPP = 0.5  # Zenodo 2530835: 224 px are 112 µm
+_SHOWN_SIZES = 3
 _BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Za-z0-9])")
 
 
@@ -73,7 +78,7 @@ def import_tile_folders(
         mpp: micrometres per pixel of the tiles.
         val_fraction: share of the train patients that validate; 0 for none.
         seed: of their choice.
-        check_images: parse the header of every image, not only of the first.
+        check_images: parse the header of every image, not only of the first, which else tells the size of all.
         tcga_normals: normal tissue has the label of its patient's tumour, too.
         force: replace other frozen splits.
         progress: wraps the list of images to show progress.
@@ -93,7 +98,7 @@ def import_tile_folders(
         for path, word, label, split in zip(folders["path"], folders["label"], labels, folders["split"], strict=True)
         for shard, size in scan_images(path, source)
     ]
-    side: int | None = None
+    shapes: dict[tuple[int, int], str] = {}
     for shard, size, _, label, split in progress(sorted(images, key=lambda image: image[0])):
         found = _BARCODE.search(Path(shard).stem)
         reason = name_problem(shard, size)
@@ -103,9 +108,10 @@ def import_tile_folders(
             reason = reason or "barcodes of two TCGA patients in the file name"
         elif label is not None and not tcga_normals and is_tcga_normal(Path(shard).stem):
             reason = reason or NORMAL_TISSUE
-        if not reason and (check_images or side is None):
+        if not reason and (check_images or not shapes):
             shape, reason = read_header(source / shard)
-            side = side or (shape[0] if shape and shape[0] == shape[1] else None)
+            if shape is not None:
+                shapes.setdefault(shape, shard)
         if reason or found is None:
             failures.append((shard, reason or ""))
             continue
@@ -114,7 +120,7 @@ def import_tile_folders(
         rows.append(row | {"site": tcga_site(patient), "mpp": mpp, "shard": shard, "offset": 0, "size": size})
         rows[-1]["split"] = split
     options = {"layout": "kather", "cohort": cohort}
-    info = describe_import(source, names, side, mpp, "patient", options)
+    info = describe_import(source, names, _common_side(shapes), mpp, "patient", options)
     frame = frame_of(rows, failures, source)
     _check_folder_patients(frame)
     uses = Counter(RowUse.NO_CLASS if row["label"] is None else RowUse.USED for row in rows)
@@ -180,10 +186,9 @@ def import_tile_table(
     frame = frame_of(found.rows, failures, source)
     resolutions = set(frame["mpp"].dropna())
     common = resolutions.pop() if len(resolutions) == 1 and frame["mpp"].notna().all() else None
-    width, height = found.shapes.pop() if len(found.shapes) == 1 else (0, 1)
     options = {"layout": "csv", "table": Path(table).name, "table_sha256": content_hash(Path(table))}
     options["where"] = " and ".join(f"{name}={value}" for name, value in (where or {}).items())
-    info = describe_import(source, listed.classes, width if width == height else None, common, label_level, options)
+    info = describe_import(source, listed.classes, _common_side(found.shapes), common, label_level, options)
     info.labels = describe_labels(listed.source, found.uses, frame, listed.classes, tcga_normals=tcga_normals)
     result = write_import(out, info, frame, failures, val_fraction=val_fraction, seed=seed, force=force)
     result.unlisted, result.unused_split = len(found.unlisted), listed.unused_split
@@ -198,14 +203,14 @@ class _Listed:
         rows: of the manifest, of each image that can be used; "own" is the name of a slide that the image alone is.
         failures: name and reason of the others.
         unlisted: images that no row names.
-        shapes: widths and heights in pixels.
+        shapes: widths and heights in pixels, with the first image of each.
         uses: what became of the rows of the table.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     unlisted: list[str] = field(default_factory=list)
-    shapes: set[tuple[int, int]] = field(default_factory=set)
+    shapes: dict[tuple[int, int], str] = field(default_factory=dict)
     uses: Counter[RowUse] = field(default_factory=Counter)
 
 
@@ -233,7 +238,7 @@ def _find_listed(source: Path, table: str, listed: ImageTable, *, normals: bool,
             found.uses[RowUse.UNUSABLE] += 1
             continue
         found.uses[RowUse.NO_CLASS if row["label"] is None else RowUse.USED] += 1
-        found.shapes.add(shape)
+        found.shapes.setdefault(shape, shard)
         stem = shard.rsplit(".", 1)[0]
         own = shard if stems[stem] > 1 else stem  # a.png and a.jpg are two slides
         place = {"sample_id": shard, "shard": shard, "offset": 0, "size": sizes[shard]}
@@ -249,6 +254,20 @@ def _not_one(shards: list[str], source: Path, name: str) -> str:
         return f"its name fits {len(shards)} files, such as {shards[:2]}; name it by its path below {source}"
     path = " by that path" if "/" in name or "\\" in name else ""
     return f"not found in {source}{path}"
+
+
+def _common_side(shapes: Mapping[tuple[int, int], str]) -> int | None:
+    """Side of images, pixels; None where they differ, which is said, or are no squares.
+
+    Args:
+        shapes: widths and heights in pixels, with an image of each.
+    """
+    (width, height), *others = shapes or [(0, 1)]
+    if others:
+        shown = ", ".join(f"{w} x {h} px ({printable(shapes[w, h])})" for w, h in list(shapes)[:_SHOWN_SIZES])
+        more = ", …" * (len(shapes) > _SHOWN_SIZES)
+        logger.info("images differ in size: %s%s; training needs --image-size", shown, more)
+    return width if width == height and not others else None
 
 
 def _check_folder_patients(frame: pd.DataFrame) -> None:

@@ -1,6 +1,7 @@
 """A dataset folder of loose image files, small enough to write in a test."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +29,19 @@ def write_dataset(
     patients: dict[str, tuple[str, str | None, int]],
     *,
     size_px: int = 16,
+    other_sizes_px: Mapping[str, int] | None = None,
     freeze: bool = True,
 ) -> Path:
-    """Write patients given as (split, label, number of tiles); tiles are PNG and JPEG files in turn."""
+    """Write patients given as (split, label, number of tiles); tiles are PNG and JPEG files in turn.
+
+    Tiles with these ids have sides of their own, of which dataset.json knows nothing.
+    """
     rows = []
     for patient, (_, label, tiles) in patients.items():
         for tile in range(tiles):
             suffix = "jpg" if tile % 2 else "png"
-            data = encode(tile_pixels(len(rows), size_px), suffix)
+            side_px = (other_sizes_px or {}).get(f"{patient}/{tile}", size_px)
+            data = encode(tile_pixels(len(rows), side_px), suffix)
             path = folder / "images" / f"{patient}_{tile}.{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)

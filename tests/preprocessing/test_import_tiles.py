@@ -1,4 +1,5 @@
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -98,6 +99,40 @@ def test_unusable_tiles_are_listed_and_the_others_go_on(kather: Path, tmp_path: 
     assert "header" in reasons["blk-BRO"]
     assert "TCGA barcode" in reasons["strange"]
     assert len(read_manifest(tmp_path / "dataset")) == 32
+
+
+OTHER_SIZE = "CRC_DX_TRAIN/MSS/other-TCGA-AA-3601-01Z-00-DX1.png"
+
+
+@pytest.mark.parametrize("size", [(40, 40), (32, 40)])
+def test_checked_headers_of_different_sizes_leave_the_size_open_and_are_said(
+    kather: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, size: tuple[int, int]
+) -> None:
+    picture(kather / OTHER_SIZE, size)
+    with caplog.at_level(logging.INFO):
+        assert import_tiles(kather, tmp_path / "dataset", Layout.KATHER, check_images=True) == ExitCode.OK
+    assert read_info(tmp_path / "dataset").tile_size_px is None
+    assert failures(tmp_path / "dataset") == {}
+    first = "CRC_DX_TEST/MSIMUT/blk-AAAAAAAAAAAA-TCGA-AA-3615-01Z-00-DX1.png"
+    said = f"images differ in size: 32 x 32 px ({first}), {size[0]} x {size[1]} px ({OTHER_SIZE}); training needs"
+    assert said in caplog.text
+
+
+def test_checked_headers_of_one_size_are_not_spoken_of(
+    kather: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        import_tiles(kather, tmp_path / "dataset", Layout.KATHER, check_images=True)
+    assert read_info(tmp_path / "dataset").tile_size_px == 32
+    assert "differ in size" not in caplog.text
+
+
+def test_sizes_that_differ_in_a_table_are_said(images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture(images / "deep/large.png", (64, 64))
+    path = table(tmp_path, "image,patient,label\ni1,1,a\ni2,1,a\nlarge,2,b\n")
+    with caplog.at_level(logging.INFO):
+        import_tile_table(images, tmp_path / "dataset", path)
+    assert "images differ in size: 40 x 40 px (deep/i1.jpg), 64 x 64 px (deep/large.png)" in caplog.text
 
 
 @pytest.mark.parametrize(
