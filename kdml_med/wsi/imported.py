@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,12 @@ from kdml_med.storage.manifest import SLIDES_FILE, DatasetInfo, manifest_table, 
 from kdml_med.storage.shards import ShardRecord
 from kdml_med.tables.columns import COARSEST_TILE_MPP, FINEST_MPP
 from kdml_med.tables.names import is_tcga_normal, other_barcode
-from kdml_med.words import storable
+from kdml_med.words import printable, storable
 from kdml_med.wsi.labelling import NORMAL_TISSUE
+
+logger = logging.getLogger(__name__)
+
+_SHOWN_SIZES = 3
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
@@ -78,6 +83,20 @@ def frame_of(rows: list[dict[str, Any]], failures: list[tuple[str, str]], source
         reason = f"; the first of {len(failures)}, {failures[0][0]}: {failures[0][1]}" if failures else ""
         raise InputError(f"no usable image in {source}{reason}.")
     return pd.DataFrame(rows, dtype=object).sort_values("sample_id", kind="stable")
+
+
+def common_side(shapes: Mapping[tuple[int, int], str]) -> int | None:
+    """Side of images, pixels; None where they differ, which is said, or are no squares.
+
+    Args:
+        shapes: widths and heights in pixels, with an image of each.
+    """
+    (width, height), *others = shapes or [(0, 1)]
+    if others:
+        shown = ", ".join(f"{w} x {h} px ({printable(shapes[w, h])})" for w, h in list(shapes)[:_SHOWN_SIZES])
+        more = ", …" * (len(shapes) > _SHOWN_SIZES)
+        logger.info("images differ in size: %s%s; training needs --image-size", shown, more)
+    return width if width == height and not others else None
 
 
 def describe_import(

@@ -6,7 +6,6 @@ record 2530835; and ``csv``, any folder with a table that has one row per image.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,6 @@ from kdml_med.tables.images import ImageTable, TableColumns, read_image_table
 from kdml_med.tables.labels import LabelLevel
 from kdml_med.tables.names import is_tcga_normal, other_barcode, tcga_site
 from kdml_med.tables.usage import LabelSource, RowUse, describe_labels
-from kdml_med.words import printable
 from kdml_med.wsi.image_folders import (
     ImageIndex,
     class_folders,
@@ -37,6 +35,7 @@ from kdml_med.wsi.imported import (
     ImportResult,
     Progress,
     check_mpp,
+    common_side,
     contradiction,
     describe_import,
     frame_of,
@@ -44,10 +43,7 @@ from kdml_med.wsi.imported import (
 )
 from kdml_med.wsi.labelling import NORMAL_TISSUE
 
-logger = logging.getLogger(__name__)
-
 KATHER_MPP = 0.5  # Zenodo 2530835: 224 px are 112 µm
-_SHOWN_SIZES = 3
 _BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Za-z0-9])")
 
 
@@ -120,7 +116,7 @@ def import_tile_folders(
         rows.append(row | {"site": tcga_site(patient), "mpp": mpp, "shard": shard, "offset": 0, "size": size})
         rows[-1]["split"] = split
     options = {"layout": "kather", "cohort": cohort}
-    info = describe_import(source, names, _common_side(shapes), mpp, "patient", options)
+    info = describe_import(source, names, common_side(shapes), mpp, "patient", options)
     frame = frame_of(rows, failures, source)
     _check_folder_patients(frame)
     uses = Counter(RowUse.NO_CLASS if row["label"] is None else RowUse.USED for row in rows)
@@ -188,7 +184,7 @@ def import_tile_table(
     common = resolutions.pop() if len(resolutions) == 1 and frame["mpp"].notna().all() else None
     options = {"layout": "csv", "table": Path(table).name, "table_sha256": content_hash(Path(table))}
     options["where"] = " and ".join(f"{name}={value}" for name, value in (where or {}).items())
-    info = describe_import(source, listed.classes, _common_side(found.shapes), common, label_level, options)
+    info = describe_import(source, listed.classes, common_side(found.shapes), common, label_level, options)
     info.labels = describe_labels(listed.source, found.uses, frame, listed.classes, tcga_normals=tcga_normals)
     result = write_import(out, info, frame, failures, val_fraction=val_fraction, seed=seed, force=force)
     result.unlisted, result.unused_split = len(found.unlisted), listed.unused_split
@@ -254,20 +250,6 @@ def _not_one(shards: list[str], source: Path, name: str) -> str:
         return f"its name fits {len(shards)} files, such as {shards[:2]}; name it by its path below {source}"
     path = " by that path" if "/" in name or "\\" in name else ""
     return f"not found in {source}{path}"
-
-
-def _common_side(shapes: Mapping[tuple[int, int], str]) -> int | None:
-    """Side of images, pixels; None where they differ, which is said, or are no squares.
-
-    Args:
-        shapes: widths and heights in pixels, with an image of each.
-    """
-    (width, height), *others = shapes or [(0, 1)]
-    if others:
-        shown = ", ".join(f"{w} x {h} px ({printable(shapes[w, h])})" for w, h in list(shapes)[:_SHOWN_SIZES])
-        more = ", …" * (len(shapes) > _SHOWN_SIZES)
-        logger.info("images differ in size: %s%s; training needs --image-size", shown, more)
-    return width if width == height and not others else None
 
 
 def _check_folder_patients(frame: pd.DataFrame) -> None:

@@ -25,6 +25,7 @@ from kdml_med.wsi.imported import (
     ImportResult,
     Progress,
     check_mpp,
+    common_side,
     contradiction,
     describe_import,
     frame_of,
@@ -83,7 +84,7 @@ def import_samples(
         mpp: micrometres per pixel of the images, where samples do not say it.
         val_fraction: share of the train patients that validate, where samples name a split without validation.
         seed: of their choice.
-        check_images: parse the header of every image, not only of the first.
+        check_images: parse the header of every image, not only of the first, which else tells the size of all.
         tcga_normals: at level "patient", normal tissue has the label of its patient's tumour, too.
         force: replace other frozen splits.
         progress: wraps the list of tars to show progress.
@@ -129,17 +130,19 @@ def import_samples(
         rows.append(row | place)
     frame = frame_of(rows, found.failures, root)
     shard, sample = found.samples[frame["sample_id"].iloc[0]]
-    shape, reason = read_header(BytesIO(read_member(root, shard, sample.offset, sample.size)))
-    if shape is None:
+    first, reason = read_header(BytesIO(read_member(root, shard, sample.offset, sample.size)))
+    if first is None:
         raise InputError(f"{frame['sample_id'].iloc[0]}: {reason}. Find others like it with --check-images.")
+    shapes = {first: frame["sample_id"].iloc[0]}
+    for sample_id in frame["sample_id"] if check_images else ():
+        shapes.setdefault(found.samples[sample_id][1].shape or first, sample_id)
     resolutions = set(frame["mpp"].dropna())
     common = resolutions.pop() if len(resolutions) == 1 and frame["mpp"].notna().all() else None
     options = {"layout": "webdataset", "key_pattern": key_pattern, "image_field": columns.image}
     options["where"] = " and ".join(f"{name}={value}" for name, value in (where or {}).items())
     if labels is not None:
         options |= {"table": Path(labels).name, "table_sha256": content_hash(Path(labels))}
-    side = shape[0] if shape[0] == shape[1] else None
-    info = describe_import(root, listed.classes, side, common, label_level, options)
+    info = describe_import(root, listed.classes, common_side(shapes), common, label_level, options)
     used = set(frame["shard"])
     info.shard_bytes = {name: size for name, size in sorted(found.shard_bytes.items()) if name in used}
     word_source = listed.source

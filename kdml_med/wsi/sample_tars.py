@@ -45,6 +45,7 @@ class Sample:
         offset: where the data of the image begins in the tar, bytes.
         size: of the image, bytes.
         facts: text of .cls and .txt by these names, and of the values in .json, as far as they are no lists or objects.
+        shape: width and height of the image, pixels; None where its header was not parsed.
     """
 
     key: str
@@ -52,6 +53,7 @@ class Sample:
     offset: int
     size: int
     facts: dict[str, str] = field(default_factory=dict)
+    shape: tuple[int, int] | None = None
 
 
 @dataclass
@@ -122,7 +124,8 @@ def read_tar(path: Path, *, image: str | None = None, check_images: bool = False
 
 
 def _image_problem(stream: BinaryIO, sample: Sample) -> str:
-    return read_header(BytesIO(_pread(stream, sample.offset, sample.size)))[1]
+    sample.shape, reason = read_header(BytesIO(_pread(stream, sample.offset, sample.size)))
+    return reason
 
 
 def _pread(stream: BinaryIO, offset: int, size: int) -> bytes:

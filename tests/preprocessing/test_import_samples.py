@@ -360,6 +360,18 @@ def test_headers_of_images_are_parsed_when_asked(tmp_path: Path) -> None:
     assert failures(tmp_path / "checked") == {"a/1": "its header is not that of a PNG or JPEG image"}
 
 
+def test_sizes_of_images_are_compared_when_headers_are_parsed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    members = [(f"{name}.{kind}", data) for name, size in (("0", 32), ("1", 40)) for kind, data in
+               (("png", picture(1, size)), ("cls", b"0"), ("json", b'{"patient": "P"}'))]  # fmt: skip
+    write_tar(tmp_path / "in" / "a.tar", members)
+    bring_in(tmp_path / "in", tmp_path / "out")
+    assert read_info(tmp_path / "out").tile_size_px == 32
+    with caplog.at_level("INFO"):
+        bring_in(tmp_path / "in", tmp_path / "checked", check_images=True)
+    assert read_info(tmp_path / "checked").tile_size_px is None
+    assert "images differ in size: 32 x 32 px (a/0), 40 x 40 px (a/1)" in caplog.text
+
+
 def test_a_tar_replaced_since_the_import_is_refused_and_followed_by_the_next(tars: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     bring_in(tars, out)

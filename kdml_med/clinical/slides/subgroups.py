@@ -19,7 +19,7 @@ from kdml_med.tables.names import same_name_form, slide_name
 from kdml_med.words import counted
 
 SITE = "site"
-NOT_GIVEN, OTHERS, NOT_LISTED = "not given", "others", "not in the table"
+NOT_GIVEN, OTHERS = "not given", "others"
 MOST_GROUPS = 12
 """A column with more values is shown by its most frequent ones, numbers by thirds."""
 _FEW_NUMBERS = 6
