@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kdml_med.bundle.network_checks import try_networks
 from kdml_med.bundle.provenance import made_by
 from kdml_med.bundle.settings import Settings, free_settings, known_default
 from kdml_med.bundle.training_checks import check_together, say_what_does_nothing
@@ -179,6 +180,7 @@ def record_run(
     built: tuple[Cohort, CohortLoss],
     acceleration: Acceleration,
     level: Level | None = None,
+    loaders: Sequence[Any] = (),
 ) -> None:
     """Write settings.json, metadata.json, and cohort.json: what is needed to build, feed and judge the networks again.
 
@@ -193,10 +195,11 @@ def record_run(
             written.
         acceleration: how is computed; a run goes on in the same way.
         level: "patient" or "slide", what tiles are aggregated to.
+        loaders: data loaders of training and validation, likewise; the first one tells the smallest batch.
 
     Raises:
-        InputError: the dataset does not fit the settings, the loss not the students, another run has the folder, or not
-            all processes see it.
+        InputError: the dataset does not fit the settings, the loss not the students, the networks not the classes or
+            the smallest batch, another run has the folder, or not all processes see it.
     """
     cohort, loss = built
     if isinstance(training, TileDataset):
@@ -207,6 +210,7 @@ def record_run(
     with errors_for_people(ValueError):
         loss.check_students(len(cohort.student_names))
     check_shares(settings, cohort)
+    try_networks(settings, training, cohort, loaders)
     run_dir = Path(settings["run_dir"])
     if processes.is_main():
         settings.holds = keep_out_others(run_dir, option="--run_dir")

@@ -62,9 +62,11 @@ def check_together(settings: Settings) -> None:
             "--student_views turns and mirrors a tile for each student, and feature maps of peers would be compared "
             "place by place: set --peer_link to predictions, or --gamma to 0."
         )
-    spec = cohort_spec(settings["version"], task=settings.task, students=settings["students"])
-    if settings["alpha"] == settings["beta"] == 0 and len(spec.students) == 1:
-        raise InputError("a single student has no peers: --alpha or --beta must be above 0.")
+    if settings["alpha"] == settings["beta"] == 0:
+        raise InputError(
+            "--alpha and --beta are 0: no student would learn from labels, by itself or by a teacher, and peers can "
+            "only agree. Set one of them above 0."
+        )
 
 
 def _each(links: str | Sequence[str]) -> Sequence[str]:
@@ -98,3 +100,27 @@ def say_what_does_nothing(settings: Settings) -> None:
     ):
         if not heeded and settings.get(name) != settings.defaults.get(name):
             logger.warning("--%s %s does nothing: it is for %s.", name, settings[name], condition)
+    _say_what_ends_too_early(settings, students)
+
+
+def _say_what_ends_too_early(settings: Settings, students: int) -> None:
+    """Rises that take as long as the training, so that their end is never reached."""
+    epochs, ramp = settings["max_epochs"], settings["ramp_up_epochs"]
+    if settings["warmup_epochs"] >= epochs:
+        logger.warning(
+            "--warmup_epochs %g of --max_epochs %d: the learning rate only rises, and never falls. Lower it (0 for no "
+            "rise), or train longer.",
+            settings["warmup_epochs"],
+            epochs,
+        )
+    used = {"beta": epochs - settings["teacher_warmup_epochs"], "gamma": epochs if students > 1 else 0}
+    short = [name for name, left in used.items() if settings[name] > 0 and 0 < left <= ramp]
+    if short:
+        logger.warning(
+            "--ramp_up_epochs %d of --max_epochs %d: %s would be reached in epoch %d. Lower it (0 for full weight at "
+            "once), or train longer.",
+            ramp,
+            epochs,
+            " and ".join(f"--{name} {settings[name]:g}" for name in short),
+            max(epochs - used[name] for name in short) + ramp + 1,
+        )

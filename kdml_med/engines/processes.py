@@ -26,7 +26,6 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from kdml_med.errors import ExitCode, InputError, foreseen
-from kdml_med.losses.cohort import CohortLoss
 
 Value = TypeVar("Value")
 MAIN = 0
@@ -192,11 +191,16 @@ def added(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def mean(value: Tensor) -> Tensor:
     """Mean over the processes, without gradient; all call it. The very same tensor where there is one process."""
+    return value if world_size() == 1 else summed(value) / world_size()
+
+
+def summed(value: Tensor) -> Tensor:
+    """Sum over the processes, without gradient; all call it. The very same tensor where there is one process."""
     if world_size() == 1:
         return value
     whole = value.detach().clone()
     dist.all_reduce(whole)
-    return whole / world_size()
+    return whole
 
 
 def wait() -> None:
@@ -270,53 +274,6 @@ def share_buffers(network: nn.Module) -> None:
     if world_size() > 1:
         for buffer in network.buffers():
             dist.broadcast(buffer, src=MAIN)
-
-
-def joint_terms(
-    loss: Callable[..., dict[str, Tensor]], predictions: Mapping[str, Any], target: Any, *, samples: int
-) -> dict[str, Tensor]:
-    """Loss terms of this process, whose mean over the processes is that of the joined batch; all call it.
-
-    Args:
-        loss: the cohort loss. Of one that is no ``CohortLoss``, terms are taken for means over the batch.
-        predictions: of the samples of this process.
-        target: likewise.
-        samples: how many of them count; 0 for a process that only keeps the others company.
-
-    Returns:
-        Scalars by name; the gradient of "loss" is such that its mean over the processes is that of the joined batch.
-    """
-    if world_size() == 1:
-        return loss(predictions, target)
-    joint = _Share(samples, _device_of(predictions))
-    if not isinstance(loss, CohortLoss):
-        return {name: value * joint.share for name, value in loss(predictions, target).items()}
-    loss.joint = joint
-    try:
-        terms = loss(predictions, target)
-    finally:
-        loss.joint = None
-    return terms if samples else {name: value * 0.0 for name, value in terms.items()}
-
-
-class _Share:
-    """What a loss asks, see ``kdml_med.losses.cohort.Joint``."""
-
-    def __init__(self, samples: int, device: torch.device) -> None:
-        self._counts = samples > 0
-        own = torch.full((), float(samples), device=device)
-        self.share = own / self.divisor(own, 1.0)
-
-    def divisor(self, own: Tensor, least: float) -> Tensor:
-        whole = own.detach().float() * float(self._counts)
-        dist.all_reduce(whole)
-        return whole.clamp(min=least) / world_size()
-
-
-def _device_of(predictions: Any) -> torch.device:
-    while not isinstance(predictions, Tensor):
-        predictions = next(iter(predictions.values() if isinstance(predictions, Mapping) else predictions))
-    return predictions.device
 
 
 def end_together(error: BaseException) -> BaseException:

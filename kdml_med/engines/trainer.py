@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from monai.engines import IterationEvents, SupervisedTrainer, Workflow
 from monai.utils import CommonKeys
 from torch import Tensor, nn
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 from kdml_med.engines import processes
 from kdml_med.engines.acceleration import Acceleration
 from kdml_med.engines.guard import LossGuard
+from kdml_med.engines.joint import BatchesAhead, UpdatePart, joint_terms
 from kdml_med.errors import InputError
 from kdml_med.keys import BatchKey, LossTerm, OutputKey
-from kdml_med.losses.cohort import DealtLabels
+from kdml_med.losses.cohort import CohortLoss, DealtLabels
 from kdml_med.networks.memory import freed_memory_kept
 
 
@@ -67,7 +69,8 @@ class KDMLTrainer(SupervisedTrainer):
             it has ``set_epoch``, it is called with the epoch (from 1) when an epoch starts.
         acceleration: precision and memory format of the forward pass; None for float32.
         accumulate: batches whose mean gradient makes one optimizer step. The last step of an epoch takes what is left.
-            With an ``EpochSampler`` batches weigh by their samples, otherwise alike.
+            With an ``EpochSampler`` batches weigh by their samples, otherwise alike. A ``CohortLoss`` divides by what
+            the labels of all of them say, see ``CohortLoss.label_sums``; for that they are read together.
         **kwargs: see ``monai.engines.SupervisedTrainer``. ``decollate`` is always off: it would take the predictions
             apart by sample and lose the names. ``non_blocking`` is on unless it is given: a batch is on its way to a
             GPU while the step before is still at work there.
@@ -99,6 +102,7 @@ class KDMLTrainer(SupervisedTrainer):
         self.cohort_loss = loss_function
         self.updated = True
         self.guard = LossGuard()
+        self._label_sums: dict[str, float] = {}  # of the batches of this update
         super().__init__(
             network=processes.share_network(self.cohort),
             loss_function=loss_function,
@@ -114,7 +118,11 @@ class KDMLTrainer(SupervisedTrainer):
     def run(self) -> None:
         """Train up to ``max_epochs``."""
         with freed_memory_kept(self.state.device):
-            Workflow.run(self)  # MONAI's trainer would make a new scaler, and lose what the old one has learned
+            if self.accumulation_steps > 1 and self.state.epoch_length and isinstance(self.cohort_loss, CohortLoss):
+                ahead = BatchesAhead(self.data_loader, self._wanted_batches, partial(self._foresee, self.cohort_loss))
+                Engine.run(self, data=ahead, max_epochs=self.state.max_epochs)
+            else:
+                Workflow.run(self)  # MONAI's trainer would make a new scaler, and lose what the old one has learned
 
     def _iteration(self, engine: KDMLTrainer, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         """Train one batch.
@@ -126,7 +134,8 @@ class KDMLTrainer(SupervisedTrainer):
         image = self.acceleration.image(image)
         output: dict[str, Any] = {CommonKeys.IMAGE: image, CommonKeys.LABEL: target}
         self.state.output = output
-        place, batches = self._place()
+        place, batches = self._place(self.state.iteration)
+        parts = 1.0 if batches == 1 else self._parts(place, batches)
         if place == 1:
             self.optimizer.zero_grad(set_to_none=True)
         if not self.cohort.training:  # after a validation; walking through all modules takes its time
@@ -135,12 +144,12 @@ class KDMLTrainer(SupervisedTrainer):
         with self.acceleration.autocast():
             output[CommonKeys.PRED] = self.inferer(image, self.network)
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
-        terms = self._terms(output[CommonKeys.PRED], target, dealt=len(image))
+        terms = self._terms(output[CommonKeys.PRED], target, dealt=len(image), parts=parts)
         loss = output[CommonKeys.LOSS] = terms[LossTerm.LOSS]
         output[OutputKey.LOSS_TERMS] = {name: value.detach() for name, value in terms.items()}
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         self.guard.check(output[OutputKey.LOSS_TERMS], self)
-        loss = loss if batches == 1 else loss / self._parts(place, batches)
+        loss = loss if batches == 1 else loss / parts
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.updated = place == batches
@@ -149,29 +158,57 @@ class KDMLTrainer(SupervisedTrainer):
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return output
 
-    def _terms(self, predictions: Any, target: Any, *, dealt: int) -> dict[str, Tensor]:
-        """Loss terms of the samples that count, see ``EpochSampler.spare``; where none does, of all."""
-        spare = getattr(getattr(self.data_loader, "sampler", None), "spare", 0)
-        counted = dealt if not spare or self.state.iteration % self.state.epoch_length else dealt - spare
+    def _terms(self, predictions: Any, target: Any, *, dealt: int, parts: float) -> dict[str, Tensor]:
+        """Loss terms of the samples that count; where none does, of all."""
+        counted = self._counted(dealt, self.state.iteration)
         if 0 < counted < dealt:
             predictions, target = first_samples(predictions, counted), first_samples(target, counted)
-        return processes.joint_terms(self.cohort_loss, predictions, target, samples=counted)
+        update = UpdatePart(self._label_sums, 1 / parts) if self._label_sums and parts > 1 else None
+        return joint_terms(self.cohort_loss, predictions, target, samples=counted, update=update)
 
-    def _place(self) -> tuple[int, int]:
-        """Of the batch among those of its optimizer step, from 1, and how many these are."""
+    def _counted(self, dealt: int, iteration: int) -> int:
+        """Of the samples of a batch those that count, see ``EpochSampler.spare``."""
+        spare = self._of_sampler("spare")
+        return dealt if not spare or iteration % self.state.epoch_length else dealt - spare
+
+    def _of_sampler(self, name: str) -> Any:
+        """What an ``EpochSampler`` knows, of which engines see no more than that; None where the loader has none."""
+        return getattr(getattr(self.data_loader, "sampler", None), name, None)
+
+    def _place(self, iteration: int) -> tuple[int, int]:
+        """Of a batch among those of its optimizer step, from 1, and how many these are."""
         steps, length = self.accumulation_steps, self.state.epoch_length
-        done = (self.state.iteration - 1) % length if length else self.state.iteration - 1
+        done = (iteration - 1) % length if length else iteration - 1
         first = done - done % steps
         return done - first + 1, min(steps, length - first) if length else steps
 
     def _parts(self, place: int, batches: int) -> float:
         """Samples of an optimizer step over those of one of its batches: samples weigh alike, batches may differ."""
-        size_of = getattr(getattr(self.data_loader, "sampler", None), "size_of", None)
+        size_of = self._of_sampler("size_of")
         if size_of is None:
             return float(batches)
         first = (self.state.iteration - 1) % self.state.epoch_length - (place - 1)
         sizes: list[int] = [size_of(first + number) for number in range(batches)]
         return sum(sizes) / sizes[place - 1]
+
+    def _wanted_batches(self) -> int:
+        """From the next one up to the next optimizer step."""
+        place, batches = self._place(self.state.iteration + 1)
+        return batches - place + 1
+
+    def _foresee(self, loss: CohortLoss, batches: Sequence[Mapping[str, Any]]) -> None:
+        """Add up what labels of the batches up to the next optimizer step say, all processes together."""
+        sums: list[dict[str, float]] = []
+        for iteration, batch in enumerate(batches, start=self.state.iteration + 1):
+            # Labels on the CPU, where they are, and no pixels, which can be on a GPU: that would be waited for.
+            images = batch[BatchKey.IMAGE]
+            bare = {**batch, BatchKey.IMAGE: images[:0]}
+            _, target = self.prepare_batch(bare, torch.device("cpu"), False, **self.to_kwargs)
+            counted = self._counted(len(images), iteration)
+            if counted > 0:
+                told = loss.label_sums(first_samples(target, counted))
+                sums.append({name: float(value) for name, value in told.items()})
+        self._label_sums = processes.total(processes.added(sums))
 
     def _update(self) -> None:
         if self.scaler is None:

@@ -110,6 +110,7 @@ class CohortCheckpoint:
         self._saved_at = time.monotonic()
         self._asked = 0
         self._iteration: int | None = None
+        self._teacher_written = False
 
     def attach(self, engine: Trainer) -> None:
         """Register with the trainer."""
@@ -264,8 +265,10 @@ class CohortCheckpoint:
         for name, network in self.kept.networks.items():
             path = checkpoint_path(self.run_dir, name)
             frozen = self.kept.frozen_teacher and name == NetworkName.TEACHER
-            if not (frozen and path.is_file()):
+            # Once by each process: a file that was there before can be of another teacher, from a run begun anew.
+            if not (frozen and self._teacher_written and path.is_file()):
                 write_checkpoint(path, network.state_dict())
+                self._teacher_written |= frozen
         best = {"network": self.kept.state_dict(), "epoch": int(epoch), "key_metric": metric}
         write_checkpoint(checkpoint_path(self.run_dir, "best"), best)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from operator import mul
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,15 +21,16 @@ from kdml_med.runs import HISTORY_FILE
 
 LOSS_FIGURE = "loss"
 """Name of the validation loss beside the other figures."""
-_SAMPLES = "samples"
+_WEIGHT = "weight"
 
 
 class ValidationHistory:
     """Adds the validation loss to every validation, and writes history.csv: its figures, epoch by epoch.
 
     The loss of a network is ``CohortLoss.task_loss`` on the validation samples that have a label, the same function as
-    its training loss against the labels: mean over batches, weighted with their size. It stands as "{network}_loss"
-    beside the evaluator's other metrics. A loss of another kind has no task loss, and is left out.
+    its training loss against the labels. Batches weigh as ``CohortLoss.task_weight`` says, so that it is that of one
+    batch of all samples, however these are cut and ordered. It stands as "{network}_loss" beside the evaluator's other
+    metrics. A loss of another kind has no task loss, and is left out.
 
     Attach it behind the handler that runs the validation and before the one that saves the checkpoint: an epoch that is
     repeated after a kill replaces its rows.
@@ -45,7 +46,7 @@ class ValidationHistory:
         self.loss: CohortLoss | None = None
         self.networks: list[str] = []
         self._losses: dict[str, list[Tensor]] = {}
-        self._counts: list[int] = []
+        self._weights: list[Tensor] = []
 
     def attach(self, engine: Trainer) -> None:
         """Register with the trainer, whose loss is asked, and with the evaluator."""
@@ -56,7 +57,7 @@ class ValidationHistory:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
 
     def _validation_started(self) -> None:
-        self.networks, self._losses, self._counts = [], {}, []
+        self.networks, self._losses, self._weights = [], {}, []
 
     def _batch_validated(self, engine: Engine) -> None:
         predictions, target = engine.state.output[CommonKeys.PRED], engine.state.output[CommonKeys.LABEL]
@@ -77,16 +78,20 @@ class ValidationHistory:
             prepared = self.loss.prepare_target(predictions, target)
             for name, answer in predictions.items():
                 self._losses.setdefault(name, []).append(self.loss.task_loss(answer, prepared))
-        self._counts.append(count)
+            self._weights.append(self.loss.task_weight(prepared, count))
 
     def _validated(self, engine: Engine) -> None:
+        if self.loss is None:
+            return
         # Read once, and summed in double precision.
         losses = {name: torch.stack(values).tolist() for name, values in self._losses.items()}
-        sums = {name: sum(map(mul, self._counts, values)) for name, values in losses.items()}
-        whole = processes.total({**sums, _SAMPLES: sum(self._counts)})
-        samples = whole.pop(_SAMPLES)
+        weights = torch.stack(self._weights).tolist() if self._weights else []
+        least = self.loss.least_weight
+        sums = {name: _sum(weights, values, least) for name, values in losses.items()}
+        whole = processes.total({**sums, _WEIGHT: sum(weights)})
+        weight = max(whole.pop(_WEIGHT), least)
         for name, value in whole.items():
-            engine.state.metrics[f"{name}_{LOSS_FIGURE}"] = value / samples
+            engine.state.metrics[f"{name}_{LOSS_FIGURE}"] = value / weight
 
     def _epoch_completed(self, engine: Engine) -> None:
         epoch = engine.state.epoch
@@ -98,6 +103,12 @@ class ValidationHistory:
             for figure, value in _figures_of(name, self.evaluator.state.metrics).items()
         ]
         write_epoch(self.path, list(HistoryColumn), rows, epoch)
+
+
+def _sum(weights: Sequence[float], means: Sequence[float], least: float) -> float:
+    """What means were before they were divided; that of samples without any weight can be no number."""
+    pairs = zip(weights, means, strict=True)
+    return sum(max(weight, least) * mean for weight, mean in pairs if weight > 0 or not math.isnan(mean))
 
 
 def _figures_of(network: str, metrics: dict[str, float]) -> dict[str, float]:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdml_med.losses.cohort import CohortLoss, Joint, OwnLabels
+from kdml_med.keys import NetworkName
+from kdml_med.losses.cohort import LABELS, CohortLoss, DealtLabels, Joint, OwnLabels
 from kdml_med.losses.distillation import distillation_loss
 from kdml_med.losses.mutual import mutual_loss
 from kdml_med.networks.answers import ClassifierAnswer
-
-_LEAST_WEIGHT = 1e-6
-"""Of the samples of a batch together, so that one in which a student reads no label is divided by something."""
 
 
 class ClassificationCohortLoss(CohortLoss):
@@ -32,6 +30,9 @@ class ClassificationCohortLoss(CohortLoss):
         class_weights: weight of each class in the cross-entropy, for uneven classes; None for equal weights.
         **settings: see ``CohortLoss``.
     """
+
+    least_weight: ClassVar[float] = 1e-6
+    """Of the samples of a batch together, so that one in which a student reads no label is divided by something."""
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class ClassificationCohortLoss(CohortLoss):
                 return F.cross_entropy(logits.float(), labels, weight=self.class_weights)
             # By hand, as torch's mean of samples without any weight is no number.
             loss = F.cross_entropy(logits.float(), labels, reduction="none")
-            return (loss * weights).sum() / weights.sum().clamp(min=_LEAST_WEIGHT)
+            return (loss * weights).sum() / weights.sum().clamp(min=self.least_weight)
 
     def task_share(self, target: Tensor | OwnLabels, joint: Joint) -> Tensor:
         """That of the samples' weights."""
@@ -65,14 +66,31 @@ class ClassificationCohortLoss(CohortLoss):
         if weights is None:
             return joint.share
         weight = weights.sum()
-        return weight / joint.divisor(weight, _LEAST_WEIGHT)
+        name = target.reader if isinstance(target, OwnLabels) else LABELS
+        return weight / joint.divisor(weight, self.least_weight, name)
+
+    def task_weight(self, target: Tensor | OwnLabels, samples: int) -> Tensor:
+        """Weights of the samples' classes together; without weights their number."""
+        weights = self._sample_weights(target)
+        return super().task_weight(target, samples) if weights is None else weights.sum()
+
+    def label_sums(self, target: Tensor | DealtLabels) -> dict[str, Tensor]:
+        """Weights of the samples: of all of them, and of those that each student reads."""
+        if not isinstance(target, DealtLabels):
+            weights = self._sample_weights(target)
+            return {} if weights is None else {LABELS: weights.sum()}
+        sums = self.label_sums(target.labels)
+        for number in range(int(target.learners.max()) + 1):
+            own = OwnLabels(target.labels, target.learners == number, NetworkName.student(number))
+            sums[own.reader] = self.task_weight(own, len(own.labels))
+        return sums
 
     def _sample_weights(self, target: Tensor | OwnLabels) -> Tensor | None:
         """What each sample counts, float32 [batch]; None where all count the same."""
         if isinstance(target, OwnLabels):
             weights = self._sample_weights(target.labels)
             return target.read.float() if weights is None else weights * target.read
-        return None if self.class_weights is None else self.class_weights[target]
+        return None if self.class_weights is None else self.class_weights.to(target.device)[target]
 
     def teacher_loss(
         self, student: Tensor | ClassifierAnswer, teacher: Tensor | ClassifierAnswer, target: Tensor

@@ -16,6 +16,8 @@ from kdml_med.networks.answers import common_answer, own_answers
 
 LINKS = ("predictions", "features", "both")
 """What a student can learn from its teacher or its peers."""
+LABELS = "labels"
+"""Name of the ``label_sums`` of those who read all labels."""
 
 
 class OwnLabels(NamedTuple):
@@ -24,10 +26,12 @@ class OwnLabels(NamedTuple):
     Attributes:
         labels: int64, [batch], as ``CohortLoss.prepare_target`` leaves them.
         read: bool, [batch], which of them.
+        reader: name of the student.
     """
 
     labels: Tensor
     read: Tensor
+    reader: str
 
 
 class DealtLabels(NamedTuple):
@@ -45,6 +49,8 @@ class DealtLabels(NamedTuple):
 class Joint(Protocol):
     """What a loss asks where several processes have a share each of a batch, so that their mean is that of the batch.
 
+    Where batches make an update together, they are such a batch, too, and each of them weighs as its samples.
+
     Attributes:
         share: samples of this process over those of the mean process, a scalar. A mean over the samples of this process
             is multiplied by it.
@@ -52,12 +58,18 @@ class Joint(Protocol):
 
     share: Tensor
 
-    def divisor(self, own: Tensor, least: float) -> Tensor:
+    @property
+    def foresees(self) -> bool:
+        """Whether there are other batches of the update, whose label sums are known."""
+
+    def divisor(self, own: Tensor, least: float, name: str | None = None) -> Tensor:
         """What a sum over this process is divided by: the total of all processes, over their number.
 
         Args:
             own: scalar of this process, such as the number of its positive anchors; without gradient.
             least: the total is at least this.
+            name: of ``own`` among the ``CohortLoss.label_sums``, so that the total is of all batches of the update,
+                times the part of them that this one is; None for what labels alone do not tell.
         """
 
 
@@ -96,8 +108,8 @@ class CohortLoss(nn.Module):
         feature_weight: of feature maps beside predictions in kd and ml.
 
     Raises:
-        ValueError: a weight is negative, a temperature is not positive, a link is unknown or has no weight, or nothing
-            is left to learn from.
+        ValueError: a weight is negative, a temperature is not positive, a link is unknown or has no weight, or no label
+            would reach the students, neither by themselves nor by a teacher.
 
     Source:
         Niyaz and Bathula 2022, arXiv:2110.11023; links that differ between students: Niyaz, Sambyal and Bathula 2022,
@@ -107,9 +119,11 @@ class CohortLoss(nn.Module):
         joint: set while processes that share a batch work out its loss; None where this one has all of it.
         terms_are_joint: whether ``task_loss``, ``teacher_loss`` and ``peer_loss`` heed ``joint`` themselves. Else they
             are means over the samples that they are given, and weighed here as what these are of the batch.
+        least_weight: what ``task_loss`` divides by at least.
     """
 
     terms_are_joint: ClassVar[bool] = False
+    least_weight: ClassVar[float] = 1.0
 
     def __init__(
         self,
@@ -135,8 +149,11 @@ class CohortLoss(nn.Module):
         for name, value in {"temperature": temperature, "peer_temperature": peer_temperature}.items():
             if value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}.")
-        if alpha == beta == gamma == 0:
-            raise ValueError("alpha, beta and gamma are all zero: the students would learn from nothing.")
+        if alpha == beta == 0:
+            raise ValueError(
+                "alpha and beta are both zero: no student would learn from labels, by itself or by a teacher, and "
+                "peers can only agree. Set one of them above 0."
+            )
         if alpha == 0 and teacher_warmup_epochs > 0:
             raise ValueError(
                 "teacher_warmup_epochs is for students that learn from labels meanwhile: set alpha above 0."
@@ -180,6 +197,28 @@ class CohortLoss(nn.Module):
         Whoever adds terms in a ``forward`` of their own hands them through here.
         """
         return value if self.joint is None else value * self.joint.share
+
+    def task_weight(self, target: Any, samples: int) -> Tensor:
+        """What ``task_loss`` has divided its sum over these samples by, or less than ``least_weight``; a scalar.
+
+        So means over batches weigh as in one batch of all samples.
+
+        Args:
+            target: what ``prepare_target`` made of it.
+            samples: of the batch.
+        """
+        return torch.tensor(float(samples))
+
+    def label_sums(self, target: Any) -> dict[str, Tensor]:
+        """What sums over these samples are divided by in place of their number, as far as labels tell; scalars by name.
+
+        Asked before any network has answered, of all batches whose gradients are added up to one update. Empty where
+        all terms are means over samples.
+
+        Args:
+            target: labels of a batch as ``forward`` takes them.
+        """
+        return {}
 
     def task_share(self, target: Any, joint: Joint) -> Tensor:
         """By what ``task_loss`` of this process is weighed where it shares the batch; asked once for each target."""
@@ -230,13 +269,14 @@ class CohortLoss(nn.Module):
                     f"{name} names {len(links)} links, {list(links)}, but the cohort has {count} students: name one "
                     "for each, or a single one for all."
                 )
+        by_teacher = [self.beta > 0 and _link_of(self.teacher_link, number) != "features" for number in range(count)]
+        taught = [self.alpha > 0 or answers for answers in by_teacher]
         for number in range(count):
-            from_teacher = self.beta > 0 and _link_of(self.teacher_link, number) != "features"
-            from_peers = self.gamma > 0 and count > 1 and _link_of(self.peer_link, number) != "features"
-            if not (self.alpha > 0 or from_teacher or from_peers):
+            from_peers = self.gamma > 0 and any(taught) and _link_of(self.peer_link, number) != "features"
+            if not (taught[number] or from_peers):
                 raise ValueError(
-                    f"{NetworkName.student(number)} has nothing to learn from: without peers, alpha or beta must be "
-                    "above 0, and features alone teach no answers."
+                    f"{NetworkName.student(number)} has nothing to learn from: without peers that know labels, alpha "
+                    "or beta must be above 0, and features alone teach no answers."
                 )
 
     def forward(self, predictions: Mapping[str, Any], target: Any) -> dict[str, Tensor]:
@@ -287,7 +327,7 @@ class CohortLoss(nn.Module):
             add(NetworkName.TEACHER, LossTerm.TASK, judge)
         for number, name in enumerate(students):
             if self.alpha > 0:
-                own = None if dealt is None else OwnLabels(target, dealt.learners == number)
+                own = None if dealt is None else OwnLabels(target, dealt.learners == number, name)
                 add(name, LossTerm.TASK, judge if own is None else judged_by(own))
             if self.beta > 0 and teacher is not None:
                 link, said = _link_of(self.teacher_link, number), common_answer(teacher, number)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdml_med.losses.cohort import CohortLoss, Joint
+from kdml_med.losses.cohort import LABELS, CohortLoss, Joint
 from kdml_med.networks.anchors import (
     AnchorPredictions,
     MatchedAnchors,
@@ -52,12 +52,15 @@ class DetectionTarget:
         anchors: float32, [anchors, 4].
         joint: of processes that share the batch, see ``CohortLoss``.
         shared_positives: what they divide a sum over positive anchors by, a scalar; with ``joint`` only.
+        unseen_positives: by how much the positive anchors of this batch are fewer than those of a mean batch of its
+            update, or more where below 0, a scalar of the mean process; None where it makes an update by itself.
     """
 
     matched: MatchedAnchors
     anchors: Tensor
     joint: Joint | None = None
     shared_positives: Tensor | None = None
+    unseen_positives: Tensor | None = None
 
     @cached_property
     def positives(self) -> PositiveAnchors:
@@ -131,6 +134,9 @@ def anchor_divergence(
     1 where it is positive, elsewhere as much as the higher one of the two probabilities of foreground: thousands of
     anchors on which both see background would otherwise drown the few that tell something.
 
+    Where batches make an update together, positive anchors are counted in all of them, while those that are not
+    positive are taken to weigh as much in the others as in this one: the others' answers are not there yet.
+
     Args:
         student: gradient flows to its logits.
         source: teacher or peer; detached here.
@@ -161,6 +167,8 @@ def anchor_divergence(
     weight = torch.where(target.matched.positive.unsqueeze(-1), torch.ones_like(weight), weight)
     whole = weight.sum()
     divisor = whole.clamp(min=_TINY_WEIGHT) if target.joint is None else target.joint.divisor(whole, _TINY_WEIGHT)
+    if target.unseen_positives is not None:
+        divisor = (divisor + target.unseen_positives).clamp(min=_TINY_WEIGHT)
     return (weight * divergence).sum() / divisor * temperature**2
 
 
@@ -238,8 +246,22 @@ class DetectionCohortLoss(CohortLoss):
         boxes, (height, width) = target
         anchors, _ = anchor_grid(height, width, boxes[0].device)
         matched = match_anchors(boxes, height, width)
-        shared = None if self.joint is None else self.joint.divisor(matched.positive.sum().float(), 1.0)
-        return DetectionTarget(matched, anchors, self.joint, shared)
+        if self.joint is None:
+            return DetectionTarget(matched, anchors)
+        positives = matched.positive.sum().float()
+        shared, unseen = self.joint.divisor(positives, self.least_weight, LABELS), None
+        if self.joint.foresees:
+            unseen = self.joint.divisor(positives, 0.0, LABELS) - self.joint.divisor(positives, 0.0)
+        return DetectionTarget(matched, anchors, self.joint, shared, unseen)
+
+    def task_weight(self, target: DetectionTarget, samples: int) -> Tensor:
+        """Number of positive anchors."""
+        return target.matched.positive.sum().float()
+
+    def label_sums(self, target: Any) -> dict[str, Tensor]:
+        """Number of positive anchors."""
+        boxes, (height, width) = target
+        return {LABELS: match_anchors(boxes, height, width).positive.sum()}
 
     def task_loss(self, prediction: AnchorPredictions, target: DetectionTarget) -> Tensor:
         """Classification and boxes against the labels."""

@@ -76,8 +76,9 @@ def _counted_once(part: nn.Module) -> Iterator[None]:
         for module in part.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats
     ]
-    for norm, _, _ in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None  # statistics stay exactly as they are
+    for norm, _, count in norms:
+        # Statistics stay exactly as they are, and the count goes to a copy: SyncBatchNorm insists on having one.
+        norm.momentum, norm.num_batches_tracked = 0.0, None if count is None else count.clone()
     try:
         yield
     finally:

@@ -190,13 +190,19 @@ def build_network(spec: NetworkSpec, *, num_classes: int) -> nn.Module:
         num_classes: number of outputs.
 
     Raises:
-        InputError: the name is unknown, the path cannot be imported, or the builder refuses its arguments.
+        InputError: the name is unknown, the path cannot be imported, the mapping names another ``num_classes``, or the
+            builder refuses its arguments.
     """
     members = member_specs(spec)
     if members:
         return Committee([build_network(member, num_classes=num_classes) for member in members])
     name = architecture_name(spec)
     kwargs = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key not in _NO_ARGUMENTS}
+    if kwargs.get("num_classes", num_classes) != num_classes:
+        raise InputError(
+            f"network {name!r} names num_classes {kwargs['num_classes']!r}, by the dataset it has to be {num_classes}: "
+            "leave it out."
+        )
     builder = ARCHITECTURES.get(name) or _import(name)
     arguments = {"num_classes": num_classes} | kwargs
     try:

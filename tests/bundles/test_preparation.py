@@ -100,7 +100,8 @@ def change_info(folder: Path, **changes: Any) -> Path:
         ({"tile_size_px": None}, {}, "differ in size: say --image_size"),
         ({"label_level": "slide"}, {"level": "patient"}, "use --level slide"),
         ({}, {"use_teacher": False}, "Set --beta 0"),
-        ({}, {"students": ["resnet18"], "alpha": 0, "beta": 0}, "has no peers"),
+        ({}, {"students": ["resnet18"], "alpha": 0, "beta": 0}, "no student would learn from labels"),
+        ({}, {"alpha": 0, "beta": 0}, "no student would learn from labels"),
         ({}, {"teacher_warmup_epochs": 2, "max_epochs": 2}, "would never learn from the teacher"),
         ({}, {"teacher_warmup_epochs": 1, "teacher_checkpoint": "t.pt"}, "is for a teacher that learns along"),
         ({}, {"student_views": True, "peer_link": "both"}, "set --peer_link to predictions"),
@@ -232,12 +233,46 @@ def test_settings_that_others_leave_without_effect_are_named(
     assert caplog.messages == ([] if what is None else [f"{what} does nothing: it is for {whose}."])
 
 
+WARM_UP = (
+    "--warmup_epochs {} of --max_epochs {}: the learning rate only rises, and never falls. Lower it (0 for no rise), "
+    "or train longer."
+)
+RAMP_UP = (
+    "--ramp_up_epochs {} of --max_epochs {}: {} would be reached in epoch {}. Lower it (0 for full weight at once), or "
+    "train longer."
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "messages"),
+    [
+        ({}, []),
+        ({"max_epochs": 2}, []),  # as the first tutorial of Python trains
+        ({"max_epochs": 1}, [WARM_UP.format(1, 1), RAMP_UP.format(1, 1, "--beta 1 and --gamma 1", 2)]),
+        ({"max_epochs": 1, "warmup_epochs": 0.5, "ramp_up_epochs": 0}, []),
+        ({"max_epochs": 3, "warmup_epochs": 3}, [WARM_UP.format(3, 3)]),
+        ({"max_epochs": 3, "ramp_up_epochs": 2}, []),
+        ({"max_epochs": 3, "ramp_up_epochs": 3, "beta": 0}, [RAMP_UP.format(3, 3, "--gamma 1", 4)]),
+        ({"max_epochs": 3, "ramp_up_epochs": 3, "beta": 0, "gamma": 0}, []),
+        ({"max_epochs": 3, "ramp_up_epochs": 3, "students": ["resnet10"]}, [RAMP_UP.format(3, 3, "--beta 1", 4)]),
+        ({"max_epochs": 4, "teacher_warmup_epochs": 2}, []),
+        ({"max_epochs": 4, "teacher_warmup_epochs": 3}, [RAMP_UP.format(1, 4, "--beta 1", 5)]),
+    ],
+)
+def test_a_rise_that_lasts_as_long_as_the_training_is_named(
+    copy: Path, tmp_path: Path, settings: dict[str, Any], messages: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "kdml_med"):
+        prepare_training(training(copy, tmp_path / "run", **settings), demo_dir="demo")
+    assert caplog.messages == messages
+
+
 def test_wrong_networks_and_losses_are_said_in_one_line(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown version 'v9'"):
         build_training_cohort(training(copy, tmp_path, version="v9"), num_classes=2)
     with pytest.raises(InputError, match="the cohort has no teacher"):
         build_training_cohort(training(copy, tmp_path, use_teacher=False, teacher_checkpoint="x.pt"), num_classes=2)
-    with pytest.raises(InputError, match="all zero"):
+    with pytest.raises(InputError, match="both zero"):
         build_loss(training(copy, tmp_path, alpha=0, beta=0, gamma=0))
 
 

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -128,8 +129,20 @@ def test_two_processes_train_detectors_as_one_does(frames: Path, tmp_path: Path,
     assert_same_training(tmp_path / "two", tmp_path / "one")
     found, wanted = (pd.read_parquet(tmp_path / run / "detections.parquet") for run in ("two", "one"))
     assert len(found) > 0
-    pd.testing.assert_frame_equal(found, wanted, rtol=1e-3, atol=1e-3)
+    assert_same_detections(found, wanted)
     assert screens[1] == ""
+
+
+def assert_same_detections(found: pd.DataFrame, wanted: pd.DataFrame) -> None:
+    """Frame by frame the same scored boxes; those of scores that differ by rounding alone come in any order."""
+    keys, numbers = ["network", "sample_id"], ["xmin", "ymin", "xmax", "ymax", "score"]
+    counts = [table.groupby(keys).size() for table in (found, wanted)]
+    pd.testing.assert_series_equal(*counts)
+    for name, own in found.groupby(keys):
+        others = wanted[(wanted[keys] == list(name)).all(axis=1)][numbers].to_numpy()
+        apart = (np.abs(own[numbers].to_numpy()[:, None] - others) / (1 + np.abs(others))).max(axis=2)
+        assert apart.min(axis=0).max() < 1e-3, name
+        assert apart.min(axis=1).max() < 1e-3, name
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from kdml_med.engines import processes
+from kdml_med.engines import joint, processes
 from kdml_med.errors import ExitCode, InputError
 
 
@@ -23,7 +23,7 @@ def test_one_process_shares_with_nobody():
     assert processes.total({"a": 0.1}) == {"a": 0.1}
     assert processes.share_network(network) is network
     terms = {"loss": value.sum()}
-    assert processes.joint_terms(lambda *_: terms, {}, None, samples=2) is terms
+    assert joint.joint_terms(lambda *_: terms, {}, None, samples=2) is terms
     processes.share_buffers(network)
     processes.wait()
     with processes.main_first():

@@ -10,11 +10,11 @@ from kdml_med.data import RandStainJitterd, SampleLoader, TileDataset
 from kdml_med.engines import KDMLTrainer
 from kdml_med.engines.trainer import first_samples
 from kdml_med.handlers import UpdateSchedule
-from kdml_med.losses import ClassificationCohortLoss
+from kdml_med.losses import ClassificationCohortLoss, DetectionCohortLoss
 from kdml_med.networks import Cohort, build_cohort
 from kdml_med.networks.answers import ClassifierAnswer
 from tests.data.folders import write_dataset
-from tests.networks.tiny import PLAIN, TINY
+from tests.networks.tiny import PLAIN, STEADY_DETECTOR, TINY
 
 MOBILE = {"name": "mobilenet_v2", "last_block": 2}
 
@@ -168,6 +168,63 @@ def test_accumulated_batches_make_the_step_of_one_bigger_batch(steps):
     for name, value in whole.items():
         torch.testing.assert_close(accumulated[name], value, rtol=1e-5, atol=1e-6)
         assert (value - start[name]).abs().max() > 1e-4, name
+
+
+def frames(count, *, boxed, seed):
+    """A batch of frames of 64 px, of which the first ``boxed`` have a box."""
+    generator = torch.Generator().manual_seed(seed)
+    corners = [torch.rand(int(number < boxed), 2, generator=generator) * 30 for number in range(count)]
+    boxes = [torch.cat([low, low + 16 + 16 * torch.rand(low.shape, generator=generator)], dim=1) for low in corners]
+    return {"image": torch.randn(count, 3, 64, 64, generator=generator), "label": boxes}
+
+
+@pytest.mark.parametrize(
+    ("weights", "near"),
+    [
+        ({"beta": 0.0, "gamma": 0.0}, 1e-5),
+        ({"teacher_link": "features", "peer_link": "features"}, 1e-5),
+        ({}, 1e-2),  # what scores of background teach is divided by what it seems to weigh in the other batches
+    ],
+    ids=str,
+)
+def test_frames_with_and_without_polyps_make_the_step_of_one_batch_wherever_they_come(weights, near):
+    small = [frames(3, boxed=0, seed=1), frames(3, boxed=2, seed=2), frames(3, boxed=0, seed=3)]
+    whole = {"image": torch.cat([batch["image"] for batch in small])}
+    whole["label"] = [boxes for batch in small for boxes in batch["label"]]
+
+    def steps(data, **kwargs):
+        cohort = build_cohort(
+            seed=1, task="detection", num_classes=1, teacher=STEADY_DETECTOR, students=[STEADY_DETECTOR] * 2
+        )
+        start = {name: value.clone() for name, value in cohort.state_dict().items()}
+        optimizer = torch.optim.SGD(cohort.parameter_groups(), lr=0.5)
+        trainer_of(cohort, data, DetectionCohortLoss(**weights), optimizer=optimizer, **kwargs).run()
+        moved = {name: value - start[name] for name, value in cohort.state_dict().items()}
+        return [
+            torch.cat([v.flatten() for k, v in moved.items() if k.startswith(f"networks.{n}")]) for n in cohort.names
+        ]
+
+    for found, wanted in zip(steps(small, accumulate=3), steps([whole]), strict=True):
+        assert wanted.norm() > 0.1
+        assert (found - wanted).norm() < near * wanted.norm()
+
+
+def test_classes_weigh_in_accumulated_batches_as_in_one():
+    """Even if each batch has a single class, of which a mean by itself would not know the weight."""
+    (whole,) = batches(1, size=8)
+    whole["label"] = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    small = [{key: value[part] for key, value in whole.items()} for part in (slice(4), slice(4, 8))]
+
+    def trained(data, **kwargs):
+        cohort = build_cohort(seed=1, teacher=PLAIN, students=[PLAIN, PLAIN])
+        optimizer = torch.optim.SGD(cohort.parameter_groups(), lr=0.5)
+        loss = ClassificationCohortLoss(class_weights=[1.0, 9.0])
+        trainer_of(cohort, data, loss, optimizer=optimizer, **kwargs).run()
+        return cohort.state_dict()
+
+    accumulated, wanted = trained(small, accumulate=2), trained([whole])
+    for name, value in wanted.items():
+        torch.testing.assert_close(accumulated[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_the_last_update_of_an_epoch_is_the_mean_of_the_batches_that_are_left():

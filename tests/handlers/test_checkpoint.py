@@ -19,7 +19,7 @@ from kdml_med.errors import InputError
 from kdml_med.handlers import CohortCheckpoint
 from kdml_med.losses import ClassificationCohortLoss
 from kdml_med.networks import build_cohort
-from kdml_med.runs import checkpoint_path
+from kdml_med.runs import checkpoint_path, write_checkpoint
 from tests.engines.test_trainer import batches, equal_states, trainer_of
 from tests.networks.tiny import PLAIN, TINY
 
@@ -137,3 +137,45 @@ def test_a_full_disk_costs_the_epoch_and_no_more(tmp_path: Path) -> None:
     assert checkpoint_path(tmp_path / "full", "last").read_bytes() == before
     assert not list(tmp_path.rglob("*.part"))
     assert equal_states(train(tmp_path / "full", epochs=2), train(tmp_path / "room", epochs=2))
+
+
+def taught(run_dir: Path, teacher: Path, *, epochs: int = 1) -> dict[str, torch.Tensor]:
+    """Train a student of a frozen teacher, or go on; returns what the run says of its teacher."""
+    cohort = build_cohort(seed=3, teacher=TINY, students=[TINY], teacher_checkpoint=str(teacher))
+    trainer = trainer_of(cohort, batches(2), ClassificationCohortLoss(train_teacher=False), epochs=epochs)
+    CohortCheckpoint(run_dir, cohort, trainer.optimizer).attach(trainer)
+    trainer.run()
+    kept: dict[str, torch.Tensor] = torch.load(checkpoint_path(run_dir, "teacher"), weights_only=True)
+    return kept
+
+
+def write_teacher(path: Path, *, seed: int) -> dict[str, torch.Tensor]:
+    network = build_cohort(seed=seed, teacher=TINY, students=[TINY]).networks["teacher"]
+    torch.save(network.state_dict(), path)
+    return network.state_dict()
+
+
+def test_a_run_begun_anew_keeps_the_frozen_teacher_that_it_learned_from(tmp_path: Path) -> None:
+    run_dir, path = tmp_path / "run", tmp_path / "teacher.pt"
+    first = write_teacher(path, seed=0)
+    assert all(torch.equal(value, first[name]) for name, value in taught(run_dir, path).items())
+    second = write_teacher(path, seed=1)
+    checkpoint_path(run_dir, "last").unlink()
+    assert all(torch.equal(value, second[name]) for name, value in taught(run_dir, path).items())
+    # As left by a run begun anew that was killed within its first epoch, behind a checkpoint.
+    torch.save(first, checkpoint_path(run_dir, "teacher"))
+    kept = taught(run_dir, path, epochs=2)
+    assert all(torch.equal(value, second[name]) for name, value in kept.items())
+
+
+def test_a_frozen_teacher_is_written_once_by_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    def write(path: Path, content: Any) -> None:
+        written.append(path.name)
+        write_checkpoint(path, content)
+
+    write_teacher(tmp_path / "teacher.pt", seed=0)
+    monkeypatch.setattr("kdml_med.handlers.checkpoint.write_checkpoint", write)
+    taught(tmp_path / "run", tmp_path / "teacher.pt", epochs=3)
+    assert (written.count("teacher.pt"), written.count("student_0.pt")) == (1, 3)

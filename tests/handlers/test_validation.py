@@ -96,6 +96,37 @@ def test_detectors_are_judged_by_their_task_loss(tmp_path: Path) -> None:
     assert list(read_history(tmp_path)["network"]) == ["teacher", "student_0"], "an AP of -1 is one that is undefined"
 
 
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5, 6, 7], [5, 0, 7, 2, 1, 6, 3, 4]])
+def test_the_loss_of_detectors_does_not_hang_on_how_frames_come(tmp_path: Path, size: int, order: list[int]) -> None:
+    """Sequence by sequence, batches without any polyp among them, as in one batch of all frames."""
+    generator, count = torch.Generator().manual_seed(0), len(anchor_grid(64, 64)[0])
+    whole = AnchorPredictions(
+        torch.randn(8, count, 1, generator=generator), torch.randn(8, count, 4, generator=generator), ()
+    )
+    boxes = [torch.tensor([[8.0, 8.0, 40.0, 40.0 - number]])[: number < 3] for number in range(8)]
+    batches: list[dict[str, object]] = [
+        {
+            CommonKeys.IMAGE: torch.zeros(len(rows), 3, 64, 64),
+            CommonKeys.PRED: {"student_0": AnchorPredictions(whole.logits[rows], whole.deltas[rows], ())},
+            CommonKeys.LABEL: ([boxes[row] for row in rows], (64, 64)),
+        }
+        for rows in (order[start : start + size] for start in range(0, 8, size))
+    ]
+    evaluator = validate(tmp_path, batches, DetectionCohortLoss(), metrics={"ensemble_ap": -1.0})
+    terms = DetectionCohortLoss(beta=0.0, gamma=0.0)({"student_0": whole}, (boxes, (64, 64)))
+    assert evaluator.state.metrics["student_0_loss"] == pytest.approx(float(terms["student_0_task"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("weight", [3.0, 0.0])
+def test_classes_weigh_in_batches_of_one_class_as_in_one_batch(tmp_path: Path, weight: float) -> None:
+    """Two samples of class 0, whose loss is log 2, and one of class 1, whose loss is log 4."""
+    batches = [batch([[0.0, 0.0]] * 2, [0, 0]), batch([[math.log(3), 0.0]], [1])]
+    evaluator = validate(tmp_path, batches, ClassificationCohortLoss(class_weights=[1.0, weight]))
+    expected = (2 * math.log(2) + weight * math.log(4)) / (2 + weight)
+    assert evaluator.state.metrics["student_0_loss"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_loss_of_another_kind_has_no_validation_loss(tmp_path: Path) -> None:
     evaluator = validate(tmp_path, [batch([[0.0, 1.0]], [1])], SimpleNamespace())
     assert "student_0_loss" not in evaluator.state.metrics

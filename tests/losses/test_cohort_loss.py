@@ -216,11 +216,15 @@ def test_beta_without_a_teacher_is_refused():
         ClassificationCohortLoss()(predictions(2, teacher=False), TARGET)
 
 
-@pytest.mark.parametrize("teacher", [False, True])
-def test_a_student_with_nothing_to_learn_from_is_refused(teacher):
-    # With alpha = beta = 0 only peers are left, and a single student has none; a teacher that learns does not help it.
+def test_peers_that_know_no_labels_teach_nobody():
+    """Students whose only answers are each other's would agree on anything."""
+    features = ClassificationCohortLoss(0.0, 1.0, 1.0, teacher_link="features", peer_link="predictions")
+    with pytest.raises(ValueError, match="student_0 has nothing to learn from: without peers that know labels"):
+        features(answers(2), TARGET)
+    # One that has them from the teacher can pass them on.
+    ClassificationCohortLoss(0.0, 1.0, 1.0, teacher_link=["features", "predictions"]).check_students(2)
     with pytest.raises(ValueError, match="student_0 has nothing to learn from"):
-        ClassificationCohortLoss(alpha=0.0, beta=0.0)(predictions(1, teacher=teacher), TARGET)
+        ClassificationCohortLoss(0.0, 1.0, 0.0, teacher_link=["features", "predictions"]).check_students(2)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +238,8 @@ def test_a_student_with_nothing_to_learn_from_is_refused(teacher):
         ({"alpha": 0.0, "teacher_warmup_epochs": 1}, "learn from labels meanwhile: set alpha above 0"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"peer_temperature": -2.0}, "peer_temperature must be positive"),
-        ({"alpha": 0.0, "beta": 0.0, "gamma": 0.0}, "learn from nothing"),
+        ({"alpha": 0.0, "beta": 0.0}, "no student would learn from labels"),
+        ({"alpha": 0.0, "beta": 0.0, "gamma": 0.0}, "no student would learn from labels"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

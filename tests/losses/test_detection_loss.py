@@ -352,7 +352,6 @@ def test_every_term_and_the_weighted_sum_are_put_together_as_documented():
         {"teacher_link": ["predictions", "features"], "peer_link": "features"},
         {"alpha": 0.0},
         {"beta": 0.0, "gamma": 0.0},
-        {"alpha": 0.0, "beta": 0.0},
         {"box_weight": 0.0},
     ],
     ids=str,
