@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections import Counter
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -48,13 +49,15 @@ def tile_object_store(
         scheduler: address of a Dask scheduler.
 
     Returns:
-        Why slides could not be used, by file name.
+        Why slides could not be used, by file name, or by path where several have one name.
     """
     store, folder = fsspec.core.url_to_fs(url)
     slides = sorted(path for path in store.find(folder) if PurePosixPath(path).suffix.lower() in SUFFIXES)
     finished = {path.stem for path in (out / "shards").glob("*.parquet")}
-    waiting = iter([path for path in slides if slide_name(path) not in finished])
-    failures: dict[str, str] = {}
+    # Slides are told apart by their names; in the scratch folder one would go over the other.
+    shared = {name for name, times in Counter(map(slide_name, slides)).items() if times > 1}
+    failures = {path: "another slide has this name, too: rename one" for path in slides if slide_name(path) in shared}
+    waiting = iter([path for path in slides if slide_name(path) not in shared | finished])
     while group := list(islice(waiting, at_a_time)):
         scratch.mkdir(parents=True, exist_ok=True)
         try:

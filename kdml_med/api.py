@@ -362,6 +362,7 @@ def _check_options(function: Callable[..., Any], options: dict[str, Any], *, tas
 
 _NAMES = ("label", "input", "source", "file_name", "site")
 """Columns of names beside the identifiers."""
+_TRUTHS = {"True": True, "False": False, "": None}
 
 
 def _table(path: Path) -> pd.DataFrame:
@@ -374,9 +375,11 @@ def _table(path: Path) -> pd.DataFrame:
 
 
 def _numbers(column: pd.Series[Any]) -> pd.Series[Any]:
-    """A column of texts as numbers where all of it are some; empty cells are missing. Names stay: "007" is no 7."""
+    """A column of texts as numbers or truths, where all of it are some; empty cells are missing. Names stay."""
     if str(column.name).endswith("_id") or column.name in _NAMES:
-        return column.replace("", None)
+        return column.replace("", None)  # "007" is no 7
+    if set(column) - {""} and set(column) <= set(_TRUTHS):
+        return column.map(_TRUTHS).astype("boolean" if "" in set(column) else "bool")
     try:
         return pd.to_numeric(column.replace("", None))
     except ValueError:

@@ -11,11 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 import kdml_med
+from kdml_med.api import Prediction
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
 from tests.synthetic_frames import frame_pixels, write_frame_dataset
@@ -97,6 +99,15 @@ def test_a_dataset_folder_is_predicted(tiles_run: Path, tmp_path: Path) -> None:
     assert "probability_teacher" not in table
     kdml_med.predict(tiles_run, new, tmp_path / "teacher", network="teacher")
     assert "probability_teacher" in (tmp_path / "teacher/patients.csv").read_text()
+
+
+def test_truths_in_tables_are_true_and_false(tmp_path: Path) -> None:
+    table = pd.DataFrame({"above_threshold": [True, False], "seen": [True, None], "file_name": ["True", "False"]})
+    table.to_csv(tmp_path / "detections.csv", index=False)
+    found = Prediction(tmp_path).table("detections.csv")
+    assert list(found[found["above_threshold"]].index) == [0]
+    assert found["seen"].isna().tolist() == [False, True]
+    assert found["file_name"].tolist() == ["True", "False"]
 
 
 def test_images_and_what_cannot_be_used_of_them(frames_run: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,17 @@ def test_slides_of_an_object_store_give_the_folder_of_local_ones(
     store.rm("/archive/deeper", recursive=True)
     assert example.tile_object_store("memory://archive", scratch, out, OPTIONS) == {}
     assert contents(out) == contents(tmp_path / "local")
+
+
+def test_slides_that_share_a_name_are_named_and_left_out(example: ModuleType, slides: Path, tmp_path: Path) -> None:
+    shutil.copytree(slides, tmp_path / "store" / "a")
+    (tmp_path / "store" / "b").mkdir()
+    shutil.copy(slides / "s1.svs", tmp_path / "store" / "b" / "s0.svs")
+    failed = example.tile_object_store(f"file://{tmp_path / 'store'}", tmp_path / "scratch", tmp_path / "out", OPTIONS)
+    assert {Path(path).parent.name for path in failed} == {"a", "b"}
+    assert {Path(path).name for path in failed} == {"s0.svs"}
+    assert all("another slide has this name" in reason for reason in failed.values())
+    assert sorted(path.stem for path in (tmp_path / "out" / "shards").glob("*.tar")) == ["s1", "s2"]
 
 
 def test_the_script_is_run_as_its_first_lines_say(slides: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -17,6 +17,7 @@ from kdml_med.deploy.slides.one_slide import PredictionJob, SlideSettings, predi
 from kdml_med.deploy.slides.prediction_folder import TILES_FILE, Finished, PredictionFolder
 from kdml_med.deploy.slides.prediction_report import PredictionReport
 from kdml_med.deploy.slides.prediction_tables import could_be_of, join_slides
+from kdml_med.engines.evaluator import AVERAGES
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
 from kdml_med.metrics.aggregation import AggregationMethod, Level
@@ -96,6 +97,9 @@ def predict_slides(
     """
     run_dir, output_dir, paths = Path(run_dir), Path(output_dir), [Path(path) for path in inputs]
     _check_numbers(workers=workers, batch_size=batch_size)
+    _check_words("level", level, (None, *get_args(Level)))
+    _check_words("aggregation", aggregation, (None, *get_args(AggregationMethod)))
+    _check_words("ensemble_average", ensemble_average, (None, *AVERAGES))
     run = RunDescription.read(run_dir, task=Task.CLASSIFICATION)
     run = replace(
         run,
@@ -150,6 +154,12 @@ def _check_numbers(**numbers: int) -> None:
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"--{name} is {value!r}, expected a whole number from 1.")
+
+
+def _check_words(name: str, value: object, known: Sequence[str | None]) -> None:
+    if value not in known:
+        words = ", ".join(str(word) for word in known)
+        raise InputError(f"--{name} is {value!r}, expected one of {words}.")
 
 
 def _tiling_options(run_dir: Path, run: RunDescription, assume_mpp: float | None) -> TilingOptions:
