@@ -74,8 +74,8 @@ def write_labels(path: Path, header: list[str], rows: list[tuple[Any, ...]]) -> 
 @pytest.fixture
 def slides(tmp_path: Path) -> Path:
     (tmp_path / "slides").mkdir()
-    for name in (*FILES, "a\x1b[31mred"):
-        write_slide(tmp_path / "slides" / f"{name}.svs", width=700, height=600)
+    for seed, name in enumerate((*FILES, "a\x1b[31mred")):
+        write_slide(tmp_path / "slides" / f"{name}.svs", width=700, height=600, seed=seed)
     words = ["MSI-H", "MSS"] * 3
     rows = list(zip(FILES, PATIENTS, words, strict=True))
     write_labels(tmp_path / "labels.csv", ["slide", "patient", "MSIStatus"], rows)

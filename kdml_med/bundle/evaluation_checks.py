@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdml_med.bundle.provenance import is_other_data
 from kdml_med.bundle.settings import Settings
 from kdml_med.bundle.training import check_level, seed_everything
 from kdml_med.data.frames import FrameDataset, input_size
@@ -15,10 +16,11 @@ from kdml_med.errors import InputError
 from kdml_med.keys import Split, Task
 from kdml_med.metrics.aggregation import Level
 from kdml_med.networks.devices import check_device
-from kdml_med.runs import COHORT_FILE, METRICS_FILE, RunDescription
+from kdml_med.runs import COHORT_FILE, EVALUATION_FILE, METRICS_FILE, SETTINGS_FILE, RunDescription
 from kdml_med.splits import has_folds, has_splits
 from kdml_med.storage.folder import keep_out_others
-from kdml_med.storage.manifest import DatasetInfo, owner_word, read_info
+from kdml_med.storage.manifest import DatasetInfo, dataset_identity, owner_word, read_info
+from kdml_med.storage.reading import read_json
 from kdml_med.words import counted, verb
 
 # Pixel sizes and fields of view that differ by less are taken as equal.
@@ -45,8 +47,8 @@ def prepare_evaluation(settings: Settings, *, dataset_dir: str | None = None, le
     Raises:
         InputError: no such run; kind of dataset, classes, scale or stain normalisation differ; splits leak; patients of
             this split were seen in training, or those of "val" are others than training validated on; something is to
-            be chosen on another split than "val"; the output folder holds what would be lost, see ``check_target``; or
-            another run writes to it.
+            be chosen on another split than "val"; the output folder holds what would be lost, see ``check_target``, or
+            the evaluation of another dataset; or another run writes to it.
     """
     check_device(settings["device"])
     dataset_dir = dataset_dir or settings["dataset_dir"]
@@ -76,6 +78,8 @@ def prepare_evaluation(settings: Settings, *, dataset_dir: str | None = None, le
     if split not in (None, Split.TRAIN):
         _check_unseen(dataset, run)
     if "output_dir" in settings:
+        if "split" in settings:
+            _check_replaced(settings, Path(dataset_dir))
         settings.holds = keep_out_others(Path(settings["output_dir"]), option="--output_dir")
     seed_everything(0)
 
@@ -100,6 +104,39 @@ def check_target(settings: Settings) -> None:
             f"--output_dir {folder} holds an evaluation, whose tables would be written over: name another folder, or "
             "none."
         )
+
+
+def _check_replaced(settings: Settings, dataset_dir: Path) -> None:
+    """Refuse to write over the evaluation of another dataset, as without an output folder it would be unasked.
+
+    A dataset that moved is the same one, and an external one that grew where it is may be evaluated again. Where an
+    earlier version noted no dataset, the folders of a run's own splits are taken to hold that of its training, and
+    others are not protected.
+    """
+    folder, run_dir = Path(settings["output_dir"]), Path(settings["run_dir"])
+    if not (folder / METRICS_FILE).is_file():  # nothing there, or it was interrupted
+        return
+    record, now = _noted(folder / EVALUATION_FILE), dataset_identity(dataset_dir)
+    trained = _noted(run_dir / SETTINGS_FILE).get("dataset")
+    own_folders = {run_dir.resolve(), *(run_dir.resolve() / f"evaluation_{split}" for split in Split)}
+    held = record.get("dataset") or (trained if folder.resolve() in own_folders else None)
+    if not is_other_data(held, now):
+        return
+    has_grown = record.get("dataset_dir") == str(dataset_dir.resolve())
+    if has_grown and (not trained or is_other_data(held, trained)):
+        return
+    raise InputError(
+        f"{folder} holds the evaluation of another dataset than {dataset_dir} is now, and would be written over: name "
+        f"another folder, such as --output_dir {run_dir}/evaluation_other, or move that evaluation away first."
+    )
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    """Content of a file that may be missing or damaged: an evaluation that is repeated replaces it."""
+    try:
+        return read_json(path, remedy="") if path.is_file() else {}
+    except InputError:
+        return {}
 
 
 def _check_scale(info: DatasetInfo, run: RunDescription, dataset_dir: str | Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdml_med.bundle.provenance import is_other_data
 from kdml_med.clinical.answers import read_evaluation, remedy_for
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
@@ -171,7 +172,8 @@ def read_study(
 
     Raises:
         InputError: no finished run, a named folder is no evaluation of this run on another dataset, a file is damaged,
-            or the named dataset is not the one that the run was trained on.
+            the evaluation on the test split is of another dataset, or the named dataset is not the one that the run was
+            trained on.
     """
     folder = Path(run_dir)
     description = RunDescription.read(folder)
@@ -186,7 +188,7 @@ def read_study(
     if (folder / TEST_DIR / METRICS_FILE).is_file():
         evaluations.append(_read_evaluation(folder, folder / TEST_DIR, "test", Role.TEST, dataset, reason))
     evaluations += [_read_evaluation(folder, path, name, Role.EXTERNAL, None, "") for name, path in named.items()]
-    _check_others(evaluations, settings)
+    _check_datasets(evaluations, settings)
     _check_weights(folder, description, evaluations)
     return Study(
         folder=folder,
@@ -238,15 +240,23 @@ def _read_evaluation(
     return Evaluation(name, title, role, split, folder, metrics, record, dataset, reason)
 
 
-def _check_others(evaluations: Sequence[Evaluation], settings: dict[str, Any]) -> None:
-    """Refuse external evaluations that are none: of patients of the training's own dataset, or of one cohort twice.
+def _check_datasets(evaluations: Sequence[Evaluation], settings: dict[str, Any]) -> None:
+    """Refuse a test split of another dataset, and external evaluations that are of no other one, or of one twice.
 
     Raises:
-        InputError: an external evaluation is of another split than "test", of the dataset that the run was trained on,
-            or of the same dataset as another one.
+        InputError: the evaluation on the test split is of another dataset than the training; an external evaluation is
+            of another split than "test", of the dataset that the run was trained on, or of the same dataset as another
+            one.
     """
     known = {_identity(settings): "the dataset that the run was trained on"}
     for one in evaluations:
+        if one.role is Role.TEST and is_other_data(one.record.get("dataset"), settings.get("dataset")):
+            place = one.record.get("dataset_dir")
+            raise InputError(
+                f"{one.folder} is of another dataset{f', {place},' if place else ''} than the run was trained on: move "
+                f"it, for example to {one.folder.parent}/evaluation_other, and name it with --external. The run's own "
+                "test split can be evaluated then."
+            )
         if one.role is not Role.EXTERNAL:
             continue
         if one.split != Split.TEST:
@@ -314,7 +324,10 @@ def _evaluated_data(record: dict[str, Any], description: RunDescription) -> tupl
         folder = Path(str(record["dataset_dir"]))
         if dataset_identity(folder) != record.get("dataset", dataset_identity(folder)):
             return None, f"{folder} was changed since it was evaluated: evaluate again."
-        return read_dataset(folder, description.fold), ""
+        # Earlier versions did not note the fold; it was that of the training unless another one was asked for.
+        known = {"fold": description.fold, **record}
+        fold = take(known, "fold", int | None, EVALUATION_FILE, remedy="Evaluate again.")
+        return read_dataset(folder, fold), ""
     except InputError as error:
         return None, str(error)
 

@@ -15,17 +15,17 @@ import PIL.Image
 import pyarrow as pa
 
 from kdml_med.colonoscopy.crops import CROP_CLASSES, POLYP, CropJob, CropOptions, CropsRecord, store_crops
+from kdml_med.colonoscopy.frozen_splits import check_patients_stay, check_sides
 from kdml_med.colonoscopy.near_duplicates import Hashes, NearDuplicate, find_near_duplicates, hash_view
 from kdml_med.colonoscopy.windows import polyp_side
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
 from kdml_med.program import progress_bar
-from kdml_med.splits import freeze_splits, has_splits, read_splits
+from kdml_med.splits import check_replaceable, freeze_splits, read_splits
 from kdml_med.storage.folder import DatasetFolder, describe_remade, list_versions
 from kdml_med.storage.manifest import (
     FAILURES_FILE,
     SLIDES_FILE,
-    SPLITS_FILE,
     TILE_COLUMNS,
     DatasetInfo,
     DatasetKind,
@@ -34,7 +34,6 @@ from kdml_med.storage.manifest import (
     read_manifest,
     read_member,
 )
-from kdml_med.storage.reading import read_table
 from kdml_med.storage.shards import find_origins
 from kdml_med.words import counted, named_failures, printable, verb
 from kdml_med.workers import run_jobs
@@ -98,7 +97,9 @@ def cut_crops(
 
     Raises:
         InputError: no dataset of frames, none with polyps, its splits leak or are others than those frozen in ``out``,
-            or that folder is in use or was made with other options. Nothing was written then.
+            or that folder is in use or was made with other options. Nothing was written then. Or somebody joins or
+            leaves the frozen splits because crops of a frame have become possible or impossible: the shards stay then,
+            without manifest.
     """
     if workers < 1:
         raise InputError(f"--workers is {workers}, expected at least 1.")
@@ -108,15 +109,25 @@ def cut_crops(
     labelled = manifest[manifest["label"].notna()]
     described = _describe(options, info)
     with DatasetFolder(Path(out), described, CropsRecord) as folder:
-        _check_splits(folder, splits, force=force)
+        if splits is not None and not force:
+            check_sides(folder, _parts(splits), "the frames have it in")
         report.near_duplicates = _near_duplicates(root, labelled, splits, options, progress=progress)
         kept = labelled[~labelled["sample_id"].isin([one.sample_id for one in report.near_duplicates])]
         jobs = _make_jobs(root, kept, options, workers)
         strangers = folder.find_strangers([job.name for job in jobs], allowed=force)
-        work = folder.plan({job.name: job.origin for job in jobs}, strangers)
+        origins = {job.name: job.origin for job in jobs}
+        if splits is not None and not force:
+            owners = {job.name: [(frame["sample_id"], frame["patient_id"]) for frame in job.frames] for job in jobs}
+            check_patients_stay(folder, origins, owners)
+        work = folder.plan(origins, strangers)
         pending = [job for job in jobs if job.name in work.pending]
         report.finished, report.remade = len(jobs) - len(pending), work.remade
-        failures = _store_all(pending, folder, options, workers, progress=progress)
+        failures = [
+            (file.name, f"{name}: cannot be read: {file.problem}; the crops of an earlier run stay")
+            for name, files in work.unread.items()
+            for file in files
+        ]
+        failures += _store_all(pending, folder, options, workers, progress=progress)
         report.done = folder.await_stored()
         folder.remove_leftovers()
         _write_tables(folder, report, failures, info, splits, force=force)
@@ -146,20 +157,6 @@ def _describe(options: CropOptions, info: DatasetInfo) -> DatasetInfo:
         made_by=list_versions("preprocessing.cut_crops", _LIBRARIES),
         synthetic=info.synthetic,
     )
-
-
-def _check_splits(folder: DatasetFolder[CropsRecord], splits: pd.DataFrame | None, *, force: bool) -> None:
-    """Check that nobody changes sides by this run."""
-    if splits is None or force or not has_splits(folder.path):
-        return
-    frozen = read_table(folder.path / SPLITS_FILE, ["patient_id"], remedy="Make the splits again.")
-    now = _parts(splits)
-    for patient, part in frozen.iloc[:, :2].itertuples(index=False, name=None):
-        if now.get(patient, part) != part:
-            raise InputError(
-                f"{folder.path / SPLITS_FILE} has {patient!r} in {part}, the frames have it in {now[patient]}. Results "
-                "on other splits cannot be compared with earlier ones; to replace them anyway pass --force."
-            )
 
 
 def _parts(splits: pd.DataFrame) -> dict[str, str]:
@@ -272,14 +269,17 @@ def _write_tables(
     slides = manifest.groupby("slide_id", sort=True).agg(
         patient_id=("patient_id", "first"), label=("label", "first"), site=("site", "first"), tiles=("label", "size")
     )
+    own = splits[splits["patient_id"].isin(set(manifest["patient_id"]))] if splits is not None else None
+    if own is not None and len(own):  # a manifest beside splits of others would be of no use
+        check_replaceable(folder.path, own, force=force)
     near = pd.DataFrame([asdict(one) for one in report.near_duplicates]) if report.near_duplicates else None
     folder.write_tables(
         rows,
         report.failures,
         {SLIDES_FILE: slides.reset_index(), CROPS_FILE: crops, NEAR_DUPLICATES_FILE: near},
     )
-    if splits is not None and len(manifest):
-        _freeze(folder.path, splits, manifest, info, force=force)
+    if own is not None and len(own):
+        _freeze(folder.path, own, info, force=force)
 
 
 def _place_table(manifest: pd.DataFrame, places: Mapping[str, Sequence[int]]) -> pd.DataFrame:
@@ -292,13 +292,12 @@ def _place_table(manifest: pd.DataFrame, places: Mapping[str, Sequence[int]]) ->
     return table.assign(x=edges[:, 0], y=edges[:, 1], side=edges[:, 2])
 
 
-def _freeze(out: Path, splits: pd.DataFrame, manifest: pd.DataFrame, info: DatasetInfo, *, force: bool) -> None:
-    """Freeze the splits of the frames, for those who have crops."""
+def _freeze(out: Path, splits: pd.DataFrame, info: DatasetInfo, *, force: bool) -> None:
+    """Freeze the splits of the frames, of those who have crops."""
     details = dict(info.splits or {})
     mode, seed = details.pop("mode"), details.pop("seed")
     frames_sha256 = details.pop("sha256")
-    own = splits[splits["patient_id"].isin(set(manifest["patient_id"]))]
-    freeze_splits(out, own, mode=mode, seed=seed, force=force, **details | {"frames_sha256": frames_sha256})
+    freeze_splits(out, splits, mode=mode, seed=seed, force=force, **details | {"frames_sha256": frames_sha256})
 
 
 def describe_crop_report(report: CropReport, out: Path) -> list[str]:

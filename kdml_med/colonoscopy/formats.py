@@ -113,10 +113,12 @@ def drop_empty_names(frame: FrameBoxes) -> FrameBoxes:
 
 def _find_columns(table: pd.DataFrame, where: str) -> dict[str, str]:
     """Column of each role that the table has."""
-    header = {re.sub(r"[ \-]", "_", str(name).strip().lower()): str(name) for name in table.columns}
+    header: dict[str, list[str]] = {}  # "patient id" and "Patient_ID" are both patient_id: neither may win in silence
+    for name in map(str, table.columns):
+        header.setdefault(re.sub(r"[ \-]", "_", name.strip().lower()), []).append(name)
     found: dict[str, str] = {}
     for role in TABLE_COLUMNS:
-        names = [header[name] for name in _KNOWN.get(role, (role,)) if name in header]
+        names = [name for known in _KNOWN.get(role, (role,)) for name in header.get(known, ())]
         if len(names) > 1:
             raise InputError(f"{where}: {names} could each be the {role} column; rename one of them.")
         if names:

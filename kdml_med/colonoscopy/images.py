@@ -22,6 +22,7 @@ from kdml_med.colonoscopy.jpeg import check_jpeg
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 _ORIENTATION = 0x0112  # EXIF tag
+_UPRIGHT = (0, 1)  # some recorders write 0 for "nothing known", and viewers show such pictures as they are
 _BITS_PER_SAMPLE = 258  # TIFF tag
 _PNG_DEPTH_AT = 24  # bytes from the start of the file, in its first chunk
 # Decoders stumble over damaged headers in all these ways.
@@ -137,7 +138,7 @@ def _check_kind(image: Picture, data: bytes) -> None:
         raise FrameError(f"it has {bits} bits per channel, expected 8 bits; convert it")
     if image.mode not in _MODES:
         raise FrameError(f"its pixels are of type {image.mode}, expected 8 bits per channel; convert it")
-    if image.getexif().get(_ORIENTATION, 1) != 1:
+    if image.getexif().get(_ORIENTATION, 1) not in _UPRIGHT:
         raise FrameError("its EXIF data turn it, which leaves open what boxes refer to; save it upright")
 
 

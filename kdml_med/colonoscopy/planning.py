@@ -255,16 +255,19 @@ def _number_frames(items: list[FrameItem]) -> list[FrameItem]:
 
 def _make_jobs(items: list[FrameItem]) -> list[ShardJob]:
     groups: dict[str, list[FrameItem]] = {}
-    loose = [item for item in items if item.sequence_id is None]
+    loose: list[FrameItem] = []
+    by_sequence: dict[str, list[FrameItem]] = {}
+    for item in items:  # once: there may be a hundred thousand items and as many sequences
+        (loose if item.sequence_id is None else by_sequence.setdefault(item.sequence_id, [])).append(item)
     for start in range(0, len(loose), _LOOSE_FRAMES):
         groups[f"frames-{start // _LOOSE_FRAMES:04}"] = loose[start : start + _LOOSE_FRAMES]
     taken = {name.lower() for name in groups}
-    for sequence in sorted({item.sequence_id for item in items if item.sequence_id is not None}):
+    for sequence, own in sorted(by_sequence.items(), key=lambda pair: pair[0]):
         name = shard_name(sequence)
         if name.lower() in taken:  # some file systems do not tell "A" from "a"
             name = f"{name}-{hashlib.sha256(sequence.encode()).hexdigest()[:8]}"
         taken.add(name.lower())
-        groups[name] = [item for item in items if item.sequence_id == sequence]
+        groups[name] = own
     return [ShardJob(name, tuple(group)) for name, group in sorted(groups.items())]
 
 

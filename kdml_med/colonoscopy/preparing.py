@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from kdml_med.colonoscopy.annotations import Annotations, find_format, read_annotations
 from kdml_med.colonoscopy.contact_sheet import write_contact_sheet
+from kdml_med.colonoscopy.frozen_splits import check_patients_stay, check_sides, frozen_splits
 from kdml_med.colonoscopy.options import FrameOptions
-from kdml_med.colonoscopy.planning import Plan, ShardJob, make_plan
+from kdml_med.colonoscopy.planning import Plan, ShardJob, make_plan, owner_of
 from kdml_med.colonoscopy.readers import FORMATS
 from kdml_med.colonoscopy.report import DUPLICATES_FILE, PreparationReport
 from kdml_med.colonoscopy.sources import Source, find_sources
@@ -23,8 +24,7 @@ from kdml_med.errors import InputError
 from kdml_med.program import progress_bar
 from kdml_med.splits import check_replaceable, freeze_splits
 from kdml_med.storage.folder import FULL_HASH, DatasetFolder, list_versions
-from kdml_med.storage.manifest import FRAME_CLASSES, FRAME_COLUMNS, SPLITS_FILE, DatasetInfo, DatasetKind
-from kdml_med.storage.reading import read_table
+from kdml_med.storage.manifest import FRAME_CLASSES, FRAME_COLUMNS, DatasetInfo, DatasetKind
 from kdml_med.storage.shards import find_origins
 from kdml_med.workers import Workers, reach_cluster, run_jobs
 
@@ -70,8 +70,10 @@ def prepare_frames(
 
     Raises:
         InputError: an input or annotation file is missing or unusable as a whole, a sequence or patient is in two
-            splits, or the folder is in use, was made with other options, or holds shards of inputs that are not named,
-            or the workers cannot be used. Nothing was written then. Or the scheduler is lost on the way.
+            splits, or in another one than the folder has frozen, or joins or leaves these, or the folder is in use, was
+            made with other options, or holds shards of inputs that are not named, or the workers cannot be used.
+            Nothing was written then. Or the scheduler is lost on the way, or somebody joins or leaves frozen splits
+            because a file that could not be used can be now, or the other way: the shards stay then, without manifest.
     """
     if workers < 1:
         raise InputError(f"--workers is {workers}, expected at least 1.")
@@ -85,14 +87,25 @@ def prepare_frames(
         reach_cluster(scheduler, folders=[*needed, out], libraries=_LIBRARIES, crashed=_CRASHED) as cluster,
         DatasetFolder(out, info, FramesRecord) as folder,
     ):
-        _check_splits(folder, plan, force=force)
+        if plan.splits is not None and not force:
+            check_sides(folder, plan.splits, "this run in")
         strangers = folder.find_strangers([job.name for job in plan.jobs], allowed=keep or force)
         jobs = _with_origins(plan.jobs, full_hash, workers, progress)
-        work = folder.plan({job.name: job.origin for job in jobs}, strangers, keep=keep)
-        _check_kept(folder, work.kept, plan)
+        origins = {job.name: job.origin for job in jobs}
+        _check_kept(folder, strangers if keep else [], plan)
+        if plan.splits is not None and not force:
+            owners = {job.name: [(item.source.name, owner_of(item)) for item in job.items] for job in jobs}
+            check_patients_stay(folder, origins, owners, strangers)
+        work = folder.plan(origins, strangers, keep=keep)
         pending = [job for job in jobs if job.name in work.pending]
         report.finished, report.remade, report.kept = len(jobs) - len(pending), work.remade, len(work.kept)
-        failures = list(plan.failures) + _store_all(pending, folder, options, workers, report, progress, cluster)
+        failures = [
+            (file.name, f"{name}: cannot be read: {file.problem}; the frames of an earlier run stay")
+            for name, files in work.unread.items()
+            for file in files
+        ]
+        failures += plan.failures
+        failures += _store_all(pending, folder, options, workers, report, progress, cluster)
         folder.remove_leftovers()
         _write_tables(folder, plan, report, failures, force=force)
     return report
@@ -176,30 +189,10 @@ def _describe(options: FrameOptions, plan: Plan, synthetic: bool, full_hash: boo
     )
 
 
-def _frozen_splits(folder: DatasetFolder[FramesRecord]) -> dict[str, str]:
-    """Split or fold by patient, as it is frozen in the folder; empty when none is."""
-    if not folder.info.splits:
-        return {}
-    frozen = read_table(folder.path / SPLITS_FILE, ["patient_id"], remedy="Make the splits again.")
-    return dict(frozen.iloc[:, :2].itertuples(index=False, name=None))
-
-
-def _check_splits(folder: DatasetFolder[FramesRecord], plan: Plan, *, force: bool) -> None:
-    """Check that nobody changes sides by this run."""
-    if plan.splits is None or force:
-        return
-    for patient, split in _frozen_splits(folder).items():
-        if plan.splits.get(patient, split) != split:
-            raise InputError(
-                f"{folder.path / SPLITS_FILE} has {patient!r} in {split}, this run in {plan.splits[patient]}. "
-                "Results on other splits cannot be compared with earlier ones; to replace them anyway pass --force."
-            )
-
-
 def _check_kept(folder: DatasetFolder[FramesRecord], kept: Sequence[str], plan: Plan) -> None:
     """Check that what stays in the folder goes together with what this run adds."""
     names = {item.source.name for job in plan.jobs for item in job.items}
-    known = _frozen_splits(folder) | (plan.splits or {})
+    known = frozen_splits(folder) | (plan.splits or {})
     for shard in kept:
         _, table = folder.read(shard)
         twice = sorted(names & set(table.column("source").to_pylist()))
@@ -238,21 +231,23 @@ def _write_tables(
     _count_frames(report, manifest)
     report.duplicates = _find_duplicates(manifest, hashes)
     duplicates = pd.DataFrame(report.duplicates, columns=["sample_id", "same_as"]) if report.duplicates else None
+    splits = _official_splits(folder, plan, manifest)
+    if splits is not None:  # a manifest beside splits of others would be of no use
+        check_replaceable(folder.path, splits, force=force)
     write_contact_sheet(folder.path, manifest)
     folder.write_tables(rows, report.failures, {DUPLICATES_FILE: duplicates})
-    if plan.splits is not None and len(manifest):
-        _freeze_official(folder, plan.splits, sorted(set(manifest["patient_id"])), force=force)
+    if splits is not None:
+        freeze_splits(folder.path, splits, mode="official", seed=None, force=force)
         report.has_splits = True
 
 
-def _freeze_official(
-    folder: DatasetFolder[FramesRecord], official: dict[str, str], patients: list[str], *, force: bool
-) -> None:
-    """Freeze the splits that the annotations or the options tell; of patients who are kept, those that were frozen."""
-    known = _frozen_splits(folder) | official
-    splits = pd.DataFrame({"patient_id": patients, "split": [known[patient] for patient in patients]})
-    check_replaceable(folder.path, splits, force=force)
-    freeze_splits(folder.path, splits, mode="official", seed=None, force=force)
+def _official_splits(folder: DatasetFolder[FramesRecord], plan: Plan, manifest: pd.DataFrame) -> pd.DataFrame | None:
+    """The splits that the annotations or the options tell; of patients who are kept, those that were frozen."""
+    if plan.splits is None or manifest.empty:
+        return None
+    known = frozen_splits(folder) | plan.splits
+    patients = sorted(set(manifest["patient_id"]))
+    return pd.DataFrame({"patient_id": patients, "split": [known[patient] for patient in patients]})
 
 
 def _add_counts(report: PreparationReport, record: FramesRecord) -> None:

@@ -98,7 +98,8 @@ def find_sources(inputs: Sequence[Path], leave_out: Sequence[Path]) -> FoundSour
         open_files = [file for file in files if not any(folder in files[file].parents for folder in closed)]
         named = [file for file in open_files if file.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)]
         masks = _find_masks(named, root) if path.is_dir() else {}
-        taken = [file for file in named if file.parent not in masks or file not in masks[file.parent]]
+        masked = {file for own in masks.values() for file in own}
+        taken = [file for file in named if file not in masked]
         unread = [file for file in open_files if file.suffix.lower() in (*UNREAD_PICTURES, *UNREAD_VIDEOS)]
         if not taken:
             other = f" (it has {len(unread)} of other kinds, such as {unread[0].name})" if unread else ""

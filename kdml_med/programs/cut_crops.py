@@ -17,6 +17,7 @@ from kdml_med.colonoscopy.cropping import cut_crops, describe_crop_report  # noq
 from kdml_med.colonoscopy.crops import CropOptions  # noqa: E402
 from kdml_med.colonoscopy.near_duplicates import HASH_BITS  # noqa: E402
 from kdml_med.errors import ExitCode, InputError  # noqa: E402
+from kdml_med.program import usable_cores  # noqa: E402
 from kdml_med.splits import describe_splits, has_splits, read_splits  # noqa: E402
 from kdml_med.storage.manifest import read_info, read_manifest  # noqa: E402
 
@@ -76,7 +77,7 @@ def main(
         jpeg_quality=jpeg_quality,
         seed=seed,
     )
-    report = cut_crops(frames, out, options, workers=workers or os.cpu_count() or 1, force=force)
+    report = cut_crops(frames, out, options, workers=workers or usable_cores(), force=force)
     print(*describe_crop_report(report, out), sep="\n")
     if has_splits(out):
         manifest, info = read_manifest(out), read_info(out)

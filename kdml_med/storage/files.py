@@ -192,6 +192,7 @@ WHOLE_BYTES = 16 * 2**20
 _ENDS_BYTES = 2**20
 _BLOCK_BYTES = 2**16
 _BLOCKS = 32
+_WHOLE, _SAMPLED, _UNREADABLE = "sha256:", "sampled:", "unreadable: "
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,16 @@ class Fingerprint:
     digest: str
     time_ns: int | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all bytes were hashed."""
+        return self.digest.startswith(_WHOLE)
+
+    @property
+    def problem(self) -> str:
+        """Why the file could not be read; "" where it could."""
+        return self.digest.removeprefix(_UNREADABLE) if self.size < 0 else ""
+
 
 def source_fingerprint(path: Path, name: str, *, full: bool = False) -> Fingerprint:
     """Fingerprint of a file.
@@ -226,10 +237,11 @@ def source_fingerprint(path: Path, name: str, *, full: bool = False) -> Fingerpr
         with path.open("rb") as stream:
             state = os.fstat(stream.fileno())  # before reading: who writes into the file meanwhile changes its time
             if full or state.st_size <= WHOLE_BYTES:
-                return Fingerprint(name, state.st_size, f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}")
-            return Fingerprint(name, state.st_size, f"sampled:{_sample(stream, state.st_size)}", state.st_mtime_ns)
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                return Fingerprint(name, state.st_size, f"{_WHOLE}{digest}")
+            return Fingerprint(name, state.st_size, f"{_SAMPLED}{_sample(stream, state.st_size)}", state.st_mtime_ns)
     except OSError as error:
-        return Fingerprint(name, -1, f"unreadable: {error.strerror}")
+        return Fingerprint(name, -1, f"{_UNREADABLE}{error.strerror}")
 
 
 def take_fingerprints(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic
 import pyarrow as pa
 
 from kdml_med.errors import InputError
-from kdml_med.storage.files import Rows, write_table
+from kdml_med.storage.files import Fingerprint, Rows, write_table
 from kdml_med.storage.manifest import (
     DATASET_FILE,
     FAILURES_FILE,
@@ -144,11 +144,13 @@ class Work:
         pending: names of the shards to make.
         remade: those of them that were there, made from something else, and what is different.
         kept: finished shards that the run does not name and that stay.
+        unread: finished shards that stay because files of theirs, which are given, cannot be read now.
     """
 
     pending: set[str] = field(default_factory=set)
     remade: dict[str, str] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
+    unread: dict[str, list[Fingerprint]] = field(default_factory=dict)
 
 
 class DatasetFolder(Generic[Record]):
@@ -299,8 +301,13 @@ class DatasetFolder(Generic[Record]):
             InputError: with ``keep``: a shard would be replaced. Nothing was deleted then.
         """
         whole = set(self.finished())
-        changes = {name: self._tell_change(name, origin, outdated) for name, origin in origins.items() if name in whole}
-        work = Work(remade={name: change for name, change in changes.items() if change is not None})
+        work = Work()
+        for name in [name for name in origins if name in whole]:
+            change, unread = self._compare_origin(name, origins[name], outdated)
+            if change is not None:
+                work.remade[name] = change
+            elif unread:
+                work.unread[name] = unread
         if keep and work.remade:
             name, change = next(iter(work.remade.items()))
             raise InputError(
@@ -314,14 +321,17 @@ class DatasetFolder(Generic[Record]):
         work.pending = {name for name in origins if name not in whole or name in work.remade}
         return work
 
-    def _tell_change(self, name: str, origin: Origin, outdated: Callable[[Record], str | None]) -> str | None:
+    def _compare_origin(
+        self, name: str, origin: Origin, outdated: Callable[[Record], str | None]
+    ) -> tuple[str | None, list[Fingerprint]]:
         try:
             record, _ = self.read(name)
         except InputError:
-            return "its table is damaged"
-        if record.origin is None:
-            return "an earlier version did not record what it was made from"
-        return record.origin.tell_change(origin) or outdated(record)
+            return "its table is damaged", []
+        known = record.origin
+        if known is None:
+            return "an earlier version did not record what it was made from", []
+        return known.tell_change(known.presume(origin)) or outdated(record), known.find_unread(origin)
 
     def discard(self, name: str) -> None:
         """Delete a shard; the manifest goes first, so that it never points at what is not there."""

@@ -10,7 +10,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -137,6 +137,20 @@ class Origin:
         files = zip(content["sources"], known, strict=False)
         sources = tuple(Fingerprint(name, size, digest, time) for (name, size, digest), time in files)
         return cls(sources, content["facts"], content.get("rules", 0))
+
+    def find_unread(self, new: Origin) -> list[Fingerprint]:
+        """Files of another origin that could be read when this one was taken, and cannot now."""
+        known = {source.name for source in self.sources if not source.problem}
+        return [source for source in new.sources if source.problem and source.name in known]
+
+    def presume(self, new: Origin) -> Origin:
+        """Another origin in which files that cannot be read now are what they were in this one.
+
+        A share that answers late, or not at all, says nothing about the files on it.
+        """
+        known = {source.name: source for source in self.sources}
+        sources = (known.get(source.name, source) if source.problem else source for source in new.sources)
+        return replace(new, sources=tuple(sources))
 
     def tell_change(self, new: Origin) -> str | None:
         """What is different in another origin, for people; None when nothing is."""

@@ -25,6 +25,9 @@ _ZIP, _OLD_EXCEL = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
 _MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _SEPARATOR_LINE = re.compile(r'"?sep=([,;|\t])"?$', re.IGNORECASE)
 _AS_TEXT = re.compile(r'^="([^"]*)"$')  # how programs keep a spreadsheet from making a number of an id
+_FORMAT_SECTION = re.compile(r"""(?:"[^"]*"|\\.|[^;"\\])*(?=;|$)""")
+_SIMPLE_FORMAT = re.compile(r"""(?:"[^"]*"|\\.|[-+() :!&'~{}^]|0|\#|General)*""")
+_PART_OF_FORMAT = re.compile(r"""General|[0#]|"[^"]*"|\\.|.""")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -201,29 +204,44 @@ def _sheet_rows(sheet: Any, formulas: Any, path: Path) -> Iterator[Row]:
 
 
 def _shown_value(cell: Any, where: str) -> str:
-    """What a cell shows, as far as ids and labels go: 7 for 7.0, and 007 where zeros come from the format."""
+    """What a cell shows, as far as ids and labels go: 7 for 7.0, and 007 or P-007 where the format makes them."""
     value = cell.value
     if value is None:
         return ""
     if isinstance(value, bool):
         return "TRUE" if value else "FALSE"
     if isinstance(value, int | float):
-        shown = cell.number_format.split(";")[0]
-        if re.fullmatch(r"0+", shown) and value == int(value):
-            return f"{int(value):0{len(shown)}d}"
-        if isinstance(value, float) and value == int(value) and abs(value) < 1e15:
-            return str(int(value))
         if abs(value) >= 1e15:
             raise InputError(
                 f"{where}: {cell.coordinate} is {value}, a number with more digits than Excel keeps. If it is an id, "
                 "format the column as text and fill it in again."
             )
-        return repr(value)
+        return _shown_number(int(value), cell.number_format) if value == int(value) else repr(value)
     if isinstance(value, datetime.datetime) and value.time() == datetime.time():
         value = value.date()
     if isinstance(value, datetime.datetime | datetime.date | datetime.time):
         return value.isoformat()
     return same_name_form(str(value))
+
+
+def _shown_number(value: int, number_format: str) -> str:
+    """A whole number with the zeros and texts of its format; as it is where the format has more (decimals, %, E)."""
+    section = _FORMAT_SECTION.match(number_format)
+    shown = section.group() if section else ""
+    others = number_format[len(shown) :].count(";")  # sections: the second is for numbers below 0, the third for 0
+    if (value < 0 and others > 0) or (value == 0 and others > 1) or not _SIMPLE_FORMAT.fullmatch(shown):
+        return str(value)
+    parts = _PART_OF_FORMAT.findall(shown)
+    places = [place for place, part in enumerate(parts) if part in ("0", "#", "General")]
+    if not places:
+        return str(value)
+    digits = str(abs(value))
+    written = [part[1:-1] if part.startswith('"') else part[-1] for part in parts]
+    for place in reversed(places):  # from the last digit on; what is left stands at the first place
+        count = len(digits) if place == places[0] or parts[place] == "General" else 1
+        written[place] = digits[-count:] if digits else "0" * (parts[place] == "0")
+        digits = digits[: len(digits) - count] if count <= len(digits) else ""
+    return same_name_form("-" * (value < 0) + "".join(written))
 
 
 def name_columns(path: Path, rows: list[Row]) -> tuple[list[str], list[Row]]:

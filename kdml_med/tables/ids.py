@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ROUNDED = re.compile(r"\d([.,]\d+)?e\+\d+", re.IGNORECASE)
+_AS_NUMBER = re.compile(r"([0-9]+)[.,]0+")
+_FIRST_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
 
 
 def check_ids(values: pd.Series[str], what: str, where: str) -> None:
@@ -51,14 +53,20 @@ def check_patients(values: pd.Series[str], where: str, what: str = "patient") ->
         what: is kept together in a split, such as "sequence".
 
     Raises:
-        InputError: they are not, two ids differ only by case, spaces, the kind of hyphen or a "#" before one, or two
-            are TCGA samples of one patient. One patient under two ids could be in training and test.
+        InputError: they are not, two ids differ only by case, spaces, the kind of hyphen or a "#" before one, by zeros
+            before a number or a ".0" behind it, or two are TCGA samples of one patient. One patient under two ids could
+            be in training and test.
     """
     check_ids(values, f"{what} id", where)
     first = values[~values.duplicated()]
     spelled = first.map(_same_patient_form)
     problem = f"differ only by case, space, hyphen or a #. Write one id for one {what}"
     _refuse_twins(first, spelled, problem, where, what)
+    problem = (
+        "differ only by zeros before a number or a .0 behind it, as spreadsheets change ids. Write one id for one "
+        f"{what}; if they are two {what}s, rename one"
+    )
+    _refuse_twins(first, spelled.map(_number_form), problem, where, what)
     samples = spelled.map(_barcode_or_form)
     problem = "are TCGA samples of one patient. Name the column with the barcodes of patients"
     _refuse_twins(first, samples, problem, where, what)
@@ -67,6 +75,14 @@ def check_patients(values: pd.Series[str], where: str, what: str = "patient") ->
 def _same_patient_form(value: str) -> str:
     """An id without what may be written otherwise; "#7" is 7, where somebody meant to leave out the row."""
     return similar_form(value).lstrip("#").strip()
+
+
+def _number_form(form: str) -> str:
+    """An id as a spreadsheet leaves it: 007 and P-07 without zeros before a number, 7.0 without its decimals.
+
+    What separates numbers stays, so that 1-11 is not 11-1; decimals count only where all of the id is a number.
+    """
+    return _FIRST_ZEROS.sub("", _AS_NUMBER.sub(r"\1", form) if _AS_NUMBER.fullmatch(form) else form)
 
 
 def _barcode_or_form(form: str) -> str:

@@ -30,13 +30,13 @@ from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.overview import UNREADABLE
 from kdml_med.wsi.quality import TileQuality, measure_quality
 from kdml_med.wsi.shards import SlideRecord
-from kdml_med.wsi.slide import Pixels, Slide, SlideError, resolve_mpp
+from kdml_med.wsi.slide import Bounds, Pixels, Slide, SlideError, crop_of, resolve_mpp
 from kdml_med.wsi.stain import StainFit, fit_stains, normalise_stains
 from kdml_med.wsi.tissue import Mask, MaskIntegral, Overview, Places, read_overview, tissue_mask
 
-RegionMask = Callable[[int, int, float], Mask]
-"""Called with width, height and downsample of the overview; says which of its pixels, bool [height, width], may be
-looked at."""
+RegionMask = Callable[[int, int, float, Bounds | None], Mask]
+"""Called with width, height and downsample of the overview, and with the part of the plane that was scanned (None for
+all of it); says which pixels of the overview, bool [height, width], may be looked at."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -231,6 +231,7 @@ class SlideCutter:
             level=self._plan.level,
             downsample=self._plan.downsample,
             left_out=slide.left_out,
+            bounds=crop_of(slide),
             origin=job.origin,
         )
         self.reasons: dict[tuple[int, int], str | None] = {}
@@ -264,7 +265,7 @@ class SlideCutter:
         shares = whole = MaskIntegral(tissue, self.overview.downsample)
         if region is not None:
             height, width = tissue.shape
-            inside = region(width, height, self.overview.downsample)
+            inside = region(width, height, self.overview.downsample, self.record.bounds)
             shares = MaskIntegral(tissue & inside, self.overview.downsample)
         size_l0, enough = self.grid.size_l0, self._options.min_tissue
         rim, places = (

@@ -6,6 +6,7 @@ record 2530835; and ``csv``, any folder with a table that has one row per image.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -215,6 +216,7 @@ def _find_listed(source: Path, table: str, listed: ImageTable, *, normals: bool,
     index = ImageIndex(sizes, source)
     stems = Counter(shard.rsplit(".", 1)[0] for shard in sizes)
     first_row: dict[str, int] = {}
+    numbers: list[int] = []
     found = _Listed(uses=Counter({RowUse.NOT_CHOSEN: len(listed.not_chosen)}))
     for number, row in progress(list(zip(listed.rows.index, listed.rows.to_dict("records"), strict=True))):
         shards = index.find(row["image"])
@@ -239,9 +241,46 @@ def _find_listed(source: Path, table: str, listed: ImageTable, *, normals: bool,
         own = shard if stems[stem] > 1 else stem  # a.png and a.jpg are two slides
         place = {"sample_id": shard, "shard": shard, "offset": 0, "size": sizes[shard]}
         found.rows.append(row | place | {"own": own})
+        numbers.append(number)
+    _refuse_links(source, found, numbers)
     named = {shard for name in listed.not_chosen for shard in index.find(name)}
     found.unlisted = sorted(set(sizes) - set(first_row) - named)
     return found
+
+
+def _refuse_links(source: Path, found: _Listed, numbers: Sequence[int]) -> None:
+    """Take out images that are one file under several paths, by links, for several patients or labels.
+
+    Args:
+        source: folder of the images.
+        found: is changed.
+        numbers: of each of its rows in the table.
+    """
+    same: dict[str, list[int]] = {}
+    for place, row in enumerate(found.rows):
+        same.setdefault(os.path.realpath(source / row["shard"]), []).append(place)
+    wrong: set[int] = set()
+    for places in same.values():
+        owners = {place: (found.rows[place]["patient_id"], found.rows[place]["label"]) for place in places}
+        for place in places if len(set(owners.values())) > 1 else ():
+            other = next(other for other in places if owners[other] != owners[place])
+            row, its = found.rows[place], found.rows[other]
+            found.failures.append(
+                (
+                    row["image"],
+                    f"row {numbers[place]}: is the same file as {its['shard']}, which row {numbers[other]} lists for "
+                    f"patient {its['patient_id']} with {_label_of(its)}, and this one for patient {row['patient_id']} "
+                    f"with {_label_of(row)}: correct the table, or remove one of the two",
+                )
+            )
+            found.uses[RowUse.NO_CLASS if row["label"] is None else RowUse.USED] -= 1
+            found.uses[RowUse.UNUSABLE] += 1
+            wrong.add(place)
+    found.rows = [row for place, row in enumerate(found.rows) if place not in wrong]
+
+
+def _label_of(row: Mapping[str, Any]) -> str:
+    return "no label" if row["label"] is None else f"the label {row['label']}"
 
 
 def _not_one(shards: list[str], source: Path, name: str) -> str:

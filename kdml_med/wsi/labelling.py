@@ -10,6 +10,8 @@ from kdml_med.tables.labels import LabelTable
 from kdml_med.tables.names import is_tcga_normal, other_barcode, slide_name, tcga_site
 from kdml_med.tables.usage import RowUse
 from kdml_med.wsi.cutter import SlideJob
+from kdml_med.wsi.shards import SlideRecord
+from kdml_med.wsi.slide import tell_contradiction
 
 NORMAL_TISSUE = (
     "normal tissue (TCGA sample type 10 to 19), while the label is that of the patient's tumour; with --tcga-normals "
@@ -57,6 +59,20 @@ def make_job(
     if labels.label_level == "patient" and is_tcga_normal(slide_id) and not tcga_normals:
         return NORMAL_TISSUE
     return SlideJob(path, slide_id, match.patient_id, match.label, match.site, labels.mpp(slide_id))
+
+
+def remake_job(record: SlideRecord, labels: LabelTable | None, *, tcga_normals: bool = False) -> SlideJob | str:
+    """The job of a slide that was tiled before, or why the label table does not let its tiles count any more.
+
+    Args:
+        record: of the slide.
+        labels: patients and labels as they are now; None for inference.
+        tcga_normals: normal tissue has the label of its patient, too.
+    """
+    job = make_job(Path(record.file_name), (record.file_name, ""), labels, tcga_normals=tcga_normals)
+    if isinstance(job, str):
+        return job
+    return tell_contradiction(record.mpp, record.mpp_source, job.table_mpp) or job
 
 
 def count_rows(labels: LabelTable, slides: Iterable[str], used: Iterable[str]) -> Counter[RowUse]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kdml_med.pixels import reduce
-from kdml_med.wsi.slide import Pixels, Slide, SlideError
+from kdml_med.wsi.slide import Pixels, Slide, SlideError, bounds_of
 from kdml_med.wsi.tile_index import TileBytes, TileIndex, decode_tile
 
 
@@ -76,6 +76,7 @@ class NativeSlide:
         self._decoded = decoded or _DecodedRows()
         self.path = base.path
         self.levels = base.levels
+        self.bounds = bounds_of(base)
         self.header_mpp, self.header_source = base.header_mpp, base.header_source
         self.header_problem, self.left_out = base.header_problem, base.left_out
         self._scratch: Pixels = np.empty((0, 0, 3), np.uint8)

@@ -17,11 +17,12 @@ from kdml_med.wsi.dicom import is_dicom
 from kdml_med.wsi.native import NativeSlide
 from kdml_med.wsi.pages import open_pages, without_strangers
 from kdml_med.wsi.scans import FieldSlide, OpenSlideSlide
-from kdml_med.wsi.slide import Slide, SlideError
+from kdml_med.wsi.slide import Bounds, Slide, SlideError, crop_of
 from kdml_med.wsi.tiff import APERIO, GENERIC, TiffLayout, check_channels, inspect_tiff, is_tiff
 from kdml_med.wsi.tile_index import TileBytes, TileIndex, decode_tile, index_page
 
 _HAMAMATSU = "hamamatsu"
+_WHOLE = (APERIO, GENERIC)  # never name a part of their plane
 _NAMING = (".mrxs", ".vms", ".vmu")  # the pixels are in other files
 _PROBES, _PROBE_PX = 5, 256  # windows each way, and their side
 _HALF_RANGE = 128
@@ -191,3 +192,21 @@ def open_slide(path: Path, *, fast: bool = True) -> Slide:
     except OSError as error:
         raise SlideError(f"cannot be opened: {error.strerror or error}") from error
     raise SlideError("no reader takes this file")
+
+
+def find_crop(path: Path) -> Bounds | None:
+    """Which part of a slide's plane was scanned; None where it is all of it, or where nothing can be read.
+
+    Args:
+        path: of the file, or of the folder of a DICOM slide.
+    """
+    try:
+        if openslide.OpenSlide.detect_format(path) in (None, *_WHOLE):
+            return None
+        slide = open_slide(path, fast=False)
+    except (SlideError, openslide.OpenSlideError):
+        return None
+    try:
+        return crop_of(slide)
+    finally:
+        slide.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from kdml_med.errors import InputError
 from kdml_med.words import printable
+from kdml_med.wsi.slide import Bounds
 
 Ring = npt.NDArray[np.float64]
 """float64, [points, 2], (x, y), level-0 pixels; the last point is joined to the first one."""
@@ -26,7 +27,8 @@ _FARTHEST = 1e9
 
 @dataclass(frozen=True)
 class Regions:
-    """Areas of a slide, level-0 pixels.
+    """Areas of a slide, level-0 pixels as QuPath counts them: from the corner of the part that was scanned, where the
+    file names one, else from the corner of the plane.
 
     Attributes:
         path: file that they were read from.
@@ -43,7 +45,18 @@ class Regions:
         """All rings, holes included."""
         return [ring for rings in self.polygons for ring in rings]
 
-    def mask(self, width: int, height: int, downsample: float) -> npt.NDArray[np.bool_]:
+    def on_plane(self, bounds: Bounds | None) -> Regions:
+        """The same areas from the corner of the plane.
+
+        Args:
+            bounds: part of the plane that was scanned; None for all of it.
+        """
+        if bounds is None:
+            return self
+        corner = np.array(bounds[:2], np.float64)
+        return replace(self, polygons=[[ring + corner for ring in rings] for rings in self.polygons])
+
+    def mask(self, width: int, height: int, downsample: float, bounds: Bounds | None = None) -> npt.NDArray[np.bool_]:
         """Where a pixel of a reduced slide has its centre in a region.
 
         Inside of a polygon is what its rings enclose an odd number of times; regions add up.
@@ -52,6 +65,7 @@ class Regions:
             width: of the mask, pixels.
             height: likewise.
             downsample: level-0 pixels per pixel of the mask.
+            bounds: part of the plane that was scanned; None for all of it. The mask is that of the plane.
 
         Returns:
             bool, [height, width].
@@ -59,7 +73,7 @@ class Regions:
         Raises:
             InputError: all regions lie outside of the slide.
         """
-        size = np.array([width, height]) * downsample
+        size = np.array([width, height]) * downsample if bounds is None else np.array(bounds[2:], np.float64)
         low, high = (
             np.array([end(np.concatenate(rings), axis=0) for rings in self.polygons]) for end in (np.min, np.max)
         )
@@ -71,7 +85,7 @@ class Regions:
                 "another slide, or in other units than level-0 pixels?"
             )
         found = np.zeros((height, width), bool)
-        for rings in self.polygons:
+        for rings in self.on_plane(bounds).polygons:
             _add(found, [ring / downsample for ring in rings])
         return found
 

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import openslide
 
 from kdml_med.wsi.grid import MAX_MPP, MIN_MPP
-from kdml_med.wsi.slide import SlideError
+from kdml_med.wsi.slide import SlideError, contradict
 
 X_TAG, Y_TAG, UNIT_TAG = 282, 283, 296
 """TIFF XResolution, YResolution and ResolutionUnit."""
@@ -39,7 +39,6 @@ _UM_PER_UNIT = {
 }
 _NO_UNITS = ("", "pixel", "pixels", "px", "reference frame")
 _SQUARE = 1.01  # largest ratio of the sides of a pixel
-_CONTRADICTION = 1.02  # smallest ratio at which two fields do not say the same
 _APERIO_MPP = "aperio.MPP"
 
 
@@ -169,7 +168,7 @@ def agree(*places: Resolution) -> Resolution:
     for other in plausible[1:]:
         first = plausible[0].mpp or 0.0
         second = other.mpp or 0.0
-        if max(first, second) > _CONTRADICTION * min(first, second):
+        if contradict(first, second):
             raise SlideError(
                 f"{plausible[0].source} says {first:.6g} µm/px, {other.source} {second:.6g}: "
                 "correct the header, which contradicts itself"

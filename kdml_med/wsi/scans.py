@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,19 @@ from PIL import Image, UnidentifiedImageError
 
 from kdml_med.wsi.grid import true_downsample
 from kdml_med.wsi.resolution import from_density, from_properties
-from kdml_med.wsi.slide import Level, Pixels, SlideError
+from kdml_med.wsi.slide import Bounds, Level, Pixels, SlideError
 from kdml_med.wsi.tiff import GENERIC, TiffLayout, describe_others, is_reduction
 
 _FIELD_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _HEADER = "slide header"
 _MAX_SIDE = 4_000_000  # pixels; the glass of a slide at 0.1 µm takes a fifth
 _EXPECTED = "expected 8-bit RGB"
+_BOUNDS = (
+    openslide.PROPERTY_NAME_BOUNDS_X,
+    openslide.PROPERTY_NAME_BOUNDS_Y,
+    openslide.PROPERTY_NAME_BOUNDS_WIDTH,
+    openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
+)
 _MODES = {"1": "black and white", "L": "greyscale", "LA": "greyscale", "P": "an image with a palette", "CMYK": "CMYK"}
 _AFFORDABLE_DOWNSAMPLE = 3.0  # full resolution costs less than nine times the pixels of such a level
 
@@ -41,6 +47,7 @@ class OpenSlideSlide:
         full = dimensions[0]
         if not all(0 < side <= _MAX_SIDE for size in dimensions for side in size):
             raise SlideError(f"declares {full[0]} × {full[1]} px, which no slide has: the header is damaged")
+        self.bounds = _find_bounds(properties, *full)
         # Where two pages of one size differ in what they show, it is not known here which is which: neither is read.
         sizes = {ref.size for ref in layout.smaller} - {ref.size for ref in layout.others} if layout else set()
         # Levels of OpenSlide that are used, by their index there.
@@ -136,6 +143,19 @@ class FieldSlide:
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+def _find_bounds(properties: Mapping[str, str], width: int, height: int) -> Bounds:
+    """The part of the plane that was scanned; all of it where the properties are missing or make no sense."""
+    whole = Bounds(0, 0, width, height)
+    try:
+        x, y, wide, high = (int(properties[name]) for name in _BOUNDS)
+    except (KeyError, ValueError):
+        return whole
+    if not (0 <= x < width and 0 <= y < height and wide > 0 and high > 0):
+        return whole
+    # They are rounded to the outside, and may end a pixel behind the plane.
+    return Bounds(x, y, min(wide, width - x), min(high, height - y))
 
 
 def _open_handle(path: Path) -> openslide.OpenSlide:

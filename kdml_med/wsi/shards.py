@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -11,12 +11,16 @@ import numpy as np
 
 from kdml_med.storage.reading import damaged, read_table
 from kdml_med.storage.shards import ShardRecord
+from kdml_med.wsi.slide import Bounds
 from kdml_med.wsi.stain import StainFit
 
 _STAIN_COLUMNS = [f"stain_{stain}_{channel}" for stain in "he" for channel in "rgb"] + ["stain_h_max", "stain_e_max"]
 _GLASS_COLUMNS = [f"glass_{channel}" for channel in "rgb"]
 # Not in slides.csv, or not under these names.
-_NO_COLUMNS = ("rejected", "unreadable", "rim", "glass", "stain", "left_out", "origin")
+_NO_COLUMNS = ("rejected", "unreadable", "rim", "glass", "stain", "left_out", "bounds", "origin")
+
+BOUNDS_COLUMNS = [f"bounds_{name}" for name in Bounds._fields]
+"""Of slides.csv, in the order of ``Bounds``; only where a slide of the table has less than its plane."""
 
 REJECTIONS = ("tissue", "background", "pen", "blur")
 """Reasons for leaving a tile out, in the order in which they are tested."""
@@ -43,6 +47,7 @@ class SlideRecord(ShardRecord):
         glass: colour of bare glass as measured, red, green, blue; None where too little of it is seen.
         stain: fitted stains; None when the slide did not allow a fit.
         left_out: what the file holds beside the slide that was tiled, for failures.csv; "" when nothing.
+        bounds: part of the plane that was scanned; None where it is all of it. Places of tiles are those on the plane.
     """
 
     slide_id: str
@@ -61,6 +66,7 @@ class SlideRecord(ShardRecord):
     glass: list[float] | None = None
     stain: StainFit | None = None
     left_out: str = ""
+    bounds: Bounds | None = None
 
     def to_row(self) -> dict[str, Any]:
         """Flat row of slides.csv."""
@@ -79,6 +85,8 @@ class SlideRecord(ShardRecord):
         content = super().to_content()
         if not self.left_out:
             del content["left_out"]  # the record of a slide like most stays as it was
+        if self.bounds is None:
+            del content["bounds"]
         if self.stain is not None:
             content["stain"] = {name: value.tolist() for name, value in vars(self.stain).items()}
         return content
@@ -87,10 +95,22 @@ class SlideRecord(ShardRecord):
     def from_content(cls, content: Mapping[str, Any]) -> Self:
         """Make a record from what ``to_content`` gave."""
         record = super().from_content(content)
+        record.bounds = None if record.bounds is None else Bounds(*record.bounds)
         stain = content.get("stain")
         if stain is not None:
             record.stain = StainFit(**{name: np.array(value, dtype=np.float64) for name, value in stain.items()})
         return record
+
+
+def slide_rows(records: Sequence[SlideRecord]) -> list[dict[str, Any]]:
+    """Rows of slides.csv, with ``BOUNDS_COLUMNS`` where one of the slides needs them."""
+    rows = [record.to_row() for record in records]
+    if all(record.bounds is None for record in records):
+        return rows
+    for row, record in zip(rows, records, strict=True):
+        bounds = record.bounds or Bounds(0, 0, record.width_l0, record.height_l0)
+        row |= dict(zip(BOUNDS_COLUMNS, bounds, strict=True))
+    return rows
 
 
 def read_stain_fits(path: Path) -> dict[str, StainFit]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from kdml_med.errors import InputError
 from kdml_med.program import progress_bar
-from kdml_med.storage.files import Rows, not_alone
+from kdml_med.storage.files import Fingerprint, Rows, not_alone
 from kdml_med.storage.folder import FULL_HASH, DatasetFolder, list_versions
 from kdml_med.storage.manifest import SLIDES_FILE, TILE_COLUMNS, DatasetInfo, read_info, write_info
 from kdml_med.storage.rows import compact_rows
@@ -24,11 +24,13 @@ from kdml_med.tables.names import slide_name
 from kdml_med.tables.usage import describe_labels
 from kdml_med.words import counted, printable
 from kdml_med.workers import Workers, reach_cluster, run_jobs
+from kdml_med.wsi.copies import find_copies
 from kdml_med.wsi.cutter import SlideJob
-from kdml_med.wsi.labelling import count_rows, find_absent, make_job, place_of
+from kdml_med.wsi.labelling import count_rows, find_absent, make_job, place_of, remake_job
+from kdml_med.wsi.opening import find_crop
 from kdml_med.wsi.options import PIXEL_RULES, TilingOptions
 from kdml_med.wsi.overview import THUMBNAILS_DIR
-from kdml_med.wsi.shards import SlideRecord
+from kdml_med.wsi.shards import SlideRecord, slide_rows
 from kdml_med.wsi.slide import ASSUMED, FROM_TABLE, SlideError
 from kdml_med.wsi.sources import FoundSlides, find_slides, list_files
 from kdml_med.wsi.storing import cut_slide
@@ -94,8 +96,10 @@ def tile_slides(
     """Tile slides into a dataset folder; slides that are finished there are left alone.
 
     A slide whose file has changed is tiled anew. A slide that cannot be used is named in failures.csv and tried again
-    by the next run. The folder's bytes depend on slides, labels and options only, not on ``workers`` nor on how often
-    the work was cut off and taken up again.
+    by the next run; so is one whose file cannot be read any more, and its tiles stay. Byte copies of one slide for
+    several patients or classes are refused, where one is tiled already only the others. Otherwise the folder's bytes
+    depend on slides, labels and options only, not on ``workers`` nor on how often the work was cut off and taken up
+    again.
 
     Args:
         inputs: slides, and folders that are searched for slides.
@@ -139,6 +143,9 @@ def tile_slides(
         named = [*(slide_name(path.name) for path in found.slides), *found.lost]
         strangers = folder.find_strangers(named, allowed=keep or force)
         jobs = with_origins(jobs, full_hash, workers, progress)
+        copies = find_copies(jobs, folder, strangers if keep else (), labels, tcga_normals=tcga_normals)
+        report.failures += copies.values()
+        jobs = [job for job in jobs if job.slide_id not in copies]
         mpps = {job.slide_id: job.table_mpp for job in jobs}
         work = folder.plan(
             {job.slide_id: job.origin for job in jobs},
@@ -154,7 +161,8 @@ def tile_slides(
         there = [*(slide_name(path.name) for path in found.slides), *found.lost, *folder.finished()]
         if labels is not None:
             report.absent, report.without_slide = find_absent(labels, there, found.files, found.slides)
-        _write_tables(folder, labels, report, found, there, tcga_normals=tcga_normals)
+        unread = {name: tell_unread(name, files, "tiles") for name, files in work.unread.items()}
+        _write_tables(folder, labels, report, found, there, copies, unread, tcga_normals=tcga_normals)
     return report
 
 
@@ -297,6 +305,8 @@ def _write_tables(
     report: TilingReport,
     found: FoundSlides,
     there: Sequence[str],
+    copies: Collection[str],
+    unread: Mapping[str, str],
     *,
     tcga_normals: bool,
 ) -> None:
@@ -304,17 +314,19 @@ def _write_tables(
     records: list[SlideRecord] = []
     tables: list[pa.Table] = []
     problems = dict(report.failures)
-    lost = set(found.lost) - {slide_name(path.name) for path in found.slides}
+    paths = {slide_name(path.name): path for path in found.slides}
+    lost = (set(found.lost) - set(paths)) | set(copies)
     for slide_id in folder.finished():
         record, table = folder.read(slide_id)
         if record.file_name in problems or slide_id in lost:
             continue
-        job = make_job(Path(record.file_name), (record.file_name, ""), labels, tcga_normals=tcga_normals)
+        job = remake_job(record, labels, tcga_normals=tcga_normals)
         if isinstance(job, str):
             problems[record.file_name] = job
             continue
         record, table = _relabel(folder, record, table, job)
-        partial_loss = describe_loss(record)
+        record, table = _add_bounds(folder, record, table, paths.get(slide_id))
+        partial_loss = "; ".join(filter(None, (unread.get(slide_id), describe_loss(record))))
         if partial_loss:
             problems[record.file_name] = partial_loss
         records.append(record)
@@ -323,15 +335,22 @@ def _write_tables(
     report.tiles = manifest.num_rows
     report.rim = sum(record.rim for record in records)
     report.failures = sorted([*problems.items(), *found.problems])
-    slides = Rows(list(EMPTY_RECORD.to_row()), [list(record.to_row().values()) for record in records])
+    rows = slide_rows(records)
+    slides = Rows(list(rows[0] if rows else EMPTY_RECORD.to_row()), [list(row.values()) for row in rows])
     if labels is not None:
         uses = count_rows(labels, there, [record.slide_id for record in records])
-        rows = manifest.select(["patient_id", "label"]).to_pandas()
+        labelled = manifest.select(["patient_id", "label"]).to_pandas()
         info = read_info(folder.path)
-        info.labels = describe_labels(labels.source, uses, rows, labels.classes, tcga_normals=tcga_normals)
+        info.labels = describe_labels(labels.source, uses, labelled, labels.classes, tcga_normals=tcga_normals)
         write_info(folder.path, info)
     failures = sorted(report.failures + report.absent + report.without_slide)
     folder.write_tables(manifest, failures, {SLIDES_FILE: slides})
+
+
+def tell_unread(slide_id: str, files: Sequence[Fingerprint], kept: str) -> str:
+    """What is said of a finished slide whose files cannot be read now, so that they may be others."""
+    name = "" if slide_name(files[0].name) == slide_id else f"{printable(files[0].name)} "
+    return f"{name}cannot be read: {files[0].problem}; its {kept} of an earlier run stay"
 
 
 def describe_loss(record: SlideRecord) -> str:
@@ -357,4 +376,16 @@ def _relabel(
     rows = [row | wanted for row in table.to_pylist()]
     record.patient_id = job.patient_id
     write_record(folder.path, record.slide_id, record, rows, folder.kind)
+    return folder.read(record.slide_id)
+
+
+def _add_bounds(
+    folder: DatasetFolder[SlideRecord], record: SlideRecord, table: pa.Table, path: Path | None
+) -> tuple[SlideRecord, pa.Table]:
+    """Say which part of the plane was scanned, which earlier versions did not record; the tiles stay as they are."""
+    bounds = None if record.bounds is not None or path is None else find_crop(path)
+    if bounds is None:
+        return record, table
+    record.bounds = bounds
+    write_record(folder.path, record.slide_id, record, table.to_pylist(), folder.kind)
     return folder.read(record.slide_id)

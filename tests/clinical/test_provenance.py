@@ -85,9 +85,10 @@ def test_commands_and_versions_are_shown_as_they_were_noted(tmp_path):
     assert "an earlier version made this" in words(run)
     first, later = "kdml-med train 'my data' --run r", "kdml-med train 'my data' --run r --max-epochs 9"
     change(run, made_by={"command": first, "versions": {"torch": "2.1"}, "continued": [{"command": later}]})
+    dataset = json.loads((run / SETTINGS_FILE).read_text())["dataset"]
     write_json(run / "evaluation_test" / "evaluation.json", {
         "command": "kdml-med evaluate r", "versions": {"torch": "2.2"}, "dataset_dir": "/data", "split": "test",
-        "dataset": {"manifest_sha256": "abc", "splits": {"sha256": "def"}},
+        "dataset": dataset,
     })  # fmt: skip
     said = words(run)
     assert f"{first}\n{later}" in said
@@ -95,7 +96,7 @@ def test_commands_and_versions_are_shown_as_they_were_noted(tmp_path):
     assert "an earlier version" not in said
     found = tables(run)
     assert ["versions", "torch 2.1"] in found["Training"].rows
-    assert ["its manifest, SHA-256", "abc"] in found["Test split"].rows
+    assert ["its manifest, SHA-256", dataset["manifest_sha256"]] in found["Test split"].rows
     assert ["versions", "torch 2.2"] in found["Test split"].rows
 
 

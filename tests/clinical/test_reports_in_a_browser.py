@@ -57,8 +57,8 @@ def _of_experiments(folder: Path) -> Path:
 def _of_hostile_slides(folder: Path) -> Path:
     """From files and a table to the report, and everybody's name wants to be more than text."""
     (folder / "slides").mkdir()
-    for name in FILES:
-        write_slide(folder / "slides" / f"{name}.svs", width=400, height=300)
+    for seed, name in enumerate(FILES):
+        write_slide(folder / "slides" / f"{name}.svs", width=400, height=300, seed=seed)
     rows = list(zip(FILES, PATIENTS, ["MSI-H", "MSS"] * 3, strict=True))
     labels = write_labels(folder / "labels.csv", ["slide", "patient", "MSIStatus"], rows)
     tiles = folder / "tiles"

@@ -66,6 +66,27 @@ def test_image_replaced_under_its_name_makes_its_shard_anew(clips, tmp_path):
     assert same_as_fresh(clips, out)
 
 
+@pytest.mark.parametrize("name", ["s1/2.bmp", "mask s1/2.bmp"])
+def test_frames_of_a_file_that_cannot_be_read_any_more_stay_and_it_is_named(clips, tmp_path, monkeypatch, name):
+    out = tmp_path / "out"
+    prepare(clips, out)
+    before, taken = contents(out), files.source_fingerprint
+
+    def fail(path, own, **options):
+        return (
+            files.Fingerprint(own, -1, "unreadable: Stale file handle") if own == name else taken(path, own, **options)
+        )
+
+    with monkeypatch.context() as broken:
+        broken.setattr(files, "source_fingerprint", fail)
+        report = prepare(clips, out)
+    reason = "s1: cannot be read: Stale file handle; the frames of an earlier run stay"
+    assert (report.done, report.remade, report.failures) == (0, {}, [(name, reason)])
+    assert {path for path, data in contents(out).items() if data != before[path]} == {"failures.csv"}
+    assert prepare(clips, out).failures == []
+    assert contents(out) == before
+
+
 def test_renamed_further_and_missing_images_make_their_shard_anew(clips, tmp_path):
     out = tmp_path / "out"
     prepare(clips, out, masks=False)
@@ -164,6 +185,73 @@ def test_kept_frames_keep_their_split_beside_those_that_join(clips, tmp_path):
         "1.bmp": "train",
         "s2/1.bmp": "test",
     }
+
+
+@pytest.fixture
+def split_clips(clips, tmp_path):
+    """Three sequences of three patients in a dataset with their splits, and the rows of the table."""
+    save(clips / "s3" / "1.bmp", seed=3)
+    rows = ["s1/1,60,40,100,90,s1,A,train", "s2/1,60,40,100,90,s2,B,test", "s3/1,60,40,100,90,s3,C,val"]
+    prepare_frames([clips], tmp_path / "out", PLAIN, table(tmp_path, *rows), progress=False)
+    return rows
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_patient_who_joins_frozen_splits_is_refused_before_anything_is_written(clips, tmp_path, split_clips, keep):
+    out = tmp_path / "out"
+    before = contents(out)
+    save(clips / "s4" / "1.bmp", seed=4)
+    row = "1,60,40,100,90,s4,D,train"
+    inputs = [clips / "s4"] if keep else [clips]
+    more = table(tmp_path, row) if keep else table(tmp_path, *split_clips, f"s4/{row}")
+    with pytest.raises(InputError, match=r"has no split for 'D', which joins in this run \(1 such\).*pass --force"):
+        prepare_frames(inputs, out, PLAIN, more, progress=False, keep=keep)
+    assert contents(out) == before
+    prepare_frames(inputs, out, PLAIN, more, progress=False, keep=keep, force=True)
+    manifest = read_manifest(out)
+    parts = assign_splits(out, manifest, read_info(out))
+    assert dict(zip(manifest["patient_id"], parts, strict=True)) == {
+        "A": "train",
+        "B": "test",
+        "C": "val",
+        "D": "train",
+    }
+
+
+def test_a_patient_who_leaves_frozen_splits_is_refused_before_anything_is_written(clips, tmp_path, split_clips):
+    out = tmp_path / "out"
+    before = contents(out)
+    changed = table(tmp_path, *split_clips[:2], split_clips[2].replace(",C,val", ",B,test"))
+    with pytest.raises(InputError, match=r"has 'C' in val, of which nothing is left in this run"):
+        prepare_frames([clips], out, PLAIN, changed, progress=False)
+    assert contents(out) == before
+
+
+def test_frames_of_patients_whose_split_is_frozen_may_join(clips, tmp_path, split_clips):
+    save(clips / "s4" / "1.bmp", seed=4)
+    more = table(tmp_path, *split_clips, "s4/1,60,40,100,90,s4,C,val")
+    assert prepare_frames([clips], tmp_path / "out", PLAIN, more, progress=False).done == 1
+    assert len(assign_splits(tmp_path / "out", read_manifest(tmp_path / "out"), read_info(tmp_path / "out"))) == 4
+
+
+def test_a_patient_whose_frames_cannot_be_used_does_not_count_as_one_who_joins(clips, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    (clips / "s2" / "1.bmp").write_bytes(b"no picture")
+    rows = ["s1/1,60,40,100,90,s1,A,train", "s2/1,60,40,100,90,s2,B,test"]
+    known = table(tmp_path, *rows)
+    prepare_frames([clips], out, PLAIN, known, progress=False)
+    before = contents(out)
+    assert prepare_frames([clips], out, PLAIN, known, progress=False).finished == 2
+    changed = table(tmp_path, rows[0], rows[1].replace("60,", "70,"))  # its shard is made anew, as empty as it was
+    assert list(prepare_frames([clips], out, PLAIN, changed, progress=False).remade) == ["s2"]
+    assert contents(out)["splits.csv"] == before["splits.csv"]
+    save(clips / "s2" / "1.bmp", seed=2)  # that it can be read now is not known before
+    with pytest.raises(InputError, match=r"splits\.csv holds other splits"):
+        prepare_frames([clips], out, PLAIN, changed, progress=False)
+    assert not (out / "manifest.parquet").exists()
+    assert contents(out)["splits.csv"] == before["splits.csv"]
+    prepare_frames([clips], out, PLAIN, changed, progress=False, force=True)
+    assert len(assign_splits(out, read_manifest(out), read_info(out))) == 2
 
 
 def test_frames_whose_split_is_not_known_are_not_kept_beside_official_splits(clips, tmp_path):

@@ -223,6 +223,24 @@ def test_a_changed_frame_is_cut_anew_and_what_would_change_the_splits_is_refused
     assert (report.done, sorted(report.remade)) == (4, ["P0", "P1", "P2", "P3"])
 
 
+def test_who_joins_or_leaves_the_frozen_splits_is_refused_before_anything_is_written(frames, tmp_path):
+    cut(frames, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    own = [(patient, pixels(2 * place, BOXES), BOXES) for place, patient in enumerate([*SPLITS, "P4"])]
+    write_frames(frames, own, {**SPLITS, "P4": "train"})
+    with pytest.raises(InputError, match="has no split for 'P4', which joins in this run"):
+        cut(frames, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+    write_frames(frames, [(patient, image, None if patient == "P3" else boxes) for patient, image, boxes in own[:4]])
+    with pytest.raises(InputError, match="holds what is not among the inputs of this run: P3"):
+        cut(frames, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+    write_frames(frames, own, {**SPLITS, "P4": "train"})
+    cut(frames, tmp_path / "out", force=True)
+    manifest, info = read_manifest(tmp_path / "out"), read_info(tmp_path / "out")
+    assert set(assign_splits(tmp_path / "out", manifest, info)) == {"train", "val", "test"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -211,6 +211,14 @@ def test_row_without_an_image_is_listed():
     [
         ("image,xmin,ymin,xmax", ["a,1,2,3"], r"lacks the columns \['ymax'\]"),
         ("image,path,xmin,ymin,xmax,ymax", ["a,a,1,2,3,4"], "could each be the image column"),
+        (
+            "image,xmin,ymin,xmax,ymax,patient,Patient",
+            ["a,1,2,3,4,P1,visit1", "b,1,2,3,4,P1,visit2"],
+            r"\['patient', 'Patient'\] could each be the patient column",
+        ),
+        ("image,xmin,ymin,xmax,ymax,patient id,Patient_ID", ["a,1,2,3,4,P,Q"], r"\['patient id', 'Patient_ID'\]"),
+        ("image,xmin,Xmin,ymin,xmax,ymax", ["a,1,1,2,3,4"], r"\['xmin', 'Xmin'\] could each be the xmin column"),
+        ("image,xmin,ymin,xmax,ymax,patient", ["a,1,2,3,4,7", "b,1,2,3,4,007"], r"'7' \(row 2\) and '007' \(row 3\)"),
         ("image,xmin,ymin,xmax,ymax,split", ["a,1,2,3,4,dev"], "row 2: split is 'dev'"),
         (
             "image,xmin,ymin,xmax,ymax,sequence",

@@ -52,6 +52,19 @@ def test_unusable_images_are_named_by_their_fault(tmp_path):
         read_image(tmp_path / "absent.jpg")
 
 
+@pytest.mark.parametrize("orientation", range(9))
+def test_a_picture_that_exif_does_not_turn_is_read(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (8, 6)).save(path, exif=exif)
+    if orientation > 1:
+        with pytest.raises(FrameError, match="EXIF data turn it"):
+            read_image(path)
+    else:  # 0 says nothing
+        assert read_image(path).shape == (6, 8, 3)
+
+
 def png_of_16_bits(levels):
     """A PNG of 16 bits per channel, which Pillow cannot write in colour; levels are [height, width, 3]."""
 

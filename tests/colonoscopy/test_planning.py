@@ -45,6 +45,31 @@ def test_loose_frames_are_stored_500_to_a_shard():
     assert plan.label_level == "frame"
 
 
+class CountedText(str):
+    """A text that counts how often it is compared."""
+
+    compared = 0
+
+    def __eq__(self, other):
+        CountedText.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_mixed_inputs_are_grouped_by_sequence_in_their_order_without_a_scan_for_each_sequence():
+    names = [f"{number}.png" for number in range(300)]
+    own = {name: f"s{number * 7 % 100}" for number, name in enumerate(names)}
+    frames = {(name, None): FrameBoxes(name, sequence=CountedText(own[name])) for name in names}
+    mixed = sources(*names, "clip.mp4", "0/loose.mp4")
+    CountedText.compared = 0
+    plan = make_plan(mixed, Annotations(frames, columns=frozenset({"sequence"})), FrameOptions())
+    assert CountedText.compared < 20 * len(mixed)
+    expected = {own[name]: [other for other in names if own[other] == own[name]] for name in names}
+    expected |= {"clip.mp4": ["clip.mp4"], "0_loose.mp4": ["0/loose.mp4"]}
+    assert [(job.name, [item.source.name for item in job.items]) for job in plan.jobs] == sorted(expected.items())
+
+
 @pytest.mark.parametrize(
     ("names", "origin", "expected"),
     [

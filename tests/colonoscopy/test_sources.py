@@ -1,6 +1,6 @@
 import os
 import unicodedata
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
@@ -83,6 +83,26 @@ def test_linked_folders_are_followed_once_and_loops_are_not(tmp_path):
     (tmp_path / "archive" / "p2" / "back").symlink_to(tmp_path / "in")
     found = find_sources([tmp_path / "in"], [])
     assert (names(found), found.failures) == (["p1/1.png", "p2/2.png"], [])
+
+
+def test_masks_are_found_without_comparing_every_picture_with_every_mask(tmp_path, monkeypatch):
+    names = [f"{number}.png" for number in range(100)]
+    for path in (*names, *(f"masks/{name}" for name in names), *(f"{name[:-4]}_mask.png" for name in names[:50])):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    compared = []
+    equal = PurePath.__eq__
+
+    def count(one, other):
+        compared.append(1)
+        return equal(one, other)
+
+    monkeypatch.setattr(PurePath, "__eq__", count)
+    found = find_sources([tmp_path], [])
+    monkeypatch.undo()
+    assert [source.name for source in found.sources] == names
+    assert {name: reason.split("(")[1].split(",")[0] for name, reason in found.failures} == {".": "50", "masks": "100"}
+    assert len(compared) < 10 * 250
 
 
 def test_trash_and_what_systems_store_beside_pictures_is_left_out(tmp_path):

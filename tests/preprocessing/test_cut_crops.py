@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from kdml_med.errors import ExitCode
+from kdml_med.errors import ExitCode, InputError
 from kdml_med.program import run
 from kdml_med.programs.cut_crops import main
 from kdml_med.storage.manifest import read_info, read_manifest
@@ -40,6 +40,21 @@ def test_a_damaged_frame_gives_its_own_exit_code(call, tmp_path):
     assert code == ExitCode.SOME_FAILED
     assert "1 problem, all in" in out
     assert "P0/2: cannot be read" in out
+
+
+def test_as_many_processes_cut_as_this_one_was_given_cores(tmp_path, monkeypatch):
+    asked = []
+
+    def cut(*_, workers, **__):
+        asked.append(workers)
+        raise InputError("enough")
+
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 5, 8}, raising=False)
+    monkeypatch.setattr("kdml_med.programs.cut_crops.cut_crops", cut)
+    with pytest.raises(InputError, match="enough"):
+        main(tmp_path, tmp_path / "out")
+    assert asked == [3]
 
 
 @pytest.mark.parametrize("text", ["0,0,1", "a,b,c,d"])

@@ -267,6 +267,27 @@ def test_bad_tables_name_the_row(
         import_tile_table(images, tmp_path / "dataset", table(tmp_path, text), columns=TableColumns(**columns))
 
 
+def test_links_to_one_image_for_two_patients_are_refused_naming_both(images: Path, tmp_path: Path) -> None:
+    (images / "deep/link.jpg").symlink_to("i1.jpg")
+    path = table(tmp_path, "image,patient,label,s\ni1,1,a,train\nlink,9,a,test\ni2,2,b,test\ni3,3,b,train\n")
+    result = import_tile_table(images, tmp_path / "dataset", path, columns=TableColumns(split="s"), val_fraction=0)
+    reasons = {name: reason for name, reason in result.failures if "same file" in reason}
+    assert set(reasons) == {"i1", "link"}
+    assert reasons["link"].startswith(
+        "row 3: is the same file as deep/i1.jpg, which row 2 lists for patient 1 with the label a, and this one for "
+        "patient 9 with the label a: correct the table"
+    )
+    assert "deep/link.jpg, which row 3 lists for patient 9" in reasons["i1"]
+    assert read_manifest(tmp_path / "dataset")["patient_id"].tolist() == ["2", "3"]
+
+
+def test_links_to_one_image_of_one_patient_stay(images: Path, tmp_path: Path) -> None:
+    (images / "deep/link.jpg").symlink_to("i1.jpg")
+    path = table(tmp_path, "image,patient,label\ni1,1,a\nlink,1,a\ni2,2,b\n")
+    import_tile_table(images, tmp_path / "dataset", path)
+    assert read_manifest(tmp_path / "dataset")["sample_id"].tolist() == ["deep/i1.jpg", "deep/i2.jpg", "deep/link.jpg"]
+
+
 ROWS = "".join(f"i{n},p{n},{'ab'[n % 2]}\n" for n in range(6))
 
 

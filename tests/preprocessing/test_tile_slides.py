@@ -188,7 +188,8 @@ def tile(call, small, tmp_path):
             shutil.rmtree(tmp_path / "in", ignore_errors=True)
         for name in names:
             (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(small, tmp_path / "in" / name)
+            # Bytes of its own at the end: copies of one slide for two patients are refused.
+            (tmp_path / "in" / name).write_bytes(small.read_bytes() + name.encode())
         (tmp_path / "labels.csv").write_text(text)
         done = call(
             tmp_path / "in",

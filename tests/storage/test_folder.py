@@ -94,6 +94,31 @@ def test_shard_of_another_origin_is_made_anew_and_the_manifest_goes_first(folder
     assert describe_remade(work.remade) == [f"made anew: a ({reason})"]
 
 
+def unread(name, reason="Stale file handle"):
+    return Fingerprint(name, -1, f"unreadable: {reason}")
+
+
+def test_shard_whose_file_cannot_be_read_now_stays_and_is_named(folder):
+    before = contents(folder)
+    work = plan(folder, BOTH | {"a": Origin((unread("a.svs"),))})
+    assert (work.pending, work.remade) == (set(), {})
+    assert {name: [file.problem for file in files] for name, files in work.unread.items()} == {
+        "a": ["Stale file handle"]
+    }
+    assert contents(folder) == before
+    assert plan(folder, BOTH).unread == {}
+
+
+def test_file_that_could_never_be_read_is_no_news_and_one_that_can_be_now_is(folder):
+    never = Origin((*origin().sources, unread("mask.png", "Permission denied")))
+    store(folder, "a", never)
+    again = plan(folder, BOTH | {"a": Origin((*origin().sources, unread("mask.png")))})
+    assert (again.pending, again.remade, again.unread) == (set(), {}, {})
+    assert plan(folder, BOTH | {"a": Origin((unread("a.svs"), *origin(name="mask.png").sources))}).remade == {
+        "a": "mask.png has changed"
+    }
+
+
 def test_time_decides_where_not_all_bytes_are_hashed_and_stays_out_of_the_table(folder, tmp_path):
     new = BOTH | {"a": origin("sampled:1", time_ns=5)}
     plan(folder, new)

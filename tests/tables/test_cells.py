@@ -164,6 +164,43 @@ def test_zeros_that_only_the_format_of_a_workbook_shows_are_kept(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    ("number", "number_format", "shown"),
+    [
+        (1, '"P"000', "P001"),
+        (1, "\\P000", "P001"),
+        (12001, "00\\-000", "12-001"),
+        (12001, "00-000", "12-001"),
+        (1, "00\\-000", "00-001"),
+        (1234567, "00\\-000", "1234-567"),  # what is too long stands before the first place
+        (7, '"P"General', "P7"),
+        (7, '"P"#', "P7"),
+        (7, '"a;b"00;-00', "a;b07"),
+        (-7, "000", "-007"),
+        (-7, "000;-0", "-7"),
+        (7, "#,##0.00", "7"),
+        (7, "0.0", "7"),
+        (7, "0%", "7"),
+        (0, "#", "0"),
+    ],
+)
+def test_texts_that_only_the_format_of_a_workbook_shows_are_kept(
+    tmp_path: Path, number: int, number_format: str, shown: str
+) -> None:
+    book = openpyxl.load_workbook(workbook(tmp_path / "t.xlsx", [["patient"], [number]]))
+    book.active["A2"].number_format = number_format
+    book.save(tmp_path / "t.xlsx")
+    assert read_text_table(tmp_path / "t.xlsx")["patient"].tolist() == [shown]
+
+
+def test_a_number_that_lost_digits_is_refused_in_whatever_format(tmp_path: Path) -> None:
+    book = openpyxl.load_workbook(workbook(tmp_path / "t.xlsx", [["patient"], [1234567890123456789]]))
+    book.active["A2"].number_format = "0"  # chosen so that the digits show
+    book.save(tmp_path / "t.xlsx")
+    with pytest.raises(InputError, match=r"row 2: A2 is 1.*more digits than Excel keeps"):
+        read_text_table(tmp_path / "t.xlsx")
+
+
+@pytest.mark.parametrize(
     ("sheets", "message"),
     [
         (([["patient"], ["P1"]], [["patient"], ["P2"]]), r"several sheets with content, \['Sheet', 'Sheet1'\]"),

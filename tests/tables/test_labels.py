@@ -198,6 +198,16 @@ def test_two_spellings_of_one_patient_are_refused(tmp_path: Path, rows: str, pat
         read_labels(write(tmp_path, "patient,label\n" + rows))
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("7", "007"), ("7", "7.0"), ("007", "7,00"), ("p 07", "P 7"), ("P1", "P01"), ("1-011", "01-11"), ("0", "000")],
+)
+def test_an_id_that_a_spreadsheet_made_a_number_of_is_no_second_patient(tmp_path: Path, one: str, other: str) -> None:
+    said = rf"the patients '{one}' \(row 2\) and '{other}' \(row 4\) differ only by zeros .*two patients, rename one"
+    with pytest.raises(InputError, match=said):
+        read_labels(write(tmp_path, f"patient;label\n{one};MSI\nB;MSS\n{other};MSI\n"))
+
+
 def test_samples_of_one_patient_are_no_patients(tmp_path: Path) -> None:
     rows = "TCGA-AA-3672-01,MSI\nTCGA-AA-3673-01,MSS\nTCGA-AA-3672-06,MSI\n"
     with pytest.raises(
@@ -215,7 +225,7 @@ def test_one_patient_in_two_unicode_forms_is_one_patient(tmp_path: Path) -> None
 
 
 def test_ids_that_differ_by_more_stay_apart(tmp_path: Path) -> None:
-    ids = ["7", "07", "007", "P1", "P10", "P1_0", "P1-0", "P 1"]
+    ids = ["7", "70", "700", "7.5", "P1", "P10", "P1_0", "P1-0", "P 1", "1-11", "11-1", "1.0.1", "0", "v.0", "v"]
     table = read_labels(write(tmp_path, "patient,label\n" + "".join(f"{name},MSI\n" for name in ids)))
     assert {name: table.match(name + ".svs").patient_id for name in ids} == {name: name for name in ids}  # type: ignore[union-attr]
 

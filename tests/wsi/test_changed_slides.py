@@ -1,9 +1,11 @@
 """What the second run into a folder does when slides, their names or their labels are not those of the first."""
 
+import errno
 import json
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +16,7 @@ from kdml_med.storage.manifest import read_info, read_manifest
 from kdml_med.storage.shards import sidecar_path
 from kdml_med.wsi import cutter, tiler
 from kdml_med.wsi.options import TilingOptions
+from kdml_med.wsi.slide import SlideError
 from kdml_med.wsi.sources import list_files
 from kdml_med.wsi.tiler import tile_slides
 from tests.synthetic_slides import write_slide
@@ -145,7 +148,7 @@ def test_resolution_of_the_label_table_decides_tiles_where_the_header_has_none(s
     matches = {name: Match(name, "MSI") for name in ("a", "b", "silent")}
     out = tmp_path / "out"
     tile(slides, out, labels=Table(matches, {"silent": 0.25}))
-    table = Table(matches, {"silent": 0.3, "a": 0.3})  # the header of a goes before
+    table = Table(matches, {"silent": 0.3, "a": 0.2501})  # the header of a goes before
     report = tile(slides, out, labels=table)
     assert report.remade == {"silent": "the label table gave 0.25 µm/px, now 0.3"}
     assert same_as_fresh(slides, out, labels=table)
@@ -153,6 +156,65 @@ def test_resolution_of_the_label_table_decides_tiles_where_the_header_has_none(s
         tile([slides / "a.svs", slides / "b.svs"], out, labels=Table(matches, {"silent": 0.4}), keep=True)
     assert "now none" in tile(slides, out, labels=Table(matches)).remade["silent"]
     assert set(read_manifest(out)["slide_id"]) == {"a", "b"}
+
+
+def test_label_table_that_comes_to_contradict_a_header_takes_the_slide_out_until_it_is_corrected(slides, tmp_path):
+    out, matches = tmp_path / "out", {name: Match(name, "MSI") for name in "ab"}
+    tile(slides, out, labels=Table(matches))
+    before, wrong = contents(out), Table(matches, {"a": 0.5})
+    report = tile(slides, out, labels=wrong)
+    assert [name for name, _ in report.failures] == ["a.svs"]
+    assert "says 0.25 µm/px, the label table 0.5" in report.failures[0][1]
+    assert set(read_manifest(out)["slide_id"]) == {"b"}
+    assert tile(slides, tmp_path / "fresh", labels=wrong).failures == report.failures
+    assert tile(slides, out, labels=Table(matches)).done == 0
+    assert contents(out) == before
+
+
+def fail_to_read(monkeypatch, name, code):
+    """Let a file of this name give an error of the system when it is opened for hashing."""
+    opened = Path.open
+
+    def opening(path, mode="r", *more, **options):
+        if path.name == name and mode == "rb":
+            raise OSError(code, os.strerror(code), str(path))
+        return opened(path, mode, *more, **options)
+
+    monkeypatch.setattr(Path, "open", opening)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ENOENT])
+@pytest.mark.parametrize("keep", [False, True])
+def test_slide_that_cannot_be_read_any_more_keeps_its_tiles_and_is_named(slides, tmp_path, monkeypatch, code, keep):
+    out = tmp_path / "out"
+    tile(slides, out)
+    before = contents(out)
+    with monkeypatch.context() as broken:
+        fail_to_read(broken, "a.svs", code)
+        report = tile(slides, out, keep=keep)
+    reason = f"cannot be read: {os.strerror(code)}; its tiles of an earlier run stay"
+    assert (report.done, report.skipped, report.remade, report.failures) == (0, 2, {}, [("a.svs", reason)])
+    changed = {name for name, data in contents(out).items() if data != before[name]}
+    assert changed == {"failures.csv"}
+    assert reason in (out / "failures.csv").read_text()
+    report = tile(slides, out)
+    assert (report.done, report.skipped, report.failures) == (0, 2, [])
+    assert contents(out) == before
+
+
+def test_slide_that_cannot_be_read_and_was_never_tiled_fails_alone(slides, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as broken:
+        fail_to_read(broken, "a.svs", errno.EIO)
+        broken.setattr(cutter, "open_slide", refuse_to_open)
+        report = tile(slides / "a.svs", out)
+    assert (report.done, [name for name, _ in report.failures]) == (0, ["a.svs"])
+    assert tile(slides, out).done == 2
+    assert same_as_fresh(slides, out)
+
+
+def refuse_to_open(path, **options):
+    raise SlideError("cannot be opened")
 
 
 def test_resolution_that_was_assumed_gives_way_to_the_label_table(slides, tmp_path):

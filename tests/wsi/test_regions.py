@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kdml_med.errors import InputError
 from kdml_med.wsi.regions import Regions, read_regions
+from kdml_med.wsi.slide import Bounds
 from tests.examples import examples
 
 SQUARE = [[0, 0], [8, 0], [8, 8], [0, 8], [0, 0]]
@@ -146,6 +147,17 @@ def test_regions_outside_of_the_slide_are_refused_with_its_size(tmp_path: Path) 
     assert regions.mask(101, 300, 1.0).any()
     with pytest.raises(InputError, match=r"100 x 1200 px at level 0; they reach from \(100, 200\) to \(150, 260\)"):
         regions.mask(25, 300, 4.0)
+
+
+def test_regions_are_counted_from_the_corner_of_what_was_scanned(tmp_path: Path) -> None:
+    regions, bounds = read(tmp_path, WHOLE), Bounds(6, 4, 20, 12)
+    expected = np.zeros((30, 40), bool)
+    expected[4:, 6:] = regions.mask(34, 26, 1.0)
+    np.testing.assert_array_equal(regions.mask(40, 30, 1.0, bounds), expected)
+    np.testing.assert_array_equal(regions.on_plane(bounds).mask(40, 30, 1.0), expected)
+    far = read(tmp_path, polygon([[21, 0], [30, 0], [30, 9]]))
+    with pytest.raises(InputError, match=r"20 x 12 px at level 0; they reach from \(21, 0\) to \(30, 9\)"):
+        far.mask(40, 30, 1.0, bounds)
 
 
 def test_regions_that_reach_over_the_edges_are_cut(tmp_path: Path) -> None:

@@ -50,7 +50,18 @@ def test_header_resolution_wins_when_it_is_plausible(tmp_path):
     path = tmp_path / "a.svs"
     write_slide(path, mpp=0.25)
     slide = open_slide(path)
-    assert resolve_mpp(slide, table_mpp=0.9, assumed_mpp=0.8) == (0.25, "slide header")
+    assert resolve_mpp(slide, table_mpp=None, assumed_mpp=0.8) == (0.25, "slide header")
+    assert resolve_mpp(slide, table_mpp=0.2501, assumed_mpp=0.8) == (0.25, "slide header")
+    slide.close()
+
+
+@pytest.mark.parametrize("table_mpp", [0.5, 0.125, 0.256])
+def test_header_and_label_table_that_contradict_each_other_are_refused_with_both_values(tmp_path, table_mpp):
+    path = tmp_path / "a.svs"
+    write_slide(path, mpp=0.25)
+    slide = open_slide(path)
+    with pytest.raises(SlideError, match=rf"header says 0\.25 µm/px, the label table {table_mpp}: correct .* or leave"):
+        resolve_mpp(slide, table_mpp=table_mpp, assumed_mpp=None)
     slide.close()
 
 

@@ -4,8 +4,10 @@ import numpy as np
 import openslide
 import pytest
 
-from kdml_med.wsi.opening import open_slide
-from kdml_med.wsi.slide import SlideError, resolve_mpp
+from kdml_med.wsi.opening import find_crop, open_slide
+from kdml_med.wsi.scans import OpenSlideSlide
+from kdml_med.wsi.slide import SlideError, bounds_of, crop_of, resolve_mpp
+from tests.synthetic_slides import write_slide
 from tests.wsi.vendor_slides import (
     picture,
     write_dicom,
@@ -60,6 +62,45 @@ def test_second_region_of_a_leica_slide_lies_on_the_same_plane(tmp_path, pixels)
         shown = slide.read(0, 1, corner + 500, corner + 500, 200, 200)
         assert np.abs(shown.astype(int) - region[500:700, 500:700]).mean() < 3
     slide.close()
+
+
+def test_a_slide_says_which_part_of_its_plane_was_scanned(tmp_path, pixels):
+    write_scn(tmp_path / "l.scn", pixels[:512, :768], corner_px=(256, 128))
+    slide = open_slide(tmp_path / "l.scn")
+    assert (slide.levels[0].width, slide.levels[0].height) == (1536, 1024)
+    assert bounds_of(slide) == bounds_of(slide.clone()) == crop_of(slide) == (256, 128, 768, 512)
+    assert find_crop(tmp_path / "l.scn") == (256, 128, 768, 512)
+    slide.close()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_slide_without_bounds_was_scanned_as_a_whole(tmp_path, fast):
+    write_slide(tmp_path / "a.svs", width=900, height=800)
+    slide = open_slide(tmp_path / "a.svs", fast=fast)
+    assert bounds_of(slide) == (0, 0, 900, 800)
+    assert crop_of(slide) is find_crop(tmp_path / "a.svs") is None
+    slide.close()
+
+
+@pytest.mark.parametrize(
+    ("found", "bounds"),
+    [
+        (("0", "0", "1280", "1280"), (0, 0, 1280, 1280)),
+        (("280", "80", "1001", "1200"), (280, 80, 1000, 1200)),  # a pixel behind the plane: rounded to the outside
+        (("-1", "0", "10", "10"), (0, 0, 1280, 1280)),
+        (("1280", "0", "10", "10"), (0, 0, 1280, 1280)),
+        (("3", "3", "0", "10"), (0, 0, 1280, 1280)),
+        (("3", "3", "wide", "10"), (0, 0, 1280, 1280)),
+        (("3", "3", "10"), (0, 0, 1280, 1280)),
+    ],
+)
+def test_bounds_that_make_no_sense_are_the_whole_plane(tmp_path, pixels, monkeypatch, found, bounds):
+    write_vms(tmp_path / "v.vms", pixels)
+    sound = dict(openslide.OpenSlide(tmp_path / "v.vms").properties)
+    names = [f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")]
+    properties = sound | dict(zip(names, found, strict=False))
+    monkeypatch.setattr(openslide.OpenSlide, "properties", properties)
+    assert OpenSlideSlide(tmp_path / "v.vms").bounds == bounds
 
 
 def test_dicom_slide_whose_pixels_are_not_square_is_refused(tmp_path, pixels):

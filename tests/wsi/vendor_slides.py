@@ -144,17 +144,24 @@ def write_dicom(
         pydicom.dcmwrite(folder / f"{prefix}level{number}.dcm", file, enforce_file_format=True)
 
 
-def write_scn(path: Path, picture: Pixels, mpp: float = 0.25, second: Pixels | None = None) -> None:
+def write_scn(
+    path: Path,
+    picture: Pixels,
+    mpp: float = 0.25,
+    second: Pixels | None = None,
+    corner_px: tuple[int, int] = (4, 4),
+) -> None:
     """Leica: a BigTIFF with a macro picture and two levels of each region, laid out by the XML of its first page.
 
-    The first region begins 4 px from the corner of the glass, the second, of the same size, where the first ends.
+    The first region begins at ``corner_px``, (x, y) from the corner of the glass, the second, of the same size, where
+    the first ends. The bounds, as OpenSlide calls them, are around all regions.
     """
     height, width = picture.shape[:2]
     macro, half = (np.asarray(Image.fromarray(picture).reduce(factor)) for factor in (16, 4))
     nm = [round(side * mpp * 1000) for side in (width, height)]
     glass = [2 * side for side in nm]  # the macro picture shows all of it
 
-    def image(name: str, lens: float, levels: list[tuple[Pixels, int]], view: list[int], corner: int) -> str:
+    def image(name: str, lens: float, levels: list[tuple[Pixels, int]], view: list[int], corner: list[int]) -> str:
         full = levels[0][0].shape
         dimensions = "".join(
             f'<dimension sizeX="{level.shape[1]}" sizeY="{level.shape[0]}" r="{r}" ifd="{ifd}"/>'
@@ -163,21 +170,23 @@ def write_scn(path: Path, picture: Pixels, mpp: float = 0.25, second: Pixels | N
         return (
             f'<image name="{name}" uuid="urn:uuid:{name}"><creationDate>2020-01-01T00:00:00Z</creationDate>'
             f'<device model="generated" version="1"/><pixels sizeX="{full[1]}" sizeY="{full[0]}">{dimensions}</pixels>'
-            f'<view sizeX="{view[0]}" sizeY="{view[1]}" offsetX="{corner}" offsetY="{corner}" spacingZ="0"/>'
+            f'<view sizeX="{view[0]}" sizeY="{view[1]}" offsetX="{corner[0]}" offsetY="{corner[1]}" spacingZ="0"/>'
             f"<scanSettings><objectiveSettings><objective>{lens}</objective></objectiveSettings><illuminationSettings>"
             "<numericalAperture>0.75</numericalAperture><illuminationSource>brightfield</illuminationSource>"
             "</illuminationSettings></scanSettings></image>"
         )
 
+    corner = [round(place * 1000 * mpp) for place in corner_px]
     pages, more = [macro, picture, half], ""
     if second is not None:
         pages += [second, np.asarray(Image.fromarray(second).reduce(4))]
-        more = image("second", 40, [(second, 3), (pages[4], 4)], nm, round((width + 4) * 1000 * mpp))
+        end = [place + side for place, side in zip(corner, nm, strict=True)]
+        more = image("second", 40, [(second, 3), (pages[4], 4)], nm, end)
     xml = (
         '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="urn:uuid:1">'
         f'<collection name="generated" uuid="urn:uuid:2" sizeX="{glass[0]}" sizeY="{glass[1]}"><barcode></barcode>'
-        f"{image('macro', 0.6, [(macro, 0)], glass, 0)}"
-        f"{image('image', 40, [(picture, 1), (half, 2)], nm, round(4000 * mpp))}{more}</collection></scn>"
+        f"{image('macro', 0.6, [(macro, 0)], glass, [0, 0])}"
+        f"{image('image', 40, [(picture, 1), (half, 2)], nm, corner)}{more}</collection></scn>"
     )
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
         for number, level in enumerate(pages):

@@ -26,6 +26,8 @@ from kdml_med.storage.files import write_parquet
 from kdml_med.storage.manifest import SLIDES_FILE
 from kdml_med.storage.reading import damaged, read_table
 from kdml_med.words import counted
+from kdml_med.wsi.shards import BOUNDS_COLUMNS
+from kdml_med.wsi.slide import Bounds
 
 _LONGEST_PX = 1600
 _BARE = 245
@@ -35,11 +37,15 @@ _PLACE = ["sample_id", "patient_id", "slide_id", "x_l0", "y_l0", "size_l0", "mpp
 
 
 class SlideSize(NamedTuple):
-    """What slides.csv says of a slide; level-0 pixels, and micrometres per such pixel."""
+    """What slides.csv says of a slide; level-0 pixels, and micrometres per such pixel.
+
+    ``bounds`` is the part of the plane that was scanned, None where it is all of it or not known.
+    """
 
     width_l0: int
     height_l0: int
     mpp: float
+    bounds: Bounds | None = None
 
 
 def write_dataset_maps(
@@ -130,12 +136,16 @@ def read_slide_sizes(path: Path) -> dict[str, SlideSize]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    table = read_table(path, ["slide_id", *SlideSize._fields], remedy=_REMEDY)
+    columns = ["slide_id", "width_l0", "height_l0", "mpp"]
+    table = read_table(path, columns, remedy=_REMEDY)
+    columns += BOUNDS_COLUMNS if set(BOUNDS_COLUMNS) <= set(table.columns) else []
     with damaged(path, remedy=_REMEDY):
-        table = table.astype({"width_l0": int, "height_l0": int, "mpp": float})
-    return {
-        str(name): SlideSize(*row) for name, *row in table[["slide_id", *SlideSize._fields]].itertuples(index=False)
-    }
+        table = table[columns].astype(dict.fromkeys(columns[1:], int) | {"mpp": float})
+    sizes = {}
+    for name, width, height, mpp, *bounds in table.itertuples(index=False):
+        whole = not bounds or bounds == [0, 0, width, height]
+        sizes[str(name)] = SlideSize(width, height, mpp, None if whole else Bounds(*bounds))
+    return sizes
 
 
 def mosaic(

@@ -25,14 +25,14 @@ def write_shapes(
 ) -> None:
     """Write tiles as squares with their probability.
 
-    Coordinates are level-0 pixels, y downwards, as QuPath has them; rings are closed and run by the right-hand rule of
-    RFC 7946 (the signed area of their numbers is positive). Tiles are QuPath's object type "tile", coloured by
-    probability and classed as what is more probable.
+    Coordinates are those of the tiles: level-0 pixels, y downwards, from the corner of what QuPath shows. Rings are
+    closed and run by the right-hand rule of RFC 7946 (the signed area of their numbers is positive). Tiles are QuPath's
+    object type "tile", coloured by probability and classed as what is more probable.
 
     Args:
         path: of the file; written atomically.
-        tiles: columns x_l0, y_l0, size_l0, probability and perhaps disagreement; rows without a probability are left
-            out.
+        tiles: columns x_l0, y_l0 (from that corner), size_l0, probability and perhaps disagreement; rows without a
+            probability are left out.
         slide_id: any text.
         classes: names; the last one is the positive class.
         about: what else the file should say of itself.

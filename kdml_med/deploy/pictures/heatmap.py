@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,19 @@ from PIL import Image, ImageDraw
 from kdml_med.deploy.pictures.geojson import write_shapes
 from kdml_med.deploy.pictures.layer import write_layer
 from kdml_med.deploy.pictures.lettering import FAINT, INK, PAPER, font, line_height, wrap, write_lines
-from kdml_med.deploy.pictures.raster import DIFFERENCE, HEAT, Plane, choose_pitch, colour_of, colours, rasterise
+from kdml_med.deploy.pictures.raster import (
+    DIFFERENCE,
+    HEAT,
+    Plane,
+    choose_pitch,
+    colour_of,
+    colours,
+    rasterise,
+    within,
+)
 from kdml_med.storage.files import naming, write_if_changed
 from kdml_med.words import GENERATED_PICTURE, RESEARCH_ONLY
+from kdml_med.wsi.slide import Bounds
 
 HEATMAP_FILE = "heatmap.png"
 DISAGREEMENT_FILE = "disagreement.png"
@@ -51,6 +61,8 @@ class SlidePicture:
         network: whose probabilities these are.
         synthetic: the slide or the training data are generated.
         outlines: of regions that the tissue was restricted to, each float, [points, 2], (x, y), level-0 pixels.
+        bounds: part of the plane that was scanned, which QuPath shows as if it were all; None where it is all. All
+            places here are those on the plane.
     """
 
     slide_id: str
@@ -64,6 +76,7 @@ class SlidePicture:
     network: str
     synthetic: bool
     outlines: Sequence[npt.NDArray[np.float64]] = ()
+    bounds: Bounds | None = None
 
     @property
     def differs(self) -> bool:
@@ -84,6 +97,8 @@ class _Scale:
 
 def write_maps(folder: Path, picture: SlidePicture) -> list[str]:
     """Write heatmap.png, disagreement.png (where there is one), heatmap.ome.tiff and tiles.geojson.
+
+    The pictures show the whole plane. The layer and the shapes are for QuPath: they begin where ``bounds`` do.
 
     Args:
         folder: made when absent; a disagreement.png of an earlier prediction goes where there is none now.
@@ -109,18 +124,31 @@ def write_maps(folder: Path, picture: SlidePicture) -> list[str]:
     else:
         with naming(folder / DISAGREEMENT_FILE):
             (folder / DISAGREEMENT_FILE).unlink(missing_ok=True)
-    _write_layer(folder / LAYER_FILE, picture, probability)
+    shown = _as_shown(picture)
+    _write_layer(folder / LAYER_FILE, shown, probability)
     about = {"slide_id": picture.slide_id, "network": picture.network, "classes": picture.classes, "use": RESEARCH_ONLY}
     about |= {"caution": GENERATED_PICTURE} if picture.synthetic else {}
-    write_shapes(folder / SHAPES_FILE, picture.tiles, slide_id=picture.slide_id, classes=picture.classes, about=about)
+    write_shapes(folder / SHAPES_FILE, shown.tiles, slide_id=picture.slide_id, classes=picture.classes, about=about)
     return [*written, LAYER_FILE, SHAPES_FILE]
+
+
+def _as_shown(picture: SlidePicture) -> SlidePicture:
+    """Size and tiles as QuPath has them: of the part that was scanned, and from its corner."""
+    bounds = picture.bounds
+    if bounds is None:
+        return picture
+    places = {"x_l0": picture.tiles["x_l0"] - bounds.x_l0, "y_l0": picture.tiles["y_l0"] - bounds.y_l0}
+    return replace(
+        picture, tiles=picture.tiles.assign(**places), width_l0=bounds.width_l0, height_l0=bounds.height_l0, bounds=None
+    )
 
 
 def _write_layer(path: Path, picture: SlidePicture, probability: str) -> None:
     pitch = choose_pitch(picture.tiles, picture.width_l0, picture.height_l0)
     shape = math.ceil(picture.height_l0 / pitch), math.ceil(picture.width_l0 / pitch)
+    tiles = within(picture.tiles, shape, pitch)
     columns = {probability: "probability"} | ({"Disagreement of students": "disagreement"} if picture.differs else {})
-    channels = {name: rasterise(picture.tiles, column, shape, (pitch, pitch)) for name, column in columns.items()}
+    channels = {name: rasterise(tiles, column, shape, (pitch, pitch)) for name, column in columns.items()}
     description = f"{RESEARCH_ONLY}. Network: {picture.network}. NaN: no tile."
     description += f" {GENERATED_PICTURE}" if picture.synthetic else ""
     write_layer(path, channels, pixel_um=pitch * picture.mpp, name=picture.slide_id, description=description)

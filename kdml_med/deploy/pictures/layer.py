@@ -26,8 +26,8 @@ def write_layer(path: Path, channels: Mapping[str, Plane], *, pixel_um: float, n
     Args:
         path: of the file; written atomically.
         channels: planes of one size by the name of their channel, NaN where there is no value.
-        pixel_um: side of a pixel, micrometres; with it a viewer lays the layer over the slide, upper left corners upon
-            each other.
+        pixel_um: side of a pixel, micrometres; with it a viewer lays the layer over the slide, upper left corners (of
+            the part that was scanned, where the slide names one) upon each other.
         name: of the image, any text.
         description: of the image, any text.
 

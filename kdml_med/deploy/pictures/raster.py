@@ -77,6 +77,25 @@ def rasterise(
     return np.clip(plane, np.float32(low), np.float32(high))
 
 
+def within(tiles: pd.DataFrame, shape: tuple[int, int], pitch_l0: float) -> pd.DataFrame:
+    """Tiles that ``rasterise`` draws for what lies on the plane, where some may lie beside it.
+
+    A tile that holds the centre of a pixel, or has its own centre on the plane, is there.
+
+    Args:
+        tiles: columns x_l0, y_l0, size_l0, from the corner of the plane.
+        shape: [height, width] of the plane.
+        pitch_l0: level-0 pixels per pixel of the plane.
+    """
+    there = np.ones(len(tiles), np.bool_)
+    for name, length in (("x_l0", shape[1]), ("y_l0", shape[0])):
+        begin = tiles[name].to_numpy(np.float64) / pitch_l0
+        end = begin + np.ceil(tiles["size_l0"].to_numpy(np.float64)) / pitch_l0
+        own = (begin + end) / 2
+        there &= ((end > 0.5) & (begin <= length - 0.5)) | ((own >= 0) & (own < length))
+    return tiles[there]
+
+
 def _span(
     start: pd.Series, size: pd.Series, pitch: float, length: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -35,7 +35,7 @@ from kdml_med.wsi.cutter import (
 )
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.regions import Regions
-from kdml_med.wsi.slide import SlideError
+from kdml_med.wsi.slide import Bounds, SlideError
 from kdml_med.wsi.stain import normalise_stains
 from kdml_med.wsi.tissue import Mask
 
@@ -109,9 +109,9 @@ def _reworded(reason: str, regions: Regions | None) -> str:
 
 
 def _region(regions: Regions) -> RegionMask:
-    def mask(width: int, height: int, downsample: float) -> Mask:
+    def mask(width: int, height: int, downsample: float, bounds: Bounds | None) -> Mask:
         try:
-            return regions.mask(width, height, downsample)
+            return regions.mask(width, height, downsample, bounds)
         except InputError as error:  # other slides have other regions
             raise SlideError(str(error)) from error
 
@@ -258,7 +258,8 @@ def _picture(
         classes=settings.classes,
         network=settings.network,
         synthetic=settings.synthetic,
-        outlines=() if regions is None else regions.outlines,
+        outlines=() if regions is None else regions.on_plane(cutter.record.bounds).outlines,
+        bounds=cutter.record.bounds,
     )
 
 

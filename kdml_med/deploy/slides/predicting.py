@@ -31,11 +31,12 @@ from kdml_med.words import RESEARCH_ONLY
 from kdml_med.workers import run_jobs
 from kdml_med.wsi.cutter import SlideJob
 from kdml_med.wsi.labelling import find_absent, make_job, place_of
+from kdml_med.wsi.opening import find_crop
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.regions import Regions, read_regions
 from kdml_med.wsi.slide import ASSUMED
 from kdml_med.wsi.sources import FoundSlides, find_slides
-from kdml_med.wsi.tiler import SlideProgress, describe_loss, mpp_change, with_origins
+from kdml_med.wsi.tiler import SlideProgress, describe_loss, mpp_change, tell_unread, with_origins
 
 _CRASHED = "the reader crashed on this file"
 _LIBRARIES = ("kdml_med", "torch", "monai", "openslide-python", "openslide-bin", "simplejpeg", "pillow", "numpy")
@@ -145,6 +146,10 @@ def predict_slides(
             )
             pending = [job for job in jobs if job.slide.slide_id in work.pending]
             report.remade, report.skipped = work.remade, len(jobs) - len(pending)
+            paths_of = {job.slide.slide_id: job.slide.path for job in jobs}
+            report.failures += [
+                (paths_of[name].name, tell_unread(name, files, "predictions")) for name, files in work.unread.items()
+            ]
             _predict_all(pending, settings, workers, report, progress)
             _write_tables(target, jobs, run, names, table, found, report)
     return report
@@ -264,7 +269,17 @@ def _tell_outdated(slides: Mapping[str, SlideJob], assume_mpp: float | None, map
         return f"{record.mpp:.6g} µm/px was assumed, now {assume_mpp}"
     if change is None and maps and not there.pictures:
         return "it has no maps yet"
+    if change is None and _is_misplaced(there, slides[record.slide_id].path):
+        return "an earlier version did not count its shapes and regions from the corner that QuPath shows"
     return change
+
+
+def _is_misplaced(there: Finished, path: Path) -> bool:
+    """Whether shapes were written, or regions read, without regard to the part of the plane that was scanned."""
+    record = there.record
+    placed = there.pictures or (record.origin is not None and record.origin.facts)
+    # Most records hold no bounds because there are none; only the file can tell.
+    return record.bounds is None and bool(placed) and find_crop(path) is not None
 
 
 def _predict_all(

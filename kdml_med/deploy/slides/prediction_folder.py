@@ -20,7 +20,7 @@ import pandas as pd
 from kdml_med.deploy.pictures.heatmap import DISAGREEMENT_FILE, HEATMAP_FILE, LAYER_FILE, SHAPES_FILE
 from kdml_med.deploy.pictures.tile_sheet import BOTTOM_FILE, TOP_FILE
 from kdml_med.errors import InputError, one_line
-from kdml_med.storage.files import write_json, write_parquet
+from kdml_med.storage.files import Fingerprint, write_json, write_parquet
 from kdml_med.storage.folder import Hold, Work
 from kdml_med.storage.manifest import FAILURES_FILE
 from kdml_med.storage.reading import read_json
@@ -179,8 +179,12 @@ class PredictionFolder:
                 f"Name all slides in one run, or {_OTHER}."
             )
         write_json(self.path / PREDICTION_FILE, self._content)
-        changes = {name: self._tell_change(name, origins[name], outdated) for name in there if name in origins}
-        work = Work(remade={name: change for name, change in changes.items() if change is not None})
+        changes, work = (
+            {name: self._compare(name, origins[name], outdated) for name in there if name in origins},
+            Work(),
+        )
+        work.remade = {name: change for name, (change, _) in changes.items() if change is not None}
+        work.unread = {name: files for name, (change, files) in changes.items() if change is None and files}
         work.pending = {name for name in origins if name not in changes or name in work.remade}
         if work.pending:
             for name in TABLES:  # nobody takes those of an earlier run for those of all slides
@@ -189,13 +193,18 @@ class PredictionFolder:
             discard_slide(self.path, name)
         return work
 
-    def _tell_change(self, name: str, origin: Origin, outdated: Callable[[Finished], str | None]) -> str | None:
+    def _compare(
+        self, name: str, origin: Origin, outdated: Callable[[Finished], str | None]
+    ) -> tuple[str | None, list[Fingerprint]]:
+        """Why a finished slide has to be predicted anew, and which of its files cannot be read now."""
         try:
             there = self.read(name)
         except InputError:
-            return "what was kept of it is damaged"
+            return "what was kept of it is damaged", []
         known = there.record.origin or Origin()
-        return known.tell_change(origin) or outdated(there)
+        unread = known.find_unread(origin)
+        # What would have to be opened to be outdated cannot be looked at then.
+        return known.tell_change(known.presume(origin)) or (None if unread else outdated(there)), unread
 
 
 def _tell_difference(part: str, old: Any, new: Any) -> str:

@@ -14,6 +14,7 @@ from kdml_med.keys import NetworkName, PredictionColumn
 from kdml_med.metrics.aggregation import group_table
 from kdml_med.runs import RunDescription
 from kdml_med.wsi.cutter import SlideJob
+from kdml_med.wsi.shards import slide_rows
 from kdml_med.wsi.tiler import EMPTY_RECORD
 
 SEEN_IN = "seen_in"
@@ -70,10 +71,10 @@ def join_slides(
     method = run.aggregation or "mean"
     by_slide = group_table(predictions, level="slide", method=method, classes=run.classes)
     rows = [
-        slide.record.to_row() | {"patient_id": jobs[slide_id].patient_id, "label": jobs[slide_id].label}
-        for slide_id, slide in finished.items()
+        row | {"patient_id": jobs[slide_id].patient_id, "label": jobs[slide_id].label}
+        for slide_id, row in zip(finished, slide_rows([slide.record for slide in finished.values()]), strict=True)
     ]
-    slides = pd.DataFrame(rows, columns=[*EMPTY_RECORD.to_row(), "label"])
+    slides = pd.DataFrame(rows, columns=list(rows[0]) if rows else [*EMPTY_RECORD.to_row(), "label"])
     probabilities = by_slide.drop(columns=["patient_id", "label", "tiles"])
     others = [name for name in tiles if name not in (*_IDENTIFIERS, "label")]
     patients = group_table(predictions, level=run.level or "patient", method=method, classes=run.classes)

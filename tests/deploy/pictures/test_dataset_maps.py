@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from torch import nn
 
 from kdml_med.data import NormalizeColourd, TileDataset
 from kdml_med.deploy.pictures import dataset_maps
-from kdml_med.deploy.pictures.dataset_maps import tile_table, write_dataset_maps
+from kdml_med.deploy.pictures.dataset_maps import read_slide_sizes, tile_table, write_dataset_maps
 from kdml_med.deploy.pictures.heatmap import SlidePicture
 from kdml_med.errors import InputError
 from kdml_med.storage.manifest import MANIFEST_FILE, SLIDES_FILE, TILE_COLUMNS, read_manifest, write_manifest
+from kdml_med.wsi.shards import BOUNDS_COLUMNS
 from tests.networks.tiny import StagedNet, TinyNet
 from tests.synthetic_tiles import CLASSES, write_tile_dataset
 
@@ -88,6 +90,21 @@ def test_the_overview_is_put_together_from_the_tiles(
         stored = dataset.read(position)[:, : 100 - x]  # the slide ends within the last column
         np.testing.assert_array_equal(overview[y : y + 32, x : x + 32], stored)
     np.testing.assert_array_equal(overview[64:, :64], 245, "glass, or tissue that no tile shows")
+
+
+def test_shapes_are_counted_from_the_corner_that_the_table_of_slides_names(dataset_dir: Path, tmp_path: Path) -> None:
+    path = dataset_dir / SLIDES_FILE
+    bounds = pd.DataFrame([(0, 0, 200, 260), (64, 32, 100, 200)], columns=BOUNDS_COLUMNS)
+    pd.concat([pd.read_csv(path), bounds], axis=1).to_csv(path, index=False)
+    dataset = open_dataset(dataset_dir)
+    found = predictions_of(dataset, NAMES)
+    write_dataset_maps(tmp_path, dataset, found, students(), classes=CLASSES, synthetic=False)
+    for name, corner in (("S00", (0, 0)), ("S01", (64, 32))):
+        content = json.loads((tmp_path / "slides" / name / "tiles.geojson").read_text())
+        corners = [one["geometry"]["coordinates"][0][0] for one in content["features"]]
+        own = dataset.rows[dataset.rows["slide_id"] == name]
+        np.testing.assert_array_equal(corners, own[["x_l0", "y_l0"]].to_numpy() - corner)
+    assert read_slide_sizes(path)["S00"].bounds is None
 
 
 def test_networks_without_stages_give_sheets_without_grad_cam(dataset_dir: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from kdml_med.deploy.pictures.heatmap import (
 from kdml_med.deploy.pictures.lettering import FAINT, INK, PAPER, font, shown, wrap
 from kdml_med.deploy.pictures.raster import HEAT, colours
 from kdml_med.errors import InputError
+from kdml_med.wsi.slide import Bounds
 
 
 def make_picture(width: int = 1200, height: int = 1200, downsample: float = 4.0, **changes: Any) -> SlidePicture:
@@ -69,6 +71,29 @@ def test_all_four_files_are_written_and_the_layer_lies_where_the_slide_lies(tmp_
     np.testing.assert_array_equal(probability[:, :8], np.tile([1.0] * 4 + [0.0] * 4, (16, 1)))
     assert np.isnan(probability[:, 8:]).all()
     np.testing.assert_allclose(difference[:, 4:8], 0.05)
+
+
+def test_layer_and_shapes_begin_where_the_slide_was_scanned(tmp_path: Path) -> None:
+    picture = make_picture()
+    write_maps(tmp_path / "whole", picture)
+    # From 75 px, a quarter of a tile, left of the second column on, and a quarter below the first row.
+    write_maps(tmp_path / "part", replace(picture, bounds=Bounds(225, 375, 525, 450)))
+    whole, part = (tifffile.imread(tmp_path / name / LAYER_FILE) for name in ("whole", "part"))
+    np.testing.assert_array_equal(part, whole[:, 5:11, 3:10])
+    with tifffile.TiffFile(tmp_path / "part" / LAYER_FILE) as file:
+        assert 'PhysicalSizeX="37.5"' in file.pages[0].description
+    corners = []
+    for name in ("whole", "part"):
+        content = json.loads((tmp_path / name / SHAPES_FILE).read_text())
+        corners.append(np.array([one["geometry"]["coordinates"][0] for one in content["features"]]))
+    np.testing.assert_array_equal(corners[1], corners[0] - [225, 375])
+    maps = [(tmp_path / name / HEATMAP_FILE).read_bytes() for name in ("whole", "part")]
+    assert maps[0] == maps[1], "pictures show the whole plane"
+
+
+def test_a_tile_beside_what_was_scanned_is_not_drawn_into_its_edge(tmp_path: Path) -> None:
+    write_maps(tmp_path, make_picture(bounds=Bounds(630, 0, 570, 1200)))
+    assert np.isnan(tifffile.imread(tmp_path / LAYER_FILE)).all()
 
 
 def test_regions_are_outlined_where_they_lie(tmp_path: Path) -> None:

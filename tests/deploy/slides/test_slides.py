@@ -6,7 +6,9 @@ shows in the probabilities.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -320,6 +322,30 @@ def test_a_finished_prediction_is_left_alone_and_changed_slides_are_predicted_an
     report = predict(run_dir, copies[0], tmp_path / "single", maps=True)
     assert report.remade == {"a": "it has no maps yet"}
     assert "heatmap.png" in report.pictures["a"]
+
+
+def test_a_slide_that_cannot_be_read_any_more_keeps_its_prediction_and_is_named(
+    run_dir: Path, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    predict(run_dir, slides, out)
+    before = contents(out)
+    opened = Path.open
+
+    def opening(path: Path, mode: str = "r", *more: Any, **options: Any) -> Any:
+        if path.name == "a.svs" and mode == "rb":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return opened(path, mode, *more, **options)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "open", opening)
+        report = predict(run_dir, slides, out)
+    reason = f"cannot be read: {os.strerror(errno.EIO)}; its predictions of an earlier run stay"
+    assert (report.done, report.skipped, report.remade, report.failures) == (0, 3, {}, [("a.svs", reason)])
+    assert report.exit_code == ExitCode.SOME_FAILED
+    assert reason in (out / "failures.csv").read_text()
+    predict(run_dir, slides, out)
+    assert contents(out) == before
 
 
 def test_a_slide_that_cannot_be_used_costs_itself_and_is_tried_again(
