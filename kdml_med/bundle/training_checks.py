@@ -27,6 +27,7 @@ def check_together(settings: Settings) -> None:
     if settings["tracking"] == "mlflow" and find_spec("mlflow") is None:
         raise InputError("--tracking mlflow needs MLflow: pip install 'kdml_med[tracking]'.")
     check_device(settings["device"])
+    cohort_spec(settings["version"], task=settings.task, students=settings["students"])  # which knows the versions
     _check_arithmetic(settings)
     if processes.launched() > processes.world_size():
         raise InputError(
