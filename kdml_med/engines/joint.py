@@ -33,11 +33,14 @@ class BatchesAhead:
     Args:
         loader: the batches.
         wanted: tells how many batches the next one makes an update with, itself among them.
+        needed: tells by the first batch of an epoch whether they are to be read together; else one is at a time.
         show: called with these when they have been read.
     """
 
-    def __init__(self, loader: Any, wanted: Callable[[], int], show: Callable[[list[Any]], None]) -> None:
-        self.loader, self.wanted, self.show = loader, wanted, show
+    def __init__(
+        self, loader: Any, wanted: Callable[[], int], needed: Callable[[Any], bool], show: Callable[[list[Any]], None]
+    ) -> None:
+        self.loader, self.wanted, self.needed, self.show = loader, wanted, needed, show
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -46,7 +49,11 @@ class BatchesAhead:
         return self._read(iter(self.loader))  # which starts at once, as the loader by itself does
 
     def _read(self, source: Iterator[Any]) -> Iterator[Any]:
-        while batches := list(islice(source, self.wanted())):
+        batches = list(islice(source, 1))
+        if batches and not self.needed(batches[0]):
+            yield batches.pop()
+            yield from source
+        while batches := batches + list(islice(source, self.wanted() - len(batches))):
             self.show(batches)
             while batches:
                 yield batches.pop(0)

@@ -119,7 +119,9 @@ class KDMLTrainer(SupervisedTrainer):
         """Train up to ``max_epochs``."""
         with freed_memory_kept(self.state.device):
             if self.accumulation_steps > 1 and self.state.epoch_length and isinstance(self.cohort_loss, CohortLoss):
-                ahead = BatchesAhead(self.data_loader, self._wanted_batches, partial(self._foresee, self.cohort_loss))
+                loss = self.cohort_loss
+                needed, show = partial(self._is_foreseen, loss), partial(self._foresee, loss)
+                ahead = BatchesAhead(self.data_loader, self._wanted_batches, needed, show)
                 Engine.run(self, data=ahead, max_epochs=self.state.max_epochs)
             else:
                 Workflow.run(self)  # MONAI's trainer would make a new scaler, and lose what the old one has learned
@@ -196,17 +198,22 @@ class KDMLTrainer(SupervisedTrainer):
         place, batches = self._place(self.state.iteration + 1)
         return batches - place + 1
 
+    def _is_foreseen(self, loss: CohortLoss, batch: Mapping[str, Any]) -> bool:
+        """Whether labels tell what terms are divided by. Where they do not, no batch has to wait for others."""
+        return bool(loss.label_sums(self._labels_of(batch)))
+
+    def _labels_of(self, batch: Mapping[str, Any]) -> Any:
+        """The target on the CPU, where labels are; without pixels: one would wait for those that are on a GPU."""
+        bare = {**batch, BatchKey.IMAGE: batch[BatchKey.IMAGE][:0]}
+        return self.prepare_batch(bare, torch.device("cpu"), False, **self.to_kwargs)[1]
+
     def _foresee(self, loss: CohortLoss, batches: Sequence[Mapping[str, Any]]) -> None:
         """Add up what labels of the batches up to the next optimizer step say, all processes together."""
         sums: list[dict[str, float]] = []
         for iteration, batch in enumerate(batches, start=self.state.iteration + 1):
-            # Labels on the CPU, where they are, and no pixels, which can be on a GPU: that would be waited for.
-            images = batch[BatchKey.IMAGE]
-            bare = {**batch, BatchKey.IMAGE: images[:0]}
-            _, target = self.prepare_batch(bare, torch.device("cpu"), False, **self.to_kwargs)
-            counted = self._counted(len(images), iteration)
+            counted = self._counted(len(batch[BatchKey.IMAGE]), iteration)
             if counted > 0:
-                told = loss.label_sums(first_samples(target, counted))
+                told = loss.label_sums(first_samples(self._labels_of(batch), counted))
                 sums.append({name: float(value) for name, value in told.items()})
         self._label_sums = processes.total(processes.added(sums))
 

@@ -119,10 +119,13 @@ def known_latency(
     """
     if list(image_size) != measured.get("image_size"):
         return None
+    if "networks" not in measured:  # by an earlier version
+        taken: float | None = measured["milliseconds"].get(name)
+        return taken
     # Its own name goes first: networks of one spec were timed one by one.
     for other in (name, *measured["milliseconds"]):
         known = other in measured["milliseconds"]
-        if known and _answering(measured.get("networks", {}), other) == _answering(networks, name):
+        if known and _answering(measured["networks"], other) == _answering(networks, name):
             return float(measured["milliseconds"][other])
     return None
 
@@ -156,7 +159,9 @@ class _Timed:
 
     def is_in(self, measured: Mapping[str, Any]) -> bool:
         """Whether it is what was timed."""
-        return (measured.get("networks"), measured.get("image_size")) == (self.networks, self.image_size)
+        # Earlier versions did not record which networks they had timed.
+        known = measured.get("networks", self.networks)
+        return (known, measured.get("image_size")) == (self.networks, self.image_size)
 
 
 def _version_latency(plan: Plan, timed: _Timed, *, device: str, repeats: int) -> dict[str, Any]:

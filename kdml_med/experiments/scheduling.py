@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 # What figures depend on: cells of one plan are compared to the third digit.
 _LIBRARIES = ("kdml_med", "torch", "monai", "numpy")
+
+_REPORT = ("report.html", "report.md", "results.parquet", "summary.csv", "comparisons.csv", "figures")
+"""What a report writes, among others."""
 
 Train = Callable[[Cell, Plan, Path], str | None]
 """Does one cell and returns None, or why it could not. Has to be picklable: a function at module level."""
@@ -71,7 +75,7 @@ def run_plan(
             run has the folder, or the scheduler or its workers cannot be used; nothing is written then. Or the
             scheduler is lost on the way.
     """
-    _check_folder(out)
+    _check_folder(plan, out)
     check_data(plan)
     outcome = Outcome()
     left = [cell for cell in cells if not is_done(cell, plan, out)]
@@ -94,19 +98,21 @@ def run_plan(
     return outcome
 
 
-def _check_folder(out: Path) -> None:
+def _check_folder(plan: Plan, out: Path) -> None:
     """Keep plan.json and the report from going over the files of somebody who names a folder with other things."""
-    if (
-        not out.is_dir()
-        or (out / CELLS_DIR).is_dir()
-        or ((out / PLAN_FILE).is_file() and (out / FAILURES_FILE).is_file())
-    ):
+    path = out / PLAN_FILE
+    if (out / CELLS_DIR).is_dir() or (path.is_file() and _holds(path, plan)):
         return
-    strangers = sorted(path.name for path in out.iterdir())
+    strangers = [name for name in (PLAN_FILE, FAILURES_FILE, *_REPORT) if (out / name).exists()]
     if strangers:
-        raise InputError(
-            f"{out} is not empty (it holds {strangers[0]}) and holds no results of a plan: choose another --out."
-        )
+        raise InputError(f"{out} holds a {strangers[0]} that is not of this plan: choose another --out.")
+
+
+def _holds(path: Path, plan: Plan) -> bool:
+    try:
+        return bool(json.loads(path.read_text()) == plan_content(plan))
+    except (OSError, ValueError):
+        return False
 
 
 def _write_failures(out: Path, outcome: Outcome) -> None:

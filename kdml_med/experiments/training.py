@@ -49,7 +49,7 @@ def without_places(evaluations: Any) -> Any:
     if not isinstance(evaluations, Mapping):  # of a record that was edited
         return evaluations
     return {
-        name: {**settings, "dataset_dir": "elsewhere"}
+        name: {**settings, "dataset_dir": "a dataset of its own"}
         if isinstance(settings, Mapping) and "dataset_dir" in settings
         else settings
         for name, settings in evaluations.items()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _ROUNDED = re.compile(r"\d([.,]\d+)?e\+\d+", re.IGNORECASE)
 _AS_NUMBER = re.compile(r"([0-9]+)[.,]0+")
-_FIRST_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
+_FIRST_ZEROS = re.compile(r"(?<![0-9.,])0+(?=[0-9])")
 
 
 def check_ids(values: pd.Series[str], what: str, where: str) -> None:

@@ -22,7 +22,7 @@ from kdml_med.wsi.tiff import APERIO, GENERIC, TiffLayout, check_channels, inspe
 from kdml_med.wsi.tile_index import TileBytes, TileIndex, decode_tile, index_page
 
 _HAMAMATSU = "hamamatsu"
-_WHOLE = (APERIO, GENERIC)  # never name a part of their plane
+_WHOLE = (APERIO, GENERIC, _HAMAMATSU)  # never name a part of their plane
 _NAMING = (".mrxs", ".vms", ".vmu")  # the pixels are in other files
 _PROBES, _PROBE_PX = 5, 256  # windows each way, and their side
 _HALF_RANGE = 128

@@ -162,7 +162,8 @@ def tile_slides(
         if labels is not None:
             report.absent, report.without_slide = find_absent(labels, there, found.files, found.slides)
         unread = {name: tell_unread(name, files, "tiles") for name, files in work.unread.items()}
-        _write_tables(folder, labels, report, found, there, copies, unread, tcga_normals=tcga_normals)
+        older = {slide_name(path.name): path for path in found.slides if slide_name(path.name) not in work.pending}
+        _write_tables(folder, labels, report, found, there, copies, unread, older, tcga_normals=tcga_normals)
     return report
 
 
@@ -307,6 +308,7 @@ def _write_tables(
     there: Sequence[str],
     copies: Collection[str],
     unread: Mapping[str, str],
+    older: Mapping[str, Path],
     *,
     tcga_normals: bool,
 ) -> None:
@@ -314,8 +316,7 @@ def _write_tables(
     records: list[SlideRecord] = []
     tables: list[pa.Table] = []
     problems = dict(report.failures)
-    paths = {slide_name(path.name): path for path in found.slides}
-    lost = (set(found.lost) - set(paths)) | set(copies)
+    lost = (set(found.lost) - {slide_name(path.name) for path in found.slides}) | set(copies)
     for slide_id in folder.finished():
         record, table = folder.read(slide_id)
         if record.file_name in problems or slide_id in lost:
@@ -325,7 +326,7 @@ def _write_tables(
             problems[record.file_name] = job
             continue
         record, table = _relabel(folder, record, table, job)
-        record, table = _add_bounds(folder, record, table, paths.get(slide_id))
+        record, table = _add_bounds(folder, record, table, older.get(slide_id))
         partial_loss = "; ".join(filter(None, (unread.get(slide_id), describe_loss(record))))
         if partial_loss:
             problems[record.file_name] = partial_loss

@@ -112,9 +112,10 @@ def test_networks_are_timed_again_when_the_reference_brings_others(tmp_path, tim
     assert timed == [["student_0", "student_1"], ["teacher", "student_0", "student_1"]]
 
 
-def test_a_speed_file_that_does_not_say_what_was_timed_tells_nothing():
+def test_a_speed_file_of_an_earlier_version_is_read_by_names():
     measured = {"image_size": [32, 32], "milliseconds": MILLISECONDS}
     networks = {"teacher": "resnet18", "student_0": "resnet10"}
-    assert known_latency(measured, networks, (32, 32), "student_0") is None
+    assert known_latency(measured, networks, (32, 32), "student_0") == 10
+    assert known_latency(measured, networks, (64, 64), "student_0") is None
     assert known_latency(measured | {"networks": networks}, networks, (32, 32), "student_0") == 10
     assert known_latency({}, networks, (32, 32), "student_0") is None

@@ -16,7 +16,7 @@ import pytest
 
 from kdml_med.errors import InputError
 from kdml_med.experiments import scheduling
-from kdml_med.experiments.plan import Plan, expand
+from kdml_med.experiments.plan import Plan, expand, plan_content
 from kdml_med.experiments.scheduling import Outcome, run_plan
 from kdml_med.storage.files import write_json
 from kdml_med.storage.folder import sole_user
@@ -168,7 +168,7 @@ def test_a_dataset_of_an_evaluation_may_move(tmp_path: Path, out: Path) -> None:
     (tmp_path / "away").rename(tmp_path / "moved")
     evaluations = {"away": {"dataset_dir": str(tmp_path / "moved"), "split": "test"}}
     assert run(replace(plan, evaluations=evaluations), out) == Outcome(done=0, skipped=len(expand(plan)))
-    with pytest.raises(InputError, match=r"another evaluations: away.dataset_dir was 'elsewhere', now None"):
+    with pytest.raises(InputError, match=r"another evaluations: away.dataset_dir was 'a dataset of its own', now None"):
         run(replace(plan, evaluations={"away": {"split": "test"}}), out)
 
 
@@ -185,10 +185,16 @@ def test_classes_and_splits_of_evaluations_are_looked_at_before_anything_is_trai
 
 
 def test_a_folder_with_other_things_is_no_results_folder(tmp_path: Path, out: Path) -> None:
-    (out / "plan.json").write_text("mine")
-    with pytest.raises(InputError, match=r"out is not empty \(it holds plan.json\) and holds no results of a plan"):
-        run(small_plan(tmp_path), out)
-    assert (out / "plan.json").read_text() == "mine"
+    plan = small_plan(tmp_path)
+    for name in ("plan.json", "summary.csv"):
+        (out / name).write_text("mine")
+        with pytest.raises(InputError, match=rf"out holds a {name} that is not of this plan: choose another --out"):
+            run(plan, out)
+        assert (out / name).read_text() == "mine"
+        (out / name).unlink()
+    (out / "log.txt").write_text("what the command says is sent there")
+    write_json(out / "plan.json", plan_content(plan))  # all that a run which was killed at once has left
+    assert run(plan, out).done == len(expand(plan))
 
 
 def test_a_broken_dataset_ends_the_run_before_it_begins(tmp_path: Path, out: Path) -> None:

@@ -225,7 +225,27 @@ def test_one_patient_in_two_unicode_forms_is_one_patient(tmp_path: Path) -> None
 
 
 def test_ids_that_differ_by_more_stay_apart(tmp_path: Path) -> None:
-    ids = ["7", "70", "700", "7.5", "P1", "P10", "P1_0", "P1-0", "P 1", "1-11", "11-1", "1.0.1", "0", "v.0", "v"]
+    ids = [
+        "7",
+        "70",
+        "700",
+        "7.5",
+        "P1",
+        "P10",
+        "P1_0",
+        "P1-0",
+        "P 1",
+        "1-11",
+        "11-1",
+        "1.0.1",
+        "0",
+        "v.0",
+        "v",
+        "2020.05",
+        "2020.5",
+        "v1.0",
+        "v1.00",
+    ]
     table = read_labels(write(tmp_path, "patient,label\n" + "".join(f"{name},MSI\n" for name in ids)))
     assert {name: table.match(name + ".svs").patient_id for name in ids} == {name: name for name in ids}  # type: ignore[union-attr]
 
