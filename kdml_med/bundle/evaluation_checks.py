@@ -18,7 +18,7 @@ from kdml_med.metrics.aggregation import Level
 from kdml_med.networks.devices import check_device
 from kdml_med.runs import COHORT_FILE, EVALUATION_FILE, METRICS_FILE, SETTINGS_FILE, RunDescription
 from kdml_med.splits import has_folds, has_splits
-from kdml_med.storage.folder import keep_out_others
+from kdml_med.storage.locks import keep_out_others
 from kdml_med.storage.manifest import DatasetInfo, dataset_identity, owner_word, read_info
 from kdml_med.storage.reading import read_json
 from kdml_med.words import counted, verb

@@ -32,7 +32,7 @@ from kdml_med.runs import (
     read_run_json,
 )
 from kdml_med.storage.files import write_atomically, write_json
-from kdml_med.storage.folder import sole_user
+from kdml_med.storage.locks import sole_user
 from kdml_med.storage.reading import take
 from kdml_med.words import GENERATED_FIGURES, NO_DEVICE
 

@@ -48,7 +48,7 @@ from kdml_med.runs import (
     read_run_json,
 )
 from kdml_med.storage.files import write_json
-from kdml_med.storage.folder import keep_out_others
+from kdml_med.storage.locks import keep_out_others
 from kdml_med.storage.manifest import DatasetInfo, dataset_identity
 from kdml_med.storage.reading import take
 from kdml_med.storage.records import RecordStore

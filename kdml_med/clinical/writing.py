@@ -26,7 +26,7 @@ from kdml_med.report.caution import generated_data
 from kdml_med.report.document import Section
 from kdml_med.report.pages import REPORT_NAME, write_html
 from kdml_med.storage.files import write_json
-from kdml_med.storage.folder import keep_out_others
+from kdml_med.storage.locks import keep_out_others
 from kdml_med.storage.reading import read_json
 
 REPORT_PAGE, REPORT_FIGURES = f"{REPORT_NAME}.html", f"{REPORT_NAME}.json"

@@ -122,11 +122,7 @@ def cut_crops(
         work = folder.plan(origins, strangers)
         pending = [job for job in jobs if job.name in work.pending]
         report.finished, report.remade = len(jobs) - len(pending), work.remade
-        failures = [
-            (file.name, f"{name}: cannot be read: {file.problem}; the crops of an earlier run stay")
-            for name, files in work.unread.items()
-            for file in files
-        ]
+        failures = work.tell_unread("crops")
         failures += _store_all(pending, folder, options, workers, progress=progress)
         report.done = folder.await_stored()
         folder.remove_leftovers()

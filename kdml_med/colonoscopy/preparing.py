@@ -99,11 +99,7 @@ def prepare_frames(
         work = folder.plan(origins, strangers, keep=keep)
         pending = [job for job in jobs if job.name in work.pending]
         report.finished, report.remade, report.kept = len(jobs) - len(pending), work.remade, len(work.kept)
-        failures = [
-            (file.name, f"{name}: cannot be read: {file.problem}; the frames of an earlier run stay")
-            for name, files in work.unread.items()
-            for file in files
-        ]
+        failures = work.tell_unread("frames")
         failures += plan.failures
         failures += _store_all(pending, folder, options, workers, report, progress, cluster)
         folder.remove_leftovers()

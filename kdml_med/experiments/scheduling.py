@@ -18,7 +18,7 @@ from kdml_med.experiments.costs import cell_cost
 from kdml_med.experiments.plan import CELLS_DIR, PLAN_FILE, Cell, Plan, plan_content
 from kdml_med.experiments.training import check_data, is_done, train_cell
 from kdml_med.storage.files import write_json, write_table
-from kdml_med.storage.folder import sole_user
+from kdml_med.storage.locks import sole_user
 from kdml_med.storage.manifest import FAILURES_FILE
 from kdml_med.workers import ClusterWorkers, Count, LocalWorkers, Order, Workers, work_through
 

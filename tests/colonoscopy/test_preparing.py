@@ -15,7 +15,7 @@ from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.colonoscopy.report import describe_report
 from kdml_med.errors import InputError
 from kdml_med.splits import assign_splits
-from kdml_med.storage.folder import sole_user
+from kdml_med.storage.locks import sole_user
 from kdml_med.storage.manifest import read_info, read_manifest, read_member
 from tests.colonoscopy.pictures import contents, save, save_mask, save_video
 

@@ -19,7 +19,7 @@ from kdml_med.experiments import scheduling
 from kdml_med.experiments.plan import Plan, expand, plan_content
 from kdml_med.experiments.scheduling import Outcome, run_plan
 from kdml_med.storage.files import write_json
-from kdml_med.storage.folder import sole_user
+from kdml_med.storage.locks import sole_user
 from kdml_med.workers import local
 from tests.experiments.fakes import REPOSITORY, calls, fake_train, processes, small_plan
 

@@ -14,7 +14,7 @@ from PIL import Image
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.programs.import_tiles import Layout, import_tiles
 from kdml_med.splits import assign_splits, freeze_splits, has_splits, make_splits
-from kdml_med.storage.folder import sole_user
+from kdml_med.storage.locks import sole_user
 from kdml_med.storage.manifest import image_root, read_info, read_manifest, read_member
 from kdml_med.tables.images import TableColumns
 from kdml_med.wsi import importing

@@ -13,7 +13,8 @@ import pytest
 from kdml_med.errors import InputError
 from kdml_med.storage import folder as storage_folder
 from kdml_med.storage.files import Fingerprint
-from kdml_med.storage.folder import FULL_HASH, DatasetFolder, describe_remade, keep_out_others, sole_user
+from kdml_med.storage.folder import FULL_HASH, DatasetFolder, describe_remade
+from kdml_med.storage.locks import keep_out_others, sole_user
 from kdml_med.storage.manifest import DatasetInfo, DatasetKind, manifest_table, read_info, read_manifest
 from kdml_med.storage.shards import Origin, ShardRecord, ShardWriter, shard_path, sidecar_path, write_record
 
@@ -260,7 +261,7 @@ def test_tables_that_say_the_same_are_not_touched_and_the_manifest_comes_last(fo
 
 def in_other_process(code: str, folder: Path) -> subprocess.Popen[str]:
     """Run lines of Python that begin by holding a folder, and wait until they print."""
-    lines = "import sys, os, time\nfrom pathlib import Path\nfrom kdml_med.storage.folder import keep_out_others\n"
+    lines = "import sys, os, time\nfrom pathlib import Path\nfrom kdml_med.storage.locks import keep_out_others\n"
     process = subprocess.Popen(
         [sys.executable, "-c", lines + code, str(folder)], stdout=subprocess.PIPE, text=True, start_new_session=True
     )

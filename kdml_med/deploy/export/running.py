@@ -26,7 +26,7 @@ from kdml_med.errors import InputError
 from kdml_med.keys import Split, Task
 from kdml_med.runs import SPEED_FILE, RunDescription, trained_on
 from kdml_med.storage.files import write_atomically, write_json
-from kdml_med.storage.folder import sole_user
+from kdml_med.storage.locks import sole_user
 from kdml_med.storage.reading import read_json
 from kdml_med.words import RESEARCH_ONLY
 

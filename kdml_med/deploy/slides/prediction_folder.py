@@ -21,7 +21,8 @@ from kdml_med.deploy.pictures.heatmap import DISAGREEMENT_FILE, HEATMAP_FILE, LA
 from kdml_med.deploy.pictures.tile_sheet import BOTTOM_FILE, TOP_FILE
 from kdml_med.errors import InputError, one_line
 from kdml_med.storage.files import Fingerprint, write_json, write_parquet
-from kdml_med.storage.folder import Hold, Work
+from kdml_med.storage.folder import Work
+from kdml_med.storage.locks import Hold
 from kdml_med.storage.manifest import FAILURES_FILE
 from kdml_med.storage.reading import read_json
 from kdml_med.storage.shards import Origin

@@ -25,7 +25,7 @@ from kdml_med.metrics.operating import Proportion
 from kdml_med.report import pages
 from kdml_med.splits import freeze_splits, make_splits
 from kdml_med.storage.files import write_json, write_table
-from kdml_med.storage.folder import sole_user
+from kdml_med.storage.locks import sole_user
 from kdml_med.storage.manifest import (
     FAILURES_FILE,
     MANIFEST_FILE,

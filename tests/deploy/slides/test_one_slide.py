@@ -16,16 +16,11 @@ from kdml_med.wsi import cutter
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.shards import BOUNDS_COLUMNS
 from kdml_med.wsi.tiler import tile_slides
-from tests.deploy.slides.test_slides import MPP, TILE_PX, contents, predict, tiles_of, write_run
+from tests.deploy.slides.green import MPP, TILE_PX, contents, predict, tiles_of
 from tests.synthetic_slides import tissue_picture, write_slide
 from tests.wsi.vendor_slides import write_scn
 
 CORNER, SIDE = (256, 128), 512
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("green") / "run")
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from kdml_med.deploy.export.modules import NormalizedImage
 from kdml_med.deploy.slides import one_slide
 from kdml_med.deploy.slides.classifier import Classifier, plan_classifier
-from kdml_med.deploy.slides.predicting import predict_slides
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.keys import Task
 from kdml_med.networks.registry import build_network
@@ -34,45 +33,10 @@ from kdml_med.wsi.cutter import SlideJob, open_cutter
 from kdml_med.wsi.options import TilingOptions
 from kdml_med.wsi.tiler import tile_slides
 from tests.bundles.conftest import REPOSITORY
+from tests.deploy.slides.green import GAINS, MPP, TILE_PX, GreenNetwork, contents, predict, tiles_of, write_run
 from tests.synthetic_slides import damage_native_tile, write_slide
 
-GAINS = {"teacher": 9.0, "student_0": 7.0, "student_1": 5.0}
-TILE_PX, MPP = 64, 0.5
 Predict = Callable[..., Any]
-
-
-class GreenNetwork(nn.Module):
-    """Logit of the positive class: how much greener the upper half of a tile is than the rest of slides, as a rule."""
-
-    def __init__(self, num_classes: int = 2, *, gain: float) -> None:
-        super().__init__()
-        self.register_buffer("gain", torch.tensor(gain))
-
-    def forward(self, image: Tensor) -> Tensor:
-        green = image[:, 1, : image.shape[2] // 2].mean(dim=(1, 2)) + 0.2
-        return torch.stack([-self.gain * green, self.gain * green], dim=1)
-
-
-def write_run(folder: Path, *, gains: dict[str, float] | None = None, **changes: Any) -> Path:
-    found = gains or GAINS
-    name = f"{GreenNetwork.__module__}.{GreenNetwork.__name__}"
-    run = RunDescription(
-        task=Task.CLASSIFICATION, version="v2", classes=["MSS", "MSI"], image_size=TILE_PX, fold=None, synthetic=True,
-        seen_patients={"train": [], "val": []}, kdml_med="0", tile_size_px=TILE_PX, mpp=MPP, level="patient",
-        aggregation="mean", ensemble_average="probabilities",
-        networks={network: {"name": name, "gain": gain} for network, gain in found.items()},
-    )  # fmt: skip
-    replace(run, **changes).write(folder)
-    for network, gain in found.items():
-        path = checkpoint_path(folder, network)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(GreenNetwork(gain=gain).state_dict(), path)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("green") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +46,6 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate("abc"):
         write_slide(folder / f"{name}.svs", width=900 + 100 * seed, height=800, mpp=MPP, seed=seed)
     return folder
-
-
-def predict(run_dir: Path, inputs: Path | list[Path], out: Path, **more: Any) -> Any:
-    paths = inputs if isinstance(inputs, list) else [inputs]
-    return predict_slides(run_dir, paths, out, **({"progress": False, "maps": False, "runtime": "torch"} | more))
 
 
 def infer(run_dir: Path, **overrides: Any) -> None:
@@ -99,14 +58,6 @@ def infer(run_dir: Path, **overrides: Any) -> None:
     )  # fmt: skip
     workflow.initialize()
     workflow.run()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def tiles_of(folder: Path) -> pd.DataFrame:
-    return pd.read_parquet(folder / "tiles.parquet").set_index("sample_id")
 
 
 @pytest.mark.parametrize(
