@@ -44,7 +44,8 @@ def tile_object_store(
         out: dataset folder.
         options: of all slides.
         labels: patients and labels.
-        at_a_time: slides that are fetched before they are tiled; all tables are written anew after each such group.
+        at_a_time: slides that are fetched before they are tiled; all tables are written anew after each such group, and
+            failures.csv keeps what it says of others.
         workers: cores to use.
         scheduler: address of a Dask scheduler.
 

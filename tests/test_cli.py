@@ -99,6 +99,33 @@ def test_the_version_is_printed(call: Call) -> None:
     assert call("--version")[:2] == (0, f"kdml-med {__version__}\n")
 
 
+@pytest.mark.parametrize(
+    ("option", "typed", "meant"),
+    [
+        ("cache", "2026_11_30", "2026_11_30"),
+        ("profile", "run #2", "run #2"),
+        ("profile", "None", None),
+        ("teacher-checkpoint", "0x10", "0x10"),
+        ("teacher-checkpoint", "a,b.pt", "a,b.pt"),
+        ("teacher-checkpoint", "['a.pt', 'b.pt']", ["a.pt", "b.pt"]),
+        ("initial-weights", "1e3", "1e3"),
+        ("initial-weights", "{resnet18: imagenet}", {"resnet18": "imagenet"}),
+        ("version", "007", "007"),
+        ("teacher", "{'name': 'resnet18'}", {"name": "resnet18"}),
+        ("experiment-name", "'quoted'", "quoted"),
+        ("batch-size", "0x10", 16),
+        ("learning-rate", "1e-3", 0.001),
+    ],
+)
+def test_paths_and_names_are_taken_as_they_are_typed(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str, typed: str, meant: object
+) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr("kdml_med.api.train", lambda *_, **settings: given.update(settings))
+    assert call("train", tmp_path, "--run", "run", f"--{option}", typed)[0] == 0
+    assert given == {option.replace("-", "_"): meant}
+
+
 def test_train_evaluate_and_report(call: Call, tmp_path: Path) -> None:
     tiles, run = write_tile_dataset(tmp_path / "tiles"), tmp_path / "run"
     tiny = ["--teacher", "tests.networks.tiny.TinyNet", "--students", "['tests.networks.tiny.TinyNet']", "--gamma", "0"]

@@ -16,14 +16,19 @@ from kdml_med.runs import (
     LOSSES_FILE,
     METRICS_FILE,
     RunDescription,
+    checkpoint_path,
+    hash_checkpoints,
     hashed_patient,
     load_network,
     read_checkpoint,
     read_losses,
     read_run_json,
     read_thresholds,
+    tell_other_weights,
+    write_checkpoint,
     write_predictions,
 )
+from kdml_med.storage.files import write_json
 
 COMMON: dict[str, Any] = {
     "version": "tiny", "fold": None, "synthetic": True, "kdml_med": "0.1.0",
@@ -264,3 +269,23 @@ def test_predictions_know_where_their_tiles_were_cut(tmp_path: Path, order: list
     assert [None if row[0] is None else row for row in read] == places
     assert found["sample_id"].tolist() == names
     assert (tmp_path / "plain.parquet").read_bytes() == (tmp_path / "coded.parquet").read_bytes()
+
+
+def test_other_weights_than_an_evaluation_had_are_told_by_network_and_nothing_where_none_were_noted(
+    tmp_path: Path,
+) -> None:
+    for name in ("student_0", "student_1"):
+        write_checkpoint(checkpoint_path(tmp_path, name), {"weight": torch.tensor([1.0])})
+    folder = tmp_path / "evaluation_test"
+    names = ["teacher", "student_0", "student_1"]  # the teacher was moved away
+    for content in (None, {}, {"weights": None}):
+        if content is not None:
+            write_json(folder / "evaluation.json", content)
+        assert tell_other_weights(tmp_path, folder, names) == ""
+    noted = hash_checkpoints(tmp_path, names[1:]) | {"teacher": "0" * 64}
+    write_json(folder / "evaluation.json", {"weights": noted})
+    assert tell_other_weights(tmp_path, folder, names) == ""
+    write_checkpoint(checkpoint_path(tmp_path, "student_1"), {"weight": torch.tensor([2.0])})
+    assert tell_other_weights(tmp_path, folder, ["student_0"]) == ""
+    said = tell_other_weights(tmp_path, folder, names)
+    assert said.startswith(f"{folder} was evaluated with other weights of student_1 than lie in {tmp_path}")

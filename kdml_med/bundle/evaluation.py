@@ -32,7 +32,6 @@ from kdml_med.report.doubts import WARNINGS
 from kdml_med.report.screen import detection_results_table, results_table
 from kdml_med.runs import (
     DETECTIONS_FILE,
-    EVALUATION_FILE,
     METRICS_FILE,
     PATIENTS_FILE,
     PREDICTIONS_FILE,
@@ -46,7 +45,9 @@ from kdml_med.runs import (
     write_detections,
     write_predictions,
 )
-from kdml_med.storage.files import naming, write_json, write_table
+from kdml_med.runs.weights import withdraw_figures
+from kdml_med.storage.files import write_json, write_table
+from kdml_med.storage.manifest import owner_word
 from kdml_med.storage.reading import damaged, read_json
 from kdml_med.words import GENERATED_FIGURES, counted, printable
 
@@ -106,7 +107,7 @@ def save_evaluation(
         "classes": dataset.classes,
         "bootstrap": {
             "resamples": resamples,
-            "unit": "patient",
+            "unit": owner_word(dataset.rows, dataset.info),
             "units": patients,
             "confidence": 0.95,
             "interval": "percentile",
@@ -119,7 +120,7 @@ def save_evaluation(
         metrics[WARNINGS] = classifier_warnings(metrics, predictions, str(best_of))
     target = Path(output_dir)
     metrics |= _speed_of_training(speed, target)
-    _withdraw(target)
+    withdraw_figures(target)
     table = write_tile_predictions(target, predictions, dataset, level, aggregation)
     write_classification_figures(target, table, metrics)
     write_json(target / METRICS_FILE, metrics)
@@ -134,13 +135,6 @@ def _speed_of_training(speed: Mapping[str, Any] | None, folder: Path) -> dict[st
         with contextlib.suppress(InputError):  # damaged: it will be written anew
             speed = read_json(path, remedy=TRAIN_AGAIN).get(_SPEED)
     return {_SPEED: dict(speed)} if isinstance(speed, Mapping) and speed else {}
-
-
-def _withdraw(folder: Path) -> None:
-    """Take away what vouches for an earlier evaluation before its tables change: one that is interrupted is none."""
-    for name in (METRICS_FILE, EVALUATION_FILE, SPEED_FILE):
-        with naming(folder / name):
-            (folder / name).unlink(missing_ok=True)
 
 
 def load_best_weights(network: Cohort, run_dir: str) -> int:
@@ -213,7 +207,7 @@ def _heading(metrics: Mapping[str, Any]) -> str:
     text = (
         f"Split {metrics['split']}: {counted(group['n'], metrics['level'])} ({group['positives']} "
         f"{printable(metrics['classes'][-1])}), {counted(some['tile']['n'], 'tile')}; intervals by bootstrap over "
-        f"{counted(metrics['bootstrap']['units'], 'patient')}."
+        f"{counted(metrics['bootstrap']['units'], metrics['bootstrap']['unit'])}."
     )
     return f"{text}\n{GENERATED_FIGURES}" if metrics["synthetic"] else text
 
@@ -292,7 +286,7 @@ def save_detection_evaluation(
         metrics[WARNINGS] = detector_warnings(metrics, dataset.rows, detections, run_dir)
     target = Path(output_dir)
     metrics |= _speed_of_training(speed, target)
-    _withdraw(target)
+    withdraw_figures(target)
     write_detections(target / DETECTIONS_FILE, detections)
     write_table(target / SEQUENCES_FILE, sequence_table(dataset.rows, detections, threshold=thresholds))
     write_detection_figures(target, dataset.rows, by_network(detections, names), metrics)

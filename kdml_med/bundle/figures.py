@@ -23,6 +23,7 @@ from kdml_med.metrics.curves import (
     roc_curve,
 )
 from kdml_med.metrics.decision import decision_curve
+from kdml_med.metrics.detection import DEFAULT_THRESHOLD
 from kdml_med.report.caution import caution_of
 from kdml_med.report.curves import (
     draw_decision,
@@ -93,9 +94,8 @@ def write_detection_figures(
     drawn: dict[str, Any] = {"group": metrics["bootstrap"]["unit"], "resamples": metrics["bootstrap"]["resamples"]}
     froc = {name: froc_with_band(frames, rows, **drawn) for name, rows in detections.items()}
     recall = {name: detection_precision_recall(frames, rows, **drawn) for name, rows in detections.items()}
-    chosen = "threshold chosen on validation frames"
     points = {
-        name: [(chosen, own[name]["false_positives_per_frame"], own[name]["recall"])]
+        name: [(_chosen(own[name]), own[name]["false_positives_per_frame"], own[name]["recall"])]
         for name, curve in froc.items()
         if len(curve.x)
     }
@@ -108,6 +108,13 @@ def write_detection_figures(
     table = _corners(recall, "score", "recall", "precision")
     out.write("precision_recall", draw_precision_recall(recall), table)
     out.write_table("precision_recall_band", _band(recall, "recall", "precision"))
+
+
+def _chosen(figures: Mapping[str, Any]) -> str:
+    """What the threshold of a network is called: the default is what is taken where validation frames choose none."""
+    if figures["threshold"] == DEFAULT_THRESHOLD:
+        return f"threshold {DEFAULT_THRESHOLD:g}"
+    return "threshold chosen on validation frames"
 
 
 def write_training_figures(run_dir: str | Path) -> None:

@@ -15,11 +15,12 @@ from kdml_med.bundle.evaluation_checks import check_target
 from kdml_med.bundle.settings import Settings
 from kdml_med.bundle.slides import save_slides
 from kdml_med.bundle.workflow import is_command
+from kdml_med.colonoscopy.boxes import FrameError
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.data.frames import FrameDataset
 from kdml_med.deploy.pictures.dataset_maps import discard_maps, write_dataset_maps
-from kdml_med.deploy.polyps.annotate import source_size
+from kdml_med.deploy.polyps.annotate import SourceSize, source_size
 from kdml_med.deploy.polyps.corrections import CORRECTIONS_DIR, check_untouched, list_images, write_corrections
 from kdml_med.deploy.polyps.detection_chunks import CHUNKS_DIR, detect_frames, hash_parameters
 from kdml_med.deploy.polyps.frames import annotate_sources, boxes_in_source, coco_dataset, count_frames, judge_frames
@@ -199,7 +200,7 @@ def save_detections(evaluator: Evaluator, settings: Settings) -> None:
     dataset: FrameDataset = evaluator.data_loader.dataset
     root = None if settings["source"] is None else Path(settings["source"])
     paths = {} if root is None else {name: _path_of(root, name) for name in dataset.rows["source"].unique()}
-    sizes = {name: source_size(path) for name, path in paths.items()}
+    sizes, unread = _sizes_of(paths)
     boxes = boxes_in_source(dataset.rows, found, thresholds, sizes)
     judged = judge_frames(dataset.rows, found, thresholds, names)
     judged_patients = dataset.rows.loc[dataset.rows["label"].notna(), "patient_id"].unique()
@@ -212,9 +213,10 @@ def save_detections(evaluator: Evaluator, settings: Settings) -> None:
     written = [BOXES_FILE, FRAMES_FILE, COCO_FILE]
     if settings["annotate"]:
         own = found[found["network"] == network]
-        written += annotate_sources(
-            target, dataset, own, boxes, judged[network], paths, network, threshold, settings["fps"], warning
+        files, problems = annotate_sources(
+            target, dataset, own, boxes, judged[network], paths, unread, network, threshold, settings["fps"], warning
         )
+        written, unread = written + files, unread | problems
     if settings["corrections"] is not None:
         images = list_images(dataset, found, boxes, paths, sizes, network=network, threshold=threshold)
         report = write_corrections(
@@ -227,7 +229,18 @@ def save_detections(evaluator: Evaluator, settings: Settings) -> None:
         )
     _print_summary(target, frames, names, thresholds, written, warning)
     if root is not None:
-        _name_failures(dataset.dataset_dir / FAILURES_FILE)
+        _name_failures(dataset.dataset_dir / FAILURES_FILE, unread)
+
+
+def _sizes_of(paths: Mapping[str, Path]) -> tuple[dict[str, SourceSize], dict[str, str]]:
+    """Sizes of the sources that can be read, and why others cannot, whose frames were stored by an earlier run."""
+    sizes, unread = {}, {}
+    for name, path in paths.items():
+        try:
+            sizes[name] = source_size(path)
+        except (OSError, FrameError) as error:
+            unread[name] = str(getattr(error, "strerror", None) or error)
+    return sizes, unread
 
 
 def _path_of(root: Path, name: str) -> Path:
@@ -269,12 +282,22 @@ def _warn_of_seen(frames: pd.DataFrame) -> str:
     )
 
 
-def _name_failures(path: Path) -> None:
-    """Name what could not be used, and end with the exit code that says so."""
+def _name_failures(path: Path, unread: Mapping[str, str]) -> None:
+    """Name what could not be used, and end with the exit code that says so.
+
+    Args:
+        path: failures.csv of the frames.
+        unread: why sources could not be read since these were prepared.
+    """
     failures = read_table(path, ["input", "reason"], remedy="Run the same command again.")
-    if failures.empty:
+    since = {name: reason for name, reason in unread.items() if name not in set(failures["input"])}
+    if failures.empty and not since:
         return
-    print(f"{counted(len(failures), 'problem')}, all in {path}:")
-    print(*named_failures(failures[["input", "reason"]].itertuples(index=False)), sep="\n")
+    if len(failures):
+        print(f"{counted(len(failures), 'problem')}, all in {path}:")
+        print(*named_failures(failures[["input", "reason"]].itertuples(index=False)), sep="\n")
+    if since:
+        print(f"{counted(len(since), 'file')} could not be read any more, and what needs its pixels is left out:")
+        print(*named_failures(since.items()), sep="\n")
     if is_command():
         raise SystemExit(int(ExitCode.SOME_FAILED))

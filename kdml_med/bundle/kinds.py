@@ -23,11 +23,13 @@ class Kind:
         words: for people, such as "a whole number from 1".
         accepts: whether a value is one of them.
         convert: what is made of an accepted value.
+        as_typed: whether a text on a command line is one as it stands, and not the number that Python reads in it.
     """
 
     words: str
     accepts: Callable[[Any], bool]
     convert: Callable[[Any], Any] = lambda value: value
+    as_typed: bool = False
 
 
 LARGEST = 2**31 - 1
@@ -63,6 +65,7 @@ def optional(kind: Kind, meaning: str = "") -> Kind:
         words,
         lambda value: value is None or kind.accepts(value),
         lambda value: None if value is None else kind.convert(value),
+        kind.as_typed,
     )
 
 
@@ -75,6 +78,7 @@ def one_or_each(kind: Kind, what: str) -> Kind:
             or (isinstance(value, list | tuple) and len(value) > 0 and all(map(kind.accepts, value)))
         ),
         lambda value: [*map(kind.convert, value)] if isinstance(value, list | tuple) else kind.convert(value),
+        kind.as_typed,
     )
 
 
@@ -144,8 +148,13 @@ def _is_path(text: str) -> bool:
 
 FLAG = Kind("True or False", lambda value: isinstance(value, bool))
 # A folder called 2026 comes from the command line as a number.
-PATH = Kind("a path", lambda value: (isinstance(value, str | Path) and _is_path(str(value))) or is_whole(value), str)
-TEXT = Kind("a name", lambda value: isinstance(value, str) and value != "")
+PATH = Kind(
+    "a path",
+    lambda value: (isinstance(value, str | Path) and _is_path(str(value))) or is_whole(value),
+    str,
+    as_typed=True,
+)
+TEXT = Kind("a name", lambda value: isinstance(value, str) and value != "", as_typed=True)
 DEVICE = Kind(
     "cpu, cuda or cuda:0 and the like, or mps",
     lambda value: (
@@ -153,7 +162,7 @@ DEVICE = Kind(
     ),
     str,
 )
-SPEC = Kind("a network's name, an import path, or a mapping with 'name' and arguments", _is_spec)
+SPEC = Kind("a network's name, an import path, or a mapping with 'name' and arguments", _is_spec, as_typed=True)
 SPECS = Kind(
     "a list of networks, such as ['resnet18','resnet18']",
     lambda value: isinstance(value, list | tuple) and len(value) > 0 and all(map(_is_spec, value)),
@@ -164,6 +173,7 @@ WEIGHTS = Kind(
         PATH.accepts(value) or (isinstance(value, Mapping) and all(map(PATH.accepts, [*value.keys(), *value.values()])))
     ),
     _weight_paths,
+    as_typed=True,
 )
 INPUT_SIZE = Kind(f"[height, width] or one side, pixels, multiples of {STRIDES[-1]}", _is_input_size)
 RANGE = Kind("[low, high], both above 0", _is_range)

@@ -30,6 +30,8 @@ from kdml_med.runs import (
     RunDescription,
     load_network,
     read_run_json,
+    read_thresholds,
+    tell_other_weights,
 )
 from kdml_med.storage.files import write_atomically, write_json
 from kdml_med.storage.locks import sole_user
@@ -59,20 +61,22 @@ def write_model_bundle(
         The folder of the bundle.
 
     Raises:
-        InputError: no such run or network, the ensemble cannot be one network, or the folder cannot be used.
+        InputError: no such run or network, the ensemble cannot be one network, the evaluation is of other weights, or
+            the folder cannot be used.
     """
     run_dir, out_dir = Path(run_dir), Path(out_dir)
     run = RunDescription.read(run_dir)
     parts = _parts(run, run_dir, network)
     _check_folder(out_dir)
     definition = _definition(run, parts)
-    metrics = _metrics(run_dir, split)
+    metrics = _metrics(run_dir, split, parts)
+    threshold = read_thresholds(run_dir).get(network) if run.task is Task.DETECTION else None
     metadata = answer_metadata(run, network) | {"eval_metrics": _figures(run, metrics, network)}
     training = _train(run, run_dir)
     with sole_user(out_dir):
         (out_dir / "configs").mkdir(parents=True, exist_ok=True)
         # First: where the rest is cut off, the folder is known as one of ours and can be written again.
-        write_json(out_dir / "configs" / _INFERENCE_FILE, _inference(run, definition))
+        write_json(out_dir / "configs" / _INFERENCE_FILE, _inference(run, definition, threshold))
         write_json(out_dir / "configs" / METADATA_FILE, metadata)
         write_json(out_dir / "configs" / "train.json", training)
         templates = bundle_dir(run.task)
@@ -80,7 +84,7 @@ def write_model_bundle(
         shutil.copyfile(templates / "LICENSE", out_dir / "LICENSE")
         _write_models(run_dir, out_dir / "models", parts, definition, metadata)
         (out_dir / "docs").mkdir(exist_ok=True)
-        card = _model_card(run, network, parts, metrics, metadata, training)
+        card = _model_card(run, network, parts, metrics, threshold, metadata, training)
         write_atomically(out_dir / "docs" / "README.md", card.encode())
     return out_dir
 
@@ -148,8 +152,9 @@ def _write_models(
     write_atomically(folder / "model.ts", buffer.getvalue())
 
 
-def _inference(run: RunDescription, definition: dict[str, Any]) -> dict[str, Any]:
+def _inference(run: RunDescription, definition: dict[str, Any], threshold: float | None) -> dict[str, Any]:
     """Config that reads a folder of images and writes a table; MONAI's own parts where it has them."""
+    deciding = {} if threshold is None else {"threshold": threshold}
     return {
         "imports": ["$import pathlib", "$import torch", f"$import {_ROOM} as kdml"],
         "bundle_root": ".",
@@ -159,6 +164,7 @@ def _inference(run: RunDescription, definition: dict[str, Any]) -> dict[str, Any
         "batch_size": 16,
         "image_size": run.image_size,
         "classes": run.classes,
+        **deciding,
         "network_def": {"_target_": _NETWORK, **definition, "image_size": "@image_size"},
         "network": "$@network_def.to(@device)",
         "preprocessing": {
@@ -186,6 +192,7 @@ def _inference(run: RunDescription, definition: dict[str, Any]) -> dict[str, Any
                 "path": "$@output_dir + '/predictions.csv'",
                 "task": str(run.task),
                 "classes": "@classes",
+                **{name: f"@{name}" for name in deciding},
             },
         ],
         "evaluator": {
@@ -231,10 +238,12 @@ def _without_folders(value: Any) -> Any:
     return PurePath(value).name if isinstance(value, str) else value
 
 
-def _metrics(run_dir: Path, split: str) -> dict[str, Any] | None:
+def _metrics(run_dir: Path, split: str, parts: list[str]) -> dict[str, Any] | None:
     """Figures of a split; those of training, on the validation split, where it was not evaluated."""
     for folder in (run_dir / f"evaluation_{split}", run_dir):
         if (folder / METRICS_FILE).is_file():
+            if problem := tell_other_weights(run_dir, folder, parts):
+                raise InputError(problem)
             return read_run_json(folder, METRICS_FILE)
     return None
 
@@ -263,6 +272,7 @@ def _model_card(
     network: str,
     parts: list[str],
     metrics: Mapping[str, Any] | None,
+    threshold: float | None,
     metadata: Mapping[str, Any],
     training: Mapping[str, Any],
 ) -> str:
@@ -287,6 +297,7 @@ def _model_card(
         "## Performance",
         "",
         *_performance(run, metrics, network),
+        *_deciding(threshold),
         "",
         "## Use",
         "",
@@ -346,6 +357,17 @@ def _performance(run: RunDescription, metrics: Mapping[str, Any] | None, network
     if run.synthetic:
         lines += ["", GENERATED_FIGURES]
     return lines
+
+
+def _deciding(threshold: float | None) -> list[str]:
+    """The score from which a box counts."""
+    if threshold is None:
+        return []
+    return [
+        "",
+        f"A box counts from a score of {threshold:.4f} on, as for F1: training chose it on its validation split. "
+        "`above_threshold` in `eval/predictions.csv` says which boxes these are; weaker ones stand there, too.",
+    ]
 
 
 def _preparation(run: RunDescription) -> str:

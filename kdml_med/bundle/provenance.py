@@ -10,9 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kdml_med.bundle.settings import Settings
 from kdml_med.engines.processes import launched, launcher
-from kdml_med.runs import EVALUATION_FILE, RunDescription, hash_checkpoints
+from kdml_med.errors import InputError
+from kdml_med.networks.cohort import Cohort
+from kdml_med.runs import EVALUATION_FILE, RunDescription, hash_checkpoints, load_cohort
+from kdml_med.runs.weights import withdraw_figures
 from kdml_med.storage.files import write_json
 from kdml_med.storage.manifest import dataset_identity
 
@@ -93,22 +98,37 @@ def is_other_data(first: Any, second: Any) -> bool:
     return any(first[name] != second[name] for name in first.keys() & second.keys())
 
 
-def record_evaluation(settings: Settings) -> None:
+def record_evaluation(settings: Settings, network: Cohort | None = None) -> None:
     """Write evaluation.json beside the results: which data and weights they are of, and how they came about.
 
     Args:
         settings: of the config of an evaluation that is done.
+        network: that was evaluated; None where an earlier config does not say it.
 
     Raises:
-        InputError: a file of the run or of the dataset is missing.
+        InputError: a file of the run or of the dataset is missing, or the run has other weights now than those that
+            were evaluated; then what vouches for the evaluation is taken away.
     """
     run_dir, dataset_dir = Path(settings["run_dir"]), Path(settings["dataset_dir"])
+    # Before the weights are compared, so that it is known of what they are.
+    weights = hash_checkpoints(run_dir, RunDescription.read(run_dir).names)
+    if network is not None and not _has_weights_of(run_dir, network):
+        withdraw_figures(settings["output_dir"])
+        raise InputError(
+            f"{run_dir} has other weights now than those that were evaluated, because its training went on meanwhile: "
+            "evaluate again when it has ended."
+        )
     content = {
         "dataset": dataset_identity(dataset_dir),
         "dataset_dir": str(dataset_dir.resolve()),
         "split": settings["split"],
         "fold": settings["fold"],  # one is refused where the dataset has no folds
-        "weights": hash_checkpoints(run_dir, RunDescription.read(run_dir).names),
+        "weights": weights,
         **made_by(),
     }
     write_json(Path(settings["output_dir"]) / EVALUATION_FILE, content)
+
+
+def _has_weights_of(run_dir: Path, network: Cohort) -> bool:
+    now, used = load_cohort(run_dir).state_dict(), network.state_dict()
+    return now.keys() == used.keys() and all(torch.equal(now[name], value.cpu()) for name, value in used.items())

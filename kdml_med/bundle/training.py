@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdml_med.bundle.network_checks import try_networks
@@ -25,7 +26,7 @@ from kdml_med.engines import processes
 from kdml_med.engines.acceleration import Acceleration
 from kdml_med.engines.trainer import KDMLTrainer
 from kdml_med.errors import InputError
-from kdml_med.keys import Task
+from kdml_med.keys import NetworkName, Task
 from kdml_med.losses.classification import ClassificationCohortLoss
 from kdml_med.losses.cohort import CohortLoss
 from kdml_med.losses.detection import DetectionCohortLoss
@@ -34,6 +35,7 @@ from kdml_med.networks.cohort import Cohort, build_cohort
 from kdml_med.networks.devices import compute_repeatably
 from kdml_med.networks.registry import cohort_spec
 from kdml_med.networks.remembered import RememberedTeacher
+from kdml_med.networks.weights import read_state_dict
 from kdml_med.program import leave_quickly
 from kdml_med.runs import (
     CHECKPOINTS_DIR,
@@ -47,6 +49,7 @@ from kdml_med.runs import (
     hashed_patient,
     read_run_json,
 )
+from kdml_med.runs.weights import older_states
 from kdml_med.storage.files import write_json
 from kdml_med.storage.locks import keep_out_others
 from kdml_med.storage.manifest import DatasetInfo, dataset_identity
@@ -207,6 +210,8 @@ def record_run(
     for part in (training, validation):
         if isinstance(part, FrameDataset):
             _check_frames(part)
+    if isinstance(validation, TileDataset) and processes.is_main():
+        _warn_of_one_class(validation, settings)
     with errors_for_people(ValueError):
         loss.check_students(len(cohort.student_names))
     check_shares(settings, cohort)
@@ -245,7 +250,8 @@ def check_shares(settings: Settings, cohort: Cohort) -> None:
 
 def _recorded_before(run_dir: Path, part: str) -> dict[str, Any] | None:
     """What is noted of a training that goes on; nothing of one that begins, or of an earlier version."""
-    if not checkpoint_path(run_dir, "last").is_file() or not (run_dir / SETTINGS_FILE).is_file():
+    goes_on = checkpoint_path(run_dir, "last").is_file() or older_states(run_dir)
+    if not goes_on or not (run_dir / SETTINGS_FILE).is_file():
         return None
     content = {part: {}} | read_run_json(run_dir, SETTINGS_FILE)
     before: dict[str, Any] = take(content, part, dict[str, Any], run_dir / SETTINGS_FILE, remedy=TRAIN_AGAIN)
@@ -260,6 +266,20 @@ def _check_tiles(tiles: TileDataset, settings: Settings, level: Level | None) ->
         raise InputError(
             f"split {tiles.split!r} of {tiles.dataset_dir} has only tiles of {tiles.rows['label'].iloc[0]!r}: nothing "
             "can be learned from one class. Split it again."
+        )
+
+
+def _warn_of_one_class(tiles: TileDataset, settings: Settings) -> None:
+    """Say that nothing will choose the best epoch. It is not refused: one can train without a choice."""
+    found = {tiles.classes[label] for label in set(tiles.labels.tolist()) if label >= 0}
+    if len(found) < len(tiles.classes):
+        logger.warning(
+            "split %r of %s has only tiles of %s: no AUROC is defined there, the last epoch counts as the best%s. "
+            "Split it again for a choice.",
+            tiles.split,
+            tiles.dataset_dir,
+            ", ".join(map(repr, sorted(found))) or "no known class",
+            "" if settings["early_stopping"] is None else ", and --early_stopping does nothing",
         )
 
 
@@ -348,9 +368,18 @@ def _check_run(run_dir: Path, recorded: Mapping[str, Any], settings: Settings) -
             # A setting that is newer than the run had its default.
             old = old_part.get(name, known_default(settings.task, name) if part == "knobs" else None)
             new = recorded[part].get(name)
-            if old != new:
+            if old != new and not (name == "teacher_checkpoint" and _is_teacher_of(run_dir, new)):
                 what = f"--{name}" if part == "knobs" else _DATASET_WORDS.get(name, "the dataset")
                 raise InputError(
                     f"{run_dir} holds a run with other settings: {what} was {old!r}, now {new!r}. Use the same "
                     "settings to go on, or name another --run_dir."
                 )
+
+
+def _is_teacher_of(run_dir: Path, path: Any) -> bool:
+    """Whether a file holds the frozen teacher that a run has: weights may move, as datasets may."""
+    own = checkpoint_path(run_dir, NetworkName.TEACHER)
+    if not isinstance(path, str) or not own.is_file():
+        return False
+    first, second = read_state_dict(own), read_state_dict(Path(path))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -28,7 +28,8 @@ def check_together(settings: Settings) -> None:
         raise InputError("--tracking mlflow needs MLflow: pip install 'kdml_med[tracking]'.")
     check_device(settings["device"])
     cohort_spec(settings["version"], task=settings.task, students=settings["students"])  # which knows the versions
-    _check_arithmetic(settings)
+    if settings["precision"] in get_args(Precision):
+        check_precision(settings["precision"], settings["device"])
     if processes.launched() > processes.world_size():
         raise InputError(
             f"{processes.launched()} processes were started, and each would train a run of its own: name "
@@ -36,6 +37,17 @@ def check_together(settings: Settings) -> None:
         )
     if processes.launched() > 1 and settings["precision"] == "measure":
         raise InputError("--precision measure is for one process: several that measure at once disturb each other.")
+    check_contradictions(settings)
+
+
+def check_contradictions(settings: Settings) -> None:
+    """Refuse settings that contradict each other on every machine.
+
+    Raises:
+        InputError: naming the option and what to do.
+    """
+    if settings["compile"] and settings["checkpoint_activations"] != "none":
+        raise InputError("--compile decides by itself what is computed again: leave --checkpoint_activations out.")
     if settings["beta"] > 0 and not settings["use_teacher"]:
         raise InputError("--beta is above 0, but --use_teacher is off: there is nobody to learn from. Set --beta 0.")
     if settings["max_epochs"] <= settings["teacher_warmup_epochs"] and settings["beta"] > 0:
@@ -72,13 +84,6 @@ def check_together(settings: Settings) -> None:
 
 def _each(links: str | Sequence[str]) -> Sequence[str]:
     return [links] if isinstance(links, str) else links
-
-
-def _check_arithmetic(settings: Settings) -> None:
-    if settings["precision"] in get_args(Precision):
-        check_precision(settings["precision"], settings["device"])
-    if settings["compile"] and settings["checkpoint_activations"] != "none":
-        raise InputError("--compile decides by itself what is computed again: leave --checkpoint_activations out.")
 
 
 def say_what_does_nothing(settings: Settings) -> None:

@@ -20,10 +20,12 @@ import numpy as np
 
 from kdml_med.clinical.answers import Answers, check_patients, read_answers, read_evaluation, split_of
 from kdml_med.errors import InputError
-from kdml_med.keys import DetectionColumn, Split, Task
+from kdml_med.keys import DetectionColumn, Split, Task, network_order
 from kdml_med.metrics.calibration import fit_temperature
 from kdml_med.metrics.classification import threshold_for_sensitivity
+from kdml_med.metrics.detection import DEFAULT_THRESHOLD
 from kdml_med.metrics.operating import youden_threshold
+from kdml_med.report.wording import network_words
 from kdml_med.runs import (
     DETECTIONS_FILE,
     METRICS_FILE,
@@ -57,13 +59,15 @@ class Rules:
     Attributes:
         level: what answers are of: "patient" or "slide"; "frame" for detectors.
         aggregation: how tiles become one probability; None for detectors.
-        thresholds: ``{network: {point: threshold}}``, read-only; NaN where none could be chosen.
+        thresholds: ``{network: {point: threshold}}``, read-only; NaN where none could be chosen, of detectors
+            ``DEFAULT_THRESHOLD``.
         temperature: ``{network: temperature}``, read-only, see ``kdml_med.metrics.calibration.fit_temperature``; NaN
             where none could be fitted; empty for detectors.
         n: validation slides or patients (detectors: frames) that they were chosen on.
         positives: of these (detectors: annotated boxes in them).
         problems: what could not be chosen and why, and what hangs on few; sentences for people.
         temperature_problems: likewise of temperatures alone, which only matter where they are used.
+        by_default: detectors for which none could be chosen, see ``networks_by_default``; empty for classifiers.
     """
 
     level: str
@@ -74,6 +78,7 @@ class Rules:
     positives: int
     problems: tuple[str, ...]
     temperature_problems: tuple[str, ...]
+    by_default: tuple[str, ...]
 
     def __init__(self, *_: Any, **__: Any) -> None:
         raise TypeError("Rules are chosen on the validation patients of a run: rules_of_run(run_dir) makes them.")
@@ -92,6 +97,7 @@ class Rules:
             "positives": self.positives,
             "problems": list(self.problems),
             "temperature_problems": list(self.temperature_problems),
+            "by_default": list(self.by_default),
         }
 
 
@@ -112,7 +118,7 @@ def rules_of_run(run_dir: str | Path) -> Rules:
             f"{Path(run_dir) / METRICS_FILE} is of the split {split.value!r}, expected that of the validation: nothing "
             f"may be chosen on other patients. {TRAIN_AGAIN}"
         )
-    return _of_detectors(run, run_dir) if run.task is Task.DETECTION else _of_classifiers(run_dir, metrics)
+    return _of_detectors(run, run_dir, metrics) if run.task is Task.DETECTION else _of_classifiers(run_dir, metrics)
 
 
 def _make(**values: Any) -> Rules:
@@ -155,6 +161,7 @@ def _of_classifiers(run_dir: str | Path, metrics: Mapping[str, Any]) -> Rules:
         positives=positives,
         problems=tuple(problems),
         temperature_problems=tuple(unfitted),
+        by_default=(),
     )
 
 
@@ -188,7 +195,19 @@ def _few(answers: Answers, n: int, positives: int) -> list[str]:
     return found
 
 
-def _of_detectors(run: RunDescription, run_dir: str | Path) -> Rules:
+def networks_by_default(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """Detectors whose threshold is ``DEFAULT_THRESHOLD`` because the validation frames could choose none.
+
+    A chosen one finds something, see ``kdml_med.metrics.detection.choose_threshold``.
+
+    Args:
+        metrics: content of metrics.json of the validation.
+    """
+    networks: Mapping[str, Mapping[str, Any]] = metrics["networks"]
+    return tuple(name for name in sorted(networks, key=network_order) if not networks[name].get("recall"))
+
+
+def _of_detectors(run: RunDescription, run_dir: str | Path, metrics: Mapping[str, Any]) -> Rules:
     detections = read_rows(Path(run_dir) / DETECTIONS_FILE, list(DetectionColumn), remedy=TRAIN_AGAIN)
     path = Path(run_dir) / SEQUENCES_FILE
     sequences = read_table(path, ["patient_id", "frames", "boxes"], remedy=TRAIN_AGAIN)
@@ -207,9 +226,16 @@ def _of_detectors(run: RunDescription, run_dir: str | Path) -> Rules:
             + (
                 "thresholds that hang on so few can be far off for others."
                 if boxes
-                else "no threshold is better than another."
+                else f"no threshold is better than another, and a score of {DEFAULT_THRESHOLD:g} is taken."
             )
         )
+    default = networks_by_default(metrics)
+    problems += [
+        f"{network_words(name)} finds none of the {boxes} validation boxes, or its scores are no numbers: no threshold "
+        f"could be chosen for it, and a score of {DEFAULT_THRESHOLD:g} is taken."
+        for name in default
+        if boxes
+    ]
     return _make(
         level="frame",
         aggregation=None,
@@ -221,6 +247,7 @@ def _of_detectors(run: RunDescription, run_dir: str | Path) -> Rules:
         positives=boxes,
         problems=tuple(problems),
         temperature_problems=(),
+        by_default=default,
     )
 
 

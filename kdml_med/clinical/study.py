@@ -23,10 +23,9 @@ from kdml_med.runs import (
     SETTINGS_FILE,
     TRAIN_AGAIN,
     RunDescription,
-    checkpoint_path,
-    hash_checkpoints,
     read_losses,
     read_run_json,
+    tell_other_weights,
     trained_on,
 )
 from kdml_med.splits import assign_splits, has_folds, has_splits
@@ -100,6 +99,11 @@ class Evaluation:
     record: dict[str, Any] = field(repr=False)
     dataset: DatasetContent | None = field(repr=False)
     without_dataset: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What intervals resample: "patient", or what stands for patients where they are not known."""
+        return str(self.metrics.get("bootstrap", {}).get("unit", "patient"))
 
 
 @dataclass(frozen=True)
@@ -284,17 +288,9 @@ def _check_weights(run_dir: Path, description: RunDescription, evaluations: Sequ
     Raises:
         InputError: evaluation.json has other hashes than the weights in the run have.
     """
-    if not all(checkpoint_path(run_dir, name).is_file() for name in description.names):
-        return  # moved away to save space: nothing to compare
-    own = hash_checkpoints(run_dir, description.names)
     for one in evaluations:
-        used = one.record.get("weights")
-        changed = [name for name, digest in own.items() if isinstance(used, dict) and used.get(name, digest) != digest]
-        if changed:
-            raise InputError(
-                f"{one.folder} was evaluated with other weights of {changed[0]} than lie in {run_dir}: it is of "
-                "another run, or of this one before its training went on. Evaluate again."
-            )
+        if problem := tell_other_weights(run_dir, one.folder, description.names):
+            raise InputError(problem)
 
 
 def _training_data(

@@ -44,14 +44,14 @@ def _summary(study: Study) -> str:
 
 
 def _trained(study: Study) -> str:
-    """How many epochs there were."""
+    """How many epochs there were: settings only say how many were asked for by the last command."""
     epochs = study.knobs.get("max_epochs")
-    if epochs is None:
-        return ""
     last = epochs if study.losses is None or study.losses.empty else int(study.losses[LossColumn.EPOCH].max())
-    if study.knobs.get("early_stopping") is not None and last < epochs:
+    if last is None:
+        return ""
+    if epochs is not None and study.knobs.get("early_stopping") is not None and last < epochs:
         return f"Stopped early after {last} of up to {epochs} epochs. "
-    return f"{epochs} epochs. "
+    return f"{last} epochs. "
 
 
 def _averaged(study: Study, best: int | None) -> str:

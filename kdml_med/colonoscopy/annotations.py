@@ -12,7 +12,7 @@ from pathlib import Path
 from kdml_med.colonoscopy.boxes import BoxTable, FrameBoxes, drop_twins, keep_classes
 from kdml_med.colonoscopy.options import AUTO, FrameOptions
 from kdml_med.colonoscopy.readers import FORMATS
-from kdml_med.colonoscopy.sources import Source, SourceIndex
+from kdml_med.colonoscopy.sources import NO_POLYP, Source, SourceIndex
 from kdml_med.errors import InputError
 from kdml_med.words import counted, verb
 
@@ -20,9 +20,6 @@ FrameKey = tuple[str, int | None]
 """Name of the source, and number of the frame for a video."""
 Found = tuple[Source, int | None]
 """What a name fits: a source, and the number of the frame for a video."""
-
-
-_NO_POLYP = ("negative", "normal", "nopolyp", "nonpolyp", "background", "healthy", "none")
 
 
 @dataclass
@@ -122,7 +119,7 @@ def match_annotations(table: BoxTable, sources: Sequence[Source], options: Frame
         raise InputError(
             f"--polyp-class {absent[0]}: {where} has no such class; its classes: {sorted(classes) or 'none'}."
         )
-    opposite = sorted(name for name in classes if re.sub(r"[^a-z]", "", name.lower()) in _NO_POLYP)
+    opposite = sorted(name for name in classes if re.sub(r"[^a-z]", "", name.lower()) in NO_POLYP)
     if opposite and not options.polyp_classes:
         raise InputError(
             f"{where} has boxes of the class {opposite[0]!r}, which would be polyps; its classes: {sorted(classes)}. "

@@ -15,7 +15,8 @@ import PIL.Image
 import pyarrow as pa
 
 from kdml_med.colonoscopy.crops import CROP_CLASSES, POLYP, CropJob, CropOptions, CropsRecord, store_crops
-from kdml_med.colonoscopy.frozen_splits import check_patients_stay, check_sides
+from kdml_med.colonoscopy.frozen_splits import check_patients_are, check_patients_stay, check_sides
+from kdml_med.colonoscopy.loose_frames import is_loose_name, refuse_gone
 from kdml_med.colonoscopy.near_duplicates import Hashes, NearDuplicate, find_near_duplicates, hash_view
 from kdml_med.colonoscopy.windows import polyp_side
 from kdml_med.errors import InputError
@@ -116,7 +117,8 @@ def cut_crops(
         jobs = _make_jobs(root, kept, options, workers)
         strangers = folder.find_strangers([job.name for job in jobs], allowed=force)
         origins = {job.name: job.origin for job in jobs}
-        if splits is not None and not force:
+        if not force:
+            _check_frames_stay(folder, set(manifest["sample_id"]))
             owners = {job.name: [(frame["sample_id"], frame["patient_id"]) for frame in job.frames] for job in jobs}
             check_patients_stay(folder, origins, owners)
         work = folder.plan(origins, strangers)
@@ -141,6 +143,23 @@ def _read_frames(frames: Path) -> tuple[DatasetInfo, pd.DataFrame, pd.DataFrame 
     if not (manifest["label"] == POLYP).any():
         raise InputError(f"{frames} has no frame with a polyp: give `kdml-med frames` the boxes as --annotations.")
     return info, manifest, read_splits(frames, manifest, info) if info.splits else None
+
+
+def _check_frames_stay(folder: DatasetFolder[CropsRecord], frames: set[str]) -> None:
+    """Check that no crops go because their frames are gone from a shard whose name says nothing about what is in it.
+
+    Raises:
+        InputError: some would go.
+    """
+    gone: set[str] = set()
+    for name in filter(is_loose_name, folder.finished()):
+        try:
+            _, rows = folder.read(name)
+        except InputError:  # damaged, made anew
+            continue
+        labelled = zip(rows.column("slide_id").to_pylist(), rows.column("label").to_pylist(), strict=True)
+        gone |= {slide.removesuffix(f"/{label}") for slide, label in labelled} - frames
+    refuse_gone(folder.path, gone, "pass --force to delete them")
 
 
 def _describe(options: CropOptions, info: DatasetInfo) -> DatasetInfo:
@@ -268,6 +287,8 @@ def _write_tables(
     own = splits[splits["patient_id"].isin(set(manifest["patient_id"]))] if splits is not None else None
     if own is not None and len(own):  # a manifest beside splits of others would be of no use
         check_replaceable(folder.path, own, force=force)
+    elif not force:
+        check_patients_are(folder, set(manifest["patient_id"]))
     near = pd.DataFrame([asdict(one) for one in report.near_duplicates]) if report.near_duplicates else None
     folder.write_tables(
         rows,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 from kdml_med.errors import InputError
-from kdml_med.splits import has_splits
+from kdml_med.splits import describe_splits, has_splits, read_splits
 from kdml_med.storage.folder import DatasetFolder
-from kdml_med.storage.manifest import FAILURES_FILE, SPLITS_FILE
+from kdml_med.storage.manifest import FAILURES_FILE, SPLITS_FILE, read_info, read_manifest
 from kdml_med.storage.reading import read_table
 from kdml_med.storage.shards import Origin, Record
 
 _WHY = "Results on other splits cannot be compared with earlier ones; to replace them anyway pass --force."
+_WHY_NOT_JOIN = (
+    "Results on other splits cannot be compared with earlier ones; to add it anyway pass --force, which replaces the "
+    "splits, or choose another --out for what is new."
+)
 
 
 def frozen_splits(folder: DatasetFolder[Record]) -> dict[str, str]:
@@ -79,11 +84,52 @@ def check_patients_stay(
             expected |= stored
     for name in kept:
         expected |= set(folder.read(name)[1].column("patient_id").to_pylist())
+    _refuse_change(folder, frozen, expected, possible)
+
+
+def check_patients_are(folder: DatasetFolder[Record], patients: Collection[str]) -> None:
+    """Check that the patients that were stored are those of the frozen splits, where there are any.
+
+    Args:
+        folder: the dataset.
+        patients: of all rows.
+
+    Raises:
+        InputError: a patient has joined or left.
+    """
+    frozen = frozen_splits(folder)
+    if frozen:
+        _refuse_change(folder, frozen, set(patients), set())
+
+
+def describe_frozen(path: Path, *, forced: bool) -> str:
+    """The splits of a dataset as a table for people, or why there are none to show.
+
+    Args:
+        path: of the dataset, which has splits.
+        forced: the run was to go on whatever splits are frozen; those that were not replaced may be of others.
+
+    Raises:
+        InputError: the splits cannot be used, and the run was not forced.
+    """
+    manifest, info = read_manifest(path), read_info(path)
+    try:
+        splits = read_splits(path, manifest, info)
+    except InputError as error:
+        if not forced:
+            raise
+        return f"NOTE: {error}"
+    return describe_splits(manifest, splits, info).to_string(index=False)
+
+
+def _refuse_change(
+    folder: DatasetFolder[Record], frozen: Mapping[str, str], expected: set[str], possible: set[str]
+) -> None:
     joining, leaving = sorted(expected - set(frozen)), sorted(set(frozen) - expected - possible)
     path = folder.path / SPLITS_FILE
     if joining:
         raise InputError(
-            f"{path} has no split for {joining[0]!r}, which joins in this run ({len(joining)} such). {_WHY}"
+            f"{path} has no split for {joining[0]!r}, which joins in this run ({len(joining)} such). {_WHY_NOT_JOIN}"
         )
     if leaving:
         raise InputError(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kdml_med.colonoscopy.annotations import Annotations, describe_frame
 from kdml_med.colonoscopy.boxes import FrameBoxes
 from kdml_med.colonoscopy.options import FrameOptions
-from kdml_med.colonoscopy.sources import Source, names_a_sequence
+from kdml_med.colonoscopy.sources import Source, names_a_sequence, natural_key
 from kdml_med.errors import InputError
 from kdml_med.storage.shards import Origin
 
@@ -58,6 +59,11 @@ class ShardJob:
     origin: Origin = field(default_factory=Origin)
 
     @property
+    def is_loose(self) -> bool:
+        """Whether its frames belong to no sequence, so that its name says nothing about what is in it."""
+        return all(item.sequence_id is None for item in self.items)
+
+    @property
     def files(self) -> list[tuple[Path, str]]:
         """Everything whose bytes decide the shard's: images, videos and masks, with their names within the input."""
         files = [(item.source.path, item.source.name) for item in self.items]
@@ -88,6 +94,7 @@ class Plan:
         label_level: for dataset.json: "patient", "sequence" or "frame".
         failures: (input, reason) of what is known to be unusable.
         skipped: frames left out because the annotations do not mention them.
+        folders: that were taken for sequences without anybody saying so, of unknown patients; in natural order.
     """
 
     jobs: list[ShardJob]
@@ -95,6 +102,7 @@ class Plan:
     label_level: str
     failures: list[tuple[str, str]] = field(default_factory=list)
     skipped: int = 0
+    folders: list[str] = field(default_factory=list)
 
 
 def make_plan(sources: Sequence[Source], annotations: Annotations, options: FrameOptions) -> Plan:
@@ -130,6 +138,9 @@ def make_plan(sources: Sequence[Source], annotations: Annotations, options: Fram
         items = _drop_unplaced(plan, items, lost, options)
     if items and all(item.sequence_id is not None for item in items):
         plan.label_level = "patient" if all(item.patient_id is not None for item in items) else "sequence"
+    if origin == "folder" and options.sequence_from == "auto":
+        told = [item for item in items if not item.source.is_video and item.patient_id is None]
+        plan.folders = sorted({owner_of(item) for item in told}, key=natural_key)
     plan.jobs = _make_jobs(_number_frames(items))
     return plan
 
@@ -259,8 +270,7 @@ def _make_jobs(items: list[FrameItem]) -> list[ShardJob]:
     by_sequence: dict[str, list[FrameItem]] = {}
     for item in items:  # once: there may be a hundred thousand items and as many sequences
         (loose if item.sequence_id is None else by_sequence.setdefault(item.sequence_id, [])).append(item)
-    for start in range(0, len(loose), _LOOSE_FRAMES):
-        groups[f"frames-{start // _LOOSE_FRAMES:04}"] = loose[start : start + _LOOSE_FRAMES]
+    groups |= group_loose(loose, itertools.count())
     taken = {name.lower() for name in groups}
     for sequence, own in sorted(by_sequence.items(), key=lambda pair: pair[0]):
         name = shard_name(sequence)
@@ -269,6 +279,25 @@ def _make_jobs(items: list[FrameItem]) -> list[ShardJob]:
         taken.add(name.lower())
         groups[name] = own
     return [ShardJob(name, tuple(group)) for name, group in sorted(groups.items())]
+
+
+def group_loose(items: Sequence[FrameItem], numbers: Iterable[int]) -> dict[str, list[FrameItem]]:
+    """Frames that belong to no sequence by shard, ``_LOOSE_FRAMES`` in each.
+
+    Args:
+        items: in their order.
+        numbers: of the shards, as many as are needed.
+    """
+    starts = range(0, len(items), _LOOSE_FRAMES)
+    return {
+        loose_name(number): list(items[start : start + _LOOSE_FRAMES])
+        for start, number in zip(starts, numbers, strict=False)
+    }
+
+
+def loose_name(number: int) -> str:
+    """Name of a shard of frames that belong to no sequence."""
+    return f"frames-{number:04}"
 
 
 def shard_name(sequence_id: str) -> str:

@@ -6,13 +6,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
 from kdml_med.colonoscopy.annotations import Annotations, find_format, read_annotations
 from kdml_med.colonoscopy.contact_sheet import write_contact_sheet
-from kdml_med.colonoscopy.frozen_splits import check_patients_stay, check_sides, frozen_splits
+from kdml_med.colonoscopy.frozen_splits import (
+    check_patients_are,
+    check_patients_stay,
+    check_sides,
+    frozen_splits,
+)
+from kdml_med.colonoscopy.loose_frames import check_loose_stay, number_behind, read_loose
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.planning import Plan, ShardJob, make_plan, owner_of
 from kdml_med.colonoscopy.readers import FORMATS
@@ -23,7 +30,7 @@ from kdml_med.colonoscopy.video import expected_frames
 from kdml_med.errors import InputError
 from kdml_med.program import progress_bar
 from kdml_med.splits import check_replaceable, freeze_splits
-from kdml_med.storage.folder import FULL_HASH, DatasetFolder, list_versions
+from kdml_med.storage.folder import FULL_HASH, DatasetFolder, list_options, list_versions
 from kdml_med.storage.manifest import FRAME_CLASSES, FRAME_COLUMNS, DatasetInfo, DatasetKind
 from kdml_med.storage.shards import find_origins
 from kdml_med.workers import Workers, reach_cluster, run_jobs
@@ -62,8 +69,8 @@ def prepare_frames(
         workers: processes.
         synthetic: the frames are generated; recorded in dataset.json.
         full_hash: tell videos and other large files apart by all of their bytes; recorded in dataset.json.
-        keep: shards of inputs that are not named stay, and none is replaced.
-        force: replace other frozen splits, and, without ``keep``, delete shards of inputs that are not named.
+        keep: what is not named stays, and no shard is replaced. Frames without a sequence go into further shards then.
+        force: replace other frozen splits, and, without ``keep``, delete what is not named.
         progress: show a bar on standard error.
         scheduler: address of a Dask scheduler whose workers make the shards instead; they have to see inputs,
             annotations and ``out`` under the same names.
@@ -71,7 +78,7 @@ def prepare_frames(
     Raises:
         InputError: an input or annotation file is missing or unusable as a whole, a sequence or patient is in two
             splits, or in another one than the folder has frozen, or joins or leaves these, or the folder is in use, was
-            made with other options, or holds shards of inputs that are not named, or the workers cannot be used.
+            made with other options, or holds frames of inputs that are not named, or the workers cannot be used.
             Nothing was written then. Or the scheduler is lost on the way, or somebody joins or leaves frozen splits
             because a file that could not be used can be now, or the other way: the shards stay then, without manifest.
     """
@@ -80,23 +87,33 @@ def prepare_frames(
     sources, known = _read_inputs([Path(path) for path in inputs], out, options, annotations)
     plan = make_plan(sources, known, options)
     info = _describe(options, plan, synthetic, full_hash)
+    compare = list_options if annotations is not None else _list_unlabelled
     report = PreparationReport(classes=known.classes, skipped=plan.skipped, label_level=plan.label_level)
+    report.folders = tuple(plan.folders)
     named = [Path(path) for path in (*inputs, *([] if annotations is None else [annotations]))]
     needed = [path if path.is_dir() else path.parent for path in named]
     with (
         reach_cluster(scheduler, folders=[*needed, out], libraries=_LIBRARIES, crashed=_CRASHED) as cluster,
-        DatasetFolder(out, info, FramesRecord) as folder,
+        DatasetFolder(out, info, FramesRecord, compare=compare) as folder,
     ):
         if plan.splits is not None and not force:
             check_sides(folder, plan.splits, "this run in")
-        strangers = folder.find_strangers([job.name for job in plan.jobs], allowed=keep or force)
-        jobs = _with_origins(plan.jobs, full_hash, workers, progress)
+        loose = read_loose(folder)
+        if keep:
+            plan.jobs = number_behind(plan.jobs, loose, folder.finished())
+        names = [job.name for job in plan.jobs]
+        strangers = folder.find_strangers(names if keep else [*names, *loose], allowed=keep or force)
+        plan.jobs = jobs = _with_origins(plan.jobs, full_hash, workers, progress)
         origins = {job.name: job.origin for job in jobs}
-        _check_kept(folder, strangers if keep else [], plan)
-        if plan.splits is not None and not force:
+        if keep:
+            _check_kept(folder, strangers, plan)
+        elif not force:
+            check_loose_stay(folder.path, loose, plan)
+        if not force:
             owners = {job.name: [(item.source.name, owner_of(item)) for item in job.items] for job in jobs}
             check_patients_stay(folder, origins, owners, strangers)
-        work = folder.plan(origins, strangers, keep=keep)
+        unnamed = sorted({*strangers, *loose} - set(names))
+        work = folder.plan(origins, unnamed, keep=keep)
         pending = [job for job in jobs if job.name in work.pending]
         report.finished, report.remade, report.kept = len(jobs) - len(pending), work.remade, len(work.kept)
         failures = work.tell_unread("frames")
@@ -185,6 +202,11 @@ def _describe(options: FrameOptions, plan: Plan, synthetic: bool, full_hash: boo
     )
 
 
+def _list_unlabelled(info: DatasetInfo) -> dict[str, Any]:
+    """``list_options`` without what carries one label: where there is none, that tells the kinds of files only."""
+    return {name: value for name, value in list_options(info).items() if name != "label_level"}
+
+
 def _check_kept(folder: DatasetFolder[FramesRecord], kept: Sequence[str], plan: Plan) -> None:
     """Check that what stays in the folder goes together with what this run adds."""
     names = {item.source.name for job in plan.jobs for item in job.items}
@@ -194,8 +216,8 @@ def _check_kept(folder: DatasetFolder[FramesRecord], kept: Sequence[str], plan: 
         twice = sorted(names & set(table.column("source").to_pylist()))
         if twice:
             raise InputError(
-                f"{folder.path} holds an input called {twice[0]} already, in the shard {shard}, which is kept: give "
-                "this one another name or folder, or choose another --out."
+                f"{folder.path} holds an input called {twice[0]} already, in the shard {shard}, which is kept: leave "
+                "it out, give this one another name or folder, or choose another --out."
             )
         lost = sorted(set(table.column("patient_id").to_pylist()) - set(known)) if plan.splits is not None else []
         if lost:
@@ -230,6 +252,8 @@ def _write_tables(
     splits = _official_splits(folder, plan, manifest)
     if splits is not None:  # a manifest beside splits of others would be of no use
         check_replaceable(folder.path, splits, force=force)
+    elif not force:
+        check_patients_are(folder, set(manifest["patient_id"]))
     write_contact_sheet(folder.path, manifest)
     folder.write_tables(rows, report.failures, {DUPLICATES_FILE: duplicates})
     if splits is not None:

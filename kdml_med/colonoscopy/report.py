@@ -11,10 +11,13 @@ from kdml_med.storage.manifest import FAILURES_FILE
 from kdml_med.words import counted, named_failures, printable, verb
 
 DUPLICATES_FILE = "duplicates.csv"
+NO_FOLDERS = "--sequence-from none, and another --out"
+"""What to give where folders are no sequences."""
+_SHOWN = 5
 _NO_SEQUENCES = (
     "NOTE: nothing tells which frames belong to one sequence or patient. Near-identical frames may land in training "
     "and in test, and figures on such a test set are optimistic. Better: a sequence or patient column in a CSV table, "
-    "or --sequence-from folder."
+    "or, where each folder is one sequence, --sequence-from folder."
 )
 
 
@@ -41,6 +44,7 @@ class PreparationReport:
         remade: shards that were there, made from something else, and what is different.
         kept: shards of inputs that this run does not name and that stay.
         classes: annotated classes that were taken for polyps.
+        folders: that were taken for sequences without anybody saying so, of unknown patients.
         has_splits: whether the annotations or the options told the splits, so that they are frozen.
         failures: rows of failures.csv, (input, reason).
         duplicates: rows of duplicates.csv: pairs of frames with the same pixels in different sequences.
@@ -64,6 +68,7 @@ class PreparationReport:
     remade: dict[str, str] = field(default_factory=dict)
     kept: int = 0
     classes: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
     has_splits: bool = False
     failures: list[tuple[str, str]] = field(default_factory=list)
     duplicates: list[tuple[str, str]] = field(default_factory=list)
@@ -85,6 +90,10 @@ def describe_report(report: PreparationReport, out: Path) -> list[str]:
         )
     if len(report.classes) > 1:
         lines.append(f"taken for polyps: {', '.join(report.classes)} (choose with --polyp-class)")
+    if report.folders:
+        shown = ", ".join(report.folders[:_SHOWN])
+        more = f" and {len(report.folders) - _SHOWN:,} more" if len(report.folders) > _SHOWN else ""
+        lines.append(f"taken for sequences by their folders: {shown}{more}; if they are none: {NO_FOLDERS}")
     if report.unlisted:
         are = verb(report.unlisted, "is", "are")
         lines.append(f"{counted(report.unlisted, 'frame')} {are} not mentioned by the annotations (--unlisted)")

@@ -32,6 +32,15 @@ _KINDS_OF_FILES = re.compile(
 _SPLITS = re.compile(
     r"(?:train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?)(?:[ _-]?(?:set|data))?[ _-]?\d*", re.IGNORECASE
 )
+NO_POLYP = ("negative", "normal", "nopolyp", "nonpolyp", "background", "healthy", "none")
+"""Names of classes that are no polyps, letters only."""
+_CLASSES = re.compile(
+    rf"(?:{'|'.join(NO_POLYP)}|non?|with(?:out)?|positive|pos|neg|polyp|adenoma|hyperplas(?:t?ic|ia)|serrated|sessile|"
+    r"ssl|ssa|tsa|carcinoma|cancer|(?:non)?neoplas(?:tic|m)|(?:non)?adenomatous|benign|malignant|abnormal|lesion|mucosa|"
+    r"wli|wle|nbi|bli|lci|fice|iscan|white|narrow|light|band|imaging)s?",
+    re.IGNORECASE,
+)
+"""Words of folders that tell what is to be seen, or under which light, and not of whom."""
 _ADDED_WORDS = re.compile(r"[ ._-](?:masks?|gt|seg(?:mentation)?|labels?|bbox(?:es)?|annotations?)$|^p(?=\d+$)")
 """What sets of masks add to the names of their images, in lower case."""
 
@@ -163,10 +172,15 @@ def _how_to_read(file: Path) -> str:
 
 
 def names_a_sequence(folder: str) -> bool:
-    """Whether the name of a folder may be that of a sequence, rather than of a split or a kind of files."""
+    """Whether the name of a folder may be that of a sequence, rather than of a split, a class or a kind of files."""
     return not all(
-        part == "" or _KINDS_OF_FILES.fullmatch(part) or _SPLITS.fullmatch(part) for part in folder.split("/")
+        part == "" or _KINDS_OF_FILES.fullmatch(part) or _SPLITS.fullmatch(part) or _names_a_class(part)
+        for part in folder.split("/")
     )
+
+
+def _names_a_class(part: str) -> bool:
+    return all(_CLASSES.fullmatch(word) for word in re.split(r"[ ._-]+", part))
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:

@@ -49,7 +49,7 @@ def select_rows(
     assigned = assign_splits(dataset_dir, known, info, fold=fold)
     inside = (assigned == split).to_numpy()
     if not inside.any():
-        raise InputError(f"split {split!r} of {dataset_dir} has no {what}s; present: {sorted(assigned.unique())}.")
+        raise InputError(f"split {str(split)!r} of {dataset_dir} has no {what}s; present: {sorted(assigned.unique())}.")
     labelled = inside & known["label"].notna().to_numpy()
     unknown = np.flatnonzero(labelled & ~known["label"].isin(info.classes).to_numpy())
     if len(unknown):
@@ -62,7 +62,7 @@ def select_rows(
     left = int(inside.sum() - labelled.sum())
     if not labelled.any():
         raise InputError(
-            f"split {split!r} of {dataset_dir} has no labelled {what}s: make the dataset with a label table."
+            f"split {str(split)!r} of {dataset_dir} has no labelled {what}s: make the dataset with a label table."
         )
     if left:
         logger.info("split %s: %s without a label %s left out", split, counted(left, what), verb(left, "is", "are"))

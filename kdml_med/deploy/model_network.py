@@ -132,10 +132,12 @@ class AnswerTable:
         path: CSV file.
         task: "classification" or "detection".
         classes: names; columns of a classifier.
+        threshold: score from which a box counts, as ``above_threshold`` says; None leaves that column out.
     """
 
-    def __init__(self, path: str, task: str, classes: Sequence[str]) -> None:
+    def __init__(self, path: str, task: str, classes: Sequence[str], threshold: float | None = None) -> None:
         self.path, self.task, self.classes = Path(path), Task(task), list(classes)
+        self.threshold = threshold
         self.rows: list[tuple[Any, ...]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -161,7 +163,10 @@ class AnswerTable:
     def write(self) -> None:
         """Write the table."""
         own = self.classes if self.task is Task.CLASSIFICATION else ["score", "xmin", "ymin", "xmax", "ymax"]
-        write_table(self.path, pd.DataFrame(self.rows, columns=[_FILE, *own]))
+        table = pd.DataFrame(self.rows, columns=[_FILE, *own])
+        if self.threshold is not None:
+            table["above_threshold"] = table["score"] >= self.threshold
+        write_table(self.path, table)
 
 
 def image_files(folder: str) -> list[dict[str, str]]:

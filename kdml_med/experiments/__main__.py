@@ -38,7 +38,7 @@ def run(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot use {out} as results folder: {error.strerror}.") from error
-    outcome = run_plan(plan, cells, out.resolve(), jobs=jobs, scheduler=scheduler)
+    outcome = run_plan(plan, cells, out.absolute(), jobs=jobs, scheduler=scheduler)
     logger.info(
         "%d trainings: %d done now, %d before, %d failed. Next: kdml-med report %s",
         len(cells), outcome.done, outcome.skipped, len(outcome.failures), out,
@@ -56,7 +56,7 @@ def report(
     """Write results.parquet, tables, figures and the report of what is done so far."""
     if not (results / PLAN_FILE).is_file():
         raise InputError(f"{results} holds no {PLAN_FILE}: run a plan with --out {results} first.")
-    plan = make_plan(read_run_json(results, PLAN_FILE), where=str(results / PLAN_FILE))
+    plan = make_plan(read_run_json(results, PLAN_FILE), where=str(results / PLAN_FILE), stored=True)
     written = write_report(plan, results, speed=speed)
     print(f"{written.table}\n")
     logger.info("%s: %s", results, ", ".join(written.files))

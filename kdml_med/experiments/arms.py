@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kdml_med.data.cache import NO_CACHE
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName
 from kdml_med.networks.registry import CohortSpec, NetworkSpec, body_name, single_networks
@@ -29,12 +30,14 @@ class Arm:
         settings: bundle settings that make the arm; they override those of the plan.
         teacher_alone: train the version's teacher and nothing else.
         trained_teacher: start from the teacher that ``teacher_only`` trained with the same seed, and freeze it.
+        peers_to_teacher: give the teacher what peers weigh in the plan, on top of its own weight.
     """
 
     description: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     teacher_alone: bool = False
     trained_teacher: bool = False
+    peers_to_teacher: bool = False
 
 
 ARMS: dict[str, Arm] = {
@@ -45,11 +48,12 @@ ARMS: dict[str, Arm] = {
     "ml": Arm("labels and peers", {"beta": 0.0}),
     KDML: Arm("labels, a teacher trained along, and peers"),
     "kdml_offline": Arm("labels, a teacher trained before, frozen, and peers", trained_teacher=True),
-    "kd_strong": Arm("labels and, with more weight, a teacher trained along", {"beta": 2.0, "gamma": 0.0}),
+    "kd_strong": Arm("labels and, with more weight, a teacher trained along", {"gamma": 0.0}, peers_to_teacher=True),
     "kd_offline_strong": Arm(
         "labels and, with more weight, a teacher trained before, frozen",
-        {"beta": 2.0, "gamma": 0.0},
+        {"gamma": 0.0},
         trained_teacher=True,
+        peers_to_teacher=True,
     ),
     "kdml_head_start": Arm(
         "labels, a teacher trained along and listened to after its first epochs, and peers",
@@ -68,11 +72,29 @@ ARMS: dict[str, Arm] = {
     ),
 }
 """Built-in arms. ``kd_strong`` and ``kd_offline_strong`` are the controls of ``kdml`` and ``kdml_offline``: what peers
-weigh goes to the teacher. The last two are variants with features, the diverse one after Niyaz et al. 2022,
+weigh in the plan goes to the teacher. The last two are variants with features, the diverse one after Niyaz et al. 2022,
 arXiv:2212.02931."""
+
+_WEIGHT = 1.0
+"""Of teacher and of peers where no plan says another."""
 
 PAPER_ARMS = [TEACHER_ONLY, "independent", "kd_offline", "kd_online", "ml", KDML]
 """What a plan trains unless it says otherwise."""
+
+
+def own_settings(arm: Arm, added: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that make an arm of a plan.
+
+    Args:
+        arm: a built-in one.
+        added: what the plan adds to it, which wins, else a sweep of the weight that makes an arm would do nothing.
+        settings: those of the plan.
+    """
+    weights = [settings.get(name, _WEIGHT) for name in ("beta", "gamma")]
+    made = {}
+    if arm.peers_to_teacher and all(isinstance(weight, int | float) for weight in weights):  # others are refused later
+        made["beta"] = round(sum(weights), 12)  # 0.1 + 0.2 would be told with 17 digits
+    return {**made, **arm.settings, **added}
 
 
 def arm_settings(arm: Arm, spec: CohortSpec, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +111,10 @@ def arm_settings(arm: Arm, spec: CohortSpec, settings: Mapping[str, Any]) -> dic
     Raises:
         InputError: the number of students is none.
     """
-    merged = {**settings, **arm.settings}
+    inherited = dict(settings)
+    if not arm.trained_teacher and inherited.get("cache_teacher") != NO_CACHE:
+        inherited.pop("cache_teacher", None)  # for the arms that can: a teacher that learns gives new answers
+    merged = {**inherited, **arm.settings}
     students = list(merged.get("students") or spec.students)
     count = merged.pop(NUMBER_OF_STUDENTS, None)
     if count is not None:
@@ -116,16 +141,30 @@ def arm_settings(arm: Arm, spec: CohortSpec, settings: Mapping[str, Any]) -> dic
     if isinstance(weights, Mapping):
         if arm.teacher_alone:
             weights = _teacher_weights(weights)
-        has_teacher = merged.get("use_teacher", merged.get("beta", 1.0) > 0)
-        teacher = (merged.get("teacher") or spec.teacher) if has_teacher else None
-        networks = CohortSpec(teacher, tuple(students)).networks()
         # A plan of several versions names files that one of them does not need, which the bundle would refuse.
-        singles = {
-            own: single for name, spec in networks.items() for own, single in single_networks(spec, name).items()
-        }
-        used = {*singles, *map(body_name, singles.values())}
+        used = _weight_names(spec, merged)
         merged["initial_weights"] = {name: path for name, path in weights.items() if name in used}
     return merged
+
+
+def weight_names(spec: CohortSpec, settings: Mapping[str, Any], *, teacher_alone: bool) -> set[str]:
+    """Names that a plan can give files of weights of a training: its networks and their architectures.
+
+    Args:
+        spec: the version's networks.
+        settings: see ``arm_settings``.
+        teacher_alone: whether the only student is the teacher, and called that in the plan.
+    """
+    names = _weight_names(spec, settings)
+    return {_renamed(name, NetworkName.student(0), NetworkName.TEACHER) for name in names} if teacher_alone else names
+
+
+def _weight_names(spec: CohortSpec, settings: Mapping[str, Any]) -> set[str]:
+    has_teacher = settings.get("use_teacher", settings.get("beta", _WEIGHT) > 0)
+    teacher = (settings.get("teacher") or spec.teacher) if has_teacher else None
+    networks = CohortSpec(teacher, tuple(settings.get("students") or spec.students)).networks()
+    singles = {own: single for name, spec in networks.items() for own, single in single_networks(spec, name).items()}
+    return {*singles, *map(body_name, singles.values())}
 
 
 def _teacher_stream(teacher: NetworkSpec) -> dict[str, Any]:
@@ -137,5 +176,9 @@ def _teacher_stream(teacher: NetworkSpec) -> dict[str, Any]:
 def _teacher_weights(weights: Mapping[str, str]) -> dict[str, str]:
     """Files by architecture stay, that of the teacher goes to the only student, those of students go."""
     taken = {name: path for name, path in weights.items() if not name.startswith("student_")}
-    # Members of a committee are named after it.
-    return {re.sub(rf"^{NetworkName.TEACHER}(?=_\d+$|$)", NetworkName.student(0), name): taken[name] for name in taken}
+    return {_renamed(name, NetworkName.TEACHER, NetworkName.student(0)): taken[name] for name in taken}
+
+
+def _renamed(name: str, old: str, new: str) -> str:
+    """A network, or a member of a committee, which is named after it."""
+    return re.sub(rf"^{old}(?=_\d+$|$)", new, name)

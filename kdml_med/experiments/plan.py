@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from kdml_med.bundle.folders import BUNDLES, bundle_dir
-from kdml_med.bundle.kinds import is_flag_text, is_whole
-from kdml_med.bundle.settings import knobs_of
-from kdml_med.bundle.workflow import check_names, read_configs
+from kdml_med.bundle.folders import BUNDLES, INSTALLED, bundle_dir
+from kdml_med.bundle.kinds import is_whole
 from kdml_med.errors import InputError
-from kdml_med.experiments.arms import ARMS, KDML, NUMBER_OF_STUDENTS, PAPER_ARMS, TEACHER_ONLY, Arm, arm_settings
+from kdml_med.experiments.arms import (
+    ARMS,
+    KDML,
+    PAPER_ARMS,
+    TEACHER_ONLY,
+    Arm,
+    arm_settings,
+    own_settings,
+    weight_names,
+)
 from kdml_med.experiments.endpoints import COMPARED_ROLES, METRICS, Endpoint, check_contrasts, read_endpoints
+from kdml_med.experiments.plan_settings import check_training, check_values, near, told_evaluations
 from kdml_med.experiments.sweeps import NAME, swept_arms
 from kdml_med.keys import NetworkName, Task
-from kdml_med.networks.registry import cohort_spec, stream_name
+from kdml_med.networks.registry import CohortSpec, cohort_spec, stream_name
 from kdml_med.storage.reading import read_json
 
 PLAN_FILE = "plan.json"
 CELLS_DIR = "cells"
-# Set for each training or evaluation, or arguments of the command that runs a bundle.
-_RUN_SETTINGS = {
-    "run_dir", "bundle_root", "config_file", "meta_file", "logging_file", "args_file", "run_id", "init_id", "final_id",
-    "tracking", "tracking_uri", "experiment_name", "workflow_type", "properties_path",
-}  # fmt: skip
-_TRAINING_SETTINGS = _RUN_SETTINGS | {"seed", "fold", "version", "dataset_dir", "teacher_checkpoint", "resume"}
-_EVALUATION_SETTINGS = _RUN_SETTINGS | {"output_dir"}
 _NAME_HINT = "use at most 100 letters, digits and _-=.+, no dot in front; it becomes a folder"
 
 
@@ -40,7 +40,8 @@ class Plan:
 
     Attributes:
         name: heading of the report.
-        bundle: bundle folder, such as "bundles/msi_kdml"; "msi_kdml" and "polyp_kdml" are those of this package.
+        bundle: bundle folder, such as "bundles/msi_kdml"; "msi_kdml" and "polyp_kdml" are those of this package,
+            wherever it is installed.
         dataset_dir: dataset folder with frozen splits.
         versions: names of teacher-student versions.
         arms: names of ``ARMS``, or mappings with "name", "like" (a name of ``ARMS``) and "settings".
@@ -76,9 +77,15 @@ class Plan:
     keep_checkpoints: bool = False
 
     @property
+    def bundle_folder(self) -> Path:
+        """Where the bundle lies: on this machine, in this environment."""
+        ours = next((task for task, name in BUNDLES.items() if name == self.bundle), None)
+        return Path(self.bundle) if ours is None or Path(self.bundle).is_dir() else bundle_dir(ours)
+
+    @property
     def task(self) -> Task:
         """What the bundle trains."""
-        config = json.loads((Path(self.bundle) / "configs" / "train.json").read_text())
+        config = json.loads((self.bundle_folder / "configs" / "train.json").read_text())
         return Task(config.get("task", Task.CLASSIFICATION))
 
     @property
@@ -143,8 +150,14 @@ def read_plan(path: Path) -> Plan:
     return make_plan(content, where=str(path))
 
 
-def make_plan(content: Mapping[str, Any], *, where: str = "the plan") -> Plan:
+def make_plan(content: Mapping[str, Any], *, where: str = "the plan", stored: bool = False) -> Plan:
     """Check the content of a plan file.
+
+    Args:
+        content: of the file.
+        where: its name, for messages.
+        stored: it is that of a results folder, where trainings that cannot begin have failed already and others are
+            done; an earlier version may have written it.
 
     Raises:
         InputError: see ``read_plan``.
@@ -152,21 +165,20 @@ def make_plan(content: Mapping[str, Any], *, where: str = "the plan") -> Plan:
     known = [item.name for item in fields(Plan)]
     for key in content:
         if key not in known:
-            raise InputError(f"{where}: unknown key {key!r}.{_near(key, known)} Known: {', '.join(known)}.")
+            raise InputError(f"{where}: unknown key {key!r}.{near(key, known)} Known: {', '.join(known)}.")
     missing = [key for key in ("name", "bundle", "dataset_dir", "versions") if key not in content]
     if missing:
         raise InputError(f"{where} lacks {', '.join(missing)}.")
     plan = Plan(**content)
     _check_kinds(plan, where)
-    ours = next((task for task, name in BUNDLES.items() if name == plan.bundle), None)
-    if ours is not None and not Path(plan.bundle).is_dir():
-        plan = replace(plan, bundle=str(bundle_dir(ours)))
+    if stored and _was_ours(Path(plan.bundle)):
+        plan = replace(plan, bundle=Path(plan.bundle).name)
     _check_bundle(plan, where)
     _check_lists(plan, where)
     names = list(named_arms(plan, where))
     if plan.reference not in names:
-        near = _near(plan.reference, names)
-        raise InputError(f"{where}: reference {plan.reference!r} is none of the arms {', '.join(names)}.{near}")
+        hint = near(plan.reference, names)
+        raise InputError(f"{where}: reference {plan.reference!r} is none of the arms {', '.join(names)}.{hint}")
     known_metrics = METRICS[plan.task]
     if plan.metric is not None and plan.metric not in known_metrics:
         raise InputError(
@@ -175,8 +187,23 @@ def make_plan(content: Mapping[str, Any], *, where: str = "the plan") -> Plan:
     read_endpoints(plan.endpoints, plan.primary_metric, plan.task, where)
     check_contrasts(plan.contrasts, names, plan.reference, where)
     _check_evaluations(plan, where)
-    expand(plan, where=where)
+    if stored:
+        plan = replace(plan, evaluations=told_evaluations(plan.evaluations, folds=bool(plan.folds)))
+    cells = expand(plan, where=where)
+    if not stored:
+        _check_folds(plan, where)
+        # One of each kind: seeds and folds change nothing that is looked at.
+        kinds = [cell for cell in cells if (cell.seed, cell.fold) == (cells[0].seed, cells[0].fold)]
+        _check_weights(plan, kinds, where)
+        _check_trainings(plan, kinds, where)
     return plan
+
+
+def _was_ours(bundle: Path) -> bool:
+    """Whether a path is one of our bundles in an environment that is gone."""
+    # Earlier versions stored the path in place of the name.
+    ours = bundle.is_absolute() and bundle.name in BUNDLES.values() and bundle.parent.name == INSTALLED.name
+    return ours and not bundle.is_dir()
 
 
 def plan_content(plan: Plan) -> dict[str, Any]:
@@ -198,11 +225,7 @@ def named_arms(plan: Plan, where: str = "the plan") -> dict[str, tuple[Arm, dict
         base = ARMS[like]
         if base.trained_teacher and "teacher" in settings:
             raise InputError(f"{where}: arm {name!r} takes the teacher of {TEACHER_ONLY}; leave 'teacher' out of it.")
-        # What a plan adds to an arm wins over what makes the arm, else a sweep of its weight would do nothing.
-        arms[name] = (
-            Arm(base.description, {**base.settings, **settings}, base.teacher_alone, base.trained_teacher),
-            dict(settings),
-        )
+        arms[name] = (replace(base, settings=own_settings(base, settings, plan.settings)), dict(settings))
     if TEACHER_ONLY not in arms and any(arm.trained_teacher for arm, _ in arms.values()):
         arms[TEACHER_ONLY] = (ARMS[TEACHER_ONLY], {})
     return dict(sorted(arms.items(), key=lambda item: item[0] != TEACHER_ONLY))
@@ -221,7 +244,7 @@ def _wanted_arms(plan: Plan, where: str) -> list[tuple[str, str, Mapping[str, An
         wanted += swept_arms(sweep, where)
     for name, like, _ in wanted:
         if like not in ARMS:
-            raise InputError(f"{where}: unknown arm {like!r}.{_near(like, ARMS)} Known: {', '.join(ARMS)}.")
+            raise InputError(f"{where}: unknown arm {like!r}.{near(like, ARMS)} Known: {', '.join(ARMS)}.")
         if not NAME.fullmatch(name):
             raise InputError(f"{where}: arm name {name!r}: {_NAME_HINT}.")
         if name in ARMS and like != name:
@@ -253,31 +276,51 @@ def expand(plan: Plan, *, where: str = "the plan") -> list[Cell]:
     for seed, fold, version in itertools.product(plan.seeds, folds, plan.versions):
         for name, (arm, _) in arms.items():
             if name not in checked:
-                _check_settings(plan, {**plan.settings, **arm.settings}, where, stage="train", own=_TRAINING_SETTINGS)
+                merged = {**plan.settings, **arm.settings}
+                check_values(plan.bundle_folder, task, merged, where, stage="train")
                 checked.add(name)
             try:
-                spec = cohort_spec(
-                    version, task=task, teacher=plan.settings.get("teacher"), students=plan.settings.get("students")
-                )
-                settings = arm_settings(arm, spec, plan.settings)
+                settings = arm_settings(arm, _spec(plan, version, task), plan.settings)
             except InputError as error:
                 raise InputError(f"{where}: {error}") from error
             needs = cell_path(version, TEACHER_ONLY, seed, fold) if arm.trained_teacher else None
             cells.append(Cell(version, name, seed, fold, settings, needs))
-    _check_weights(plan, cells, where)
     return cells
+
+
+def _spec(plan: Plan, version: str, task: Task) -> CohortSpec:
+    return cohort_spec(version, task=task, teacher=plan.settings.get("teacher"), students=plan.settings.get("students"))
 
 
 def _check_weights(plan: Plan, cells: Sequence[Cell], where: str) -> None:
     """Refuse a file of weights that no training starts from: its name is misspelt."""
-    wanted = plan.settings.get("initial_weights")
-    if isinstance(wanted, Mapping):
-        used = {name for cell in cells for name in cell.settings["initial_weights"]}
+    arms, task = named_arms(plan, where), plan.task
+    own = {name: added["initial_weights"] for name, (_, added) in arms.items() if "initial_weights" in added}
+    for whose, wanted in {"": plan.settings.get("initial_weights"), **own}.items():
+        takers = [cell for cell in cells if (cell.arm if cell.arm in own else "") == whose]
+        if not takers or not isinstance(wanted, Mapping):
+            continue
+        known: set[str] = set()
+        for cell in takers:
+            alone = arms[cell.arm][0].teacher_alone
+            known |= weight_names(_spec(plan, cell.version, task), cell.settings, teacher_alone=alone)
         for name in wanted:
-            if name not in used:
+            if name not in known:
                 raise InputError(
-                    f"{where}: initial_weights names {name!r}, but no version has it; used: {sorted(used)}."
+                    f"{where}: {f'arm {whose!r}: ' if whose else ''}initial_weights names {name!r}, which no training "
+                    f"has.{near(name, known)} Known: {', '.join(sorted(known))}."
                 )
+
+
+def _check_trainings(plan: Plan, cells: Sequence[Cell], where: str) -> None:
+    """Refuse an arm that no machine can train."""
+    for cell in cells:
+        settings = {**cell.settings, "version": cell.version}
+        try:
+            check_training(plan.bundle_folder, plan.task, settings, frozen_teacher=cell.needs is not None)
+        except InputError as error:
+            reason = str(error).replace("--", "")
+            raise InputError(f"{where}: arm {cell.arm!r}, version {cell.version!r}: {reason}") from error
 
 
 def _check_kinds(plan: Plan, where: str) -> None:
@@ -296,7 +339,7 @@ def _check_kinds(plan: Plan, where: str) -> None:
 
 def _check_bundle(plan: Plan, where: str) -> None:
     for name in ("train.json", "evaluate.json", "metadata.json"):
-        path = Path(plan.bundle) / "configs" / name
+        path = plan.bundle_folder / "configs" / name
         if not path.is_file():
             raise InputError(
                 f"{where}: bundle {plan.bundle!r} has no configs/{name}; relative paths start at {Path.cwd()}."
@@ -335,46 +378,14 @@ def _check_evaluations(plan: Plan, where: str) -> None:
             raise InputError(f"{where}: evaluation name {name!r}: {_NAME_HINT}.")
         if not isinstance(settings, Mapping):
             raise InputError(f'{where}: evaluation {name!r} is {settings!r}, expected such as {{"split": "test"}}.')
-        _check_settings(plan, settings, where, stage="evaluate", own=_EVALUATION_SETTINGS)
+        check_values(plan.bundle_folder, plan.task, settings, where, stage="evaluate")
 
 
-def _check_settings(
-    plan: Plan, settings: Mapping[str, Any], where: str, *, stage: Literal["train", "evaluate"], own: Iterable[str]
-) -> None:
-    """Names against the bundle's configs, values against what the settings may be: else every training would fail."""
-    files = ["train.json"] if stage == "train" else ["train.json", "evaluate.json"]
-    paths = [Path(plan.bundle) / "configs" / name for name in files]
-    knobs = {knob.name: knob for knob in knobs_of(plan.task, stage)}
-    for name, value in settings.items():
-        if name == NUMBER_OF_STUDENTS and stage == "train":
-            continue  # no setting of a bundle; checked where students are made of it
-        if name in own:
-            raise InputError(f"{where}: {name!r} is no setting of a plan; it is set for each training.")
-        if is_flag_text(value):
-            raise InputError(f"{where}: setting {name!r} is the text {value!r}: write {value.lower()} without quotes.")
-        try:
-            check_names([name], read_configs(paths), plan.task)
-        except InputError as error:
-            known = [*_knobs(paths), NUMBER_OF_STUDENTS]
+def _check_folds(plan: Plan, where: str) -> None:
+    told = told_evaluations(plan.evaluations, folds=bool(plan.folds))
+    for name, settings in plan.evaluations.items():
+        if settings != told[name]:
             raise InputError(
-                f"{where}: unknown setting {name!r}.{_near(name, known)} Known: {', '.join(sorted(known))}."
-            ) from error
-        if name in knobs:
-            try:
-                checked = knobs[name].check(value)
-            except InputError as error:
-                raise InputError(f"{where}: {str(error).removeprefix('--')}") from error
-            if isinstance(value, str) and isinstance(checked, int | float):  # a command line has texts only
-                raise InputError(f"{where}: setting {name!r} is the text {value!r}: write {value} without quotes.")
-
-
-def _knobs(paths: Sequence[Path]) -> list[str]:
-    """Plain values of configs: what one would want to set."""
-    content = {name: value for path in paths for name, value in json.loads(path.read_text()).items()}
-    hidden = _TRAINING_SETTINGS | {"imports", "initialize", "run", "network", "trained"}
-    return [name for name, value in content.items() if not isinstance(value, dict) and name not in hidden]
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+                f"{where}: evaluation {name!r} names fold {settings['fold']!r}, but each training is tested on its own "
+                f"of the folds {list(plan.folds or ())}: leave 'fold' out."
+            )

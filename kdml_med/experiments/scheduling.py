@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -15,11 +14,12 @@ import pandas as pd
 
 from kdml_med.errors import InputError
 from kdml_med.experiments.costs import cell_cost
-from kdml_med.experiments.plan import CELLS_DIR, PLAN_FILE, Cell, Plan, plan_content
-from kdml_med.experiments.training import check_data, is_done, train_cell
+from kdml_med.experiments.plan import CELLS_DIR, PLAN_FILE, Cell, Plan, make_plan, plan_content
+from kdml_med.experiments.training import check_begun, check_data, is_done, train_cell
 from kdml_med.storage.files import write_json, write_table
 from kdml_med.storage.locks import sole_user
 from kdml_med.storage.manifest import FAILURES_FILE
+from kdml_med.storage.reading import read_json
 from kdml_med.workers import ClusterWorkers, Count, LocalWorkers, Order, Workers, work_through
 
 logger = logging.getLogger(__name__)
@@ -71,20 +71,24 @@ def run_plan(
         train: does one cell.
 
     Raises:
-        InputError: the folder holds something else, a dataset is broken, a finished cell has other settings, another
-            run has the folder, or the scheduler or its workers cannot be used; nothing is written then. Or the
-            scheduler is lost on the way.
+        InputError: the folder holds something else, a dataset is broken, a cell that has begun or is finished has
+            other settings, another run has the folder, or the scheduler or its workers cannot be used; nothing is
+            written then. Or the scheduler is lost on the way.
     """
     _check_folder(plan, out)
     check_data(plan)
     outcome = Outcome()
     left = [cell for cell in cells if not is_done(cell, plan, out)]
+    for cell in left:
+        check_begun(cell, plan, out)
     outcome.skipped = len(cells) - len(left)
     progress = _Progress(plan, cells, left)
     workers: Workers = (
         LocalWorkers(jobs) if scheduler is None else ClusterWorkers(scheduler, folders=[out], libraries=_LIBRARIES)
     )
     with sole_user(out), workers:
+        # First of all, for it makes the folder ours: a plan that is corrected at once may take the place of this one.
+        (out / CELLS_DIR).mkdir(exist_ok=True)
         write_json(out / PLAN_FILE, plan_content(plan))
         _write_failures(out, outcome)
         work = partial(_train, train=train, plan=plan, out=out)
@@ -110,9 +114,12 @@ def _check_folder(plan: Plan, out: Path) -> None:
 
 def _holds(path: Path, plan: Plan) -> bool:
     try:
-        return bool(json.loads(path.read_text()) == plan_content(plan))
-    except (OSError, ValueError):
+        held = make_plan(read_json(path, remedy=""), stored=True)
+    except InputError:
         return False
+    # Earlier versions stored the folder of a bundle that the plan names.
+    contents = [plan_content(one) | {"bundle": str(one.bundle_folder.resolve())} for one in (held, plan)]
+    return contents[0] == contents[1]
 
 
 def _write_failures(out: Path, outcome: Outcome) -> None:

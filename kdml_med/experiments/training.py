@@ -19,15 +19,19 @@ import pandas as pd
 import torch
 from monai.bundle import run as run_bundle
 
+from kdml_med.bundle.training import holds_run
 from kdml_med.errors import InputError
 from kdml_med.experiments.plan import Cell, Plan
+from kdml_med.experiments.plan_settings import told_evaluations
 from kdml_med.keys import NetworkName, Split, Task
-from kdml_med.runs import RunDescription, checkpoint_path, read_run_json
+from kdml_med.runs import SETTINGS_FILE, TRAIN_AGAIN, RunDescription, checkpoint_path, read_run_json
 from kdml_med.splits import assign_splits, has_folds, has_splits
 from kdml_med.storage.files import write_json
 from kdml_med.storage.manifest import DatasetInfo, dataset_identity, read_info, read_manifest
+from kdml_med.storage.reading import take
 
 CELL_FILE = "cell.json"
+BEGUN_FILE = "begun.json"
 LOG_FILE = "log.txt"
 
 
@@ -44,8 +48,18 @@ def cell_record(cell: Cell, plan: Plan) -> dict[str, Any]:
     return plain
 
 
-def without_places(evaluations: Any) -> Any:
-    """Evaluations to be compared, of a plan or of a record: a dataset may move, its content is recorded beside."""
+def _begun_record(cell: Cell, plan: Plan) -> dict[str, Any]:
+    """What decides a training; written when it begins, and compared when it goes on. Evaluations come later."""
+    whole = cell_record(cell, plan)
+    return {part: whole[part] for part in ("cell", "bundle", "threads")} | {"datasets": {"": whole["datasets"][""]}}
+
+
+def comparable_evaluations(evaluations: Any, cell: Cell) -> Any:
+    """Evaluations of a cell to be compared, of a plan or of a record.
+
+    A dataset may move, its content is recorded beside.
+    """
+    evaluations = told_evaluations(evaluations, folds=cell.fold is not None)
     if not isinstance(evaluations, Mapping):  # of a record that was edited
         return evaluations
     return {
@@ -118,14 +132,33 @@ def is_done(cell: Cell, plan: Plan, out: Path) -> bool:
     before, now = read_run_json(path.parent, CELL_FILE), cell_record(cell, plan)
     _add_classes(before, path.parent)
     for record in (before, now):
-        record["evaluations"] = without_places(record.get("evaluations"))
+        record["evaluations"] = comparable_evaluations(record.get("evaluations"), cell)
+    _refuse_others(before, now, f"{path.parent} was trained", "Take the plan as it was, or another --out.")
+    return True
+
+
+def check_begun(cell: Cell, plan: Plan, out: Path) -> None:
+    """Check that a cell that is not finished can go on: the bundle lets a training that goes on change its length.
+
+    Raises:
+        InputError: it has learned with other settings or data. It is not begun anew, which would cost hours in silence.
+    """
+    folder = out / cell.path
+    if not (folder / BEGUN_FILE).is_file() or not holds_run(folder):  # earlier versions kept no such record
+        return
+    _refuse_others(
+        read_run_json(folder, BEGUN_FILE),
+        _begun_record(cell, plan),
+        f"{folder} was begun",
+        "Take the plan as it was or another --out, or delete this folder to train it anew.",
+    )
+
+
+def _refuse_others(before: Mapping[str, Any], now: Mapping[str, Any], what: str, remedy: str) -> None:
     for part in now:
         if before.get(part) != now[part]:
-            raise InputError(
-                f"{path.parent} was trained with another {part}: {_first_difference(before.get(part), now[part])}. "
-                "Take the plan as it was, or another --out."
-            )
-    return True
+            difference = _first_difference(before.get(part), now[part])
+            raise InputError(f"{what} with another {part}: {difference}. {remedy}")
 
 
 def _add_classes(record: Mapping[str, Any], folder: Path) -> None:
@@ -162,6 +195,9 @@ def train_cell(cell: Cell, plan: Plan, out: Path) -> str | None:
         try:
             if is_done(cell, plan, out):  # by another process, just now
                 return None
+            check_begun(cell, plan, out)
+            _follow_teacher(cell, out)
+            write_json(folder / BEGUN_FILE, _begun_record(cell, plan))
             _run(plan, ["train.json"], _training_settings(cell, plan, out))
             for name, evaluation in plan.evaluations.items():
                 _run(plan, ["train.json", "evaluate.json"], _evaluation_settings(cell, plan, folder, name, evaluation))
@@ -181,6 +217,24 @@ def train_cell(cell: Cell, plan: Plan, out: Path) -> str | None:
         for name in ("last", "best"):
             checkpoint_path(folder, name).unlink(missing_ok=True)
     return None
+
+
+def _follow_teacher(cell: Cell, out: Path) -> None:
+    """Let a training go on with its teacher where the results folder was moved, or is reached by another name."""
+    path = out / cell.path / SETTINGS_FILE
+    if cell.needs is None or not path.is_file():
+        return
+    settings, now = read_run_json(path.parent, SETTINGS_FILE), _teacher_path(cell.needs, out)
+    knobs = take(settings, "knobs", dict[str, Any], path, remedy=TRAIN_AGAIN)
+    within = now.relative_to(out)
+    before = Path(str(knobs.get("teacher_checkpoint")))
+    if before != now and before.parts[-len(within.parts) :] == within.parts:
+        write_json(path, {**settings, "knobs": {**knobs, "teacher_checkpoint": str(now)}})
+
+
+def _teacher_path(needs: str, out: Path) -> Path:
+    """Weights of the teacher of another cell, which is its only student."""
+    return checkpoint_path(out / needs, NetworkName.student(0))
 
 
 def _wait_for_others(log: TextIO) -> None:
@@ -205,11 +259,10 @@ def _training_settings(cell: Cell, plan: Plan, out: Path) -> dict[str, Any]:
         "fold": cell.fold,
         "dataset_dir": plan.dataset_dir,
         "run_dir": str(out / cell.path),
-        "bundle_root": str(Path(plan.bundle).resolve()),
+        "bundle_root": str(plan.bundle_folder.resolve()),
     }
     if cell.needs is not None:
-        # The teacher trained alone is the only student of its cell.
-        settings["teacher_checkpoint"] = str(checkpoint_path(out / cell.needs, NetworkName.student(0)))
+        settings["teacher_checkpoint"] = str(_teacher_path(cell.needs, out))
     return settings
 
 
@@ -222,10 +275,10 @@ def _evaluation_settings(
         "dataset_dir": plan.dataset_dir,
         "run_dir": str(folder),
         "output_dir": str(folder / evaluation_dir(name)),
-        "bundle_root": str(Path(plan.bundle).resolve()),
+        "bundle_root": str(plan.bundle_folder.resolve()),
         **evaluation,
     }
-    config = json.loads((Path(plan.bundle) / "configs" / "evaluate.json").read_text())
+    config = json.loads((plan.bundle_folder / "configs" / "evaluate.json").read_text())
     if "measure_speed" in config:
         settings.setdefault("measure_speed", False)  # the report measures all networks side by side
     if cell.fold is not None and "dataset_dir" not in evaluation:
@@ -239,7 +292,7 @@ def evaluation_dir(name: str) -> str:
 
 
 def _run(plan: Plan, files: list[str], settings: Mapping[str, Any]) -> None:
-    configs = Path(plan.bundle) / "configs"
+    configs = plan.bundle_folder / "configs"
     try:
         run_bundle(
             config_file=[str(configs / name) for name in files],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -12,20 +11,23 @@ from operator import index
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from ignite.engine import Events
 from monai.engines import Evaluator, Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from kdml_med.data.sampling import EpochSampler
-from kdml_med.engines.processes import from_main, gather, rank, seen_by_all, world_size
+from kdml_med.engines.processes import from_main, gather, is_main, rank, seen_by_all, world_size
 from kdml_med.errors import InputError
 from kdml_med.handlers.losses import EpochMeans
 from kdml_med.handlers.random_state import random_state, restore_random_state
 from kdml_med.handlers.timing import SavingEvents
 from kdml_med.keys import NetworkName
 from kdml_med.networks.cohort import Cohort
+from kdml_med.networks.weights import read_state_dict
 from kdml_med.runs import checkpoint_path, read_checkpoint, write_checkpoint
+from kdml_med.runs.weights import older_states, withdraw_figures
 from kdml_med.storage.files import writing
 from kdml_med.storage.reading import damaged
 
@@ -41,10 +43,10 @@ _LAST: dict[str, type | tuple[type, ...]] = {
     "random": Mapping,
 }
 _REMEDY = "Delete it to train from the beginning, or name another --run_dir."
+_REMEDY_WITH_OLDER = "Copy {} over it to go on from there, or name another --run_dir."
 _REMEDY_OF_BEST = "Delete it to keep the best of the epochs to come."
 # The length of the schedule follows from max_epochs, which a resumed run may raise.
 _SCHEDULE_SETTINGS = ("t_total", "warmup_steps", "end_lr", "cycles", "warmup_multiplier")
-_OLDER = re.compile(r"step_(\d+)\.pt")
 _BATCHES_BETWEEN_QUESTIONS = 16
 """Batches with an update, of processes that train together, until the main one is asked again whether its clock says
 that a checkpoint is due."""
@@ -69,7 +71,8 @@ class CohortCheckpoint:
     After every epoch, and every ``interval`` minutes in between: ``last.pt``, with everything that the next batch
     depends on, so that a run that is killed at any moment and started again comes to the same bytes as one that was
     not. Whenever the evaluator's key metric is at least as good as before: ``best.pt`` (networks, epoch, metric) and a
-    plain state dict for each network, ``student_0.pt`` and so on. Weights that are no numbers are never saved.
+    plain state dict for each network, ``student_0.pt`` and so on. Weights that are no numbers are never saved. Figures
+    of the run's own validation are of the best weights before, and taken away then.
 
     Attach it behind all handlers that change what it saves, and behind the one that runs the validation. In the middle
     of an epoch it saves only where the data loader can begin there, that is, has an ``EpochSampler``.
@@ -119,14 +122,24 @@ class CohortCheckpoint:
         engine.add_event_handler(Events.STARTED, self._started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+        engine.add_event_handler(Events.COMPLETED, self._completed)
 
     def _started(self, engine: Trainer) -> None:
         self._saved_at = time.monotonic()
         path = checkpoint_path(self.run_dir, "last")
-        if not (self.resume and seen_by_all(path)):
+        if not self.resume:
             return
-        state = read_checkpoint(path, _LAST, remedy=_REMEDY)
-        with damaged(path, remedy=_REMEDY):
+        older = from_main(_newest(self.run_dir))
+        if not seen_by_all(path):
+            if older is None:
+                return
+            raise InputError(
+                f"{path} is missing, and to train from the beginning would remove what the run was before: copy "
+                f"{older} to it to go on from there, delete every step_*.pt to begin anew, or name another --run_dir."
+            )
+        remedy = _REMEDY if older is None else _REMEDY_WITH_OLDER.format(older)
+        state = read_checkpoint(path, _LAST, remedy=remedy)
+        with damaged(path, remedy=remedy):
             self._restore(engine, state)
         self._forget_a_lost_best(engine)
         if engine.state.epoch >= engine.state.max_epochs:
@@ -254,7 +267,7 @@ class CohortCheckpoint:
         if self.keep > 1 and self._iteration is not None and path.is_file():
             _put_aside(path, checkpoint_path(self.run_dir, f"step_{self._iteration:08d}"))
         write_checkpoint(path, state)
-        older = {int(name[1]): file for file in path.parent.iterdir() if (name := _OLDER.fullmatch(file.name))}
+        older = older_states(self.run_dir)
         # Not those of a future that somebody has gone back from.
         kept = sorted((number for number in older if number < iteration), reverse=True)[: self.keep - 1]
         for number in older.keys() - kept:
@@ -262,6 +275,10 @@ class CohortCheckpoint:
 
     def _save_best(self, epoch: int) -> None:
         metric = float(self.evaluator.state.best_metric) if self.evaluator else -1.0
+        withdraw_figures(self.run_dir)
+        best = {"network": self.kept.state_dict(), "epoch": int(epoch), "key_metric": metric}
+        # First of all: a run that ends behind it repeats the epoch, and finds that a best one is lost.
+        write_checkpoint(checkpoint_path(self.run_dir, "best"), best)
         for name, network in self.kept.networks.items():
             path = checkpoint_path(self.run_dir, name)
             frozen = self.kept.frozen_teacher and name == NetworkName.TEACHER
@@ -269,8 +286,20 @@ class CohortCheckpoint:
             if not (frozen and self._teacher_written and path.is_file()):
                 write_checkpoint(path, network.state_dict())
                 self._teacher_written |= frozen
-        best = {"network": self.kept.state_dict(), "epoch": int(epoch), "key_metric": metric}
-        write_checkpoint(checkpoint_path(self.run_dir, "best"), best)
+
+    def _completed(self) -> None:
+        """Let files of single networks be those of best.pt, which earlier versions wrote last."""
+        path = checkpoint_path(self.run_dir, "best")
+        if not (is_main() and path.is_file()):
+            return
+        best = read_checkpoint(path, {"network": Mapping}, remedy=_REMEDY_OF_BEST)["network"]
+        for name in self.kept.networks:
+            prefix = f"networks.{name}."
+            state = {key.removeprefix(prefix): value for key, value in best.items() if key.startswith(prefix)}
+            own = checkpoint_path(self.run_dir, name)
+            if not _holds(own, state):
+                logger.warning("%s does not hold the weights of %s, and is written anew.", own, path.name)
+                write_checkpoint(own, state)
 
     def _schedule_state(self) -> dict[str, Any] | None:
         if self.scheduler is None:
@@ -282,6 +311,20 @@ class CohortCheckpoint:
 def _place(engine: Trainer) -> str:
     epochs, batches = divmod(engine.state.iteration, engine.state.epoch_length)
     return f"batch {batches} of {engine.state.epoch_length} in epoch {epochs + 1}" if batches else f"epoch {epochs}"
+
+
+def _newest(run_dir: Path) -> str | None:
+    """Name of the newest checkpoint before the last one."""
+    older = older_states(run_dir)
+    return older[max(older)].name if older else None
+
+
+def _holds(path: Path, state: Mapping[str, Any]) -> bool:
+    try:
+        found = read_state_dict(path)
+    except InputError:  # it is missing or damaged
+        return False
+    return found.keys() == state.keys() and all(torch.equal(found[name], value) for name, value in state.items())
 
 
 def _put_aside(path: Path, name: Path) -> None:

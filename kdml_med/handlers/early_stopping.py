@@ -11,6 +11,7 @@ from ignite.handlers import EarlyStopping as _Rule
 from monai.engines import Evaluator, Trainer
 
 from kdml_med.engines import processes
+from kdml_med.handlers.metrics import UNDEFINED
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +20,9 @@ class EarlyStopping:
     """Ends a training when the key metric was not better than before in some validations in a row.
 
     Better is a higher value: validations that are only as good count, unlike for the best weights, of which the later
-    ones are kept. The counting itself is ignite's. Attach it behind the handler that runs the validation and before the
-    one that saves the checkpoint, of which its count is a part: a run that has stopped stops again at once.
+    ones are kept. Those whose metric is not defined say nothing, and do not count. The counting itself is ignite's.
+    Attach it behind the handler that runs the validation and before the one that saves the checkpoint, of which its
+    count is a part: a run that has stopped stops again at once.
 
     Args:
         evaluator: validation engine.
@@ -68,7 +70,8 @@ class EarlyStopping:
     def _epoch_completed(self, engine: Engine, rule: _Rule) -> None:
         if self.evaluator.state.epoch != engine.state.epoch:
             return  # it was not validated
-        if processes.is_main():  # only there is the metric of all samples for certain
+        # Only in the main process is the metric that of all samples for certain.
+        if processes.is_main() and self._value(engine) != UNDEFINED:
             rule(engine)
         if processes.from_main(rule.counter >= rule.patience):
             engine.terminate()

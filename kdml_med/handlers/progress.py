@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from kdml_med.engines.processes import is_main
 from kdml_med.handlers.losses import EpochMeans
+from kdml_med.handlers.metrics import UNDEFINED
 from kdml_med.keys import LossTerm, NetworkName
 from kdml_med.metrics.classification import METRICS
 from kdml_med.program import progress_bar
@@ -73,9 +75,15 @@ class CohortProgress:
         if self.evaluator is not None and self.evaluator.state.epoch == engine.state.epoch:
             state = self.evaluator.state
             value = state.metrics.get(state.key_metric_name, float("nan"))
-            best = "best so far" if state.best_metric_epoch == engine.state.epoch else f"best {state.best_metric:.3f}"
+            is_best = state.best_metric_epoch == engine.state.epoch and value != UNDEFINED
+            best = "best so far" if is_best else f"best {_in_words(state.best_metric)}"
             others = "".join(
-                f", {name.replace('_', ' ')} {state.metrics.get(f'{NetworkName.ENSEMBLE}_{name}', float('nan')):.3f}"
+                f", {name.replace('_', ' ')} "
+                f"{_in_words(state.metrics.get(f'{NetworkName.ENSEMBLE}_{name}', float('nan')))}"
                 for name in self.figures
             )
-            logger.info("  validation: %s %.3f (%s)%s", state.key_metric_name, value, best, others)
+            logger.info("  validation: %s %s (%s)%s", state.key_metric_name, _in_words(value), best, others)
+
+
+def _in_words(figure: float) -> str:
+    return "not defined" if math.isnan(figure) or figure == UNDEFINED else f"{figure:.3f}"

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdml_med.metrics.classification import binary_auroc
-from kdml_med.metrics.inputs import as_binary, group_codes
+from kdml_med.metrics.inputs import as_binary, group_codes, of_several_groups
 
 CHUNK_ELEMENTS = 1_000_000  # weights held at once: about 8 MB an array, which stays in cache
 _PIECE = 2**16  # samples of a resample that are looked at together
@@ -49,7 +49,8 @@ def bootstrap_interval(
     """Percentile interval of a statistic over resampled groups.
 
     Resamples in which the statistic is NaN (for an AUROC: a class is absent) are left out. With fewer than half
-    usable, or fewer than two groups, the interval is NaN: it would describe other data than these.
+    usable, or fewer than two groups, the interval is NaN: it would describe other data than these. So it is where the
+    statistic is NaN without one certain group, such as the only patient of a class: no resample has another one.
 
     Args:
         statistic: takes the arrays, gives a number. ``binary_auroc`` is computed for all resamples at once.
@@ -92,7 +93,7 @@ def resample_auroc(
     resamples: int = 2000,
     seed: int = 0,
 ) -> npt.NDArray[np.float64]:
-    """AUROC of each resample, [resamples]; NaN where a class is absent (everywhere, with fewer than two groups).
+    """AUROC of each resample, [resamples]; NaN where a class is absent (everywhere, where one is of one group only).
 
     Args:
         labels: [n], 0 or 1.
@@ -107,7 +108,7 @@ def resample_auroc(
     truth, scores = as_binary(labels, probabilities)
     result = np.full(resamples, np.nan)
     codes, count = group_codes(groups, len(truth))
-    if count < 2 or np.isnan(scores).any():
+    if not of_several_groups(codes, truth, ~truth) or np.isnan(scores).any():
         return result
     # Once for all resamples: in the order of probabilities, cut where they differ into pieces that stay in cache.
     order = np.argsort(scores, kind="stable")
@@ -223,7 +224,13 @@ def _resample(
         for picked in picks:
             rows = picked if groups is None else np.concatenate([rows_of[group] for group in picked])
             values.append(float(statistic(*(column[rows] for column in columns))))
-    return np.asarray(values, dtype=np.float64)
+    drawn = np.asarray(values, dtype=np.float64)
+    # A group that cannot be missed is missing from a third of all resamples: without NaN there is none.
+    if np.isnan(drawn).any():
+        without = (codes != group for group in range(count))
+        if any(math.isnan(float(statistic(*(column[rows] for column in columns)))) for rows in without):
+            drawn[:] = np.nan
+    return drawn
 
 
 def _draws(count: int, resamples: int, seed: int, *, per_draw: int) -> Iterator[npt.NDArray[np.int64]]:

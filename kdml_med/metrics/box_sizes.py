@@ -12,6 +12,7 @@ import pandas as pd
 from kdml_med.metrics.bootstrap import percentile_interval, resampled_weights
 from kdml_med.metrics.box_matching import Floats, Group, finite, match_detections, read_frames
 from kdml_med.metrics.detection import found_boxes
+from kdml_med.metrics.inputs import of_several_groups
 
 SIZE_EDGES = (0.04, 0.16)
 """Share of its frame's area from which a box is medium, and large: a fifth and two fifths of the side of a frame.
@@ -32,7 +33,7 @@ class SizeFigures:
         boxes: annotated ones.
         found: of them.
         sensitivity: ``found / boxes``; NaN without boxes, or where scores are no numbers.
-        low: lower limit of its 95 % interval; NaN where not defined.
+        low: lower limit of its 95 % interval; NaN where not defined, or where all boxes are of one group.
         high: upper limit.
     """
 
@@ -85,7 +86,8 @@ def sensitivity_by_size(
         of_size = size == place
         boxes = np.bincount(truth.box_frame[of_size], minlength=len(areas))
         hits = np.bincount(truth.box_frame[of_size & found], minlength=len(areas))
-        low, high = _interval(boxes, hits, groups, resamples if usable else 0, seed)
+        drawable = usable and of_several_groups(groups, boxes)
+        low, high = _interval(boxes, hits, groups, resamples if drawable else 0, seed)
         total, hit = int(boxes.sum()), int(hits.sum())
         known = usable and total > 0
         result[name] = SizeFigures(total, hit if usable else 0, hit / total if known else math.nan, low, high)

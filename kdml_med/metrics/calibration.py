@@ -70,7 +70,7 @@ def expected_calibration_error(labels: npt.ArrayLike, probabilities: npt.ArrayLi
 
 @dataclass(frozen=True)
 class Reliability:
-    """Bins that hold equally many answers, from low to high probability; all [bins].
+    """Bins that hold about equally many answers, from low to high probability; all [bins].
 
     Attributes:
         predicted: mean probability.
@@ -100,7 +100,7 @@ def reliability(
     Args:
         labels: [n], 0 or 1.
         probabilities: [n], of the positive class.
-        bins: how many; fewer where there are fewer answers.
+        bins: how many; fewer where there are fewer answers, or many of the same probability, which are in one bin.
         groups: [n], patient of each sample, by whom the intervals are; None when each sample is its own.
 
     Returns:
@@ -120,7 +120,11 @@ def reliability(
     if np.isnan(scores).any():
         truth, scores = truth[:0], scores[:0]
     order = np.argsort(scores, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
+    ordered = scores[order]
+    cuts = np.cumsum([len(part) for part in np.array_split(order, bins)])[:-1]
+    # Between equal answers a cut would sort them by their rows, which say nothing; it moves behind them.
+    cuts = np.searchsorted(ordered, ordered[cuts[cuts > 0] - 1], side="right")
+    parts = [part for part in np.split(order, cuts) if len(part)]
     shares = [Proportion.of_groups(truth[part], codes[part]) for part in parts]
     return Reliability(
         predicted=np.array([scores[part].mean() for part in parts], dtype=np.float64),

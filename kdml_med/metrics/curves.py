@@ -2,7 +2,8 @@
 
 A band is pointwise: of 95 % of the resampled patients the curve passes between its limits at that place; whole curves
 leave it more often. Draws are those of ``bootstrap_interval`` and ``evaluate_detections`` with the same groups,
-resamples and seed, so that the area and its limits are the figures of metrics.json.
+resamples and seed, so that the area and its limits are the figures of metrics.json. Where a class, or all annotated
+boxes, are of one group, there are neither limits nor band, as there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from kdml_med.metrics.classification import average_precision as binary_average_
 from kdml_med.metrics.classification import binary_auroc
 from kdml_med.metrics.detection import RECALL_LEVELS, average_precision, interpolated_precision, score_curve
 from kdml_med.metrics.froc import FALSE_POSITIVE_RATES, froc_sensitivity
-from kdml_med.metrics.inputs import as_binary
+from kdml_med.metrics.inputs import as_binary, of_several_groups
 
 Floats = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.int64]
@@ -104,6 +105,7 @@ def roc_curve(
         return _nothing()
     thresholds, found, false = _counts(truth, scores, np.ones((1, len(truth)), dtype=np.int64))
     x, y = false[0] / false[0, -1], found[0] / found[0, -1]
+    resamples = resamples if of_several_groups(groups, truth, ~truth) else 0
     drawn = resampled_weights(groups, len(truth), resamples=resamples, seed=seed)
     band = _band(drawn, _judging(truth, scores, _sensitivity), resamples, len(_PLACES))
     return Curve(x, y, thresholds, binary_auroc(truth, scores), *band.area, _PLACES, band.low, band.high, 0.5)
@@ -142,6 +144,7 @@ def precision_recall_curve(
         return _nothing()
     thresholds, found, false = _counts(truth, scores, np.ones((1, len(truth)), dtype=np.int64))
     precision = np.concatenate([[1.0], found[0, 1:] / (found[0, 1:] + false[0, 1:])])
+    resamples = resamples if of_several_groups(groups, truth, ~truth) else 0
     drawn = resampled_weights(groups, len(truth), resamples=resamples, seed=seed)
     band = _band(drawn, _judging(truth, scores, _precision), resamples, len(_PLACES))
     area = binary_average_precision(truth, scores)
@@ -193,6 +196,7 @@ def froc_with_band(
         values = froc_sensitivity(matches, weights, rates=rates, iou_threshold=limit)
         return values[:, : len(FALSE_POSITIVE_RATES)].mean(axis=1), values[:, len(FALSE_POSITIVE_RATES) :]
 
+    resamples = resamples if of_several_groups(groups, matches.boxes_per_frame) else 0
     drawn = _frame_draws(matches, groups, resamples, seed)
     band = _band(drawn, under, resamples, len(_FROC_PLACES))
     return Curve(
@@ -246,6 +250,7 @@ def detection_precision_recall(
     def under(weights: Weights) -> tuple[Floats, Floats]:
         return average_precision(matches, weights)[:, 0], interpolated_precision(matches, weights)
 
+    resamples = resamples if of_several_groups(groups, matches.boxes_per_frame) else 0
     drawn = _frame_draws(matches, groups, resamples, seed)
     band = _band(drawn, under, resamples, len(RECALL_LEVELS))
     return Curve(

@@ -31,6 +31,7 @@ from kdml_med.metrics.detection import (
     precision_recall_f1,
 )
 from kdml_med.metrics.froc import FALSE_POSITIVE_RATES, froc_sensitivity
+from kdml_med.metrics.inputs import of_several_groups
 
 Figures = dict[str, Any]
 Weights = npt.NDArray[np.int64]
@@ -54,7 +55,8 @@ def evaluate_detections(
     """Figures of each network, with 95 % intervals by bootstrap over groups of frames.
 
     Frames without a label are left out. All networks see the same resamples. A sequence or a polyp counts as often as
-    its group is drawn; where one of them lies in several groups, the figures about it have no interval.
+    its group is drawn; where one of them lies in several groups, the figures about it have no interval. Nor has a
+    figure whose boxes, detections, frames, sequences or polyps are all of one group: no resample has others.
 
     Args:
         frames: evaluated rows of a manifest, see ``kdml_med.metrics.box_matching.read_frames``.
@@ -200,7 +202,7 @@ def _figures(
     }
     for name, value in point.items():
         interval = percentile_interval(np.concatenate([np.empty(0), *drawn[name]]))
-        whole = _has_interval(name, units)
+        whole = _has_interval(name, judged, units)
         figures[name] = _defined(value) if usable else None
         figures[f"{name}_ci95"] = [_defined(end) if whole else None for end in (interval.low, interval.high)]
     return figures
@@ -236,6 +238,12 @@ class Judged:
             **_polyp_sums(truth, found_boxes(matches, threshold), units),
         }
         return cls(matches, counts, ratios)
+
+    def counted(self, name: str) -> npt.NDArray[Any]:
+        """What a figure is divided by, [frames]: by annotated box, as most are, if it is no ratio or precision."""
+        if name in self.ratios:
+            return self.ratios[name][1]
+        return self.counts.detected if name == "precision" else self.counts.boxes
 
 
 def _precisions(judged: Judged, weights: Weights) -> Values:
@@ -311,7 +319,9 @@ def _sums(values: npt.NDArray[Any], codes: Indices, count: int) -> Floats:
     return np.bincount(codes, weights=values, minlength=count).astype(np.float64)
 
 
-def _has_interval(name: str, units: _Units) -> bool:
+def _has_interval(name: str, judged: Judged, units: _Units) -> bool:
+    if not of_several_groups(units.groups, judged.counted(name)):
+        return False
     if name.startswith("sequence"):
         return units.sequences_whole
     return units.polyps_whole if name.startswith("polyp") else True

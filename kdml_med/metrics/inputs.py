@@ -64,3 +64,21 @@ def group_codes(groups: npt.ArrayLike | None, length: int) -> tuple[npt.NDArray[
     if (codes < 0).any():
         raise ValueError(f"{int((codes < 0).sum())} samples have no group.")
     return codes, len(unique)
+
+
+def of_several_groups(groups: npt.ArrayLike | None, *counted: npt.ArrayLike) -> bool:
+    """Whether what a figure is divided by comes from two groups or more.
+
+    Of one alone, every resample that has it gives the same ratio, or varies by the other groups only: the interval
+    would say nothing about what was counted.
+
+    Args:
+        groups: [n], patient of each sample; None when each sample is its own.
+        counted: each [n], above 0 where a sample counts; two or more of each have to do so, as the positives and the
+            negatives of an AUROC.
+
+    Raises:
+        ValueError: another number of groups, or a missing group.
+    """
+    columns = [np.asarray(column) > 0 for column in counted]
+    return all(len(np.unique(group_codes(groups, len(column))[0][column])) > 1 for column in columns)

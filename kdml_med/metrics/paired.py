@@ -17,6 +17,7 @@ import pandas as pd
 
 from kdml_med.metrics.bootstrap import CHUNK_ELEMENTS, Interval, percentile_interval, resampled_weights
 from kdml_med.metrics.box_matching import Floats, Indices
+from kdml_med.metrics.inputs import of_several_groups
 from kdml_med.metrics.paired_scores import Scores, Weights
 
 Arm = Sequence[Sequence[Scores]]
@@ -108,7 +109,8 @@ def resampled(arm: Arm, *, resamples: int = 2000, seed: int = 0) -> Floats:
         seed: of the draws.
 
     Returns:
-        [seeds, resamples]; [seeds, 0] where fewer than two units leave nothing to draw.
+        [seeds, resamples]; [seeds, 0] where fewer than two units leave nothing to draw: all samples, those of a class,
+        or all annotated boxes are of one.
 
     Raises:
         ValueError: no seeds or no networks, or the samples differ.
@@ -118,7 +120,7 @@ def resampled(arm: Arm, *, resamples: int = 2000, seed: int = 0) -> Floats:
     chunks = resampled_weights(
         first.units,
         len(first.sample_ids),
-        resamples=resamples,
+        resamples=resamples if of_several_groups(first.units, *first.counted) else 0,
         seed=seed,
         per_draw=max(network.elements for networks in arm for network in networks),
     )

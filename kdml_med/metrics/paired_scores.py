@@ -57,6 +57,13 @@ class Scores(Protocol):
         """Test fold; one value for all where there are no folds."""
 
     @property
+    def counted(self) -> tuple[Column, ...]:
+        """What the statistic is divided by, each [samples], above 0 where a sample counts.
+
+        Where one of them is of a single unit, resampling units says nothing.
+        """
+
+    @property
     def elements(self) -> int:
         """Numbers that ``value`` holds for each weighting; decides how many are computed at once."""
 
@@ -132,6 +139,11 @@ class ClassificationScores:
         return cls(ids[order], truth[order], scores[order], own[order], folds[order])
 
     @property
+    def counted(self) -> tuple[Column, ...]:
+        """Positives and negatives, each [samples]."""
+        return self.truth, ~self.truth
+
+    @property
     def elements(self) -> int:
         """[samples]."""
         return len(self.truth)
@@ -197,6 +209,11 @@ class BrierScores(ClassificationScores):
     """
 
     statistic: str = "brier"
+
+    @property
+    def counted(self) -> tuple[Column, ...]:
+        """All samples."""
+        return (np.ones(len(self.truth), dtype=np.bool_),)
 
     def value(self, weights: Weights) -> Floats:
         """Weighted mean of the squared differences, [weightings]; NaN without weight."""
@@ -270,6 +287,11 @@ class DetectionScores:
         matches = box_matching.match_detections(truth, rows, iou_thresholds=_IOU_THRESHOLDS[metric])
         parts = tuple((rows, matches.of_frames(rows)) for rows in _rows_of(folds))
         return cls(truth.sample_ids, truth.boxes_per_frame, units, folds, metric, parts, usable)
+
+    @property
+    def counted(self) -> tuple[Column, ...]:
+        """Annotated boxes, [frames]."""
+        return (self.truth,)
 
     @property
     def elements(self) -> int:

@@ -15,11 +15,11 @@ from typer import Argument, Option  # noqa: E402
 
 from kdml_med.colonoscopy.cropping import cut_crops, describe_crop_report  # noqa: E402
 from kdml_med.colonoscopy.crops import CropOptions  # noqa: E402
+from kdml_med.colonoscopy.frozen_splits import describe_frozen  # noqa: E402
 from kdml_med.colonoscopy.near_duplicates import HASH_BITS  # noqa: E402
 from kdml_med.errors import ExitCode, InputError  # noqa: E402
 from kdml_med.program import usable_cores  # noqa: E402
-from kdml_med.splits import describe_splits, has_splits, read_splits  # noqa: E402
-from kdml_med.storage.manifest import read_info, read_manifest  # noqa: E402
+from kdml_med.splits import has_splits  # noqa: E402
 
 _DEFAULT = CropOptions()
 
@@ -80,8 +80,7 @@ def main(
     report = cut_crops(frames, out, options, workers=workers or usable_cores(), force=force)
     print(*describe_crop_report(report, out), sep="\n")
     if has_splits(out):
-        manifest, info = read_manifest(out), read_info(out)
-        print(describe_splits(manifest, read_splits(out, manifest, info), info).to_string(index=False))
+        print(describe_frozen(out, forced=force))
     return ExitCode.SOME_FAILED if report.failures else ExitCode.OK
 
 

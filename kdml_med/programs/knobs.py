@@ -21,6 +21,7 @@ _TASKS = {Task.CLASSIFICATION: "MSI", Task.DETECTION: "polyps"}
 _PLACES = {"run_dir": "run", "dataset_dir": "data", "output_dir": "out"}
 # Settings that a text names; those of one word could be any word.
 _SETTING = re.compile(rf"(?<!-)\b(?:{'|'.join(knob.name for knob in KNOBS if '_' in knob.name)})\b")
+_BRACKETS, _QUOTES = ("[", "{", "("), ("'", '"')
 _METAVARS = {"a whole number": "INTEGER", "a number": "NUMBER", "a path": "PATH", "a name": "NAME", "one of": "WORD"}
 
 
@@ -38,7 +39,8 @@ def with_knobs(command: Callable[..., ExitCode], stage: Stage, names: Iterable[s
 
     def run(**given: Any) -> ExitCode:
         settings = {name: given.pop(name) for name in options}
-        return command(**given, settings={name: _read(value) for name, value in settings.items() if value is not None})
+        read = {name: _read(value, name, stage) for name, value in settings.items() if value is not None}
+        return command(**given, settings=read)
 
     parameters = [*own.values(), *options.values()]
     run.__doc__ = command.__doc__
@@ -47,13 +49,26 @@ def with_knobs(command: Callable[..., ExitCode], stage: Stage, names: Iterable[s
     return run
 
 
-def _read(value: Any) -> Any:
-    """What was typed, as the bundles' command line reads it: 0.001, [256,320] and None as Python."""
-    return DefaultParseValue(value) if isinstance(value, str) else value
+def _read(value: Any, name: str, stage: Stage) -> Any:
+    """What was typed, as the bundles' command line reads it: 0.001, [256,320] and None as Python.
+
+    But 2026_11_30 and "run #2" stay paths and names: Python reads a number there, and a comment.
+    """
+    if not isinstance(value, str):
+        return value
+    found = DefaultParseValue(value)
+    as_typed = all(knob.kind.as_typed for knob in _knobs(name, stage))
+    meant = found is None or value[:1] in _QUOTES or (value[:1] in _BRACKETS and isinstance(found, list | tuple | dict))
+    return value if as_typed and not meant else found
+
+
+def _knobs(name: str, stage: Stage) -> list[Knob]:
+    """Settings of a name: the tasks can have one each."""
+    return [knob for knob in KNOBS if knob.name == name and stage in knob.stages]
 
 
 def _parameter(name: str, stage: Stage) -> inspect.Parameter:
-    knobs = [knob for knob in KNOBS if knob.name == name and stage in knob.stages]
+    knobs = _knobs(name, stage)
     word = name.replace("_", "-")
     how: dict[str, Any] = {"help": _help(knobs), "rich_help_panel": knobs[0].group, "show_default": False}
     if knobs[0].kind is FLAG:

@@ -13,21 +13,20 @@ from typing import Annotated, Any  # noqa: E402
 
 from typer import Argument, Option  # noqa: E402
 
+from kdml_med.colonoscopy.frozen_splits import describe_frozen  # noqa: E402
 from kdml_med.colonoscopy.options import FrameOptions  # noqa: E402
 from kdml_med.colonoscopy.preparing import prepare_frames  # noqa: E402
 from kdml_med.colonoscopy.readers import FORMATS  # noqa: E402
-from kdml_med.colonoscopy.report import describe_report  # noqa: E402
+from kdml_med.colonoscopy.report import NO_FOLDERS, describe_report  # noqa: E402
 from kdml_med.errors import ExitCode, InputError  # noqa: E402
 from kdml_med.program import usable_cores, with_default  # noqa: E402
 from kdml_med.programs.like import frames_like  # noqa: E402
 from kdml_med.splits import (  # noqa: E402
     DEFAULT_FRACTIONS,
     check_request,
-    describe_splits,
     freeze_splits,
     has_splits,
     make_splits,
-    read_splits,
     required_classes,
 )
 from kdml_med.storage.manifest import read_info, read_manifest  # noqa: E402
@@ -139,14 +138,15 @@ def main(
     )
     print(*describe_report(report, out), sep="\n")
     if not no_splits and not report.has_splits and report.polyps:
-        _choose_splits(out, fractions, seed, force=force)
+        _choose_splits(out, fractions, seed, force=force, by_folder=bool(report.folders))
     if has_splits(out) and report.frames:
-        manifest = read_manifest(out)
-        print(describe_splits(manifest, read_splits(out, manifest, read_info(out))).to_string(index=False))
+        print(describe_frozen(out, forced=force))
     return ExitCode.SOME_FAILED if report.failures else ExitCode.OK
 
 
-def _choose_splits(out: Path, fractions: tuple[float, float, float] | None, seed: int, *, force: bool) -> None:
+def _choose_splits(
+    out: Path, fractions: tuple[float, float, float] | None, seed: int, *, force: bool, by_folder: bool
+) -> None:
     """Draw splits as ``preprocessing.make_splits`` does, unless some are there and no others are asked for."""
     if has_splits(out) and fractions is None and not force:
         return
@@ -156,7 +156,8 @@ def _choose_splits(out: Path, fractions: tuple[float, float, float] | None, seed
             manifest, classes=info.classes, fractions=fractions, seed=seed, required=required_classes(info)
         )
     except InputError as error:
-        print(f"no splits: {error}")  # the frames are stored and good for other uses than training
+        how = f" If the folders are no sequences: {NO_FOLDERS}." if by_folder else ""
+        print(f"no splits: {error}{how}")  # the frames are stored and good for other uses than training
         return
     details = {"site_preserved": False, "fractions": list(fractions or DEFAULT_FRACTIONS)}
     freeze_splits(out, splits, mode="fractions", seed=seed, force=force, **details)

@@ -179,6 +179,9 @@ def _print_report(report: TilingReport, out: Path) -> None:
         are = verb(len(report.left_out), "is no slide", "are no slides")
         print(printable(f"{several} beside slides {are}, such as {report.left_out[0][0]}"))
     _print_failures(report.failures, out)
+    if report.standing:
+        rows, stand = counted(len(report.standing), "row"), verb(len(report.standing), "stands", "stand")
+        print(f"{rows} of earlier runs {stand} in {out / FAILURES_FILE}, about inputs that were not named now")
     if report.absent:
         print(f"rows of the label table without their slide: {len(report.absent)}")
         _print_failures(report.absent, out, shown=3)

@@ -71,7 +71,7 @@ def _counts(metrics: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str,
     negative = classes[0] if len(classes) == 2 else f"not {classes[-1]}"
     counts = {f"{classes[-1]} {level}": group["positives"], f"{negative} {level}": group["n"] - group["positives"]}
     # Slides of one patient are alike, so that patients are what counts.
-    return counts | ({unit: units} if units is not None and unit != level else {})
+    return counts | ({unit: units} if units is not None and (level, unit) == ("slide", "patient") else {})
 
 
 def _said(counts: Mapping[str, int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from kdml_med.keys import LossTerm
 from kdml_med.metrics.classification import METRICS
@@ -29,6 +29,7 @@ MINUS = "−"
 ENSEMBLE_COST = "The ensemble costs what its students cost together; in use, the teacher is not needed."
 
 
+_NO_WIDTH = 1e-9  # sums of the same numbers in another order differ by less
 _BUSY = 0.8
 """Share of the time that a process computes below which others have kept it waiting."""
 
@@ -88,6 +89,18 @@ def with_interval(value: float, low: float, high: float) -> str:
     if math.isnan(low) or math.isnan(high):
         return figure(value)
     return f"{figure(value)} ({figure(low)}–{figure(high)})"
+
+
+def width_note(intervals: Iterable[Sequence[float | None]]) -> str:
+    """What to think of intervals without width; empty where none of them is such a one.
+
+    Args:
+        intervals: low and high each; None or NaN where it is not defined.
+    """
+    shown = [(low, high) for low, high in intervals if low is not None and high is not None]
+    if not any(high - low < _NO_WIDTH for low, high in shown):  # a NaN is no less
+        return ""
+    return "An interval without width: no resample differs, as where all is right. The true one is wider."
 
 
 def difference_with_interval(value: float, low: float, high: float) -> str:

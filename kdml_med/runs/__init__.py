@@ -26,6 +26,7 @@ from kdml_med.runs.description import (
     RunDescription,
     hashed_patient,
 )
+from kdml_med.runs.evaluations import tell_other_weights
 from kdml_med.runs.files import (
     CHECKPOINTS_DIR,
     COHORT_FILE,
@@ -89,6 +90,7 @@ __all__ = [
     "read_losses",
     "read_run_json",
     "read_thresholds",
+    "tell_other_weights",
     "trained_on",
     "write_checkpoint",
     "write_detections",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -15,8 +16,10 @@ from kdml_med.networks.cohort import Cohort, load_trained
 from kdml_med.networks.registry import build_network
 from kdml_med.networks.weights import load_on_cpu
 from kdml_med.runs.description import RunDescription
-from kdml_med.runs.files import CHECKPOINTS_DIR
-from kdml_med.storage.files import content_hash, writing
+from kdml_med.runs.files import CHECKPOINTS_DIR, EVALUATION_FILE, METRICS_FILE, SPEED_FILE
+from kdml_med.storage.files import content_hash, naming, writing
+
+_OLDER = re.compile(r"step_(\d+)\.pt")
 
 
 def read_checkpoint(path: Path, kinds: Mapping[str, type | tuple[type, ...]], *, remedy: str) -> dict[str, Any]:
@@ -97,6 +100,27 @@ def _plain(content: Any) -> Any:
 def checkpoint_path(run_dir: Path, name: str) -> Path:
     """File of a checkpoint: "last", "best" or a network's name."""
     return Path(run_dir) / CHECKPOINTS_DIR / f"{name}.pt"
+
+
+def older_states(run_dir: str | Path) -> dict[int, Path]:
+    """Files of what a training went through before its last checkpoint, by iteration, in no order."""
+    found = (Path(run_dir) / CHECKPOINTS_DIR).glob("step_*.pt")
+    return {int(name[1]): path for path in found if (name := _OLDER.fullmatch(path.name))}
+
+
+def withdraw_figures(folder: str | Path) -> None:
+    """Take away what vouches for an evaluation, before the tables or the weights that it is of become others.
+
+    Args:
+        folder: of the evaluation; of a run, for its own.
+
+    Raises:
+        InputError: a file cannot be removed.
+    """
+    for name in (METRICS_FILE, EVALUATION_FILE, SPEED_FILE):
+        path = Path(folder) / name
+        with naming(path):
+            path.unlink(missing_ok=True)
 
 
 def hash_checkpoints(run_dir: Path, names: Iterable[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
@@ -30,9 +30,10 @@ from kdml_med.storage.manifest import (
     write_info,
     write_manifest,
 )
+from kdml_med.storage.reading import read_table
 from kdml_med.storage.rows import same_rows
 from kdml_med.storage.shards import Origin, Record, read_record, shard_path, sidecar_path, times_path
-from kdml_med.words import printable
+from kdml_med.words import printable, storable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 FULL_HASH = "full_hash"
 """Name of the option by which all bytes of large inputs are hashed; in dataset.json only where it is set."""
 _SHARD_FILES = (sidecar_path, times_path, shard_path)  # the table first: without it nothing counts as finished
+_FAILURE_COLUMNS = ("input", "reason")
 _SHOWN = 10
 _SEEN_WITHIN_S = 120.0  # NFS may show a folder as it was a minute ago
 
@@ -283,6 +285,18 @@ class DatasetFolder(Generic[Record]):
                 self.withdraw_manifest()
                 path.unlink(missing_ok=True)
 
+    def read_failures(self) -> list[tuple[str, str]]:
+        """Rows of failures.csv as an earlier run wrote them, (input, reason); none without the file.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        path = self.path / FAILURES_FILE
+        if not path.is_file():
+            return []
+        table = read_table(path, _FAILURE_COLUMNS, remedy="Delete it, and give the same command again.")
+        return [(str(name), str(reason)) for name, reason in zip(table["input"], table["reason"], strict=True)]
+
     def write_tables(
         self, manifest: pa.Table, failures: Sequence[tuple[str, str]], tables: Mapping[str, pd.DataFrame | Rows | None]
     ) -> None:
@@ -290,7 +304,7 @@ class DatasetFolder(Generic[Record]):
 
         Args:
             manifest: rows of the whole dataset.
-            failures: (input, reason) of everything that could not be used.
+            failures: (input, reason) of everything that could not be used; of any text, see ``failure_rows``.
             tables: by file name; None removes the file.
 
         Raises:
@@ -304,13 +318,18 @@ class DatasetFolder(Generic[Record]):
                 (self.path / name).unlink(missing_ok=True)
             else:
                 write_table(self.path / name, table)
-        write_table(self.path / FAILURES_FILE, Rows(["input", "reason"], failures))
+        write_table(self.path / FAILURES_FILE, failure_rows(failures))
         if not same:
             write_manifest(self.path / MANIFEST_FILE, manifest)
 
     def holds(self, manifest: pa.Table) -> bool:
         """Whether the manifest there has exactly these rows."""
         return same_rows(self.path / MANIFEST_FILE, manifest, self.kind.layout)
+
+
+def failure_rows(failures: Iterable[tuple[str, str]]) -> Rows:
+    """The table failures.csv; names of files that are not UTF-8 can be part of every input and reason."""
+    return Rows(_FAILURE_COLUMNS, [(storable(name), storable(reason)) for name, reason in failures])
 
 
 def describe_remade(remade: Mapping[str, str]) -> list[str]:

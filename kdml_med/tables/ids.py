@@ -72,6 +72,12 @@ def check_patients(values: pd.Series[str], where: str, what: str = "patient") ->
     _refuse_twins(first, samples, problem, where, what)
 
 
+def same_patient(one: str, other: str) -> bool:
+    """Whether two ids may be those of one patient: ``check_patients`` refuses them in one column."""
+    first, second = _same_patient_form(one), _same_patient_form(other)
+    return any(form(first) == form(second) for form in (str, _number_form, _barcode_or_form))
+
+
 def _same_patient_form(value: str) -> str:
     """An id without what may be written otherwise; "#7" is 7, where somebody meant to leave out the row."""
     return similar_form(value).lstrip("#").strip()

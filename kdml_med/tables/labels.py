@@ -24,11 +24,13 @@ from kdml_med.tables.names import (
     folders_of,
     is_absolute,
     is_barcode,
+    same_name_form,
     similar_form,
     slide_name,
     tcga_patient,
 )
 from kdml_med.tables.usage import LabelSource, count_words
+from kdml_med.words import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,19 +93,31 @@ class LabelTable:
             return None
         return self.matches[key]
 
+    def match_patient(self, patient: str) -> LabelMatch | None:
+        """What a table without a slide column says of a patient, who may be named by the barcode of a TCGA sample."""
+        return self.matches.get(same_name_form(patient)) or self.matches.get(tcga_patient(patient) or "")
+
     def explain(self, slide: str, inside: str = "") -> str:
-        """Why ``match`` gives nothing for a slide."""
+        """Why ``match`` gives nothing for a slide; printable, whatever the name."""
         key, name = self.key(slide), slide_name(slide)
         if key is not None:
             listed = self.matches[key]
             return (
                 f"row {listed.row} of the label table is about {listed.name}, which is in another folder than "
-                f"{f'{inside}/' * bool(inside)}{slide}. If they are one slide, name it there without folders"
+                f"{printable(f'{inside}/' * bool(inside) + slide)}. If they are one slide, name it there without "
+                "folders"
             )
-        forms = [*map(_mangled_form, self._keys(name)), _mangled_form(tcga_patient(name) or "")]
+        return f"no row in the label table for {printable(name)}{self._hint(name, *self._keys(name))}"
+
+    def explain_patient(self, patient: str) -> str:
+        """Why ``match_patient`` gives nothing; printable."""
+        return f"no row in the label table for the patient {printable(patient)}{self._hint(patient, patient)}"
+
+    def _hint(self, name: str, *keys: str) -> str:
+        """The row of a key that differs little from those of a name, to be added to what is said of the name."""
+        forms = [*map(_mangled_form, keys), _mangled_form(tcga_patient(name) or "")]
         similar = next((self._similar[form] for form in forms if form in self._similar), "")
-        hint = f"; row {self.matches[similar].row} has {similar!r}" if similar else ""
-        return f"no row in the label table for {name}{hint}"
+        return f"; row {self.matches[similar].row} has {similar!r}" if similar else ""
 
     def key(self, slide: str) -> str | None:
         """Key of ``matches`` that a slide has by its name, wherever it lies."""

@@ -40,6 +40,11 @@ _SPACE = re.compile(r"[^\S\n]")
 _TCGA_NORMAL = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}-1[0-9](?![0-9])", re.IGNORECASE)
 _HYPHENS = re.compile("[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
 _TCGA_PATIENT = re.compile(r"^TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}", re.IGNORECASE)
+_TCGA_SLIDE = re.compile(
+    r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}-[0-9]{2}[A-Z]-[0-9]{2}-(?:DX|[BMT]S)(?:[0-9]+|[A-Z])(?![A-Z0-9])"
+    r"(?:\.[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12}(?![A-Z0-9]))?",
+    re.IGNORECASE,
+)
 _TCGA_ANYWHERE = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", re.IGNORECASE)
 
 
@@ -122,6 +127,16 @@ def other_barcode(name: str, patient_id: str) -> str | None:
 def tcga_patient(name: str) -> str | None:
     """TCGA barcode of the patient that a name begins with, or None."""
     found = _TCGA_PATIENT.match(name)
+    return found.group() if found else None
+
+
+def tcga_slide(name: str) -> str | None:
+    """TCGA barcode of the slide that a name begins with, and the UUID behind it as in names of files; None without.
+
+    Source:
+        GDC, TCGA barcode: patient, sample type and vial, portion, slide (DX1, TS1, BSA, …).
+    """
+    found = _TCGA_SLIDE.match(name)
     return found.group() if found else None
 
 

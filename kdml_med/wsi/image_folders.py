@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -117,31 +117,44 @@ def _direct_images(folder: Path, source: Path) -> list[str]:
 
 
 def scan_images(folder: Path, source: Path) -> list[tuple[str, int]]:
-    """Path below the source, "/" as separator, and size in bytes of every image file in a folder of it; sorted."""
+    """Path below the source, "/" as separator, and size in bytes of every image file in a folder of it; sorted.
+
+    Links to folders are followed as ``kdml_med.storage.walking.walk_folder`` does, which takes twice as long; there
+    may be millions of tiles.
+    """
     found: list[tuple[str, int]] = []
     pending = [(str(folder), "" if folder == source else folder.relative_to(source).as_posix() + "/")]
-    seen: set[tuple[int, int]] = set()
-    while pending:
+    links: list[tuple[str, str]] = []
+    here = folder.resolve()
+    seen = {_folder_id(path) for path in here.parents}
+    while pending or links:
+        if not pending:  # each real folder goes by its own path where it has one
+            pending, links = sorted(links, reverse=True), []
         path, prefix = pending.pop()
         try:
-            state = Path(path).stat()
+            own = _folder_id(path)
             entries = sorted(os.scandir(path), key=lambda entry: entry.name)
         except OSError as error:
             raise InputError(
                 f"cannot list the folder {path}: {error.strerror}. Allow reading it, or move it away."
             ) from error
-        if (state.st_dev, state.st_ino) in seen:
-            continue  # a link back to a folder above it
-        seen.add((state.st_dev, state.st_ino))
+        if own in seen:
+            continue
+        seen.add(own)
         for entry in entries:
             if is_system_name(entry.name):
                 continue
             is_folder, size = _look_at(entry)
             if is_folder:
-                pending.append((entry.path, f"{prefix}{entry.name}/"))
+                (links if entry.is_symlink() else pending).append((entry.path, f"{prefix}{entry.name}/"))
             elif os.path.splitext(entry.name)[1].lower() in _IMAGE_SUFFIXES:  # noqa: PTH122 - ten times as fast
                 found.append((prefix + entry.name, size))
     return sorted(found)
+
+
+def _folder_id(path: Path | str) -> tuple[int, int]:
+    state = Path(path).stat()
+    return state.st_dev, state.st_ino
 
 
 def _look_at(entry: os.DirEntry[str]) -> tuple[bool, int]:
@@ -173,18 +186,27 @@ class ImageIndex:
     def find(self, name: str) -> list[str]:
         """Images that a name fits, by the most exact way that fits any; ideally one."""
         written = same_name_form(name).replace("\\", "/")
-        path = posixpath.normpath(self._below(written) if is_absolute(written) else written)
-        levels = self._levels[:2] if "/" in written else self._levels
-        return next((found for level in levels if (found := level.get(path))), [])
+        if "/" not in written:
+            return self._look_up(written, self._levels)
+        found = self._look_up(self._below(written) if is_absolute(written) else written, self._levels[:2])
+        return found or self._look_up(self._behind_links(written), self._levels[:2])
+
+    @staticmethod
+    def _look_up(path: str, levels: Sequence[dict[str, list[str]]]) -> list[str]:
+        return next((found for level in levels if (found := level.get(posixpath.normpath(path)))), [])
 
     def _below(self, path: str) -> str:
-        """Path below the source of an absolute one, also of one that leads there by links; others stay."""
+        """Path below the source of an absolute one; others stay."""
         root = same_name_form(self._source.as_posix())
         folder, name = posixpath.split(path)
-        for inside in (folder, os.path.realpath(folder)):
-            if f"{same_name_form(inside)}/".startswith(f"{root}/"):
-                return f".{same_name_form(inside)[len(root) :]}/{name}"
+        if f"{same_name_form(folder)}/".startswith(f"{root}/"):
+            return f".{same_name_form(folder)[len(root) :]}/{name}"
         return path
+
+    def _behind_links(self, path: str) -> str:
+        """Path below the source of one whose folders are links to others there."""
+        folder, name = posixpath.split(path)
+        return self._below(f"{os.path.realpath(self._source / folder)}/{name}")
 
 
 def _image_keys(path: str) -> tuple[str, str, str, str]:

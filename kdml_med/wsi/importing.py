@@ -21,7 +21,7 @@ from kdml_med.storage.files import content_hash
 from kdml_med.tables.classes import parse_labels
 from kdml_med.tables.images import ImageTable, TableColumns, read_image_table
 from kdml_med.tables.labels import LabelLevel
-from kdml_med.tables.names import is_tcga_normal, other_barcode, tcga_site
+from kdml_med.tables.names import is_tcga_normal, other_barcode, tcga_site, tcga_slide
 from kdml_med.tables.usage import LabelSource, RowUse, describe_labels
 from kdml_med.wsi.image_folders import (
     ImageIndex,
@@ -64,8 +64,9 @@ def import_tile_folders(
 ) -> ImportResult:
     """Import class folders, such as CRC_DX_TRAIN/MSIMUT, whose file names carry TCGA barcodes.
 
-    The train and test folders stay the split; validation patients are taken from train, stratified by label. A source
-    that holds class folders directly has no official split, and none is written.
+    The barcode of a slide tells the slide; where a name has that of the patient alone, the patient is one slide. The
+    train and test folders stay the split; validation patients are taken from train, stratified by label. A source that
+    holds class folders directly has no official split, and none is written.
 
     Args:
         source: folder with <cohort>_TRAIN and <cohort>_TEST (or train and test), or with class folders.
@@ -113,7 +114,8 @@ def import_tile_folders(
             failures.append((shard, reason or ""))
             continue
         patient = found.group()
-        row = {"sample_id": shard, "patient_id": patient, "slide_id": Path(shard).stem[found.start() :], "label": label}
+        slide = tcga_slide(Path(shard).stem[found.start() :]) or patient  # what follows may be the place of the tile
+        row = {"sample_id": shard, "patient_id": patient, "slide_id": slide, "label": label}
         rows.append(row | {"site": tcga_site(patient), "mpp": mpp, "shard": shard, "offset": 0, "size": size})
         rows[-1]["split"] = split
     options = {"layout": "kather", "cohort": cohort}

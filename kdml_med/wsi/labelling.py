@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from kdml_med.tables.labels import LabelTable
 from kdml_med.tables.names import is_tcga_normal, other_barcode, slide_name, tcga_site
 from kdml_med.tables.usage import RowUse
+from kdml_med.words import printable
 from kdml_med.wsi.cutter import SlideJob
 from kdml_med.wsi.shards import SlideRecord
 from kdml_med.wsi.slide import tell_contradiction
+from kdml_med.wsi.sources import FoundSlides
 
 NORMAL_TISSUE = (
     "normal tissue (TCGA sample type 10 to 19), while the label is that of the patient's tumour; with --tcga-normals "
     "it is taken all the same"
 )
+_ABSENT = re.compile(r"row \d+ of .+: no slide(?: of this patient)? among the inputs")
 _NO_PICTURES = frozenset(
     {
         *(".xml", ".json", ".geojson", ".yaml", ".csv", ".tsv", ".txt", ".md", ".log", ".html", ".pdf", ".ini", ".py"),
@@ -84,6 +88,20 @@ def count_rows(labels: LabelTable, slides: Iterable[str], used: Iterable[str]) -
         used: names of those whose tiles are in the dataset.
     """
     there, taken = ({labels.key(name) for name in names} for names in (slides, used))
+    return count_keys(labels, there, taken)
+
+
+def count_keys(
+    labels: LabelTable, there: Collection[str | None], taken: Collection[str | None], left_out: Collection[str] = ()
+) -> Counter[RowUse]:
+    """``count_rows`` by keys of ``LabelTable.matches``.
+
+    Args:
+        labels: the table.
+        there: of what there is and was chosen.
+        taken: of what is in the dataset.
+        left_out: of what was not chosen.
+    """
     return Counter(
         RowUse.NO_CLASS
         if match.label is None
@@ -91,6 +109,8 @@ def count_rows(labels: LabelTable, slides: Iterable[str], used: Iterable[str]) -
         if key in taken
         else RowUse.UNUSABLE
         if key in there
+        else RowUse.NOT_CHOSEN
+        if key in left_out
         else RowUse.NO_FILE
         for key, match in labels.matches.items()
     )
@@ -119,7 +139,7 @@ def find_absent(
     rest: list[tuple[str, str]] = []
     for key, match in absent.items():
         other = f"; {others[key]} is there, which is not taken for a slide" if key in others else ""
-        reason = f"row {match.row} of {labels.source.table}: no {what} among the inputs{other}"
+        reason = f"row {match.row} of {labels.source.table}: no {what} among the inputs{other}"  # see _ABSENT
         (asked if labels.by_slide or other else rest).append((match.name, reason))
     return asked, rest
 
@@ -133,5 +153,27 @@ def _find_others(labels: LabelTable, files: Iterable[Path], taken: Collection[Pa
             continue
         key = labels.key(path.name) or labels.key(path.stem)
         if key is not None:
-            found.setdefault(key, path.name)
+            found.setdefault(key, printable(path.name))
     return found
+
+
+def find_standing(
+    earlier: Iterable[tuple[str, str]], found: FoundSlides, finished: Iterable[str]
+) -> list[tuple[str, str]]:
+    """Failures of earlier runs that stand: what a run that only adds slides does not name is no better for it.
+
+    Args:
+        earlier: (input, reason) of earlier runs.
+        found: what this run names.
+        finished: names of slides that are tiled; what is wrong with them is known anew.
+
+    Returns:
+        Those of other inputs. None is about a row of a label table, which each run compares with all slides.
+    """
+    slides = {slide_name(path.name) for path in found.slides} | {*found.lost, *finished}
+    names = {PurePosixPath(name).name for name, _ in found.problems}
+    return [
+        (name, reason)
+        for name, reason in earlier
+        if not _ABSENT.match(reason) and slide_name(name) not in slides and PurePosixPath(name).name not in names
+    ]

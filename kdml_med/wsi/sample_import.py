@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from kdml_med.errors import InputError
 from kdml_med.storage.files import content_hash
 from kdml_med.storage.manifest import read_member
-from kdml_med.tables.columns import find_column, is_blank
-from kdml_med.tables.images import TableColumns, check_image_table, slide_column
+from kdml_med.tables.images import TableColumns, check_image_table
 from kdml_med.tables.labels import LabelLevel, LabelTable, read_labels
-from kdml_med.tables.names import is_barcode, same_name_form, slide_name, tcga_patient
+from kdml_med.tables.names import same_name_form
 from kdml_med.tables.usage import RowUse, describe_labels
 from kdml_med.wsi.image_folders import read_header
 from kdml_med.wsi.imported import (
@@ -31,11 +27,9 @@ from kdml_med.wsi.imported import (
     frame_of,
     write_import,
 )
-from kdml_med.wsi.labelling import count_rows
+from kdml_med.wsi.labelling import count_keys
+from kdml_med.wsi.sample_facts import ask_table, compile_pattern, list_facts, name_classes, name_owners
 from kdml_med.wsi.sample_tars import Sample, find_tars, read_tar
-
-KEY = "__key__"  # as WebDataset calls it
-_GROUPS = ("patient", "slide", "site")
 
 
 @dataclass
@@ -69,14 +63,16 @@ def import_samples(
 
     What is known of a sample are the values of its .json, the text of its .cls and .txt, and what the pattern finds in
     its key, which comes first. A number in .cls counts the classes from 0. With a label table the patient, label and
-    site are those of its slide or patient there. A sample is called by its tar and key.
+    site are those of its slide or patient there; a sample that names another patient is left out. A sample is called
+    by its tar and key.
 
     Args:
         source: folder with tars at any depth, or one tar.
         out: dataset folder to write.
         labels: table of slides or patients as for tiling; None where the samples have their labels themselves.
-        columns: names of values in .json, or of columns of ``labels``; ``image`` is what the image is called in the
-            samples, such as "tile.png"; None recognises them.
+        columns: names of values in .json, or of columns of ``labels``, where those of ``mpp`` and ``split`` are looked
+            for only if no sample has them; ``image`` is what the image is called in the samples, such as "tile.png";
+            None recognises them.
         key_pattern: regular expression that is searched in keys, with groups named patient, slide or site.
         where: value in .json → text; only samples that have all of them are taken.
         classes: two class names, positive last, or the positive one alone; None for words of MSI.
@@ -95,22 +91,23 @@ def import_samples(
     """
     check_mpp(mpp)
     columns = columns or TableColumns()
-    pattern = _compile(key_pattern)
+    pattern = compile_pattern(key_pattern)
     root, tars, problems = find_tars(Path(source))
     found = _read_all(root, tars, columns.image, progress, check_images=check_images)
     found.failures += problems
     table = None if labels is None else _read_table(labels, columns, classes, label_level)
-    facts = _facts(found, pattern, table, columns)
-    if facts.empty:
-        frame_of([], found.failures, root)  # which says why
     name = f"the samples of {source}"
-    own = columns if table is None else TableColumns(split=columns.split)
-    own = replace(own, image=KEY, label=own.label or _label_column(facts, table, name))
-    facts = _with_names(facts, own, found, name)
+    known = list_facts(found.samples, pattern, columns, table, found.failures, name)
+    if not known.frame.empty and table is None:
+        known = name_owners(known, found.failures, name)
+    elif not known.frame.empty and table is not None and labels is not None:
+        known = ask_table(known, found.samples, table, labels, found.failures, name)
+    if known.frame.empty:
+        frame_of([], found.failures, root)  # which says why
     named = classes if table is None else table.classes
-    if own.label == "cls":
-        facts["cls"] = _name_classes(facts["cls"], named)
-    listed = check_image_table(facts, name, "samples", own, where or {}, named, label_level)
+    if known.columns.label == "cls":
+        known.frame["cls"] = name_classes(known.frame["cls"], named)
+    listed = check_image_table(known.frame, name, "samples", known.columns, where or {}, named, label_level)
     normals = tcga_normals or label_level == "slide"
     uses: Counter[RowUse] = Counter({RowUse.NOT_CHOSEN: len(listed.not_chosen)})
     rows: list[dict[str, Any]] = []
@@ -147,28 +144,16 @@ def import_samples(
     info.shard_bytes = {name: size for name, size in sorted(found.shard_bytes.items()) if name in used}
     word_source = listed.source
     if table is not None:
-        word_source, slides = table.source, [str(slide) for slide in facts["slide"]]
-        uses = count_rows(table, slides, frame["slide_id"])
+        word_source = known.source
+        there, taken, left_out = (
+            {known.table_keys[sample_id] for sample_id in names}
+            for names in (listed.rows["image"], frame["sample_id"], listed.not_chosen)
+        )
+        uses = count_keys(table, there, taken, left_out)
     info.labels = describe_labels(word_source, uses, frame, listed.classes, tcga_normals=tcga_normals)
     result = write_import(out, info, frame, found.failures, val_fraction=val_fraction, seed=seed, force=force)
     result.unused_split = listed.unused_split
     return result
-
-
-def _compile(pattern: str | None) -> re.Pattern[str] | None:
-    if pattern is None:
-        return None
-    try:
-        found = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"--key-pattern {pattern!r} is no regular expression: {error}.") from error
-    unknown = set(found.groupindex) - set(_GROUPS)
-    if unknown or not found.groupindex:
-        raise InputError(
-            f"--key-pattern {pattern!r} has the groups {sorted(found.groupindex)}, expected some of "
-            f"{', '.join(f'(?P<{name}>…)' for name in _GROUPS)}."
-        )
-    return found
 
 
 def _read_table(
@@ -216,80 +201,3 @@ def _read_all(root: Path, tars: Sequence[Path], image: str | None, progress: Pro
 def _same_image(root: Path, *samples: tuple[str, Sample]) -> bool:
     first, second = (read_member(root, shard, sample.offset, sample.size) for shard, sample in samples)
     return first == second
-
-
-def _facts(
-    found: _Found, pattern: re.Pattern[str] | None, table: LabelTable | None, columns: TableColumns
-) -> pd.DataFrame:
-    """One row per sample, all text; those that no pattern or row of the table fits go to the failures."""
-    rows: list[dict[str, str]] = []
-    for sample_id, (shard, sample) in found.samples.items():
-        facts = dict(sample.facts)
-        if pattern is not None:
-            match = pattern.search(sample.key)
-            if match is None:
-                found.failures.append((sample_id, f"its key does not fit --key-pattern {pattern.pattern}"))
-                continue
-            facts |= {name: text for name, text in match.groupdict().items() if text}
-        if table is not None:
-            entry = _ask_table(table, _slide_of(sample, facts), Path(shard).parent.name)
-            if isinstance(entry, str):
-                found.failures.append((sample_id, entry))
-                continue
-            split = {} if columns.split is None else {columns.split: facts.get(columns.split, "")}
-            facts = split | entry
-        elif "patient" not in facts and is_barcode(Path(sample.key).name):
-            facts.setdefault("patient", tcga_patient(Path(sample.key).name) or "")
-        rows.append(facts | {KEY: sample_id})
-    return pd.DataFrame(rows, index=range(1, len(rows) + 1), dtype=object).fillna("")
-
-
-def _slide_of(sample: Sample, facts: Mapping[str, str]) -> str:
-    """What a label table may call the slide of a sample: what it says itself, else its folder, else its key."""
-    said = next((facts[name] for name in facts if name.lower().startswith("slide") and facts[name]), None)
-    folder = sample.key.rpartition("/")[0]
-    return said or folder or sample.key
-
-
-def _ask_table(table: LabelTable, slide: str, inside: str) -> dict[str, str] | str:
-    match = table.match(slide, inside)
-    if match is None:
-        return table.explain(slide, inside)
-    found = {"patient": match.patient_id, "slide": slide_name(slide), "label": match.label or ""}
-    return found | ({} if match.site is None else {"site": match.site})
-
-
-def _label_column(facts: pd.DataFrame, table: LabelTable | None, name: str) -> str | None:
-    """What a label is called where nobody says it: as in tables, else .cls, else .txt."""
-    if table is not None:
-        return "label"
-    usual = find_column(facts.columns, "label", None, required=False, where=name)
-    return usual or next((column for column in ("cls", "txt") if column in facts), None)
-
-
-def _with_names(facts: pd.DataFrame, columns: TableColumns, found: _Found, name: str) -> pd.DataFrame:
-    """The rows that name a patient, and a slide where samples do; the others are failures."""
-    patient = find_column(facts.columns, "patient", columns.patient, required=False, where=name)
-    if patient is None:
-        raise InputError(
-            f"nothing tells whose {name} are: name a value of their .json with --patient-column, find the patient in "
-            "their keys with --key-pattern, such as '^(?P<patient>[^_]+)_', or give a table with --labels. "
-            f"A sample has {list(facts.columns)}."
-        )
-    named = {"patient": patient, "slide": slide_column(list(facts.columns), columns.slide, name)}
-    for role, column in named.items():
-        if column is not None:
-            blank = facts[column].map(is_blank)
-            keys = facts.loc[blank, KEY]
-            found.failures += [(key, f"its {column} is blank, which would be its {role}") for key in keys]
-            facts = facts[~blank]
-    if facts.empty:
-        frame_of([], found.failures, Path(name))
-    return facts
-
-
-def _name_classes(values: pd.Series[str], classes: Sequence[str] | None) -> pd.Series[str]:
-    """Numbers as the classes that they count, where two are named by other words."""
-    if classes is None or len(classes) != 2 or not set(values) <= {"0", "1", ""} or set(values) & set(classes):
-        return values
-    return values.map({"0": classes[0], "1": classes[1], "": ""}).astype(object)

@@ -32,6 +32,7 @@ _TEXTS = ("cls", "txt")
 _PACKED_SUFFIXES = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 _PACKED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _MAX_FACTS_BYTES = 2**20
+_CHUNK_BYTES = 2**20
 _DAMAGED = "damaged or cut off at byte {}: samples before that are taken, what follows is not"
 
 
@@ -152,6 +153,36 @@ def _members(stream: BinaryIO, name: str, problems: list[tuple[str, str]]) -> It
     # tarfile ends without a word at a header that is none. At the end of a tar there is a block of zeros.
     if _pread(stream, end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         problems.append((name, _DAMAGED.format(end)))
+        return
+    more = _find_more(stream, end)
+    if more is not None:
+        problems.append((name, _tell_more(stream, more)))
+
+
+def _find_more(stream: BinaryIO, end: int) -> int | None:
+    """Where the first block behind a byte is that is not all zeros; None where there is none.
+
+    Zeros fill the last record of a tar, 10 KiB unless somebody chose more, so that this is one short read as a rule.
+    """
+    place = end
+    while chunk := _pread(stream, place, _CHUNK_BYTES):
+        if chunk.strip(b"\0"):
+            filled = len(chunk) - len(chunk.lstrip(b"\0"))
+            return place + filled - filled % tarfile.BLOCKSIZE
+        place += len(chunk)
+    return None
+
+
+def _tell_more(stream: BinaryIO, place: int) -> str:
+    """What is wrong where a tar goes on behind its end."""
+    try:
+        tarfile.TarInfo.frombuf(_pread(stream, place, tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return f"something that is no tar follows its end, from byte {place} on, and is not read: write the tar again"
+    return (
+        f"a second tar follows its end, from byte {place} on, and is not read: keep tars as files of their own, or "
+        "join them with tar --concatenate"
+    )
 
 
 @dataclass

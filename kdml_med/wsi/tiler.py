@@ -26,7 +26,7 @@ from kdml_med.words import counted, printable
 from kdml_med.workers import Workers, reach_cluster, run_jobs
 from kdml_med.wsi.copies import find_copies
 from kdml_med.wsi.cutter import SlideJob
-from kdml_med.wsi.labelling import count_rows, find_absent, make_job, place_of, remake_job
+from kdml_med.wsi.labelling import count_rows, find_absent, find_standing, make_job, place_of, remake_job
 from kdml_med.wsi.opening import find_crop
 from kdml_med.wsi.options import PIXEL_RULES, TilingOptions
 from kdml_med.wsi.overview import THUMBNAILS_DIR
@@ -58,9 +58,10 @@ class TilingReport:
         skipped: slides that an earlier run had finished.
         remade: slides that were there, made from something else, and what is different.
         kept: slides that this run does not name and that stay.
-        failures: (file name, reason) of slides that have a problem; with the next two the rows of failures.csv.
+        failures: (file name, reason) of slides that have a problem; with the next three the rows of failures.csv.
         absent: (slide or patient, reason) of rows of the label table that ask for a slide which is not there.
         without_slide: (patient, reason) of patients of the label table who have no slide; that is no problem.
+        standing: (input, reason) of earlier runs, of inputs that this run does not name; no problem of this run.
         left_out: pictures of slides beside them, which are no slides, (name, reason).
         tiles: in the whole dataset.
         rim: incomplete tiles with tissue at the right and lower edge of slides, in the whole dataset; they are not cut.
@@ -73,6 +74,7 @@ class TilingReport:
     failures: list[tuple[str, str]] = field(default_factory=list)
     absent: list[tuple[str, str]] = field(default_factory=list)
     without_slide: list[tuple[str, str]] = field(default_factory=list)
+    standing: list[tuple[str, str]] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     tiles: int = 0
     rim: int = 0
@@ -111,7 +113,7 @@ def tile_slides(
         progress: show a bar on standard error.
         synthetic: the slides are generated; recorded in dataset.json.
         full_hash: tell slides apart by all of their bytes; recorded in dataset.json.
-        keep: slides in the folder that this run does not name stay, and none is replaced.
+        keep: slides in the folder that this run does not name stay, and none is replaced; so do rows of failures.csv.
         force: slides in the folder that this run does not name are deleted.
         scheduler: address of a Dask scheduler whose workers tile the slides instead, one each at a time; they have to
             see slides and ``out_dir`` under the same names.
@@ -133,6 +135,7 @@ def tile_slides(
         reach_cluster(scheduler, folders=[*needed, out_dir], libraries=_LIBRARIES, crashed=_CRASHED) as cluster,
         DatasetFolder(out_dir, info, SlideRecord, changeable=_unused_options, pictures=THUMBNAILS_DIR) as folder,
     ):
+        earlier = folder.read_failures() if keep else []
         jobs: list[SlideJob] = []
         for path in found.slides:
             job = make_job(path, place_of(path, inputs), labels, tcga_normals=tcga_normals)
@@ -158,7 +161,9 @@ def tile_slides(
         report.skipped, report.remade, report.kept = len(jobs) - len(pending), work.remade, len(work.kept)
         _cut_all(pending, folder, options, workers, report, progress, cluster)
         folder.remove_leftovers()
+        report.standing = find_standing(earlier, found, folder.finished())
         there = [*(slide_name(path.name) for path in found.slides), *found.lost, *folder.finished()]
+        there += [slide_name(name) for name, _ in report.standing]
         if labels is not None:
             report.absent, report.without_slide = find_absent(labels, there, found.files, found.slides)
         unread = {name: tell_unread(name, files, "tiles") for name, files in work.unread.items()}
@@ -344,7 +349,7 @@ def _write_tables(
         info = read_info(folder.path)
         info.labels = describe_labels(labels.source, uses, labelled, labels.classes, tcga_normals=tcga_normals)
         write_info(folder.path, info)
-    failures = sorted(report.failures + report.absent + report.without_slide)
+    failures = sorted(report.failures + report.absent + report.without_slide + report.standing)
     folder.write_tables(manifest, failures, {SLIDES_FILE: slides})
 
 

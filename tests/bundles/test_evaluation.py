@@ -7,10 +7,12 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
@@ -18,6 +20,7 @@ from sklearn.metrics import roc_auc_score
 
 from kdml_med import evaluate
 from kdml_med.bundle import evaluation
+from kdml_med.data.tiles import TileDataset
 from kdml_med.runs import RunDescription, checkpoint_path, load_network
 from kdml_med.storage.files import content_hash
 from kdml_med.storage.manifest import manifest_table, read_manifest, write_manifest
@@ -90,6 +93,31 @@ def test_predictions_say_where_each_tile_was_cut(evaluated: Path, trained: Path,
     expected = manifest.assign(**places).set_index("sample_id").loc[found["sample_id"], columns]
     np.testing.assert_array_equal(found[columns], expected)
     assert len(found) == 3 * len(manifest)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_slides_of_unknown_patients_are_not_called_patients(
+    named: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_tile_dataset(tmp_path / "tiles", patients=6, tiles=2, split=False)
+    rows = read_manifest(folder)
+    if not named:
+        rows["patient_id"] = rows["slide_id"]
+        write_manifest(folder / "manifest.parquet", pa.Table.from_pandas(rows, preserve_index=False))
+    label = (rows["label"] == "MSI").astype(int)
+    answers = rows[["sample_id", "slide_id", "patient_id"]].astype("str").assign(label=label, probability=0.5)
+    evaluator = SimpleNamespace(
+        data_loader=SimpleNamespace(dataset=TileDataset(folder)),
+        state=SimpleNamespace(predictions=answers.assign(network="teacher")),
+        run=lambda: None,
+    )
+    cohort = SimpleNamespace(parameter_counts=lambda: {"teacher": 1})
+    metrics = evaluation.save_evaluation(
+        evaluator, cohort, str(tmp_path / "out"), split="all", level="patient", aggregation="mean", resamples=20
+    )
+    unit = "patient" if named else "slide"
+    assert (metrics["bootstrap"]["unit"], metrics["bootstrap"]["units"]) == (unit, 6)
+    assert f"intervals by bootstrap over 6 {unit}s." in capsys.readouterr().out
 
 
 def test_an_evaluation_that_is_interrupted_leaves_nothing_that_vouches_for_it(
@@ -180,6 +208,7 @@ def test_a_folder_that_is_no_run_is_refused(dataset: Path, tmp_path: Path) -> No
     assert "is not a finished training run" in said
 
 
+@pytest.mark.slow
 def test_commands_work_inside_the_bundle_folder(dataset: Path, trained: Path, tmp_path: Path) -> None:
     words = ["run", "--config_file", "configs/inference.json", "--dataset_dir", dataset, "--run_dir", trained]
     run_bundle(*words, "--output_dir", tmp_path / "out", cwd=REPOSITORY / "bundles/msi_kdml")
@@ -223,6 +252,7 @@ def test_student_exports_to_onnx_with_the_same_answers(
 
 
 @pytest.mark.parametrize(("command", "name"), [("ckpt_export", "student.ts"), ("onnx_export", "student.onnx")])
+@pytest.mark.slow
 def test_metadata_of_another_run_are_refused(trained: Path, tmp_path: Path, command: str, name: str) -> None:
     words = export_words(command, trained, tmp_path / name, "--meta_file", str(CONFIGS / "metadata.json"))
     result = run_bundle(*words, check=False)
@@ -233,6 +263,7 @@ def test_metadata_of_another_run_are_refused(trained: Path, tmp_path: Path, comm
     assert not (tmp_path / name).exists()
 
 
+@pytest.mark.slow
 def test_exported_files_have_the_metadata_of_the_run(trained: Path, tmp_path: Path) -> None:
     run_bundle(*export_words("ckpt_export", trained, tmp_path / "student.ts"))
     extra = {"metadata.json": ""}
@@ -245,12 +276,14 @@ def test_exported_files_have_the_metadata_of_the_run(trained: Path, tmp_path: Pa
     assert image["spatial_shape"] == [run.image_size, run.image_size]
 
 
+@pytest.mark.slow
 def test_onnx_takes_its_shape_from_the_run(trained: Path, tmp_path: Path) -> None:
     run_bundle(*export_words("onnx_export", trained, tmp_path / "student.onnx", *ONE_FILE))
     session = onnxruntime.InferenceSession(tmp_path / "student.onnx")
     assert session.get_inputs()[0].shape[2:] == [RunDescription.read(trained).image_size] * 2
 
 
+@pytest.mark.slow
 def test_metadata_is_verified_with_the_shipped_schema() -> None:
     schema = "bundles/metadata_schema.json"
     result = run_bundle("verify_metadata", "--meta_file", CONFIGS / "metadata.json", "--filepath", schema)

@@ -80,6 +80,7 @@ def test_another_dataset_does_not_take_the_place_of_the_runs_own_test(run: Path,
     assert after == before
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_the_same_dataset_is_replaced_wherever_it_is_now(run: Path, tiles_run: Path) -> None:
     record = run / "evaluation_test/evaluation.json"
     before = read_json(record)
@@ -101,6 +102,7 @@ def test_where_no_dataset_was_noted_nothing_is_refused(run: Path, other: Path) -
     assert evaluate(run, other, device="cpu")["networks"]["student_0"]["patient"]["n"] == 4
 
 
+@pytest.mark.slow
 def test_an_external_dataset_may_grow_and_is_kept_from_others(run: Path, other: Path, tiles_run: Path) -> None:
     folder = run / "evaluation_other"
     for patients in (("X1", "X2", "X3", "X4"), ("X1", "X2", "X3", "X4"), ("X1", "X2", "X3", "X4", "X5", "X6")):

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
+from kdml_med.bundle import figures
 from kdml_med.bundle.figures import (
     write_classification_figures,
     write_detection_figures,
@@ -90,6 +92,17 @@ def test_tables_of_detectors_hold_the_curves(tmp_path: Path) -> None:
             assert reached == pytest.approx(at[f"froc_sensitivity_{rate:g}"], abs=1e-12)
     assert (tmp_path / "figures/froc.png").is_file()
     assert (tmp_path / "figures/precision_recall.png").is_file()
+
+
+def test_a_threshold_that_nobody_chose_is_not_called_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marked = {}
+    monkeypatch.setattr(figures, "draw_froc", lambda curves, points: marked.update(points) or Figure())
+    frames, detections = cohort(networks=NETWORKS)
+    detections = detections[detections["network"] != "teacher"]
+    write_detection_figures(tmp_path, frames, by_network(detections, NETWORKS), detections_of(frames, detections))
+    words = {name: every[0][0] for name, every in marked.items()}
+    assert words.pop("teacher") == "threshold 0.5"
+    assert set(words.values()) == {"threshold chosen on validation frames"}
 
 
 def test_detectors_that_found_nothing_and_frames_without_polyps_have_figures_too(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from kdml_med.errors import InputError
 from kdml_med.keys import Task
 from kdml_med.networks.anchors import STRIDES, AnchorPredictions
 from kdml_med.runs import METRICS_FILE, RunDescription, checkpoint_path, hashed_patient
+from kdml_med.storage import files
 from kdml_med.storage.files import write_json
 from tests.bundles.conftest import REPOSITORY, run_bundle
 from tests.colonoscopy.pictures import frame, save, save_video
@@ -336,6 +337,55 @@ def test_a_source_that_changed_while_a_run_was_cut_off_is_searched_anew(
     assert len(list((out / "detecting").iterdir())) == 3
 
 
+def test_a_source_that_cannot_be_read_any_more_is_named_and_keeps_what_was_found(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for name, polyp in (("lost.png", True), ("other.png", False)):
+        save(source / name, picture(1, polyp=polyp))
+    for name in ("lost.avi", "other.avi"):
+        save_video(source / name)
+    how = {"source": source, "output_dir": out, "annotate": True, "corrections": ["coco"]}
+    infer(run_dir, **how)
+    before, boxes = results(out), pd.read_csv(out / "detections.csv")
+    images = (out / "corrections/coco.json").read_bytes()
+    capsys.readouterr()
+    taken = {name: (source / name).read_bytes() for name in ("lost.png", "lost.avi")}
+    known = files.source_fingerprint
+
+    def fail(path: Path, name: str, **options: Any) -> files.Fingerprint:
+        return files.Fingerprint(name, -1, "unreadable: Stale file handle") if name in taken else known(path, name)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(files, "source_fingerprint", fail)
+        for name in taken:
+            (source / name).write_bytes(b"")
+        infer(run_dir, **how)
+        # As if the share had failed after the frames were prepared: nobody wrote failures.csv then.
+        none = pd.DataFrame({"input": [], "reason": []})
+        broken.setattr("kdml_med.bundle.inference.read_table", lambda *_, **__: none)
+        infer(run_dir, **how)
+    screen, late = capsys.readouterr().out.split("could not be read any more")
+    for name in taken:
+        assert f"  {name}: " in screen
+        assert f"  {name}: " in late
+    assert screen.count("cannot be read: Stale file handle; the frames of an earlier run stay") == 2
+    now = pd.read_csv(out / "detections.csv")
+    pd.testing.assert_frame_equal(now, boxes, atol=1.01)  # they are cut to the source where its size is known
+    kept = results(out)
+    for name in ("lost.annotated.mp4", "other.annotated.mp4", "frames.csv", "detections.jpg"):
+        assert kept[name] == before[name], name
+    sizes = {image["source"]: "width" in image for image in json.loads(kept["detections.coco.json"])["images"]}
+    assert sizes == {"lost.avi": False, "lost.png": False, "other.avi": True, "other.png": True}
+    listed = {image["file_name"] for image in json.loads((out / "corrections/coco.json").read_text())["images"]}
+    assert {name.partition("/")[0] for name in listed} == {"other.png", "other.avi"}
+    for name, data in taken.items():
+        (source / name).write_bytes(data)
+    infer(run_dir, **how)
+    assert results(out) == before
+    assert (out / "corrections/coco.json").read_bytes() == images
+
+
 def test_an_output_folder_belongs_to_one_input(run_dir: Path, source: Path, inferred: tuple[Path, str]) -> None:
     before = results(inferred[0])
     for changes in ({"source": source / "polyp.png"}, {"source": source, "fps": 2}, {}):
@@ -443,6 +493,18 @@ def test_boxes_are_led_back_as_they_came_and_cut_to_the_source() -> None:
     assert (cut["xmax"].max(), cut["ymax"].max()) == (60, 50)
 
 
+def test_frames_have_numbers_in_videos_and_images_none_also_where_they_are_of_a_sequence() -> None:
+    rows, found = tables(np.random.default_rng(3))
+    rows = rows.assign(source=["s/1.png", "s/2.png", "v.MP4", "v.MP4"], frame_index=[0, 1, 0, 7])
+    found = found.assign(sample_id=np.resize(list("abcd"), len(found)))
+    boxes = boxes_in_source(rows, found, {"student_0": 0.5, "ensemble": 0.5}, {})
+    assert boxes.groupby("sample_id")["frame_index"].first().fillna(-1).to_dict() == {"a": -1, "b": -1, "c": 0, "d": 7}
+    frames = count_frames(rows, boxes, ["student_0", "ensemble"], {})
+    assert frames["frame_index"].fillna(-1).tolist() == [-1, -1, 0, 7]
+    images = coco_dataset(rows, boxes, "ensemble", 0.5, {})["images"]
+    assert [image.get("frame_index") for image in images] == [None, None, 0, 7]
+
+
 def test_threshold_itself_counts_as_above() -> None:
     rows, found = tables(np.random.default_rng(1))
     score = float(found["score"].iloc[0])
@@ -460,6 +522,7 @@ def test_tables_without_any_detection_have_every_frame() -> None:
     assert coco["annotations"] == []
 
 
+@pytest.mark.slow
 def test_command_works_as_the_manual_says(run_dir: Path, source: Path, tmp_path: Path) -> None:
     result = run_bundle(
         "run", "--config_file", CONFIG, "--source", source, "--run_dir", run_dir, "--output_dir", tmp_path / "out",
@@ -484,3 +547,14 @@ def test_config_has_the_properties_monai_asks_for(run_dir: Path, tmp_path: Path)
     )  # fmt: skip
     workflow.initialize()
     assert workflow.check_properties() == []
+
+
+@pytest.mark.parametrize("order", [["clip.avi", "a.png"], ["a.png", "clip.avi"]])
+def test_a_file_of_another_kind_joins_the_source_later(run_dir: Path, tmp_path: Path, order: list[str]) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for name in order:
+        (save_video if name.endswith(".avi") else save)(source / name)
+        infer(run_dir, source=source, output_dir=out)
+    infer(run_dir, source=source, output_dir=tmp_path / "fresh")
+    for name in ("detections.csv", "frames.csv", "detections.coco.json"):
+        assert (out / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()

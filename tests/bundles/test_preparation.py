@@ -21,12 +21,13 @@ from kdml_med.bundle import (
     record_run,
 )
 from kdml_med.bundle.settings import Settings, check_settings
+from kdml_med.bundle.training import _recorded
 from kdml_med.data.tiles import TileDataset
 from kdml_med.engines import Acceleration
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
 from kdml_med.networks.registry import build_network
-from kdml_med.runs import RunDescription, hashed_patient
+from kdml_med.runs import RunDescription, checkpoint_path, hashed_patient, write_checkpoint
 from kdml_med.splits import freeze_splits, make_splits
 from kdml_med.storage.manifest import read_info, read_manifest, write_info
 from tests.networks.tiny import TINY
@@ -178,6 +179,46 @@ def test_one_class_is_nothing_to_learn_from(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"split 'train' .* has only tiles of 'MSI'"):
         prepare(training(folder, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_validation_of_one_class_is_said_when_the_training_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_tile_dataset(tmp_path / "tiles", split=False)
+    patients = sorted(set(read_manifest(folder)["patient_id"]))  # every other one is MSI
+    parts = ["val", "test", "val", *["train"] * (len(patients) - 3)]
+    freeze_splits(folder, pd.DataFrame({"patient_id": patients, "split": parts}), mode="table", seed=None)
+    prepare(training(folder, tmp_path / "run", early_stopping=3))
+    (said,) = [message for message in caplog.messages if "AUROC" in message]
+    assert said.startswith(f"split 'val' of {folder} has only tiles of 'MSS': no AUROC is defined there")
+    assert "the last epoch counts as the best, and --early_stopping does nothing." in said
+
+
+def test_a_frozen_teacher_may_move_and_stays_the_same_one(copy: Path, tmp_path: Path) -> None:
+    networks = {"teacher": TINY, "students": [TINY]}
+    first, moved, run_dir = tmp_path / "first.pt", tmp_path / "moved.pt", tmp_path / "run"
+    state = build_network(TINY, num_classes=2).state_dict()
+    torch.save(state, first)
+    settings = training(copy, run_dir, **networks, teacher_checkpoint=str(first))
+    prepare_training(settings, demo_dir="demo")
+    write_checkpoint(checkpoint_path(run_dir, "teacher"), state)
+    (run_dir / "settings.json").write_text(json.dumps(_recorded(settings)))
+    first.rename(moved)
+    settings = training(copy, run_dir, **networks, teacher_checkpoint=str(moved))
+    prepare_training(settings, demo_dir="demo")
+    torch.save({name: value + 1 for name, value in state.items()}, moved)
+    with pytest.raises(InputError, match=r"other settings: --teacher_checkpoint was '.*first\.pt', now '.*moved\.pt'"):
+        prepare_training(settings, demo_dir="demo")
+
+
+def test_a_run_whose_last_checkpoint_was_lost_keeps_where_it_came_from(copy: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    prepare(training(copy, run_dir))
+    path = run_dir / "settings.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"initial_weights": {"teacher": {"file": "a.pt"}}}))
+    write_checkpoint(checkpoint_path(run_dir, "step_00000008"), {})
+    prepare(training(copy, run_dir))  # it is refused later, and may go on when the file is back
+    assert json.loads(path.read_text())["initial_weights"] == {"teacher": {"file": "a.pt"}}
 
 
 def test_answers_of_a_teacher_that_learns_are_not_kept(copy: Path, tmp_path: Path) -> None:

@@ -196,6 +196,7 @@ def test_help_prints_every_setting_and_does_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_args_file_can_be_yaml(tmp_path: Path) -> None:
     (tmp_path / "args.yaml").write_text(
         f"config_file: {CONFIG}\nrun_dir: {tmp_path / 'run'}\nbatch_size: 16\nmax_epochs: 0\n"

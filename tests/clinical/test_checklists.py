@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from kdml_med.clinical.study import read_study
 from kdml_med.report.document import Paragraph, Section, Table
 from tests.clinical.answered import predictions_of, write_evaluation, write_run
 from tests.clinical.detectors import write_study
+from tests.clinical.studies import write_placed_dataset
+from tests.clinical.studies import write_study as write_slide_study
 
 TITLES = (
     "Cohort flow",
@@ -124,6 +127,45 @@ def test_counts_are_those_of_the_run(detectors, classifiers):
         "Training 1 patient; validation 2; test split 12 frames with 9 boxes."
     )
     assert collect_facts(read_study(classifiers), [])["counts"].endswith("test split 6 patients, 3 MSI.")
+
+
+@pytest.mark.parametrize("level", ["patient", "sequence", "frame"])
+def test_nothing_is_claimed_of_patients_who_are_not_known(detectors, level):
+    study = read_study(detectors)
+    facts = collect_facts(dataclasses.replace(study, dataset=known_by(study.dataset, level)), [])
+    assert f"no {level} is in two of them, and evaluation refuses {level}s that training saw" in facts["partition"]
+    assert ("patients are not known" in facts["partition"]) == (level != "patient")
+    assert facts["counts"].startswith(f"Training 1 {level};")
+    # Without the dataset, what was resampled tells.
+    study.validation.metrics["bootstrap"]["unit"] = level
+    assert f"no {level} is in two" in collect_facts(dataclasses.replace(study, dataset=None), [])["partition"]
+
+
+def known_by(dataset, level):
+    return dataclasses.replace(dataset, info=dataclasses.replace(dataset.info, label_level=level))
+
+
+def test_slides_of_unknown_patients_are_not_called_patients(tmp_path):
+    data = write_placed_dataset(tmp_path / "tiles", patients=12)
+    study = read_study(write_slide_study(tmp_path / "run", data))
+    assert "no patient is in two of them" in collect_facts(study, [])["partition"]
+    alone = study.dataset.manifest.assign(patient_id=study.dataset.manifest["slide_id"])
+    facts = collect_facts(dataclasses.replace(study, dataset=dataclasses.replace(study.dataset, manifest=alone)), [])
+    assert "no slide is in two of them" in facts["partition"]
+    assert "patients are not known, so that one may be in two of them." in facts["partition"]
+
+
+def test_only_thresholds_that_were_chosen_are_said_to_be(detectors):
+    study = read_study(detectors)
+    networks = study.validation.metrics["networks"]
+    assert "the score with the best F1." in collect_facts(study, [])["thresholds"]
+    networks["teacher"]["recall"] = 0.0
+    assert collect_facts(study, [])["thresholds"].endswith(
+        "the score with the best F1; of teacher, for which none could be chosen, a score of 0.5."
+    )
+    for figures in networks.values():
+        figures["recall"] = None
+    assert collect_facts(study, [])["thresholds"] == "The validation split could choose none: a score of 0.5."
 
 
 def test_generated_data_are_a_limitation(classifiers, detectors):

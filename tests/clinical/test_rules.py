@@ -193,6 +193,30 @@ def test_detectors_have_the_thresholds_that_training_chose(detectors: Path) -> N
     assert RunDescription.read(detectors).task is Task.DETECTION
 
 
+@pytest.mark.parametrize("lost", [0.2, math.nan])
+def test_a_detector_that_finds_no_validation_box_has_a_threshold_that_nobody_chose(tmp_path: Path, lost: float) -> None:
+    frames, detections = frames_of([f"V{place}" for place in range(24)])
+    assert rules_of_run(write_detector_run(tmp_path / "fine", frames, detections)).problems == ()
+    own = detections["network"] == "student_0"
+    detections.loc[own, "score"] = lost
+    detections.loc[own, ["xmin", "xmax"]] += 200.0
+    rules = rules_of_run(write_detector_run(tmp_path / "run", frames, detections))
+    assert rules.by_default == ("student_0",)
+    assert rules.thresholds["student_0"] == {"best_f1": 0.5}
+    (problem,) = rules.problems
+    assert problem.startswith("student 0 finds none of the 24 validation boxes")
+    assert rules.plain()["by_default"] == ["student_0"]
+
+
+def test_validation_frames_without_boxes_choose_nothing_for_any_detector(tmp_path: Path) -> None:
+    frames, detections = frames_of([f"V{place}" for place in range(6)])
+    frames["boxes"] = [[] for _ in range(6)]
+    rules = rules_of_run(write_detector_run(tmp_path / "run", frames, detections))
+    assert rules.by_default == ("student_0", "ensemble")
+    (problem,) = rules.problems
+    assert problem.endswith("no threshold is better than another, and a score of 0.5 is taken.")
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 @pytest.mark.parametrize(
     "names", [[DETECTIONS_FILE], [SEQUENCES_FILE], [DETECTIONS_FILE, SEQUENCES_FILE, METRICS_FILE]]

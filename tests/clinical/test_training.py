@@ -70,6 +70,14 @@ def test_the_epoch_of_the_weights_is_said(run):
     assert text.text.startswith("2 epochs. The weights of epoch 2 are used everywhere on this page")
 
 
+@pytest.mark.parametrize("asked", [1, 12])
+def test_epochs_are_those_that_were_trained_whatever_the_last_command_asked_for(tmp_path, asked):
+    run = write_study(tmp_path, knobs={"max_epochs": asked})
+    (run / LOSSES_FILE).write_text(LOSSES)
+    (section,) = training_sections(read_study(run))
+    assert section.parts[0].text.startswith("2 epochs. ")
+
+
 def test_a_damaged_history_is_said_in_one_line(run):
     (run / HISTORY_FILE).write_text("epoch,network\n1,teacher\n")
     with pytest.raises(InputError, match="lacks the columns"):

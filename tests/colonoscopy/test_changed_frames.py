@@ -3,13 +3,14 @@
 import os
 import shutil
 
+import pandas as pd
 import pytest
 
 from kdml_med.colonoscopy.options import FrameOptions
 from kdml_med.colonoscopy.preparing import prepare_frames
 from kdml_med.colonoscopy.report import describe_report
 from kdml_med.errors import InputError
-from kdml_med.splits import assign_splits
+from kdml_med.splits import assign_splits, freeze_splits
 from kdml_med.storage import files
 from kdml_med.storage.manifest import DatasetKind, read_info, read_manifest
 from kdml_med.storage.shards import ShardRecord, read_record, write_record
@@ -117,16 +118,6 @@ def test_second_batch_of_the_same_names_from_another_folder_is_never_taken_for_t
     report = prepare(batch, out, force=True)
     assert (report.done, list(report.remade)) == (2, ["s1"])
     assert same_as_fresh(batch, out)
-
-
-def test_loose_frames_of_a_second_batch_do_not_push_out_those_that_are_kept(tmp_path):
-    out = tmp_path / "out"
-    for batch in ("one", "two"):
-        save(tmp_path / batch / "a.bmp", seed=ord(batch[0]))
-        save(tmp_path / batch / f"{batch}.bmp", seed=9)
-    prepare(tmp_path / "one", out, masks=False)
-    with pytest.raises(InputError, match=r"holds frames-0000 already.*a\.bmp has changed"):
-        prepare(tmp_path / "two", out, masks=False, keep=True)
 
 
 def test_same_frames_in_another_folder_and_of_another_time_are_finished(clips, tmp_path):
@@ -252,6 +243,57 @@ def test_a_patient_whose_frames_cannot_be_used_does_not_count_as_one_who_joins(c
     assert contents(out)["splits.csv"] == before["splits.csv"]
     prepare_frames([clips], out, PLAIN, changed, progress=False, force=True)
     assert len(assign_splits(out, read_manifest(out), read_info(out))) == 2
+
+
+@pytest.fixture
+def drawn(clips, tmp_path):
+    """A dataset whose splits no table tells, with one more sequence that cannot be read yet."""
+    (clips / "s3").mkdir()
+    (clips / "s3" / "1.bmp").write_bytes(b"no picture")
+    prepare(clips, tmp_path / "out", masks=False)
+    splits = pd.DataFrame({"patient_id": ["s1", "s2"], "split": ["train", "test"]})
+    freeze_splits(tmp_path / "out", splits, mode="fractions", seed=0)
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_sequence_that_joins_drawn_splits_is_refused_before_anything_is_written(clips, drawn, keep):
+    before = contents(drawn)
+    assert prepare(clips, drawn, masks=False).done == 0
+    save(clips / "s4" / "1.bmp", seed=4)
+    inputs = [clips / "s4", save(clips / "s5" / "2.bmp", seed=5).parent] if keep else [clips]
+    with pytest.raises(
+        InputError, match=r"has no split for 's4', which joins.*add it anyway pass --force.*another --out"
+    ):
+        prepare(inputs, drawn, masks=False, keep=keep)
+    assert contents(drawn) == before
+    assert prepare(inputs, drawn, masks=False, keep=keep, force=True).frames == 5 + keep
+
+
+def test_a_sequence_that_leaves_drawn_splits_is_refused_before_anything_is_written(clips, drawn):
+    before = contents(drawn)
+    for name in ("1", "2"):
+        (clips / "s2" / f"{name}.bmp").write_bytes(b"no picture")
+    shutil.rmtree(clips / "s3")
+    (drawn / "shards" / "s3.parquet").unlink()
+    with pytest.raises(InputError, match=r"has 's2' in test, of which nothing is left in this run"):
+        prepare(clips, drawn, masks=False)  # that it cannot be read is not known before
+    assert not (drawn / "manifest.parquet").exists()
+    assert contents(drawn)["splits.csv"] == before["splits.csv"]
+
+
+def test_frames_join_a_sequence_whose_split_was_drawn(clips, drawn):
+    save(clips / "s1" / "3.bmp", seed=6)
+    prepare(clips, drawn, masks=False)
+    assert len(assign_splits(drawn, read_manifest(drawn), read_info(drawn))) == 5
+
+
+def test_no_manifest_is_written_beside_drawn_splits_of_others(clips, drawn):
+    save(clips / "s3" / "1.bmp", seed=3)  # that it can be read now is not known before
+    with pytest.raises(InputError, match=r"has no split for 's3', which joins in this run"):
+        prepare(clips, drawn, masks=False)
+    assert not (drawn / "manifest.parquet").exists()
+    assert prepare(clips, drawn, masks=False, force=True).finished == 3
 
 
 def test_frames_whose_split_is_not_known_are_not_kept_beside_official_splits(clips, tmp_path):

@@ -241,6 +241,48 @@ def test_who_joins_or_leaves_the_frozen_splits_is_refused_before_anything_is_wri
     assert set(assign_splits(tmp_path / "out", manifest, info)) == {"train", "val", "test"}
 
 
+def freeze_crops(out, splits):
+    freeze_splits(out, pd.DataFrame({"patient_id": list(splits), "split": list(splits.values())}), mode="table", seed=0)
+
+
+def test_splits_that_were_made_for_the_crops_keep_their_patients(tmp_path):
+    own = [(patient, pixels(place, BOXES), BOXES) for place, patient in enumerate([*SPLITS, "P4"])]
+    frames, out = write_frames(tmp_path / "frames", own[:4], None), tmp_path / "out"
+    cut(frames, out)
+    freeze_crops(out, SPLITS)
+    before = contents(out)
+    write_frames(frames, own, None)
+    with pytest.raises(InputError, match="has no split for 'P4', which joins in this run"):
+        cut(frames, out)
+    assert contents(out) == before
+    cut(frames, out, force=True)
+    assert "P4" in set(read_manifest(out)["patient_id"])
+
+
+def test_no_manifest_is_written_beside_splits_of_others_that_were_made_for_the_crops(tmp_path):
+    own = [("P0", pixels(0, BOXES), BOXES), ("P1", b"no picture", BOXES)]
+    frames, out = write_frames(tmp_path / "frames", own, None), tmp_path / "out"
+    cut(frames, out)
+    freeze_crops(out, {"P0": "train"})
+    write_frames(frames, [own[0], ("P1", pixels(1, BOXES), BOXES)], None)
+    with pytest.raises(InputError, match="has no split for 'P1'"):  # that it can be read now is not known before
+        cut(frames, out)
+    assert not (out / "manifest.parquet").exists()
+
+
+def test_crops_of_loose_frames_that_are_gone_are_refused_before_anything_is_written(tmp_path):
+    own = [("frames-0000", pixels(place, BOXES), BOXES) for place in range(2)]
+    frames, out = write_frames(tmp_path / "frames", own, None), tmp_path / "out"
+    cut(frames, out)
+    before = contents(out)
+    write_frames(frames, own[:1], None)
+    with pytest.raises(InputError, match=r"of this run: frames-0000/1\.png\. .*pass --force to delete them"):
+        cut(frames, out)
+    assert contents(out) == before
+    cut(frames, out, force=True)
+    assert set(pd.read_csv(out / "crops.csv")["frame"]) == {"frames-0000/0.png"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -80,6 +80,11 @@ def test_mixed_inputs_are_grouped_by_sequence_in_their_order_without_a_scan_for_
         (("train/images/1.png", "valid/images/1.png", "test2/1.png"), "auto", [None, None, None]),
         (("train/images/1.png", "valid/images/1.png"), "folder", ["train/images", "valid/images"]),
         (("train/case1/1.png", "test/case2/1.png"), "auto", ["train/case1", "test/case2"]),
+        (("adenoma/1.png", "hyperplastic/1.png", "Serrated/1.png", "normal/1.png"), "auto", [None] * 4),
+        (("Polyps/NBI/1.png", "non-polyp/WLI/1.png", "train/sessile_serrated/1.png"), "auto", [None] * 3),
+        (("positive/1.png", "negative/1.png"), "folder", ["positive", "negative"]),
+        (("adenoma/case1/1.png", "normal/case2/1.png"), "auto", ["adenoma/case1", "normal/case2"]),
+        (("polyp_1/1.png", "polyp_2/1.png"), "auto", ["polyp_1", "polyp_2"]),
         (("a/1.png", "b/1.png"), "none", [None, None]),
         (("a/clip.mp4", "b/1.png"), "none", ["a/clip.mp4", None]),
         (("a/clip.mp4", "b/1.png"), "auto", ["a/clip.mp4", None]),
@@ -89,6 +94,19 @@ def test_sequences_come_from_where_the_option_says(names, origin, expected):
     plan = make_plan(sources(*names), Annotations(), FrameOptions(sequence_from=origin))
     found = {item.source.name: item.sequence_id for job in plan.jobs for item in job.items}
     assert [found[name] for name in names] == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "origin", "folders"),
+    [
+        (("s10/1.png", "s2/1.png", "clip.mp4"), "auto", ["s2", "s10"]),
+        (("s10/1.png", "s2/1.png"), "folder", []),
+        (("normal/1.png", "polyp/1.png"), "auto", []),
+    ],
+)
+def test_folders_that_were_taken_for_sequences_without_being_asked_for_are_told(names, origin, folders):
+    plan = make_plan(sources(*names), Annotations(), FrameOptions(sequence_from=origin))
+    assert plan.folders == folders
 
 
 def test_column_of_sequences_goes_before_folders_and_a_patient_holds_for_the_whole_sequence():

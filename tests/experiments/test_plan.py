@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from kdml_med.errors import InputError
-from kdml_med.experiments.arms import ARMS, PAPER_ARMS, TEACHER_ONLY, arm_settings
+from kdml_med.experiments.arms import ARMS, PAPER_ARMS, TEACHER_ONLY
 from kdml_med.experiments.plan import Cell, Plan, expand, make_plan, named_arms, plan_content, read_plan
-from kdml_med.networks.registry import CohortSpec
 
 BASE: dict[str, Any] = {
     "name": "a plan",
@@ -37,6 +36,26 @@ def test_bundles_of_the_package_go_by_their_name_anywhere(tmp_path: Path, monkey
     assert plan(bundle="polyp_kdml").task == "detection"
     with pytest.raises(InputError, match=r"bundle 'msi_kdlm' has no configs/train\.json"):
         plan(bundle="msi_kdlm")
+
+
+def test_a_stored_plan_knows_a_bundle_of_the_package_by_its_name_in_every_environment(tmp_path: Path) -> None:
+    content = plan_content(plan(bundle="msi_kdml"))
+    assert content["bundle"] == "msi_kdml"
+    # What earlier versions stored, of an environment that is gone.
+    gone = tmp_path / "lib/python3.11/site-packages/kdml_med/bundles/msi_kdml"
+    again = make_plan(content | {"bundle": str(gone)}, stored=True)
+    assert again == make_plan(content)
+    assert again.bundle_folder == Path.cwd() / "bundles/msi_kdml"
+    for other in ("mine/msi_kdml", "bundles/mine"):
+        with pytest.raises(InputError, match=r"has no configs/train\.json"):
+            make_plan(content | {"bundle": str(tmp_path / other)}, stored=True)
+
+
+def test_a_stored_plan_with_arms_that_failed_can_be_read() -> None:
+    content = {"arms": ["kdml", "kdml_own_start"], "folds": [1], "evaluations": {"test": {"fold": 0, "split": "val"}}}
+    again = make_plan(BASE | content, stored=True)
+    assert [cell.arm for cell in expand(again)] == ["kdml", "kdml_own_start"]
+    assert again.evaluations == {"test": {"split": "val"}}, "each training is tested on its own fold"
 
 
 def cells_of(**content: Any) -> dict[str, Cell]:
@@ -137,6 +156,7 @@ REFUSALS: list[tuple[dict[str, Any], list[str]]] = [
     ({"evaluations": {"a/b": {}}}, ["evaluation name 'a/b'", "it becomes a folder"]),
     ({"evaluations": {"test": {"splt": "test"}}}, ["unknown setting 'splt'", "Did you mean 'split'?"]),
     ({"evaluations": {"test": {"output_dir": "x"}}}, ["'output_dir' is no setting of a plan"]),
+    ({"folds": [0, 1], "evaluations": {"test": {"fold": 0}}}, ["evaluation 'test' names fold 0", "leave 'fold' out"]),
 ]
 
 
@@ -213,12 +233,6 @@ def test_endpoints_are_a_role_and_a_metric_of_their_own_or_of_the_plan() -> None
     assert [(one.role, one.metric) for one in plan().compared] == [("ensemble", "auroc"), ("students", "auroc")]
 
 
-def test_a_head_start_is_of_teachers_that_learn_along() -> None:
-    spec, head = CohortSpec("t", ("a", "b")), {"teacher_warmup_epochs": 3}
-    assert arm_settings(ARMS["kdml"], spec, head)["teacher_warmup_epochs"] == 3
-    assert "teacher_warmup_epochs" not in arm_settings(ARMS["kd_offline"], spec, head)
-
-
 def test_own_starts_are_those_of_students_in_turns_and_of_no_teacher() -> None:
     cells = cells_of(
         arms=["teacher_only", "kdml", "kdml_head_start"],
@@ -241,10 +255,11 @@ def test_seeds_folds_versions_and_arms_are_crossed_in_whole_repetitions() -> Non
 
 
 def test_arms_share_all_settings_but_their_own() -> None:
-    shared = {"max_epochs": 3, "temperature": 2.0, "batch_size": 8}
+    shared = {"max_epochs": 3, "temperature": 2.0, "batch_size": 8, "initial_weights": "w.pt"}
     cells = cells_of(arms=list(ARMS), settings=shared)
     for name, cell in cells.items():
-        own = set(ARMS[name].settings) | {"students", "use_teacher"} if cell.teacher_alone else set(ARMS[name].settings)
+        own = {*ARMS[name].settings, *(["beta"] if ARMS[name].peers_to_teacher else [])}
+        own |= {"students", "use_teacher"} if cell.teacher_alone else set()
         assert {key: value for key, value in cell.settings.items() if key not in own} == shared, name
     assert cells["independent"].settings == shared | {"beta": 0.0, "gamma": 0.0}
     assert cells["kd_online"].settings == shared | {"gamma": 0.0}
@@ -347,12 +362,6 @@ def test_a_sweep_of_the_teacher_alone_trains_teachers_alone() -> None:
     assert not any(cells[name].teacher_alone for name in PAPER_ARMS if name != TEACHER_ONLY)
 
 
-@pytest.mark.parametrize(("count", "expected"), [(1, "a"), (2, "ab"), (3, "aba"), (5, "ababa")])
-def test_students_of_the_version_take_turns(count: int, expected: str) -> None:
-    settings = arm_settings(ARMS["kdml"], CohortSpec("t", ("a", "b")), {"number_of_students": count})
-    assert settings == {"students": list(expected)}
-
-
 def test_the_number_of_students_can_be_swept_and_leaves_the_teacher_alone() -> None:
     cells = cells_of(sweeps=[{"arm": "ml", "number_of_students": [1, 3]}], settings={"number_of_students": 2})
     assert len(cells["ml_number_of_students=1"].settings["students"]) == 1
@@ -360,20 +369,6 @@ def test_the_number_of_students_can_be_swept_and_leaves_the_teacher_alone() -> N
     assert len(cells["kdml"].settings["students"]) == 2
     assert len(cells[TEACHER_ONLY].settings["students"]) == 1
     assert not any("number_of_students" in cell.settings for cell in cells.values())
-
-
-@pytest.mark.parametrize("name", ["teacher_link", "peer_link"])
-def test_links_take_turns_over_the_students(name: str) -> None:
-    links = {name: ["predictions", "features"], "number_of_students": 3}
-    settings = arm_settings(ARMS["kdml"], CohortSpec("t", ("a", "b")), links)
-    assert settings[name] == ["predictions", "features", "predictions"]
-
-
-def test_a_version_without_a_teacher_trains_none_alone() -> None:
-    peers = CohortSpec(None, ("a", "b"))
-    assert arm_settings(ARMS["ml"], peers, {}) == {"beta": 0.0}
-    with pytest.raises(InputError, match="no teacher that could be trained"):
-        arm_settings(ARMS[TEACHER_ONLY], peers, {})
 
 
 def test_evaluations_may_name_other_datasets_and_folds() -> None:
@@ -385,15 +380,3 @@ def test_a_stored_plan_names_its_sweeps_as_before() -> None:
     made = plan(sweeps=[{"gamma": [1], "beta": [2]}])
     stored = json.loads(json.dumps(plan_content(made), sort_keys=True))
     assert [cell.path for cell in expand(make_plan(stored))] == [cell.path for cell in expand(made)]
-
-
-def test_a_committee_alone_starts_from_the_weights_that_its_members_have_in_a_cohort():
-    spec = CohortSpec({"name": "committee", "members": ["mobilenet_v2", "resnet18"]}, ("resnet10",))
-    weights = {"teacher_0": "a.pt", "resnet18": "b.pt", "student_0": "c.pt", "resnet34": "d.pt"}
-    alone = arm_settings(ARMS[TEACHER_ONLY], spec, {"initial_weights": weights})
-    assert alone["students"] == [{**spec.teacher, "stream": "teacher"}]
-    assert alone["initial_weights"] == {"student_0_0": "a.pt", "resnet18": "b.pt"}
-    together = arm_settings(ARMS["kdml"], spec, {"initial_weights": weights})
-    assert together["initial_weights"] == {"teacher_0": "a.pt", "resnet18": "b.pt", "student_0": "c.pt"}
-    peers = arm_settings(ARMS["ml"], spec, {"initial_weights": weights})
-    assert peers["initial_weights"] == {"student_0": "c.pt"}

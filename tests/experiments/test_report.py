@@ -17,6 +17,7 @@ from kdml_med.experiments.report.details import loss_terms
 from kdml_med.experiments.report.reliability import bin_rows, reliability_table
 from kdml_med.experiments.report.sections import all_sections, sweeps
 from kdml_med.experiments.report.sections import compared as compared_section
+from kdml_med.experiments.report.seeds import sweep_points
 from kdml_med.experiments.report.verdict import (
     DOUBT_WORDS,
     Outcome,
@@ -179,6 +180,18 @@ def test_names_of_arms_hold_no_comma_and_settings_that_a_plan_changes_are_shown(
     (table,) = (part for part in compared_section(found).parts if hasattr(part, "rows"))
     shown = {row[1]: row[-1] for row in table.rows}
     assert shown == {"kdml": "", "kd_strong": "beta 2.0", "kdml_head_start": "teacher warmup epochs 4"}
+
+
+def test_a_sweep_shows_the_points_of_its_own_arm_alone():
+    sweeps = [{"arm": "kdml", "beta": [0.5, 2]}, {"arm": "kd_online", "beta": [0.5, 2]}]
+    alike = {"name": "alike", "settings": {"beta": 2}}
+    found = made_up_findings(arms=["kdml", alike], sweeps=sweeps)
+    values = {"kdml_beta=0.5": 0.9, "kdml_beta=2": 0.92, "kd_online_beta=0.5": 0.7, "kd_online_beta=2": 0.72}
+    place = {"version": "edge", "evaluation": "test", "role": "ensemble", "metric": "auroc", "low": 0.5, "high": 1.0}
+    rows = [{**place, "arm": arm, "value": value} for arm, value in (values | {"alike": 0.1, "kdml": 0.2}).items()]
+    shown = sweep_points(replace(found, summary=pd.DataFrame(rows)), "edge", "test")
+    points = {sweep.arm: dict(zip(sweep.points["setting"], sweep.points["value"], strict=True)) for sweep in shown}
+    assert points == {"kdml": {0.5: 0.9, 2: 0.92}, "kd_online": {0.5: 0.7, 2: 0.72}}
 
 
 def test_endpoints_further_pairs_and_gains_are_told():

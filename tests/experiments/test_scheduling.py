@@ -15,9 +15,11 @@ import pandas as pd
 import pytest
 
 from kdml_med.errors import InputError
-from kdml_med.experiments import scheduling
+from kdml_med.experiments import scheduling, training
 from kdml_med.experiments.plan import Plan, expand, plan_content
 from kdml_med.experiments.scheduling import Outcome, run_plan
+from kdml_med.experiments.training import CELL_FILE, cell_record, is_done, train_cell
+from kdml_med.runs import checkpoint_path
 from kdml_med.storage.files import write_json
 from kdml_med.storage.locks import sole_user
 from kdml_med.workers import local
@@ -195,6 +197,95 @@ def test_a_folder_with_other_things_is_no_results_folder(tmp_path: Path, out: Pa
     (out / "log.txt").write_text("what the command says is sent there")
     write_json(out / "plan.json", plan_content(plan))  # all that a run which was killed at once has left
     assert run(plan, out).done == len(expand(plan))
+
+
+def test_a_plan_that_is_corrected_at_once_may_take_the_place_of_the_first(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(scheduling, "work_through", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(small_plan(tmp_path), out)
+    assert (out / "plan.json").is_file()
+    assert run(small_plan(tmp_path, seeds=[0, 1]), out).done == 6
+
+
+def test_a_plan_that_an_earlier_version_stored_is_known_again(tmp_path: Path, out: Path) -> None:
+    plan = small_plan(tmp_path, bundle="msi_kdml")
+    stored = plan_content(plan) | {"bundle": str(REPOSITORY / "bundles/msi_kdml")}
+    write_json(out / "plan.json", stored)
+    assert run(plan, out).done == 3
+    assert json.loads((out / "plan.json").read_text())["bundle"] == "msi_kdml"
+
+
+def test_a_fold_that_an_evaluation_named_in_vain_is_no_other_evaluation(tmp_path: Path, out: Path) -> None:
+    plan = small_plan(tmp_path)
+    cell = replace(expand(plan)[0], fold=2)
+    record = cell_record(cell, plan)
+    record["evaluations"]["test"]["fold"] = 0  # as earlier versions let a plan say
+    write_json(out / cell.path / CELL_FILE, record)
+    assert is_done(cell, plan, out)
+    with pytest.raises(InputError, match=r"test\.split was 'test', now 'val'"):
+        is_done(cell, replace(plan, evaluations={"test": {"split": "val"}}), out)
+
+
+def begun_plan(folder: Path, epochs: int = 5, **content: Any) -> Plan:
+    tiny = {"name": "tests.networks.tiny.TinyNet"}
+    networks = {"teacher": tiny, "students": [tiny, tiny]}
+    return small_plan(folder, arms=["kdml"], settings={**networks, "max_epochs": epochs}, **content)
+
+
+def begin(plan: Plan, out: Path, monkeypatch: pytest.MonkeyPatch, *, learned: bool = True) -> Path:
+    """Begin the only cell of a plan, and be interrupted."""
+
+    def interrupted(*_: Any) -> None:
+        raise SystemExit(130)
+
+    (cell,) = expand(plan)
+    monkeypatch.setattr(training, "_run", interrupted)
+    assert "ended early" in str(train_cell(cell, plan, out))
+    if learned:
+        checkpoint_path(out / cell.path, "last").parent.mkdir()
+        checkpoint_path(out / cell.path, "last").touch()
+    (out / "calls.txt").touch()
+    return out / cell.path
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"epochs": 9}, "another cell: settings.max_epochs was 5, now 9"), ({"threads": 2}, "another threads: was 1")],
+)
+def test_a_cell_that_learned_by_another_plan_is_refused_before_anything_starts(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], words: str
+) -> None:
+    folder = begin(begun_plan(tmp_path), out, monkeypatch)
+    changed = begun_plan(tmp_path, **change)
+    with pytest.raises(InputError) as caught:
+        run(changed, out)
+    assert f"{folder} was begun with {words}" in str(caught.value)
+    assert "delete this folder to train it anew" in str(caught.value)
+    assert calls(out) == []
+    assert words in str(train_cell(expand(changed)[0], changed, out)), "by another process, just now"
+    shutil.rmtree(folder)
+    assert run(changed, out).done == 1
+
+
+def test_what_decides_no_training_may_change_when_a_cell_has_begun(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(begun_plan(tmp_path), out, monkeypatch)
+    other = {"evaluations": {"val": {"split": "val"}}, "keep_checkpoints": True, "name": "another name"}
+    assert run(begun_plan(tmp_path, **other), out).done == 1
+
+
+def test_a_cell_that_has_not_learned_or_was_begun_by_an_earlier_version_goes_on(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = begin(begun_plan(tmp_path), out, monkeypatch, learned=False)
+    assert begin(begun_plan(tmp_path, epochs=9), out, monkeypatch) == folder
+    assert json.loads((folder / "begun.json").read_text())["cell"]["settings"]["max_epochs"] == 9
+    (folder / "begun.json").unlink()
+    assert run(begun_plan(tmp_path), out).done == 1
 
 
 def test_a_broken_dataset_ends_the_run_before_it_begins(tmp_path: Path, out: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import kdml_med.experiments.__main__ as program
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.experiments import training
 from kdml_med.experiments.plan import Cell, Plan, expand
+from kdml_med.experiments.scheduling import Outcome
 from kdml_med.experiments.training import CELL_FILE, cell_record, train_cell
 from kdml_med.program import run_commands
 from kdml_med.storage.files import write_json
@@ -119,6 +122,57 @@ def test_a_killed_run_side_by_side_goes_on_to_the_same_bytes(study: Study, tmp_p
     resumed, whole = results(again), results(study)
     # The teacher's file is named by its path, which cell.json leaves out.
     assert [name for name in whole if whole[name] != resumed[name]] == []
+
+
+@pytest.mark.slow
+def test_a_results_folder_that_was_moved_and_is_reached_by_a_link_goes_on(study: Study, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(study.out, moved)
+    link = Study(study.plan, tmp_path / "link")
+    link.out.symlink_to(moved)
+    (link.cell("kd_offline") / "cell.json").unlink()
+    again = run_experiments(study.plan, link.out)
+    assert "4 trainings: 1 done now, 2 before, 1 failed" in again.screen
+    knobs = json.loads((link.cell("kd_offline") / "settings.json").read_text())["knobs"]
+    assert knobs["teacher_checkpoint"] == str(link.cell("teacher_only") / "checkpoints/student_0.pt")
+    assert results(again) == results(study)
+
+
+def test_the_results_folder_is_called_as_it_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = write_plan(tmp_path / "plan.json", tmp_path / "tiles")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    named: list[Path] = []
+
+    def run_plan(_: Plan, __: Sequence[Cell], out: Path, **___: Any) -> Outcome:
+        named.append(out)
+        return Outcome()
+
+    monkeypatch.setattr(program, "run_plan", run_plan)
+    content = json.loads(plan.read_text())
+    plan.write_text(json.dumps(content | {"bundle": str(REPOSITORY / content["bundle"])}))
+    monkeypatch.chdir(tmp_path)
+    assert program.run(plan, Path("link")) == ExitCode.OK
+    assert named == [tmp_path / "link"]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "follows"),
+    [("cells/edge/teacher_only/seed0/checkpoints/student_0.pt", True), ("checkpoints/student_0.pt", False)],
+)
+def test_the_teacher_of_a_training_moves_with_the_results_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: str, follows: bool
+) -> None:
+    bundle = replaced(monkeypatch)
+    plan = small_plan(tmp_path, arms=["kd_offline"], reference="kd_offline")
+    cell = next(cell for cell in expand(plan) if cell.needs)
+    path, before = tmp_path / "out" / cell.path / "settings.json", f"/was/here/{recorded}"
+    write_json(path, {"knobs": {"teacher_checkpoint": before, "seed": 3}, "made_by": {}})
+    assert train_cell(cell, plan, tmp_path / "out") is None
+    now = bundle.runs[0][1]["teacher_checkpoint"]
+    assert now == str(tmp_path / "out/cells/edge/teacher_only/seed0/checkpoints/student_0.pt")
+    knobs = {"teacher_checkpoint": now if follows else before, "seed": 3}
+    assert json.loads(path.read_text()) == {"knobs": knobs, "made_by": {}}
 
 
 def test_a_broken_dataset_gives_one_line(

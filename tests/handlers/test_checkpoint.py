@@ -68,7 +68,7 @@ def test_a_checkpoint_of_other_networks_is_refused(tmp_path: Path) -> None:
         load_best_weights(cohort, str(tmp_path))
 
 
-def validated(run_dir: Path, values: list[float], *, epochs: int) -> dict[str, Any]:
+def validated(run_dir: Path, values: list[float], *, epochs: int, keep: int = 9) -> dict[str, Any]:
     """Train with a key metric of these values, epoch by epoch, or go on; returns what best.pt holds."""
     cohort = build_cohort(seed=3, students=[TINY, TINY], use_teacher=False)
     evaluator: Any = SimpleNamespace(state=SimpleNamespace(best_metric=-1.0, best_metric_epoch=-1))
@@ -80,10 +80,28 @@ def validated(run_dir: Path, values: list[float], *, epochs: int) -> dict[str, A
             state.best_metric, state.best_metric_epoch = value, engine.state.epoch
 
     trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
-    CohortCheckpoint(run_dir, cohort, trainer.optimizer, evaluator=evaluator, keep=9).attach(trainer)
+    CohortCheckpoint(run_dir, cohort, trainer.optimizer, evaluator=evaluator, keep=keep).attach(trainer)
     trainer.run()
     best: dict[str, Any] = torch.load(checkpoint_path(run_dir, "best"), weights_only=True)
     return best
+
+
+def test_a_damaged_last_checkpoint_beside_older_ones_is_answered_with_the_newest(tmp_path: Path) -> None:
+    validated(tmp_path, [0.5] * 12, epochs=11, keep=3)
+    folder, path = tmp_path / "checkpoints", checkpoint_path(tmp_path, "last")
+    older = {"step_00000018.pt", "step_00000020.pt"}
+    assert {file.name for file in folder.glob("step_*.pt")} == older
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"cut short, or is another file\. Copy step_00000020\.pt over it to go on"):
+        validated(tmp_path, [0.5] * 12, epochs=12, keep=3)
+    path.unlink()
+    with pytest.raises(
+        InputError, match=r"last\.pt is missing, and .*copy step_00000020\.pt to it to go on from there"
+    ):
+        validated(tmp_path, [0.5] * 12, epochs=12, keep=3)
+    assert {file.name for file in folder.glob("step_*.pt")} == older
+    shutil.copy(folder / "step_00000020.pt", path)
+    assert validated(tmp_path, [0.5] * 12, epochs=12, keep=3)["epoch"] == 12
 
 
 def test_who_goes_back_has_no_best_weights_of_the_future_that_was_left(tmp_path: Path) -> None:
@@ -137,6 +155,89 @@ def test_a_full_disk_costs_the_epoch_and_no_more(tmp_path: Path) -> None:
     assert checkpoint_path(tmp_path / "full", "last").read_bytes() == before
     assert not list(tmp_path.rglob("*.part"))
     assert equal_states(train(tmp_path / "full", epochs=2), train(tmp_path / "room", epochs=2))
+
+
+ALONE = ("student_0", "student_1")
+WRITTEN = ("best", *ALONE, "last")
+"""Files of an epoch that is the best so far."""
+
+
+def bytes_of(run_dir: Path) -> dict[str, bytes]:
+    return {name: checkpoint_path(run_dir, name).read_bytes() for name in WRITTEN}
+
+
+def agrees(run_dir: Path) -> bool:
+    """Whether files of single networks hold what best.pt does."""
+    best = torch.load(checkpoint_path(run_dir, "best"), weights_only=True)["network"]
+    return all(
+        torch.equal(value, best[f"networks.{name}.{key}"])
+        for name in ALONE
+        for key, value in torch.load(checkpoint_path(run_dir, name), weights_only=True).items()
+    )
+
+
+@pytest.mark.parametrize("written", range(1, 2 * len(WRITTEN)))
+def test_a_disk_that_is_full_at_any_file_leaves_no_best_weights_of_two_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    values = [0.5, 0.8]
+    validated(tmp_path / "whole", values, epochs=2, keep=1)
+    left = written
+
+    def write(path: Path, content: Any) -> None:
+        nonlocal left
+        if left == 0:
+            raise OSError("no space")
+        left -= 1
+        write_checkpoint(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kdml_med.handlers.checkpoint.write_checkpoint", write)
+        with pytest.raises(OSError, match="no space"):
+            validated(tmp_path / "full", values, epochs=2, keep=1)
+    best, last = (checkpoint_path(tmp_path / "full", name) for name in ("best", "last"))
+    done = torch.load(last, weights_only=True)["position"]["epoch"] if last.is_file() else 0
+    assert torch.load(best, weights_only=True)["epoch"] > done or agrees(tmp_path / "full"), "nobody can tell"
+    other = shutil.copytree(tmp_path / "full", tmp_path / "other")
+    validated(tmp_path / "full", values, epochs=2, keep=1)
+    assert bytes_of(tmp_path / "full") == bytes_of(tmp_path / "whole")
+    # With another schedule, or on a GPU, the epoch that is repeated need not be better than those before.
+    validated(other, [0.5, 0.3], epochs=2, keep=1)
+    assert agrees(other)
+
+
+def test_files_of_single_networks_that_are_not_those_of_the_best_are_made_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    validated(tmp_path, [0.8, 0.5], epochs=2)
+    before = bytes_of(tmp_path)
+    first, second = (checkpoint_path(tmp_path, name) for name in ALONE)
+    shutil.copy(second, first)  # as earlier versions could leave them
+    second.unlink()
+    validated(tmp_path, [0.8, 0.5], epochs=2)
+    assert bytes_of(tmp_path) == before
+    assert [message.split(" does not hold")[0] for message in caplog.messages] == [str(first), str(second)]
+    caplog.clear()
+    validated(tmp_path, [0.8, 0.5, 0.6], epochs=3)
+    assert caplog.messages == []
+
+
+def test_figures_of_the_best_weights_before_go_when_these_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [0.5, 0.3, 0.8]
+    validated(tmp_path, values, epochs=1)
+    figures = tmp_path / "metrics.json"
+    figures.write_text("{}")
+    validated(tmp_path, values, epochs=1)
+    assert figures.is_file(), "nothing was left to do"
+    validated(tmp_path, values, epochs=2)
+    assert figures.is_file(), "the best weights stayed"
+
+    def write(path: Path, content: Any) -> None:
+        assert not figures.is_file(), f"{path.name} is written before"
+        write_checkpoint(path, content)
+
+    monkeypatch.setattr("kdml_med.handlers.checkpoint.write_checkpoint", write)
+    assert validated(tmp_path, values, epochs=3)["epoch"] == 3
 
 
 def taught(run_dir: Path, teacher: Path, *, epochs: int = 1) -> dict[str, torch.Tensor]:

@@ -77,7 +77,8 @@ def trained(
         ([0.5, 0.6, 0.55, 0.7, 0.6, 0.65, 0.69], 3, 7),
         ([0.5, 0.4, 0.9], 1, 2),
         ([0.1, 0.2, 0.3], 1, 3),
-        ([-1.0, -1.0, -1.0, 0.5], 2, 3),  # a figure that is never defined
+        ([-1.0, -1.0, -1.0, 0.5], 2, 4),  # a figure that is not defined says nothing
+        ([0.5, -1.0, 0.4, -1.0, -1.0, 0.3, 0.9], 2, 6),
         ([0.5, None, None, 0.4, None, 0.4, 0.9], 2, 6),  # epochs without a validation do not count
         ([0.5, 0.4, 0.3], None, 3),
     ],

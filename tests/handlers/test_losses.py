@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -13,6 +16,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 
 from kdml_med.handlers import CohortProgress, EpochMeans, LossHistory, losses
+from kdml_med.handlers.metrics import UNDEFINED
 from kdml_med.keys import OutputKey
 from kdml_med.losses import ClassificationCohortLoss
 from kdml_med.networks import build_cohort
@@ -118,6 +122,28 @@ def test_a_term_that_the_library_does_not_know_is_kept_and_shown(
     assert own[1][5] == pytest.approx(torch.stack([terms["student_0_answer_norm"] for terms in seen]).mean().item())
     assert {(network, term): weight for _, _, network, term, weight, _ in rows(tmp_path)}["student_0", "kd"] == 0.5
     assert f"student_0_answer_norm {own[1][5]:.3f}" in caplog.text
+
+
+def test_a_figure_that_is_not_defined_is_called_that(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = trainer_of(build_cohort(teacher=TINY, students=[TINY]), batches(2), WithNorm(), epochs=3)
+    evaluator: Any = SimpleNamespace(state=SimpleNamespace(key_metric_name="ensemble_ap", best_metric=-1.0))
+
+    def validate(engine: Any) -> None:
+        state, epoch = evaluator.state, engine.state.epoch
+        value = (UNDEFINED, 0.5, UNDEFINED)[epoch - 1]
+        state.epoch, state.metrics = epoch, {"ensemble_ap": value, "ensemble_f1": math.nan if value < 0 else 0.25}
+        if value >= state.best_metric:
+            state.best_metric, state.best_metric_epoch = value, epoch
+
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
+    CohortProgress(evaluator, figures=["f1"]).attach(trainer)
+    with caplog.at_level(logging.INFO):
+        trainer.run()
+    assert [line for line in caplog.messages if "validation" in line] == [
+        "  validation: ensemble_ap not defined (best not defined), f1 not defined",
+        "  validation: ensemble_ap 0.500 (best so far), f1 0.250",
+        "  validation: ensemble_ap not defined (best 0.500), f1 not defined",
+    ]
 
 
 def test_a_term_counts_as_it_is_when_the_loss_tells_no_weight(tmp_path: Path) -> None:

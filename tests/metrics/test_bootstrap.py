@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from kdml_med.metrics import Interval, binary_auroc, bootstrap, bootstrap_interval, resample_auroc
+from kdml_med.metrics import Interval, binary_auroc, bootstrap, bootstrap_interval, brier_score, resample_auroc
 from kdml_med.metrics.bootstrap import percentile_interval, weighted_pairs
+from kdml_med.metrics.classification import average_precision
 from tests.examples import examples
 
 
@@ -107,9 +108,9 @@ def test_mean_interval_agrees_with_theory() -> None:
 
 
 def test_resamples_without_a_class_are_left_out_and_counted() -> None:
-    labels = np.array([1, 0, 0, 0, 0, 0])
+    labels = np.array([1, 1, 0, 0, 0, 0])
     interval = bootstrap_interval(binary_auroc, labels, np.arange(6) / 6, resamples=1000)
-    expected = 1 - (5 / 6) ** 6 - (1 / 6) ** 6
+    expected = 1 - (4 / 6) ** 6 - (2 / 6) ** 6
     assert interval.resamples_used / 1000 == pytest.approx(expected, abs=0.05)
     assert interval.low == interval.high == 0
 
@@ -123,6 +124,20 @@ def test_interval_is_nan_where_it_means_nothing(labels: list[int], groups: list[
         assert math.isnan(interval.low)
         assert math.isnan(interval.high)
         assert interval.resamples_used == 0
+
+
+@pytest.mark.parametrize("lonely", [0, 1])
+def test_a_class_of_one_patient_leaves_no_interval(lonely: int) -> None:
+    # Two slides of the one, two of each of nine others: no resample has another patient of that class.
+    patients = np.repeat(np.arange(10), 2)
+    labels = np.where(patients == 0, lonely, 1 - lonely)
+    values = np.random.default_rng(0).uniform(size=20)
+    for statistic in (binary_auroc, lambda truth, scores: binary_auroc(truth, scores), average_precision):
+        assert math.isnan(bootstrap_interval(statistic, labels, values, groups=patients, resamples=100).low)
+    two = np.where(patients < 2, lonely, 1 - lonely)
+    for statistic in (binary_auroc, average_precision):
+        assert bootstrap_interval(statistic, two, values, groups=patients, resamples=100).low >= 0
+    assert bootstrap_interval(brier_score, labels, values, groups=patients, resamples=100).low > 0
 
 
 def test_fewer_than_half_usable_is_no_interval() -> None:

@@ -49,6 +49,17 @@ def test_scores_that_are_no_numbers_give_no_figures():
     assert [one.boxes for one in sizes.values()] == [1, 0, 1]
 
 
+def test_boxes_of_one_sequence_have_no_interval():
+    small, large = square(10), square(50)
+    frames = sized({"a": [small], "b": [small], "c": [large], "d": [large]}, sequence_id=["s", "s", "t", "u"])
+    found = detection_table({"a": [(0.9, small)], "c": [(0.9, large)]})
+    sizes = sensitivity_by_size(frames, found, threshold=0.5, resamples=50)
+    assert (sizes["small"].sensitivity, sizes["large"].sensitivity) == (0.5, 0.5)
+    assert math.isnan(sizes["small"].low)
+    assert math.isnan(sizes["small"].high)
+    assert (sizes["large"].low, sizes["large"].high) == (0, 1)
+
+
 @pytest.mark.parametrize("group", ["sequence", "patient", "frame"])
 def test_boxes_of_one_size_have_the_sensitivity_and_interval_of_all_boxes(group):
     frames, found = cohort()

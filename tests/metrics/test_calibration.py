@@ -54,6 +54,21 @@ def test_few_answers_have_few_bins(answers: int, bins: int) -> None:
     assert bins_for(answers) == bins
 
 
+@settings(max_examples=examples(30), deadline=None)
+@given(st.permutations(range(24)), st.integers(1, 12))
+def test_equal_answers_are_in_one_bin_whatever_the_order_of_their_rows(rows: list[int], bins: int) -> None:
+    values = np.repeat([0.0, 0.1, 0.5, 0.75], [2, 10, 9, 3])
+    labels = np.arange(24) % 3 == 0
+    whole, mixed = (reliability(labels[own], values[own], bins=bins) for own in (np.arange(24), rows))
+    for name in ("predicted", "observed", "low", "high", "n"):
+        np.testing.assert_allclose(getattr(mixed, name), getattr(whole, name))
+    assert whole.n.sum() == 24
+    assert len(whole.n) <= min(bins, 4)
+    if bins == 12:  # a cut inside every value: each is a bin of its own
+        np.testing.assert_allclose(whole.predicted, [0, 0.1, 0.5, 0.75])
+        np.testing.assert_array_equal(whole.n, [2, 10, 9, 3])
+
+
 def test_reliability_by_hand() -> None:
     found = reliability([0, 1, 0, 1, 1], [0.1, 0.9, 0.2, 0.6, 0.3], bins=2)
     np.testing.assert_allclose(found.predicted, [0.2, 0.75])

@@ -118,9 +118,9 @@ def test_a_band_by_hand() -> None:
 def test_what_is_not_defined_is_nan(curve: Callable[..., Curve]) -> None:
     for labels, values in (([], []), ([1, 1], [0.5, 0.6]), ([0, 0], [0.5, 0.6]), ([0, 1], [0.5, math.nan])):
         assert undefined(curve(labels, values, resamples=20))
-    # One patient; and three, of whom a third of the resamples lacks a class: those are left out.
-    for groups, known in ((["a", "a", "a"], False), (["a", "b", "c"], True)):
-        few = curve([0, 1, 1], [0.2, 0.8, 0.9], groups=groups, resamples=400)
+    # One patient; a class of one patient; and four, of whom an eighth of the resamples lacks a class: it is left out.
+    for groups, known in (("aaaa", False), ("abcc", False), ("aabc", False), ("abcd", True)):
+        few = curve([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9], groups=list(groups), resamples=400)
         assert few.area == 1
         assert (~np.isnan([few.area_low, few.area_high, *few.low, *few.high]) == known).all()
     assert np.isnan(curve([0, 1], [0.2, 0.8], resamples=0).low).all()
@@ -223,6 +223,19 @@ def test_the_band_of_a_detector_holds_its_curve_of_all_frames() -> None:
     drawn = np.concatenate([curve.y[1:], [0.0]])[at]
     inside = (curve.low - 1e-9 <= drawn) & (drawn <= curve.high + 1e-9)
     assert inside.mean() > 0.9
+
+
+@pytest.mark.parametrize("make", [froc_with_band, detection_precision_recall])
+def test_polyps_of_one_sequence_have_no_band(make: Callable[..., Curve]) -> None:
+    frames, detections = cohort(sequences=4)
+    alone = frames["sequence_id"] == "s0"
+    frames["boxes"] = [own if kept else [] for own, kept in zip(frames["boxes"], alone, strict=True)]
+    frames["polyp_ids"] = None
+    found = make(frames, detections, resamples=30)
+    assert found.area > 0
+    assert np.isnan([found.area_low, found.area_high, *found.low, *found.high]).all()
+    by_frame = make(frames, detections, group="frame", resamples=30)
+    assert np.isfinite([by_frame.area_low, by_frame.area_high]).all()
 
 
 @pytest.mark.parametrize("make", [froc_with_band, detection_precision_recall])

@@ -133,6 +133,24 @@ def test_figures_of_sequences_and_polyps_have_intervals_where_each_lies_in_one_g
     assert (figures["n_polyps"], figures["polyps_found"], figures["polyps_found_ci95"]) == (1, 1.0, [None, None])
 
 
+def test_what_is_counted_in_one_group_alone_has_no_interval() -> None:
+    # Three boxes of one sequence, two of them found; a false alarm in one of two negative sequences.
+    frames = frame_table(
+        {"a": [HIT], "b": [HIT], "c": [HIT], "d": [], "e": []},
+        sequence_id=["s", "s", "s", "t", "u"],
+        polyp_ids=[["x"], ["x"], ["x"], [], []],
+    )
+    found = {"a": [(0.9, HIT)], "b": [(0.9, HIT)], "d": [(0.9, MISS)]}
+    figures = evaluate_detections(frames, detection_table(found), threshold=0.5, resamples=60)["student_0"]
+    known = {name for name in INTERVALS if figures[f"{name}_ci95"] != [None, None]}
+    assert known == {"precision", "false_positives_per_frame", "false_positives_per_negative_frame"}
+    assert all(figures[name] is not None for name in INTERVALS)
+    by_frame = evaluate_detections(frames, detection_table(found), threshold=0.5, group="frame", resamples=60)
+    assert None not in by_frame["student_0"]["recall_ci95"]
+    alone = evaluate_detections(frames, detection_table(found | {"d": []}), threshold=0.5, resamples=60)["student_0"]
+    assert (alone["precision"], alone["precision_ci95"]) == (1, [None, None])
+
+
 def test_what_is_not_known_is_none() -> None:
     frames, detections = cohort()
     alone = frames.assign(sequence_id=frames["sample_id"], polyp_ids=None)

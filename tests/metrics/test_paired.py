@@ -302,6 +302,24 @@ def test_one_unit_has_no_interval_and_no_evidence() -> None:
     assert (found.p_value, found.exact, found.permutations) == (1, True, 2)
 
 
+def test_what_is_counted_in_one_unit_alone_has_no_interval() -> None:
+    units = np.where(LABELS == 0, "n", np.arange(24))  # all negatives are of one patient
+    a, b = (patients(LABELS, seed, units=units) for seed in (1, 2))
+    assert math.isnan(compare(a, b, **FAST).low)
+    assert math.isnan(estimate(a, resamples=50).high)
+    brier = [[BrierScores.of(np.arange(24), LABELS, one[0].probabilities, units=units)] for one in a]
+    assert estimate(brier, resamples=50).low > 0
+    frames, detections = cohort(sequences=4)
+    kept = frames["sequence_id"] == "s0"
+    frames["boxes"] = [own if held else [] for own, held in zip(frames["boxes"], kept, strict=True)]
+    frames["polyp_ids"] = None
+    arms = [[[DetectionScores.of(frames, detections, metric=metric)]] for metric in ("ap50", "ap50")]
+    found = compare(*arms, **FAST)
+    assert found.value_a > 0
+    assert math.isnan(found.low)
+    assert math.isnan(estimate(arms[0], resamples=50).low)
+
+
 def test_other_samples_raise() -> None:
     a = patients(LABELS, 1)
     columns = {"sample_ids": np.arange(24), "labels": LABELS, "probabilities": np.linspace(0, 1, 24)}

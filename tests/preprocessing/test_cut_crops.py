@@ -1,11 +1,13 @@
 import sys
 
+import pandas as pd
 import pytest
 
 from kdml_med.errors import ExitCode, InputError
 from kdml_med.program import run
 from kdml_med.programs.cut_crops import main
-from kdml_med.storage.manifest import read_info, read_manifest
+from kdml_med.splits import freeze_splits
+from kdml_med.storage.manifest import read_info, read_manifest, write_info
 from tests.synthetic_frames import write_frame_dataset
 
 
@@ -40,6 +42,21 @@ def test_a_damaged_frame_gives_its_own_exit_code(call, tmp_path):
     assert code == ExitCode.SOME_FAILED
     assert "1 problem, all in" in out
     assert "P0/2: cannot be read" in out
+
+
+def test_splits_of_other_crops_are_named_where_a_forced_run_does_not_replace_them(call, tmp_path):
+    frames = write_frame_dataset(tmp_path / "frames")
+    (frames / "splits.csv").unlink()
+    info = read_info(frames)
+    info.splits = None
+    write_info(frames, info)
+    call(frames, "--out", tmp_path / "out", "--size", 16)
+    splits = pd.DataFrame({"patient_id": ["P0"], "split": ["train"]})
+    freeze_splits(tmp_path / "out", splits, mode="table", seed=None)
+    assert call(frames, "--out", tmp_path / "out", "--size", 16)[0] == ExitCode.BAD_INPUT
+    code, out, _ = call(frames, "--out", tmp_path / "out", "--size", 16, "--force")
+    assert code == ExitCode.OK
+    assert "NOTE: 3 patients of the manifest are not in" in out
 
 
 def test_as_many_processes_cut_as_this_one_was_given_cores(tmp_path, monkeypatch):

@@ -183,6 +183,123 @@ def test_a_label_table_names_slides_or_patients(tmp_path: Path, by: str) -> None
     assert read_info(tmp_path / "out").labels["rows"]["used"] == 2  # type: ignore[index]
 
 
+def write_labels(folder: Path, text: str) -> Path:
+    path = folder / "labels.csv"
+    path.write_text(text)
+    return path
+
+
+# Keys begin with the number of a centre, so that a wrong patient of the table would be found by them.
+OF_PATIENTS = {"1_7_0": "7", "2_1_1": "1", "1_9_2": "9", "2_2_3": "2"}
+
+
+@pytest.mark.parametrize("pattern", [None, r"^\d_(?P<patient>\d)_"])
+def test_the_patient_whom_a_sample_names_is_looked_for_in_a_table_of_patients(
+    tmp_path: Path, pattern: str | None
+) -> None:
+    members = [
+        member
+        for number, (key, patient) in enumerate(OF_PATIENTS.items())
+        for member in sample(key, number, json={"patient_id": "1" if pattern else patient})  # the pattern comes first
+    ]
+    write_tar(tmp_path / "in" / "a.tar", members)
+    table = write_labels(tmp_path, "patient_id,label\n1,b\n2,a\n7,a\n9,b\n")
+    result = bring_in(tmp_path / "in", tmp_path / "out", labels=table, key_pattern=pattern)
+    rows = read_manifest(tmp_path / "out")
+    found = dict(zip(rows["sample_id"], zip(rows["patient_id"], rows["label"], strict=True), strict=True))
+    labels = {"1": "b", "2": "a", "7": "a", "9": "b"}
+    assert found == {f"a/{key}": (patient, labels[patient]) for key, patient in OF_PATIENTS.items()}
+    assert result.failures == []
+    assert read_info(tmp_path / "out").labels["rows"]["used"] == 4  # type: ignore[index]
+
+
+def test_a_patient_who_is_not_in_the_table_is_named_and_nobody_else_taken(tmp_path: Path) -> None:
+    known = sample("1_0", 0, json={"patient": "12/345"})  # a number of a biopsy, and no file in a folder
+    stranger = sample("1_1", 1, json={"patient": "07"})
+    barcode = sample("1_2", 2, json={"patient": "TCGA-AA-3672-01Z"})
+    write_tar(tmp_path / "in" / "a.tar", [*known, *stranger, *barcode])
+    table = write_labels(tmp_path, "patient,label\n1,a\n345,a\n12/345,b\n7,b\nTCGA-AA-3672,a\n")
+    bring_in(tmp_path / "in", tmp_path / "out", labels=table)
+    assert read_manifest(tmp_path / "out")["patient_id"].tolist() == ["12/345", "TCGA-AA-3672"]
+    assert failures(tmp_path / "out") == {"a/1_1": "no row in the label table for the patient 07; row 5 has '7'"}
+
+
+def test_a_sample_that_names_another_patient_than_the_row_of_its_slide_is_left_out(tmp_path: Path) -> None:
+    said = {"0": "P1", "1": "p01", "2": "P2", "3": None}  # p01 and P1 cannot be two patients of one table
+    members = [m for key, who in said.items() for m in sample(f"S1/{key}", int(key), json={"patient": who})]
+    write_tar(tmp_path / "in" / "a.tar", members)
+    table = write_labels(tmp_path, "slide,patient,label\nS1,P1,a\nS2,P2,b\n")
+    bring_in(tmp_path / "in", tmp_path / "out", labels=table)
+    assert read_manifest(tmp_path / "out")["sample_id"].tolist() == ["a/S1/0", "a/S1/1", "a/S1/3"]
+    reason = "row 2 of the label table says patient P1, the sample P2: correct the one that is wrong"
+    assert failures(tmp_path / "out") == {"a/S1/2": reason}
+
+
+def test_the_patient_stands_for_a_slide_that_nobody_names_beside_a_table_of_patients(tmp_path: Path) -> None:
+    of_folder = sample("S/0", 2, json={"patient": "P2", "slide_mpp": 0.5})  # whose value is no name of a slide
+    write_tar(tmp_path / "in" / "a.tar", [*sample("P1_0", 0), *sample("P1_1", 1), *of_folder])
+    bring_in(tmp_path / "in", tmp_path / "out", labels=write_labels(tmp_path, "patient,label\nP1,a\nP2,b\n"))
+    assert read_manifest(tmp_path / "out")["slide_id"].tolist() == ["P1", "P1", "S"]
+
+
+@pytest.mark.parametrize("role", ["patient", "slide", "site"])
+def test_the_pattern_comes_before_whatever_the_json_calls_the_same(tmp_path: Path, role: str) -> None:
+    column = {"patient": "patient_id", "slide": "slide_id", "site": "hospital"}[role]
+    facts = {"patient": "P", column: "of json"}
+    keys = ("K1-0", "K2-0", "none-0") if role == "patient" else ("K1-0", "K2-0")
+    write_tar(tmp_path / "in" / "a.tar", [m for key in keys for m in sample(key, cls=0, json=facts)])
+    if role == "patient":  # both are in .json, which only the sample without a find in its key asks
+        with pytest.raises(InputError, match=r"\['patient', 'patient_id'\] could each be the patient column"):
+            bring_in(tmp_path / "in", tmp_path / "out", key_pattern=rf"^(?P<{role}>K\d)?")
+        how = {"columns": TableColumns(patient="patient_id")}
+    else:
+        how = {}
+    bring_in(tmp_path / "in", tmp_path / "out", key_pattern=rf"^(?P<{role}>K\d)?", **how)
+    name = "site" if role == "site" else f"{role}_id"
+    assert sorted(read_manifest(tmp_path / "out")[name]) == ["K1", "K2", *["of json"] * (role == "patient")]
+
+
+def test_the_patient_of_json_comes_before_the_barcode_of_the_key(tmp_path: Path) -> None:
+    keys = [f"TCGA-AA-367{number}-01Z-00-DX1_0" for number in range(2)]
+    members = [*sample(keys[0], 0, cls=0, json={"case_id": "C"}), *sample(keys[1], 1, cls=0)]
+    write_tar(tmp_path / "in" / "a.tar", members)
+    bring_in(tmp_path / "in", tmp_path / "out")
+    assert read_manifest(tmp_path / "out")["patient_id"].tolist() == ["C", "TCGA-AA-3671"]
+
+
+def test_resolution_and_conditions_are_those_of_samples_also_beside_a_label_table(tmp_path: Path) -> None:
+    facts = [("P1", 0.5, "A"), ("P2", 0.25, "A"), ("P3", 0.5, "B")]
+    members = [
+        member
+        for number, (patient, mpp, label) in enumerate(facts)
+        for member in sample(f"{patient}/0", number, json={"mpp": mpp, "um": 1, "label": label, "patient": patient})
+    ]
+    write_tar(tmp_path / "in" / "a.tar", members)
+    table = write_labels(tmp_path, "patient,label,mpp\nP1,a,0.7\nP2,b,0.7\nP3,b,0.7\n")  # of whole slides
+    bring_in(tmp_path / "in", tmp_path / "out", labels=table)
+    assert read_manifest(tmp_path / "out")["mpp"].tolist() == [0.5, 0.25, 0.5]
+    assert "mpp" not in read_info(tmp_path / "out").labels["columns"]  # type: ignore[index]
+    named = TableColumns(mpp="um")
+    bring_in(tmp_path / "in", tmp_path / "chosen", labels=table, columns=named, where={"label": "A"})
+    rows = read_manifest(tmp_path / "chosen")
+    assert rows[["patient_id", "label", "mpp"]].to_numpy().tolist() == [["P1", "a", 1], ["P2", "b", 1]]
+    assert read_info(tmp_path / "chosen").labels["rows"]["not_chosen"] == 1  # type: ignore[index]
+    with pytest.raises(InputError, match="no column 'nothing' \\(--mpp-column\\)"):
+        bring_in(tmp_path / "in", tmp_path / "other", labels=table, columns=TableColumns(mpp="nothing"))
+
+
+def test_splits_and_resolutions_that_are_named_can_be_columns_of_the_label_table(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "a.tar", [m for n in range(4) for m in sample(f"P{n}/0", n)])
+    text = "patient,label,part,size\nP0,a,train,1\nP1,b,train,2\nP2,a,test,3\nP3,b,val,4\n"
+    columns = TableColumns(split="part", mpp="size")
+    bring_in(tmp_path / "in", tmp_path / "out", labels=write_labels(tmp_path, text), columns=columns)
+    manifest = read_manifest(tmp_path / "out")
+    splits = read_splits(tmp_path / "out", manifest, read_info(tmp_path / "out"))
+    assert dict(splits.itertuples(index=False, name=None)) == {"P0": "train", "P1": "train", "P2": "test", "P3": "val"}
+    assert manifest["mpp"].tolist() == [1, 2, 3, 4]
+    assert read_info(tmp_path / "out").labels["columns"]["split"] == "part"  # type: ignore[index]
+
+
 def test_samples_can_name_their_split_and_be_chosen(tmp_path: Path) -> None:
     facts = [("P1", "train", "x"), ("P2", "train", "x"), ("P3", "test", "x"), ("P4", "val", "y")]
     members = [
@@ -333,6 +450,24 @@ def test_a_size_below_zero_ends_what_is_read_of_a_tar(tmp_path: Path, size: int)
     assert failures(tmp_path / "out") == {
         "a.tar": "damaged or cut off at byte 6144: samples before that are taken, what follows is not"
     }
+
+
+@pytest.mark.parametrize("padding", [0, 3 * 2**20])
+def test_what_follows_the_end_of_a_tar_is_told(tmp_path: Path, padding: int) -> None:
+    whole = write_tar(tmp_path / "a.tar", patient_samples(range(2)))
+    first = whole.read_bytes() + bytes(padding)
+    whole.write_bytes(first)
+    assert read_tar(whole).problems == []
+    second = write_tar(tmp_path / "b.tar", patient_samples(range(2, 4))).read_bytes()
+    whole.write_bytes(first + second)
+    found = read_tar(whole)
+    assert [one.key for one in found.samples] == ["000000", "000001"]
+    [(name, reason)] = found.problems
+    assert name == "a.tar"
+    assert reason.startswith(f"a second tar follows its end, from byte {len(first)} on, and is not read: keep")
+    whole.write_bytes(first + b"\0" * 700 + b"notes")
+    [(_, reason)] = read_tar(whole).problems
+    assert reason.startswith(f"something that is no tar follows its end, from byte {len(first) + 512} on")
 
 
 def test_the_same_sample_in_two_tars_counts_once_and_another_of_its_key_too(tmp_path: Path) -> None:

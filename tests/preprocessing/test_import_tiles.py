@@ -591,6 +591,43 @@ def test_links_to_themselves_and_names_that_are_not_utf8_cost_themselves_only(im
     assert "deep/\\xfc.jpg" in left_out
 
 
+@pytest.mark.parametrize("link", ["a", "z"])  # before the real folder, and behind it
+@pytest.mark.parametrize("named", ["fold", "link"])
+def test_a_link_beside_a_folder_hides_none_of_its_images(tmp_path: Path, link: str, named: str) -> None:
+    for number in range(2):
+        picture(tmp_path / "images" / "fold" / f"{number}.png")
+    picture(tmp_path / "elsewhere" / "2.png")
+    (tmp_path / "images" / link).symlink_to("fold")
+    (tmp_path / "images" / "further").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "images" / "fold" / "up").symlink_to(tmp_path)  # a loop
+    folder = link if named == "link" else "fold"
+    shards, left_out = imported(
+        tmp_path / "images", tmp_path, f"image,patient,label\n{folder}/0,1,a\n{folder}/1.png,2,b\nfurther/2,3,b\n"
+    )
+    assert (shards, left_out) == (["fold/0.png", "fold/1.png", "further/2.png"], {})
+
+
+@pytest.mark.parametrize(
+    ("rest", "slide"),
+    [
+        ("-01Z-00-DX1_x224_y0", "-01Z-00-DX1"),
+        ("-01Z-00-DX2.23748E80-a45b-4CDE-8f01-0123456789ab_(7,8)", "-01Z-00-DX2.23748E80-a45b-4CDE-8f01-0123456789ab"),
+        ("-01A-02-TSA.7", "-01A-02-TSA"),
+        ("-01Z-00-DX1", "-01Z-00-DX1"),
+        ("_x224_y0", ""),
+        ("-01Z-00-DX1x224", ""),
+        ("-01Z-tile7", ""),
+    ],
+)
+def test_tiles_of_class_folders_belong_to_the_slide_of_their_barcode_else_to_the_patient(
+    tmp_path: Path, rest: str, slide: str
+) -> None:
+    for label, patient in (("MSIMUT", "TCGA-AA-3601"), ("MSS", "TCGA-AA-3602")):
+        picture(tmp_path / "source" / label / f"blk-{patient}{rest}.png")
+    import_tile_folders(tmp_path / "source", tmp_path / "dataset")
+    assert read_manifest(tmp_path / "dataset")["slide_id"].tolist() == [f"TCGA-AA-3601{slide}", f"TCGA-AA-3602{slide}"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

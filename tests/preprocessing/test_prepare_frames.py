@@ -68,6 +68,57 @@ def test_splits_can_be_left_for_later_and_made_by_their_own_program(call, clips,
     assert pd.read_csv(out / "splits.csv").columns.tolist() == ["patient_id", "fold"]
 
 
+@pytest.fixture
+def split(call, tmp_path):
+    """Images and masks of three sequences with drawn splits, and the arguments that made the dataset."""
+    for number in (1, 2, 3):
+        _save_sequence(tmp_path, number)
+    how = [tmp_path / "images", "--annotations", tmp_path / "masks", "--out", tmp_path / "out"]
+    assert call(*how).returncode == ExitCode.OK
+    return how
+
+
+def _save_sequence(folder, number):
+    save(folder / "images" / f"s{number}" / "1.png", seed=number)
+    save_mask(folder / "masks" / f"s{number}" / "1.png", [(60, 40, 100, 90)])
+
+
+def test_a_sequence_that_is_added_to_drawn_splits_changes_nothing_until_it_is_said_what_becomes_of_them(
+    call, split, tmp_path
+):
+    before = contents(tmp_path / "out")
+    _save_sequence(tmp_path, 4)
+    for more in ([], ["--no-splits"]):
+        refused = call(*split, *more)
+        assert refused.returncode == ExitCode.BAD_INPUT
+        assert "no split for 's4', which joins" in refused.stderr
+        assert "pass --force" in refused.stderr
+        assert contents(tmp_path / "out") == before
+    done = call(*split, "--force")
+    assert done.returncode == ExitCode.OK, done.stderr
+    manifest = read_manifest(tmp_path / "out")
+    assert len(assign_splits(tmp_path / "out", manifest, read_info(tmp_path / "out"))) == 4
+
+
+def test_frozen_splits_of_others_are_named_where_a_forced_run_does_not_replace_them(call, split, tmp_path):
+    _save_sequence(tmp_path, 4)
+    done = call(*split, "--force", "--no-splits")
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert "NOTE: 1 sequence of the manifest is not in" in done.stdout
+    make_splits(tmp_path / "out", folds=3, force=True)
+    assert call(*split).returncode == ExitCode.OK
+
+
+def test_folders_that_tell_the_sequences_are_named_with_what_to_do_if_they_are_none(call, clips, tmp_path):
+    done = call(clips / "images", "--out", tmp_path / "out", "--annotations", clips / "masks", "--no-splits")
+    told = "taken for sequences by their folders: s0, s1, s2, s3, s4 and 6 more; if they are none: --sequence-from none"
+    assert told in done.stdout
+    two = [clips / "images" / name for name in ("s0", "s1")]
+    done = call(*two, "--out", tmp_path / "two", "--annotations", clips / "masks")
+    assert "no splits: 3 parts need at least 3 sequences, there are 2. If the folders are no sequences" in done.stdout
+    assert "--sequence-from none, and another --out" in done.stdout.split("no splits")[1]
+
+
 def test_too_few_sequences_leave_the_frames_without_splits(call, clips, tmp_path):
     done = call(clips / "images" / "s0", "--out", tmp_path / "out", "--annotations", clips / "masks" / "s0")
     assert done.returncode == ExitCode.OK

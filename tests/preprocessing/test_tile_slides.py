@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -189,7 +190,7 @@ def tile(call, small, tmp_path):
         for name in names:
             (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
             # Bytes of its own at the end: copies of one slide for two patients are refused.
-            (tmp_path / "in" / name).write_bytes(small.read_bytes() + name.encode())
+            (tmp_path / "in" / name).write_bytes(small.read_bytes() + os.fsencode(name))
         (tmp_path / "labels.csv").write_text(text)
         done = call(
             tmp_path / "in",
@@ -244,6 +245,40 @@ def test_slides_that_are_kept_are_not_absent(tile, tmp_path):
     done, failures = tile(["b.svs"], text, "--keep")
     assert (done.returncode, failures) == (ExitCode.OK, {})
     assert read_info(tmp_path / "out").labels["rows"]["used"] == 2
+
+
+def test_failures_stand_while_slides_are_added_until_their_input_is_named_again(tile, tmp_path):
+    text = "patient,slide,label\nP1,a.svs,MSI\nP2,b.svs,MSS\nP3,broken.svs,MSS\nP4,late.svs,MSS\n"
+    done, failures = tile(["a.svs", "c.svs", "x/d.zip"], text)
+    assert set(failures) == {"b.svs", "broken.svs", "late.svs", "c.svs", "x/d.zip"}
+    (tmp_path / "in" / "a.svs").unlink()
+    (tmp_path / "in" / "c.svs").rename(tmp_path / "c.svs")
+    (tmp_path / "in" / "broken.svs").write_bytes(b"no slide")
+    done, failures = tile(["b.svs"], text, "--keep", fresh=False)
+    assert done.returncode == ExitCode.SOME_FAILED
+    assert set(failures) == {"broken.svs", "late.svs", "c.svs", "x/d.zip"}
+    assert "1 row of earlier runs stands in" in done.stdout  # of c.svs: the folder with d.zip was named again
+    done, failures = tile(["late.svs"], text, "--keep")
+    assert set(failures) == {"broken.svs", "c.svs", "x/d.zip"}
+    assert done.returncode == ExitCode.OK  # what is wrong is no problem of this run
+    assert "3 rows of earlier runs stand in" in done.stdout
+    labels = read_info(tmp_path / "out").labels["rows"]
+    assert (labels["used"], labels["unusable"], labels["no_file"]) == (3, 1, 0)
+    done, failures = tile(["broken.svs"], text, "--keep")
+    assert set(failures) == {"c.svs", "x/d.zip"}
+    done, failures = tile(["a.svs", "b.svs", "late.svs", "broken.svs"], text)
+    assert failures == {}
+
+
+@pytest.mark.parametrize(
+    "by", ["patient,label\nP1,MSI\nP2,MSS\n", "patient,slide,label\nP1,\xfc/P1_a,MSI\nP2,P2_a,MSS\n"]
+)
+def test_names_that_are_not_utf8_end_no_run_with_a_label_table(tile, by):
+    strange = os.fsdecode(b"\xfc")
+    names = ["P2_a.svs", f"P1_{strange}.bak"] if "slide" not in by else ["P2_a.svs", f"{strange}/P1_a.svs"]
+    done, failures = tile(names, by)
+    assert done.returncode == ExitCode.SOME_FAILED
+    assert "\\xfc" in " ".join(failures.values())
 
 
 def test_screen_and_dataset_say_what_labels_were_made_of(tile, tmp_path):

@@ -65,6 +65,10 @@ def test_metrics_of_classifiers_know_their_positives_negatives_and_patients() ->
     many_slides_of_few = classified() | {"bootstrap": {"unit": "patient", "units": 6}}
     assert caution_of(many_slides_of_few).startswith("Only 6 patients:")
     assert caution_of(classified() | {"bootstrap": {"unit": "patient"}}) == "", "as earlier versions wrote it"
+    unknown = {"bootstrap": {"unit": "slide", "units": 6}}  # whose slides are: the id of a patient is that of a slide
+    assert caution_of(classified() | unknown) == ""
+    networks = {"teacher": {"patient": {"n": 300, "positives": 150}, "tile": {}}}
+    assert caution_of(classified() | unknown | {"level": "patient", "networks": networks}) == ""
     assert caution_of(classified() | {"networks": {}}) == ""
     assert "not c slide" in caution_of(
         classified() | {"classes": ["a", "b", "c"], "networks": {"t": {"slide": {"n": 9, "positives": 2}}}}

@@ -84,5 +84,6 @@ def test_few_boxes_are_cautioned_too() -> None:
 
 def test_an_interval_of_slides_without_width_is_explained() -> None:
     assert results_table(classified((0.5, 0.5), (0.25, 0.875))).endswith(
-        "\n\nAn interval without width: no resample of these few slides differs. The true one is wider."
+        "\n\nAn interval without width: no resample differs, as where all is right. The true one is wider."
     )
+    assert "without width" not in results_table(classified((0.5, 0.75), (None, None)))

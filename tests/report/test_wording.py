@@ -36,6 +36,14 @@ def test_numbers_and_names_in_words(said, expected):
     assert said == expected
 
 
+def test_an_interval_without_width_is_explained_once_and_no_other_is():
+    note = wording.width_note([(None, None), (0.2, 0.9), (1.0, 1.0), (0.0, 0.0)])
+    assert note.startswith("An interval without width")
+    assert wording.width_note([(0.1 + 0.2, 0.3)]) == note  # equal but for the order of their sums
+    assert wording.width_note([(None, None), (math.nan, math.nan), (0.999, 1.0)]) == ""
+    assert wording.width_note([]) == ""
+
+
 def test_terms_have_their_words_and_unknown_ones_their_names():
     words = wording.term_words(["extra", "teacher", "extra"])
     assert words == {"labels": "labels", "teacher": "teacher (KD)", "peers": "peers (ML)", "extra": "extra"}

@@ -259,6 +259,20 @@ def test_tables_that_say_the_same_are_not_touched_and_the_manifest_comes_last(fo
     assert read_manifest(folder)["sample_id"].tolist() == ["a"]
 
 
+def test_failures_of_any_text_are_stored_and_read_back(folder):
+    strange = os.fsdecode(b"\xfc.svs")
+    with DatasetFolder(folder, describe(), Record) as opened:
+        assert opened.read_failures() == []
+        rows = [(strange, f"row 3: {strange} is there"), ("=1+1", "a\nb; =c")]
+        opened.write_tables(manifest_table([row("a")]), rows, {})
+        assert opened.read_failures() == [("\\xfc.svs", "row 3: \\xfc.svs is there"), rows[1]]
+        (folder / "failures.csv").write_text("input\na\n")
+        with pytest.raises(InputError, match=r"failures.csv lacks the columns \['reason'\].*Delete it"):
+            opened.read_failures()
+        (folder / "failures.csv").unlink()
+        assert opened.read_failures() == []
+
+
 def in_other_process(code: str, folder: Path) -> subprocess.Popen[str]:
     """Run lines of Python that begin by holding a folder, and wait until they print."""
     lines = "import sys, os, time\nfrom pathlib import Path\nfrom kdml_med.storage.locks import keep_out_others\n"

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from kdml_med.clinical.rules import networks_by_default
 from kdml_med.clinical.study import DatasetContent, Evaluation, Study
 from kdml_med.keys import NetworkName, Task
+from kdml_med.metrics.detection import DEFAULT_THRESHOLD
 from kdml_med.networks.registry import architecture_words
 from kdml_med.report.document import Picture, Section, Table
 from kdml_med.report.wording import listed, network_words
+from kdml_med.storage.manifest import owner_word
 from kdml_med.words import counted
 
 _TOPICS: dict[str, tuple[str, ...]] = {
@@ -160,10 +163,7 @@ def _input(study: Study) -> str:
 
 def _counts(study: Study) -> str:
     seen = study.description.seen_patients
-    noun = "patient"
-    if study.description.task is Task.DETECTION:  # whose ids of patients are others where patients are unknown
-        noun = study.dataset.info.label_level if study.dataset else "id"
-    parts = [f"training {counted(len(seen['train']), noun)}", f"validation {len(seen['val'])}"]
+    parts = [f"training {counted(len(seen['train']), _owner(study))}", f"validation {len(seen['val'])}"]
     positive = study.description.classes[-1]
     for one in study.judged:
         some: dict[str, Any] = next(iter(one.metrics["networks"].values()), {})
@@ -178,13 +178,24 @@ def _counts(study: Study) -> str:
     return f"{'; '.join(parts)[:1].upper()}{'; '.join(parts)[1:]}."
 
 
+def _owner(study: Study) -> str:
+    """What has the ids of patients: "patient", or what stands for patients where they are not known."""
+    if study.dataset is None:
+        return study.validation.unit
+    if study.description.task is Task.DETECTION:
+        return study.dataset.info.label_level
+    return owner_word(study.dataset.manifest, study.dataset.info)
+
+
 def _partition(study: Study) -> str:
     splits = study.settings.get("dataset", {}).get("splits") or {}
     mode = splits.get("mode")
     made = f"Splits of mode “{mode}”" + (f", seed {splits['seed']}" if splits.get("seed") is not None else "")
     fold = f", test fold {study.description.fold}" if study.description.fold is not None else ""
+    owner = _owner(study)
+    known = "." if owner == "patient" else "; patients are not known, so that one may be in two of them."
     return (f"{made}{fold}, frozen before training; " if mode else "Splits frozen before training; ") + (
-        "no patient is in two of them, and evaluation refuses patients that training saw."
+        f"no {owner} is in two of them, and evaluation refuses {owner}s that training saw{known}"
     )
 
 
@@ -241,7 +252,12 @@ def _output(study: Study) -> str:
 def _thresholds(study: Study) -> str:
     chosen = "Chosen on the validation split alone and frozen before any test"
     if study.description.task is Task.DETECTION:
-        return f"{chosen}: the score with the best F1."
+        default = networks_by_default(study.validation.metrics)
+        if len(default) == len(study.validation.metrics["networks"]):
+            return f"The validation split could choose none: a score of {DEFAULT_THRESHOLD:g}."
+        names = listed([network_words(name) for name in default]) if default else ""
+        rest = f"; of {names}, for which none could be chosen, a score of {DEFAULT_THRESHOLD:g}" if names else ""
+        return f"{chosen}: the score with the best F1{rest}."
     return f"{chosen}: 95 % sensitivity (rule-out), and Youden's index."
 
 

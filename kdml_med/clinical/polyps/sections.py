@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,8 +16,11 @@ from kdml_med.clinical.polyps.flow import flow_section
 from kdml_med.clinical.polyps.pictures import LEGEND, picture_parts
 from kdml_med.clinical.polyps.tables import (
     MOST_SEQUENCES,
+    OPERATING,
+    OVERALL,
     cell,
     frozen_table,
+    intervals,
     networks_table,
     operating_table,
     overall_table,
@@ -31,10 +34,11 @@ from kdml_med.metrics.box_matching import finite, match_detections, read_frames
 from kdml_med.metrics.box_sizes import SIZE_EDGES, SizeFigures, sensitivity_by_size
 from kdml_med.metrics.calibration import Reliability, reliability
 from kdml_med.metrics.curves import Curve, detection_precision_recall, froc_with_band
+from kdml_med.metrics.detection import DEFAULT_THRESHOLD
 from kdml_med.report.caution import caution_of
 from kdml_med.report.curves import draw_froc, draw_precision_recall, draw_reliability
 from kdml_med.report.document import Bullets, Heading, Paragraph, Part, Picture, Section, Table
-from kdml_med.report.wording import ENSEMBLE_COST, figure, network_words, with_interval
+from kdml_med.report.wording import ENSEMBLE_COST, figure, listed, network_words, width_note, with_interval
 from kdml_med.words import counted
 
 CALIBRATED_FROM = 0.1
@@ -88,8 +92,8 @@ def polyp_report(study: Study, rules: Rules, costs: Costs) -> PolypReport:
     judged = [one.judged for one in every]
     sections = [
         flow_section(study),
-        _performance(costs, every),
-        _operating(judged),
+        _performance(rules, costs, every),
+        _operating(rules, judged),
         *_sizes(every),
         _sequences(judged),
         *_calibration(every),
@@ -101,7 +105,7 @@ def polyp_report(study: Study, rules: Rules, costs: Costs) -> PolypReport:
         "rules": rules.plain(),
         "evaluations": {one.judged.evaluation.name: _content(one) for one in every},
     }
-    return PolypReport([*_few(judged), _summary(study, judged), *sections], content)
+    return PolypReport([*_few(judged), _summary(study, rules, judged), *sections], content)
 
 
 def _few(every: Sequence[DetectorEvaluation]) -> list[Section]:
@@ -111,12 +115,13 @@ def _few(every: Sequence[DetectorEvaluation]) -> list[Section]:
     return [Section("Few sequences", parts, banner=True)] if parts else []
 
 
-def _summary(study: Study, every: Sequence[DetectorEvaluation]) -> Section:
+def _summary(study: Study, rules: Rules, every: Sequence[DetectorEvaluation]) -> Section:
     """What was judged, and the figures that a reader looks for first."""
     network = main_network(every[0])
+    chosen = "could not be chosen" if network in rules.by_default else "training chose"
     text = (
         "Finds polyps in colonoscopy frames: networks draw boxes with a score, and those from a threshold count, which "
-        f"training chose on its validation split. Figures of the {network_words(network)} follow; all networks stand "
+        f"{chosen} on its validation split. Figures of the {network_words(network)} follow; all networks stand "
         "side by side below."
     )
     lines = []
@@ -175,7 +180,7 @@ def _reliability(judged: DetectorEvaluation, network: str) -> Reliability:
     return reliability((matches.row(0.5) >= 0)[used].astype(int), matches.score[used])
 
 
-def _performance(costs: Costs, every: Sequence[DetectorFigures]) -> Section:
+def _performance(rules: Rules, costs: Costs, every: Sequence[DetectorFigures]) -> Section:
     parts: list[Part] = [Paragraph(text, "Caution.") for one in every for text in cautions(one.judged)]
     judged = [one.judged for one in every]
     for one in every:
@@ -184,7 +189,7 @@ def _performance(costs: Costs, every: Sequence[DetectorFigures]) -> Section:
             parts.append(Paragraph(one.judged.without_frames, f"No curves of {one.judged.title}:"))
             continue
         name = one.judged.evaluation.name
-        points = _points(one.judged)
+        points = _points(rules, one.judged)
         found = "found at an IoU of at least 0.5; band: 95 %, pointwise, by bootstrap over " + f"{one.judged.unit}s"
         parts += [
             Picture(
@@ -203,9 +208,18 @@ def _performance(costs: Costs, every: Sequence[DetectorFigures]) -> Section:
         ]
     parts.append(Paragraph(
         "AP: mean over IoU thresholds from 0.50 to 0.95; AP50 and AP75: at one. Mean FROC sensitivity: over 0.1, 0.25, "
-        "0.5 and 1 false alarms per frame. Brackets: 95 % intervals by bootstrap."))  # fmt: skip
+        "0.5 and 1 false alarms per frame. Brackets: 95 % intervals by bootstrap over "
+        f"{listed([f'{unit}s' for unit in dict.fromkeys(one.unit for one in judged)])}, none where all that a figure "
+        f"counts is of one."))  # fmt: skip
+    parts += _narrow(intervals(judged, OVERALL))
     parts += [Heading("Size and speed"), networks_table(judged, costs), Paragraph(_speed_words(judged, costs))]
     return Section("Performance", parts)
+
+
+def _narrow(shown: Iterable[Sequence[float | None]]) -> list[Part]:
+    """What to think of intervals without width, where a table shows some."""
+    note = width_note(shown)
+    return [Paragraph(note)] if note else []
 
 
 def _speed_words(every: Sequence[DetectorEvaluation], costs: Costs) -> str:
@@ -217,13 +231,14 @@ def _speed_words(every: Sequence[DetectorEvaluation], costs: Costs) -> str:
     return f"Frames per second, as the evaluation measured: {how}. {ENSEMBLE_COST}"
 
 
-def _points(judged: DetectorEvaluation) -> dict[str, list[tuple[str, float, float]]]:
+def _points(rules: Rules, judged: DetectorEvaluation) -> dict[str, list[tuple[str, float, float]]]:
     """Places of the thresholds in the FROC and in the precision-recall chart."""
-    word = "threshold chosen on validation"
     found: dict[str, list[tuple[str, float, float]]] = {}
     for name, figures in judged.figures.items():
         recall, precision = figures.get("recall"), figures.get("precision")
         false = figures.get("false_positives_per_frame")
+        default = name in rules.by_default
+        word = f"threshold {DEFAULT_THRESHOLD:g}, none chosen" if default else "threshold chosen on validation"
         if None not in (recall, precision, false):
             found[name] = [(word, float(false), float(recall)), (word, float(recall), float(precision))]  # type: ignore[arg-type]
     return found
@@ -245,14 +260,14 @@ def cautions(judged: DetectorEvaluation) -> list[str]:
     return found
 
 
-def _operating(judged: Sequence[DetectorEvaluation]) -> Section:
-    chosen = "here" if is_validation(judged[0]) else "there and left as it is here"
+def _operating(rules: Rules, judged: Sequence[DetectorEvaluation]) -> Section:
     parts: list[Part] = [
         Paragraph(
-            "A detection counts from the score with the best F1 on the validation split of the training, which was "
-            f"chosen {chosen}. An annotated polyp is found by a detection with an IoU of at least 0.5."
+            f"A detection counts {_from_where(rules, judged[0])}. An annotated polyp is found by a detection with an "
+            "IoU of at least 0.5."
         )
     ]
+    parts += [Paragraph(problem, "Caution.") for problem in rules.problems]
     for one in judged:
         parts.append(operating_table(one))
         reasons = undefined_at_threshold(one)
@@ -260,11 +275,26 @@ def _operating(judged: Sequence[DetectorEvaluation]) -> Section:
             parts.append(Bullets(reasons))
     if len(judged) > 1:
         parts += [Paragraph("The same thresholds on every set of frames:"), frozen_table(judged)]
+    parts += _narrow(intervals(judged, OPERATING))
     return Section("Operating points", parts)
+
+
+def _from_where(rules: Rules, judged: DetectorEvaluation) -> str:
+    """As in "from the score with the best F1 on the validation split": only as far as there was something to choose."""
+    chosen = "here" if is_validation(judged) else "there and left as it is here"
+    default = [name for name in judged.networks if name in rules.by_default]
+    if len(default) == len(judged.networks):
+        return f"from a score of {DEFAULT_THRESHOLD:g}, because the validation split of the training could choose none"
+    text = f"from the score with the best F1 on the validation split of the training, which was chosen {chosen}"
+    if default:
+        names = listed([network_words(name) for name in default])
+        text += f"; of {names} from {DEFAULT_THRESHOLD:g}, because none could be chosen"
+    return text
 
 
 def _sizes(every: Sequence[DetectorFigures]) -> list[Section]:
     parts: list[Part] = []
+    shown: list[tuple[float, float]] = []
     for one in every:
         if not one.sizes:
             continue
@@ -275,11 +305,12 @@ def _sizes(every: Sequence[DetectorFigures]) -> list[Section]:
             for name, by_size in one.sizes.items()
         ]
         parts.append(Table(columns, rows, one.judged.title))
+        shown += [(own.low, own.high) for by_size in one.sizes.values() for own in by_size.values()]
     if not parts:
         return []
     small, large = (f"{100 * edge:g} %" for edge in SIZE_EDGES)
     text = f"Share of the boxes found at the threshold. Small: under {small} of the frame's area; large: from {large}."
-    return [Section("Sensitivity by size of the polyp", [Paragraph(text), *parts])]
+    return [Section("Sensitivity by size of the polyp", [Paragraph(text), *parts, *_narrow(shown)])]
 
 
 def _sequences(judged: Sequence[DetectorEvaluation]) -> Section:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kdml_med.clinical.networks import COST_COLUMNS, Costs
@@ -13,7 +13,8 @@ from kdml_med.report.wording import figure, metric_words, network_words, with_in
 
 MOST_SEQUENCES = 500
 """Rows on the page; sequences.csv of the evaluation has them all."""
-_OVERALL = ("ap50", "ap75", "ap", "froc_mean")
+OVERALL = ("ap50", "ap75", "ap", "froc_mean")
+"""Figures over all thresholds."""
 OPERATING = {
     "recall": "Sensitivity by box",
     "polyps_found": "Sensitivity by polyp, found at least once",
@@ -29,11 +30,31 @@ OPERATING = {
 
 def cell(figures: Mapping[str, Any], name: str, digits: int = 3) -> str:
     """A figure of metrics.json with its interval; a dash where it is not defined."""
-    value = figures.get(name)
-    low, high = figures.get(f"{name}_ci95") or (None, None)
-    if value is None:
+    if not _is_said(figures, name):
         return "–"
+    value, (low, high) = figures[name], _interval(figures, name)
     return figure(value, digits) if low is None or high is None else with_interval(value, low, high)
+
+
+def _is_said(figures: Mapping[str, Any], name: str) -> bool:
+    """Whether a figure says something: without boxes no detection can be right, and precision is 0 of necessity."""
+    return figures.get(name) is not None and (name != "precision" or figures.get("n_boxes") != 0)
+
+
+def _interval(figures: Mapping[str, Any], name: str) -> tuple[float | None, float | None]:
+    low, high = figures.get(f"{name}_ci95") or (None, None)
+    return low, high
+
+
+def intervals(every: Sequence[DetectorEvaluation], names: Iterable[str]) -> list[tuple[float | None, float | None]]:
+    """Low and high of the figures that ``cell`` shows of some evaluations."""
+    return [
+        _interval(own, name)
+        for judged in every
+        for own in judged.figures.values()
+        for name in names
+        if _is_said(own, name)
+    ]
 
 
 def networks_table(every: Sequence[DetectorEvaluation], costs: Costs) -> Table:
@@ -48,8 +69,8 @@ def networks_table(every: Sequence[DetectorEvaluation], costs: Costs) -> Table:
 
 def overall_table(judged: DetectorEvaluation) -> Table:
     """What each network reaches over all thresholds."""
-    rows = [[network_words(name), *(cell(own, metric) for metric in _OVERALL)] for name, own in judged.figures.items()]
-    return Table(["network", *map(metric_words, _OVERALL)], rows, judged.title)
+    rows = [[network_words(name), *(cell(own, metric) for metric in OVERALL)] for name, own in judged.figures.items()]
+    return Table(["network", *map(metric_words, OVERALL)], rows, judged.title)
 
 
 def frame_rates(every: Sequence[DetectorEvaluation], costs: Costs) -> dict[str, float]:
@@ -67,18 +88,23 @@ def operating_table(judged: DetectorEvaluation) -> Table:
     for place, words in enumerate(("Annotated boxes", "… found", "… missed", "False alarms")):
         rows.append([words, *("–" if own is None else f"{own[place]:,}" for own in counts)])
     for metric, words in OPERATING.items():
-        if any(own.get(metric) is not None for own in every.values()):
+        if any(_is_said(own, metric) for own in every.values()):
             rows.append([words, *(cell(own, metric) for own in every.values())])
     return Table(["at the threshold", *map(network_words, every)], rows, judged.title)
 
 
 def _counts(figures: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
     """Boxes, those found and those missed, and false alarms; None where nothing could be judged."""
-    boxes, recall, detected = figures.get("n_boxes"), figures.get("recall"), figures.get("n_detections")
-    if boxes is None or recall is None or detected is None:
+    boxes, detected = figures.get("n_boxes"), figures.get("n_detections")
+    if boxes is None or detected is None or not _is_judged(figures):
         return None
-    found = round(recall * boxes)
+    found = round(figures["recall"] * boxes) if boxes else 0
     return boxes, found, boxes - found, detected - found
+
+
+def _is_judged(figures: Mapping[str, Any]) -> bool:
+    """Whether the scores are numbers; false alarms are counted then, boxes or not."""
+    return figures.get("false_positives_per_frame") is not None
 
 
 def undefined_at_threshold(judged: DetectorEvaluation) -> list[str]:
@@ -89,12 +115,12 @@ def undefined_at_threshold(judged: DetectorEvaluation) -> list[str]:
         reasons.append("No frame without a polyp was evaluated, so that false alarms in such frames are not known.")
     if some.get("n_sequences") is None:
         reasons.append("Frames are not known to belong to sequences, so that nothing is said by sequence.")
-    if some.get("n_polyps") is None:
+    if some.get("n_boxes") and some.get("n_polyps") is None:
         reasons.append("Boxes are not known to show the same polyp, so that nothing is said by polyp.")
-    broken = [network_words(name) for name, own in judged.figures.items() if own.get("ap50") is None]
-    if broken and some.get("n_boxes"):
+    broken = [network_words(name) for name, own in judged.figures.items() if not _is_judged(own)]
+    if broken:
         reasons.append(f"Scores of {', '.join(broken)} are no numbers, so that figures of it are not defined.")
-    elif not some.get("n_boxes"):
+    if not some.get("n_boxes"):
         reasons.append("No frame has an annotated polyp, so that nothing can be found.")
     return reasons
 

@@ -15,7 +15,15 @@ from kdml_med.metrics.decision import DecisionCurve
 from kdml_med.report import curves as draw
 from kdml_med.report.caution import caution
 from kdml_med.report.document import Bullets, Paragraph, Part, Picture, Section, Table
-from kdml_med.report.wording import difference_with_interval, figure, network_words, p_words, with_interval
+from kdml_med.report.wording import (
+    difference_with_interval,
+    figure,
+    listed,
+    network_words,
+    p_words,
+    width_note,
+    with_interval,
+)
 from kdml_med.words import counted
 
 
@@ -26,7 +34,7 @@ def few_patients(found: Findings) -> list[Section]:
     for one in found.shown:
         counts = {f"{positive} {one.level}": one.positives, f"{negative} {one.level}": one.n - one.positives}
         # Slides of one patient are alike, so that patients are what counts.
-        counts |= {"patient": one.patients} if one.level != "patient" else {}
+        counts |= {"patient": one.patients} if (one.level, _unit(found, one)) == ("slide", "patient") else {}
         text = caution(counts)
         parts += [Paragraph(text, lead=f"{one.title}.")] if text else []
     return [Section("Few patients", parts, banner=True)] if parts else []
@@ -61,10 +69,15 @@ def _summary_line(found: Findings, one: Judged) -> str:
     return text
 
 
+def _unit(found: Findings, one: Judged) -> str:
+    """What intervals of an evaluation resample: "patient", or "slide" where nothing says whose slides are."""
+    return next(own.unit for own in found.study.evaluations if own.name == one.name)
+
+
 def _sample(found: Findings, one: Judged) -> str:
     """As in "118 slides of 12 patients (66 malignant)"."""
     text = counted(one.n, one.level)
-    if one.level != "patient":
+    if one.level != "patient" and _unit(found, one) == "patient":
         text += f" of {counted(one.patients, 'patient')}"
     unknown = f", {counted(one.unlabelled, one.level)} without a label left out" if one.unlabelled else ""
     return f"{text} ({one.positives:,} {found.study.description.classes[-1]}{unknown})"
@@ -77,14 +90,18 @@ def performance(found: Findings) -> Section:
         Table(columns, _performance_rows(one), f"{one.title}: {_sample(found, one)}") for one in found.ordered
     ]
     parts += [Paragraph(text, lead="Not defined.") for text in _reasons(found)]
+    units = listed([f"{unit}s" for unit in dict.fromkeys(_unit(found, one) for one in found.ordered)])
     note = (
-        f"Intervals: 95 %, by resampling patients. DeLong's, from the variance of ranks{_of_patients(found)}, is a "
-        "cross-check; at an AUROC of 0 or 1 no rank varies, and where a class is of one patient none can: it has no "
-        "bracket then. The prevalence is what the average precision of a guess would be."
+        f"Intervals: 95 %, by resampling {units}. DeLong's, from the variance of ranks{_of_patients(found)}, is a "
+        "cross-check; at an AUROC of 0 or 1 no rank varies, and it has no bracket then. Where a class is of one "
+        "patient, neither has: nothing says how others of that class are ranked. The prevalence is what the average "
+        "precision of a guess would be."
     )
-    if any(own.roc.area_low == own.roc.area_high for one in found.ordered for own in one.networks.values()):
-        note += " An interval without width: no resample differs, as at an AUROC of 1. The true one is wider."
-    parts.append(Paragraph(note))
+    curves = [
+        curve for one in found.ordered for own in one.networks.values() for curve in (own.roc, own.precision_recall)
+    ]
+    narrow = width_note((curve.area_low, curve.area_high) for curve in curves)
+    parts.append(Paragraph(" ".join(filter(None, [note, narrow]))))
     for one in found.shown:
         parts += _curves(found, one)
     return Section("Performance", parts)
@@ -136,7 +153,7 @@ def _curves(found: Findings, one: Judged) -> list[Part]:
     marked = (
         f" Marks: the thresholds that validation chose for the {network_words(found.network)}." if roc_points else ""
     )
-    band = "Band: 95 % at each place, by resampling patients."
+    band = f"Band: 95 % at each place, by resampling {_unit(found, one)}s."
     return [
         Picture(
             f"roc-{one.name}.png",

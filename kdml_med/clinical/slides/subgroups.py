@@ -34,18 +34,22 @@ class LabelColumns:
         tables: file names.
         by_patient: text by column and patient; patients in one form.
         by_slide: likewise by slide, of tables that have a slide column.
+        of_patients: likewise by patient, of tables that have none: what they say is about all slides of a patient.
     """
 
     tables: list[str]
     by_patient: dict[str, dict[str, str]] = field(repr=False)
     by_slide: dict[str, dict[str, str]] = field(repr=False)
+    of_patients: dict[str, dict[str, str]] = field(repr=False)
 
     def values(self, column: str, answers: pd.DataFrame, level: str) -> pd.Series[Any]:
         """What the tables say of each row of the answers; missing where no table has it."""
-        found: pd.Series[Any] = answers["patient_id"].map(same_name_form).map(self.by_patient[column])
-        if level == "slide":
-            found = answers["slide_id"].map(slide_name).map(self.by_slide[column]).fillna(found)
-        return found
+        patients = answers["patient_id"].map(same_name_form)
+        if level != "slide":
+            return patients.map(self.by_patient[column])
+        # What is written beside another slide of the patient may be about that slide alone.
+        own = answers["slide_id"].map(slide_name).map(self.by_slide[column]).astype(object)
+        return own.fillna(patients.map(self.of_patients[column]).astype(object))
 
 
 def read_label_columns(tables: Sequence[str | Path], by: Sequence[str]) -> LabelColumns | None:
@@ -77,7 +81,10 @@ def read_label_columns(tables: Sequence[str | Path], by: Sequence[str]) -> Label
             raise InputError(f"--by {asked}: no such column. {known}.")
     wanted = list(dict.fromkeys(columns.values()))
     found = LabelColumns(
-        [Path(path).name for path in read], {name: {} for name in wanted}, {name: {} for name in wanted}
+        [Path(path).name for path in read],
+        by_patient={name: {} for name in wanted},
+        by_slide={name: {} for name in wanted},
+        of_patients={name: {} for name in wanted},
     )
     rows: dict[tuple[str, str, str], tuple[str, str]] = {}
     for path, table in read.items():
@@ -113,8 +120,8 @@ def _take_rows(
                     f"{path}, row {row}: {owner[0]} {owner[1]!r} has {column} {value!r}, but {before!r} in {where}. "
                     "Correct the table."
                 )
-            if slide is not None:
-                found.by_slide[column][owner[1]] = value
+            by_owner = found.of_patients if slide is None else found.by_slide
+            by_owner[column][owner[1]] = value
             known = found.by_patient[column]
             # Slides of one patient may differ, as in their grade: then nothing can be said of the patient.
             known[name] = value if known.get(name, value) == value else "differs between slides"

@@ -98,6 +98,6 @@ class ClassifierExport(Export):
         found: float | None = metrics["tile"]["auroc"]
         return found
 
-    def timed_images(self) -> list[npt.NDArray[np.uint8]]:
+    def timed_images(self, images: Drawn[TileDataset] | None) -> list[npt.NDArray[np.uint8]]:
         """Random pixels: what a tile shows does not matter to the speed."""
         return [np.random.default_rng(0).integers(0, 256, (self.side, self.side, 3), dtype=np.uint8)]

@@ -14,7 +14,7 @@ from monai.transforms import Compose
 from kdml_med.data.frames import FrameDataset, PlaceFrame
 from kdml_med.data.samples import SampleLoader
 from kdml_med.data.transforms import NormalizeColourd
-from kdml_med.deploy.export.drawing import Drawn, recorded_evaluation
+from kdml_med.deploy.export.drawing import Drawn, usable_evaluation
 from kdml_med.deploy.export.runtimes import Answer
 from kdml_med.engines.detection import DetectionEvaluator
 from kdml_med.handlers.detection import CohortDetections
@@ -74,6 +74,7 @@ def compare_detector(
         group=level,
         resamples=RESAMPLES,
     )
+    folder, problem = usable_evaluation(run_dir, frames.split, run.choose(network)) if frames.whole else (None, "")
     by_side = {BEFORE: figures[BEFORE], AFTER: figures[runtime]}
     return {
         "split": frames.split,
@@ -94,7 +95,8 @@ def compare_detector(
             | {"change": _change(by_side[BEFORE][name], by_side[AFTER][name])}
             for name in FIGURES
         },
-        "recorded": _recorded(run_dir, frames.split, network) if frames.whole else None,
+        "recorded": None if folder is None else _recorded(folder, network),
+        "not_compared": problem,
         "bootstrap": {"resamples": RESAMPLES, "unit": level, "confidence": 0.95, "interval": "percentile"},
         "synthetic": run.synthetic,
     }
@@ -196,11 +198,8 @@ def _partners(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -
     return partners
 
 
-def _recorded(run_dir: Path, split: str, network: str) -> dict[str, float] | None:
-    """Average precisions that an evaluation of the run wrote down; None where there was none."""
-    folder = recorded_evaluation(run_dir, split)
-    if folder is None:
-        return None
+def _recorded(folder: Path, network: str) -> dict[str, float] | None:
+    """Average precisions that an evaluation of the run wrote down; None where it had no such network."""
     figures = read_run_json(folder, METRICS_FILE).get("networks", {}).get(network)
     return None if figures is None else {name: figures[name] for name in FIGURES}
 

@@ -28,7 +28,6 @@ from kdml_med.deploy.export.metadata import describe_detector
 from kdml_med.deploy.export.parity_text import boxes_apart, detector_text
 from kdml_med.deploy.export.runtimes import Answer, eager_answer
 from kdml_med.errors import InputError
-from kdml_med.keys import Split
 from kdml_med.runs import read_thresholds
 
 INT8_OPERATIONS = ("Conv", "Clip", "Relu")
@@ -126,9 +125,10 @@ class DetectorExport(Export):
         found: float | None = metrics["ap"]
         return found
 
-    def timed_images(self) -> list[npt.NDArray[np.uint8]]:
+    def timed_images(self, images: Drawn[FrameDataset] | None) -> list[npt.NDArray[np.uint8]]:
         """Real frames, whose size and boxes matter to the speed; else a black one of twice the input."""
-        if self.dataset_dir is None:
+        if images is None:
             height, width = input_size(self.run.image_size)
             return [np.zeros((2 * height, 2 * width, 3), np.uint8)]
-        return [*self.pixels(self.draw(self.dataset_dir, Split.VAL, limit=_TIMED_FRAMES, seed=0))]
+        chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:_TIMED_FRAMES])
+        return [images.dataset.read(int(position)) for position in chosen]

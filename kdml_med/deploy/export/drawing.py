@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -11,7 +12,7 @@ import numpy as np
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
-from kdml_med.runs import METRICS_FILE, RunDescription
+from kdml_med.runs import METRICS_FILE, RunDescription, tell_other_weights
 from kdml_med.splits import has_folds, has_splits
 
 Images = TypeVar("Images", bound=ManifestDataset)
@@ -85,8 +86,8 @@ def draw(
         keep = keep[patients.isin(seen).to_numpy()]
         if not len(keep):
             raise InputError(
-                f"the run has learned from none of the patients in split {split!r} of {dataset_dir}: name the dataset "
-                "of the training with --data."
+                f"the run has learned from none of the patients in split {str(split)!r} of {dataset_dir}: name the "
+                "dataset of the training with --data."
             )
     available = len(keep)
     if available > limit:
@@ -99,3 +100,19 @@ def recorded_evaluation(run_dir: Path, split: str) -> Path | None:
     """Folder with the evaluation of a split; training itself evaluates "val"."""
     folder = run_dir if split == Split.VAL else run_dir / f"evaluation_{split}"
     return folder if (folder / METRICS_FILE).is_file() else None
+
+
+def usable_evaluation(run_dir: Path, split: str, parts: Sequence[str]) -> tuple[Path | None, str]:
+    """The same, where its figures are of the weights in the run.
+
+    Args:
+        run_dir: folder of the run.
+        split: which was evaluated.
+        parts: networks whose weights matter.
+
+    Returns:
+        The folder, or None; and why an evaluation that is there is not used, else "".
+    """
+    folder = recorded_evaluation(run_dir, split)
+    problem = "" if folder is None else tell_other_weights(run_dir, folder, parts)
+    return None if problem else folder, problem

@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from kdml_med.deploy.export.drawing import Drawn, recorded_evaluation
+from kdml_med.deploy.export.drawing import Drawn, recorded_evaluation, usable_evaluation
 from kdml_med.deploy.export.formats import to_onnx, to_torchscript
 from kdml_med.deploy.export.int8 import quantize
 from kdml_med.deploy.export.metadata import as_properties, as_text
 from kdml_med.deploy.export.runtimes import Answer, eager_answer, load_answer, runtimes_of
 from kdml_med.deploy.export.speed_table import Entry, measure
+from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Split
 from kdml_med.runs import METRICS_FILE, RunDescription, checkpoint_path, load_network, read_run_json
 
@@ -119,8 +120,8 @@ class Export(ABC):
         """The figure of a network from its part of a metrics.json."""
 
     @abstractmethod
-    def timed_images(self) -> list[npt.NDArray[np.uint8]]:
-        """Images to time with, uint8 [height, width, 3]."""
+    def timed_images(self, images: Drawn[Any] | None) -> list[npt.NDArray[np.uint8]]:
+        """Images to time with, uint8 [height, width, 3]; some of those that were compared, where it matters."""
 
 
 def compared_split(run_dir: Path, split: str | None) -> str:
@@ -169,7 +170,9 @@ def compare_export(export: Export, path: Path, images: Drawn[Any] | None) -> dic
     return export.compare(images, answers)
 
 
-def measure_export(export: Export, path: Path, parity: Mapping[str, Any], *, batch_size: int) -> dict[str, Any]:
+def measure_export(
+    export: Export, path: Path, parity: Mapping[str, Any], images: Drawn[Any] | None, *, batch_size: int
+) -> dict[str, Any]:
     """Size and speed of the file in every runtime that is installed, beside those of the teacher.
 
     The teacher, and for int8 the network itself, are timed as floating-point files too: what a runtime gains, and what
@@ -179,40 +182,58 @@ def measure_export(export: Export, path: Path, parity: Mapping[str, Any], *, bat
         export: what was exported.
         path: of the file.
         parity: content of parity.json.
+        images: what was compared; None where there were none.
         batch_size: images at a time.
 
     Returns:
-        Content of speed.json.
+        Content of speed.json; its "notes" say what of the teacher is not in the table, and why.
     """
     own, by_runtime = export.figures(parity) if parity["split"] else (None, {})
     teacher = NetworkName.TEACHER.value
     floating = replace(export, format="onnx" if export.format == INT8 else export.format)
     with tempfile.TemporaryDirectory(prefix="kdml_med_speed_") as folder:
         entries: list[tuple[Entry, Answer]] = []
+        notes: list[str] = []
         if teacher in export.run.networks and export.network != teacher:
-            other = replace(floating, network=teacher)
-            entries += [_eager_entry(other, _recorded_figure(export, teacher, parity))]
-            entries += _written_entries(other, Path(folder))
+            entries, notes = _teacher_entries(replace(floating, network=teacher), parity, Path(folder))
         entries.append(_eager_entry(export, own))
         if export.format == INT8:
             entries += _written_entries(floating, Path(folder))
         entries += _file_entries(export, path, by_runtime)
-        images = [np.stack([image] * batch_size) for image in export.timed_images()]
-        return measure(entries, images, unit=export.unit, figure=export.figure, input_size=export.run.image_size)
+        timed = [np.stack([image] * batch_size) for image in export.timed_images(images)]
+        speed = measure(entries, timed, unit=export.unit, figure=export.figure, input_size=export.run.image_size)
+    return speed | {"notes": notes}
 
 
-def _recorded_figure(export: Export, network: str, parity: Mapping[str, Any]) -> float | None:
-    """Figure of another network on the images of a comparison, where an evaluation recorded it for all of them."""
-    folder = recorded_evaluation(export.run_dir, parity["split"]) if parity.get("whole") else None
-    if folder is None:
-        return None
-    metrics = read_run_json(folder, METRICS_FILE).get("networks", {})
-    return export.recorded_figure(metrics[network]) if network in metrics else None
+def _teacher_entries(
+    teacher: Export, parity: Mapping[str, Any], folder: Path
+) -> tuple[list[tuple[Entry, Answer]], list[str]]:
+    """What can be had of the teacher, and why the rest cannot: the export is done without it."""
+    entries: list[tuple[Entry, Answer]] = []
+    notes = []
+    try:
+        figure, problem = _recorded_figure(teacher, parity)
+        notes += [f"The teacher's {teacher.figure} is left out: {problem}"] if problem else []
+        entries.append(_eager_entry(teacher, figure))
+        entries += _written_entries(teacher, folder)
+    except InputError as error:
+        notes.append(f"The teacher is not timed{f' as {teacher.format}' if entries else ''}: {error}")
+    return entries, notes
+
+
+def _recorded_figure(export: Export, parity: Mapping[str, Any]) -> tuple[float | None, str]:
+    """Figure on the images of a comparison, where an evaluation recorded it for all of them; and why not, else ""."""
+    if not parity.get("whole"):
+        return None, ""
+    folder, problem = usable_evaluation(export.run_dir, parity["split"], export.parts)
+    metrics = {} if folder is None else read_run_json(folder, METRICS_FILE).get("networks", {})
+    return (export.recorded_figure(metrics[export.network]) if export.network in metrics else None), problem
 
 
 def _eager_entry(export: Export, figure: float | None) -> tuple[Entry, Answer]:
+    answer = eager_answer(export.module())
     size = sum(checkpoint_path(export.run_dir, name).stat().st_size for name in export.parts)
-    return Entry(export.network, "checkpoint", "eager", size, figure), eager_answer(export.module())
+    return Entry(export.network, "checkpoint", "eager", size, figure), answer
 
 
 def _written_entries(export: Export, folder: Path) -> list[tuple[Entry, Answer]]:

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from kdml_med.data import SampleLoader, TileDataset
-from kdml_med.deploy.export.drawing import Drawn, recorded_evaluation
+from kdml_med.deploy.export.drawing import Drawn, usable_evaluation
 from kdml_med.deploy.export.runtimes import Answer
 from kdml_med.engines.evaluator import ensemble_probabilities
 from kdml_med.keys import BatchKey, NetworkName, PredictionColumn
@@ -65,6 +65,7 @@ def compare_classifier(
     level, method = run.level or "patient", run.aggregation or "mean"
     figures = evaluate_predictions(table, level=level, method=method, resamples=RESAMPLES)
     groups = aggregate_predictions(table, level, method)
+    folder, problem = usable_evaluation(run_dir, tiles.split, parts)
     return {
         "split": tiles.split,
         "level": level,
@@ -82,7 +83,8 @@ def compare_classifier(
         "changed_decisions": {"tile": _changed(table), level: _changed(groups), "threshold": THRESHOLD},
         "auroc": {name: _aurocs(rows, figures, name) for name, rows in (("tile", table), (level, groups))},
         "bootstrap": {"resamples": RESAMPLES, "unit": "patient", "confidence": 0.95, "interval": "percentile"},
-        "recorded": _recorded(run_dir, tiles, table, figures, network, level),
+        "recorded": None if folder is None else _recorded(folder, table, figures, network, level),
+        "not_compared": problem,
         "synthetic": run.synthetic,
     }
 
@@ -169,12 +171,9 @@ def _aurocs(table: pd.DataFrame, figures: Mapping[str, Any], name: str) -> dict[
 
 
 def _recorded(
-    run_dir: Path, tiles: Tiles, table: pd.DataFrame, figures: Mapping[str, Any], network: str, level: str
+    folder: Path, table: pd.DataFrame, figures: Mapping[str, Any], network: str, level: str
 ) -> dict[str, Any] | None:
-    """The exported file against what the evaluation of the same split wrote; None where there was none."""
-    folder = recorded_evaluation(run_dir, tiles.split)
-    if folder is None:
-        return None
+    """The exported file against what the evaluation of the same split wrote; None where that left no predictions."""
     path = folder / PREDICTIONS_FILE
     if not path.is_file():
         return None

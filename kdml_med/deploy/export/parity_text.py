@@ -88,6 +88,7 @@ def detector_text(parity: Mapping[str, Any], *, network: str, format: str) -> st
         pairs = (f"{name.upper()} {_figure(value)}, by the file {_figure(own[name])}"
                  for name, value in parity["recorded"].items())  # fmt: skip
         lines += ["", f"Recorded in the metrics.json of split {parity['split']}: {'; '.join(pairs)}."]
+    lines += _not_compared(parity)
     changes = {name.upper(): figures["change"] for name, figures in parity["precision"].items()}
     return "\n".join([*lines, *_warnings(changes, parity["synthetic"])])
 
@@ -109,12 +110,17 @@ def _other_runtimes(parity: Mapping[str, Any], words: Callable[[Mapping[str, Any
 def _recorded_lines(parity: Mapping[str, Any], level: str) -> list[str]:
     recorded = parity["recorded"]
     if not recorded or "tile_auroc" not in recorded:
-        return []
+        return _not_compared(parity)
     parts = [
         f"{name} AUROC {recorded[f'{name}_auroc']:.4f}, by the file {recorded[f'{name}_auroc_exported']:.4f}"
         for name in ("tile", level)
     ]
     return ["", f"Recorded in {recorded['folder']}/metrics.json: {'; '.join(parts)}."]
+
+
+def _not_compared(parity: Mapping[str, Any]) -> list[str]:
+    """Why the figures of an evaluation do not stand beside those of the file."""
+    return ["", f"Not compared with what was recorded: {parity['not_compared']}"] if parity["not_compared"] else []
 
 
 def _warnings(changes: Mapping[str, float | None], synthetic: bool) -> list[str]:

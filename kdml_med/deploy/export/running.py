@@ -108,13 +108,13 @@ def export_run(
             _check_alike(export, path, parity)
             write_atomically(path, draft.read_bytes())
         write_json(out_dir / MODEL_FILE, described | {"file": path.name})
-        print(f"\n{export.parity_text(parity)}\n")
+        # Before anything is timed: whatever becomes of that, the file is there and is the network.
+        print(f"\n{export.parity_text(parity)}\n\n{RESEARCH_ONLY}.\nWritten to {path}\n")
         speed = None
         if measure_speed:
-            speed = measure_export(export, path, parity, batch_size=batch_size)
+            speed = measure_export(export, path, parity, images, batch_size=batch_size)
             write_json(out_dir / SPEED_FILE, speed)
             print(f"{speed_text(speed)}\n")
-    print(f"{RESEARCH_ONLY}.\nWritten to {path}\n")
     return ExportReport(path, described, parity, speed)
 
 

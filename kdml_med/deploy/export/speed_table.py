@@ -126,4 +126,4 @@ def speed_text(speed: Mapping[str, Any]) -> str:
         f"{speed['device']}, processor time; medians of {speed['rounds']} rounds in turns. Compared with "
         f"{speed['reference']}, round by round; quartiles in brackets."
     )
-    return text_table([*header, speed["figure"]], rows, note=note)
+    return text_table([*header, speed["figure"]], rows, note="\n".join([note, *speed["notes"]]))

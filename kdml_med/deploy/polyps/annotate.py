@@ -8,14 +8,15 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import av.error
 import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
-from kdml_med.colonoscopy.boxes import Box
+from kdml_med.colonoscopy.boxes import Box, FrameError
 from kdml_med.colonoscopy.field import Image
 from kdml_med.colonoscopy.sheet import ANNOTATED, draw_box, inside
 from kdml_med.colonoscopy.video import (
@@ -50,9 +51,19 @@ class SourceSize(NamedTuple):
     height: int
 
 
+def is_video(source: str | Path) -> bool:
+    """Whether a source is a video, by its name: images of a sequence are numbered as frames are."""
+    return PurePosixPath(source).suffix.lower() in VIDEO_SUFFIXES
+
+
 def source_size(path: Path) -> SourceSize:
-    """Size of an image or of the frames of a video, as they are shown; the file must be one that could be read."""
-    if path.suffix.lower() in VIDEO_SUFFIXES:
+    """Size of an image or of the frames of a video, as they are shown.
+
+    Raises:
+        FrameError: it is no video any more, or cannot be opened.
+        OSError: likewise of an image.
+    """
+    if is_video(path):
         _, first = next(iterate_video(path, 0))
         return SourceSize(first.shape[1], first.shape[0])
     with Pillow.open(path) as image:
@@ -60,9 +71,16 @@ def source_size(path: Path) -> SourceSize:
 
 
 def sampled_rate(path: Path, fps: float) -> Fraction:
-    """Frames per second that ``iterate_video`` gives out on average: ``fps``, or all that the video has."""
-    with open_video(path) as container:
-        rate = only_stream(container).average_rate or _USUAL_RATE
+    """Frames per second that ``iterate_video`` gives out on average: ``fps``, or all that the video has.
+
+    Raises:
+        FrameError: it is no video, or cannot be opened.
+    """
+    try:
+        with open_video(path) as container:
+            rate = only_stream(container).average_rate or _USUAL_RATE
+    except (av.error.FFmpegError, OSError) as error:
+        raise FrameError(f"cannot be opened as a video: {error.strerror or error}") from error
     return min(rate, Fraction(fps).limit_denominator(1000)) if fps > 0 else Fraction(rate)
 
 

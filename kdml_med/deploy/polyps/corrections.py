@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +20,11 @@ from typing import Any
 import pandas as pd
 from PIL import Image as Pillow
 
-from kdml_med.colonoscopy.boxes import Box
+from kdml_med.colonoscopy.boxes import Box, FrameError
 from kdml_med.colonoscopy.readers import FORMATS
-from kdml_med.colonoscopy.video import VIDEO_SUFFIXES, VideoCutShortError, iterate_video
+from kdml_med.colonoscopy.video import VideoCutShortError, iterate_video
 from kdml_med.data.frames import FrameDataset
-from kdml_med.deploy.polyps.annotate import SourceSize
+from kdml_med.deploy.polyps.annotate import SourceSize, is_video
 from kdml_med.deploy.polyps.correction_files import IMAGES_DIR, CorrectionImage, annotation_files
 from kdml_med.errors import InputError
 from kdml_med.keys import DetectionColumn
@@ -152,7 +151,7 @@ def list_images(
         found: columns of ``DetectionColumn``, pixels of the stored frames.
         boxes: the same, from ``kdml_med.deploy.polyps.frames.boxes_in_source``.
         paths: of the sources, by name; empty for a dataset folder, whose stored frames are the images then.
-        sizes: of the sources, likewise.
+        sizes: of the sources, likewise; one without a size cannot be read now, and its frames are left out.
         network: whose boxes are taken.
         threshold: of that network.
     """
@@ -167,7 +166,9 @@ def list_images(
     columns = rows[["sample_id", "source", "frame_index", "width", "height"]]
     for place, (sample, source, index, width, height) in enumerate(columns.itertuples(index=False)):
         path = paths.get(source)
-        number = int(index) if path is not None and path.suffix.lower() in VIDEO_SUFFIXES else None
+        if path is not None and source not in sizes:
+            continue
+        number = int(index) if path is not None and is_video(path) else None
         size = SourceSize(int(width), int(height)) if path is None else sizes[source]
         if path is None:
             name = f"{_without_image_suffix(sample)}{_stored_suffix(dataset, place)}"
@@ -238,13 +239,21 @@ def _write_images(
                 if image.source is None:
                     write_atomically(target, _stored_bytes(dataset, image.row))
                 else:
+                    data = _read_source(image.source)
                     with writing(target) as temporary:
-                        shutil.copyfile(image.source, temporary)
+                        temporary.write_bytes(data)
             written.append(image)
             bar.update()
         for path, own in videos.items():
             written += _write_frames(folder, path, own, fps, bar.update)
     return sorted(written, key=lambda image: image.row)
+
+
+def _read_source(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}). Run the same command again.") from error
 
 
 def _write_frames(
@@ -270,6 +279,8 @@ def _write_frames(
                 missing.discard(number)
     except VideoCutShortError:
         pass  # failures.csv of the frames says so
+    except FrameError as error:
+        raise InputError(f"{video}: {error}. Run the same command again.") from error
     if missing:
         raise InputError(f"{video} has other frames than before: was it changed meanwhile? Run the same command again.")
 

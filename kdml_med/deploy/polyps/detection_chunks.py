@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,9 +27,9 @@ from monai.engines import Evaluator
 from torch import nn
 from tqdm import tqdm
 
-from kdml_med.colonoscopy.video import VIDEO_SUFFIXES
 from kdml_med.data.frames import FrameDataset
 from kdml_med.data.samples import SampleLoader
+from kdml_med.deploy.polyps.annotate import is_video
 from kdml_med.errors import InputError
 from kdml_med.handlers.detection import CohortDetections
 from kdml_med.keys import BatchKey, NetworkName, network_order
@@ -113,10 +113,7 @@ def _plan_chunks(evaluator: Evaluator, folder: Path, facts: Mapping[str, Any]) -
 
 def _group_frames(rows: pd.DataFrame) -> list[npt.NDArray[np.intp]]:
     """Positions of the frames of each video, and of all images, in the order of the rows."""
-    # The name of the file tells a video: images of a sequence are numbered as frames are.
-    videos = {
-        name: name if PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES else "" for name in rows["source"].unique()
-    }
+    videos = {name: name if is_video(name) else "" for name in rows["source"].unique()}
     numbers, _ = pd.factorize(rows["source"].map(videos))
     return [np.flatnonzero(numbers == number) for number in range(numbers.max() + 1)]
 

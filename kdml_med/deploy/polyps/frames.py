@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdml_med.colonoscopy.boxes import Box
+from kdml_med.colonoscopy.boxes import Box, FrameError
 from kdml_med.colonoscopy.frames import Placement
 from kdml_med.colonoscopy.planning import shard_name
-from kdml_med.colonoscopy.video import VIDEO_SUFFIXES
 from kdml_med.data.frames import FrameDataset
-from kdml_med.deploy.polyps.annotate import Detected, SourceSize, write_annotated_video
+from kdml_med.deploy.polyps.annotate import Detected, SourceSize, is_video, write_annotated_video
 from kdml_med.deploy.polyps.frame_sheet import collect_frames, write_sheets
 from kdml_med.keys import DetectionColumn, network_order
 from kdml_med.metrics.box_matching import BOX_COLUMNS, match_detections, read_frames
@@ -48,8 +47,7 @@ def boxes_in_source(
     )
     frame = rows.iloc[sorted_found["_frame"].to_numpy(np.intp)].reset_index(drop=True)
     sorted_found = sorted_found.reset_index(drop=True)
-    table = frame[_FRAME_COLUMNS].copy()
-    table["frame_index"] = table["frame_index"].astype("Int64")
+    table = _number_frames(frame[_FRAME_COLUMNS])
     table[["network", "score"]] = sorted_found[["network", "score"]]
     unknown = SourceSize(np.iinfo(np.int64).max, np.iinfo(np.int64).max)
     for axis, corner in (("x", "crop_x"), ("y", "crop_y")):
@@ -118,8 +116,7 @@ def count_frames(
             Without any label the order is kept, too.
         seen: patients of the training.
     """
-    table = rows[[*_FRAME_COLUMNS, "label"]].reset_index(drop=True)
-    table["frame_index"] = table["frame_index"].astype("Int64")
+    table = _number_frames(rows[[*_FRAME_COLUMNS, "label"]].reset_index(drop=True))
     labelled = bool(rows["label"].notna().any())
     if labelled:
         some = judged[networks[0]]
@@ -139,6 +136,12 @@ def count_frames(
     return table.iloc[np.argsort(group, kind="stable")].reset_index(drop=True)
 
 
+def _number_frames(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose ``frame_index`` is a number in a video; of images a manifest has their place in the sequence."""
+    numbers = table["frame_index"].astype("Int64")
+    return table.assign(frame_index=numbers.where(table["source"].map(is_video).astype(np.bool_)))
+
+
 def coco_dataset(
     rows: pd.DataFrame, boxes: pd.DataFrame, network: str, threshold: float, sizes: Mapping[str, SourceSize]
 ) -> dict[str, Any]:
@@ -153,7 +156,8 @@ def coco_dataset(
     """
     numbers = {name: number for number, name in enumerate(rows["sample_id"], start=1)}
     images = []
-    for name, source, index in zip(rows["sample_id"], rows["source"], rows["frame_index"], strict=True):
+    numbered = _number_frames(rows[_FRAME_COLUMNS])
+    for name, source, index in zip(rows["sample_id"], rows["source"], numbered["frame_index"], strict=True):
         image = {"id": numbers[name], "file_name": name, "source": source}
         image |= {} if pd.isna(index) else {"frame_index": int(index)}
         images.append(image | (sizes[source]._asdict() if source in sizes else {}))
@@ -188,11 +192,12 @@ def annotate_sources(
     boxes: pd.DataFrame,
     judged: pd.DataFrame,
     paths: Mapping[str, Path],
+    unread: Collection[str],
     network: str,
     threshold: float,
     fps: float,
     warning: str = "",
-) -> list[str]:
+) -> tuple[list[str], dict[str, str]]:
     """Draw the boxes of one network: a video for every video, and contact sheets of labelled and of all other frames.
 
     Args:
@@ -202,34 +207,41 @@ def annotate_sources(
         boxes: from ``boxes_in_source``.
         judged: of the network, from ``judge_frames``.
         paths: of the sources, by name; empty for a dataset folder.
+        unread: sources that cannot be read now. Of these no video is drawn, and one that was drawn before stays.
         network: whose boxes they are.
         threshold: score from which a detection is drawn.
         fps: frames per second that were taken from videos.
         warning: for the heads of the sheets.
 
     Returns:
-        Names of the files.
+        Names of the files; and why further videos cannot be read, by source.
     """
     rows, written = dataset.rows, []
+    problems: dict[str, str] = {}
     own = boxes[(boxes["network"] == network) & boxes["above_threshold"]]
-    videos = {name: path for name, path in paths.items() if path.suffix.lower() in VIDEO_SUFFIXES}
+    videos = {name: path for name, path in paths.items() if is_video(path)}
     footer = f"{network}, scores from {threshold:.2f}"
-    drawn = int(rows["source"].isin(list(videos)).sum())
+    drawn = int(rows["source"].isin([name for name in videos if name not in unread]).sum())
     with progress_bar(drawn, what="drawing", unit="frame", show=drawn > 0) as bar:
         done = 0
         for name, file in name_videos(list(videos)).items():
+            if name in unread:
+                continue
             detected, truth = _by(own[own["source"] == name], "frame_index"), _boxes_by_frame(rows, name)
             words = f"{footer}, yellow: annotated" if truth else footer
-            write_annotated_video(
-                target / file, videos[name], fps, detected, words, annotated=truth, on_frame=bar.update
-            )
+            try:
+                write_annotated_video(
+                    target / file, videos[name], fps, detected, words, annotated=truth, on_frame=bar.update
+                )
+                written.append(file)
+            except FrameError as error:
+                problems[name] = str(error)
             done += int((rows["source"] == name).sum())
             bar.update(done - bar.n)  # a video that was drawn before is not drawn again
-            written.append(file)
     shown = np.flatnonzero(~rows["source"].isin(list(videos)) | rows["label"].notna())
     frames = collect_frames(rows, shown.tolist(), _by(found, DetectionColumn.SAMPLE_ID), judged, threshold)
     sheets = write_sheets(target / SHEET_FILE, dataset, frames, network=network, threshold=threshold, warning=warning)
-    return written + sheets
+    return written + sheets, problems
 
 
 def _boxes_by_frame(rows: pd.DataFrame, source: str) -> dict[int, list[Box]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,7 +20,7 @@ from kdml_med.engines.evaluator import ensemble_probabilities
 from kdml_med.errors import InputError
 from kdml_med.keys import Task
 from kdml_med.networks.devices import check_device
-from kdml_med.runs import RunDescription, load_network
+from kdml_med.runs import RunDescription, hash_checkpoints, load_network
 
 Runtime = Literal["auto", "torch", "onnx"]
 Images = npt.NDArray[np.uint8]
@@ -42,6 +42,8 @@ class ClassifierPlan:
     Attributes:
         run_dir: of the run.
         names: networks that answer, in order.
+        weights: SHA-256 of the checkpoint of each, in that order. A run folder has others once it is trained again, and
+            a plan tells those of then from those of now wherever networks are kept for later.
         image_size: side of their input, pixels.
         average: see ``kdml_med.engines.evaluator.ensemble_probabilities``.
         device: of torch.
@@ -50,6 +52,7 @@ class ClassifierPlan:
 
     run_dir: Path
     names: tuple[str, ...]
+    weights: tuple[str, ...]
     image_size: int
     average: str = "probabilities"
     device: str = "cpu"
@@ -93,7 +96,9 @@ def plan_classifier(
     on_cpu = torch.device(device).type == "cpu"
     if runtime == "onnx" and not on_cpu:
         raise InputError(f"--runtime onnx computes on the CPU, --device is {device!r}: leave one of the two out.")
-    plan = ClassifierPlan(Path(run_dir), tuple(names), _side(run), run.ensemble_average or "probabilities", device)
+    weights = tuple(hash_checkpoints(Path(run_dir), names).values())
+    average = run.ensemble_average or "probabilities"
+    plan = ClassifierPlan(Path(run_dir), tuple(names), weights, _side(run), average, device)
     classifier = Classifier(plan)  # what is wrong with the weights shows now
     if runtime == "torch" or (runtime == "auto" and not (on_cpu and find_spec("onnxruntime") and find_spec("onnx"))):
         return plan
@@ -115,7 +120,7 @@ def _side(run: RunDescription) -> int:
 def _plan_onnx(plan: ClassifierPlan, classifier: Classifier, path: Path) -> ClassifierPlan:
     probes = np.random.default_rng(0).integers(0, 256, (_PROBES, plan.image_size, plan.image_size, 3), np.uint8)
     to_onnx(_Logits(classifier.networks), torch.from_numpy(probes[:1]), path)
-    found = ClassifierPlan(plan.run_dir, plan.names, plan.image_size, plan.average, plan.device, path)
+    found = replace(plan, onnx_path=path)
     own, other = classifier(probes), Classifier(found)(probes)
     difference = max(float(np.abs(own[name] - other[name]).max()) for name in own)
     if not difference <= TOLERANCE:
@@ -156,7 +161,7 @@ class Classifier:
         networks: by name, on the device; loaded when first asked for where another runtime answers.
 
     Raises:
-        InputError: the weights do not fit, or a runtime is not installed.
+        InputError: the weights do not fit or are others than the plan's, or a runtime is not installed.
     """
 
     def __init__(self, plan: ClassifierPlan) -> None:
@@ -166,6 +171,13 @@ class Classifier:
     @functools.cached_property
     def networks(self) -> dict[str, nn.Module]:
         """Networks by name, on the device."""
+        now = hash_checkpoints(self.plan.run_dir, self.plan.names)
+        for name, planned in zip(self.plan.names, self.plan.weights, strict=True):
+            if now[name] != planned:
+                raise InputError(
+                    f"the weights of {name} in {self.plan.run_dir} have changed since this prediction began: wait "
+                    "until the run is trained, and predict again into another folder."
+                )
         return {name: load_network(self.plan.run_dir, name).to(self.plan.device) for name in self.plan.names}
 
     def normalize(self, images: Images) -> Tensor:

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-import pandas as pd
-
 from kdml_med.deploy.slides.classifier import ClassifierPlan, Runtime, plan_classifier
 from kdml_med.deploy.slides.one_slide import PredictionJob, SlideSettings, predict_slide
 from kdml_med.deploy.slides.prediction_folder import TILES_FILE, Finished, PredictionFolder
@@ -21,9 +19,9 @@ from kdml_med.engines.evaluator import AVERAGES
 from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
 from kdml_med.metrics.aggregation import AggregationMethod, Level
-from kdml_med.runs import PATIENTS_FILE, RunDescription, hash_checkpoints
+from kdml_med.runs import PATIENTS_FILE, RunDescription
 from kdml_med.storage.files import content_hash, write_parquet, write_table
-from kdml_med.storage.folder import list_versions
+from kdml_med.storage.folder import failure_rows, list_versions
 from kdml_med.storage.manifest import FAILURES_FILE, SLIDES_FILE
 from kdml_med.tables.labels import LabelTable, read_labels
 from kdml_med.tables.names import slide_name
@@ -312,7 +310,7 @@ def _describe(run_dir: Path, run: RunDescription, network: str, settings: SlideS
         },
         "network": network,
         "runtime": plan.runtime,
-        "weights": hash_checkpoints(run_dir, plan.names),
+        "weights": dict(zip(plan.names, plan.weights, strict=True)),
         "networks": {
             "image_size": plan.image_size,
             "ensemble_average": plan.average,
@@ -355,5 +353,5 @@ def _write_tables(
     failures = sorted([*report.failures, *report.absent, *unused])
     write_parquet(target.path / TILES_FILE, tables.tiles)
     write_table(target.path / SLIDES_FILE, tables.slides)
-    write_table(target.path / FAILURES_FILE, pd.DataFrame(failures, columns=["input", "reason"]))
+    write_table(target.path / FAILURES_FILE, failure_rows(failures))
     write_table(target.path / PATIENTS_FILE, tables.patients)

@@ -11,11 +11,10 @@ import pandas as pd
 
 from kdml_med.experiments.arms import KDML
 from kdml_med.experiments.comparison import metrics_of
-from kdml_med.experiments.plan import named_arms
 from kdml_med.experiments.report.content import Findings, of_group, rows_of_metric
 from kdml_med.experiments.results import Results
 from kdml_med.experiments.scores import Role, load_scores, network_roles, role_networks
-from kdml_med.experiments.sweeps import sweep_axes, value_words
+from kdml_med.experiments.sweeps import sweep_axes, swept_arms, value_words
 from kdml_med.metrics.paired import estimate
 
 _KEYS = ["version", "evaluation", "arm", "role", "seed"]
@@ -77,14 +76,14 @@ def sweep_points(found: Findings, version: str, evaluation: str) -> Iterator[Swe
     """Figures of every sweep of the plan."""
     own = of_group(found.summary, version, evaluation)
     own = own[own["metric"] == found.metric]
-    arms = {name: settings for name, (_, settings) in named_arms(found.plan).items()}
     for sweep in found.plan.sweeps:
         like = str(sweep.get("arm", KDML))
         axes = sweep_axes(sweep)
+        arms = {name: settings for name, _, settings in swept_arms(sweep, "the plan")}
         rows = []
         for row in own.to_dict("records"):
-            settings = arms[row["arm"]]
-            if list(settings) == axes and all(settings[key] in sweep[key] for key in axes):
+            settings = arms.get(row["arm"])
+            if settings is not None:
                 others = ", ".join(f"{key} {value_words(settings[key])}" for key in axes[1:])
                 figures = {key: row[key] for key in ("role", "value", "low", "high")}
                 rows.append({"setting": _place(settings[axes[0]]), "others": others, **figures})

@@ -12,14 +12,22 @@ import pandas as pd
 import pytest
 
 from kdml_med.clinical.networks import count_costs
+from kdml_med.clinical.polyps import sections
 from kdml_med.clinical.polyps.detections import judged_detectors
 from kdml_med.clinical.polyps.flow import flow_section
 from kdml_med.clinical.polyps.sections import collect_figures, polyp_report
-from kdml_med.clinical.polyps.tables import MOST_SEQUENCES, operating_table, sequences_table
+from kdml_med.clinical.polyps.tables import (
+    MOST_SEQUENCES,
+    frozen_table,
+    operating_table,
+    sequences_table,
+    undefined_at_threshold,
+)
 from kdml_med.clinical.rules import rules_of_run
 from kdml_med.clinical.study import read_study
 from kdml_med.clinical.writing import write_report
 from kdml_med.errors import InputError
+from kdml_med.metrics.detection import choose_thresholds
 from kdml_med.metrics.detection_evaluation import evaluate_detections
 from kdml_med.report.document import Bullets, Gallery, Paragraph, Picture, Table
 from kdml_med.runs import DETECTIONS_FILE, METRICS_FILE
@@ -228,6 +236,104 @@ def test_a_network_whose_scores_are_no_numbers_has_dashes(run):
     assert all(row[3] == "–" for row in rows if row[0] != "Threshold")
     assert all("nan" not in cell for row in rows for cell in row)
     assert found.content["evaluations"]["test"]["student_1"]["froc"]["area"] is None
+
+
+def section(found, title):
+    (own,) = [one for one in found.sections if one.title == title]
+    return own
+
+
+TABLES = ("Performance", "Operating points", "Sensitivity by size of the polyp")
+
+
+def test_intervals_without_width_are_explained_below_each_table_of_them(run):
+    def right(frames, detections):
+        rows = [
+            (frame["sample_id"], frame["sequence_id"], frame["patient_id"], network, 0.9, *box)
+            for _, frame in frames.iterrows()
+            for network in NETWORKS
+            for box in frame["boxes"]
+        ]
+        return frames, pd.DataFrame(rows, columns=detections.columns)
+
+    rewrite(run, right)
+    found = report(run)
+    for title in TABLES:
+        text = text_of([section(found, title)])
+        assert text.count("An interval without width: no resample differs") == 1, title
+
+
+def test_intervals_with_a_width_are_not(run):
+    path = run / "evaluation_test" / METRICS_FILE
+    content = read_json(path, remedy="")
+    for own in content["networks"].values():
+        own |= {name: [0.1, 0.9] for name in own if name.endswith("_ci95")}
+    write_json(path, content)
+    found = report(run)
+    assert "without width" not in text_of([section(found, title) for title in TABLES[:2]])
+
+
+def validated(run: Path, change) -> None:
+    """Validate again with changed detections, and evaluate the test split at the new thresholds."""
+    one, study = judged(run)[0], read_study(run)
+    rows = study.dataset.manifest[(study.dataset.split == "val").to_numpy()].reset_index(drop=True)
+    detections = change(pd.read_parquet(run / DETECTIONS_FILE))
+    thresholds = choose_thresholds(rows, detections, networks=NETWORKS)
+    write_judged(run, rows, detections, thresholds, split="val", best_epoch=2)
+    tested = pd.read_parquet(run / "evaluation_test" / DETECTIONS_FILE)
+    write_judged(run / "evaluation_test", one.frames, tested, thresholds, split="test")
+
+
+def test_what_thresholds_hang_on_is_cautioned_where_they_are_used(run):
+    found = section(report(run), "Operating points")
+    assert "from the score with the best F1 on the validation split of the training" in text_of([found])
+    cautions = [part.text for part in found.parts if isinstance(part, Paragraph) and part.lead == "Caution."]
+    assert cautions == list(rules_of_run(run).problems)
+    assert "have 6 annotated boxes: thresholds that hang on so few" in cautions[0]
+
+
+@pytest.mark.parametrize("lost", [["student_1"], list(NETWORKS)])
+def test_a_threshold_that_validation_could_not_choose_is_not_called_chosen(run, monkeypatch, lost):
+    marked = {}
+    monkeypatch.setattr(sections, "draw_froc", lambda curves, points: marked.update(points))
+    validated(run, lambda detections: detections[~detections["network"].isin(lost)])
+    found = report(run)
+    text = text_of([section(found, "Operating points")])
+    assert text.count("no threshold could be chosen for it, and a score of 0.5 is taken") == len(lost)
+    if len(lost) == 1:
+        assert "from the score with the best F1" in text
+        assert "; of student 1 from 0.5, because none could be chosen" in text
+    else:
+        assert "best F1" not in text
+        assert "could not be chosen on its validation split" in text_of([section(found, "In short")])
+    words = {name: every[0][0] for name, every in marked.items()}
+    assert {name for name, said in words.items() if said == "threshold 0.5, none chosen"} == set(lost)
+    assert {words[name] for name in set(words) - set(lost)} <= {"threshold chosen on validation"}
+
+
+def test_frames_of_normal_colonoscopies_have_known_counts_and_no_precision(run, tmp_path):
+    folder = external(run, tmp_path)
+    data = tmp_path / "other"
+    frames = pd.read_parquet(data / MANIFEST_FILE)
+    frames = frames.assign(boxes=[[] for _ in range(len(frames))], label="negative")
+    detections = pd.read_parquet(folder / DETECTIONS_FILE)
+    thresholds = {name: own["best_f1"] for name, own in rules_of_run(run).thresholds.items()}
+    write_judged(folder, frames, detections, thresholds, split="test")
+    one = judged(run, external=[folder])[1]
+    rows = {row[0]: row[1:] for row in operating_table(one).rows}
+    for place, name in enumerate(one.networks):
+        assert [rows[words][place] for words in ("Annotated boxes", "… found", "… missed")] == ["0", "0", "0"]
+        assert int(rows["False alarms"][place]) == one.figures[name]["n_detections"] > 0
+    assert "Precision" not in rows
+    assert {row[4] for row in frozen_table([one]).rows} == {"–"}
+    reasons = " ".join(undefined_at_threshold(one))
+    assert "No frame has an annotated polyp" in reasons
+    assert "Boxes are not known" not in reasons
+    broken = detections.assign(score=detections["score"].mask(detections["network"] == "teacher"))
+    write_judged(folder, frames, broken, thresholds, split="test")
+    one = judged(run, external=[folder])[1]
+    assert {row[0]: row[1] for row in operating_table(one).rows}["False alarms"] == "–"
+    assert "Scores of teacher are no numbers" in " ".join(undefined_at_threshold(one))
 
 
 def test_nothing_detected_is_no_failure(run):

@@ -477,6 +477,23 @@ def test_several_slides_of_a_patient_widen_the_intervals(tmp_path: Path) -> None
     assert "slides of one patient are alike (Korn & Graubard 1998)" in text_of(run).replace("&amp;", "&")
 
 
+def test_the_page_says_what_was_resampled_where_patients_are_not_known(tmp_path: Path) -> None:
+    data = write_placed_dataset(tmp_path / "tiles", patients=12)
+    run = write_study(tmp_path / "run", data, level="slide")
+    for folder in (run, run / "evaluation_test"):
+        content = json.loads((folder / "metrics.json").read_text())
+        unit = {"unit": "slide", "units": 2, "resamples": 50}
+        write_json(folder / "metrics.json", content | {"level": "slide", "bootstrap": unit})
+    predictions = predictions_on(data, "test", seed=2)
+    write_evaluation(run / "evaluation_test", predictions, split="test", level="slide", bootstrap=unit)
+    write_evaluation(run, predictions_on(data, "val", seed=1), split="val", level="slide", bootstrap=unit)
+    write_report(run, speed=False)
+    text = text_of(run)
+    assert "Intervals: 95 %, by resampling slides." in text
+    assert "by resampling patients" not in text
+    assert re.search(r"Test split: \d+ slides \(", text)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -94,6 +94,24 @@ def test_columns_are_looked_up_by_slide_where_the_table_names_slides(tmp_path: P
     )
 
 
+def test_a_slide_has_no_value_of_another_slide_of_its_patient(tmp_path: Path) -> None:
+    (tmp_path / "slides.csv").write_text(
+        "patient,slide,scanner\nP1,P1-A,Aperio\nP1,P1-B,\nP2,P2-A,Hamamatsu\nP3,P3-A,Aperio\nP3,P3-B,Hamamatsu\n"
+    )
+    names = ["P1-A", "P1-B", "P1-C", "P2-A", "P3-A", "P3-C", "P4-A"]
+    answers = pd.DataFrame({"slide_id": names, "patient_id": [name[:2] for name in names]})
+    columns = read_label_columns([tmp_path / "slides.csv"], ["scanner"])
+    assert columns is not None
+    own = ["Aperio", "", "", "Hamamatsu", "Aperio", "", ""]
+    assert list(columns.values("scanner", answers, "slide").fillna("")) == own
+    # What a table without slides says is about all slides of a patient.
+    (tmp_path / "patients.csv").write_text("patient,scanner\nP4,Leica\nP1,Aperio\n")
+    columns = read_label_columns([tmp_path / "slides.csv", tmp_path / "patients.csv"], ["scanner"])
+    assert columns is not None
+    own[1], own[2], own[6] = "Aperio", "Aperio", "Leica"
+    assert list(columns.values("scanner", answers, "slide").fillna("")) == own
+
+
 def test_a_cell_with_not_given_says_nothing(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("patient,sex\nP1,Not given\nP1,f\nP2,not given\n")
     columns = read_label_columns([tmp_path / "table.csv"], ["sex"])

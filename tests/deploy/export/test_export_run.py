@@ -13,6 +13,9 @@ from kdml_med.data import TileDataset
 from kdml_med.deploy.export import export_run
 from kdml_med.deploy.export.runtimes import load_answer
 from kdml_med.errors import InputError
+from kdml_med.runs import checkpoint_path, hash_checkpoints
+from kdml_med.splits import freeze_splits
+from kdml_med.storage.manifest import read_manifest
 from tests.deploy.runs import Moody, Stubborn, write_run
 from tests.synthetic_tiles import write_tile_dataset
 
@@ -58,9 +61,9 @@ def test_an_export_is_the_model_that_was_evaluated(
 
 
 def test_figures_agree_with_scikit_learn_on_answers_of_the_file(run: Path, dataset: Path, tmp_path: Path) -> None:
-    report = export_run(run, tmp_path, network="ensemble", dataset_dir=dataset, split="val", measure_speed=False)
+    report = export_run(run, tmp_path, network="ensemble", dataset_dir=dataset, split="train", measure_speed=False)
     assert report.speed is None
-    tiles = TileDataset(dataset, "val")
+    tiles = TileDataset(dataset, "train")
     pixels = np.stack([tiles.read(row) for row in range(len(tiles))])
     probability = load_answer(report.path, "ONNX Runtime")(pixels)[0][:, 1]
     auroc = report.parity["auroc"]
@@ -197,3 +200,69 @@ def test_classes_of_another_dataset_are_refused(run: Path, dataset: Path, tmp_pa
     with pytest.raises(InputError, match="the run knows the classes"):
         export_run(run, tmp_path / "out", dataset_dir=other, split="val")
     assert not (tmp_path / "out").exists()
+
+
+def write_evaluation(run: Path, split: str, weights: dict[str, str]) -> Path:
+    """What an evaluation of these weights leaves: every tile as likely as not."""
+    folder = run / f"evaluation_{split}"
+    folder.mkdir()
+    rows = TileDataset(read(run / "settings.json")["dataset_dir"], split).rows
+    table = pd.concat([rows[["sample_id", "slide_id", "patient_id"]].assign(network=name) for name in weights])
+    table.assign(label=0, probability=0.5).to_parquet(folder / "predictions.parquet")
+    figures = {"tile": {"auroc": 0.5}, "patient": {"auroc": 0.5}}
+    metrics = {"split": split, "level": "patient", "networks": dict.fromkeys(weights, figures)}
+    for name, content in (("metrics.json", metrics), ("evaluation.json", {"weights": weights})):
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def test_figures_of_other_weights_do_not_stand_beside_those_of_the_file(
+    run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = shutil.copytree(run, tmp_path / "run")
+    (own / "settings.json").write_text(json.dumps({"dataset_dir": str(dataset)}))
+    weights = hash_checkpoints(own, ["teacher", "student_0"])
+    folder = write_evaluation(own, "test", weights)
+    report = export_run(own, tmp_path / "same", format="torchscript")
+    assert report.parity["recorded"]["tile_auroc"] == 0.5
+    assert report.parity["not_compared"] == ""
+    assert report.speed is not None
+    assert report.speed["rows"][0]["figure"] == 0.5
+    assert "Recorded in evaluation_test" in capsys.readouterr().out
+    # Trained again since: the split to compare on stays that of the evaluation, its figures are left out.
+    (folder / "evaluation.json").write_text(json.dumps({"weights": dict.fromkeys(weights, "0" * 64)}))
+    report = export_run(own, tmp_path / "other", format="torchscript")
+    assert (report.parity["split"], report.parity["recorded"]) == ("test", None)
+    assert report.speed is not None
+    assert report.speed["rows"][0]["figure"] is None
+    screen = capsys.readouterr().out
+    for network in ("student_0", "teacher"):
+        assert f"evaluation_test was evaluated with other weights of {network} than lie in" in screen
+    assert "Recorded in" not in screen
+
+
+def test_a_teacher_that_no_file_holds_costs_its_row_of_the_speed_table_alone(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", dataset, teacher=f"{Stubborn.__module__}.Stubborn")
+    report = export_run(run, tmp_path / "out", format="torchscript", dataset_dir=dataset, split="val")
+    assert report.speed is not None
+    assert [(row["network"], row["runtime"]) for row in report.speed["rows"]] == [
+        ("teacher", "eager"), ("student_0", "eager"), ("student_0", "TorchScript"),
+    ]  # fmt: skip
+    screen = capsys.readouterr().out
+    assert "The teacher is not timed as torchscript: Stubborn cannot be written as torchscript" in screen
+    assert screen.index("Written to") < screen.index("times as fast")
+    checkpoint_path(run, "teacher").unlink()  # moved away to save space
+    report = export_run(run, tmp_path / "out", format="torchscript", dataset_dir=dataset, split="val")
+    assert report.speed is not None
+    assert {row["network"] for row in report.speed["rows"]} == {"student_0"}
+    assert "The teacher is not timed: " in capsys.readouterr().out
+
+
+def test_a_split_that_is_not_there_is_named_as_people_write_it(run: Path, tmp_path: Path) -> None:
+    tested = write_tile_dataset(tmp_path / "tested", split=False)
+    table = pd.DataFrame({"patient_id": sorted(set(read_manifest(tested)["patient_id"])), "split": "test"})
+    freeze_splits(tested, table, mode="table", seed=None)
+    with pytest.raises(InputError, match=r"^split 'val' of .* has no tiles"):
+        export_run(run, tmp_path / "out", dataset_dir=tested)

@@ -84,6 +84,7 @@ def test_a_file_takes_frames_of_any_size_and_several_at_a_time(run_dir: Path, tm
         np.testing.assert_allclose(boxes, expected[0], atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_detector_is_timed_as_a_classifier_is(
     run_dir: Path, frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +99,13 @@ def test_a_detector_is_timed_as_a_classifier_is(
     assert last["times_as_fast_quartiles"][0] <= last["times_as_fast"] <= last["times_as_fast_quartiles"][1]
     assert report.described["calibration"] == {"split": "train", "n_frames": 2, "n_patients": 2}
     assert "frames/s" in capsys.readouterr().out
+
+
+def test_a_detector_is_timed_on_the_frames_that_were_compared(run_dir: Path, tmp_path: Path) -> None:
+    tested = write_frame_dataset(tmp_path / "tested", splits={"P0": "test"}, frames=2, height=90, width=150)
+    report = export_run(run_dir, tmp_path / "out", format="torchscript", dataset_dir=tested, split="test")
+    assert report.speed is not None
+    assert report.speed["images"] == [[90, 150]] * 2
 
 
 def test_without_frames_noise_is_compared(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,10 +112,16 @@ def test_video_cut_short_is_drawn_up_to_there(clip, tmp_path):
     assert 5 < len(decode(tmp_path / "cut.mp4")[0]) < 25
 
 
-def test_no_file_is_left_of_what_is_no_video(tmp_path):
+def test_no_file_is_left_of_what_is_no_video_and_every_reader_says_so_alike(tmp_path):
     (tmp_path / "text.mp4").write_bytes(b"hello" * 100)
-    with pytest.raises((FrameError, av.error.FFmpegError)):
-        write_annotated_video(tmp_path / "out.mp4", tmp_path / "text.mp4", 5, {}, "")
+    for name in ("text.mp4", "gone.mp4"):
+        for read in (
+            lambda path: write_annotated_video(tmp_path / "out.mp4", path, 5, {}, ""),
+            lambda path: sampled_rate(path, 5),
+            source_size,
+        ):
+            with pytest.raises(FrameError, match="cannot be opened as a video"):
+                read(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["text.mp4"]
 
 

@@ -264,6 +264,18 @@ def test_images_of_a_changed_source_are_made_anew(tmp_path: Path) -> None:
         assert (tmp_path / "out/images/a.png").read_bytes() == (tmp_path / "in/a.png").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["a.png", "clip.avi"])
+def test_a_source_that_is_lost_while_images_are_written_is_named(name: str, tmp_path: Path) -> None:
+    save(tmp_path / "in/a.png", frame(seed=1))
+    save_video(tmp_path / "in/clip.avi", frames=2)
+    prepare_frames([tmp_path / "in"], tmp_path / "frames", OPTIONS, None, progress=False)
+    dataset = FrameDataset(tmp_path / "frames")
+    images = images_of(dataset, tmp_path / "in")
+    (tmp_path / "in" / name).unlink()
+    with pytest.raises(InputError, match=rf"^\S*{name}\b.* cannot be (read|opened) .*Run the same command again\.$"):
+        write(tmp_path / "out", dataset, images)
+
+
 @settings(max_examples=examples(40), deadline=None)
 @given(
     st.lists(st.tuples(*[st.floats(-5, 70)] * 4).filter(lambda box: box[0] < box[2] and box[1] < box[3]), max_size=4),

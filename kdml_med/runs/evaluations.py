@@ -1,0 +1,39 @@
+"""Whether what an evaluation found still holds for the run that it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from kdml_med.runs.files import EVALUATION_FILE
+from kdml_med.runs.weights import checkpoint_path, hash_checkpoints
+from kdml_med.storage.reading import read_json
+
+
+def tell_other_weights(run_dir: str | Path, folder: str | Path, names: Iterable[str]) -> str:
+    """Why figures of an evaluation are not those of the weights that lie in a run.
+
+    Args:
+        run_dir: folder of the run.
+        folder: of the evaluation.
+        names: networks of the run whose weights matter. One whose weights were moved away is not compared.
+
+    Returns:
+        Sentences for a person; empty where the weights are the same, or where an earlier version or the training itself
+        did not note which it evaluated.
+
+    Raises:
+        InputError: evaluation.json is damaged.
+    """
+    run_dir, path = Path(run_dir), Path(folder) / EVALUATION_FILE
+    used = read_json(path, remedy="Evaluate again.").get("weights") if path.is_file() else None
+    if not isinstance(used, dict):
+        return ""
+    there = [name for name in names if name in used and checkpoint_path(run_dir, name).is_file()]
+    for name, digest in hash_checkpoints(run_dir, there).items():
+        if used[name] != digest:
+            return (
+                f"{folder} was evaluated with other weights of {name} than lie in {run_dir}: it is of another run, or "
+                "of this one before its training went on. Evaluate again."
+            )
+    return ""
