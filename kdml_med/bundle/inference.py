@@ -129,7 +129,7 @@ def prepare_source(settings: Settings) -> str:
 
 def _without_other_options(message: str) -> str:
     """What the preparation of frames says, in the words of this command."""
-    message = message.replace("choose another --out.", "choose another --output_dir.")
+    message = re.sub(r"choose another --out\b", "choose another --output_dir", message)
     others = sorted(set(_OPTION.findall(message)) - {"--output_dir", "--fps", "--annotations"})
     if others:
         return (

@@ -558,3 +558,15 @@ def test_a_file_of_another_kind_joins_the_source_later(run_dir: Path, tmp_path: 
     infer(run_dir, source=source, output_dir=tmp_path / "fresh")
     for name in ("detections.csv", "frames.csv", "detections.coco.json"):
         assert (out / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+
+
+def test_an_image_that_is_gone_from_the_source_is_named_and_costs_nothing(run_dir: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for name in ("a.png", "b.png"):
+        save(source / name)
+    infer(run_dir, source=source, output_dir=out)
+    before = (out / "frames.csv").read_bytes()
+    (source / "b.png").unlink()
+    with pytest.raises(InputError, match=r"b\.png\. Name all inputs .* choose another --output_dir"):
+        infer(run_dir, source=source, output_dir=out)
+    assert (out / "frames.csv").read_bytes() == before
