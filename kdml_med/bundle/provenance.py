@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kdml_med.bundle.settings import Settings
 from kdml_med.engines.processes import launched, launcher
 from kdml_med.errors import InputError
 from kdml_med.networks.cohort import Cohort
+from kdml_med.networks.weights import same_weights
 from kdml_med.runs import EVALUATION_FILE, RunDescription, hash_checkpoints, load_cohort
 from kdml_med.runs.weights import withdraw_figures
 from kdml_med.storage.files import write_json
@@ -130,5 +129,5 @@ def record_evaluation(settings: Settings, network: Cohort | None = None) -> None
 
 
 def _has_weights_of(run_dir: Path, network: Cohort) -> bool:
-    now, used = load_cohort(run_dir).state_dict(), network.state_dict()
-    return now.keys() == used.keys() and all(torch.equal(now[name], value.cpu()) for name, value in used.items())
+    used = {name: value.cpu() for name, value in network.state_dict().items()}
+    return same_weights(load_cohort(run_dir).state_dict(), used)

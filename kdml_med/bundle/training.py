@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdml_med.bundle.network_checks import try_networks
@@ -35,7 +34,7 @@ from kdml_med.networks.cohort import Cohort, build_cohort
 from kdml_med.networks.devices import compute_repeatably
 from kdml_med.networks.registry import cohort_spec
 from kdml_med.networks.remembered import RememberedTeacher
-from kdml_med.networks.weights import read_state_dict
+from kdml_med.networks.weights import read_state_dict, same_weights
 from kdml_med.program import leave_quickly
 from kdml_med.runs import (
     CHECKPOINTS_DIR,
@@ -381,5 +380,4 @@ def _is_teacher_of(run_dir: Path, path: Any) -> bool:
     own = checkpoint_path(run_dir, NetworkName.TEACHER)
     if not isinstance(path, str) or not own.is_file():
         return False
-    first, second = read_state_dict(own), read_state_dict(Path(path))
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return same_weights(read_state_dict(own), read_state_dict(Path(path)))

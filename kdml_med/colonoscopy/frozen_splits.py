@@ -8,7 +8,7 @@ from pathlib import Path
 from kdml_med.errors import InputError
 from kdml_med.splits import describe_splits, has_splits, read_splits
 from kdml_med.storage.folder import DatasetFolder
-from kdml_med.storage.manifest import FAILURES_FILE, SPLITS_FILE, read_info, read_manifest
+from kdml_med.storage.manifest import SPLITS_FILE, read_info, read_manifest
 from kdml_med.storage.reading import read_table
 from kdml_med.storage.shards import Origin, Record
 
@@ -152,8 +152,4 @@ def _find_stored(folder: DatasetFolder[Record], name: str, origin: Origin) -> se
 
 def _failed_inputs(folder: DatasetFolder[Record]) -> set[str]:
     """Inputs that failures.csv names; of a frame of a video, "<video>/<number>", the video as well."""
-    path = folder.path / FAILURES_FILE
-    if not path.is_file():
-        return set()
-    names = read_table(path, ["input"], remedy="Delete it, and give the same command again.")["input"]
-    return {part for name in names for part in (name, name.rpartition("/")[0])}
+    return {part for name, _ in folder.read_failures() for part in (name, name.rpartition("/")[0])}

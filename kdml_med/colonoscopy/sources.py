@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdml_med.colonoscopy.readers import FORMATS
-from kdml_med.colonoscopy.video import VIDEO_SUFFIXES
+from kdml_med.colonoscopy.video import VIDEO_SUFFIXES, is_video
 from kdml_med.errors import InputError
 from kdml_med.storage.walking import Contents, walk_folder
 from kdml_med.tables.names import IMAGE_SUFFIXES, UNREAD_PICTURES, UNREAD_VIDEOS, same_name_form
@@ -63,7 +63,7 @@ class Source:
     @property
     def is_video(self) -> bool:
         """Whether it is a video."""
-        return self.path.suffix.lower() in VIDEO_SUFFIXES
+        return is_video(self.path)
 
     @property
     def folder(self) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Generator, Iterable
 from fractions import Fraction
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal, cast
 
 import av
@@ -45,6 +45,11 @@ class VideoCutShortError(FrameError):
     def __init__(self, message: str, frames: int) -> None:
         super().__init__(message)
         self.frames = frames
+
+
+def is_video(source: str | PurePath) -> bool:
+    """Whether a source is a video, by its name: images of a sequence are numbered as frames are."""
+    return PurePath(source).suffix.lower() in VIDEO_SUFFIXES
 
 
 def iterate_video(path: Path, fps: float) -> Generator[tuple[int, Image], None, int]:

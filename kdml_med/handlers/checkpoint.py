@@ -11,7 +11,6 @@ from operator import index
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from ignite.engine import Events
 from monai.engines import Evaluator, Trainer
 from torch.optim import Optimizer
@@ -25,7 +24,7 @@ from kdml_med.handlers.random_state import random_state, restore_random_state
 from kdml_med.handlers.timing import SavingEvents
 from kdml_med.keys import NetworkName
 from kdml_med.networks.cohort import Cohort
-from kdml_med.networks.weights import read_state_dict
+from kdml_med.networks.weights import read_state_dict, same_weights
 from kdml_med.runs import checkpoint_path, read_checkpoint, write_checkpoint
 from kdml_med.runs.weights import older_states, withdraw_figures
 from kdml_med.storage.files import writing
@@ -324,7 +323,7 @@ def _holds(path: Path, state: Mapping[str, Any]) -> bool:
         found = read_state_dict(path)
     except InputError:  # it is missing or damaged
         return False
-    return found.keys() == state.keys() and all(torch.equal(found[name], value) for name, value in state.items())
+    return same_weights(found, state)
 
 
 def _put_aside(path: Path, name: Path) -> None:

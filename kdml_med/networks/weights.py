@@ -70,6 +70,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+def same_weights(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Whether two state dicts on one device have the same names, and under each the same numbers."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
 def _is_plain(value: Tensor) -> bool:
     """Whether a tensor is numbers in memory, with nothing beside them (scales, places) that gives them their sense."""
     dense = value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import av.error
@@ -20,8 +20,8 @@ from kdml_med.colonoscopy.boxes import Box, FrameError
 from kdml_med.colonoscopy.field import Image
 from kdml_med.colonoscopy.sheet import ANNOTATED, draw_box, inside
 from kdml_med.colonoscopy.video import (
-    VIDEO_SUFFIXES,
     VideoCutShortError,
+    is_video,
     iterate_video,
     only_stream,
     open_video,
@@ -49,11 +49,6 @@ class SourceSize(NamedTuple):
 
     width: int
     height: int
-
-
-def is_video(source: str | Path) -> bool:
-    """Whether a source is a video, by its name: images of a sequence are numbered as frames are."""
-    return PurePosixPath(source).suffix.lower() in VIDEO_SUFFIXES
 
 
 def source_size(path: Path) -> SourceSize:

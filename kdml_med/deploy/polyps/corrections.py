@@ -22,9 +22,9 @@ from PIL import Image as Pillow
 
 from kdml_med.colonoscopy.boxes import Box, FrameError
 from kdml_med.colonoscopy.readers import FORMATS
-from kdml_med.colonoscopy.video import VideoCutShortError, iterate_video
+from kdml_med.colonoscopy.video import VideoCutShortError, is_video, iterate_video
 from kdml_med.data.frames import FrameDataset
-from kdml_med.deploy.polyps.annotate import SourceSize, is_video
+from kdml_med.deploy.polyps.annotate import SourceSize
 from kdml_med.deploy.polyps.correction_files import IMAGES_DIR, CorrectionImage, annotation_files
 from kdml_med.errors import InputError
 from kdml_med.keys import DetectionColumn

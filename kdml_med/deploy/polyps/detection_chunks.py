@@ -27,9 +27,9 @@ from monai.engines import Evaluator
 from torch import nn
 from tqdm import tqdm
 
+from kdml_med.colonoscopy.video import is_video
 from kdml_med.data.frames import FrameDataset
 from kdml_med.data.samples import SampleLoader
-from kdml_med.deploy.polyps.annotate import is_video
 from kdml_med.errors import InputError
 from kdml_med.handlers.detection import CohortDetections
 from kdml_med.keys import BatchKey, NetworkName, network_order

@@ -13,8 +13,9 @@ import pandas as pd
 from kdml_med.colonoscopy.boxes import Box, FrameError
 from kdml_med.colonoscopy.frames import Placement
 from kdml_med.colonoscopy.planning import shard_name
+from kdml_med.colonoscopy.video import is_video
 from kdml_med.data.frames import FrameDataset
-from kdml_med.deploy.polyps.annotate import Detected, SourceSize, is_video, write_annotated_video
+from kdml_med.deploy.polyps.annotate import Detected, SourceSize, write_annotated_video
 from kdml_med.deploy.polyps.frame_sheet import collect_frames, write_sheets
 from kdml_med.keys import DetectionColumn, network_order
 from kdml_med.metrics.box_matching import BOX_COLUMNS, match_detections, read_frames
