@@ -129,5 +129,8 @@ def record_evaluation(settings: Settings, network: Cohort | None = None) -> None
 
 
 def _has_weights_of(run_dir: Path, network: Cohort) -> bool:
+    """Whether the networks that were evaluated, which may be some of the run's, are as they lie there now."""
     used = {name: value.cpu() for name, value in network.state_dict().items()}
-    return same_weights(load_cohort(run_dir).state_dict(), used)
+    now = load_cohort(run_dir).state_dict()
+    # In the numbers that were evaluated: an override may have cast them.
+    return same_weights({name: now[name].to(used[name].dtype) for name in used.keys() & now.keys()}, used)

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,6 +25,7 @@ from kdml_med.experiments.plan import Cell, Plan
 from kdml_med.experiments.plan_settings import told_evaluations
 from kdml_med.keys import NetworkName, Split, Task
 from kdml_med.runs import SETTINGS_FILE, TRAIN_AGAIN, RunDescription, checkpoint_path, read_run_json
+from kdml_med.runs.weights import older_states
 from kdml_med.splits import assign_splits, has_folds, has_splits
 from kdml_med.storage.files import write_json
 from kdml_med.storage.manifest import DatasetInfo, dataset_identity, read_info, read_manifest
@@ -33,6 +34,9 @@ from kdml_med.storage.reading import take
 CELL_FILE = "cell.json"
 BEGUN_FILE = "begun.json"
 LOG_FILE = "log.txt"
+
+_HOW_IT_RUNS = ("num_workers", "checkpoint_activations")
+"""Settings of a training without effect on what it learns; who ran out of memory goes on with others."""
 
 
 def cell_record(cell: Cell, plan: Plan) -> dict[str, Any]:
@@ -50,7 +54,8 @@ def cell_record(cell: Cell, plan: Plan) -> dict[str, Any]:
 
 def _begun_record(cell: Cell, plan: Plan) -> dict[str, Any]:
     """What decides a training; written when it begins, and compared when it goes on. Evaluations come later."""
-    whole = cell_record(cell, plan)
+    settings = {name: value for name, value in cell.settings.items() if name not in _HOW_IT_RUNS}
+    whole = cell_record(replace(cell, settings=settings), plan)
     return {part: whole[part] for part in ("cell", "bundle", "threads")} | {"datasets": {"": whole["datasets"][""]}}
 
 
@@ -197,7 +202,8 @@ def train_cell(cell: Cell, plan: Plan, out: Path) -> str | None:
                 return None
             check_begun(cell, plan, out)
             _follow_teacher(cell, out)
-            write_json(folder / BEGUN_FILE, _begun_record(cell, plan))
+            if not holds_run(folder):  # one that an earlier version began is of a plan that nobody knows
+                write_json(folder / BEGUN_FILE, _begun_record(cell, plan))
             _run(plan, ["train.json"], _training_settings(cell, plan, out))
             for name, evaluation in plan.evaluations.items():
                 _run(plan, ["train.json", "evaluate.json"], _evaluation_settings(cell, plan, folder, name, evaluation))
@@ -213,9 +219,10 @@ def train_cell(cell: Cell, plan: Plan, out: Path) -> str | None:
         print(f"done in {time.monotonic() - started:.0f} s")
         write_json(folder / CELL_FILE, cell_record(cell, plan))
     if not plan.keep_checkpoints:
-        # Last of all: a cell that is killed before this line is done, and only keeps more than it needs.
-        for name in ("last", "best"):
-            checkpoint_path(folder, name).unlink(missing_ok=True)
+        # Last of all: a cell that is killed before this line is done, and only keeps more than it needs. Older states
+        # go first: without last.pt they would be taken for what the training is to go on from.
+        for path in [*older_states(folder).values(), *(checkpoint_path(folder, name) for name in ("last", "best"))]:
+            path.unlink(missing_ok=True)
     return None
 
 

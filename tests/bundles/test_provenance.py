@@ -18,7 +18,7 @@ from kdml_med.bundle.provenance import made_by, words_to_type
 from kdml_med.engines.trainer import KDMLTrainer
 from kdml_med.errors import InputError
 from kdml_med.handlers.metrics import CohortMetrics
-from kdml_med.runs import checkpoint_path
+from kdml_med.runs import checkpoint_path, read_run_json
 from tests.examples import examples
 from tests.networks.tiny import TINY
 
@@ -100,6 +100,13 @@ def test_an_evaluation_of_weights_that_change_meanwhile_ends_and_vouches_for_not
         with pytest.raises(InputError, match=r"run has other weights now .*: evaluate again when it has ended\.$"):
             evaluate(run, tiles, device="cpu")
     assert not any((run / "evaluation_test" / name).exists() for name in ("metrics.json", "evaluation.json"))
+
+
+def test_an_evaluation_of_the_students_alone_is_no_other_one(tiles_run: Path, tmp_path: Path) -> None:
+    run, tiles = shutil.copytree(tiles_run, tmp_path / "run"), tiles_run.parent / "tiles"
+    evaluate(run, tiles, device="cpu", **{"network_def#students_only": True})
+    networks = read_run_json(run / "evaluation_test", "metrics.json")["networks"]
+    assert sorted(networks) == ["ensemble", "student_0", "student_1"]
 
 
 @pytest.mark.slow

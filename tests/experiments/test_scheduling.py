@@ -288,6 +288,34 @@ def test_a_cell_that_has_not_learned_or_was_begun_by_an_earlier_version_goes_on(
     assert run(begun_plan(tmp_path), out).done == 1
 
 
+def test_how_a_training_runs_may_change_when_a_cell_has_begun(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = begun_plan(tmp_path)
+    slow = replace(plan, settings={**plan.settings, "num_workers": 8})
+    begin(slow, out, monkeypatch)
+    spare = replace(plan, settings={**plan.settings, "num_workers": 0, "checkpoint_activations": "teacher"})
+    assert run(spare, out).done == 1
+
+
+def test_a_changed_plan_does_not_take_a_cell_of_an_earlier_version_from_the_right_one(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = begun_plan(tmp_path)
+    folder = begin(plan, out, monkeypatch)
+    (folder / "begun.json").unlink()
+
+    def refused(*_: Any) -> None:
+        raise InputError("the run has other settings")
+
+    changed = begun_plan(tmp_path, epochs=9)
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "_run", refused)
+        assert train_cell(expand(changed)[0], changed, out) == "the run has other settings"
+    monkeypatch.setattr(training, "_run", lambda *_: None)
+    assert train_cell(expand(plan)[0], plan, out) is None
+
+
 def test_a_broken_dataset_ends_the_run_before_it_begins(tmp_path: Path, out: Path) -> None:
     plan = small_plan(tmp_path)
     (tmp_path / "tiles" / "dataset.json").unlink()

@@ -247,6 +247,17 @@ def test_only_checkpoints_for_going_on_are_removed(tmp_path: Path, monkeypatch: 
     assert json.loads((tmp_path / cell.path / CELL_FILE).read_text()) == cell_record(cell, plan)
 
 
+def test_older_states_go_with_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced(monkeypatch)
+    plan = small_plan(tmp_path, keep_checkpoints=False)
+    cell = expand(plan)[0]
+    older = tmp_path / cell.path / "checkpoints" / "step_00000006.pt"
+    older.parent.mkdir(parents=True)
+    older.touch()
+    assert train_cell(cell, plan, tmp_path) is None
+    assert [path.name for path in older.parent.iterdir()] == ["student_0.pt"]
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
