@@ -115,7 +115,7 @@ def cut_crops(
         report.near_duplicates = _near_duplicates(root, labelled, splits, options, progress=progress)
         kept = labelled[~labelled["sample_id"].isin([one.sample_id for one in report.near_duplicates])]
         jobs = _make_jobs(root, kept, options, workers)
-        strangers = folder.find_strangers([job.name for job in jobs], allowed=force)
+        strangers = folder.find_strangers([job.name for job in jobs], allowed=force, keeps=False)
         origins = {job.name: job.origin for job in jobs}
         if not force:
             _check_frames_stay(folder, set(manifest["sample_id"]))

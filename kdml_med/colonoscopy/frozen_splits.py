@@ -151,5 +151,10 @@ def _find_stored(folder: DatasetFolder[Record], name: str, origin: Origin) -> se
 
 
 def _failed_inputs(folder: DatasetFolder[Record]) -> set[str]:
-    """Inputs that failures.csv names; of a frame of a video, "<video>/<number>", the video as well."""
-    return {part for name, _ in folder.read_failures() for part in (name, name.rpartition("/")[0])}
+    """Inputs that failures.csv names."""
+    return {part for name, _ in folder.read_failures() for part in inputs_of(name)}
+
+
+def inputs_of(name: str) -> set[str]:
+    """Inputs that a name in failures.csv may mean; of a frame of a video, "<video>/<number>", the video as well."""
+    return {name, name.rpartition("/")[0]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from kdml_med.colonoscopy.frozen_splits import (
     check_patients_stay,
     check_sides,
     frozen_splits,
+    inputs_of,
 )
 from kdml_med.colonoscopy.loose_frames import check_loose_stay, number_behind, read_loose
 from kdml_med.colonoscopy.options import FrameOptions
@@ -98,6 +99,7 @@ def prepare_frames(
     ):
         if plan.splits is not None and not force:
             check_sides(folder, plan.splits, "this run in")
+        report.standing = _read_others(folder, {source.name for source in sources}) if keep else []
         loose = read_loose(folder)
         if keep:
             plan.jobs = number_behind(plan.jobs, loose, folder.finished())
@@ -227,6 +229,11 @@ def _check_kept(folder: DatasetFolder[FramesRecord], kept: Sequence[str], plan: 
             )
 
 
+def _read_others(folder: DatasetFolder[FramesRecord], named: Collection[str]) -> list[tuple[str, str]]:
+    """Failures of earlier runs about other inputs, which are no better for a run that only adds some."""
+    return [row for row in folder.read_failures() if inputs_of(row[0]).isdisjoint(named)]
+
+
 def _write_tables(
     folder: DatasetFolder[FramesRecord],
     plan: Plan,
@@ -246,6 +253,8 @@ def _write_tables(
     rows = pa.concat_tables(tables) if tables else FRAME_COLUMNS.empty_table()
     manifest = rows.to_pandas()
     report.failures = sorted(failures)
+    known = {*manifest["source"], *(name for name, _ in failures)}
+    report.standing = [row for row in report.standing if known.isdisjoint(inputs_of(row[0]))]
     _count_frames(report, manifest)
     report.duplicates = _find_duplicates(manifest, hashes)
     duplicates = pd.DataFrame(report.duplicates, columns=["sample_id", "same_as"]) if report.duplicates else None
@@ -255,7 +264,7 @@ def _write_tables(
     elif not force:
         check_patients_are(folder, set(manifest["patient_id"]))
     write_contact_sheet(folder.path, manifest)
-    folder.write_tables(rows, report.failures, {DUPLICATES_FILE: duplicates})
+    folder.write_tables(rows, sorted(failures + report.standing), {DUPLICATES_FILE: duplicates})
     if splits is not None:
         freeze_splits(folder.path, splits, mode="official", seed=None, force=force)
         report.has_splits = True

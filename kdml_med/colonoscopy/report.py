@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdml_med.colonoscopy.contact_sheet import CONTACT_SHEET_FILE
-from kdml_med.storage.folder import describe_remade
+from kdml_med.storage.folder import describe_remade, describe_standing
 from kdml_med.storage.manifest import FAILURES_FILE
 from kdml_med.words import counted, named_failures, printable, verb
 
@@ -46,7 +46,8 @@ class PreparationReport:
         classes: annotated classes that were taken for polyps.
         folders: that were taken for sequences without anybody saying so, of unknown patients.
         has_splits: whether the annotations or the options told the splits, so that they are frozen.
-        failures: rows of failures.csv, (input, reason).
+        failures: rows of failures.csv, (input, reason), but for those that stand.
+        standing: such rows of earlier runs, about inputs that this run does not name; no problem of this run.
         duplicates: rows of duplicates.csv: pairs of frames with the same pixels in different sequences.
     """
 
@@ -71,6 +72,7 @@ class PreparationReport:
     folders: tuple[str, ...] = ()
     has_splits: bool = False
     failures: list[tuple[str, str]] = field(default_factory=list)
+    standing: list[tuple[str, str]] = field(default_factory=list)
     duplicates: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -118,6 +120,7 @@ def describe_report(report: PreparationReport, out: Path) -> list[str]:
     if report.failures:
         lines.append(f"{counted(len(report.failures), 'problem')}, all in {out / FAILURES_FILE}:")
         lines += named_failures(report.failures)
+    lines += describe_standing(report.standing, out)
     if report.frames:
         lines.append(f"look at {out / CONTACT_SHEET_FILE} before training")
     return [printable(line) for line in lines]

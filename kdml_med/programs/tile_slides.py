@@ -17,7 +17,7 @@ from typer import Argument, Option  # noqa: E402
 from kdml_med.errors import ExitCode, InputError  # noqa: E402
 from kdml_med.program import with_default  # noqa: E402
 from kdml_med.programs.like import tiles_like  # noqa: E402
-from kdml_med.storage.folder import describe_remade  # noqa: E402
+from kdml_med.storage.folder import describe_remade, describe_standing  # noqa: E402
 from kdml_med.storage.manifest import FAILURES_FILE, read_info, read_manifest  # noqa: E402
 from kdml_med.tables.classes import named_classes  # noqa: E402
 from kdml_med.tables.labels import LabelTable, read_labels  # noqa: E402
@@ -179,9 +179,7 @@ def _print_report(report: TilingReport, out: Path) -> None:
         are = verb(len(report.left_out), "is no slide", "are no slides")
         print(printable(f"{several} beside slides {are}, such as {report.left_out[0][0]}"))
     _print_failures(report.failures, out)
-    if report.standing:
-        rows, stand = counted(len(report.standing), "row"), verb(len(report.standing), "stands", "stand")
-        print(f"{rows} of earlier runs {stand} in {out / FAILURES_FILE}, about inputs that were not named now")
+    print(*describe_standing(report.standing, out), sep="\n", end="\n" if report.standing else "")
     if report.absent:
         print(f"rows of the label table without their slide: {len(report.absent)}")
         _print_failures(report.absent, out, shown=3)

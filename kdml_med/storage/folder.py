@@ -33,7 +33,7 @@ from kdml_med.storage.manifest import (
 from kdml_med.storage.reading import read_table
 from kdml_med.storage.rows import same_rows
 from kdml_med.storage.shards import Origin, Record, read_record, shard_path, sidecar_path, times_path
-from kdml_med.words import printable, storable
+from kdml_med.words import counted, printable, storable, verb
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -191,12 +191,13 @@ class DatasetFolder(Generic[Record]):
         """
         return read_record(self.path, name, self._record, self.kind)
 
-    def find_strangers(self, names: Collection[str], *, allowed: bool = False) -> list[str]:
+    def find_strangers(self, names: Collection[str], *, allowed: bool = False, keeps: bool = True) -> list[str]:
         """Finished shards of inputs that the run does not name.
 
         Args:
             names: of the shards of this run, also of those that it cannot make.
             allowed: there may be some; what becomes of them is said to ``plan``.
+            keeps: the command can keep them.
 
         Raises:
             InputError: there are some, and it was not said what becomes of them.
@@ -206,7 +207,8 @@ class DatasetFolder(Generic[Record]):
             more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
             raise InputError(
                 f"{self.path} holds what is not among the inputs of this run: {', '.join(strangers[:3])}{more}. Name "
-                "all inputs in one run, choose another --out, or pass --keep to keep them or --force to delete them."
+                f"all inputs in one run, choose another --out, or pass {'--keep to keep them or ' * keeps}--force to "
+                "delete them."
             )
         return strangers
 
@@ -330,6 +332,14 @@ class DatasetFolder(Generic[Record]):
 def failure_rows(failures: Iterable[tuple[str, str]]) -> Rows:
     """The table failures.csv; names of files that are not UTF-8 can be part of every input and reason."""
     return Rows(_FAILURE_COLUMNS, [(storable(name), storable(reason)) for name, reason in failures])
+
+
+def describe_standing(standing: Sequence[tuple[str, str]], out: Path) -> list[str]:
+    """The line that tells a person of problems of earlier runs that a run with ``keep`` does not solve, if any."""
+    if not standing:
+        return []
+    rows, stand = counted(len(standing), "row"), verb(len(standing), "stands", "stand")
+    return [f"{rows} of earlier runs {stand} in {out / FAILURES_FILE}, about inputs that were not named now"]
 
 
 def describe_remade(remade: Mapping[str, str]) -> list[str]:

@@ -120,6 +120,43 @@ def test_every_library_trains_under_the_conditions_of_a_training_here() -> None:
     assert own == [True, False, 2 * kept, 3, True]
 
 
+NEEDED = """
+import importlib.metadata, re, sys
+from pathlib import Path
+
+def name_of(requirement):
+    return re.match("[A-Za-z0-9._-]*", requirement).group().lower().replace("_", "-")
+
+there = {name_of(line) for line in Path("tests/benchmarks/peers_training.txt").read_text().splitlines()}
+further = {"kdml-med", "torch"}
+while further:
+    there |= further
+    lines = [line for name in further - {"kdml-med"} for line in importlib.metadata.requires(name) or ()]
+    installed = {name_of(one.metadata["Name"]) for one in importlib.metadata.distributions()}
+    further = {name_of(line) for line in lines if "extra ==" not in line} & installed - there
+
+class OnlyThese:
+    owners = importlib.metadata.packages_distributions()
+
+    @classmethod
+    def find_spec(cls, name, *_):
+        package = name.partition(".")[0]
+        if package in cls.owners and there.isdisjoint(map(name_of, cls.owners[package])):
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+sys.meta_path.insert(0, OnlyThese)
+from tests.benchmarks import training_peers
+training_peers.Course("classification", "edge", 64, 4).cohort()
+"""
+
+
+@pytest.mark.slow
+def test_the_environment_of_other_libraries_has_what_the_networks_need() -> None:
+    """Only what its list names, and what torch needs, can be imported."""
+    done = subprocess.run([sys.executable, "-c", NEEDED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_the_code_of_a_step_is_no_memory_of_what_is_trained(task: str, cohorts: list[Cohort]) -> None:
     """A step of all networks is made before memory is counted, at the size of the smallest images."""

@@ -232,7 +232,7 @@ def test_who_joins_or_leaves_the_frozen_splits_is_refused_before_anything_is_wri
         cut(frames, tmp_path / "out")
     assert contents(tmp_path / "out") == before
     write_frames(frames, [(patient, image, None if patient == "P3" else boxes) for patient, image, boxes in own[:4]])
-    with pytest.raises(InputError, match="holds what is not among the inputs of this run: P3"):
+    with pytest.raises(InputError, match=r"inputs of this run: P3\. .*another --out, or pass --force to delete"):
         cut(frames, tmp_path / "out")
     assert contents(tmp_path / "out") == before
     write_frames(frames, own, {**SPLITS, "P4": "train"})

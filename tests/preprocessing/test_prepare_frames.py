@@ -153,6 +153,27 @@ def test_corrected_mask_is_named_and_others_are_kept_or_deleted_as_the_option_sa
     assert read_manifest(tmp_path / "out")["sample_id"].tolist() == ["a/1.png"]
 
 
+def test_failures_stand_while_frames_are_added_until_their_input_is_named_again(call, tmp_path):
+    for name in "ab":
+        save(tmp_path / name / f"{name}.png", seed=ord(name))
+    (tmp_path / "a" / "old.heic").write_bytes(b"?")
+    how = ["--out", tmp_path / "out"]
+
+    def failures() -> list[str]:
+        return pd.read_csv(tmp_path / "out" / "failures.csv")["input"].tolist()
+
+    assert call(tmp_path / "a", *how).returncode == ExitCode.SOME_FAILED
+    assert failures() == ["old.heic"]
+    added = call(tmp_path / "b", *how, "--keep")
+    assert (added.returncode, failures()) == (ExitCode.OK, ["old.heic"])
+    assert "1 row of earlier runs stands in" in added.stdout
+    assert call(tmp_path / "a", *how, "--keep").returncode == ExitCode.SOME_FAILED
+    assert failures() == ["old.heic"]
+    (tmp_path / "a" / "old.heic").unlink()
+    call(tmp_path / "a", tmp_path / "b", *how)
+    assert failures() == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
