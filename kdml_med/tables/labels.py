@@ -23,9 +23,9 @@ from kdml_med.tables.names import (
     folders_agree,
     folders_of,
     is_absolute,
-    is_barcode,
     same_name_form,
     similar_form,
+    slide_keys,
     slide_name,
     tcga_patient,
 )
@@ -130,10 +130,10 @@ class LabelTable:
 
     def _keys(self, name: str) -> Iterator[str]:
         """Keys that a slide of this name could have, the best first."""
-        yield name
-        if self.by_slide and is_barcode(name):
-            yield name.split(".")[0]  # tables often list the barcode without the file's UUID
-        elif not self.by_slide:
+        if self.by_slide:
+            yield from slide_keys(name)
+        else:
+            yield name
             # A mark over a letter belongs to the letter: the id does not end before it.
             ends = (
                 i for i in range(len(name) - 1, 0, -1) if not name[i].isalnum() and not unicodedata.combining(name[i])

@@ -117,6 +117,11 @@ def is_barcode(name: str) -> bool:
     return _TCGA_PATIENT.match(name) is not None
 
 
+def slide_keys(name: str) -> list[str]:
+    """Names that a table of slides may have for one, the best first: tables often leave the UUID of a TCGA file out."""
+    return [name, name.split(".")[0]] if is_barcode(name) else [name]
+
+
 def other_barcode(name: str, patient_id: str) -> str | None:
     """The TCGA patient whose barcode a name holds, where the patient is said to be another one of TCGA."""
     named, said = _TCGA_ANYWHERE.findall(name), _TCGA_PATIENT.match(patient_id)

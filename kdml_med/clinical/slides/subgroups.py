@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from kdml_med.errors import InputError
 from kdml_med.storage.columns import distinct
 from kdml_med.tables.columns import find_column, is_blank, read_text_table
 from kdml_med.tables.ids import check_ids
-from kdml_med.tables.names import same_name_form, slide_name
+from kdml_med.tables.names import same_name_form, slide_keys, slide_name
 from kdml_med.words import counted
 
 SITE = "site"
@@ -34,7 +35,7 @@ class LabelColumns:
         tables: file names.
         by_patient: text by column and patient; patients in one form.
         by_slide: likewise by slide, of tables that have a slide column.
-        of_patients: likewise by patient, of tables that have none: what they say is about all slides of a patient.
+        of_patients: likewise by patient, of rows that name none: what they say is about all slides of a patient.
     """
 
     tables: list[str]
@@ -48,8 +49,13 @@ class LabelColumns:
         if level != "slide":
             return patients.map(self.by_patient[column])
         # What is written beside another slide of the patient may be about that slide alone.
-        own = answers["slide_id"].map(slide_name).map(self.by_slide[column]).astype(object)
+        own = answers["slide_id"].map(partial(_find, self.by_slide[column])).astype(object)
         return own.fillna(patients.map(self.of_patients[column]).astype(object))
+
+
+def _find(known: Mapping[str, str], slide: str) -> str | None:
+    """What is known of a slide, under any name that a table may have for it."""
+    return next((known[key] for key in slide_keys(slide_name(slide)) if key in known), None)
 
 
 def read_label_columns(tables: Sequence[str | Path], by: Sequence[str]) -> LabelColumns | None:
@@ -110,17 +116,18 @@ def _take_rows(
     for column in found.by_patient:
         if column not in table:
             continue
-        for row, name, value in zip(table.index, table[patient], table[column], strict=True):
+        images = [None] * len(table) if slide is None else [None if is_blank(one) else one for one in table[slide]]
+        for row, name, image, value in zip(table.index, table[patient], images, table[column], strict=True):
             if is_blank(value) or value.strip().casefold() == NOT_GIVEN:
                 continue
-            owner = ("slide", slide_name(str(table.at[row, slide]))) if slide is not None else ("patient", name)
+            owner = ("patient", name) if image is None else ("slide", slide_name(image))
             before, where = rows.setdefault((column, *owner), (value, f"{path}, row {row}"))
             if before != value:
                 raise InputError(
                     f"{path}, row {row}: {owner[0]} {owner[1]!r} has {column} {value!r}, but {before!r} in {where}. "
                     "Correct the table."
                 )
-            by_owner = found.of_patients if slide is None else found.by_slide
+            by_owner = found.of_patients if image is None else found.by_slide
             by_owner[column][owner[1]] = value
             known = found.by_patient[column]
             # Slides of one patient may differ, as in their grade: then nothing can be said of the patient.
@@ -209,13 +216,15 @@ def check_known(columns: LabelColumns, tables: Mapping[str, pd.DataFrame], level
     """
     for column in columns.by_patient:
         if not any(columns.values(column, table, level).notna().any() for table in tables.values()):
-            first = next(iter(tables.values()))["patient_id"].iloc[0]
-            listed = next(iter(columns.by_patient[column]), None)
-            if listed is None:
+            if not columns.by_patient[column]:
                 raise InputError(f"--by {column}: that column of {', '.join(columns.tables)} is empty.")
-            number = counted(len(columns.by_patient[column]), "patient")
+            what = "slide" if level == "slide" and columns.by_slide[column] else "patient"
+            known = columns.by_slide[column] if what == "slide" else columns.by_patient[column]
+            first = next(iter(tables.values()))[f"{what}_id"].iloc[0]
+            names = "names" if what == "slide" else "ids"
             raise InputError(
-                f"--by {column}: {', '.join(columns.tables)} gives it for none of the evaluated patients: the first is "
-                f"{first!r}, the table has {listed!r} ({number} in all). Patients are looked up by their ids in the "
-                "dataset: correct the table, or name the one that the dataset was made from."
+                f"--by {column}: {', '.join(columns.tables)} gives it for none of the evaluated {what}s: the first is "
+                f"{first!r}, the table has {next(iter(known))!r} ({counted(len(known), what)} in all). "
+                f"{what.capitalize()}s are looked up by their {names} in the dataset: correct the table, or name the "
+                "one that the dataset was made from."
             )

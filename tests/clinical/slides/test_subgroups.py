@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdml_med.clinical.slides.subgroups import MOST_GROUPS, NOT_GIVEN, OTHERS, group_values, read_label_columns
+from kdml_med.clinical.slides.subgroups import (
+    MOST_GROUPS,
+    NOT_GIVEN,
+    OTHERS,
+    check_known,
+    group_values,
+    read_label_columns,
+)
+from kdml_med.errors import InputError
 from tests.examples import examples
 
 
@@ -110,6 +118,36 @@ def test_a_slide_has_no_value_of_another_slide_of_its_patient(tmp_path: Path) ->
     assert columns is not None
     own[1], own[2], own[6] = "Aperio", "Aperio", "Leica"
     assert list(columns.values("scanner", answers, "slide").fillna("")) == own
+
+
+def test_slides_of_tcga_are_found_by_their_barcodes_alone(tmp_path: Path) -> None:
+    listed = ["TCGA-AA-3600-01Z-00-DX1", "TCGA-AA-3601-01Z-00-DX1.6f1c0a"]
+    (tmp_path / "slides.csv").write_text(f"patient,slide,sex\nTCGA-AA-3600,{listed[0]},m\nTCGA-AA-3601,{listed[1]},f\n")
+    columns = read_label_columns([tmp_path / "slides.csv"], ["sex"])
+    assert columns is not None
+    names = [f"{listed[0]}.0b2d77", listed[1], "TCGA-AA-3601-01Z-00-DX1.ffffff"]
+    answers = pd.DataFrame({"slide_id": names, "patient_id": [name[:12] for name in names]})
+    assert list(columns.values("sex", answers, "slide").fillna("")) == ["m", "f", ""]
+
+
+def test_a_row_without_a_slide_is_about_its_patient(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("patient,slide,age\nP1,P1-A,40\nP2,,50\nP3,,60\n")
+    columns = read_label_columns([tmp_path / "table.csv"], ["age"])
+    assert columns is not None
+    answers = pd.DataFrame({"slide_id": ["P1-A", "P1-B", "P2-A"], "patient_id": ["P1", "P1", "P2"]})
+    assert list(columns.values("age", answers, "slide").fillna("")) == ["40", "", "50"]
+
+
+def test_a_table_that_knows_none_of_the_slides_is_refused_by_the_names_of_slides(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("patient,slide,age\nP1,first,40\n")
+    columns = read_label_columns([tmp_path / "table.csv"], ["age"])
+    assert columns is not None
+    answers = pd.DataFrame({"slide_id": ["P1-A"], "patient_id": ["P1"]})
+    with pytest.raises(
+        InputError, match=r"none of the evaluated slides: the first is 'P1-A', the table has 'first' \(1 slide"
+    ):
+        check_known(columns, {"test": answers}, "slide")
+    check_known(columns, {"test": answers}, "patient")
 
 
 def test_a_cell_with_not_given_says_nothing(tmp_path: Path) -> None:
