@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdml_med.bundle.network_checks import try_networks
@@ -48,7 +50,7 @@ from kdml_med.runs import (
     hashed_patient,
     read_run_json,
 )
-from kdml_med.runs.weights import older_states
+from kdml_med.runs.weights import older_states, read_checkpoint
 from kdml_med.storage.files import write_json
 from kdml_med.storage.locks import keep_out_others
 from kdml_med.storage.manifest import DatasetInfo, dataset_identity
@@ -253,8 +255,7 @@ def _recorded_before(run_dir: Path, part: str) -> dict[str, Any] | None:
     if not goes_on or not (run_dir / SETTINGS_FILE).is_file():
         return None
     content = {part: {}} | read_run_json(run_dir, SETTINGS_FILE)
-    before: dict[str, Any] = take(content, part, dict[str, Any], run_dir / SETTINGS_FILE, remedy=TRAIN_AGAIN)
-    return before
+    return dict(take(content, part, dict[str, Any], run_dir / SETTINGS_FILE, remedy=TRAIN_AGAIN))
 
 
 def _check_tiles(tiles: TileDataset, settings: Settings, level: Level | None) -> None:
@@ -335,8 +336,7 @@ def _recorded(settings: Settings) -> dict[str, Any]:
         "dataset": dataset_identity(Path(settings["dataset_dir"])),
         "dataset_dir": str(Path(settings["dataset_dir"]).resolve()),
     }
-    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
-    return plain
+    return dict(json.loads(json.dumps(content, default=str)))
 
 
 def holds_run(run_dir: Path) -> bool:
@@ -367,7 +367,7 @@ def _check_run(run_dir: Path, recorded: Mapping[str, Any], settings: Settings) -
             # A setting that is newer than the run had its default.
             old = old_part.get(name, known_default(settings.task, name) if part == "knobs" else None)
             new = recorded[part].get(name)
-            if old != new and not (name == "teacher_checkpoint" and _is_teacher_of(run_dir, new)):
+            if not (_same_teacher(run_dir, old, new) if name == "teacher_checkpoint" else old == new):
                 what = f"--{name}" if part == "knobs" else _DATASET_WORDS.get(name, "the dataset")
                 raise InputError(
                     f"{run_dir} holds a run with other settings: {what} was {old!r}, now {new!r}. Use the same "
@@ -375,9 +375,26 @@ def _check_run(run_dir: Path, recorded: Mapping[str, Any], settings: Settings) -
                 )
 
 
-def _is_teacher_of(run_dir: Path, path: Any) -> bool:
-    """Whether a file holds the frozen teacher that a run has: weights may move, as datasets may."""
-    own = checkpoint_path(run_dir, NetworkName.TEACHER)
-    if not isinstance(path, str) or not own.is_file():
-        return False
-    return same_weights(read_state_dict(own), read_state_dict(Path(path)))
+def _same_teacher(run_dir: Path, old: Any, new: Any) -> bool:
+    """Whether a run goes on with its frozen teacher: the file may move, as datasets may, and holds the same weights."""
+    teacher = _frozen_teacher(run_dir) if old is not None and isinstance(new, str) else {}
+    if not teacher or (old == new and not checkpoint_path(run_dir, "last").is_file()):  # which is begun anew
+        return bool(old == new)
+    # As they were loaded: in the network's own precision, and without counters, which a file may lack.
+    counters = {name: value for name, value in teacher.items() if name.endswith("num_batches_tracked")}
+    found = {name: value.to(teacher.get(name, value).dtype) for name, value in read_state_dict(Path(new)).items()}
+    same = same_weights(counters | found, teacher)
+    if not same and old == new:
+        raise InputError(
+            f"--teacher_checkpoint {new} holds another teacher than {run_dir} began with: bring that one back (a copy "
+            f"is {CHECKPOINTS_DIR}/teacher.pt there), name another --run_dir, or delete the folder to train it anew."
+        )
+    return same
+
+
+def _frozen_teacher(run_dir: Path) -> dict[str, Tensor]:
+    prefix, own = f"networks.{NetworkName.TEACHER}.", checkpoint_path(run_dir, NetworkName.TEACHER)
+    with contextlib.suppress(InputError):  # who reads all of it says what to do
+        state = read_checkpoint(checkpoint_path(run_dir, "last"), {"network": Mapping}, remedy="")["network"]
+        return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return read_state_dict(own) if own.is_file() else {}

@@ -200,9 +200,9 @@ def make_plan(content: Mapping[str, Any], *, where: str = "the plan", stored: bo
 
 
 def _was_ours(bundle: Path) -> bool:
-    """Whether a path is one of our bundles in an environment that is gone."""
-    # Earlier versions stored the path in place of the name.
-    ours = bundle.is_absolute() and bundle.name in BUNDLES.values() and bundle.parent.name == INSTALLED.name
+    """Whether a path is one of our bundles, in an environment that is gone or below a folder that is elsewhere."""
+    # Earlier versions stored the path in place of the name; plans of a clone name one relative to it.
+    ours = bundle.name in BUNDLES.values() and bundle.parent.name == INSTALLED.name
     return ours and not bundle.is_dir()
 
 

@@ -22,7 +22,7 @@ from kdml_med.errors import InputError
 from kdml_med.experiments.arms import Arm
 from kdml_med.experiments.costs import multiply_accumulates
 from kdml_med.experiments.plan import Cell, Plan, expand, named_arms
-from kdml_med.experiments.training import CELL_FILE, comparable_evaluations, evaluation_dir
+from kdml_med.experiments.training import CELL_FILE, comparable_cell, comparable_evaluations, evaluation_dir
 from kdml_med.keys import LossColumn, NetworkName, Task, network_order
 from kdml_med.metrics.aggregation import AggregationMethod, Level
 from kdml_med.metrics.box_matching import Floats
@@ -189,6 +189,7 @@ def _check_record(cell: Cell, plan: Plan, out: Path) -> None:
     record = read_run_json(out / cell.path, CELL_FILE)
     expected = json.loads(json.dumps({"cell": asdict(cell), "evaluations": plan.evaluations}, default=str))
     for known in (record, expected):
+        known["cell"] = comparable_cell(known.get("cell"))
         known["evaluations"] = comparable_evaluations(known.get("evaluations"), cell)
     for part, value in expected.items():
         if record.get(part) != value:

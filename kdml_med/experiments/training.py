@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from monai.bundle import run as run_bundle
 
+from kdml_med.bundle.knobs import KNOBS
 from kdml_med.bundle.training import holds_run
 from kdml_med.errors import InputError
 from kdml_med.experiments.plan import Cell, Plan
@@ -35,7 +36,9 @@ CELL_FILE = "cell.json"
 BEGUN_FILE = "begun.json"
 LOG_FILE = "log.txt"
 
-_HOW_IT_RUNS = ("num_workers", "checkpoint_activations")
+_DECIDING = {"max_epochs", "early_stopping", "device"}
+"""What a single run may change; the results of a plan hang on it."""
+_HOW_IT_RUNS = {knob.name for knob in KNOBS if "train" in knob.stages and (knob.free or not knob.recorded)} - _DECIDING
 """Settings of a training without effect on what it learns; who ran out of memory goes on with others."""
 
 
@@ -54,9 +57,15 @@ def cell_record(cell: Cell, plan: Plan) -> dict[str, Any]:
 
 def _begun_record(cell: Cell, plan: Plan) -> dict[str, Any]:
     """What decides a training; written when it begins, and compared when it goes on. Evaluations come later."""
-    settings = {name: value for name, value in cell.settings.items() if name not in _HOW_IT_RUNS}
-    whole = cell_record(replace(cell, settings=settings), plan)
+    whole = cell_record(cell, plan)
     return {part: whole[part] for part in ("cell", "bundle", "threads")} | {"datasets": {"": whole["datasets"][""]}}
+
+
+def comparable_cell(cell: Any) -> Any:
+    """A cell to be compared, of a plan or of a record: how it is trained may change, as what is learned may not."""
+    if not isinstance(cell, Mapping) or not isinstance(cell.get("settings"), Mapping):  # of a record that was edited
+        return cell
+    return {**cell, "settings": {name: value for name, value in cell["settings"].items() if name not in _HOW_IT_RUNS}}
 
 
 def comparable_evaluations(evaluations: Any, cell: Cell) -> Any:
@@ -160,6 +169,7 @@ def check_begun(cell: Cell, plan: Plan, out: Path) -> None:
 
 
 def _refuse_others(before: Mapping[str, Any], now: Mapping[str, Any], what: str, remedy: str) -> None:
+    before, now = ({**record, "cell": comparable_cell(record.get("cell"))} for record in (before, now))
     for part in now:
         if before.get(part) != now[part]:
             difference = _first_difference(before.get(part), now[part])

@@ -211,6 +211,35 @@ def test_a_frozen_teacher_may_move_and_stays_the_same_one(copy: Path, tmp_path: 
         prepare_training(settings, demo_dir="demo")
 
 
+def test_a_teacher_that_a_run_trained_is_not_taken_for_a_frozen_one(copy: Path, tmp_path: Path) -> None:
+    networks, run_dir = {"teacher": TINY, "students": [TINY]}, tmp_path / "run"
+    own = checkpoint_path(run_dir, "teacher")
+    settings = training(copy, run_dir, **networks)
+    write_checkpoint(own, build_network(TINY, num_classes=2).state_dict())
+    (run_dir / "settings.json").write_text(json.dumps(_recorded(settings)))
+    with pytest.raises(InputError, match=r"other settings: --teacher_checkpoint was None, now '.*teacher\.pt'"):
+        prepare_training(training(copy, run_dir, **networks, teacher_checkpoint=str(own)), demo_dir="demo")
+
+
+def test_a_frozen_teacher_stays_the_same_one_where_it_lies(copy: Path, tmp_path: Path) -> None:
+    file, run_dir = tmp_path / "teacher.pt", tmp_path / "run"
+    state = build_network(TINY, num_classes=2).state_dict()
+    other = {name: value + 1 for name, value in state.items()}
+    settings = training(copy, run_dir, teacher=TINY, students=[TINY], teacher_checkpoint=str(file))
+    torch.save(other, file)
+    write_checkpoint(checkpoint_path(run_dir, "teacher"), state)
+    (run_dir / "settings.json").write_text(json.dumps(_recorded(settings)))
+    prepare_training(settings, demo_dir="demo")  # its last.pt was deleted, to begin anew with this one
+    network = {f"networks.teacher.{name}": value for name, value in state.items()}
+    write_checkpoint(checkpoint_path(run_dir, "last"), {"network": network})
+    with pytest.raises(InputError, match=r"another teacher than .*run began with: bring that one back"):
+        prepare_training(settings, demo_dir="demo")
+    # What it holds is what counts: other precision, and no counters of batches.
+    plain = {name: value.double() for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    torch.save(plain, file)
+    prepare_training(settings, demo_dir="demo")
+
+
 def test_a_run_whose_last_checkpoint_was_lost_keeps_where_it_came_from(copy: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     prepare(training(copy, run_dir))

@@ -51,6 +51,15 @@ def test_a_stored_plan_knows_a_bundle_of_the_package_by_its_name_in_every_enviro
             make_plan(content | {"bundle": str(tmp_path / other)}, stored=True)
 
 
+def test_a_stored_plan_of_a_clone_can_be_read_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = plan_content(plan(bundle="bundles/msi_kdml"))
+    assert content["bundle"] == "bundles/msi_kdml"
+    monkeypatch.chdir(tmp_path)
+    assert make_plan(content, stored=True).task == "classification"
+    with pytest.raises(InputError, match=r"has no configs/train\.json"):
+        make_plan(content)
+
+
 def test_a_stored_plan_with_arms_that_failed_can_be_read() -> None:
     content = {"arms": ["kdml", "kdml_own_start"], "folds": [1], "evaluations": {"test": {"fold": 0, "split": "val"}}}
     again = make_plan(BASE | content, stored=True)

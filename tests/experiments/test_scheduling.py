@@ -17,6 +17,7 @@ import pytest
 from kdml_med.errors import InputError
 from kdml_med.experiments import scheduling, training
 from kdml_med.experiments.plan import Plan, expand, plan_content
+from kdml_med.experiments.results import collect
 from kdml_med.experiments.scheduling import Outcome, run_plan
 from kdml_med.experiments.training import CELL_FILE, cell_record, is_done, train_cell
 from kdml_med.runs import checkpoint_path
@@ -296,6 +297,29 @@ def test_how_a_training_runs_may_change_when_a_cell_has_begun(
     begin(slow, out, monkeypatch)
     spare = replace(plan, settings={**plan.settings, "num_workers": 0, "checkpoint_activations": "teacher"})
     assert run(spare, out).done == 1
+
+
+@pytest.mark.parametrize("name", ["num_workers", "checkpoint_activations", "cache", "log_interval"])
+def test_how_a_training_runs_may_change_when_a_cell_is_done(tmp_path: Path, out: Path, name: str) -> None:
+    plan = begun_plan(tmp_path)
+    (cell,) = expand(plan)
+    write_json(out / cell.path / CELL_FILE, cell_record(cell, plan))
+    values = {"num_workers": 8, "checkpoint_activations": "teacher", "cache": "disk", "log_interval": 5}
+    other = replace(plan, settings={**plan.settings, name: values[name]})
+    assert is_done(expand(other)[0], other, out)
+    assert collect(other, out).finished == tuple(expand(other))
+
+
+@pytest.mark.parametrize("change", [{"max_epochs": 9}, {"early_stopping": 2}, {"device": "cuda"}, {"batch_size": 3}])
+def test_what_decides_a_result_stays_when_a_cell_is_done(tmp_path: Path, out: Path, change: dict[str, Any]) -> None:
+    plan = begun_plan(tmp_path)
+    (cell,) = expand(plan)
+    write_json(out / cell.path / CELL_FILE, cell_record(cell, plan))
+    other = replace(plan, settings={**plan.settings, **change})
+    with pytest.raises(InputError, match=f"settings.{next(iter(change))} was"):
+        is_done(expand(other)[0], other, out)
+    with pytest.raises(InputError, match="was done with another cell than the plan's"):
+        collect(other, out)
 
 
 def test_a_changed_plan_does_not_take_a_cell_of_an_earlier_version_from_the_right_one(
