@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdml_med.bundle.provenance import is_other_data
 from kdml_med.bundle.settings import Settings
 from kdml_med.bundle.training import check_level, seed_everything
 from kdml_med.data.frames import FrameDataset, input_size
@@ -16,7 +15,7 @@ from kdml_med.errors import InputError
 from kdml_med.keys import Split, Task
 from kdml_med.metrics.aggregation import Level
 from kdml_med.networks.devices import check_device
-from kdml_med.runs import COHORT_FILE, EVALUATION_FILE, METRICS_FILE, SETTINGS_FILE, RunDescription
+from kdml_med.runs import COHORT_FILE, EVALUATION_FILE, METRICS_FILE, SETTINGS_FILE, RunDescription, is_other_data
 from kdml_med.splits import has_folds, has_splits
 from kdml_med.storage.locks import keep_out_others
 from kdml_med.storage.manifest import DatasetInfo, dataset_identity, owner_word, read_info

@@ -24,18 +24,21 @@ from kdml_med.networks.registry import architecture_words
 from kdml_med.report.caution import caution_of
 from kdml_med.report.tables import markdown_text
 from kdml_med.runs import (
+    EVALUATION_FILE,
     METRICS_FILE,
     SETTINGS_FILE,
     TRAIN_AGAIN,
     RunDescription,
+    is_other_data,
     load_network,
+    networks_by_default,
     read_run_json,
     read_thresholds,
     tell_other_weights,
 )
 from kdml_med.storage.files import write_atomically, write_json
 from kdml_med.storage.locks import sole_user
-from kdml_med.storage.reading import take
+from kdml_med.storage.reading import read_json, take
 from kdml_med.words import GENERATED_FIGURES, NO_DEVICE
 
 _ROOM = "kdml_med.deploy.model_network"
@@ -71,6 +74,7 @@ def write_model_bundle(
     definition = _definition(run, parts)
     metrics = _metrics(run_dir, split, parts)
     threshold = read_thresholds(run_dir).get(network) if run.task is Task.DETECTION else None
+    chosen = threshold is None or network not in networks_by_default(read_run_json(run_dir, METRICS_FILE))
     metadata = answer_metadata(run, network) | {"eval_metrics": _figures(run, metrics, network)}
     training = _train(run, run_dir)
     with sole_user(out_dir):
@@ -84,7 +88,8 @@ def write_model_bundle(
         shutil.copyfile(templates / "LICENSE", out_dir / "LICENSE")
         _write_models(run_dir, out_dir / "models", parts, definition, metadata)
         (out_dir / "docs").mkdir(exist_ok=True)
-        card = _model_card(run, network, parts, metrics, threshold, metadata, training)
+        deciding = _deciding(threshold, chosen=chosen)
+        card = _model_card(run, network, parts, metrics, deciding, metadata, training)
         write_atomically(out_dir / "docs" / "README.md", card.encode())
     return out_dir
 
@@ -244,8 +249,19 @@ def _metrics(run_dir: Path, split: str, parts: list[str]) -> dict[str, Any] | No
         if (folder / METRICS_FILE).is_file():
             if problem := tell_other_weights(run_dir, folder, parts):
                 raise InputError(problem)
+            evaluated = _dataset(folder / EVALUATION_FILE) if folder != run_dir else None
+            if is_other_data(evaluated, _dataset(run_dir / SETTINGS_FILE)):
+                raise InputError(
+                    f"{folder} is of another dataset than {run_dir} was trained on: move it, and evaluate the {split} "
+                    "split of the run's own."
+                )
             return read_run_json(folder, METRICS_FILE)
     return None
+
+
+def _dataset(path: Path) -> Any:
+    """What a file of a run says of its dataset; None where an earlier version said nothing."""
+    return read_json(path, remedy="Evaluate again.").get("dataset") if path.is_file() else None
 
 
 def _rows(run: RunDescription, metrics: Mapping[str, Any] | None, network: str) -> dict[str, tuple[float, Any]]:
@@ -272,7 +288,7 @@ def _model_card(
     network: str,
     parts: list[str],
     metrics: Mapping[str, Any] | None,
-    threshold: float | None,
+    deciding: list[str],
     metadata: Mapping[str, Any],
     training: Mapping[str, Any],
 ) -> str:
@@ -297,7 +313,7 @@ def _model_card(
         "## Performance",
         "",
         *_performance(run, metrics, network),
-        *_deciding(threshold),
+        *deciding,
         "",
         "## Use",
         "",
@@ -359,13 +375,14 @@ def _performance(run: RunDescription, metrics: Mapping[str, Any] | None, network
     return lines
 
 
-def _deciding(threshold: float | None) -> list[str]:
-    """The score from which a box counts."""
+def _deciding(threshold: float | None, *, chosen: bool) -> list[str]:
+    """The score from which a box counts, and who chose it."""
     if threshold is None:
         return []
+    who = "training chose it on its validation split" if chosen else "the validation split could choose none"
     return [
         "",
-        f"A box counts from a score of {threshold:.4f} on, as for F1: training chose it on its validation split. "
+        f"A box counts from a score of {threshold:.4f} on, as for F1: {who}. "
         "`above_threshold` in `eval/predictions.csv` says which boxes these are; weaker ones stand there, too.",
     ]
 

@@ -84,19 +84,6 @@ def words_to_type(arguments: Sequence[str], original: Sequence[str], module: str
     return shlex.join(["python", *original[1:]])
 
 
-def is_other_data(first: Any, second: Any) -> bool:
-    """Whether two datasets are known to differ.
-
-    Args:
-        first: what "dataset" of settings.json or evaluation.json holds, or ``dataset_identity``; None where an earlier
-            version noted none.
-        second: likewise. What only one of both says, as earlier versions said no classes, is not compared.
-    """
-    if not isinstance(first, Mapping) or not isinstance(second, Mapping):
-        return False
-    return any(first[name] != second[name] for name in first.keys() & second.keys())
-
-
 def record_evaluation(settings: Settings, network: Cohort | None = None) -> None:
     """Write evaluation.json beside the results: which data and weights they are of, and how they came about.
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from kdml_med.clinical.answers import Answers, check_patients, read_answers, read_evaluation, split_of
 from kdml_med.errors import InputError
-from kdml_med.keys import DetectionColumn, Split, Task, network_order
+from kdml_med.keys import DetectionColumn, Split, Task
 from kdml_med.metrics.calibration import fit_temperature
 from kdml_med.metrics.classification import threshold_for_sensitivity
 from kdml_med.metrics.detection import DEFAULT_THRESHOLD
@@ -32,6 +32,7 @@ from kdml_med.runs import (
     SEQUENCES_FILE,
     TRAIN_AGAIN,
     RunDescription,
+    networks_by_default,
     read_thresholds,
 )
 from kdml_med.storage.reading import damaged, read_rows, read_table
@@ -193,18 +194,6 @@ def _few(answers: Answers, n: int, positives: int) -> list[str]:
             "that hang on so few can be far off for others."
         )
     return found
-
-
-def networks_by_default(metrics: Mapping[str, Any]) -> tuple[str, ...]:
-    """Detectors whose threshold is ``DEFAULT_THRESHOLD`` because the validation frames could choose none.
-
-    A chosen one finds something, see ``kdml_med.metrics.detection.choose_threshold``.
-
-    Args:
-        metrics: content of metrics.json of the validation.
-    """
-    networks: Mapping[str, Mapping[str, Any]] = metrics["networks"]
-    return tuple(name for name in sorted(networks, key=network_order) if not networks[name].get("recall"))
 
 
 def _of_detectors(run: RunDescription, run_dir: str | Path, metrics: Mapping[str, Any]) -> Rules:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 
-from kdml_med.bundle.provenance import is_other_data
 from kdml_med.clinical.answers import read_evaluation, remedy_for
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
@@ -23,6 +22,7 @@ from kdml_med.runs import (
     SETTINGS_FILE,
     TRAIN_AGAIN,
     RunDescription,
+    is_other_data,
     read_losses,
     read_run_json,
     tell_other_weights,

@@ -26,7 +26,7 @@ from kdml_med.runs.description import (
     RunDescription,
     hashed_patient,
 )
-from kdml_med.runs.evaluations import tell_other_weights
+from kdml_med.runs.evaluations import is_other_data, tell_other_data, tell_other_weights
 from kdml_med.runs.files import (
     CHECKPOINTS_DIR,
     COHORT_FILE,
@@ -42,6 +42,7 @@ from kdml_med.runs.files import (
     SETTINGS_FILE,
     SPEED_FILE,
     TRAIN_AGAIN,
+    networks_by_default,
     read_run_json,
     read_thresholds,
     trained_on,
@@ -83,13 +84,16 @@ __all__ = [
     "checkpoint_path",
     "hash_checkpoints",
     "hashed_patient",
+    "is_other_data",
     "load_cohort",
     "load_network",
+    "networks_by_default",
     "read_checkpoint",
     "read_history",
     "read_losses",
     "read_run_json",
     "read_thresholds",
+    "tell_other_data",
     "tell_other_weights",
     "trained_on",
     "write_checkpoint",

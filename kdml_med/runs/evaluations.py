@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from kdml_med.runs.files import EVALUATION_FILE
+from kdml_med.runs.files import EVALUATION_FILE, SETTINGS_FILE
 from kdml_med.runs.weights import checkpoint_path, hash_checkpoints
+from kdml_med.storage.manifest import dataset_identity
 from kdml_med.storage.reading import read_json
 
 
@@ -37,3 +39,37 @@ def tell_other_weights(run_dir: str | Path, folder: str | Path, names: Iterable[
                 "of this one before its training went on. Evaluate again."
             )
     return ""
+
+
+def tell_other_data(run_dir: str | Path, folder: str | Path, dataset_dir: Path) -> str:
+    """Why figures of an evaluation are not those of a dataset.
+
+    Args:
+        run_dir: folder of the run; of its own dataset when the evaluation lies in it.
+        folder: of the evaluation.
+        dataset_dir: dataset folder.
+
+    Returns:
+        A sentence for a person; empty where both are the same, or where an earlier version did not note which it was.
+
+    Raises:
+        InputError: a file of the run is damaged, or the dataset cannot be read.
+    """
+    path = Path(folder) / (SETTINGS_FILE if Path(folder) == Path(run_dir) else EVALUATION_FILE)
+    evaluated = read_json(path, remedy="Evaluate again.").get("dataset") if path.is_file() else None
+    if not is_other_data(evaluated, dataset_identity(dataset_dir)):
+        return ""
+    return f"the figures in {folder} are of another dataset than {dataset_dir}."
+
+
+def is_other_data(first: Any, second: Any) -> bool:
+    """Whether two datasets are known to differ.
+
+    Args:
+        first: what "dataset" of settings.json or evaluation.json holds, or ``dataset_identity``; None where an earlier
+            version noted none.
+        second: likewise. What only one of both says, as earlier versions said no classes, is not compared.
+    """
+    if not isinstance(first, Mapping) or not isinstance(second, Mapping):
+        return False
+    return any(first[name] != second[name] for name in first.keys() & second.keys())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdml_med.errors import InputError
-from kdml_med.keys import Split
+from kdml_med.keys import Split, network_order
 from kdml_med.storage.reading import read_json, take
 
 COHORT_FILE = "cohort.json"
@@ -76,3 +77,15 @@ def read_thresholds(run_dir: str | Path) -> dict[str, float]:
         shown = f"the threshold of {wrong[0]} is {found[wrong[0]]}"
         raise InputError(f"{Path(run_dir) / METRICS_FILE}: {shown}, expected a score from 0 to 1. {TRAIN_AGAIN}")
     return found
+
+
+def networks_by_default(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """Detectors whose threshold is ``DEFAULT_THRESHOLD`` because the validation frames could choose none.
+
+    A chosen one finds something, see ``kdml_med.metrics.detection.choose_threshold``.
+
+    Args:
+        metrics: content of metrics.json of the validation.
+    """
+    networks: Mapping[str, Mapping[str, Any]] = metrics.get("networks", {})
+    return tuple(name for name in sorted(networks, key=network_order) if not networks[name].get("recall"))

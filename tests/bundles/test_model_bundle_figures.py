@@ -50,6 +50,30 @@ def test_an_evaluation_of_other_weights_is_refused_as_the_report_refuses_it(run:
     assert not (tmp_path / "other").exists()
 
 
+def test_an_evaluation_of_another_dataset_is_refused_as_the_report_refuses_it(run: Path, tmp_path: Path) -> None:
+    write_json(run / "evaluation_test/evaluation.json", {"dataset": {"manifest_sha256": "1"}})
+    write_json(run / SETTINGS_FILE, KNOBS | {"dataset": {"manifest_sha256": "1"}})
+    write_model_bundle(run, tmp_path / "bundle", network="student_0")
+    write_json(run / SETTINGS_FILE, KNOBS | {"dataset": {"manifest_sha256": "2"}})
+    with pytest.raises(InputError, match=r"evaluation_test is of another dataset than .* was trained on"):
+        write_model_bundle(run, tmp_path / "other", network="student_0")
+
+
+@pytest.mark.parametrize(
+    ("recall", "who"), [(0.0, "the validation split could choose none"), (0.5, "training chose it on its validation")]
+)
+def test_the_card_of_a_detector_says_who_chose_its_threshold(tmp_path: Path, recall: float, who: str) -> None:
+    run = detectors.write_run(tmp_path / "run")
+    write_json(run / SETTINGS_FILE, KNOBS)
+    own = {"recall": recall, "n_boxes": 40, "n_frames": 60, "n_sequences": 9}
+    own |= {f"{name}{end}": None if end else 0.5 for name in ("ap", "ap50", "ap75", "f1") for end in ("", "_ci95")}
+    found = dict.fromkeys(("student_0", "student_1", "ensemble"), own)
+    metrics = {"split": "val", "thresholds": dict.fromkeys(found, 0.5), "networks": found}
+    write_json(run / METRICS_FILE, metrics | {"bootstrap": {"unit": "frame"}})
+    bundle = write_model_bundle(run, tmp_path / "bundle", network="student_0")
+    assert f"score of 0.5000 on, as for F1: {who}" in (bundle / "docs/README.md").read_text()
+
+
 def test_a_detector_brings_its_threshold(tmp_path: Path) -> None:
     run, threshold = detectors.write_run(tmp_path / "run"), 0.375
     write_json(run / SETTINGS_FILE, KNOBS)

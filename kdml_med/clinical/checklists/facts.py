@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kdml_med.clinical.rules import networks_by_default
 from kdml_med.clinical.study import DatasetContent, Evaluation, Study
 from kdml_med.keys import NetworkName, Task
 from kdml_med.metrics.detection import DEFAULT_THRESHOLD
 from kdml_med.networks.registry import architecture_words
 from kdml_med.report.document import Picture, Section, Table
 from kdml_med.report.wording import listed, network_words
+from kdml_med.runs import networks_by_default
 from kdml_med.storage.manifest import owner_word
 from kdml_med.words import counted
 

@@ -74,7 +74,9 @@ def compare_detector(
         group=level,
         resamples=RESAMPLES,
     )
-    folder, problem = usable_evaluation(run_dir, frames.split, run.choose(network)) if frames.whole else (None, "")
+    folder, problem = None, ""
+    if frames.whole:
+        folder, problem = usable_evaluation(run_dir, frames.split, run.choose(network), dataset.dataset_dir)
     by_side = {BEFORE: figures[BEFORE], AFTER: figures[runtime]}
     return {
         "split": frames.split,

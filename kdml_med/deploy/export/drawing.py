@@ -12,7 +12,7 @@ import numpy as np
 from kdml_med.data.samples import ManifestDataset
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
-from kdml_med.runs import METRICS_FILE, RunDescription, tell_other_weights
+from kdml_med.runs import METRICS_FILE, RunDescription, tell_other_data, tell_other_weights
 from kdml_med.splits import has_folds, has_splits
 
 Images = TypeVar("Images", bound=ManifestDataset)
@@ -102,17 +102,22 @@ def recorded_evaluation(run_dir: Path, split: str) -> Path | None:
     return folder if (folder / METRICS_FILE).is_file() else None
 
 
-def usable_evaluation(run_dir: Path, split: str, parts: Sequence[str]) -> tuple[Path | None, str]:
-    """The same, where its figures are of the weights in the run.
+def usable_evaluation(
+    run_dir: Path, split: str, parts: Sequence[str], dataset_dir: Path | None
+) -> tuple[Path | None, str]:
+    """The same, where its figures are of the weights in the run, and of a dataset.
 
     Args:
         run_dir: folder of the run.
         split: which was evaluated.
         parts: networks whose weights matter.
+        dataset_dir: of the images that the figures are to be set beside; None where there are none.
 
     Returns:
         The folder, or None; and why an evaluation that is there is not used, else "".
     """
     folder = recorded_evaluation(run_dir, split)
     problem = "" if folder is None else tell_other_weights(run_dir, folder, parts)
+    if folder is not None and not problem and dataset_dir is not None:
+        problem = tell_other_data(run_dir, folder, dataset_dir)
     return None if problem else folder, problem

@@ -225,7 +225,7 @@ def _recorded_figure(export: Export, parity: Mapping[str, Any]) -> tuple[float |
     """Figure on the images of a comparison, where an evaluation recorded it for all of them; and why not, else ""."""
     if not parity.get("whole"):
         return None, ""
-    folder, problem = usable_evaluation(export.run_dir, parity["split"], export.parts)
+    folder, problem = usable_evaluation(export.run_dir, parity["split"], export.parts, export.dataset_dir)
     metrics = {} if folder is None else read_run_json(folder, METRICS_FILE).get("networks", {})
     return (export.recorded_figure(metrics[export.network]) if export.network in metrics else None), problem
 

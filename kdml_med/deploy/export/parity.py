@@ -65,7 +65,7 @@ def compare_classifier(
     level, method = run.level or "patient", run.aggregation or "mean"
     figures = evaluate_predictions(table, level=level, method=method, resamples=RESAMPLES)
     groups = aggregate_predictions(table, level, method)
-    folder, problem = usable_evaluation(run_dir, tiles.split, parts)
+    folder, problem = usable_evaluation(run_dir, tiles.split, parts, tiles.dataset.dataset_dir)
     return {
         "split": tiles.split,
         "level": level,
