@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from kdml_med.bundle.resuming import holds_run
 from kdml_med.bundle.settings import Settings
-from kdml_med.bundle.training import ACCELERATION, holds_run
+from kdml_med.bundle.training import ACCELERATION
 from kdml_med.data.frames import input_size
 from kdml_med.engines.acceleration import Acceleration
 from kdml_med.engines.precision import choose_arithmetic, measure_steps, ways_to_compute

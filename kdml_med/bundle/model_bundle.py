@@ -24,11 +24,11 @@ from kdml_med.networks.registry import architecture_words
 from kdml_med.report.caution import caution_of
 from kdml_med.report.tables import markdown_text
 from kdml_med.runs import (
-    EVALUATION_FILE,
     METRICS_FILE,
     SETTINGS_FILE,
     TRAIN_AGAIN,
     RunDescription,
+    evaluated_dataset,
     is_other_data,
     load_network,
     networks_by_default,
@@ -38,7 +38,7 @@ from kdml_med.runs import (
 )
 from kdml_med.storage.files import write_atomically, write_json
 from kdml_med.storage.locks import sole_user
-from kdml_med.storage.reading import read_json, take
+from kdml_med.storage.reading import take
 from kdml_med.words import GENERATED_FIGURES, NO_DEVICE
 
 _ROOM = "kdml_med.deploy.model_network"
@@ -249,19 +249,13 @@ def _metrics(run_dir: Path, split: str, parts: list[str]) -> dict[str, Any] | No
         if (folder / METRICS_FILE).is_file():
             if problem := tell_other_weights(run_dir, folder, parts):
                 raise InputError(problem)
-            evaluated = _dataset(folder / EVALUATION_FILE) if folder != run_dir else None
-            if is_other_data(evaluated, _dataset(run_dir / SETTINGS_FILE)):
+            if is_other_data(evaluated_dataset(run_dir, folder), evaluated_dataset(run_dir, run_dir)):
                 raise InputError(
                     f"{folder} is of another dataset than {run_dir} was trained on: move it, and evaluate the {split} "
                     "split of the run's own."
                 )
             return read_run_json(folder, METRICS_FILE)
     return None
-
-
-def _dataset(path: Path) -> Any:
-    """What a file of a run says of its dataset; None where an earlier version said nothing."""
-    return read_json(path, remedy="Evaluate again.").get("dataset") if path.is_file() else None
 
 
 def _rows(run: RunDescription, metrics: Mapping[str, Any] | None, network: str) -> dict[str, tuple[float, Any]]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdml_med.bundle.network_checks import try_networks
 from kdml_med.bundle.provenance import made_by
-from kdml_med.bundle.settings import Settings, free_settings, known_default
+from kdml_med.bundle.resuming import check_run, recorded_before, recorded_settings
+from kdml_med.bundle.settings import Settings
 from kdml_med.bundle.training_checks import check_together, say_what_does_nothing
 from kdml_med.bundle.workflow import errors_for_people
 from kdml_med.data.cache import CACHE_DIR, NO_CACHE, ON_DISK
@@ -27,7 +25,7 @@ from kdml_med.engines import processes
 from kdml_med.engines.acceleration import Acceleration
 from kdml_med.engines.trainer import KDMLTrainer
 from kdml_med.errors import InputError
-from kdml_med.keys import NetworkName, Task
+from kdml_med.keys import Task
 from kdml_med.losses.classification import ClassificationCohortLoss
 from kdml_med.losses.cohort import CohortLoss
 from kdml_med.losses.detection import DetectionCohortLoss
@@ -36,25 +34,17 @@ from kdml_med.networks.cohort import Cohort, build_cohort
 from kdml_med.networks.devices import compute_repeatably
 from kdml_med.networks.registry import cohort_spec
 from kdml_med.networks.remembered import RememberedTeacher
-from kdml_med.networks.weights import read_state_dict, same_weights
 from kdml_med.program import leave_quickly
 from kdml_med.runs import (
-    CHECKPOINTS_DIR,
-    COHORT_FILE,
     FRAME_OPTIONS,
     SETTINGS_FILE,
     TILE_OPTIONS,
-    TRAIN_AGAIN,
     RunDescription,
-    checkpoint_path,
     hashed_patient,
-    read_run_json,
 )
-from kdml_med.runs.weights import older_states, read_checkpoint
 from kdml_med.storage.files import write_json
 from kdml_med.storage.locks import keep_out_others
-from kdml_med.storage.manifest import DatasetInfo, dataset_identity
-from kdml_med.storage.reading import take
+from kdml_med.storage.manifest import DatasetInfo
 from kdml_med.storage.records import RecordStore
 
 logger = logging.getLogger(__name__)
@@ -63,7 +53,6 @@ TEACHERS_DIR = "teachers"
 """Below the folder of caches, where `cache_teacher` "disk" keeps answers."""
 ACCELERATION = "acceleration"
 """Key in settings.json of how a run computes."""
-_DATASET_WORDS = {"classes": "the dataset's classes, the positive one last,"}
 _SEED_STEP = 1_000_003  # between the random numbers of two processes, for dropout
 
 
@@ -87,7 +76,7 @@ def prepare_training(settings: Settings, *, demo_dir: str) -> None:
         with processes.main_first():
             _make_demo(settings.task, Path(dataset_dir))
     if settings["precision"] != "measure":  # which is no training
-        _check_run(Path(run_dir), _recorded(settings), settings)
+        check_run(Path(run_dir), settings)
     say_what_does_nothing(settings)
     seed_everything(settings["seed"])
     logger.info("Dataset %s, run folder %s", dataset_dir, run_dir)
@@ -220,11 +209,11 @@ def record_run(
     run_dir = Path(settings["run_dir"])
     if processes.is_main():
         settings.holds = keep_out_others(run_dir, option="--run_dir")
-        recorded = _recorded(settings) | {
+        recorded = recorded_settings(settings) | {
             ACCELERATION: acceleration.describe(),
             # A run that goes on began with other files, if those in their places are others now.
-            "initial_weights": _recorded_before(run_dir, "initial_weights") or cohort.initial_weights,
-            "made_by": made_by(_recorded_before(run_dir, "made_by")),
+            "initial_weights": recorded_before(run_dir, "initial_weights") or cohort.initial_weights,
+            "made_by": made_by(recorded_before(run_dir, "made_by")),
         }
         write_json(run_dir / SETTINGS_FILE, recorded)
         described = _describe(settings, training, validation, cohort, level)
@@ -247,15 +236,6 @@ def check_shares(settings: Settings, cohort: Cohort) -> None:
             f"--batch_size {batch_size} is that of all {count} processes together, and batch norm on a CPU needs at "
             f"least two samples in each: raise it to {2 * count}, better {8 * count}, or start fewer processes."
         )
-
-
-def _recorded_before(run_dir: Path, part: str) -> dict[str, Any] | None:
-    """What is noted of a training that goes on; nothing of one that begins, or of an earlier version."""
-    goes_on = checkpoint_path(run_dir, "last").is_file() or older_states(run_dir)
-    if not goes_on or not (run_dir / SETTINGS_FILE).is_file():
-        return None
-    content = {part: {}} | read_run_json(run_dir, SETTINGS_FILE)
-    return dict(take(content, part, dict[str, Any], run_dir / SETTINGS_FILE, remedy=TRAIN_AGAIN))
 
 
 def _check_tiles(tiles: TileDataset, settings: Settings, level: Level | None) -> None:
@@ -326,75 +306,3 @@ def _describe(
         kdml_med=version("kdml_med"),
         **own,
     )
-
-
-def _recorded(settings: Settings) -> dict[str, Any]:
-    free = free_settings()
-    content = {
-        "knobs": settings.fixed,
-        "free": {name: value for name, value in settings.recorded.items() if name in free},
-        "dataset": dataset_identity(Path(settings["dataset_dir"])),
-        "dataset_dir": str(Path(settings["dataset_dir"]).resolve()),
-    }
-    return dict(json.loads(json.dumps(content, default=str)))
-
-
-def holds_run(run_dir: Path) -> bool:
-    """Whether a training in this folder has begun to learn."""
-    # Any of them: a run whose last.pt was deleted is begun anew over the weights that it has, with the same settings.
-    return any((run_dir / CHECKPOINTS_DIR).glob("*.pt"))
-
-
-def _check_run(run_dir: Path, recorded: Mapping[str, Any], settings: Settings) -> None:
-    if not holds_run(run_dir):
-        return
-    if not settings["resume"]:
-        raise InputError(f"{run_dir} already holds a run: name another --run_dir, or leave --resume on to go on.")
-    if not (run_dir / SETTINGS_FILE).is_file():
-        raise InputError(
-            f"{run_dir} holds a run without its {SETTINGS_FILE}, which says with which settings it goes on: bring the "
-            "file back, or name another --run_dir."
-        )
-    if (run_dir / COHORT_FILE).is_file():
-        RunDescription.read(run_dir, task=settings.task)
-    before = read_run_json(run_dir, SETTINGS_FILE)
-    for part in ("knobs", "dataset"):
-        old_part = take(before, part, dict[str, Any], run_dir / SETTINGS_FILE, remedy=TRAIN_AGAIN)
-        if part == "dataset" and "classes" not in old_part:  # earlier versions have them in cohort.json alone
-            old_part = {"classes": RunDescription.read(run_dir).classes, **old_part}
-        old_part.pop("amp", None)  # of earlier versions; how they computed is kept, see build_acceleration
-        for name in sorted({*old_part, *recorded[part]}):
-            # A setting that is newer than the run had its default.
-            old = old_part.get(name, known_default(settings.task, name) if part == "knobs" else None)
-            new = recorded[part].get(name)
-            if not (_same_teacher(run_dir, old, new) if name == "teacher_checkpoint" else old == new):
-                what = f"--{name}" if part == "knobs" else _DATASET_WORDS.get(name, "the dataset")
-                raise InputError(
-                    f"{run_dir} holds a run with other settings: {what} was {old!r}, now {new!r}. Use the same "
-                    "settings to go on, or name another --run_dir."
-                )
-
-
-def _same_teacher(run_dir: Path, old: Any, new: Any) -> bool:
-    """Whether a run goes on with its frozen teacher: the file may move, as datasets may, and holds the same weights."""
-    teacher = _frozen_teacher(run_dir) if old is not None and isinstance(new, str) else {}
-    if not teacher or (old == new and not checkpoint_path(run_dir, "last").is_file()):  # which is begun anew
-        return bool(old == new)
-    # As they were loaded: in the network's own precision, and without counters, which a file may lack.
-    counters = {name: value for name, value in teacher.items() if name.endswith("num_batches_tracked")}
-    found = {name: value.to(teacher.get(name, value).dtype) for name, value in read_state_dict(Path(new)).items()}
-    same = same_weights(counters | found, teacher)
-    if not same and old == new:
-        raise InputError(
-            f"--teacher_checkpoint {new} holds another teacher than {run_dir} began with: bring that one back (a copy "
-            f"is {CHECKPOINTS_DIR}/teacher.pt there), name another --run_dir, or delete the folder to train it anew."
-        )
-    return same
-
-
-def _frozen_teacher(run_dir: Path) -> dict[str, Tensor]:
-    prefix, own = f"networks.{NetworkName.TEACHER}.", checkpoint_path(run_dir, NetworkName.TEACHER)
-    with contextlib.suppress(InputError):  # who reads all of it says what to do
-        state = read_checkpoint(checkpoint_path(run_dir, "last"), {"network": Mapping}, remedy="")["network"]
-        return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    return read_state_dict(own) if own.is_file() else {}

@@ -20,7 +20,7 @@ import torch
 from monai.bundle import run as run_bundle
 
 from kdml_med.bundle.knobs import KNOBS
-from kdml_med.bundle.training import holds_run
+from kdml_med.bundle.resuming import holds_run
 from kdml_med.errors import InputError
 from kdml_med.experiments.plan import Cell, Plan
 from kdml_med.experiments.plan_settings import told_evaluations

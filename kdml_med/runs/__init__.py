@@ -26,7 +26,7 @@ from kdml_med.runs.description import (
     RunDescription,
     hashed_patient,
 )
-from kdml_med.runs.evaluations import is_other_data, tell_other_data, tell_other_weights
+from kdml_med.runs.evaluations import evaluated_dataset, is_other_data, tell_other_data, tell_other_weights
 from kdml_med.runs.files import (
     CHECKPOINTS_DIR,
     COHORT_FILE,
@@ -82,6 +82,7 @@ __all__ = [
     "TRAIN_AGAIN",
     "RunDescription",
     "checkpoint_path",
+    "evaluated_dataset",
     "hash_checkpoints",
     "hashed_patient",
     "is_other_data",

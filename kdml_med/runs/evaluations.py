@@ -55,11 +55,23 @@ def tell_other_data(run_dir: str | Path, folder: str | Path, dataset_dir: Path) 
     Raises:
         InputError: a file of the run is damaged, or the dataset cannot be read.
     """
-    path = Path(folder) / (SETTINGS_FILE if Path(folder) == Path(run_dir) else EVALUATION_FILE)
-    evaluated = read_json(path, remedy="Evaluate again.").get("dataset") if path.is_file() else None
-    if not is_other_data(evaluated, dataset_identity(dataset_dir)):
+    if not is_other_data(evaluated_dataset(run_dir, folder), dataset_identity(dataset_dir)):
         return ""
     return f"the figures in {folder} are of another dataset than {dataset_dir}."
+
+
+def evaluated_dataset(run_dir: str | Path, folder: str | Path) -> Any:
+    """The dataset that figures in a folder are of, as ``dataset_identity`` tells it; None where none was noted.
+
+    Args:
+        run_dir: folder of the run, whose own figures are of the dataset it was trained on.
+        folder: of the evaluation, or again of the run.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = Path(folder) / (SETTINGS_FILE if Path(folder) == Path(run_dir) else EVALUATION_FILE)
+    return read_json(path, remedy="Evaluate again.").get("dataset") if path.is_file() else None
 
 
 def is_other_data(first: Any, second: Any) -> bool:

@@ -20,8 +20,8 @@ from kdml_med.bundle import (
     prepare_training,
     record_run,
 )
+from kdml_med.bundle.resuming import recorded_settings
 from kdml_med.bundle.settings import Settings, check_settings
-from kdml_med.bundle.training import _recorded
 from kdml_med.data.tiles import TileDataset
 from kdml_med.engines import Acceleration
 from kdml_med.errors import InputError
@@ -202,7 +202,7 @@ def test_a_frozen_teacher_may_move_and_stays_the_same_one(copy: Path, tmp_path: 
     settings = training(copy, run_dir, **networks, teacher_checkpoint=str(first))
     prepare_training(settings, demo_dir="demo")
     write_checkpoint(checkpoint_path(run_dir, "teacher"), state)
-    (run_dir / "settings.json").write_text(json.dumps(_recorded(settings)))
+    (run_dir / "settings.json").write_text(json.dumps(recorded_settings(settings)))
     first.rename(moved)
     settings = training(copy, run_dir, **networks, teacher_checkpoint=str(moved))
     prepare_training(settings, demo_dir="demo")
@@ -216,7 +216,7 @@ def test_a_teacher_that_a_run_trained_is_not_taken_for_a_frozen_one(copy: Path, 
     own = checkpoint_path(run_dir, "teacher")
     settings = training(copy, run_dir, **networks)
     write_checkpoint(own, build_network(TINY, num_classes=2).state_dict())
-    (run_dir / "settings.json").write_text(json.dumps(_recorded(settings)))
+    (run_dir / "settings.json").write_text(json.dumps(recorded_settings(settings)))
     with pytest.raises(InputError, match=r"other settings: --teacher_checkpoint was None, now '.*teacher\.pt'"):
         prepare_training(training(copy, run_dir, **networks, teacher_checkpoint=str(own)), demo_dir="demo")
 
@@ -228,7 +228,7 @@ def test_a_frozen_teacher_stays_the_same_one_where_it_lies(copy: Path, tmp_path:
     settings = training(copy, run_dir, teacher=TINY, students=[TINY], teacher_checkpoint=str(file))
     torch.save(other, file)
     write_checkpoint(checkpoint_path(run_dir, "teacher"), state)
-    (run_dir / "settings.json").write_text(json.dumps(_recorded(settings)))
+    (run_dir / "settings.json").write_text(json.dumps(recorded_settings(settings)))
     prepare_training(settings, demo_dir="demo")  # its last.pt was deleted, to begin anew with this one
     network = {f"networks.teacher.{name}": value for name, value in state.items()}
     write_checkpoint(checkpoint_path(run_dir, "last"), {"network": network})
