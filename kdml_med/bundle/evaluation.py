@@ -40,7 +40,9 @@ from kdml_med.runs import (
     TRAIN_AGAIN,
     RunDescription,
     checkpoint_path,
+    networks_by_default,
     read_checkpoint,
+    read_run_json,
     read_thresholds,
     write_detections,
     write_predictions,
@@ -289,7 +291,10 @@ def save_detection_evaluation(
     withdraw_figures(target)
     write_detections(target / DETECTIONS_FILE, detections)
     write_table(target / SEQUENCES_FILE, sequence_table(dataset.rows, detections, threshold=thresholds))
-    write_detection_figures(target, dataset.rows, by_network(detections, names), metrics)
+    validation = metrics if split == Split.VAL else read_run_json(run_dir, METRICS_FILE)
+    write_detection_figures(
+        target, dataset.rows, by_network(detections, names), metrics, by_default=networks_by_default(validation)
+    )
     write_json(target / METRICS_FILE, metrics)
     print(f"\n{_detection_heading(metrics)}\n\n{detection_results_table(metrics)}\n\nWritten to {target}\n")
     return metrics

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,8 @@ def write_detection_figures(
     frames: pd.DataFrame,
     detections: Mapping[str, pd.DataFrame],
     metrics: Mapping[str, Any],
+    *,
+    by_default: Collection[str] = (),
 ) -> None:
     """Write FROC and precision-recall of an evaluation of detectors, each as PNG and CSV.
 
@@ -89,13 +91,14 @@ def write_detection_figures(
         frames: evaluated rows of a manifest.
         detections: columns of ``DetectionColumn``, by network.
         metrics: content of metrics.json; its unit and number of resamples are those of the bands.
+        by_default: networks whose threshold nobody chose, see ``networks_by_default``.
     """
     own = metrics["networks"]
     drawn: dict[str, Any] = {"group": metrics["bootstrap"]["unit"], "resamples": metrics["bootstrap"]["resamples"]}
     froc = {name: froc_with_band(frames, rows, **drawn) for name, rows in detections.items()}
     recall = {name: detection_precision_recall(frames, rows, **drawn) for name, rows in detections.items()}
     points = {
-        name: [(_chosen(own[name]), own[name]["false_positives_per_frame"], own[name]["recall"])]
+        name: [(_threshold_words(name not in by_default), own[name]["false_positives_per_frame"], own[name]["recall"])]
         for name, curve in froc.items()
         if len(curve.x)
     }
@@ -110,11 +113,9 @@ def write_detection_figures(
     out.write_table("precision_recall_band", _band(recall, "recall", "precision"))
 
 
-def _chosen(figures: Mapping[str, Any]) -> str:
-    """What the threshold of a network is called: the default is what is taken where validation frames choose none."""
-    if figures["threshold"] == DEFAULT_THRESHOLD:
-        return f"threshold {DEFAULT_THRESHOLD:g}"
-    return "threshold chosen on validation frames"
+def _threshold_words(chosen: bool) -> str:
+    """What the threshold of a network is called; validation frames may choose the very value of the default."""
+    return "threshold chosen on validation frames" if chosen else f"threshold {DEFAULT_THRESHOLD:g}"
 
 
 def write_training_figures(run_dir: str | Path) -> None:

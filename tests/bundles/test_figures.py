@@ -19,6 +19,7 @@ from kdml_med.bundle.figures import (
 )
 from kdml_med.metrics import choose_thresholds, evaluate_detections
 from kdml_med.metrics.detection import by_network
+from kdml_med.runs import networks_by_default
 from tests.bundles.conftest import read_json
 from tests.metrics.detection_tables import cohort, frame_table
 
@@ -99,7 +100,11 @@ def test_a_threshold_that_nobody_chose_is_not_called_chosen(tmp_path: Path, monk
     monkeypatch.setattr(figures, "draw_froc", lambda curves, points: marked.update(points) or Figure())
     frames, detections = cohort(networks=NETWORKS)
     detections = detections[detections["network"] != "teacher"]
-    write_detection_figures(tmp_path, frames, by_network(detections, NETWORKS), detections_of(frames, detections))
+    metrics = detections_of(frames, detections)
+    for figure in metrics["networks"].values():
+        figure["threshold"] = 0.5  # which validation frames can choose, too
+    shown = by_network(detections, NETWORKS)
+    write_detection_figures(tmp_path, frames, shown, metrics, by_default=networks_by_default(metrics))
     words = {name: every[0][0] for name, every in marked.items()}
     assert words.pop("teacher") == "threshold 0.5"
     assert set(words.values()) == {"threshold chosen on validation frames"}
