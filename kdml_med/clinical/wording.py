@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from kdml_med.clinical.study import Study
-from kdml_med.report.document import Paragraph
+from kdml_med.report.document import Paragraph, Part, Section
 from kdml_med.words import NO_DEVICE
+
+
+def either(owners: Iterable[str], ending: str = "") -> str:
+    """As in "patient", or "frame or sequence" where evaluations differ.
+
+    Args:
+        owners: of the evaluations, repeated or not.
+        ending: of each word, such as "s".
+    """
+    return " or ".join(f"{owner}{ending}" for owner in dict.fromkeys(owners))
+
+
+def few_section(owners: Sequence[str], parts: Sequence[Part]) -> list[Section]:
+    """The warning that intervals rest on few; nothing where there is nothing to say.
+
+    Args:
+        owners: what intervals of each warned evaluation resample.
+        parts: a sentence of each.
+    """
+    return [Section(f"Few {either(owners, 's')}", parts, banner=True)] if parts else []
 
 
 def limits(study: Study, *, samples: str, chosen_by: str) -> list[Paragraph]:

@@ -31,6 +31,7 @@ from kdml_med.storage.manifest import (
     DatasetInfo,
     DatasetKind,
     image_root,
+    owner_word,
     read_info,
     read_manifest,
     read_member,
@@ -108,7 +109,7 @@ def cut_crops(
     root = image_root(Path(frames), info)
     report = CropReport(frames=len(manifest), unlabelled=int(manifest["label"].isna().sum()))
     labelled = manifest[manifest["label"].notna()]
-    described = _describe(options, info)
+    described = _describe(options, info, manifest)
     with DatasetFolder(Path(out), described, CropsRecord) as folder:
         if splits is not None and not force:
             check_sides(folder, _parts(splits), "the frames have it in")
@@ -162,7 +163,8 @@ def _check_frames_stay(folder: DatasetFolder[CropsRecord], frames: set[str]) -> 
     refuse_gone(folder.path, gone, "pass --force to delete them")
 
 
-def _describe(options: CropOptions, info: DatasetInfo) -> DatasetInfo:
+def _describe(options: CropOptions, info: DatasetInfo, frames: pd.DataFrame) -> DatasetInfo:
+    owner = owner_word(frames, info)
     return DatasetInfo(
         kind=DatasetKind.TILES.value,
         classes=list(CROP_CLASSES),
@@ -170,6 +172,7 @@ def _describe(options: CropOptions, info: DatasetInfo) -> DatasetInfo:
         label_level="slide",
         options=asdict(options) | {"left_out": [list(part) for part in options.left_out]},  # as JSON gives it back
         made_by=list_versions("preprocessing.cut_crops", _LIBRARIES),
+        owner=None if owner == "patient" else owner,
         synthetic=info.synthetic,
     )
 

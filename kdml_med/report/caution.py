@@ -70,8 +70,8 @@ def _counts(metrics: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str,
     group = figures[level]
     negative = classes[0] if len(classes) == 2 else f"not {classes[-1]}"
     counts = {f"{classes[-1]} {level}": group["positives"], f"{negative} {level}": group["n"] - group["positives"]}
-    # Slides of one patient are alike, so that patients are what counts.
-    return counts | ({unit: units} if units is not None and (level, unit) == ("slide", "patient") else {})
+    # Slides of one patient are alike, so that patients, or what stands for them, are what counts.
+    return counts | ({unit: units} if units is not None and level == "slide" and unit != level else {})
 
 
 def _said(counts: Mapping[str, int]) -> str:

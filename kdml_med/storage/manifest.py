@@ -139,6 +139,7 @@ class DatasetInfo:
             a corrected table. None where an earlier version made the folder.
         splits: mode, seed and SHA-256 of splits.csv, once splits are frozen.
         shard_bytes: size of each imported tar; None where none was imported.
+        owner: what a patient_id of tiles cut from frames is, where it is no patient: "sequence" or "frame"; else None.
         synthetic: True for generated cohorts; reports then say that their figures prove plumbing only.
         schema_version: of this layout.
     """
@@ -155,6 +156,7 @@ class DatasetInfo:
     labels: dict[str, Any] | None = None
     splits: dict[str, Any] | None = None
     shard_bytes: dict[str, int] | None = None
+    owner: str | None = None
     synthetic: bool = False
     schema_version: int = SCHEMA_VERSION
 
@@ -165,8 +167,11 @@ def owner_word(rows: pd.DataFrame, info: DatasetInfo | None = None) -> str:
     Args:
         rows: of a manifest; a sequence, a frame or a slide is its own patient where nothing said whose it is. Frames
             are told from sequences by the column sample_id.
-        info: of the dataset, which says whether a table named the patients of slides; None takes them as named.
+        info: of the dataset, which says whether a table named the patients of slides, and of whom crops of frames are;
+            None takes patients as named.
     """
+    if info is not None and info.owner:
+        return info.owner
     if "sequence_id" in rows:
         own = "sample_id" in rows and rows["patient_id"].nunique() == len(rows)  # else no sample_id can be it
         if own and _names_patients(rows, "sample_id"):
@@ -185,7 +190,7 @@ def _names_patients(rows: pd.DataFrame, name: str) -> bool:
 def write_info(dataset_dir: Path, info: DatasetInfo) -> None:
     """Write dataset.json, unless it says so already."""
     content = asdict(info)
-    for name in ("labels", "shard_bytes"):  # most have nothing to say there
+    for name in ("labels", "shard_bytes", "owner"):  # most have nothing to say there
         if content[name] is None:
             del content[name]
     write_json(dataset_dir / DATASET_FILE, content)
@@ -219,6 +224,7 @@ def _check_info(info: DatasetInfo, path: Path) -> None:
     expected = {
         "kind": (info.kind in list(DatasetKind), f"one of {', '.join(DatasetKind)}"),
         "label_level": (info.label_level in levels, f"one of {', '.join(levels)}"),
+        "owner": (info.owner in (None, "sequence", "frame"), "sequence or frame, or none"),
         "classes": (
             len(info.classes) in (0, 2) and len({*info.classes, ""}) == len(info.classes) + 1,
             "no or two different names, the positive one last",

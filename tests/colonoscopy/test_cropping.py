@@ -1,4 +1,5 @@
 import io
+import json
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from kdml_med.storage.manifest import (
     DatasetInfo,
     DatasetKind,
     manifest_table,
+    owner_word,
     read_info,
     read_manifest,
     read_member,
@@ -176,6 +178,25 @@ def test_frames_without_splits_give_tiles_without_splits(tmp_path):
     assert report.near_duplicates == []
     assert not (tmp_path / "out" / "splits.csv").exists()
     assert not (tmp_path / "out" / "near_duplicates.csv").exists()
+
+
+def test_crops_say_whose_they_are_where_patients_are_not_known(frames, tmp_path):
+    cut(frames, tmp_path / "out")
+    info = read_info(tmp_path / "out")
+    assert (info.owner, owner_word(read_manifest(tmp_path / "out"), info)) == ("sequence", "sequence")
+    described = tmp_path / "out" / "dataset.json"
+    before = described.read_bytes()
+    earlier = {name: value for name, value in json.loads(before).items() if name != "owner"}
+    described.write_text(json.dumps(earlier))  # which did not say it
+    cut(frames, tmp_path / "out")
+    assert described.read_bytes() == before
+    rows = read_manifest(frames).assign(sequence_id=lambda table: table["sample_id"])
+    rows = rows.astype(object).where(rows.notna(), None).to_dict("records")
+    write_manifest(frames / MANIFEST_FILE, manifest_table(rows, DatasetKind.FRAMES))
+    cut(frames, tmp_path / "named")
+    info = read_info(tmp_path / "named")
+    assert owner_word(read_manifest(tmp_path / "named"), info) == "patient"
+    assert "owner" not in json.loads((tmp_path / "named" / "dataset.json").read_text())
 
 
 def test_what_cannot_be_used_is_named(tmp_path):

@@ -64,6 +64,8 @@ def test_metrics_of_classifiers_know_their_positives_negatives_and_patients() ->
     assert caution_of(classified(positives=298)).startswith("Only 2 MSS slides:")
     many_slides_of_few = classified() | {"bootstrap": {"unit": "patient", "units": 6}}
     assert caution_of(many_slides_of_few).startswith("Only 6 patients:")
+    crops = {"bootstrap": {"unit": "frame", "units": 6}}
+    assert caution_of(classified() | crops).startswith("Only 6 frames:")
     assert caution_of(classified() | {"bootstrap": {"unit": "patient"}}) == "", "as earlier versions wrote it"
     unknown = {"bootstrap": {"unit": "slide", "units": 6}}  # whose slides are: the id of a patient is that of a slide
     assert caution_of(classified() | unknown) == ""

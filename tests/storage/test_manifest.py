@@ -131,6 +131,7 @@ OTHERS: dict[str, list[Any]] = {
     "synthetic": ["no", 0, None],
     "labels": [TEXT, LIST, 3],
     "shard_bytes": [TEXT, LIST, {"a.tar": "3"}],
+    "owner": ["patient", "", WHOLE, LIST],
     "schema_version": ["1", 2, None, 1.5],
 }
 

@@ -29,7 +29,7 @@ from kdml_med.clinical.polyps.tables import (
 )
 from kdml_med.clinical.rules import Rules
 from kdml_med.clinical.study import Study
-from kdml_med.clinical.wording import limits
+from kdml_med.clinical.wording import few_section, limits
 from kdml_med.metrics.box_matching import finite, match_detections, read_frames
 from kdml_med.metrics.box_sizes import SIZE_EDGES, SizeFigures, sensitivity_by_size
 from kdml_med.metrics.calibration import Reliability, reliability
@@ -110,9 +110,9 @@ def polyp_report(study: Study, rules: Rules, costs: Costs) -> PolypReport:
 
 def _few(every: Sequence[DetectorEvaluation]) -> list[Section]:
     """A warning of evaluations whose intervals are not to be believed."""
-    cautioned = [(judged.title, caution_of(judged.evaluation.metrics)) for judged in every]
-    parts = [Paragraph(text, f"{title}.") for title, text in cautioned if text]
-    return [Section("Few sequences", parts, banner=True)] if parts else []
+    cautioned = [(judged, text) for judged in every if (text := caution_of(judged.evaluation.metrics))]
+    parts = [Paragraph(text, f"{judged.title}.") for judged, text in cautioned]
+    return few_section([judged.unit for judged, _ in cautioned], parts)
 
 
 def _summary(study: Study, rules: Rules, every: Sequence[DetectorEvaluation]) -> Section:

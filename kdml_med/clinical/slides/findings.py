@@ -106,6 +106,15 @@ class Findings:
         names = [*(one.name for one in self.study.judged), self.study.validation.name]
         return [self.judged[name] for name in names]
 
+    @property
+    def owners(self) -> list[str]:
+        """What patient_id is in the evaluations: "patient", or what stands for patients where they are not known."""
+        return list(dict.fromkeys(self.owner_in(one.name) for one in self.ordered))
+
+    def owner_in(self, name: str) -> str:
+        """The same in one evaluation, whose intervals resample it."""
+        return next(one.unit for one in self.study.evaluations if one.name == name)
+
     def content(self) -> dict[str, Any]:
         """Every figure as plain values, for report.json."""
         study = self.study

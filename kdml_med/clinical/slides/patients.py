@@ -12,6 +12,7 @@ from kdml_med.clinical.rules import Point
 from kdml_med.clinical.slides.findings import Findings
 from kdml_med.clinical.slides.judging import POINT_WORDS, probabilities_of
 from kdml_med.clinical.study import DatasetContent, Evaluation
+from kdml_med.clinical.wording import either
 from kdml_med.data.tiles import TileDataset
 from kdml_med.deploy.pictures.dataset_maps import SlideSize, read_slide_sizes
 from kdml_med.deploy.pictures.thumbnail import map_thumbnail
@@ -43,8 +44,7 @@ def patient_table(found: Findings) -> Section:
             f" Of {counted(total, 'row')}, those {MOST_ROWS:,} are shown whose probability is furthest from the truth; "
             "patients.csv in the run and in its evaluations has all."
         )
-    level = found.level
-    ids = ["patient"] if level == "patient" else ["slide", "patient"]
+    level, ids = found.level, _id_columns(found)
     columns = ["cohort", *ids, "truth", *POINT_WORDS.values(), "probability", "students differ by", "tiles"]
     text = (
         f"Probability of {found.study.description.classes[-1]} by the {network_words(found.network)}, and what it is "
@@ -55,6 +55,14 @@ def patient_table(found: Findings) -> Section:
         columns, rows["cells"].tolist(), names=2 + len(ids) + len(POINT_WORDS), sortable=True, filterable=True
     )
     return Section(f"{capital(level)} by {level}", [Paragraph(text), table], folded=total > 200)
+
+
+def _id_columns(found: Findings) -> dict[str, str]:
+    """Columns of ids by their headings; of slides also whose they are, where that is known."""
+    if found.level == "patient":
+        return {"patient": "patient_id"}
+    owners = [owner for owner in found.owners if owner != "slide"]
+    return {"slide": "slide_id"} | ({either(owners): "patient_id"} if owners else {})
 
 
 def _answer_rows(found: Findings, one: Evaluation) -> pd.DataFrame:
@@ -72,7 +80,7 @@ def _answer_rows(found: Findings, one: Evaluation) -> pd.DataFrame:
         label = row["label"]
         truth = "–" if np.isnan(label) else classes[int(label)]
         calls = [_call(value, thresholds.get(point, np.nan), label, classes) for point in POINT_WORDS]
-        ids = [str(row[f"{name}_id"]) for name in (("slide", "patient") if found.level == "slide" else ("patient",))]
+        ids = [str(row[name]) for name in _id_columns(found).values()]
         spread_cell = figure(differ) if len(students) > 1 else "–"
         cells.append([one.title, *ids, truth, *calls, figure(value), spread_cell, f"{int(row['tiles']):,}"])
     error = np.nan_to_num(np.abs(values - table["label"].to_numpy()), nan=-1)

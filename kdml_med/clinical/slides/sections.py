@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from kdml_med.clinical.networks import COST_COLUMNS
 from kdml_med.clinical.slides.findings import Findings
 from kdml_med.clinical.slides.judging import POINT_WORDS, Calibration, Judged
-from kdml_med.clinical.slides.thresholds import by_patient, share_words
-from kdml_med.clinical.wording import limits
+from kdml_med.clinical.slides.thresholds import by_patient, several_slides, share_words
+from kdml_med.clinical.wording import either, few_section, limits
 from kdml_med.keys import NetworkName, network_order
 from kdml_med.metrics.decision import DecisionCurve
 from kdml_med.report import curves as draw
@@ -28,16 +28,20 @@ from kdml_med.words import counted
 
 
 def few_patients(found: Findings) -> list[Section]:
-    """A warning where intervals rest on few patients; nothing where they do not."""
+    """A warning where intervals rest on few patients, or what stands for them; nothing where they do not."""
     positive, negative = found.study.description.classes[-1], found.study.description.classes[0]
     parts: list[Part] = []
+    owners: list[str] = []
     for one in found.shown:
+        owner = found.owner_in(one.name)
         counts = {f"{positive} {one.level}": one.positives, f"{negative} {one.level}": one.n - one.positives}
         # Slides of one patient are alike, so that patients are what counts.
-        counts |= {"patient": one.patients} if (one.level, _unit(found, one)) == ("slide", "patient") else {}
+        counts |= {owner: one.patients} if one.level not in ("patient", owner) else {}
         text = caution(counts)
-        parts += [Paragraph(text, lead=f"{one.title}.")] if text else []
-    return [Section("Few patients", parts, banner=True)] if parts else []
+        if text:
+            parts.append(Paragraph(text, lead=f"{one.title}."))
+            owners.append(owner)
+    return few_section(owners, parts)
 
 
 def summary(found: Findings) -> Section:
@@ -62,23 +66,19 @@ def _summary_line(found: Findings, one: Judged) -> str:
     point = one.networks[found.network].points.get("rule_out")
     if point is not None and point.confusion.n:
         text += (
-            f" At the rule-out threshold of the validation patients: sensitivity {share_words(point.sensitivity)}, "
+            f" At the rule-out threshold of the validation split: sensitivity {share_words(point.sensitivity)}, "
             f"specificity {share_words(point.specificity)}, NPV {share_words(point.npv)}, "
             f"ruled out {share_words(point.ruled_out)}."
         )
     return text
 
 
-def _unit(found: Findings, one: Judged) -> str:
-    """What intervals of an evaluation resample: "patient", or "slide" where nothing says whose slides are."""
-    return next(own.unit for own in found.study.evaluations if own.name == one.name)
-
-
 def _sample(found: Findings, one: Judged) -> str:
     """As in "118 slides of 12 patients (66 malignant)"."""
     text = counted(one.n, one.level)
-    if one.level != "patient" and _unit(found, one) == "patient":
-        text += f" of {counted(one.patients, 'patient')}"
+    owner = found.owner_in(one.name)
+    if one.level not in ("patient", owner):
+        text += f" of {counted(one.patients, owner)}"
     unknown = f", {counted(one.unlabelled, one.level)} without a label left out" if one.unlabelled else ""
     return f"{text} ({one.positives:,} {found.study.description.classes[-1]}{unknown})"
 
@@ -90,12 +90,11 @@ def performance(found: Findings) -> Section:
         Table(columns, _performance_rows(one), f"{one.title}: {_sample(found, one)}") for one in found.ordered
     ]
     parts += [Paragraph(text, lead="Not defined.") for text in _reasons(found)]
-    units = listed([f"{unit}s" for unit in dict.fromkeys(_unit(found, one) for one in found.ordered)])
     note = (
-        f"Intervals: 95 %, by resampling {units}. DeLong's, from the variance of ranks{_of_patients(found)}, is a "
-        "cross-check; at an AUROC of 0 or 1 no rank varies, and it has no bracket then. Where a class is of one "
-        "patient, neither has: nothing says how others of that class are ranked. The prevalence is what the average "
-        "precision of a guess would be."
+        f"Intervals: 95 %, by resampling {listed([f'{owner}s' for owner in found.owners])}. DeLong's, from the "
+        f"variance of ranks{_of_patients(found)}, is a cross-check; at an AUROC of 0 or 1 no rank varies, and it has "
+        f"no bracket then. Where a class is of one {either(found.owners)}, neither has: nothing says how others of "
+        "that class are ranked. The prevalence is what the average precision of a guess would be."
     )
     curves = [
         curve for one in found.ordered for own in one.networks.values() for curve in (own.roc, own.precision_recall)
@@ -135,8 +134,8 @@ def _reasons(found: Findings) -> list[str]:
 
 def _of_patients(found: Findings) -> str:
     """By whom DeLong's variance is, where patients have several slides."""
-    several = any(one.n > one.patients for one in found.judged.values())
-    return ", between patients because slides of one are alike (Obuchowski 1997)" if several else ""
+    several = several_slides(found)
+    return f", between {either(several, 's')} because slides of one are alike (Obuchowski 1997)" if several else ""
 
 
 def _curves(found: Findings, one: Judged) -> list[Part]:
@@ -153,7 +152,7 @@ def _curves(found: Findings, one: Judged) -> list[Part]:
     marked = (
         f" Marks: the thresholds that validation chose for the {network_words(found.network)}." if roc_points else ""
     )
-    band = f"Band: 95 % at each place, by resampling {_unit(found, one)}s."
+    band = f"Band: 95 % at each place, by resampling {found.owner_in(one.name)}s."
     return [
         Picture(
             f"roc-{one.name}.png",
@@ -197,8 +196,8 @@ def calibration(found: Findings) -> Section:
     )
     if found.temperature:
         note += (
-            " Scaled: the logit of each probability divided by the temperature that fits the validation patients best; "
-            "the order of patients, and with it every ROC curve, stays. A dash: none could be fitted."
+            " Scaled: the logit of each probability divided by the temperature that fits the validation split best; "
+            f"the order of {found.level}s, and with it every ROC curve, stays. A dash: none could be fitted."
         )
         parts += [Paragraph(problem, lead="Caution.") for problem in found.rules.temperature_problems]
     else:
@@ -235,24 +234,25 @@ def decision(found: Findings) -> Section:
             scaled = " Probabilities are scaled, where a temperature could be fitted." if found.temperature else ""
             caption = (
                 f"{one.title}: net benefit, true positives less weighed false ones per {one.level}, over the "
-                f"probability from which somebody would act (Vickers & Elkin 2006).{scaled}{_limit(known.values())}"
+                f"probability from which somebody would act (Vickers & Elkin 2006).{scaled}"
+                f"{_limit(known.values(), one.level)}"
             )
             parts.append(Picture(f"decision-{one.name}.png", caption, draw.draw_decision(known)))
     if parts:
         text = (
             "At a threshold of 0.1 one accepts nine needless actions for each right one. A network is of use where its "
-            "line is above that of everybody and above 0. The prevalence of these patients counts: with another one "
-            "the curves are others."
+            f"line is above that of everybody and above 0. The prevalence of these {found.level}s counts: with another "
+            "one the curves are others."
         )
         parts.insert(0, Paragraph(text))
     return Section("Decision curve", parts)
 
 
-def _limit(curves: Iterable[DecisionCurve]) -> str:
+def _limit(curves: Iterable[DecisionCurve], level: str) -> str:
     limit = max(own.limit for own in curves)
     return (
         f" Drawn up to {figure(limit, 2)}: beyond, one false positive weighs more than a tenth of all positives, and "
-        "the lines jump with each patient."
+        f"the lines jump with each {level}."
     )
 
 
@@ -274,7 +274,7 @@ def networks(found: Findings) -> Section:
     if compared:
         note = (
             f"Differences and p values: DeLong, paired{_of_patients(found)}, not corrected for several comparisons; a "
-            "dash where both rank all alike, or a class is of one patient only."
+            f"dash where both rank all alike, or a class is of one {either(found.owners)} only."
         )
         parts.append(Paragraph(note))
     return Section("Networks side by side", parts)

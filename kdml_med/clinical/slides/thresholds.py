@@ -8,6 +8,7 @@ from kdml_med.clinical.rules import Point
 from kdml_med.clinical.slides.findings import Findings, Subgroup
 from kdml_med.clinical.slides.judging import POINT_WORDS, Judged
 from kdml_med.clinical.study import Role
+from kdml_med.clinical.wording import either
 from kdml_med.keys import network_order
 from kdml_med.metrics.curves import Curve
 from kdml_med.metrics.operating import OperatingFigures, Proportion
@@ -25,8 +26,8 @@ _SHARE_WORDS = {"ppv": "PPV", "npv": "NPV", "ruled_out": "ruled out"}
 def operating_points(found: Findings) -> Section:
     """Thresholds of the validation patients, and what they do to others."""
     rules, study = found.rules, found.study
-    patients = found.judged[study.validation.name].patients
-    whose = "" if found.level == "patient" else f"of {counted(patients, 'patient')} "
+    patients, owner = found.judged[study.validation.name].patients, found.owner_in(study.validation.name)
+    whose = "" if found.level in ("patient", owner) else f"of {counted(patients, owner)} "
     text = (
         f"Both thresholds of each network were chosen on the {counted(rules.n, found.level)} {whose}of the validation "
         f"split ({rules.positives:,} {study.description.classes[-1]}) and on nobody else: rule-out is the highest "
@@ -44,11 +45,12 @@ def operating_points(found: Findings) -> Section:
             for point, figures in one.networks[name].points.items()
         ]
         parts.append(Table(columns, rows, f"{one.title}{own}", names=2))
+    negative, positive = study.description.classes
     note = (
-        f"Ruled out: share of all that are called {study.description.classes[0]}. PPV, NPV and this share hold "
-        f"for the share of {study.description.classes[-1]} in these patients only. Where a share π of the patients is "
-        f"{study.description.classes[-1]}: PPV = sensitivity · π / (sensitivity · π + (1 − specificity) · (1 − π)), "
-        "NPV = specificity · (1 − π) / (specificity · (1 − π) + (1 − sensitivity) · π)."
+        f"Ruled out: share of all that are called {negative}. PPV, NPV and this share hold for the share of {positive} "
+        f"in these {found.level}s only. Where a share π of the {found.level}s is {positive}: PPV = sensitivity · π / "
+        "(sensitivity · π + (1 − specificity) · (1 − π)), NPV = specificity · (1 − π) / (specificity · (1 − π) + (1 − "
+        "sensitivity) · π)."
     )
     parts.append(Paragraph(note))
     return Section("Operating points", parts)
@@ -102,26 +104,32 @@ def subgroups(found: Findings) -> Section:
 
 def _few_in_groups(found: Findings) -> list[Part]:
     """Groups whose intervals rest on few patients, by name."""
-    few = {
-        f"{column} {group.name}": group.patients
-        for columns in found.subgroups.values()
-        for column, groups in columns.items()
-        for group in groups
-        if group.patients < FEW
-    }
+    few: dict[str, int] = {}
+    owners: list[str] = []
+    for name, columns in found.subgroups.items():
+        own = {
+            f"{column} {group.name}": group.patients
+            for column, groups in columns.items()
+            for group in groups
+            if group.patients < FEW
+        }
+        few |= own
+        owners += [found.owner_in(name)] if own else []
     if not few:
         return []
     shown = [f"{name} ({number})" for name, number in list(few.items())[:_MOST_NAMED]]
     more = [f"{len(few) - len(shown)} more"] if len(few) > len(shown) else []
     text = (
-        f"Fewer than {FEW} patients, whose intervals are unreliable and mostly too narrow: {listed([*shown, *more])}."
+        f"Fewer than {FEW} {either(owners, 's')}, whose intervals are unreliable and mostly too narrow: "
+        f"{listed([*shown, *more])}."
     )
     return [Paragraph(text, lead="Caution.")]
 
 
 def _subgroup_table(found: Findings, one: Judged, column: str, groups: list[Subgroup]) -> Table:
-    levels = [f"{one.level}s"] if one.level != "patient" else []
-    head = [column, "patients", *levels, found.study.description.classes[-1], "AUROC"]
+    owner = found.owner_in(one.name)
+    levels = [f"{one.level}s"] if one.level not in ("patient", owner) else []
+    head = [column, f"{owner}s", *levels, found.study.description.classes[-1], "AUROC"]
     head += [_SHARE_WORDS.get(share, share) for share in _SHARES_OF_GROUPS]
     rows = []
     for group in groups:
@@ -171,22 +179,30 @@ def _same_ids(found: Findings) -> list[Part]:
         same = [name for name in patients if name in seen]
         if same:
             text = (
-                f"{counted(len(same), 'patient')} of {one.title} {verb(len(same), 'has an id', 'have ids')} of "
-                f"{seen[same[0]]}, first {same[0]}. If they are the same people, this is no external cohort; if two "
-                "hospitals count alike, put the hospital's name before the id."
+                f"{counted(len(same), found.owner_in(one.name))} of {one.title} "
+                f"{verb(len(same), 'has an id', 'have ids')} of {seen[same[0]]}, first {same[0]}. If they are the same "
+                "people, this is no external cohort; if two hospitals count alike, put the hospital's name before the "
+                "id."
             )
             parts.append(Paragraph(text, lead="Caution."))
         seen |= {name: one.title for name in patients if name not in seen}
     return parts
 
 
+def several_slides(found: Findings) -> list[str]:
+    """What has several slides, by ``Findings.owners``; empty where nothing has."""
+    return [found.owner_in(one.name) for one in found.ordered if one.n > one.patients]
+
+
 def by_patient(found: Findings) -> str:
     """What is done about several slides of one patient; empty where there are none."""
-    if all(one.n == one.patients for one in found.judged.values()):
+    several = several_slides(found)
+    if not several:
         return ""
+    one, many = either(several), either(several, "s")
     return (
-        ", of as many independent slides as the spread between patients is worth, because slides of one patient are "
-        "alike (Korn & Graubard 1998); none where all are of one patient"
+        f", of as many independent slides as the spread between {many} is worth, because slides of one {one} are "
+        f"alike (Korn & Graubard 1998); none where all are of one {one}"
     )
 
 

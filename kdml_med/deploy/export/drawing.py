@@ -14,6 +14,7 @@ from kdml_med.errors import InputError
 from kdml_med.keys import Split
 from kdml_med.runs import METRICS_FILE, RunDescription, tell_other_data, tell_other_weights
 from kdml_med.splits import has_folds, has_splits
+from kdml_med.storage.manifest import owner_word
 
 Images = TypeVar("Images", bound=ManifestDataset)
 
@@ -44,6 +45,11 @@ class Drawn(Generic[Images]):
     def patients(self) -> int:
         """How many patients the images are of."""
         return int(self.dataset.rows["patient_id"].nunique())
+
+    @property
+    def owner(self) -> str:
+        """What these are called where patients are not known, see ``owner_word``."""
+        return owner_word(self.dataset.rows, self.dataset.info)
 
 
 def draw(

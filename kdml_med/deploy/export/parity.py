@@ -82,7 +82,7 @@ def compare_classifier(
         },
         "changed_decisions": {"tile": _changed(table), level: _changed(groups), "threshold": THRESHOLD},
         "auroc": {name: _aurocs(rows, figures, name) for name, rows in (("tile", table), (level, groups))},
-        "bootstrap": {"resamples": RESAMPLES, "unit": "patient", "confidence": 0.95, "interval": "percentile"},
+        "bootstrap": {"resamples": RESAMPLES, "unit": tiles.owner, "confidence": 0.95, "interval": "percentile"},
         "recorded": None if folder is None else _recorded(folder, table, figures, network, level),
         "not_compared": problem,
         "synthetic": run.synthetic,

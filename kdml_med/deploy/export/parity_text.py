@@ -27,7 +27,7 @@ def classifier_text(parity: Mapping[str, Any], *, network: str, format: str) -> 
             f"{network} as {format}: {difference} on {parity['n_tiles']} images of random pixels. No tiles were at "
             "hand: name a dataset with --data for a comparison on real ones."
         )
-    level = parity["level"]
+    level, owner = parity["level"], parity["bootstrap"]["unit"]
     header = ["", "n", "AUROC evaluated", "95 % interval", "AUROC exported", "95 % interval", "change", "95 % interval"]
     counts = {"tile": parity["n_tiles"], level: parity["n_groups"]}
     rows = []
@@ -41,11 +41,11 @@ def classifier_text(parity: Mapping[str, Any], *, network: str, format: str) -> 
     lines = [
         f"{network} as {format} against the network that was evaluated, {parity['n_tiles']} of "
         f"{counted(parity['n_tiles_of_split'], 'tile')} of split {parity['split']}, "
-        f"{counted(parity['n_patients'], 'patient')}:",
+        f"{counted(parity['n_patients'], owner)}:",
         f"{difference}, mean {parity['mean_difference']:.2g}; decisions at {changed['threshold']} that changed: "
         f"{changed['tile']} of {counted(counts['tile'], 'tile')}, {changed[level]} of {counted(counts[level], level)}.",
         "",
-        text_table(header, rows, note=_caution({"patient": parity["n_patients"]})),
+        text_table(header, rows, note=_caution({owner: parity["n_patients"]})),
         *_other_runtimes(
             parity, lambda found: f"largest difference of a probability {found['largest_difference']:.2g}"
         ),

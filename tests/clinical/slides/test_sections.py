@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -492,6 +493,36 @@ def test_the_page_says_what_was_resampled_where_patients_are_not_known(tmp_path:
     assert "Intervals: 95 %, by resampling slides." in text
     assert "by resampling patients" not in text
     assert re.search(r"Test split: \d+ slides \(", text)
+    assert ">patient<" not in (run / "report.html").read_text()  # above the ids
+
+
+def test_slides_of_frames_or_sequences_are_not_said_to_be_of_patients(tmp_path: Path) -> None:
+    """As crops of frames are, whose source names no patients."""
+    data = write_placed_dataset(tmp_path / "tiles")
+    write_info(data, replace(read_info(data), owner="frame"))
+    run = write_study(tmp_path / "run", data, level="slide")
+    for folder, split, unit in ((run, "val", "frame"), (run / "evaluation_test", "test", "frame"),
+                                (run / "evaluation_other", "test", "sequence")):  # fmt: skip
+        own = predictions_on(data, split, seed=2)
+        number = own.groupby(["network", "patient_id"]).cumcount()
+        own = own.assign(slide_id=own["slide_id"] + "_" + (number % 2).astype(str))
+        how = {"unit": unit, "units": 3, "resamples": 50}
+        write_evaluation(folder, own, split=split, level="slide", bootstrap=how)
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["patient,light", *(f"{name},dim" for name in sorted(set(own["patient_id"])))]))
+    write_report(run, external=[run / "evaluation_other"], labels=[table], by=["light"], speed=False)
+    text = text_of(run).replace("&amp;", "&")
+    assert "Few frames or sequences" in text
+    assert re.search(r"Test split: AUROC [^;]*; \d+ slides of \d+ frames \(", text)
+    assert re.search(r"External: other: AUROC [^;]*; \d+ slides of \d+ sequences \(", text)
+    assert "by resampling frames and sequences." in text
+    assert "between frames or sequences because slides of one are alike (Obuchowski 1997)" in text
+    assert "slides of one frame or sequence are alike (Korn & Graubard 1998)" in text
+    assert re.search(r"slides of \d+ frames of the validation split", text)
+    assert re.search(r"Fewer than 20 frames or sequences, whose", text)
+    assert re.search(r"\d+ sequences of External: other have ids of Test split", text)
+    assert not re.search(r"\d patients|these patients|each patient\b|one patient\b", text)
+    assert ">patient<" not in (run / "report.html").read_text()  # above the ids
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from kdml_med.deploy.export.runtimes import load_answer
 from kdml_med.errors import InputError
 from kdml_med.runs import checkpoint_path, hash_checkpoints
 from kdml_med.splits import freeze_splits
-from kdml_med.storage.manifest import read_manifest
+from kdml_med.storage.manifest import read_info, read_manifest, write_info
 from tests.deploy.runs import Moody, Stubborn, write_run
 from tests.synthetic_tiles import write_tile_dataset
 
@@ -214,6 +215,20 @@ def write_evaluation(run: Path, split: str, weights: dict[str, str]) -> Path:
     for name, content in (("metrics.json", metrics), ("evaluation.json", {"weights": weights})):
         (folder / name).write_text(json.dumps(content))
     return folder
+
+
+def test_parity_tells_frames_where_nobody_knows_their_patients(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of crops of frames."""
+    crops = shutil.copytree(dataset, tmp_path / "crops")
+    write_info(crops, replace(read_info(crops), owner="frame"))
+    run = write_run(tmp_path / "run", crops)
+    report = export_run(run, tmp_path / "out", format="torchscript", dataset_dir=crops, split="test")
+    assert report.parity["bootstrap"]["unit"] == "frame"
+    screen = capsys.readouterr().out
+    assert f"of split test, {report.parity['n_patients']} frames:" in screen
+    assert f"Caution: Only {report.parity['n_patients']} frames:" in screen
 
 
 def test_figures_of_other_weights_do_not_stand_beside_those_of_the_file(
