@@ -34,6 +34,7 @@ from kdml_med.networks.cohort import Cohort, build_cohort
 from kdml_med.networks.devices import compute_repeatably
 from kdml_med.networks.registry import cohort_spec
 from kdml_med.networks.remembered import RememberedTeacher
+from kdml_med.networks.sources import find_sources
 from kdml_med.program import leave_quickly
 from kdml_med.runs import (
     FRAME_OPTIONS,
@@ -77,9 +78,16 @@ def prepare_training(settings: Settings, *, demo_dir: str) -> None:
             _make_demo(settings.task, Path(dataset_dir))
     if settings["precision"] != "measure":  # which is no training
         check_run(Path(run_dir), settings)
+    _find_weights(settings)
     say_what_does_nothing(settings)
     seed_everything(settings["seed"])
     logger.info("Dataset %s, run folder %s", dataset_dir, run_dir)
+
+
+def _find_weights(settings: Settings) -> None:
+    """Miss files before the dataset is read and cached, which can take hours; loading them says what else is wrong."""
+    names = ("version", "teacher", "students", "use_teacher", "initial_weights", "teacher_checkpoint")
+    find_sources(task=settings.task, **{name: settings[name] for name in names})
 
 
 def _make_demo(task: Task, dataset_dir: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -16,17 +16,9 @@ from kdml_med.errors import InputError
 from kdml_med.keys import NetworkName, Task
 from kdml_med.networks.answers import CommitteeAnswer, ViewsAnswer, own_answers
 from kdml_med.networks.committee import Committee
-from kdml_med.networks.published import IMAGENET, announce, describe_weights, published_files
-from kdml_med.networks.registry import (
-    CohortSpec,
-    NetworkSpec,
-    body_name,
-    build_network,
-    cohort_spec,
-    member_specs,
-    single_networks,
-    stream_name,
-)
+from kdml_med.networks.published import announce, describe_weights
+from kdml_med.networks.registry import NetworkSpec, build_network, member_specs, stream_name
+from kdml_med.networks.sources import find_sources
 from kdml_med.networks.stages import answer_with_features, shared_strides
 from kdml_med.networks.starts import keep_own, own_part, starts_of
 from kdml_med.networks.weights import load_initial_weights, read_state_dict, same_kind
@@ -221,19 +213,17 @@ def build_cohort(
             that have no file, feature maps or a last stage of a network whose stages are not known, or an own
             classifier of one that has none.
     """
-    if task not in list(Task):
-        raise InputError(f"task must be one of {', '.join(Task)}, got {task!r}.")
-    spec = cohort_spec(version, task=Task(task), teacher=teacher, students=students)
-    if not use_teacher:
-        if teacher_checkpoint:
-            raise InputError("teacher_checkpoint is given, but the cohort has no teacher: set use_teacher or drop it.")
-        spec = CohortSpec(None, spec.students)
+    spec, parts, trained, files = find_sources(
+        version,
+        task=task,
+        teacher=teacher,
+        students=students,
+        use_teacher=use_teacher,
+        initial_weights=initial_weights,
+        teacher_checkpoint=teacher_checkpoint,
+    )
     specs = spec.networks()
-    parts = {name: single_networks(item, name) for name, item in specs.items()}
     singles = {own: single for members in parts.values() for own, single in members.items()}
-    trained = set(parts.get(NetworkName.TEACHER, ())) if teacher_checkpoint else set()
-    started = [name for name in singles if name not in trained]
-    files = _weights_by_network(singles, started, initial_weights)
     starts = enumerate(starts_of(own_start, len(spec.students)))
     own_starts = {own: start for i, start in starts for own in parts[NetworkName.student(i)]}
     apart = {own for own, start in own_starts.items() if start != "none"}
@@ -295,13 +285,8 @@ def _load_teacher(teacher: nn.Module, files: str | Sequence[str]) -> None:
     if isinstance(files, str):
         load_trained(teacher, Path(files))
         return
-    members = list(teacher.members) if isinstance(teacher, Committee) else []
-    if len(files) != len(members):
-        found = f"a committee of {len(members)} networks" if members else "one network"
-        raise InputError(
-            f"teacher_checkpoint names {len(files)} files, one for each member, but the teacher is {found}."
-        )
-    for member, file in zip(members, files, strict=True):
+    assert isinstance(teacher, Committee)  # see find_sources
+    for member, file in zip(teacher.members, files, strict=True):
         load_trained(member, Path(str(file)))
 
 
@@ -324,27 +309,3 @@ def load_trained(network: nn.Module, path: Path) -> None:
         first = (str(error).splitlines()[1:] or [str(error)])[0].strip()  # behind a line that says nothing
         shown = first if len(first) <= 200 else f"{first[:200]} …"
         raise InputError(f"{path} is not a state dict of this {type(network).__name__}: {shown}") from error
-
-
-def _weights_by_network(
-    singles: Mapping[str, NetworkSpec], started: Collection[str], initial_weights: Mapping[str, str] | str | None
-) -> dict[str, Path]:
-    """Files of the networks that are ``started``; those of a trained teacher may be named, and need not be there."""
-    if not initial_weights:
-        return {}
-    if isinstance(initial_weights, str):
-        named = dict.fromkeys(started, initial_weights)
-    else:
-        known = set(singles) | {body_name(single) for single in singles.values()}
-        unknown = sorted(set(initial_weights) - known)
-        if unknown:
-            raise InputError(f"initial_weights names {unknown}, but this cohort has {sorted(known)}.")
-        wanted = {
-            name: initial_weights.get(name) or initial_weights.get(body_name(single))
-            for name, single in singles.items()
-            if name in started
-        }
-        named = {name: path for name, path in wanted.items() if path}
-    bodies = {name: body_name(singles[name]) for name, path in named.items() if path == IMAGENET}
-    published = published_files(bodies.values())
-    return {name: published[bodies[name]] if name in bodies else Path(path) for name, path in named.items()}

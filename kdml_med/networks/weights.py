@@ -41,6 +41,16 @@ def load_on_cpu(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def check_is_there(path: Path) -> None:
+    """Refuse a file of weights that does not exist.
+
+    Raises:
+        InputError: it does not.
+    """
+    if not path.is_file():
+        raise InputError(f"weights file {path} does not exist.")
+
+
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a state dict without running any code of the file.
 
@@ -51,8 +61,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         InputError: no such file, not readable as weights, or the file holds something else than named tensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"weights file {path} does not exist.")
+    check_is_there(path)
     try:
         state = load_file(path) if path.suffix == ".safetensors" else load_on_cpu(path)
     except Exception as error:  # a damaged file raises nearly anything, at length and with advice to run its code

@@ -30,6 +30,7 @@ from kdml_med.networks.registry import build_network
 from kdml_med.runs import RunDescription, checkpoint_path, hashed_patient, write_checkpoint
 from kdml_med.splits import freeze_splits, make_splits
 from kdml_med.storage.manifest import read_info, read_manifest, write_info
+from tests.bundles.conftest import refused, train_words
 from tests.networks.tiny import TINY
 from tests.synthetic_tiles import CLASSES, write_tile_dataset
 
@@ -258,6 +259,28 @@ def test_answers_of_a_teacher_that_learns_are_not_kept(copy: Path, tmp_path: Pat
         build_training_cohort(settings, num_classes=2)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"initial_weights": "nowhere.pth"}, r"weights file nowhere\.pth does not exist"),
+        ({"initial_weights": {"student_0": "nowhere.pth"}}, r"weights file nowhere\.pth does not exist"),
+        ({"initial_weights": {"student_7": "nowhere.pth"}}, r"names \['student_7'\], but this cohort has"),
+        ({"initial_weights": "imagenet"}, "no package has ImageNet weights of resnet18, resnet50"),
+        ({"teacher_checkpoint": "nowhere.pt"}, r"weights file nowhere\.pt does not exist"),
+    ],
+)
+def test_missing_weights_are_told_at_once(copy: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        prepare_training(training(copy, tmp_path / "run", **settings), demo_dir="demo")
+
+
+def test_nothing_is_cached_for_a_training_whose_weights_are_missing(copy: Path, tmp_path: Path) -> None:
+    """Caching a large cohort takes hours."""
+    words = train_words(copy, tmp_path / "run", "--cache", "disk", "--initial_weights", "nowhere.pth")
+    assert "weights file nowhere.pth does not exist" in refused(*words)
+    assert not (copy / "cache").exists()
+
+
 @pytest.mark.parametrize(("epochs", "views", "said"), [(3, None, True), (3, 3, True), (3, 2, False), (1, None, False)])
 def test_that_answers_are_kept_which_no_later_epoch_needs_is_said(
     copy: Path, tmp_path: Path, epochs: int, views: int | None, said: bool, caplog: pytest.LogCaptureFixture
@@ -298,6 +321,9 @@ def test_that_answers_are_kept_which_no_later_epoch_needs_is_said(
 def test_settings_that_others_leave_without_effect_are_named(
     copy: Path, tmp_path: Path, settings: dict[str, Any], what: str, whose: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    if "teacher_checkpoint" in settings:
+        settings = {**settings, "teacher_checkpoint": str(tmp_path / settings["teacher_checkpoint"])}
+        Path(settings["teacher_checkpoint"]).write_bytes(b"found, and read later")
     with caplog.at_level(logging.WARNING, "kdml_med"):
         prepare_training(training(copy, tmp_path / "run", **settings), demo_dir="demo")
     assert caplog.messages == ([] if what is None else [f"{what} does nothing: it is for {whose}."])
