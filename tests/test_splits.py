@@ -180,6 +180,29 @@ def test_patients_that_are_not_known_are_not_called_patients(columns: dict[str, 
 
 
 @pytest.mark.parametrize(
+    ("level", "sequences", "word"),
+    [
+        ("patient", ["a", "b"], "patient"),  # each is in one sequence, which is called like the patient
+        ("sequence", ["a", "b1"], "sequence"),  # of the second one the patient is known
+        ("frame", ["a", "b"], "frame"),
+    ],
+)
+def test_frames_are_of_patients_where_each_was_named(level: str, sequences: list[str], word: str) -> None:
+    rows = pd.DataFrame({"patient_id": ["a", "b"], "sequence_id": sequences, "sample_id": ["a", "b/1"]})
+    assert owner_word(rows, DatasetInfo(kind="frames", label_level=level)) == word
+
+
+def test_errors_call_patients_what_the_dataset_does() -> None:
+    manifest = pd.DataFrame({"patient_id": list("abcdef"), "label": ["MSS", "MSI"] * 3})
+    info = DatasetInfo(owner="sequence")
+    with pytest.raises(InputError, match="folds is 9, but there are 6 sequences"):
+        make_splits(manifest, classes=CLASSES, folds=9, info=info)
+    splits = pd.DataFrame({"patient_id": list("abcde"), "split": ["train", "val", "test", "train", "train"]})
+    with pytest.raises(InputError, match="1 sequence of the manifest is not in here: f"):
+        check_splits(splits, manifest, "here", info)
+
+
+@pytest.mark.parametrize(
     ("slides", "labels", "word"),
     [
         (["a", "b"], None, "slide"),

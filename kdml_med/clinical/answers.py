@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def read_answers(run_dir: str | Path, folder: str | Path) -> Answers:
                 f"{_AGAIN}"
             )
     predictions = _read_predictions(Path(folder) / PREDICTIONS_FILE)
-    check_patients(run, split, predictions[PredictionColumn.PATIENT_ID], folder)
+    check_patients(run, metrics, split, predictions[PredictionColumn.PATIENT_ID], folder)
     with damaged(Path(folder) / PREDICTIONS_FILE, remedy=remedy_for(folder)):
         table = _wide(predictions, level, aggregation)
     networks = tuple(sorted(predictions[PredictionColumn.NETWORK].unique(), key=network_order))
@@ -159,8 +160,15 @@ def split_of(metrics: dict[str, Any], where: Path) -> Split:
     return Split(take(metrics, "split", Split, where, remedy=_AGAIN))
 
 
-def check_patients(run: RunDescription, split: Split, patients: pd.Series[Any], folder: str | Path) -> None:
-    """Whether the patients of an evaluation are those that its split says they are.
+def unit_of(metrics: Mapping[str, Any]) -> str:
+    """What metrics.json says that intervals resample; "patient" where it says nothing."""
+    return str(metrics.get("bootstrap", {}).get("unit", "patient"))
+
+
+def check_patients(
+    run: RunDescription, metrics: Mapping[str, Any], split: Split, patients: pd.Series[Any], folder: str | Path
+) -> None:
+    """Whether the patients of an evaluation, or what stands for them, are those that its split says they are.
 
     Whatever is called "val" may have thresholds chosen on it, so it must be whom this training validated on; whatever
     is called "test" must not be.
@@ -168,21 +176,21 @@ def check_patients(run: RunDescription, split: Split, patients: pd.Series[Any], 
     Raises:
         InputError: a patient was seen elsewhere in training.
     """
-    names = [str(name) for name in patients.unique()]
+    names, owner = [str(name) for name in patients.unique()], unit_of(metrics)
     if split == Split.TRAIN:
         return
     if split == Split.TEST:
         seen = [name for name in names if run.has_seen(name)]
         if seen:
             raise InputError(
-                f"{folder} is called a test, but this run has seen {counted(len(seen), 'patient')} of it in training "
+                f"{folder} is called a test, but this run has seen {counted(len(seen), owner)} of it in training "
                 f"or validation, first {seen[0]!r}. Evaluate again, on the splits of the training."
             )
         return
     others = [name for name in names if not run.has_seen(name, [Split.VAL]) or run.has_seen(name, [Split.TRAIN])]
     if others:
         raise InputError(
-            f"{folder} is called a validation, but this run did not validate on {counted(len(others), 'patient')} of "
+            f"{folder} is called a validation, but this run did not validate on {counted(len(others), owner)} of "
             f"it, first {others[0]!r}: nothing may be chosen on them. Bring back the files as training wrote them, or "
             "train again."
         )

@@ -201,7 +201,7 @@ def _of_detectors(run: RunDescription, run_dir: str | Path, metrics: Mapping[str
     path = Path(run_dir) / SEQUENCES_FILE
     sequences = read_table(path, ["patient_id", "frames", "boxes"], remedy=TRAIN_AGAIN)
     for table in (detections, sequences):
-        check_patients(run, Split.VAL, table["patient_id"], run_dir)
+        check_patients(run, metrics, Split.VAL, table["patient_id"], run_dir)
     thresholds = read_thresholds(run_dir)
     unknown = sorted(set(detections["network"]) - set(thresholds))
     if unknown:

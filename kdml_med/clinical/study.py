@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from kdml_med.clinical.answers import read_evaluation, remedy_for
+from kdml_med.clinical.answers import read_evaluation, remedy_for, unit_of
 from kdml_med.errors import InputError
 from kdml_med.keys import Split
 from kdml_med.runs import (
@@ -103,7 +103,9 @@ class Evaluation:
     @property
     def unit(self) -> str:
         """What intervals resample: "patient", or what stands for patients where they are not known."""
-        return str(self.metrics.get("bootstrap", {}).get("unit", "patient"))
+        if self.dataset is not None and self.dataset.info.owner:  # earlier versions evaluated before it was noted
+            return self.dataset.info.owner
+        return unit_of(self.metrics)
 
 
 @dataclass(frozen=True)

@@ -29,19 +29,18 @@ def few_section(owners: Sequence[str], parts: Sequence[Part]) -> list[Section]:
     return [Section(f"Few {either(owners, 's')}", parts, banner=True)] if parts else []
 
 
-def limits(study: Study, *, samples: str, chosen_by: str) -> list[Paragraph]:
+def limits(study: Study, *, samples: str) -> list[Paragraph]:
     """What the figures in short are not good for.
 
     Args:
         study: the run.
-        samples: what a test is made on: "patients" or "frames".
-        chosen_by: whom or what training chose by, with its verb: "patients who chose" or "frames that chose".
+        samples: what a test is made on: "patients", or "frames".
     """
     found = [Paragraph(NO_DEVICE)]
     if not study.judged:
         text = (
-            f"This run was not evaluated on test {samples} yet: all figures are of the {chosen_by} the best epoch and "
-            f"the thresholds, and too good. Next: kdml-med evaluate {study.folder}"
+            f"This run was not evaluated on test {samples} yet: all figures are of the {samples} by which the best "
+            f"epoch and the thresholds were chosen, and too good. Next: kdml-med evaluate {study.folder}"
         )
         found.insert(0, Paragraph(text, lead="Validation only."))
     return found

@@ -35,6 +35,7 @@ from kdml_med.storage.manifest import (
     read_info,
     read_manifest,
     read_member,
+    write_info,
 )
 from kdml_med.storage.shards import find_origins
 from kdml_med.words import counted, named_failures, printable, verb
@@ -292,6 +293,7 @@ def _write_tables(
         check_replaceable(folder.path, own, force=force)
     elif not force:
         check_patients_are(folder, set(manifest["patient_id"]))
+    _note_owner(folder)
     near = pd.DataFrame([asdict(one) for one in report.near_duplicates]) if report.near_duplicates else None
     folder.write_tables(
         rows,
@@ -300,6 +302,13 @@ def _write_tables(
     )
     if own is not None and len(own):
         _freeze(folder.path, own, info, force=force)
+
+
+def _note_owner(folder: DatasetFolder[CropsRecord]) -> None:
+    """Say whose crops these are; frames may name patients now, and earlier versions did not say it."""
+    there = read_info(folder.path)
+    if there.owner != folder.info.owner:
+        write_info(folder.path, replace(there, owner=folder.info.owner))
 
 
 def _place_table(manifest: pd.DataFrame, places: Mapping[str, Sequence[int]]) -> pd.DataFrame:

@@ -67,10 +67,11 @@ def command(
             seed=seed,
             site_preserved=site_preserved,
             required=required_classes(info),
+            info=info,
         )
         mode, used_seed = ("fractions" if folds is None else "folds"), seed
         details["folds" if folds else "fractions"] = folds or list(fractions or DEFAULT_FRACTIONS)
-    splits = check_splits(splits, manifest, str(from_table or "the new splits"))
+    splits = check_splits(splits, manifest, str(from_table or "the new splits"), info)
     freeze_splits(dataset, splits, mode=mode, seed=used_seed, force=force, **details)
     frozen = read_splits(dataset, manifest, read_info(dataset))
     print(describe_splits(manifest, frozen, info).to_string(index=False))

@@ -153,7 +153,7 @@ def _choose_splits(
     info, manifest = read_info(out), read_manifest(out)
     try:
         splits = make_splits(
-            manifest, classes=info.classes, fractions=fractions, seed=seed, required=required_classes(info)
+            manifest, classes=info.classes, fractions=fractions, seed=seed, required=required_classes(info), info=info
         )
     except InputError as error:
         how = f" If the folders are no sequences: {NO_FOLDERS}." if by_folder else ""

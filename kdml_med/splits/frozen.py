@@ -110,7 +110,7 @@ def read_splits(dataset_dir: Path, manifest: pd.DataFrame, info: DatasetInfo) ->
         )
     content = path.read_bytes()
     again = f"Make the splits again with `kdml-med split {dataset_dir} --force`."
-    splits = check_splits(parse_table(content, path, remedy=again), manifest, str(path))
+    splits = check_splits(parse_table(content, path, remedy=again), manifest, str(path), info)
     if not info.splits or info.splits.get("sha256") != hashlib.sha256(content).hexdigest():
         state = "was edited after it was frozen" if info.splits else "was never frozen"
         raise InputError(
@@ -122,13 +122,16 @@ def read_splits(dataset_dir: Path, manifest: pd.DataFrame, info: DatasetInfo) ->
     return splits
 
 
-def check_splits(splits: pd.DataFrame, manifest: pd.DataFrame, where: str) -> pd.DataFrame:
+def check_splits(
+    splits: pd.DataFrame, manifest: pd.DataFrame, where: str, info: DatasetInfo | None = None
+) -> pd.DataFrame:
     """Check that splits are well-formed and name exactly the patients of the manifest, each once.
 
     Args:
         splits: columns patient_id and split or fold; folds may be text.
         manifest: column patient_id.
         where: the file, for messages.
+        info: of the dataset, likewise, see ``owner_word``.
 
     Returns:
         The splits, with folds as integers.
@@ -137,7 +140,7 @@ def check_splits(splits: pd.DataFrame, manifest: pd.DataFrame, where: str) -> pd
         InputError: they are not, or do not; the message names the patients.
     """
     splits = _check_structure(_take_names(splits, manifest), where)
-    _check_patients(splits, manifest, where)
+    _check_patients(splits, manifest, where, info)
     return splits
 
 
@@ -183,9 +186,9 @@ def _check_structure(splits: pd.DataFrame, where: str) -> pd.DataFrame:
     return splits.assign(fold=folds.astype(np.int64))
 
 
-def _check_patients(splits: pd.DataFrame, manifest: pd.DataFrame, where: str) -> None:
+def _check_patients(splits: pd.DataFrame, manifest: pd.DataFrame, where: str, info: DatasetInfo | None) -> None:
     listed, present = set(splits["patient_id"]), set(manifest["patient_id"].unique())
-    owner = owner_word(manifest)
+    owner = owner_word(manifest, info)
     problems = [
         f"{counted(len(names), owner)} of {one} {verb(len(names), 'is', 'are')} not in {other}: "
         f"{', '.join(sorted(names)[:5])}" + " …" * (len(names) > 5)

@@ -33,6 +33,7 @@ def make_splits(
     seed: int = 0,
     site_preserved: bool = False,
     required: Sequence[str] | None = None,
+    info: DatasetInfo | None = None,
 ) -> pd.DataFrame:
     """Assign patients to splits or folds, stratified by label.
 
@@ -50,6 +51,7 @@ def make_splits(
         site_preserved: keep all patients of a site together, so that a test site was never seen in training.
         required: classes that every split must have; None for all. Frames need only polyps: many sets have hardly any
             sequence without one.
+        info: of the dataset, for the words of errors, see ``owner_word``.
 
     Returns:
         Columns patient_id and split, or patient_id and fold (int); sorted by patient_id.
@@ -64,11 +66,11 @@ def make_splits(
     patients = _patient_table(manifest, classes)
     if folds is not None and folds > len(patients):
         raise InputError(
-            f"folds is {folds}, but there are {counted(len(patients), owner_word(manifest))}: use fewer folds."
+            f"folds is {folds}, but there are {counted(len(patients), owner_word(manifest, info))}: use fewer folds."
         )
     shares = list(fractions or DEFAULT_FRACTIONS) if folds is None else [1 / folds] * folds
     used = [index for index, share in enumerate(shares) if share > 0]
-    unit_name = "site" if site_preserved else owner_word(manifest)
+    unit_name = "site" if site_preserved else owner_word(manifest, info)
     needed = np.array([required is None, required is None or classes[-1] in required])
     units = _site_units(manifest, patients) if site_preserved else np.arange(len(patients))
     covers = _count(units, patients[["negative", "positive"]].to_numpy(dtype=np.int64))

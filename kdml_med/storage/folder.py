@@ -147,9 +147,8 @@ class DatasetFolder(Generic[Record]):
                     "use the same options, or choose another --out."
                 )
         self.info.splits = there.splits
-        if different or there.owner != self.info.owner:  # which earlier versions did not note
+        if different:
             there.options |= {name: new[name] for name in different}
-            there.owner = self.info.owner
             write_info(self.path, there)
 
     def finished(self) -> list[str]:

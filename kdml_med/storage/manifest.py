@@ -167,24 +167,25 @@ def owner_word(rows: pd.DataFrame, info: DatasetInfo | None = None) -> str:
     Args:
         rows: of a manifest; a sequence, a frame or a slide is its own patient where nothing said whose it is. Frames
             are told from sequences by the column sample_id.
-        info: of the dataset, which says whether a table named the patients of slides, and of whom crops of frames are;
-            None takes patients as named.
+        info: of the dataset, which says whether the patients of sequences and of slides were named, and of whom crops
+            of frames are; without it ids have to tell, and who was named like a sequence is taken for one.
     """
     if info is not None and info.owner:
         return info.owner
+    if info is not None and info.kind == DatasetKind.FRAMES and info.label_level != "frame":
+        return info.label_level
     if "sequence_id" in rows:
-        own = "sample_id" in rows and rows["patient_id"].nunique() == len(rows)  # else no sample_id can be it
-        if own and _names_patients(rows, "sample_id"):
+        if "sample_id" in rows and _stands_for_patient(rows, "sample_id").any():
             return "frame"
-        return "sequence" if _names_patients(rows, "sequence_id") else "patient"
+        return "sequence" if _stands_for_patient(rows, "sequence_id").any() else "patient"
     named = info is None or "patient" in (info.labels or {}).get("columns", {})
-    return "slide" if not named and "slide_id" in rows and _names_patients(rows, "slide_id") else "patient"
+    return "slide" if not named and "slide_id" in rows and _stands_for_patient(rows, "slide_id").all() else "patient"
 
 
-def _names_patients(rows: pd.DataFrame, name: str) -> bool:
-    """Whether a column says the same as patient_id, row by row."""
+def _stands_for_patient(rows: pd.DataFrame, name: str) -> pd.Series[bool]:
+    """Whether a column says the same as patient_id, for each pair of both that there is."""
     pairs = rows[[name, "patient_id"]].drop_duplicates()
-    return bool((pairs[name].astype("str") == pairs["patient_id"].astype("str")).all())
+    return pairs[name].astype("str") == pairs["patient_id"].astype("str")
 
 
 def write_info(dataset_dir: Path, info: DatasetInfo) -> None:

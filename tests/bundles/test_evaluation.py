@@ -24,7 +24,7 @@ from kdml_med.data.tiles import TileDataset
 from kdml_med.runs import RunDescription, checkpoint_path, load_network
 from kdml_med.storage.files import content_hash
 from kdml_med.storage.manifest import manifest_table, read_manifest, write_manifest
-from tests.bundles.conftest import CONFIGS, REPOSITORY, read_json, refused, run_bundle, train_words
+from tests.bundles.conftest import CONFIGS, REPOSITORY, read_json, refused, run_bundle, run_here, train_words
 from tests.synthetic_tiles import write_tile_dataset
 
 
@@ -87,7 +87,7 @@ def test_predictions_say_where_each_tile_was_cut(evaluated: Path, trained: Path,
     places = {"x_l0": np.arange(len(manifest)) * 112, "y_l0": np.arange(len(manifest))[::-1] * 7, "size_l0": 112.5}
     rows = manifest.assign(**places).astype(object)
     write_manifest(slides / "manifest.parquet", manifest_table(rows.where(rows.notna(), None).to_dict("records")))
-    run_bundle(*infer_words(slides, trained, "--output_dir", tmp_path / "out"))
+    run_here(*infer_words(slides, trained, "--output_dir", tmp_path / "out"))
     found = pd.read_parquet(tmp_path / "out/predictions.parquet")
     assert found.dtypes[columns].astype(str).tolist() == ["int64", "int64", "float64"]
     expected = manifest.assign(**places).set_index("sample_id").loc[found["sample_id"], columns]
@@ -136,10 +136,12 @@ def test_an_evaluation_that_is_interrupted_leaves_nothing_that_vouches_for_it(
     assert not any((tmp_path / name).exists() for name in files)
 
 
-def test_inference_needs_neither_labels_nor_places(trained: Path, tmp_path: Path) -> None:
+def test_inference_needs_neither_labels_nor_places(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     slides = write_tile_dataset(tmp_path / "new", patients=3, labelled=False, seed=5)
-    result = run_bundle(*infer_words(slides, trained, "--output_dir", tmp_path / "out", "--maps", "True"))
-    assert result.stdout.count("No maps: the tiles of this dataset were imported") == 1
+    run_here(*infer_words(slides, trained, "--output_dir", tmp_path / "out", "--maps", "True"))
+    assert capsys.readouterr().out.count("No maps: the tiles of this dataset were imported") == 1
     patients = pd.read_csv(tmp_path / "out/patients.csv")
     assert list(patients["patient_id"]) == ["P00", "P01", "P02"]
     assert patients["label"].isna().all()

@@ -26,6 +26,7 @@ from tests.bundles.conftest import (
     read_json,
     refused,
     run_bundle,
+    run_here,
 )
 from tests.kills import kill_in_step
 from tests.results import lasting, points
@@ -50,7 +51,7 @@ def evaluate_words(dataset: Path, run_dir: Path, *more: str) -> list[str | Path]
 @pytest.fixture(scope="module")
 def evaluated(frames: Path, trained_detectors: Path) -> Path:
     # Two epochs teach little: every anchor counts, so that there are detections to compare.
-    run_bundle(*evaluate_words(frames, trained_detectors, "--validate#evaluator#score_threshold", "0.0"))
+    run_here(*evaluate_words(frames, trained_detectors, "--validate#evaluator#score_threshold", "0.0"))
     return trained_detectors / "evaluation_test"
 
 

@@ -150,4 +150,4 @@ def test_frames_of_the_validation_called_test_frames_give_no_report(detectors: P
     thresholds = json.loads((detectors / METRICS_FILE).read_text())["thresholds"]
     frames = frames_of([f"V{place}" for place in range(6)])
     write_detector_evaluation(detectors / "evaluation_test", *frames, thresholds, split="test")
-    assert "this run has seen 6 patients" in refusal(detectors)
+    assert "this run has seen 6 sequences" in refusal(detectors)

@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -180,8 +181,14 @@ def test_frames_without_splits_give_tiles_without_splits(tmp_path):
     assert not (tmp_path / "out" / "near_duplicates.csv").exists()
 
 
+def told(frames, level):
+    """The frames, with what `kdml-med frames` says of whom it knows."""
+    write_info(frames, replace(read_info(frames), label_level=level))
+    return frames
+
+
 def test_crops_say_whose_they_are_where_patients_are_not_known(frames, tmp_path):
-    cut(frames, tmp_path / "out")
+    cut(told(frames, "sequence"), tmp_path / "out")
     info = read_info(tmp_path / "out")
     assert (info.owner, owner_word(read_manifest(tmp_path / "out"), info)) == ("sequence", "sequence")
     described = tmp_path / "out" / "dataset.json"
@@ -190,13 +197,37 @@ def test_crops_say_whose_they_are_where_patients_are_not_known(frames, tmp_path)
     described.write_text(json.dumps(earlier))  # which did not say it
     cut(frames, tmp_path / "out")
     assert described.read_bytes() == before
-    rows = read_manifest(frames).assign(sequence_id=lambda table: table["sample_id"])
+
+
+@pytest.mark.parametrize(("level", "owner"), [("patient", None), ("sequence", "sequence"), ("frame", "sequence")])
+def test_what_frames_know_of_patients_decides_whose_crops_are_and_not_names_that_are_alike(
+    frames, tmp_path, level, owner
+):
+    """Here every patient has the id of a sequence: of a patient who was named so, or of one who was not named."""
+    cut(told(frames, level), tmp_path / "out")
+    assert read_info(tmp_path / "out").owner == owner
+
+
+def test_crops_are_of_sequences_where_only_some_patients_are_named(frames, tmp_path):
+    rows = read_manifest(frames).assign(
+        sequence_id=lambda table: table["patient_id"].astype(str).replace("P0", "first")
+    )
     rows = rows.astype(object).where(rows.notna(), None).to_dict("records")
     write_manifest(frames / MANIFEST_FILE, manifest_table(rows, DatasetKind.FRAMES))
-    cut(frames, tmp_path / "named")
-    info = read_info(tmp_path / "named")
-    assert owner_word(read_manifest(tmp_path / "named"), info) == "patient"
-    assert "owner" not in json.loads((tmp_path / "named" / "dataset.json").read_text())
+    cut(told(frames, "sequence"), tmp_path / "out")
+    assert read_info(tmp_path / "out").owner == "sequence"
+
+
+def test_a_refused_run_says_nothing_else_of_the_crops_that_are_there(frames, tmp_path):
+    cut(told(frames, "sequence"), tmp_path / "out")
+    before = contents(tmp_path / "out")
+    own = [(f"case{number}", pixels(number, BOXES), BOXES) for number in range(4)]
+    others = write_frames(
+        tmp_path / "others", own, {f"case{number}": name for number, name in enumerate(SPLITS.values())}
+    )
+    with pytest.raises(InputError):
+        cut(told(others, "patient"), tmp_path / "out")
+    assert contents(tmp_path / "out") == before
 
 
 def test_what_cannot_be_used_is_named(tmp_path):

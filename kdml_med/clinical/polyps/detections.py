@@ -96,7 +96,7 @@ def _judge(evaluation: Evaluation, thresholds: Mapping[str, float], run: RunDesc
     detections = read_rows(folder / DETECTIONS_FILE, list(DetectionColumn), remedy=_AGAIN)
     sequences = read_table(folder / SEQUENCES_FILE, ["sequence_id", "patient_id", "frames", "boxes"], remedy=_AGAIN)
     for table in (detections, sequences):
-        check_patients(run, split_of(metrics, where), table["patient_id"], folder)
+        check_patients(run, metrics, split_of(metrics, where), table["patient_id"], folder)
     speed = folder / SPEED_FILE
     with damaged(folder / DETECTIONS_FILE, remedy=_AGAIN):
         tables = by_network(detections, names)

@@ -134,7 +134,7 @@ def _summary(study: Study, rules: Rules, every: Sequence[DetectorEvaluation]) ->
             f"frame {cell(own, 'false_positives_per_frame')}; {counted(own['n_frames'], 'frame')} {_whose(judged)}, "
             f"{counted(own['n_boxes'], 'annotated polyp')}, {without}."
         )
-    last = limits(study, samples="frames", chosen_by="frames that chose")
+    last = limits(study, samples="frames")
     left = [Paragraph(text) for text in study.left_out]
     return Section("In short", [Paragraph(text), Bullets(lines), *left, *last])
 

@@ -73,7 +73,7 @@ class Flow:
     """A dataset by splits, and what was left out of it.
 
     Attributes:
-        owner: what has the id of a patient: "patient", or "slide" where nothing says whose slides are.
+        owner: what has the id of a patient: "patient", or what stands for patients where they are not known.
         candidates: rows of the label table; None where the dataset does not say.
         groups: training, validation and test as far as there are splits, then all of them.
         exclusions: with reasons; those of which there are none are left out.

@@ -54,7 +54,7 @@ def summary(found: Findings) -> Section:
         f"of the {network} follow; all networks stand side by side below."
     )
     lines = [_summary_line(found, one) for one in found.shown]
-    last = limits(study, samples="patients", chosen_by="patients who chose")
+    last = limits(study, samples=f"{found.owner_in(study.validation.name)}s")
     return Section("In short", [Paragraph(text), Bullets(lines), *last])
 
 

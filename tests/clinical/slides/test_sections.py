@@ -296,7 +296,24 @@ def test_without_test_patients_the_page_says_so(run: Path, tmp_path: Path) -> No
     other = shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(other / "evaluation_test")
     write_report(other)
-    assert "Validation only. This run was not evaluated on test patients yet" in text_of(other)
+    text = text_of(other)
+    assert "Validation only. This run was not evaluated on test patients yet: all figures are of the patients" in text
+
+
+def test_runs_evaluated_before_the_owner_of_crops_was_noted_have_one_word_for_it(tmp_path: Path) -> None:
+    data = write_placed_dataset(tmp_path / "tiles")
+    run = write_study(tmp_path / "run", data, level="slide")
+    shutil.rmtree(run / "evaluation_test")
+    own = predictions_on(data, "val", seed=2)
+    how = {"unit": "patient", "units": 3, "resamples": 50}
+    write_evaluation(run, own, split="val", level="slide", bootstrap=how)
+    write_info(data, replace(read_info(data), owner="sequence"))
+    write_report(run, speed=False)
+    text = text_of(run)
+    assert "This run was not evaluated on test sequences yet: all figures are of the sequences by which" in text
+    assert "by resampling sequences." in text
+    assert "Few sequences" in text
+    assert not re.search(r"[Ff]ew patients|\d patients?\b|resampling patients|test patients", text)
 
 
 def test_a_dataset_that_moved_is_said_and_can_be_named(run: Path, dataset: Path, tmp_path: Path) -> None:
