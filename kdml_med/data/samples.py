@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import traceback
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar
@@ -320,26 +321,38 @@ class _Batches:
     """Batches of an iterator, finished; errors of processes, which torch hands on with the traceback in their text."""
 
     def __init__(self, batches: _BaseDataLoaderIter, device: torch.device) -> None:
-        self._batches, self._device = batches, device
+        self._batches: Iterator[Any] = batches
+        self._length, self._device = len(batches), device
 
     def __iter__(self) -> _Batches:
         return self
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return self._length
 
     def __next__(self) -> Any:
         try:
             return finish_batch(next(self._batches), self._device)
         except InputError as error:
+            self._end(error)
             raise InputError(_last_message(str(error))) from error
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise
+            self._end(error)
             raise InputError(
                 "a process that reads samples was ended from outside, probably for want of memory: use fewer "
                 "--num_workers or a smaller --batch_size; the same command goes on."
             ) from error
+
+    def _end(self, error: Exception) -> None:
+        """Let reading processes go while they can be told to.
+
+        A frame of torch holds the error, and with it these batches, until garbage is collected. By then pipes may be
+        closed before anything went through them, and every process is waited for in vain, for 5 s.
+        """
+        traceback.clear_frames(error.__traceback__)
+        self._batches = iter(())
 
 
 def _last_message(text: str) -> str:

@@ -1,5 +1,7 @@
 """Batches of images that have no common size."""
 
+import gc
+import multiprocessing
 import re
 
 import pytest
@@ -33,6 +35,21 @@ def test_a_tile_of_another_size_is_named_in_one_line(folder, num_workers, chain,
     with pytest.raises(InputError, match=re.escape(message)) as error:
         next(batches)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_reading_process_ends_by_itself_once_its_error_was_told(folder):
+    gc.disable()  # nobody has to collect garbage for it
+    others = multiprocessing.active_children()
+    try:
+        batches = iter(SampleLoader(TileDataset(folder, "train", transform=Compose()), batch_size=3, num_workers=1))
+        (process,) = {*multiprocessing.active_children()}.difference(others)
+        with pytest.raises(InputError, match="is 40 x 40 px"):
+            list(batches)
+        del batches
+        process.join(60)
+        assert process.exitcode == 0  # not by a signal
+    finally:
+        gc.enable()
 
 
 def test_tiles_of_other_sizes_are_brought_to_the_image_size(folder):
